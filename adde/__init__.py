@@ -1,0 +1,1 @@
+"""ADDE: attribute-driven disentangled image encoder, from catalogue to answers."""

@@ -1,0 +1,114 @@
+"""The loss terms, each as a sum and a count; how they are averaged over ranks is not known here.
+
+The value of a term is sum_j sums_j / counts_j over its parts j (attributes, roles), so that the
+global mean over N ranks is had by adding the counts of all ranks before dividing.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from adde.mining import Edits, mine
+from adde.schema import UNKNOWN
+
+
+class Term(NamedTuple):
+    """Differentiable sums (J,) float32 and their counts (J,) float32 of one named loss."""
+
+    sums: Tensor
+    counts: Tensor
+
+
+def normalise(embeddings: Tensor) -> Tensor:
+    """r^ = r / |r| over the last axis."""
+    return F.normalize(embeddings, dim=-1)
+
+
+def classification(
+    logits: Tensor, labels: Tensor, sizes: tuple[int, ...], weights: Tensor | None = None
+) -> Term:
+    """Cross-entropy per attribute over its known labels.
+
+    Args:
+        logits: (B, V) float32.
+        labels: (B, A) int64.
+        sizes: V_a.
+        weights: (B,) float32, how often an item counts; None: once.
+    """
+    losses = torch.stack(
+        [
+            F.cross_entropy(part, target, ignore_index=UNKNOWN, reduction="none")
+            for part, target in zip(logits.split(sizes, dim=1), labels.unbind(1))
+        ],
+        dim=1,
+    )
+    counted = (labels != UNKNOWN).float()
+    if weights is not None:
+        counted = counted * weights[:, None]
+    return Term((losses * counted).sum(0), counted.sum(0))
+
+
+def label_triplets(
+    embeddings: Tensor,
+    labels: Tensor,
+    refs: Tensor,
+    ref_labels: Tensor,
+    self_index: Tensor,
+    margin: float,
+) -> tuple[Term, Tensor]:
+    """Semi-hard triplets in each of G groups: (N, G, D) anchors against (M, G, D) columns.
+
+    Returns:
+        The term, one part a group, and the pairs with a positive loss, (G,) int64.
+    """
+    mined = mine(
+        normalise(embeddings).transpose(0, 1).contiguous(),
+        labels.T.contiguous(),
+        refs=normalise(refs).transpose(0, 1).contiguous(),
+        ref_labels=ref_labels.T.contiguous(),
+        self_index=self_index,
+        margin=margin,
+    )
+    return Term(mined.loss_sum, mined.pairs.float()), mined.active
+
+
+def compositional(
+    queries: Tensor, positives: Tensor, negatives: Tensor, counted: Tensor, margin: float
+) -> Term:
+    """max(0, m + |r'^ - p^| - |r'^ - n^|) of rows (N, E), L2-normalised; `counted` (N,) bool."""
+    to_positive = torch.linalg.vector_norm(queries - positives, dim=1)
+    to_negative = torch.linalg.vector_norm(queries - negatives, dim=1)
+    losses = (margin + to_positive - to_negative).clamp(min=0)
+    return Term((losses * counted).sum()[None], counted.float().sum()[None])
+
+
+def consistency(
+    prototypes: Tensor, embeddings: Tensor, labels: Tensor, weights: Tensor
+) -> Term:
+    """L1 between M v and an embedding, over the blocks of known attributes.
+
+    An attribute that is UNKNOWN has no prototype in M v; pulling its block to zero would teach
+    that unknown means nothing, so it is left out.
+
+    Args:
+        prototypes: M v, (B, A, D) float32.
+        embeddings: (B, A, D) float32.
+        labels: (B, A) int64, the v of M v.
+        weights: (B,) float32, how often an item counts.
+    """
+    distances = (prototypes - embeddings).abs().mean(-1)
+    counted = (labels != UNKNOWN) * weights[:, None]
+    return Term((distances * counted).sum()[None], counted.sum()[None])
+
+
+def triplet_roles(edits: Edits, negative: Tensor, has_negative: Tensor, items: int) -> Tensor:
+    """How often each item of the global batch is a positive and a negative here: (2, M) float32.
+
+    Summed over ranks, these weights let every item's own rank account for the roles it plays.
+    """
+    roles = torch.zeros(2, items, device=negative.device)
+    roles[0].index_add_(0, edits.positive, edits.usable.float())
+    roles[1].index_add_(0, negative, (edits.usable & has_negative).float())
+    return roles

@@ -1,0 +1,16 @@
+"""Squared Euclidean distances through one matrix product."""
+
+import torch
+from torch import Tensor
+
+
+def accumulator(tensor: Tensor) -> Tensor:
+    """The tensor in the precision mining computes in: float64 stays, all else is float32."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def squared_distances(rows: Tensor, columns: Tensor) -> Tensor:
+    """(..., N, M) |row - column|^2 of rows (..., N, D) and columns (..., M, D)."""
+    row_norms = rows.square().sum(-1, keepdim=True)
+    column_norms = columns.square().sum(-1).unsqueeze(-2)
+    return torch.baddbmm(row_norms + column_norms, rows, columns.mT, alpha=-2.0)

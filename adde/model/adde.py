@@ -1,0 +1,95 @@
+"""The whole model in one module, so that whatever wraps it sees every use of a parameter."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from adde.model.backbone import build_backbone, num_features
+from adde.model.encoder import AttributeClassifiers, AttributeHeads
+from adde.model.memory import Memory
+from adde.model.settings import ModelSettings
+from adde.preprocess import Preprocess
+from adde.schema import Schema
+
+
+class Forward(NamedTuple):
+    """What one forward pass gives; the fields after `logits` only where an edit was asked."""
+
+    embeddings: Tensor
+    """r, (B, A, D) float32."""
+    logits: Tensor
+    """(B, V) float32."""
+    edited: Tensor | None = None
+    """r' = r + M i, (B, A, D) float32."""
+    edited_logits: Tensor | None = None
+    """The classifiers' view of r', (B, V) float32."""
+    own_prototypes: Tensor | None = None
+    """M v of each item's own labels, (B, A, D) float32."""
+    target_prototypes: Tensor | None = None
+    """M v of each item's target labels, (B, A, D) float32."""
+    off_block: Tensor | None = None
+    """||N o M||_1, scalar."""
+
+
+class ADDE(nn.Module):
+    """Attribute-Driven Disentangled Encoder with its memory (Hou et al., ICCV 2021).
+
+    Raises:
+        UserError: see `build_backbone`.
+    """
+
+    def __init__(self, settings: ModelSettings, schema: Schema) -> None:
+        super().__init__()
+        self.settings, self.schema = settings, schema
+        self.backbone = build_backbone(settings)
+        mean, std = self.backbone.default_cfg["mean"], self.backbone.default_cfg["std"]
+        self.preprocess = Preprocess(settings.image_size, tuple(mean), tuple(std))
+        features = num_features(self.backbone, settings)
+        self.dropout = nn.Dropout(settings.dropout)
+        self.heads = AttributeHeads(schema, features, settings.hidden, settings.width)
+        self.classifiers = AttributeClassifiers(schema, settings.width)
+        self.memory = Memory(schema, settings.width)
+        # Pictures are 0..255: (x / 255 - mean) / std as one multiply-add.
+        scale = 1 / (255 * torch.tensor(std))
+        self.register_buffer("scale", scale.view(3, 1, 1), persistent=False)
+        shift = -torch.tensor(mean) / torch.tensor(std)
+        self.register_buffer("shift", shift.view(3, 1, 1), persistent=False)
+
+    scale: Tensor
+    shift: Tensor
+
+    def forward(
+        self,
+        images: Tensor,
+        own_hot: Tensor | None = None,
+        target_hot: Tensor | None = None,
+    ) -> Forward:
+        """Encodes pictures and, where targets are given, edits them.
+
+        Args:
+            images: (B, S, S, 3) uint8, or (B, 3, S, S) float on the 0..255 scale.
+            own_hot: (B, V) float, multi-hot labels.
+            target_hot: (B, V) float, multi-hot labels after the edit.
+        """
+        embeddings, logits = self.encode(images)
+        if own_hot is None or target_hot is None:
+            return Forward(embeddings, logits)
+        own, target = self.memory(own_hot), self.memory(target_hot)
+        # M is linear, so M i = M v_target - M v_own: two products serve all that needs M.
+        edited = embeddings + (target - own)
+        edited_logits = self.classifiers(edited)
+        off_block = self.memory.off_block_l1()
+        return Forward(embeddings, logits, edited, edited_logits, own, target, off_block)
+
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Pictures as in `forward` -> embeddings (B, A, D) and logits (B, V), both float32."""
+        if images.dtype == torch.uint8:
+            images = images.permute(0, 3, 1, 2).to(self.scale.dtype)
+        features = self.dropout(self.backbone(images * self.scale + self.shift))
+        embeddings = self.heads(features)
+        return embeddings, self.classifiers(embeddings)
+
+    def edit(self, embeddings: Tensor, indicator: Tensor) -> Tensor:
+        """r' = r + M i of embeddings (B, A, D) and indicator (B, V) in {-1, 0, 1}."""
+        return embeddings + self.memory(indicator)

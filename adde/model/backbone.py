@@ -1,0 +1,61 @@
+"""Any timm backbone, from its hub, from a file, or fresh."""
+
+import timm
+import torch
+from torch import nn
+
+from adde.errors import UserError, did_you_mean
+from adde.model.settings import ModelSettings
+
+
+def build_backbone(settings: ModelSettings) -> nn.Module:
+    """A timm model without its classifier: (B, 3, S, S) float -> (B, F) float.
+
+    Raises:
+        UserError: timm has no such model, its hub cannot be reached, the weight file is missing
+            or does not fit.
+    """
+    if not timm.is_model(settings.backbone):
+        raise UserError(
+            f"model.backbone: expected the name of a timm model, found {settings.backbone!r}; "
+            f"{did_you_mean(settings.backbone, timm.list_models())}"
+        )
+    try:
+        backbone = timm.create_model(
+            settings.backbone, pretrained=settings.pretrained, num_classes=0
+        )
+    except Exception as error:
+        if not settings.pretrained:
+            raise
+        # The hub client raises its own, urllib's or the file system's errors.
+        raise UserError(
+            f"model.pretrained: could not get the weights of {settings.backbone!r} from timm's "
+            f"hub ({type(error).__name__}: {error}); give a local file as model.weights"
+        ) from error
+    if settings.weights is not None:
+        _load_weights(backbone, settings)
+    return backbone
+
+
+def num_features(backbone: nn.Module, settings: ModelSettings) -> int:
+    """F, found by one forward pass: some timm models report another number than they return."""
+    backbone.eval()
+    with torch.no_grad():
+        features = backbone(torch.zeros(1, 3, settings.image_size, settings.image_size))
+    backbone.train()
+    return features.shape[1]
+
+
+def _load_weights(backbone: nn.Module, settings: ModelSettings) -> None:
+    path = settings.weights
+    assert path is not None
+    if not path.exists():
+        raise UserError(f"model.weights: {path}: no such file")
+    state = timm.models.load_state_dict(str(path), weights_only=True)
+    missing, unexpected = backbone.load_state_dict(state, strict=False)
+    # A file with a classifier is welcome; a file that leaves the backbone at random is not.
+    if missing:
+        raise UserError(
+            f"model.weights: {path}: expected weights of {settings.backbone!r}, found none for "
+            f"{missing[:5]} and {len(unexpected)} unknown ones such as {unexpected[:5]}"
+        )

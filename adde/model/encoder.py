@@ -1,0 +1,60 @@
+"""Attribute heads: from backbone features to A subspaces and the logits of V values."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from adde.schema import Schema
+
+
+class BatchedLinear(nn.Module):
+    """A independent linear layers as one batched product: (A, B, in) -> (A, B, out)."""
+
+    def __init__(self, groups: int, fan_in: int, fan_out: int) -> None:
+        super().__init__()
+        # nn.Linear's initialisation, per group.
+        bound = 1 / math.sqrt(fan_in)
+        self.weight = nn.Parameter(torch.empty(groups, fan_in, fan_out).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(groups, 1, fan_out).uniform_(-bound, bound))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.baddbmm(self.bias, x, self.weight)
+
+
+class AttributeHeads(nn.Module):
+    """r_a = W2_a relu(W1_a h + b1_a) + b2_a for all attributes at once (DESIGN 4)."""
+
+    def __init__(self, schema: Schema, features: int, hidden: int, width: int) -> None:
+        super().__init__()
+        self.groups = len(schema.sizes)
+        self.first = BatchedLinear(self.groups, features, hidden)
+        self.second = BatchedLinear(self.groups, hidden, width)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features (B, F) -> embeddings (B, A, D) float32."""
+        # Expanding lays nothing out A times: the stride over attributes is zero.
+        hidden = self.first(features.expand(self.groups, -1, -1)).relu()
+        return self.second(hidden).transpose(0, 1).float()
+
+
+class AttributeClassifiers(nn.Module):
+    """logits_a = U_a r_a + c_a, columns in the schema's order.
+
+    Attributes have different numbers of values; weights are padded to the longest so that one
+    batched product serves all, and the padding's columns are never looked at.
+    """
+
+    columns: Tensor
+
+    def __init__(self, schema: Schema, width: int) -> None:
+        super().__init__()
+        longest = max(schema.sizes)
+        self.linear = BatchedLinear(len(schema.sizes), width, longest)
+        places = [a * longest + j for a, size in enumerate(schema.sizes) for j in range(size)]
+        self.register_buffer("columns", torch.tensor(places), persistent=False)
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """Embeddings (B, A, D) -> logits (B, V) float32."""
+        padded = self.linear(embeddings.transpose(0, 1)).transpose(0, 1)
+        return padded.flatten(1).index_select(1, self.columns).float()

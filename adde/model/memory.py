@@ -1,0 +1,46 @@
+"""The prototype memory M in R^(A D x V): one column per attribute value."""
+
+import torch
+from torch import Tensor, nn
+
+from adde.schema import UNKNOWN, Schema
+
+
+class Memory(nn.Module):
+    """Edits and reconstructions are products with M (DESIGN 4)."""
+
+    off_block: Tensor
+    """(A D, V) bool: entries outside the column's own attribute."""
+
+    def __init__(self, schema: Schema, width: int) -> None:
+        super().__init__()
+        attributes = len(schema.sizes)
+        self.weight = nn.Parameter(torch.zeros(attributes * width, schema.num_values))
+        of_row = torch.arange(attributes).repeat_interleave(width)
+        of_column = torch.from_numpy(schema.attribute_of_column)
+        self.register_buffer("off_block", of_row[:, None] != of_column[None, :], persistent=False)
+        self._shape = (attributes, width)
+
+    def forward(self, coefficients: Tensor) -> Tensor:
+        """M c for coefficients (B, V) float, an indicator or multi-hot labels: (B, A, D)."""
+        product = torch.nn.functional.linear(coefficients.to(self.weight.dtype), self.weight)
+        return product.float().unflatten(1, self._shape)
+
+    def off_block_l1(self) -> Tensor:
+        """||N o M||_1, the sum of absolute off-block entries; scalar."""
+        return torch.where(self.off_block, self.weight, 0).abs().sum()
+
+    @torch.no_grad()
+    def set_prototypes(self, prototypes: Tensor) -> None:
+        """Sets M from prototypes (V, D), each in its own attribute's block; zero elsewhere."""
+        attributes, _ = self._shape
+        self.weight.copy_(torch.where(self.off_block, 0, prototypes.repeat(1, attributes).T))
+
+
+def multi_hot(labels: Tensor, schema: Schema) -> Tensor:
+    """(B, V) float32 with 1 at each known value's column, of labels (B, A) int64."""
+    columns = labels + labels.new_tensor(schema.offsets)
+    spare = schema.num_values  # UNKNOWN goes to a column that is cut off again
+    columns = torch.where(labels == UNKNOWN, spare, columns)
+    hot = torch.zeros(len(labels), spare + 1, device=labels.device)
+    return hot.scatter_(1, columns, 1.0)[:, :spare]

@@ -1,0 +1,44 @@
+"""What a model is made of, as a recipe states it."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """Backbone and widths; A and V come from the schema."""
+
+    backbone: str = "resnet18"
+    """Name of any timm model."""
+
+    pretrained: bool = False
+    """Start from the weights timm's hub has for this backbone."""
+
+    weights: Path | None = None
+    """Start from this file of backbone weights (.safetensors, .pth) instead."""
+
+    image_size: int = 224
+    """Side of the square input, in pixels."""
+
+    width: int = 340
+    """D, the width of one attribute's subspace."""
+
+    hidden: int = 512
+    """Width of the hidden layer of each attribute's MLP."""
+
+    dropout: float = 0.0
+    """Share of backbone features dropped before the heads, in training."""
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        for name in ("image_size", "width", "hidden"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected >= 1, found {getattr(self, name)}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout: expected 0 <= dropout < 1, found {self.dropout}")
+        if self.pretrained and self.weights is not None:
+            raise ValueError("expected pretrained or weights, found both; leave one out")
+
+    def without_start_weights(self) -> "ModelSettings":
+        """The same model, for weights that come from elsewhere."""
+        return replace(self, pretrained=False, weights=None)

@@ -1,0 +1,93 @@
+"""The one definition of how a picture becomes the network's input.
+
+A picture file becomes an RGB array of one square size here (`load`); the affine step to the
+network's numbers (`Preprocess.mean`, `std`) is part of the exported graph.
+"""
+
+import io
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from adde.errors import UserError
+
+MAX_PIXELS = 64_000_000
+"""Pictures that say they are larger are refused before they are decoded."""
+
+Picture = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Side of the square input in pixels, and per-channel mean and std on the 0..1 scale."""
+
+    size: int
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def load(self, source: bytes | Path, name: str = "picture") -> Picture:
+        """Decodes and fits one picture: (size, size, 3) uint8, RGB.
+
+        Raises:
+            UserError: see `decode`.
+        """
+        return np.asarray(fit(decode(source, name, self.size), self.size))
+
+    def to_json(self) -> dict[str, Any]:
+        """The `preprocess` entry of bundle.json."""
+        return {"size": self.size, "mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Preprocess":
+        """Reads what `to_json` gave."""
+        return cls(value["size"], tuple(value["mean"]), tuple(value["std"]))
+
+
+def decode(source: bytes | Path, name: str = "picture", draft_size: int | None = None) -> Image.Image:
+    """Decodes one picture to RGB, upright; transparency is laid on white.
+
+    Args:
+        source: the file's bytes, or its path.
+        name: what to call it in errors, where `source` is bytes.
+        draft_size: JPEGs are decoded at the smallest scale whose short side is at least this.
+
+    Raises:
+        UserError: the bytes are no picture, are cut short, or decode to over MAX_PIXELS.
+    """
+    if isinstance(source, Path):
+        name = str(source)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS rules
+            image = Image.open(source if isinstance(source, Path) else io.BytesIO(source))
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise UserError(
+                f"{name}: expected at most {MAX_PIXELS:,} pixels, found {width} x {height}"
+            )
+        if draft_size is not None:
+            # Pillow keeps both sides at or above what is asked, so ask for the short side.
+            image.draft("RGB", (draft_size, draft_size))
+        return _to_rgb(ImageOps.exif_transpose(image))
+    except FileNotFoundError:
+        raise UserError(f"{name}: no such file") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{name}: expected a picture that decodes, found: {error}") from None
+
+
+def fit(image: Image.Image, size: int) -> Image.Image:
+    """Resizes the short side to `size` (bicubic, antialiased) and cuts the centre square."""
+    return ImageOps.fit(image, (size, size), method=Image.Resampling.BICUBIC)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.has_transparency_data:
+        canvas = Image.new("RGBA", image.size, "white")
+        canvas.alpha_composite(image.convert("RGBA"))
+        return canvas.convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,125 @@
+"""index.json: what a folder of shards holds, and where in each tar every member lies.
+
+Layout::
+
+    {"format": 1, "name": "wardrobe", "schema_hash": "...", "schema": {"attributes": [...]},
+     "shards": [{"name": "train-000000.tar", "split": "train", "samples": 512, "bytes": 1048576,
+                 "sha256": "...", "groups": [3, 5, ...],
+                 "members": [[image_offset, image_bytes, json_offset, json_bytes], ...]}, ...]}
+
+A sample is addressed by (shard, position): position p of a shard is row p of its `members`.
+`groups` are the lengths of the edit groups that stand one after another in the shard.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from adde.errors import UserError, did_you_mean
+from adde.files import read_json, write_json
+from adde.schema import Schema
+
+INDEX_NAME = "index.json"
+FORMAT = 1
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar: its name in the folder, split, sample count, size and content."""
+
+    name: str
+    split: str
+    samples: int
+    bytes: int
+    sha256: str
+    groups: Sequence[int]
+    members: Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """A folder of shards of one catalogue and one schema."""
+
+    root: Path
+    name: str
+    schema: Schema
+    shards: tuple[Shard, ...]
+
+    @cached_property
+    def splits(self) -> Mapping[str, tuple[Shard, ...]]:
+        """The shards of each split that has any, in name order."""
+        return {
+            split: found
+            for split in SPLITS
+            if (found := tuple(shard for shard in self.shards if shard.split == split))
+        }
+
+    def split(self, name: str) -> tuple[Shard, ...]:
+        """Shards of one split. Raises UserError where it is empty or unknown."""
+        if name not in self.splits:
+            raise UserError(
+                f"{self.root}: expected shards of split {name!r}, found none; "
+                f"{did_you_mean(name, self.splits)}"
+            )
+        return self.splits[name]
+
+    def count(self, split: str) -> int:
+        """Number of samples of a split; 0 where it has none."""
+        return sum(shard.samples for shard in self.splits.get(split, ()))
+
+    def write(self) -> None:
+        """Writes index.json atomically into `root`."""
+        content = {
+            "format": FORMAT,
+            "name": self.name,
+            "schema_hash": self.schema.hash,
+            "schema": self.schema.to_json(),
+            "shards": [asdict(shard) for shard in self.shards],
+        }
+        write_json(self.root / INDEX_NAME, content, indent=None)
+
+    @classmethod
+    def read(cls, root: Path) -> "ShardIndex":
+        """Reads `root`/index.json.
+
+        Raises:
+            UserError: no index, another format, a field missing, a schema that does not have
+                the hash written beside it, or a shard file missing or of another size.
+        """
+        path = root / INDEX_NAME
+        if not path.exists():
+            raise UserError(f"{root}: expected a folder of shards with {INDEX_NAME}, found none")
+        content = read_json(path)
+        try:
+            index = cls._from_json(root, content)
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path}: expected field {error}, found none") from None
+        index._check_files()
+        return index
+
+    @classmethod
+    def _from_json(cls, root: Path, content: Any) -> "ShardIndex":
+        path = root / INDEX_NAME
+        if content["format"] != FORMAT:
+            raise UserError(f"{path}: expected format {FORMAT}, found {content['format']}")
+        schema = Schema.from_json(content["schema"], str(path))
+        if schema.hash != content["schema_hash"]:
+            raise UserError(
+                f"{path}: expected schema_hash {schema.hash} of the schema written there, "
+                f"found {content['schema_hash']}; build the shards again"
+            )
+        shards = tuple(Shard(**shard) for shard in content["shards"])
+        return cls(root, content["name"], schema, shards)
+
+    def _check_files(self) -> None:
+        for shard in self.shards:
+            path = self.root / shard.name
+            found = path.stat().st_size if path.exists() else None
+            if found != shard.bytes:
+                raise UserError(
+                    f"{path}: expected {shard.bytes} bytes, found "
+                    f"{'no file' if found is None else found}; build the shards again"
+                )

@@ -1,0 +1,98 @@
+"""The order of samples: a pure function of (seed, epoch, index), whoever reads it.
+
+An epoch is the shards in random order, cut into windows of a few shards; inside a window the
+edit groups come in random order, each whole. Only the windows that a batch touches are laid out,
+so a position deep in an epoch costs the same as the first.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from adde.errors import UserError
+from adde.shards.index import Shard
+
+Places = npt.NDArray[np.int64]
+"""(n, 2) int64 rows (shard number, position in the shard)."""
+
+
+class SampleOrder:
+    """Global batches of a split's shards; step s of epoch e is step e * steps_per_epoch + s.
+
+    Args:
+        shards: the split's shards, in index order.
+        batch_size: items in a global batch.
+        seed: of the run.
+        window: shards whose groups are shuffled together.
+
+    Raises:
+        UserError: the split has fewer items than one batch.
+    """
+
+    def __init__(
+        self, shards: Sequence[Shard], batch_size: int, seed: int, window: int = 16
+    ) -> None:
+        self._samples = np.array([shard.samples for shard in shards], dtype=np.int64)
+        self._groups = [np.asarray(shard.groups, dtype=np.int64) for shard in shards]
+        self._seed, self._window = seed, window
+        self.batch_size = batch_size
+        total = int(self._samples.sum())
+        self.steps_per_epoch = total // batch_size
+        self.dropped_per_epoch = total % batch_size
+        """Items at the end of each epoch's order that fill no batch; other items each epoch."""
+        if not self.steps_per_epoch:
+            raise UserError(
+                f"batch_size: expected at most the {total} items of the training split, "
+                f"found {batch_size}"
+            )
+        self._memo: dict[tuple[int, ...], Any] = {}
+
+    def batch(self, step: int) -> Places:
+        """The (batch_size, 2) places of one global batch."""
+        epoch, step = divmod(step, self.steps_per_epoch)
+        start, stop = step * self.batch_size, (step + 1) * self.batch_size
+        _, ends = self._shard_order(epoch)
+        first, last = np.searchsorted(ends, [start, stop - 1], side="right")
+        parts = [self._window_places(epoch, w) for w in range(int(first), int(last) + 1)]
+        before = int(ends[first - 1]) if first else 0
+        return np.concatenate(parts)[start - before : stop - before]
+
+    def _shard_order(self, epoch: int) -> tuple[Places, Places]:
+        return self._remember((epoch,), self._shuffle_shards)
+
+    def _window_places(self, epoch: int, window: int) -> Places:
+        return self._remember((epoch, window), self._shuffle_window)
+
+    def _remember(self, key: tuple[int, ...], make: Callable[..., Any]) -> Any:
+        """Keeps the last few results: two epochs' shard orders and a batch's windows."""
+        if key not in self._memo:
+            if len(self._memo) >= 6:
+                del self._memo[next(iter(self._memo))]
+            self._memo[key] = make(*key)
+        return self._memo[key]
+
+    def _shuffle_shards(self, epoch: int) -> tuple[Places, Places]:
+        """The epoch's shard numbers in order, and each window's last position + 1."""
+        order = self._random(epoch).permutation(len(self._samples))
+        starts = np.arange(0, len(order), self._window)
+        return order, np.add.reduceat(self._samples[order], starts).cumsum()
+
+    def _shuffle_window(self, epoch: int, window: int) -> Places:
+        order, _ = self._shard_order(epoch)
+        shards = order[window * self._window : (window + 1) * self._window]
+        groups = [
+            np.stack([np.full(size, shard), np.arange(start, start + size)], axis=1)
+            for shard in shards
+            for start, size in zip(_starts(self._groups[shard]), self._groups[shard])
+        ]
+        shuffled = self._random(epoch, window).permutation(len(groups))
+        return np.concatenate([groups[group] for group in shuffled])
+
+    def _random(self, *key: int) -> np.random.Generator:
+        return np.random.Generator(np.random.Philox(np.random.SeedSequence((self._seed, *key))))
+
+
+def _starts(sizes: Places) -> Places:
+    return np.cumsum(sizes) - sizes

@@ -1,0 +1,33 @@
+"""Random flips, shifts and scales of a batch of pictures, in one resampling on the device."""
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from adde.training.config import Augmentation
+
+DRAWS = 4
+"""Uniform draws a picture needs: flip, horizontal shift, vertical shift, scale."""
+
+
+def augment(images: Tensor, draws: Tensor, settings: Augmentation) -> Tensor:
+    """Moves pictures about; what comes in at the border repeats the border.
+
+    Args:
+        images: (B, S, S, 3) uint8.
+        draws: (B, DRAWS) float32, uniform in [0, 1).
+        settings: how far.
+
+    Returns:
+        (B, 3, S, S) float32 on the 0..255 scale.
+    """
+    pictures = images.permute(0, 3, 1, 2).float()
+    signed = 2 * draws - 1
+    scale = 1 + settings.scale * signed[:, 3]
+    flip = torch.where(signed[:, 0] < 0, -1.0, 1.0) if settings.flip else torch.ones_like(scale)
+    # The affine map is from output to input, on coordinates -1..1: half a side is 1.
+    affine = torch.zeros(len(images), 2, 3, device=images.device)
+    affine[:, 0, 0], affine[:, 1, 1] = flip / scale, 1 / scale
+    affine[:, :, 2] = 2 * settings.shift * signed[:, 1:3]
+    grid = F.affine_grid(affine, list(pictures.shape), align_corners=False)
+    return F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)

@@ -1,0 +1,292 @@
+"""A run's complete configuration: what each setting means, where it is defined.
+
+A recipe is a TOML file with these names; any setting can be overridden on the command line
+(`--optimizer.weight-decay 0.1`). Unknown keys are refused.
+"""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+import tomli_w
+import tyro
+
+from adde.errors import UserError, did_you_mean
+from adde.files import write_text
+from adde.model.settings import ModelSettings
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+CONFIG_NAME = "config.toml"
+
+NOT_TRAINING = ("run", "wandb", "workers", "checkpoints", "evaluation", "shards")
+"""Settings that may change between a run and its resumption: the weights do not depend on them
+(the shards are held against the checkpoint by schema and content instead)."""
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """What is read, and how."""
+
+    shards: Path = Path("data/wardrobe")
+    """Folder of shards with index.json."""
+
+    batch_size: int = 256
+    """Items in the global batch, over all ranks and accumulation steps."""
+
+    accumulation: int = 1
+    """Forward passes per step; triplets are mined within each one's share of the batch."""
+
+    workers: int = 2
+    """Decoding processes per rank; 0 decodes in the training process."""
+
+    window: int = 16
+    """Shards whose edit groups are shuffled together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """Random changes of training pictures, on the device."""
+
+    flip: bool = True
+    """Mirror half of the pictures."""
+
+    shift: float = 0.05
+    """Largest shift in each direction, as a share of the side."""
+
+    scale: float = 0.1
+    """Largest change of size, as a share: 0.1 gives 0.9 to 1.1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Length of a stage and its learning rate over time."""
+
+    epochs: float = 10.0
+    """Passes over the training split; 0 skips the stage."""
+
+    learning_rate: float = 1e-3
+    """Peak learning rate of AdamW, or of SGD with momentum 0.9."""
+
+    kind: Literal["cosine", "step", "constant"] = "cosine"
+    """cosine: to zero; step: times `step_factor` every `step_epochs`; constant."""
+
+    warmup: float = 0.05
+    """Share of the stage's steps in which the rate grows linearly from zero."""
+
+    step_epochs: float = 10.0
+    """Epochs between two drops of the step schedule."""
+
+    step_factor: float = 0.5
+    """Factor of each drop of the step schedule."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderStage:
+    """Stage 1: encoder and classifiers (DESIGN 4)."""
+
+    schedule: Schedule = Schedule()
+    """Length and learning rate."""
+
+    cls: float = 0.2
+    """Weight of the cross-entropy, summed over attributes."""
+
+    local_triplet: float = 0.2
+    """Weight of the semi-hard triplets within each attribute's subspace, summed."""
+
+    global_triplet: float = 1.0
+    """Weight of the semi-hard triplets of whole embeddings under joint labels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddeStage:
+    """Stage 3: encoder and memory together on manipulation triplets (DESIGN 4)."""
+
+    schedule: Schedule = Schedule(epochs=5.0, learning_rate=3e-4)
+    """Length and learning rate."""
+
+    cls: float = 0.2
+    """Weight of the cross-entropies of reference, positive, negative and edited query."""
+
+    local_triplet: float = 1.0
+    """Weight of the semi-hard triplets within each attribute's subspace, summed."""
+
+    global_triplet: float = 0.0
+    """Weight of the semi-hard triplets of whole embeddings under joint labels."""
+
+    compositional: float = 1.0
+    """Weight of the triplet of edited query, positive and negative."""
+
+    consistency: float = 1.0
+    """Weight of the L1 distances between embeddings and their prototypes."""
+
+    memory: float = 0.4
+    """Weight of the L1 norm of the memory's off-block entries."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """What the gradients do."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    """AdamW, or SGD with momentum 0.9."""
+
+    weight_decay: float = 0.01
+    """On weight matrices and kernels; never on biases, norms and prototypes."""
+
+    clip_norm: float = 0.0
+    """Largest global norm of the gradient; 0 does not clip."""
+
+    ema: float = 0.0
+    """Decay per step of the averaged weights that are evaluated and exported; 0: none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoints:
+    """What is kept to go on from."""
+
+    every: int = 200
+    """Steps between two checkpoints."""
+
+    keep: int = 2
+    """Newest checkpoints kept, beside the best."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Validation during training; the best checkpoint is chosen by its hit@30."""
+
+    every_epochs: float = 1.0
+    """Epochs between two evaluations; the end of a stage is always evaluated."""
+
+    batch_size: int = 256
+    """Pictures encoded at a time on each rank."""
+
+    rows: int = 6
+    """Query -> answers rows shown in the dashboard and the report."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One run."""
+
+    run: Path = Path("runs/adde")
+    """Folder of the run: checkpoints, log, metrics, report."""
+
+    seed: int = 0
+    """Of weights, order, augmentation and drawn edits."""
+
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of the forward pass; losses and embeddings stay in float32."""
+
+    margin: float = 0.5
+    """m of all triplet losses."""
+
+    wandb: Literal["auto", "offline", "off"] = "auto"
+    """auto: online where a login is found, else offline."""
+
+    data: Data = field(default_factory=Data)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    encoder: EncoderStage = field(default_factory=EncoderStage)
+    adde: AddeStage = field(default_factory=AddeStage)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+
+    def to_json(self) -> dict[str, Any]:
+        """Every setting by name, nested; paths as strings."""
+        return pydantic.TypeAdapter(Config).dump_python(self, mode="json")
+
+
+def parse(arguments: Sequence[str] | None = None) -> tuple[Config, bool]:
+    """The configuration, from `--recipe FILE` and overrides; and whether `--resume` was given.
+
+    Resuming without a recipe takes the configuration of the run that `--run` names.
+
+    Raises:
+        UserError: the recipe is missing, is not TOML, or has an unknown key or a wrong value.
+    """
+    before = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    before.add_argument("--recipe", type=Path)
+    before.add_argument("--resume", action="store_true")
+    before.add_argument("--run", type=Path)
+    known, rest = before.parse_known_args(arguments)
+    recipe = known.recipe
+    if recipe is None and known.resume and known.run is not None:
+        recipe = known.run / CONFIG_NAME
+    default = read_recipe(recipe) if recipe else Config()
+    if known.run is not None:
+        default = dataclasses.replace(default, run=known.run)
+    try:
+        config = tyro.cli(
+            Config,
+            default=default,
+            args=rest,
+            description="--recipe FILE starts from a recipe; --resume goes on from the run's last "
+            "checkpoint.",
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    return config, known.resume
+
+
+def write_config(config: Config, run: Path) -> None:
+    """Writes the complete configuration as `run`/config.toml."""
+    write_text(run / CONFIG_NAME, tomli_w.dumps(_without_none(config.to_json())))
+
+
+def _without_none(settings: dict[str, Any]) -> dict[str, Any]:
+    """TOML has no null: a setting that is None is left out, which reads back as None."""
+    return {
+        key: _without_none(value) if isinstance(value, dict) else value
+        for key, value in settings.items()
+        if value is not None
+    }
+
+
+def first_difference(mine: dict[str, Any], theirs: dict[str, Any]) -> str | None:
+    """The first setting on which two runs differ in what they train, as `key: a and b`."""
+    for key, value in mine.items():
+        if key in NOT_TRAINING:
+            continue
+        other = theirs.get(key)
+        if isinstance(value, dict) and isinstance(other, dict):
+            if difference := first_difference(value, other):
+                return f"{key}.{difference}"
+        elif value != other:
+            return f"{key}: {value!r} and {other!r}"
+    return None
+
+
+def read_recipe(path: Path) -> Config:
+    """A TOML recipe, checked; settings it leaves out have their defaults."""
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such recipe") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: expected TOML, found: {error}") from None
+    _refuse_unknown(content, Config, str(path), "")
+    try:
+        return pydantic.TypeAdapter(Config).validate_python(content)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path}: {key}: {first['msg']}, found {first['input']!r}") from None
+
+
+def _refuse_unknown(content: dict[str, Any], kind: Any, path: str, prefix: str) -> None:
+    fields = {f.name: f.type for f in dataclasses.fields(kind)}
+    for key, value in content.items():
+        if key not in fields:
+            raise UserError(f"{path}: unknown key {prefix + key!r}; {did_you_mean(key, fields)}")
+        if isinstance(value, dict) and dataclasses.is_dataclass(fields[key]):
+            _refuse_unknown(value, fields[key], path, f"{prefix}{key}.")

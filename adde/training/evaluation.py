@@ -1,0 +1,106 @@
+"""What a model is worth: its embeddings of a split, and the figures that follow from them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from adde import metrics
+from adde.distributed import gather_uneven, rank, sum_over_ranks, world_size
+from adde.model import ADDE
+from adde.schema import UNKNOWN, Labels, Vector
+from adde.shards.index import ShardIndex
+from adde.shards.loader import Batch, Batches, StoredOrder, load_batches
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A split in stored order: embeddings (N, A, D) and logits (N, V) float32, labels (N, A)."""
+
+    embeddings: Vector
+    logits: Vector
+    labels: Labels
+
+
+class Evaluator:
+    """Encodes splits, each rank its share, in batches that stream through `workers` processes."""
+
+    def __init__(
+        self, index: ShardIndex, batch_size: int, workers: int, device: torch.device
+    ) -> None:
+        self._index, self._batch_size = index, batch_size
+        self._workers, self._device = workers, device
+
+    @torch.no_grad()
+    def encode(self, model: ADDE, split: str) -> Encoded:
+        """Embeddings, logits and labels of a whole split, on every rank."""
+        parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        for batch in self._batches(model, split):
+            embeddings, logits = model.encode(batch.images)
+            parts.append((embeddings, logits, batch.labels))
+        columns = [gather_uneven(torch.cat(column)).cpu().numpy() for column in zip(*parts)]
+        return Encoded(*columns)
+
+    @torch.no_grad()
+    def prototypes(self, model: ADDE) -> tuple[Tensor, Tensor]:
+        """Stage 2: mean r_a over all training items that have the value (DESIGN 4).
+
+        Returns:
+            (V, D) float32 prototypes, zero for a value that no training item has, and the (V,)
+            number of items of each value.
+        """
+        schema = model.schema
+        sums = torch.zeros(schema.num_values, model.settings.width, dtype=torch.float64)
+        sums = sums.to(self._device)
+        counts = torch.zeros(schema.num_values, dtype=torch.float64, device=self._device)
+        of_column = torch.from_numpy(schema.attribute_of_column).to(self._device)
+        offsets = torch.tensor(schema.offsets, device=self._device)
+        for batch in self._batches(model, "train"):
+            embeddings, _ = model.encode(batch.images)
+            known = batch.labels != UNKNOWN
+            columns = (batch.labels + offsets)[known]
+            sums.index_add_(0, columns, embeddings[known].double())
+            counts += torch.bincount(columns, minlength=len(of_column))
+        sums, counts = sum_over_ranks(sums), sum_over_ranks(counts)
+        return (sums / counts.clamp(min=1)[:, None]).float(), counts.long()
+
+    def _batches(self, model: ADDE, split: str) -> Iterator[Batch]:
+        samples = tuple(shard.samples for shard in self._index.split(split))
+        places = StoredOrder(samples, self._batch_size, rank(), world_size())
+        batches = Batches(self._index, split, model.preprocess, places)
+        stream = load_batches(batches, range(len(places)), self._workers)
+        # Alone in eval mode, and back, so that no caller forgets it.
+        was_training = model.training
+        model.eval()
+        try:
+            quiet = True if rank() else None
+            for batch in tqdm(
+                stream, f"encode {split}", len(places), leave=False, disable=quiet, unit="batch"
+            ):
+                yield batch.to(self._device)
+        finally:
+            model.train(was_training)
+
+
+class MemoryEdit:
+    """The memory's edit in numpy: (Q, A, D), (Q, V) -> L2-normalised queries (Q, A D) float32."""
+
+    def __init__(self, model: ADDE) -> None:
+        self._weight = model.memory.weight.detach().float().cpu().numpy()
+
+    def __call__(self, embeddings: Vector, indicator: Vector) -> Vector:
+        queries = embeddings.reshape(len(embeddings), -1) + indicator @ self._weight.T
+        return queries / np.maximum(np.linalg.norm(queries, axis=1, keepdims=True), 1e-12)
+
+
+def validate(model: ADDE, encoded: Encoded) -> dict[str, float]:
+    """The figures watched during training: retrieval without baselines, attribute accuracy."""
+    figures = metrics.evaluate_edits(
+        encoded.embeddings, encoded.logits, encoded.labels, model.schema, MemoryEdit(model)
+    )
+    predicted = metrics.predicted_labels(encoded.logits, model.schema)
+    accuracy = metrics.attribute_accuracy(predicted, encoded.labels, model.schema.names)
+    return {**figures, "accuracy": accuracy["mean"]}

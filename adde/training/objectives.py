@@ -1,0 +1,206 @@
+"""What each stage minimises: one forward pass, named loss terms, and their global mean.
+
+Every rank encodes its own items; triplets are mined between its items and those of all ranks.
+Sums stay local, counts are added over ranks, so that N ranks give the loss and, after the
+average of gradients that data parallelism makes, the gradients of one.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adde import losses
+from adde.distributed import gather_rows, local_rows, rank, sum_over_ranks, world_size
+from adde.losses import Term
+from adde.mining import draw_edits, joint_labels, semihard_negatives
+from adde.model import Forward, multi_hot
+from adde.schema import Schema
+from adde.shards.loader import Batch
+from adde.training.augment import DRAWS, augment
+from adde.training.config import AddeStage, Augmentation, EncoderStage
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Loss terms by name, and shares (part, whole) that are only looked at."""
+
+    losses: dict[str, Term]
+    shares: dict[str, Term]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What both stages need to know of the run."""
+
+    schema: Schema
+    augmentation: Augmentation
+    margin: float
+
+    def encoder(self, model: Any, batch: Batch, draws: torch.Generator) -> Terms:
+        """Stage 1: classification, local and global label triplets."""
+        out = model(self._augment(batch, draws))
+        context = _Context.gather(out.embeddings, batch.labels)
+        terms, shares = self._label_triplets(context)
+        terms["cls"] = losses.classification(out.logits, batch.labels, self.schema.sizes)
+        return Terms(terms, shares)
+
+    def adde(self, model: Any, batch: Batch, draws: torch.Generator) -> Terms:
+        """Stage 3: manipulation triplets mined in the global batch."""
+        images = self._augment(batch, draws)
+        labels, count = batch.labels, len(batch.labels)
+        all_labels = gather_rows(labels)
+        noise = _uniform((len(all_labels), self.schema.num_values + 1), draws, labels.device)
+        offsets = labels.new_tensor(self.schema.offsets)
+        edits = draw_edits(
+            labels, all_labels, local_rows(noise[:, 1:], count), noise[:, 0], offsets
+        )
+        own_hot = multi_hot(labels, self.schema)
+        out = model(images, own_hot, multi_hot(edits.targets, self.schema))
+
+        context = _Context.gather(out.embeddings, labels, all_labels)
+        queries = losses.normalise(out.edited.flatten(1))
+        refs = losses.normalise(context.all_embeddings.flatten(1))
+        negative, has_negative = semihard_negatives(
+            queries, edits.targets, edits.positive, refs, all_labels
+        )
+        roles = sum_over_ranks(
+            losses.triplet_roles(edits, negative, has_negative, len(all_labels))
+        )
+        as_negative = local_rows(roles.T, count)[:, 1]
+        usable = edits.usable.float()
+
+        terms, shares = self._label_triplets(context)
+        terms["cls"] = self._classification(out, labels, edits.targets, usable, roles, count)
+        terms["compositional"] = losses.compositional(
+            queries,
+            refs[edits.positive],
+            refs[negative],
+            edits.usable & has_negative,
+            self.margin,
+        )
+        own, target = out.own_prototypes, out.target_prototypes
+        terms["consistency"] = _stack(
+            losses.consistency(target, out.edited, edits.targets, usable),
+            losses.consistency(own, out.embeddings, labels, torch.ones_like(usable)),
+            losses.consistency(own, out.embeddings, labels, as_negative),
+        )
+        terms["memory"] = Term(out.off_block[None], torch.ones(1, device=labels.device))
+        everyone = torch.tensor([float(count)], device=labels.device)
+        shares["exact_targets"] = Term(edits.exact.float().sum()[None], everyone)
+        shares["usable_edits"] = Term(usable.sum()[None], everyone)
+        return Terms(terms, shares)
+
+    def _classification(
+        self,
+        out: Forward,
+        labels: Tensor,
+        targets: Tensor,
+        usable: Tensor,
+        roles: Tensor,
+        count: int,
+    ) -> Term:
+        """CE of reference, positive, negative and edited query, each a mean of its own.
+
+        An item is encoded once, on its own rank: as positive and negative it counts as often as
+        the references of all ranks chose it.
+        """
+        assert out.edited_logits is not None
+        sizes = self.schema.sizes
+        as_positive, as_negative = local_rows(roles.T, count).unbind(1)
+        return _stack(
+            losses.classification(out.logits, labels, sizes),
+            losses.classification(out.logits, labels, sizes, as_positive),
+            losses.classification(out.logits, labels, sizes, as_negative),
+            losses.classification(out.edited_logits, targets, sizes, usable),
+        )
+
+    def _label_triplets(self, context: "_Context") -> tuple[dict[str, Term], dict[str, Term]]:
+        local, local_active = losses.label_triplets(
+            context.embeddings,
+            context.labels,
+            context.all_embeddings,
+            context.all_labels,
+            context.self_index,
+            self.margin,
+        )
+        joint = joint_labels(context.all_labels)[:, None]
+        whole, whole_active = losses.label_triplets(
+            context.embeddings.flatten(1)[:, None],
+            local_rows(joint, len(context.labels)),
+            context.all_embeddings.flatten(1)[:, None],
+            joint,
+            context.self_index,
+            self.margin,
+        )
+        shares = {
+            "active_local": Term(local_active.sum()[None].float(), local.counts.sum()[None]),
+            "active_global": Term(whole_active.float(), whole.counts),
+        }
+        return {"local_triplet": local, "global_triplet": whole}, shares
+
+    def _augment(self, batch: Batch, draws: torch.Generator) -> Tensor:
+        """Every rank draws for the whole global batch, so that draws follow items, not ranks."""
+        count = len(batch.labels)
+        everyone = _uniform((count * world_size(), DRAWS), draws, batch.images.device)
+        return augment(batch.images, local_rows(everyone, count), self.augmentation)
+
+
+@dataclass(frozen=True)
+class _Context:
+    """This rank's embeddings (b, A, D) and labels (b, A) beside those of all ranks."""
+
+    embeddings: Tensor
+    labels: Tensor
+    all_embeddings: Tensor
+    all_labels: Tensor
+    self_index: Tensor
+
+    @classmethod
+    def gather(
+        cls, embeddings: Tensor, labels: Tensor, all_labels: Tensor | None = None
+    ) -> "_Context":
+        count = len(labels)
+        all_labels = gather_rows(labels) if all_labels is None else all_labels
+        self_index = torch.arange(rank() * count, (rank() + 1) * count, device=labels.device)
+        return cls(embeddings, labels, gather_rows(embeddings), all_labels, self_index)
+
+
+def global_mean(
+    terms: Terms, stage: EncoderStage | AddeStage, flag: bool = False
+) -> tuple[Tensor, dict[str, float], bool]:
+    """The weighted loss over all ranks, its terms and shares, and whether any rank raised `flag`.
+
+    A term's weight is the stage's setting of the same name.
+
+    One collective carries everything. The returned loss is scaled by the number of ranks, since
+    data parallelism averages gradients.
+    """
+    weights = {name: getattr(stage, name) for name in terms.losses}
+    named = {**terms.losses, **terms.shares}
+    packed = [torch.cat([term.counts, term.sums.detach()]) for term in named.values()]
+    device = packed[0].device
+    reduced = sum_over_ranks(torch.cat([*packed, torch.tensor([float(flag)], device=device)]))
+    loss = torch.zeros((), device=device)
+    means: dict[str, Tensor] = {}
+    for (name, term), part in zip(named.items(), reduced[:-1].split([len(p) for p in packed])):
+        counts, sums = part.chunk(2)
+        counts = counts.clamp(min=1)
+        means[name] = (sums / counts).sum()
+        if name in terms.losses:
+            loss = loss + weights[name] * (term.sums / counts).sum()
+    total = torch.stack([weights[name] * means[name] for name in terms.losses]).sum()
+    # One transfer for all values, and not one each.
+    values = torch.stack([total, *means.values(), reduced[-1]]).tolist()
+    scalars = dict(zip(["loss", *means], values[:-1]))
+    return loss * world_size(), scalars, values[-1] > 0
+
+
+def _stack(*terms: Term) -> Term:
+    return Term(torch.cat([t.sums for t in terms]), torch.cat([t.counts for t in terms]))
+
+
+def _uniform(shape: tuple[int, int], draws: torch.Generator, device: torch.device) -> Tensor:
+    """Drawn on the CPU, so that a GPU run and a CPU run draw the same."""
+    return torch.rand(shape, generator=draws).to(device, non_blocking=True)

@@ -84,9 +84,7 @@ def compositional(
     return Term((losses * counted).sum()[None], counted.float().sum()[None])
 
 
-def consistency(
-    prototypes: Tensor, embeddings: Tensor, labels: Tensor, weights: Tensor
-) -> Term:
+def consistency(prototypes: Tensor, embeddings: Tensor, labels: Tensor, weights: Tensor) -> Term:
     """L1 between M v and an embedding, over the blocks of known attributes.
 
     An attribute that is UNKNOWN has no prototype in M v; pulling its block to zero would teach

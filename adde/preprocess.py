@@ -48,7 +48,9 @@ class Preprocess:
         return cls(value["size"], tuple(value["mean"]), tuple(value["std"]))
 
 
-def decode(source: bytes | Path, name: str = "picture", draft_size: int | None = None) -> Image.Image:
+def decode(
+    source: bytes | Path, name: str = "picture", draft_size: int | None = None
+) -> Image.Image:
     """Decodes one picture to RGB, upright; transparency is laid on white.
 
     Args:
@@ -86,6 +88,12 @@ def fit(image: Image.Image, size: int) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise ValueError("floating-point pixels, whose white is not defined")
+    if image.mode.startswith("I"):
+        # 16-bit greyscale, which Pillow would cut off at 255 instead of scaling.
+        levels = np.asarray(image).clip(0, 65_535)
+        image = Image.fromarray(np.round(levels / 257).astype(np.uint8))
     if image.has_transparency_data:
         canvas = Image.new("RGBA", image.size, "white")
         canvas.alpha_composite(image.convert("RGBA"))

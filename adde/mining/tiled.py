@@ -97,7 +97,7 @@ def _pairs(
     """Loss (0 where no pair), whether a pair, and the negative's column; each (G, T, M)."""
     count = negative.sum(-1, keepdim=True)
     # A stable sort keeps equal distances in column order, so the first of equals is the lowest.
-    ascending, columns = torch.where(negative, distances, torch.inf).sort(-1, stable=True)
+    ascending, columns = torch.where(negative, distances, torch.inf).sort(dim=-1, stable=True)
     if strategy == "hardest":
         place = torch.zeros_like(columns)
     else:

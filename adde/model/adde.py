@@ -86,10 +86,10 @@ class ADDE(nn.Module):
         """Pictures as in `forward` -> embeddings (B, A, D) and logits (B, V), both float32."""
         if images.dtype == torch.uint8:
             images = images.permute(0, 3, 1, 2).to(self.scale.dtype)
-        features = self.dropout(self.backbone(images * self.scale + self.shift))
-        embeddings = self.heads(features)
+        features = self.backbone(images * self.scale + self.shift).flatten(1)
+        embeddings = self.heads(self.dropout(features))
         return embeddings, self.classifiers(embeddings)
 
     def edit(self, embeddings: Tensor, indicator: Tensor) -> Tensor:
-        """r' = r + M i of embeddings (B, A, D) and indicator (B, V) in {-1, 0, 1}."""
+        """R' = r + M i of embeddings (B, A, D) and indicator (B, V) in {-1, 0, 1}."""
         return embeddings + self.memory(indicator)

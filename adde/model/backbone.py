@@ -9,7 +9,8 @@ from adde.model.settings import ModelSettings
 
 
 def build_backbone(settings: ModelSettings) -> nn.Module:
-    """A timm model without its classifier: (B, 3, S, S) float -> (B, F) float.
+    """A timm model without its classifier: (B, 3, S, S) float -> (B, F) float,
+    or the last map (B, C, H, W) where pooling is "flatten".
 
     Raises:
         UserError: timm has no such model, its hub cannot be reached, the weight file is missing
@@ -20,10 +21,17 @@ def build_backbone(settings: ModelSettings) -> nn.Module:
             f"model.backbone: expected the name of a timm model, found {settings.backbone!r}; "
             f"{did_you_mean(settings.backbone, timm.list_models())}"
         )
+    options = dict(settings.backbone_options)
+    if settings.pooling == "flatten":
+        options["global_pool"] = ""
     try:
         backbone = timm.create_model(
-            settings.backbone, pretrained=settings.pretrained, num_classes=0
+            settings.backbone, pretrained=settings.pretrained, num_classes=0, **options
         )
+    except TypeError as error:
+        raise UserError(
+            f"model.backbone_options: {settings.backbone!r} does not take {options}: {error}"
+        ) from error
     except Exception as error:
         if not settings.pretrained:
             raise
@@ -43,7 +51,7 @@ def num_features(backbone: nn.Module, settings: ModelSettings) -> int:
     with torch.no_grad():
         features = backbone(torch.zeros(1, 3, settings.image_size, settings.image_size))
     backbone.train()
-    return features.shape[1]
+    return features[0].numel()
 
 
 def _load_weights(backbone: nn.Module, settings: ModelSettings) -> None:

@@ -19,6 +19,7 @@ class BatchedLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(groups, 1, fan_out).uniform_(-bound, bound))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Applies layer g to x[g]."""
         return torch.baddbmm(self.bias, x, self.weight)
 
 

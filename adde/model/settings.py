@@ -1,7 +1,8 @@
 """What a model is made of, as a recipe states it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -10,6 +11,13 @@ class ModelSettings:
 
     backbone: str = "resnet18"
     """Name of any timm model."""
+
+    backbone_options: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the timm model, such as {channels = [32, 64, 128, 256]}."""
+
+    pooling: Literal["timm", "flatten"] = "timm"
+    """timm: the backbone's own, mostly the mean over the last map; flatten: every place of the
+    last map apart, for pictures in which an attribute has its place."""
 
     pretrained: bool = False
     """Start from the weights timm's hub has for this backbone."""

@@ -1,0 +1,1 @@
+"""From catalogue rows to WebDataset shards, and from shards to samples."""

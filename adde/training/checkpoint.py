@@ -78,7 +78,7 @@ def save_checkpoint(
     ema: nn.Module | None,
     config: Config,
     schema: Schema,
-    extra: dict[str, Any],
+    scaler: dict[str, Any] | None,
 ) -> Path:
     """Writes one checkpoint; on the main rank, with the bare (unwrapped) modules."""
     path = run / "checkpoints" / f"step-{position.step:08d}"
@@ -104,7 +104,7 @@ def save_checkpoint(
             "schema": schema.to_json(),
             "config": config.to_json(),
             "sha256": {f.name: sha256_of_file(f) for f in sorted(temporary.iterdir())},
-            **extra,
+            "scaler": scaler,
         }
         write_json(temporary / "state.json", state)
     return path

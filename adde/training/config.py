@@ -31,6 +31,7 @@ NOT_TRAINING = ("run", "wandb", "workers", "checkpoints", "evaluation", "shards"
 """Settings that may change between a run and its resumption: the weights do not depend on them
 (the shards are held against the checkpoint by schema and content instead)."""
 
+
 @dataclass(frozen=True, kw_only=True)
 class Data:
     """What is read, and how."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from adde.training.tracking import PictureRow
 from torch import Tensor
 from tqdm import tqdm
 
@@ -14,6 +15,7 @@ from adde.model import ADDE
 from adde.schema import UNKNOWN, Labels, Vector
 from adde.shards.index import ShardIndex
 from adde.shards.loader import Batch, Batches, StoredOrder, load_batches
+from adde.shards.reader import ShardReader
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ class MemoryEdit:
         self._weight = model.memory.weight.detach().float().cpu().numpy()
 
     def __call__(self, embeddings: Vector, indicator: Vector) -> Vector:
+        """The normalised r' of each row."""
         queries = embeddings.reshape(len(embeddings), -1) + indicator @ self._weight.T
         return queries / np.maximum(np.linalg.norm(queries, axis=1, keepdims=True), 1e-12)
 
@@ -104,3 +107,39 @@ def validate(model: ADDE, encoded: Encoded) -> dict[str, float]:
     predicted = metrics.predicted_labels(encoded.logits, model.schema)
     accuracy = metrics.attribute_accuracy(predicted, encoded.labels, model.schema.names)
     return {**figures, "accuracy": accuracy["mean"]}
+
+
+def picture_rows(
+    index: ShardIndex, split: str, model: ADDE, encoded: Encoded, rows: int
+) -> list[PictureRow]:
+    """A few queries spread over all of a split's, each with its ten best answers as stored."""
+    schema, labels = model.schema, encoded.labels
+    queries = metrics.manipulation_queries(labels)
+    if not len(queries) or not rows:
+        return []
+    some = queries[np.unique(np.linspace(0, len(queries) - 1, rows).astype(np.int64))]
+    ranked = metrics.rank_edits(
+        some, encoded.embeddings, encoded.logits, schema, MemoryEdit(model), k=10
+    )
+    shards, reader = index.split(split), ShardReader(index)
+    places = StoredOrder(tuple(s.samples for s in shards), len(labels))(0).tolist()
+
+    def picture(row: int) -> bytes:
+        shard, position = places[row]
+        return reader.read(shards[shard], position).picture
+
+    result: list[PictureRow] = []
+    for row, answers in enumerate(ranked.tolist()):
+        reference, attribute = int(some.reference[row]), int(some.attribute[row])
+        own = schema.decode(labels[reference])[schema.names[attribute]] or "unknown"
+        new = schema.attributes[attribute].values[int(some.value[row])]
+        matches = (labels[answers] == some.targets[row]).all(axis=1).tolist()
+        result.append(
+            PictureRow(
+                picture(reference),
+                f"{schema.names[attribute]}: {own} -> {new}",
+                [(picture(answer), good) for answer, good in zip(answers, matches)],
+            )
+        )
+    reader.close()
+    return result

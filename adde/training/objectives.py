@@ -65,9 +65,7 @@ class Objective:
         negative, has_negative = semihard_negatives(
             queries, edits.targets, edits.positive, refs, all_labels
         )
-        roles = sum_over_ranks(
-            losses.triplet_roles(edits, negative, has_negative, len(all_labels))
-        )
+        roles = sum_over_ranks(losses.triplet_roles(edits, negative, has_negative, len(all_labels)))
         as_negative = local_rows(roles.T, count)[:, 1]
         usable = edits.usable.float()
 

@@ -1,0 +1,188 @@
+"""The exported artefact: two ONNX graphs, golden vectors, and bundle.json that vouches for them.
+
+Layout::
+
+    encoder.onnx  images (B, S, S, 3) uint8 -> embeddings (B, A, D), logits (B, V) float32
+    memory.onnx   embeddings (B, A, D), indicator (B, V) -> query (B, A D), L2-normalised; float32
+    golden.npz    a few real pictures and an edit of each, with what torch made of them
+    bundle.json   {"format": 1, "schema_hash": ..., "schema": ..., "preprocess": ...,
+                   "attributes": A, "width": D, "values": V, "precision": "fp32", "opset": ...,
+                   "files": {"encoder.onnx": {"bytes": ..., "sha256": ...}, ...},
+                   "versions": ..., "parity": ..., "retrieval": ..., "source": ...,
+                   "sha256": of the canonical JSON of all other fields}
+"""
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adde.errors import UserError
+from adde.files import read_json, sha256_of_file, write_json
+from adde.preprocess import Picture, Preprocess
+from adde.schema import Schema, Vector
+
+BUNDLE_NAME = "bundle.json"
+ENCODER, MEMORY, GOLDEN = "encoder.onnx", "memory.onnx", "golden.npz"
+FILES = (ENCODER, MEMORY, GOLDEN)
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Golden:
+    """What a few pictures and edits must give, within float32 rounding; from torch."""
+
+    images: Picture
+    """(n, S, S, 3) uint8."""
+    embeddings: Vector
+    """(n, A, D) float32."""
+    logits: Vector
+    """(n, V) float32."""
+    indicator: Vector
+    """(n, V) float32 in {-1, 0, 1}."""
+    query: Vector
+    """(n, A D) float32, L2-normalised."""
+
+    def write(self, path: Path) -> None:
+        """Writes golden.npz."""
+        np.savez_compressed(path, **vars(self))
+
+    @classmethod
+    def read(cls, path: Path) -> "Golden":
+        """Reads golden.npz. Raises UserError where it is not what `write` wrote."""
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return cls(**{name: arrays[name] for name in cls.__annotations__})
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise UserError(f"{path}: expected golden vectors, found: {error}") from None
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle folder. `details` holds the fields of bundle.json that need no class here."""
+
+    path: Path
+    schema: Schema
+    preprocess: Preprocess
+    width: int
+    """D, the width of one attribute's subspace."""
+    details: Mapping[str, Any]
+    """precision, opset, versions, parity, retrieval, source."""
+
+    @property
+    def encoder(self) -> Path:
+        """The file of the encoder's graph."""
+        return self.path / ENCODER
+
+    @property
+    def memory(self) -> Path:
+        """The file of the memory's graph."""
+        return self.path / MEMORY
+
+    @property
+    def hash(self) -> str:
+        """sha256 of what bundle.json says, the hashes of the other files among it."""
+        return str(read_json(self.path / BUNDLE_NAME)["sha256"])
+
+    def golden(self) -> Golden:
+        """The golden vectors."""
+        return Golden.read(self.path / GOLDEN)
+
+    def write(self) -> None:
+        """Writes bundle.json for the files that lie in `path`."""
+        files = {
+            name: {
+                "bytes": (self.path / name).stat().st_size,
+                "sha256": sha256_of_file(self.path / name),
+            }
+            for name in FILES
+        }
+        content = {
+            "format": FORMAT,
+            "schema_hash": self.schema.hash,
+            "schema": self.schema.to_json(),
+            "preprocess": self.preprocess.to_json(),
+            "attributes": len(self.schema.sizes),
+            "width": self.width,
+            "values": self.schema.num_values,
+            **self.details,
+            "files": files,
+        }
+        write_json(self.path / BUNDLE_NAME, {**content, "sha256": _content_hash(content)})
+
+    @classmethod
+    def read(cls, path: Path, verify: bool = True) -> "Bundle":
+        """Reads a bundle folder.
+
+        Args:
+            path: the folder.
+            verify: compare every file with its hash, not only with its size.
+
+        Raises:
+            UserError: no bundle there, another format, a field missing, a schema without the
+                hash written beside it, or a file missing or changed; names the file.
+        """
+        manifest = path / BUNDLE_NAME
+        if not manifest.exists():
+            raise UserError(f"{path}: expected a bundle with {BUNDLE_NAME}, found none")
+        content = read_json(manifest)
+        try:
+            bundle = cls._from_json(path, content)
+            for name in FILES:
+                _check_file(path / name, content["files"][name], verify)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{manifest}: expected the fields of a bundle, found: {type(error).__name__} "
+                f"{error}; export it again"
+            ) from None
+        return bundle
+
+    @classmethod
+    def _from_json(cls, path: Path, content: Any) -> "Bundle":
+        manifest = path / BUNDLE_NAME
+        if content["format"] != FORMAT:
+            raise UserError(
+                f"{manifest}: expected format {FORMAT}, found {content['format']}; export it again"
+            )
+        schema = Schema.from_json(content["schema"], str(manifest))
+        expected = {
+            "schema_hash": schema.hash,
+            "attributes": len(schema.sizes),
+            "values": schema.num_values,
+            "sha256": _content_hash(content),
+        }
+        for key, value in expected.items():
+            if content[key] != value:
+                raise UserError(
+                    f"{manifest}: {key}: expected {value} from what is written there, found "
+                    f"{content[key]}; the file was changed, export it again"
+                )
+        keys = ("precision", "opset", "versions", "parity", "retrieval", "source")
+        details = {key: content[key] for key in keys}
+        preprocess = Preprocess.from_json(content["preprocess"])
+        return cls(path, schema, preprocess, int(content["width"]), details)
+
+
+def _content_hash(content: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in content.items() if key != "sha256"}
+    canonical = json.dumps(rest, separators=(",", ":"), sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _check_file(path: Path, written: Mapping[str, Any], verify: bool) -> None:
+    size = path.stat().st_size if path.exists() else None
+    if size != written["bytes"]:
+        found = "no file" if size is None else size
+        raise UserError(
+            f"{path}: expected {written['bytes']} bytes, found {found}; export the bundle again"
+        )
+    if verify and (found := sha256_of_file(path)) != written["sha256"]:
+        raise UserError(
+            f"{path}: damaged: expected sha256 {written['sha256']}, found {found}; "
+            "export the bundle again"
+        )

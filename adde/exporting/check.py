@@ -1,0 +1,103 @@
+"""Whether a bundle on disk is whole and gives what it gave when it was exported. No torch."""
+
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from adde.bundle import ENCODER, MEMORY, Bundle, Golden
+from adde.errors import UserError
+from adde.exporting.parity import BATCHES, MAX_ERROR, relative_error
+from adde.serving.session import Session
+
+ROUNDS = 5
+"""Timed calls per batch size, after one that is not."""
+
+
+def check_bundle(path: Path) -> tuple[Bundle, list[dict[str, float]]]:
+    """Verifies hashes, schema, opset, dimensions, and the golden vectors at every batch size.
+
+    Returns:
+        The bundle, and for each batch size a row of `batch`, `max_error` (relative to scale),
+        and median CPU `encoder_ms` and `memory_ms`.
+
+    Raises:
+        UserError: names the file and what is wrong with it.
+    """
+    bundle = Bundle.read(path)
+    for name in (ENCODER, MEMORY):
+        _check_opset(bundle, path / name)
+    golden = bundle.golden()
+    _check_dimensions(bundle, golden)
+    session = Session(bundle)
+    return bundle, [_check_batch(bundle, session, golden, size) for size in BATCHES]
+
+
+def _check_opset(bundle: Bundle, path: Path) -> None:
+    try:
+        imports = onnx.load(path, load_external_data=False).opset_import
+    except Exception as error:  # protobuf's own
+        raise UserError(f"{path}: expected an ONNX graph, found: {error}") from None
+    found = next((entry.version for entry in imports if entry.domain in ("", "ai.onnx")), None)
+    if found != bundle.details["opset"]:
+        raise UserError(f"{path}: expected opset {bundle.details['opset']}, found {found}")
+
+
+def _check_dimensions(bundle: Bundle, golden: Golden) -> None:
+    attributes, values = len(bundle.schema.sizes), bundle.schema.num_values
+    side, count = bundle.preprocess.size, len(golden.images)
+    expected = {
+        "images": (count, side, side, 3),
+        "embeddings": (count, attributes, bundle.width),
+        "logits": (count, values),
+        "indicator": (count, values),
+        "query": (count, attributes * bundle.width),
+    }
+    for name, shape in expected.items():
+        found = getattr(golden, name).shape
+        if found != shape:
+            raise UserError(f"{bundle.path}: golden {name}: expected shape {shape}, found {found}")
+
+
+def _check_batch(bundle: Bundle, session: Session, golden: Golden, size: int) -> dict[str, float]:
+    rows = np.arange(size) % len(golden.images)
+    images, indicator = golden.images[rows], golden.indicator[rows]
+    try:
+        embeddings, logits = session.encode(images)
+        query = session.edit(embeddings, indicator)
+    except Exception as error:
+        raise UserError(f"{bundle.path}: onnxruntime fails at batch {size}: {error}") from None
+    found = {"embeddings": embeddings, "logits": logits, "query": query}
+    errors: dict[str, float] = {}
+    for name, array in found.items():
+        expected = getattr(golden, name)[rows]
+        if array.shape != expected.shape:
+            raise UserError(
+                f"{bundle.path}: {name} at batch {size}: expected shape {expected.shape}, found "
+                f"{array.shape}"
+            )
+        errors[name] = relative_error(expected, array)
+        if not errors[name] <= MAX_ERROR:
+            raise UserError(
+                f"{bundle.path}: {name} at batch {size}: expected the golden vectors within "
+                f"{MAX_ERROR:g} of their scale, found an error of {errors[name]:.3g}"
+            )
+    return {
+        "batch": size,
+        "max_error": max(errors.values()),
+        "encoder_ms": _milliseconds(lambda: session.encode(images)),
+        "memory_ms": _milliseconds(lambda: session.edit(embeddings, indicator)),
+    }
+
+
+def _milliseconds(call: Callable[[], object]) -> float:
+    call()
+    times: list[float] = []
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return 1000 * statistics.median(times)

@@ -1,0 +1,101 @@
+"""The two ONNX graphs, traced from the model's own `encode` and `edit`."""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from adde.bundle import ENCODER, MEMORY
+from adde.model import ADDE
+from adde.preprocess import Picture
+from adde.schema import Vector
+
+OPSET = 20
+
+
+class EncoderGraph(nn.Module):
+    """Pictures (B, S, S, 3) uint8 -> embeddings (B, A, D), logits (B, V)."""
+
+    def __init__(self, model: ADDE) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Preprocessing, backbone, heads and classifiers."""
+        return self.model.encode(images)
+
+
+class MemoryGraph(nn.Module):
+    """Embeddings (B, A, D), indicator (B, V) -> r' / |r'| (B, A D)."""
+
+    def __init__(self, model: ADDE) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, embeddings: Tensor, indicator: Tensor) -> Tensor:
+        """The edit, flat and of length 1."""
+        return nn.functional.normalize(self.model.edit(embeddings, indicator).flatten(1), dim=1)
+
+
+class TorchSession:
+    """The model in torch on the CPU, behind the interface of `adde.serving.session.Session`."""
+
+    def __init__(self, model: ADDE) -> None:
+        self._encoder, self._memory = EncoderGraph(model).eval(), MemoryGraph(model).eval()
+
+    @torch.no_grad()
+    def encode(self, images: Picture) -> tuple[Vector, Vector]:
+        """Pictures (B, S, S, 3) uint8 -> embeddings (B, A, D) and logits (B, V), float32."""
+        embeddings, logits = self._encoder(torch.from_numpy(images))
+        return embeddings.numpy(), logits.numpy()
+
+    @torch.no_grad()
+    def edit(self, embeddings: Vector, indicator: Vector) -> Vector:
+        """Embeddings (B, A, D) and indicator (B, V) -> queries (B, A D), L2-normalised."""
+        return self._memory(torch.from_numpy(embeddings), torch.from_numpy(indicator)).numpy()
+
+
+def write_graphs(model: ADDE, folder: Path) -> None:
+    """Writes encoder.onnx and memory.onnx into `folder`, batch dynamic, weights inside."""
+    side, attributes = model.preprocess.size, len(model.schema.sizes)
+    images = torch.from_numpy(np.zeros((2, side, side, 3), np.uint8))
+    embeddings = torch.zeros(2, attributes, model.settings.width)
+    indicator = torch.zeros(2, model.schema.num_values)
+    _export(EncoderGraph(model), {"images": images}, ("embeddings", "logits"), folder / ENCODER)
+    inputs = {"embeddings": embeddings, "indicator": indicator}
+    _export(MemoryGraph(model), inputs, ("query",), folder / MEMORY)
+
+
+def _export(
+    module: nn.Module, inputs: Mapping[str, Any], outputs: tuple[str, ...], path: Path
+) -> None:
+    batch = Dim("batch", min=1, max=65_536)
+    # The exporter prints its steps and logs optional packages it lacks.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with (
+        torch.no_grad(),
+        contextlib.redirect_stdout(io.StringIO()),
+        warnings.catch_warnings(),
+    ):
+        # Two inputs with one batch axis are told of; that they share it is the point.
+        warnings.filterwarnings("ignore", "# The axis name: batch")
+        torch.onnx.export(
+            module.eval(),
+            kwargs=dict(inputs),
+            f=path,
+            input_names=list(inputs),
+            output_names=list(outputs),
+            opset_version=OPSET,
+            dynamo=True,
+            dynamic_shapes={name: {0: batch} for name in inputs},
+            external_data=False,
+            verbose=False,
+        )

@@ -1,0 +1,178 @@
+"""The gate of an export: onnxruntime must answer as torch does.
+
+Two figures: the largest error of every output at several batch sizes, and the share of the test
+split's manipulation queries whose first 30 answers are the same.
+"""
+
+from typing import Any, Protocol
+
+import numpy as np
+from tqdm import tqdm
+
+from adde.errors import UserError
+from adde.metrics import Places, manipulation_queries, predicted_labels, rank_edits
+from adde.preprocess import Picture
+from adde.schema import Labels, Schema, Vector
+
+BATCHES = (1, 2, 7, 64)
+MAX_ERROR = 1e-4
+"""Of any output, relative to its largest absolute value."""
+
+RANKS = 30
+MIN_IDENTICAL = 0.999
+"""Share of queries whose first RANKS answers must be the same."""
+
+TIE = 1e-6
+"""Items whose squared distances to the query differ by less may exchange places."""
+
+
+class Runs(Protocol):
+    """What runs a model: torch, or onnxruntime."""
+
+    def encode(self, images: Picture) -> tuple[Vector, Vector]:
+        """Pictures (B, S, S, 3) uint8 -> embeddings (B, A, D) and logits (B, V), float32."""
+        ...
+
+    def edit(self, embeddings: Vector, indicator: Vector) -> Vector:
+        """Embeddings (B, A, D) and indicator (B, V) -> queries (B, A D), L2-normalised."""
+        ...
+
+
+def measure(ours: Runs, theirs: Runs, pictures: Picture, labels: Labels, schema: Schema) -> Any:
+    """The parity report, as bundle.json holds it.
+
+    Args:
+        ours: the model in torch.
+        theirs: the exported graphs.
+        pictures: (N, S, S, 3) uint8 of the test split.
+        labels: (N, A) int64 of the same.
+        schema: of the catalogue.
+    """
+    errors = {
+        str(size): _errors(ours, theirs, np.resize(pictures, (size, *pictures.shape[1:])), schema)
+        for size in BATCHES
+    }
+    return {
+        "max_error": max(max(row.values()) for row in errors.values()),
+        "max_error_allowed": MAX_ERROR,
+        "errors_by_batch": errors,
+        f"top{RANKS}": _rankings(ours, theirs, pictures, labels, schema),
+        "min_identical": MIN_IDENTICAL,
+    }
+
+
+def require(report: Any) -> None:
+    """The gate. Raises UserError with the figures that fail."""
+    failures: list[str] = []
+    # Written so that a NaN fails, too.
+    if not report["max_error"] <= MAX_ERROR:
+        failures.append(
+            f"largest error: expected at most {MAX_ERROR:g} of the output's scale, found "
+            f"{report['max_error']:.3g} ({_worst(report['errors_by_batch'])})"
+        )
+    ranking = report[f"top{RANKS}"]
+    if not ranking["identical"] >= MIN_IDENTICAL:
+        failures.append(
+            f"identical top-{RANKS}: expected at least {MIN_IDENTICAL:.1%} of queries, found "
+            f"{ranking['identical']:.3%} of {ranking['queries']}"
+        )
+    if failures:
+        raise UserError(
+            f"onnxruntime does not answer as torch does, no bundle is written; "
+            f"{'; '.join(failures)}; try another version of torch, onnx or onnxruntime"
+        )
+
+
+def random_edits(logits: Vector, schema: Schema, seed: int = 0) -> Vector:
+    """(B, V) float32 indicators: of every item, one to three attributes get a random value."""
+    rng = np.random.default_rng(seed)
+    own = predicted_labels(logits, schema)
+    targets = own.copy()
+    for row in range(len(own)):
+        count = min(len(schema.sizes), int(rng.integers(1, 4)))
+        for attribute in rng.choice(len(schema.sizes), count, replace=False):
+            targets[row, attribute] = rng.integers(schema.sizes[attribute])
+    return schema.indicator(own, targets)
+
+
+def relative_error(expected: Vector, found: Vector) -> float:
+    """Largest absolute difference over the largest absolute expected value."""
+    scale = max(float(np.abs(expected).max()), 1e-12)
+    return float(np.abs(expected - found).max()) / scale
+
+
+def _errors(ours: Runs, theirs: Runs, pictures: Picture, schema: Schema) -> dict[str, float]:
+    """Errors at one batch; the query's are those of both graphs together."""
+    embeddings, logits = ours.encode(pictures)
+    found_embeddings, found_logits = theirs.encode(pictures)
+    indicator = random_edits(logits, schema)
+    return {
+        "embeddings": relative_error(embeddings, found_embeddings),
+        "logits": relative_error(logits, found_logits),
+        "query": relative_error(
+            ours.edit(embeddings, indicator), theirs.edit(found_embeddings, indicator)
+        ),
+    }
+
+
+def _worst(errors: dict[str, dict[str, float]]) -> str:
+    found = [
+        (error, f"{output} at batch {size}")
+        for size, row in errors.items()
+        for output, error in row.items()
+    ]
+    return max(found, key=lambda pair: (np.isnan(pair[0]), pair[0]))[1]
+
+
+def _rankings(
+    ours: Runs, theirs: Runs, pictures: Picture, labels: Labels, schema: Schema
+) -> dict[str, float]:
+    queries = manipulation_queries(labels)
+    sides = [_encode(side, pictures, name) for side, name in ((ours, "torch"), (theirs, "onnx"))]
+    ranked = [
+        rank_edits(queries, embeddings, logits, schema, side.edit, RANKS)
+        for side, (embeddings, logits) in zip((ours, theirs), sides)
+    ]
+    differ = np.flatnonzero((ranked[0] != ranked[1]).any(axis=1))
+    apart = 0
+    if len(differ):
+        embeddings, logits = sides[0]
+        some = queries[differ]
+        own = predicted_labels(logits, schema)[some.reference]
+        swapped = own.copy()
+        swapped[np.arange(len(some)), some.attribute] = some.value
+        query = ours.edit(embeddings[some.reference], schema.indicator(own, swapped))
+        same = same_but_for_ties(query, embeddings, ranked[0][differ], ranked[1][differ])
+        apart = int((~same).sum())
+    return {
+        "queries": len(queries),
+        "identical": 1 - apart / max(1, len(queries)),
+        "exchanged_ties": len(differ) - apart,
+    }
+
+
+def same_but_for_ties(query: Vector, embeddings: Vector, ours: Places, theirs: Places) -> Any:
+    """(Q,) bool: at every rank the two answers are the same item or lie as far away.
+
+    Args:
+        query: (Q, A D) float32, L2-normalised.
+        embeddings: (N, A, D) float32 of the gallery.
+        ours: (Q, K) gallery rows, best first.
+        theirs: (Q, K) gallery rows, best first.
+    """
+    flat = embeddings.reshape(len(embeddings), -1).astype(np.float64)
+    flat /= np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-12)
+    result = np.zeros(len(query), bool)
+    for row, vector in enumerate(query.astype(np.float64)):
+        distances = [((flat[side[row]] - vector) ** 2).sum(axis=1) for side in (ours, theirs)]
+        result[row] = bool((np.abs(distances[0] - distances[1]) < TIE).all())
+    return result
+
+
+def _encode(side: Runs, pictures: Picture, name: str) -> tuple[Vector, Vector]:
+    parts: list[tuple[Vector, Vector]] = []
+    starts = range(0, len(pictures), BATCHES[-1])
+    for start in tqdm(starts, f"encode with {name}", unit="batch", leave=False, disable=None):
+        parts.append(side.encode(pictures[start : start + BATCHES[-1]]))
+    embeddings, logits = (np.concatenate(column) for column in zip(*parts))
+    return embeddings, logits

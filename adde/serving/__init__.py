@@ -1,0 +1,1 @@
+"""Answers "this item, but red" from a bundle, with onnxruntime and without torch."""

@@ -1,0 +1,114 @@
+"""Picture files as a table names them, and the bytes of them that are stored."""
+
+import io
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from PIL import Image
+
+from adde.errors import UserError
+from adde.preprocess import decode
+from adde.shards.table import Table
+
+EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
+"""Formats that are stored, and the extension each is stored under."""
+
+ENDINGS = ("", ".jpg", ".jpeg", ".png", ".webp", ".JPG")
+"""What a cell may lack at its end to name a file; tables often say an id only."""
+
+LOOKED_AT = 200
+"""Cells of a column that decide whether it names pictures."""
+
+JPEG_QUALITY = 92
+ORIENTATION = 0x0112
+"""EXIF tag; 1 is upright."""
+
+
+def find_picture(images: Path, cell: str, endings: Iterable[str] = ENDINGS) -> Path | None:
+    """The file below `images` that a cell names, or None."""
+    root = images.absolute()
+    # As text: `..` is taken away, while a link in the folder may lead where it likes.
+    path = os.path.normpath(root / cell)
+    if not cell or not path.startswith(os.path.normpath(root) + os.sep):
+        return None
+    for ending in endings:
+        try:
+            if os.path.isfile(path + ending):  # noqa: PTH113
+                return Path(path + ending)
+        except ValueError:  # a NUL in the cell
+            return None
+    return None
+
+
+def choose_image_column(table: Table, images: Path, asked: str | None) -> str:
+    """The column asked for, or the one most of whose first cells name files below `images`.
+
+    Raises:
+        UserError: no such column, no column names files, or two name as many.
+    """
+    if asked is not None:
+        table.column(asked)
+        return asked
+    # A column that names files outright is taken before one that lacks their ending.
+    for endings in (ENDINGS[:1], ENDINGS):
+        shares = {name: _share(images, cells, endings) for name, cells in table.columns.items()}
+        best = max(shares.values())
+        names = [name for name, share in shares.items() if share == best]
+        if best >= 0.5 and len(names) > 1:
+            raise UserError(
+                f"{table.path}: expected one column of pictures, found {names}; "
+                "name one with --image-column"
+            )
+        if best >= 0.5:
+            return names[0]
+    shown = "\n  ".join(f"{name}: {cells[0]!r}" for name, cells in table.columns.items())
+    raise UserError(
+        f"{table.path}: expected a column that names picture files below {images}, found none "
+        f"among these (with their first cells):\n  {shown}\n"
+        "set --images to the folder that the names start from, or name the --image-column"
+    )
+
+
+def _share(images: Path, cells: tuple[str, ...], endings: Iterable[str]) -> float:
+    looked_at = [cell for cell in cells if cell][:LOOKED_AT]
+    found = [cell for cell in looked_at if find_picture(images, cell, endings)]
+    return len(found) / max(1, len(looked_at))
+
+
+def store(content: bytes, name: str, size: int) -> tuple[bytes, str]:
+    """The picture to store, RGB and upright with a short side of at most `size` pixels.
+
+    A JPEG, PNG or WebP that is so already is stored byte for byte; anything else is decoded,
+    made smaller with its proportions kept, and encoded as JPEG without chroma subsampling, which
+    would blur small coloured parts.
+
+    Returns:
+        The bytes, and their extension "jpg", "png" or "webp".
+
+    Raises:
+        UserError: the picture does not decode; see `adde.preprocess.decode`.
+    """
+    image = decode(content, name, size)
+    if (extension := _as_it_is(content, size)) is not None:
+        return content, extension
+    scale = size / min(image.size)
+    if scale < 1:
+        width, height = (max(size, round(side * scale)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    return buffer.getvalue(), "jpg"
+
+
+def _as_it_is(content: bytes, size: int) -> str | None:
+    """The extension of a picture that needs nothing done; None of any other."""
+    image: Image.Image = Image.open(io.BytesIO(content))
+    plain = (
+        image.mode == "RGB"
+        and not image.has_transparency_data
+        and min(image.size) <= size
+        and image.getexif().get(ORIENTATION, 1) == 1
+        and getattr(image, "n_frames", 1) == 1
+    )
+    return EXTENSIONS.get(image.format or "") if plain else None

@@ -1,0 +1,1 @@
+"""Training: configuration, objectives, checkpoints, evaluation, and the watching of a run."""

@@ -1,0 +1,410 @@
+"""A run: everything the visible loop in train/main.py stands on."""
+
+import contextlib
+import math
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from types import FrameType, TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+from adde.training.report import write_report
+from adde.training.tracking import Tracker
+from tqdm import tqdm
+
+from adde.distributed import rank, world_size
+from adde.errors import UserError
+from adde.model import ADDE
+from adde.schema import Schema
+from adde.shards.index import ShardIndex
+from adde.shards.loader import Batch, Batches, RankShare, load_batches
+from adde.shards.order import SampleOrder
+from adde.training import checkpoint as checkpoints
+from adde.training.checkpoint import Checkpoint, Position
+from adde.training.config import CONFIG_NAME, Config, Schedule, first_difference, write_config
+from adde.training.evaluation import Evaluator, picture_rows, validate
+from adde.training.objectives import Objective
+from adde.training.optimisation import StageOptimizer, build_optimizer
+
+STAGES = ("encoder", "adde")
+
+
+class Run:
+    """One run from its configuration, fresh or resumed; a context that closes what it opened.
+
+    Raises:
+        UserError: the run folder holds another run, or the shards, schema or batch do not fit.
+    """
+
+    def __init__(self, config: Config, resume: bool) -> None:
+        self.config = config
+        self.accelerator = _open_accelerator(config)
+        self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
+        self.index = ShardIndex.read(config.data.shards)
+        self.index.split("val")
+        checkpoint = _open_folder(config, resume, self.main)
+        self.accelerator.wait_for_everyone()
+        self.order = SampleOrder(
+            self.index.split("train"), config.data.batch_size, config.seed, config.data.window
+        )
+        _check_batch(config)
+
+        torch.manual_seed(config.seed)
+        self._bare = ADDE(config.model, self.index.schema).to(self.device)
+        self.objective = Objective(self.index.schema, config.augmentation, config.margin)
+        self.position = Position(STAGES[0], 0, 0)
+        self._checkpoint = checkpoint
+        if checkpoint is not None:
+            self._restore(checkpoint)
+        self._evaluator = Evaluator(
+            self.index, config.evaluation.batch_size, config.data.workers, self.device
+        )
+        self._tracker = Tracker(
+            config.run, config.to_json(), config.wandb, self.position.step, self.main
+        )
+        self._stop = _StopSignals()
+        self.meter = Meter()
+        if self.main and self.order.dropped_per_epoch:
+            print(
+                f"{self.order.dropped_per_epoch} items at the end of each epoch's order fill no "
+                f"batch of {config.data.batch_size} and wait for the next epoch"
+            )
+
+    # Stages
+
+    def enter(self, name: str, schedule: Schedule) -> bool:
+        """Makes ready for a stage; False where it was finished, or has no steps."""
+        self.total_steps = math.ceil(schedule.epochs * self.order.steps_per_epoch)
+        at = self.position
+        if STAGES.index(name) < STAGES.index(at.stage):
+            return False
+        if name != at.stage:
+            self.position = Position(name, 0, at.step)
+        # Prototypes have no part in the first stage, and no gradient: DDP would wait for one.
+        self._bare.memory.requires_grad_(name != "encoder")
+        self.accelerator.free_memory()
+        self.accelerator.unwrap_model(self._bare, keep_fp32_wrapper=False)
+        optimizer = build_optimizer(self.config.optimizer, self._bare)
+        self.model, prepared = self.accelerator.prepare(self._bare, optimizer)
+        self.optimizer = StageOptimizer(
+            self.accelerator, self.config.optimizer, self.model, prepared
+        )
+        self._torch_optimizer = optimizer
+        self._restore_optimizer(name)
+        self.model.train()
+        return self.position.stage_step < self.total_steps
+
+    def steps(self) -> Iterator[int]:
+        """The stage's steps still to do, under a progress bar."""
+        start = self.position.stage_step
+        accumulation = self.config.data.accumulation
+        first = self.position.step * accumulation
+        numbers = range(first, first + (self.total_steps - start) * accumulation)
+        share = RankShare(self.order, rank(), world_size(), accumulation)
+        batches = Batches(self.index, "train", self._bare.preprocess, share)
+        on_gpu = self.device.type == "cuda"
+        self._numbers = iter(numbers)
+        self._stream = load_batches(batches, numbers, self.config.data.workers, on_gpu)
+        self.meter.restart()
+        with tqdm(
+            total=self.total_steps,
+            initial=start,
+            desc=self.position.stage,
+            unit="step",
+            disable=None if self.main else True,
+        ) as self._bar:
+            for step in range(start, self.total_steps):
+                yield step
+                self._bar.update()
+
+    def next_batch(self) -> tuple[Batch, torch.Generator]:
+        """This rank's next micro-batch, and the generator of everything drawn for it.
+
+        Both depend on the micro-batch's number alone, so that a resumed run draws what an
+        uninterrupted one would have drawn.
+        """
+        started = time.perf_counter()
+        batch = next(self._stream)
+        self.meter.waited += time.perf_counter() - started
+        number = next(self._numbers)
+        torch.manual_seed(_seed(self.config.seed, number, rank()))  # dropout
+        draws = torch.Generator().manual_seed(_seed(self.config.seed, number))
+        return batch.to(self.device), draws
+
+    def sync_gradients(self, now: bool) -> contextlib.AbstractContextManager[Any]:
+        """Gradients are averaged over ranks only with a step's last micro-batch."""
+        return contextlib.nullcontext() if now else self.accelerator.no_sync(self.model)
+
+    def log(self, stage: str, rate: float, norm: float) -> None:
+        """Writes one step's figures to the log, the dashboard and the progress bar."""
+        self.position = Position(stage, self.position.stage_step + 1, self.position.step + 1)
+        scalars = self.meter.take(world_size())
+        terms = {f"{stage}/{name}": value for name, value in scalars.items()}
+        speed = self.meter.speed
+        self._tracker.log(self.position.step, {**terms, **speed, "lr": rate, "grad_norm": norm})
+        if self.main:
+            self._bar.set_postfix_str(
+                f"loss {scalars['loss']:.3f}, {speed['images_per_second']:.0f} images/s, "
+                f"{speed['data_wait']:.0%} waiting for data"
+            )
+
+    # Stage 2
+
+    def start_memory(self) -> None:
+        """Sets the memory to the prototypes of the encoder as it stands (stage 2)."""
+        if self.position.stage == "adde":
+            return
+        if self._averaged is not None:
+            self._bare.load_state_dict(self._averaged.state_dict())
+        prototypes, counts = self._evaluator.prototypes(self._bare)
+        self._bare.memory.set_prototypes(prototypes.to(self.device))
+        empty = [n for n, c in zip(value_names(self.index.schema), counts.tolist()) if not c]
+        if empty and self.main:
+            print(f"warning: no training item shows {', '.join(empty)}: their prototypes are zero")
+        self.position = Position("adde", 0, self.position.step)
+        self._torch_optimizer.state.clear()
+        self.optimizer.averaged = None
+        self.evaluate()
+        self.save()
+
+    # Evaluation and checkpoints
+
+    def evaluation_due(self, step: int) -> bool:
+        """At the set pace, and at the end of the stage."""
+        every = max(1, round(self.config.evaluation.every_epochs * self.order.steps_per_epoch))
+        return (step + 1) % every == 0 or step + 1 == self.total_steps
+
+    def evaluate(self) -> None:
+        """Validates the weights that would be exported; in stage 3 the best are kept."""
+        model = self._evaluated
+        encoded = self._evaluator.encode(model, "val")
+        if self.main:
+            figures = validate(model, encoded)
+            if self.position.stage == "encoder":
+                # There is no memory yet: what an edit answers means nothing.
+                figures = {"accuracy": figures["accuracy"]}
+            rows = picture_rows(self.index, "val", model, encoded, self.config.evaluation.rows)
+            self._tracker.log_evaluation(
+                self.position.step,
+                {f"val/{name}": value for name, value in figures.items()},
+                rows if self.position.stage == "adde" else [],
+                model.memory.weight.detach().float().cpu().numpy().T,
+                value_names(self.index.schema),
+                self.index.schema.sizes,
+            )
+            shown = ", ".join(f"{k} {v:.4f}" for k, v in figures.items() if k != "queries")
+            tqdm.write(f"step {self.position.step}: {shown}")
+            score = figures.get("hit@30", -1.0)
+            if score > checkpoints.best_score(self.config.run):
+                checkpoints.mark_best(self.config.run, self.save(), score)
+        self.accelerator.wait_for_everyone()
+        self.meter.restart()
+
+    def checkpoint_due(self, step: int, stopping: bool) -> bool:
+        """At the set pace, at the end of the stage, and before a stop."""
+        return (
+            stopping
+            or (step + 1) % self.config.checkpoints.every == 0
+            or step + 1 == self.total_steps
+        )
+
+    def save(self) -> Any:
+        """Writes a checkpoint on the main rank and deletes those no longer kept."""
+        if not self.main:
+            return None
+        path = checkpoints.save_checkpoint(
+            self.config.run,
+            self.position,
+            self._bare,
+            self._torch_optimizer,
+            self._averaged,
+            self.config,
+            self.index.schema,
+            self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
+        )
+        checkpoints.delete_old(self.config.run, self.config.checkpoints.keep)
+        return path
+
+    @property
+    def stop_asked(self) -> bool:
+        """Whether this process was told to stop."""
+        return self._stop.signal is not None
+
+    def stop(self) -> None:
+        """Ends the program after a stop that all ranks have agreed on."""
+        if self.main:
+            tqdm.write(
+                f"stopped after step {self.position.step}; go on with: accelerate launch "
+                f"train/main.py --resume --run {self.config.run}"
+            )
+        self.accelerator.wait_for_everyone()
+        raise SystemExit(128 + (self._stop.signal or signal.SIGTERM))
+
+    def finish(self) -> None:
+        """Says where everything lies."""
+        if self.main:
+            self._tracker.close()
+            report = write_report(self.config.run)
+            best = checkpoints.best_score(self.config.run)
+            print(f"best validation hit@30 {best:.4f}; report: {report}")
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._tracker.close()
+        self._stop.close()
+        if torch.distributed.is_initialized() and error is None:
+            torch.distributed.destroy_process_group()
+
+    # Inside
+
+    @property
+    def _averaged(self) -> torch.nn.Module | None:
+        averaged = self.optimizer.averaged
+        return None if averaged is None else averaged.module
+
+    @property
+    def _evaluated(self) -> Any:
+        return self._bare if self._averaged is None else self._averaged
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        where = str(checkpoint.path)
+        schema = Schema.from_json(checkpoint.state["schema"], where)
+        schema.require_same(self.index.schema, where, str(self.index.root))
+        self._bare.load_state_dict(checkpoint.tensors("model.safetensors"))
+        self.position = checkpoint.position
+        if self.main:
+            print(f"resuming at step {self.position.step} from {where}")
+
+    def _restore_optimizer(self, stage: str) -> None:
+        checkpoint, self._checkpoint = self._checkpoint, None
+        if checkpoint is None or checkpoint.position.stage != stage:
+            return
+        checkpoint.restore_optimizer(self._torch_optimizer, self._bare)
+        if self._averaged is not None and (checkpoint.path / "ema.safetensors").exists():
+            self._averaged.load_state_dict(checkpoint.tensors("ema.safetensors"))
+            self.optimizer.averaged.n_averaged.fill_(max(1, checkpoint.position.stage_step))
+        if self.accelerator.scaler and checkpoint.state["scaler"]:
+            self.accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
+
+
+class Meter:
+    """Means over a step's micro-batches, and how fast the steps go."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._parts = self._images = 0
+        self.speed: dict[str, float] = {}
+        self.restart()
+
+    def restart(self) -> None:
+        """Starts the clock again, after something that is not training."""
+        self._started = time.perf_counter()
+        self.waited = 0.0
+
+    def add(self, scalars: dict[str, float], images: int) -> None:
+        """Adds one micro-batch's scalars."""
+        self._parts += 1
+        self._images += images
+        for name, value in scalars.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+
+    def take(self, ranks: int) -> dict[str, float]:
+        """The step's mean scalars; sets `speed` and starts the next step."""
+        means = {name: value / self._parts for name, value in self._sums.items()}
+        elapsed = time.perf_counter() - self._started
+        self.speed = {
+            "images_per_second": self._images * ranks / elapsed,
+            "data_wait": self.waited / elapsed,
+            "memory_gb": _memory_gb(),
+        }
+        self._sums, self._parts, self._images = {}, 0, 0
+        self.restart()
+        return means
+
+
+class _StopSignals:
+    """Remembers SIGINT and SIGTERM, so that a step is finished first; a second one is obeyed."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        self.close()
+        print("stopping after this step; once more to stop at once", file=sys.stderr)
+
+    def close(self) -> None:
+        """Puts the former handlers back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def value_names(schema: Schema) -> list[str]:
+    """`attribute=value` of every column."""
+    return [f"{a.name}={value}" for a in schema.attributes for value in a.values]
+
+
+def _seed(*key: int) -> int:
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _memory_gb() -> float:
+    """Peak memory: of the GPU where there is one, else of the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def _open_accelerator(config: Config) -> Accelerator:
+    handlers: list[Any] = []
+    # Without being told, Accelerate under DeepSpeed takes CPU ranks for lone processes.
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available():
+        handlers.append(InitProcessGroupKwargs(backend="gloo"))
+    precision = "no" if config.precision == "fp32" else config.precision
+    return Accelerator(mixed_precision=precision, kwargs_handlers=handlers)
+
+
+def _check_batch(config: Config) -> None:
+    parts = config.data.accumulation * world_size()
+    if config.data.batch_size % parts:
+        size = config.data.batch_size
+        raise UserError(
+            f"data.batch_size: expected a multiple of {parts} (accumulation "
+            f"{config.data.accumulation} x {world_size()} ranks), found {size}; the nearest is "
+            f"{max(1, round(size / parts)) * parts}"
+        )
+
+
+def _open_folder(config: Config, resume: bool, main: bool) -> Checkpoint | None:
+    """The checkpoint to go on from; a fresh run's folder gets its config.toml."""
+    found = checkpoints.last_checkpoint(config.run)
+    if found is None:
+        if main:
+            write_config(config, config.run)
+        return None
+    if not resume:
+        raise UserError(
+            f"{config.run}: expected an empty run folder, found {found.path.name}; go on with "
+            "--resume, or name another folder with --run"
+        )
+    if difference := first_difference(config.to_json(), found.state["config"]):
+        raise UserError(
+            f"{found.path}: is of another configuration; {difference} (asked for, and in the "
+            f"checkpoint); use the run's own {config.run / CONFIG_NAME}, or another --run"
+        )
+    return found

@@ -1,0 +1,51 @@
+"""Exports a run's checkpoint as a bundle that serves without torch.
+
+python export/to_onnx.py --run runs/quickstart --out bundles/quickstart
+python export/to_onnx.py --run runs/shop --out bundles/shop --checkpoint last --shards data/shop
+
+onnxruntime must answer as torch does on the test split, or nothing is written.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from adde.errors import run_program
+from adde.exporting.export import export_bundle
+from adde.files import read_json
+from adde.shards.index import ShardIndex
+from adde.training.checkpoint import load_model
+
+
+def export(
+    run: Path,
+    out: Path,
+    checkpoint: Literal["best", "last"] = "best",
+    shards: Path | None = None,
+) -> None:
+    """Writes encoder, memory, golden vectors and bundle.json.
+
+    Args:
+        run: folder of the run.
+        out: folder of the bundle, replaced where it exists.
+        checkpoint: best on the validation split, or last.
+        shards: shards whose test split proves the export; default: those of the training.
+    """
+    model, config, found = load_model(run, checkpoint)
+    index = ShardIndex.read(shards or config.data.shards)
+    metrics = run / "metrics.json"
+    source = {
+        "run": run.resolve().name,
+        "checkpoint": found.path.name,
+        "step": found.position.step,
+        "catalogue": index.name,
+    }
+    retrieval = read_json(metrics) if metrics.exists() else None
+    bundle = export_bundle(model, index, out, retrieval, source)
+    size = sum(file.stat().st_size for file in out.iterdir()) / 1e6
+    print(f"{found.path.name} of {run}: {bundle.path} ({size:.1f} MB)")
+
+
+if __name__ == "__main__":
+    run_program(lambda: tyro.cli(export))

@@ -1,0 +1,171 @@
+"""Answers "this item, but with these values" from a bundle; needs neither torch nor a GPU.
+
+python serve_onnx/query.py --bundle bundles/quickstart --gallery data/wardrobe --split test \\
+    --image x.jpg --set top_colour=red --picture answer.png
+python serve_onnx/query.py --bundle bundles/quickstart --gallery data/wardrobe \\
+    --item wardrobe-000017 --set top_colour=red --set headwear=cap --k 5 --json
+"""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from PIL import Image
+
+from adde.bundle import Bundle
+from adde.errors import UserError, did_you_mean, run_program
+from adde.files import atomic_path
+from adde.preprocess import decode
+from adde.serving.gallery import Gallery, Split, open_gallery
+from adde.serving.picture import AnswerTile, draw_answer
+from adde.serving.search import Answer, Match, Searcher
+from adde.serving.session import Device, Session
+
+Edits = Annotated[
+    tyro.conf.UseAppendAction[tuple[str, ...]],
+    tyro.conf.arg(name="set", metavar="ATTRIBUTE=VALUE"),
+]
+
+
+def query(
+    bundle: Path,
+    gallery: Path,
+    image: Path | None = None,
+    item: str | None = None,
+    edits: Edits = (),
+    split: Split = "all",
+    k: int = 10,
+    picture: Path | None = None,
+    as_json: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
+    device: Device = "cpu",
+) -> None:
+    """Prints the best items, with their score and the attributes that match.
+
+    Args:
+        bundle: folder of the bundle.
+        gallery: folder of shards that answers come from.
+        image: picture of the item to start from.
+        item: or the id of an item of the gallery.
+        edits: a value to ask for; may be given several times.
+        split: which part of the shards.
+        k: number of answers.
+        picture: draw query and answers into this file, PNG or JPEG by its name.
+        as_json: print JSON instead of a table.
+        device: where onnxruntime runs.
+    """
+    if (image is None) == (item is None):
+        raise UserError("expected one of --image and --item, found both or neither")
+    if k < 1:
+        raise UserError(f"--k: expected at least 1, found {k}")
+    if picture is not None:
+        check_picture_name(picture)
+    opened = Bundle.read(bundle)
+    wanted = parse_edits(edits)
+    opened.schema.encode(wanted)  # a wrong name is told before the gallery is embedded
+    session = Session(opened, device)
+    # An unreadable picture, too, is told first.
+    start = None if image is None else opened.preprocess.load(image)
+    items = open_gallery(opened, session, gallery, split)
+    source, name = read_source(items, image, item)
+    pixels = opened.preprocess.load(source, name) if start is None else start
+    answers = Searcher(opened, session, items).search(pixels, wanted, k)
+
+    if as_json:
+        print_json(wanted, answers)
+    else:
+        print_table(name, wanted, answers)
+    if picture is not None:
+        tiles = [tile(items, rank, answer) for rank, answer in enumerate(answers, start=1)]
+        save(draw_answer(decode(source, name), wanted, tiles), picture)
+
+
+def parse_edits(texts: Sequence[str]) -> dict[str, str]:
+    """`attribute=value` texts as a mapping. Raises UserError with the text that is not one."""
+    edits: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (name and equals and value):
+            raise UserError(f"--set: expected ATTRIBUTE=VALUE, found {text!r}")
+        if edits.setdefault(name, value) != value:
+            raise UserError(f"--set: {name!r} is asked to be {edits[name]!r} and {value!r}")
+    return edits
+
+
+def read_source(gallery: Gallery, image: Path | None, item: str | None) -> tuple[Any, str]:
+    """The picture to start from, a path or a file's bytes, and what to call it."""
+    if image is not None:
+        return image, str(image)
+    assert item is not None
+    return gallery.sample(gallery.row(item)).picture, item
+
+
+def print_table(name: str, edits: Mapping[str, str], answers: Sequence[Answer]) -> None:
+    """A line per answer."""
+    asked = ", ".join(f"{attribute}={value}" for attribute, value in edits.items())
+    print(f"{name}{f', but {asked}' if asked else ''}:")
+    width = max(len(answer.item_id) for answer in answers)
+    for rank, answer in enumerate(answers, start=1):
+        matching = sum(match.good for match in answer.matches.values())
+        rest = "; ".join(differences(answer.matches))
+        print(
+            f"{rank:4}  {answer.item_id:{width}}  {answer.score:7.4f}  "
+            f"{matching}/{len(answer.matches)} match{f', but {rest}' if rest else ''}"
+        )
+
+
+def differences(matches: Mapping[str, Match]) -> list[str]:
+    """`attribute: value` of what does not match; "?" where the catalogue does not say."""
+    return [
+        f"{name}: {match.value}{'?' if match.predicted else ''}"
+        for name, match in matches.items()
+        if not match.good
+    ]
+
+
+def print_json(edits: Mapping[str, str], answers: Sequence[Answer]) -> None:
+    """One object: the edits, and the answers best first."""
+    content = [
+        {
+            "item_id": answer.item_id,
+            "score": answer.score,
+            "labels": answer.labels,
+            "matches": {
+                name: {**vars(match), "good": match.good} for name, match in answer.matches.items()
+            },
+        }
+        for answer in answers
+    ]
+    print(json.dumps({"edits": edits, "answers": content}, indent=2, ensure_ascii=False))
+
+
+def tile(gallery: Gallery, rank: int, answer: Answer) -> AnswerTile:
+    """An answer as the picture shows it."""
+    sample = gallery.sample(answer.row)
+    lines = [f"{answer.score:.3f}", *differences(answer.matches)[:2]]
+    image = decode(sample.picture, sample.where)
+    return AnswerTile(image, f"{rank}  {answer.item_id}", lines, answer.good)
+
+
+def check_picture_name(path: Path) -> None:
+    """Raises UserError where Pillow does not write files of this name."""
+    suffixes = Image.registered_extensions()
+    if path.suffix.lower() not in suffixes:
+        raise UserError(
+            f"--picture: {path}: expected a picture's name such as answer.png, found "
+            f"{path.suffix!r}; {did_you_mean(path.suffix, ['.png', '.jpg', '.webp'])}"
+        )
+
+
+def save(image: Image.Image, path: Path) -> None:
+    """Writes the picture and says where it lies, on stderr so that JSON stays alone."""
+    kind = Image.registered_extensions()[path.suffix.lower()]
+    with atomic_path(path) as temporary:
+        image.save(temporary, kind)
+    print(f"picture: {path}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    run_program(lambda: tyro.cli(query))

@@ -1,0 +1,113 @@
+"""A tiny catalogue that any test may read."""
+
+import hashlib
+import io
+import itertools
+import json
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from adde.schema import Attribute, Schema
+from adde.shards.index import Shard, ShardIndex
+
+TINY_SCHEMA = Schema(
+    (
+        Attribute("colour", ("red", "green", "blue")),
+        Attribute("shape", ("disc", "square")),
+        Attribute("border", ("plain", "white")),
+    )
+)
+TINY_SPLITS = {"train": ((0, 3), (1, 2)), "val": ((2, 1),), "test": ((3, 2),)}
+"""Per split, per shard: a seed, and how often every combination of values appears."""
+
+RGB = {"red": (210, 40, 40), "green": (40, 170, 60), "blue": (50, 70, 220)}
+
+
+@pytest.fixture(scope="session")
+def tiny_shards(tmp_path_factory):
+    """Folder of shards: 60 train, 12 val and 24 test pictures of 32 px, some labels missing.
+
+    Edit groups are the three colours of one shape and border.
+    """
+    root = tmp_path_factory.mktemp("tiny")
+    shards = [
+        _write_shard(root, f"{split}-{number:06d}.tar", split, seed, repeats)
+        for split, parts in TINY_SPLITS.items()
+        for number, (seed, repeats) in enumerate(parts)
+    ]
+    ShardIndex(root, "tiny", TINY_SCHEMA, tuple(shards)).write()
+    return root
+
+
+def _write_shard(root, name, split, seed, repeats):
+    rng = np.random.default_rng(seed)
+    members, groups = [], []
+    with tarfile.open(root / name, "w", format=tarfile.USTAR_FORMAT) as tar:
+        shapes, borders = TINY_SCHEMA.attributes[1].values, TINY_SCHEMA.attributes[2].values
+        for _, shape, border in itertools.product(range(repeats), shapes, borders):
+            for colour in RGB:
+                item = f"{name[:-4]}-{len(members):03d}"
+                labels = {"colour": colour, "shape": shape, "border": border}
+                if rng.random() < 0.1:
+                    labels[TINY_SCHEMA.names[rng.integers(3)]] = None
+                record = json.dumps({"item_id": item, "labels": labels}).encode()
+                offsets = [
+                    *_add(tar, f"{item}.png", _png(colour, shape, border, rng)),
+                    *_add(tar, f"{item}.json", record),
+                ]
+                members.append(offsets)
+            groups.append(3)
+    content = (root / name).read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    return Shard(name, split, len(members), len(content), digest, groups, members)
+
+
+def _add(tar, name, content):
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    tar.addfile(info, io.BytesIO(content))
+    # After adding, the tar stands behind the content and its padding to 512 bytes.
+    return tar.offset - -(-len(content) // 512) * 512, len(content)
+
+
+def _png(colour, shape, border, rng):
+    image = Image.new("RGB", (32, 32), (128, 128, 128))
+    draw = ImageDraw.Draw(image)
+    x, y = rng.integers(3, 9, size=2).tolist()
+    options = {"fill": RGB[colour], "outline": "white" if border == "white" else None, "width": 3}
+    paint = draw.ellipse if shape == "disc" else draw.rectangle
+    paint((x, y, x + 18, y + 18), **options)
+    noise = rng.normal(0, 6, (32, 32, 3))
+    pixels = np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "png")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="session")
+def tiny_model():
+    """An untrained ADDE of the tiny catalogue whose memory is not zero."""
+    # Not at the top: tests of layer 0 run where torch is not installed.
+    import torch
+
+    from adde.model import ADDE, ModelSettings
+
+    torch.manual_seed(0)
+    settings = ModelSettings(backbone="test_resnet", image_size=32, width=6, hidden=8)
+    model = ADDE(settings, TINY_SCHEMA).eval()
+    torch.nn.init.normal_(model.memory.weight)
+    return model
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_model, tiny_shards, tmp_path_factory):
+    """Folder of the bundle of `tiny_model`, exported once; tests that damage it take a copy."""
+    from adde.exporting.export import export_bundle
+
+    out = tmp_path_factory.mktemp("bundles") / "tiny"
+    retrieval = {"split": "test", "adde": {"hit@1": 0.5}}
+    export_bundle(tiny_model, ShardIndex.read(tiny_shards), out, retrieval, {"run": "tiny"})
+    return out

@@ -1,0 +1,91 @@
+"""Drawn edits and their negatives against the definition in plain Python."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adde.mining import draw_edits, semihard_negatives
+
+SIZES = (3, 2, 3)
+OFFSETS = torch.tensor([0, 3, 5])
+
+
+def label_rows(items, seed, unknown=True):
+    draws = torch.Generator().manual_seed(seed)
+    low = -1 if unknown else 0
+    return torch.stack([torch.randint(low, v, (items,), generator=draws) for v in SIZES], dim=1)
+
+
+def draw(labels, seed):
+    draws = torch.Generator().manual_seed(seed)
+    edit_noise = torch.rand(len(labels), sum(SIZES), generator=draws)
+    return draw_edits(labels, labels, edit_noise, torch.rand(len(labels), generator=draws), OFFSETS)
+
+
+def exact_targets(rows, i):
+    """Items that differ from i in one attribute, known on both."""
+    found = {}
+    for j, row in enumerate(rows):
+        differing = [a for a in range(len(row)) if row[a] != rows[i][a]]
+        if len(differing) == 1 and -1 not in (row[differing[0]], rows[i][differing[0]]):
+            found.setdefault((differing[0], row[differing[0]]), []).append(j)
+    return found
+
+
+@given(items=st.integers(1, 14), seed=st.integers(0, 999), unknown=st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_an_exact_target_is_taken_wherever_there_is_one(items, seed, unknown):
+    labels = label_rows(items, seed, unknown)
+    edits, rows = draw(labels, seed), labels.tolist()
+    for i, row in enumerate(rows):
+        exact = exact_targets(rows, i)
+        assert bool(edits.exact[i]) == bool(exact)
+        if exact:
+            positive = int(edits.positive[i])
+            assert any(positive in items for items in exact.values())
+            assert edits.targets[i].tolist() == rows[positive]
+        elif edits.usable[i]:
+            positive = rows[int(edits.positive[i])]
+            target = [p if -1 not in (p, own) else own for p, own in zip(positive, row)]
+            assert edits.targets[i].tolist() == target != row
+            # No other usable item differs in fewer attributes.
+            usable = [r for r in rows if any(x != y and -1 not in (x, y) for x, y in zip(r, row))]
+            fewest = min(sum(x != y for x, y in zip(r, row)) for r in usable)
+            assert sum(x != y for x, y in zip(positive, row)) == fewest
+        else:
+            assert edits.targets[i].tolist() == row
+
+
+def test_edits_are_uniform_over_edits_and_not_over_items():
+    # Item 0 can become value 1 (shown by three items) or value 2 (shown by one).
+    labels = torch.tensor([[0, 0, 0], [1, 0, 0], [1, 0, 0], [1, 0, 0], [2, 0, 0]])
+    drawn = [draw(labels, seed) for seed in range(400)]
+    rare = sum(int(edits.targets[0, 0] == 2) for edits in drawn) / 400
+    assert 0.4 < rare < 0.6
+    shown = {int(edits.positive[0]) for edits in drawn}
+    assert shown == {1, 2, 3, 4}
+
+
+@given(items=st.integers(2, 12), seed=st.integers(0, 999))
+@settings(max_examples=60, deadline=None)
+def test_negatives_are_the_hardest_semihard(items, seed):
+    labels = label_rows(items, seed)
+    edits = draw(labels, seed)
+    draws = torch.Generator().manual_seed(seed)
+    queries, refs = torch.nn.functional.normalize(
+        torch.randn(2, items, 4, generator=draws, dtype=torch.float64), dim=-1
+    )
+    negative, found = semihard_negatives(queries, edits.targets, edits.positive, refs, labels)
+    for i in range(items):
+        target = edits.targets[i].tolist()
+        far = [float((queries[i] - r).square().sum()) for r in refs]
+        wrong = [
+            j
+            for j, row in enumerate(labels.tolist())
+            if any(x != y and -1 not in (x, y) for x, y in zip(row, target))
+        ]
+        assert bool(found[i]) == bool(wrong)
+        outside = [j for j in wrong if far[j] > far[int(edits.positive[i])]]
+        if wrong:
+            best = min(outside, key=far.__getitem__) if outside else max(wrong, key=far.__getitem__)
+            assert int(negative[i]) == best

@@ -1,0 +1,87 @@
+"""The sample order: every sample once, groups whole, the same for any number of ranks."""
+
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adde.errors import UserError
+from adde.shards.index import Shard
+from adde.shards.loader import RankShare, StoredOrder
+from adde.shards.order import SampleOrder
+
+groups_of_shards = st.lists(
+    st.lists(st.integers(1, 5), min_size=1, max_size=6), min_size=1, max_size=9
+)
+
+
+def shards(groups):
+    return [Shard(f"{i}.tar", "train", sum(g), 0, "", g, []) for i, g in enumerate(groups)]
+
+
+@given(
+    groups=groups_of_shards,
+    batch=st.integers(1, 7),
+    window=st.integers(1, 4),
+    seed=st.integers(0, 9),
+)
+@settings(max_examples=80, deadline=None)
+def test_an_epoch_holds_every_sample_at_most_once_with_groups_whole(groups, batch, window, seed):
+    total = sum(map(sum, groups))
+    if total < batch:
+        with pytest.raises(UserError, match=f"at most the {total} items"):
+            SampleOrder(shards(groups), batch, seed, window)
+        return
+    order = SampleOrder(shards(groups), batch, seed, window)
+    for epoch in (0, 3):
+        first = epoch * order.steps_per_epoch
+        places = np.concatenate([order.batch(first + s) for s in range(order.steps_per_epoch)])
+        assert len(places) + order.dropped_per_epoch == total
+        assert len({tuple(place) for place in places.tolist()}) == len(places)
+        # Inside a group, positions follow one another; only the cut at the end may break one.
+        starts = [set(np.cumsum([0, *g[:-1]]).tolist()) for g in groups]
+        for before, after in zip(places[:-1].tolist(), places[1:].tolist()):
+            follows = after[0] == before[0] and after[1] == before[1] + 1
+            assert follows or after[1] in starts[after[0]]
+
+
+def test_the_order_is_a_function_of_seed_and_step():
+    groups = [[2, 3, 1], [4, 4], [1, 1, 1, 1], [5]]
+    order, again = (SampleOrder(shards(groups), 4, seed=5, window=2) for _ in range(2))
+    forwards = [order.batch(s).tolist() for s in range(12)]
+    assert [again.batch(s).tolist() for s in reversed(range(12))] == forwards[::-1]
+    assert pickle.loads(pickle.dumps(order)).batch(7).tolist() == forwards[7]
+    other = SampleOrder(shards(groups), 4, seed=6, window=2)
+    assert [other.batch(s).tolist() for s in range(12)] != forwards
+    assert (
+        forwards[: order.steps_per_epoch]
+        != forwards[order.steps_per_epoch :][: order.steps_per_epoch]
+    )
+
+
+@pytest.mark.parametrize(("ranks", "accumulation"), [(1, 1), (2, 1), (4, 1), (2, 2), (1, 4)])
+def test_ranks_and_accumulation_share_the_same_global_batch(ranks, accumulation):
+    order = SampleOrder(shards([[3, 2, 4], [6], [1] * 9]), 8, seed=1, window=2)
+    for step in range(5):
+        parts = [
+            RankShare(order, rank, ranks, accumulation)(step * accumulation + part)
+            for part in range(accumulation)
+            for rank in range(ranks)
+        ]
+        assert np.concatenate(parts).tolist() == order.batch(step).tolist()
+
+
+@given(
+    samples=st.lists(st.integers(1, 9), min_size=1, max_size=5),
+    batch=st.integers(1, 6),
+    ranks=st.integers(1, 4),
+)
+@settings(max_examples=60, deadline=None)
+def test_stored_order_covers_a_split_once_in_rank_order(samples, batch, ranks):
+    seen = []
+    for rank in range(ranks):
+        places = StoredOrder(tuple(samples), batch, rank, ranks)
+        seen += [tuple(p) for number in range(len(places)) for p in places(number).tolist()]
+    assert seen == [(shard, p) for shard, count in enumerate(samples) for p in range(count)]

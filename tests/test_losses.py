@@ -1,0 +1,88 @@
+"""Loss terms against plain loops."""
+
+import math
+
+import pytest
+import torch
+
+from adde import losses
+from adde.losses import Term
+from adde.mining import Edits
+from adde.training.config import AddeStage
+from adde.training.objectives import Terms, global_mean
+
+SIZES = (3, 2)
+
+
+def value(term: Term) -> float:
+    return float((term.sums / term.counts.clamp(min=1)).sum())
+
+
+def test_classification_is_a_mean_per_attribute_over_known_labels():
+    logits = torch.randn(5, 5, dtype=torch.float64)
+    labels = torch.tensor([[0, -1], [2, 1], [-1, -1], [1, 0], [0, 1]])
+    weights = torch.tensor([1.0, 3, 1, 0, 2])
+    expected = 0.0
+    for attribute, (start, size) in enumerate(((0, 3), (3, 2))):
+        total = count = 0.0
+        for row, label, weight in zip(logits.tolist(), labels[:, attribute].tolist(), weights):
+            if label == -1:
+                continue
+            part = row[start : start + size]
+            log_p = part[label] - math.log(sum(math.exp(x) for x in part))
+            total, count = total - float(weight) * log_p, count + float(weight)
+        expected += total / count
+    assert value(losses.classification(logits, labels, SIZES, weights)) == pytest.approx(expected)
+
+
+def test_compositional_compares_distances_not_squares():
+    queries = torch.tensor([[1.0, 0], [1, 0], [1, 0]])
+    positives = torch.tensor([[0.0, 1], [1, 0], [0, 1]])
+    negatives = torch.tensor([[-1.0, 0], [0, 1], [1, 0]])
+    counted = torch.tensor([True, True, False])
+    term = losses.compositional(queries, positives, negatives, counted, margin=1.0)
+    expected = (1 + math.sqrt(2) - 2) + max(0, 1 + 0 - math.sqrt(2))
+    assert (value(term), float(term.counts)) == (pytest.approx(expected / 2), 2.0)
+
+
+def test_compositional_has_a_gradient_at_distance_zero():
+    queries = torch.tensor([[1.0, 0]], requires_grad=True)
+    same = queries.detach().clone()
+    term = losses.compositional(queries, same, same, torch.tensor([True]), margin=0.3)
+    term.sums.sum().backward()
+    assert torch.isfinite(queries.grad).all()
+
+
+def test_consistency_leaves_unknown_attributes_out():
+    prototypes, embeddings = torch.zeros(2, 2, 3), torch.ones(2, 2, 3)
+    embeddings[0, 1] = 100.0
+    labels = torch.tensor([[0, -1], [1, 1]])
+    term = losses.consistency(prototypes, embeddings, labels, torch.tensor([1.0, 2.0]))
+    assert (float(term.sums), float(term.counts)) == (5.0, 5.0)
+
+
+def test_roles_count_how_often_an_item_was_chosen():
+    edits = Edits(
+        targets=torch.zeros(3, 2, dtype=torch.int64),
+        positive=torch.tensor([1, 1, 0]),
+        exact=torch.ones(3, dtype=torch.bool),
+        usable=torch.tensor([True, True, False]),
+    )
+    roles = losses.triplet_roles(
+        edits, torch.tensor([2, 0, 1]), torch.tensor([True, False, True]), items=3
+    )
+    assert roles.tolist() == [[0, 2, 0], [0, 0, 1]]
+
+
+def test_the_total_is_the_weighted_sum_of_means():
+    terms = Terms(
+        {
+            "cls": Term(torch.tensor([4.0, 9.0]), torch.tensor([2.0, 3.0])),
+            "memory": Term(torch.tensor([7.0]), torch.tensor([1.0])),
+        },
+        {"exact_targets": Term(torch.tensor([3.0]), torch.tensor([4.0]))},
+    )
+    loss, scalars, flag = global_mean(terms, AddeStage(cls=0.5, memory=2.0), flag=True)
+    assert float(loss) == pytest.approx(0.5 * 5 + 2 * 7)
+    assert scalars == pytest.approx({"loss": 16.5, "cls": 5, "memory": 7, "exact_targets": 0.75})
+    assert flag

@@ -1,0 +1,73 @@
+"""Measures a run's checkpoint on a split: a table, and metrics.json beside the run.
+
+python train/evaluate.py --run runs/quickstart --split test
+python train/evaluate.py --run runs/quickstart --split val --checkpoint last
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+from adde.training.report import write_report
+
+from adde import metrics
+from adde.errors import run_program
+from adde.files import write_json
+from adde.schema import Schema
+from adde.shards.index import ShardIndex
+from adde.training.checkpoint import load_model
+from adde.training.evaluation import Evaluator, MemoryEdit
+
+COLUMNS = ("hit@1", "hit@10", "hit@30", "ndcg@30", "ndcg_target@30", "ndcg_others@30")
+
+
+def evaluate(
+    run: Path,
+    split: Literal["train", "val", "test"] = "test",
+    checkpoint: Literal["best", "last"] = "best",
+    shards: Path | None = None,
+    batch_size: int = 256,
+) -> None:
+    """Attribute manipulation retrieval and attribute accuracy (DESIGN 5).
+
+    Args:
+        run: folder of the run.
+        split: whose items are gallery and queries.
+        checkpoint: best on the validation split, or last.
+        shards: folder of shards; default: those the run was trained on.
+        batch_size: pictures encoded at a time.
+    """
+    model, config, found = load_model(run, checkpoint)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device)
+    index = ShardIndex.read(shards or config.data.shards)
+    model.schema.require_same(index.schema, str(found.path), str(index.root))
+
+    encoded = Evaluator(index, batch_size, config.data.workers, device).encode(model, split)
+    figures = metrics.evaluate_split(
+        encoded.embeddings, encoded.logits, encoded.labels, model.schema, MemoryEdit(model)
+    )
+    write_json(run / "metrics.json", {"split": split, **figures})
+    print_tables(figures, model.schema)
+    print(f"\n{found.path.name} of {run} on {split}: {run / 'metrics.json'}, {write_report(run)}")
+
+
+def print_tables(figures: dict[str, Any], schema: Schema) -> None:
+    """Retrieval beside its baselines, then every attribute."""
+    print(f"{'':18}" + "".join(f"{column:>16}" for column in COLUMNS))
+    for name, row in {"adde": figures["adde"], **figures["baselines"]}.items():
+        print(f"{name:18}" + "".join(f"{row[column]:16.4f}" for column in COLUMNS))
+    print(f"{figures['adde']['queries']} queries\n")
+    print(f"{'attribute':18}{'accuracy':>16}{'hit@10':>16}{'hit@30':>16}{'queries':>16}")
+    accuracy, hits = figures["attribute_accuracy"], figures["by_attribute"]
+    for name in ("mean", *schema.names):
+        row = f"{name:18}{accuracy[name]:16.4f}" if name in accuracy else f"{name:18}{'-':>16}"
+        if name in hits:
+            hit = hits[name]
+            row += f"{hit['hit@10']:16.4f}{hit['hit@30']:16.4f}{hit['queries']:16d}"
+        print(row)
+
+
+if __name__ == "__main__":
+    run_program(lambda: tyro.cli(evaluate))

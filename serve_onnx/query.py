@@ -1,8 +1,8 @@
-"""Answers "this item, but with these values" from a bundle; needs neither torch nor a GPU.
+r"""Answers "this item, but with these values" from a bundle; needs neither torch nor a GPU.
 
-python serve_onnx/query.py --bundle bundles/quickstart --gallery data/wardrobe --split test \\
+python serve_onnx/query.py --bundle bundles/quickstart --gallery data/wardrobe --split test \
     --image x.jpg --set top_colour=red --picture answer.png
-python serve_onnx/query.py --bundle bundles/quickstart --gallery data/wardrobe \\
+python serve_onnx/query.py --bundle bundles/quickstart --gallery data/wardrobe \
     --item wardrobe-000017 --set top_colour=red --set headwear=cap --k 5 --json
 """
 
@@ -144,7 +144,7 @@ def print_json(edits: Mapping[str, str], answers: Sequence[Answer]) -> None:
 def tile(gallery: Gallery, rank: int, answer: Answer) -> AnswerTile:
     """An answer as the picture shows it."""
     sample = gallery.sample(answer.row)
-    lines = [f"{answer.score:.3f}", *differences(answer.matches)[:2]]
+    lines = [f"{answer.score:.4f}", *differences(answer.matches)[:2]]
     image = decode(sample.picture, sample.where)
     return AnswerTile(image, f"{rank}  {answer.item_id}", lines, answer.good)
 

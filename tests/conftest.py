@@ -98,7 +98,11 @@ def tiny_model():
     torch.manual_seed(0)
     settings = ModelSettings(backbone="test_resnet", image_size=32, width=6, hidden=8)
     model = ADDE(settings, TINY_SCHEMA).eval()
-    torch.nn.init.normal_(model.memory.weight)
+    with torch.no_grad():
+        model.memory.weight.normal_()
+        # Fresh weights see next to nothing: make pictures differ, not only biases.
+        for layer in (model.heads.first, model.heads.second, model.classifiers.linear):
+            layer.weight.mul_(6)
     return model
 
 

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import torch
 import tyro
-from adde.training.report import write_report
 
 from adde import metrics
 from adde.errors import run_program
@@ -18,6 +17,7 @@ from adde.schema import Schema
 from adde.shards.index import ShardIndex
 from adde.training.checkpoint import load_model
 from adde.training.evaluation import Evaluator, MemoryEdit
+from adde.training.report import write_report
 
 COLUMNS = ("hit@1", "hit@10", "hit@30", "ndcg@30", "ndcg_target@30", "ndcg_others@30")
 

@@ -1,1 +1,1 @@
-"""From a trained model to a bundle that serves without torch, and the proof that it answers alike."""
+"""From a trained model to a bundle that serves without torch, and proof that it answers alike."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
@@ -87,15 +88,28 @@ def _export(
     ):
         # Two inputs with one batch axis are told of; that they share it is the point.
         warnings.filterwarnings("ignore", "# The axis name: batch")
-        torch.onnx.export(
+        program = torch.onnx.export(
             module.eval(),
             kwargs=dict(inputs),
-            f=path,
             input_names=list(inputs),
             output_names=list(outputs),
             opset_version=OPSET,
             dynamo=True,
             dynamic_shapes={name: {0: batch} for name in inputs},
-            external_data=False,
             verbose=False,
         )
+    assert program is not None
+    graph = program.model_proto
+    _strip_notes(graph)
+    onnx.save(graph, path)
+
+
+def _strip_notes(model: onnx.ModelProto) -> None:
+    """Drops the exporter's notes on every node: source lines and paths of this machine."""
+    graph = model.graph
+    for part in (graph.node, graph.input, graph.output, graph.value_info, graph.initializer):
+        for entry in part:
+            entry.ClearField("metadata_props")
+            entry.ClearField("doc_string")
+    graph.ClearField("metadata_props")
+    model.ClearField("metadata_props")

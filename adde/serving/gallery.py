@@ -103,9 +103,9 @@ def _embed(bundle: Bundle, session: Session, samples: Iterator[Sample], count: i
             rows = slice(len(item_ids), len(item_ids) + len(batch))
             pictures = np.stack([bundle.preprocess.load(s.picture, s.where) for s in batch])
             embeddings, logits = session.encode(pictures)
-            flat = embeddings.reshape(len(batch), -1)
-            norms = np.linalg.norm(flat, axis=1, keepdims=True)
-            vectors[rows] = flat / np.maximum(norms, 1e-12)
+            vectors[rows] = np.reshape(embeddings, (len(batch), -1))
+            norms = np.linalg.norm(vectors[rows], axis=1, keepdims=True)
+            vectors[rows] /= np.maximum(norms, 1e-12)
             labels[rows] = [s.labels for s in batch]
             predicted[rows] = predicted_labels(logits, bundle.schema)
             item_ids += [s.item_id for s in batch]

@@ -1,4 +1,4 @@
-""" "This item, but with these values": picture and edits in, ranked items out."""
+"""Picture and edits in, ranked items out: this item, but with these values."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -82,11 +82,11 @@ class Searcher:
 
     def _answer(self, row: int, score: float, targets: Labels) -> Answer:
         gallery, schema = self._gallery, self._schema
-        known = gallery.labels[row]
-        shown = np.where(known == UNKNOWN, gallery.predicted[row], known)
-        triples = zip(shown.tolist(), (known == UNKNOWN).tolist(), targets.tolist())
-        matches = {
-            a.name: Match(a.values[value], predicted, a.values[wanted])
-            for a, (value, predicted, wanted) in zip(schema.attributes, triples)
-        }
+        known, seen = gallery.labels[row], gallery.predicted[row]
+        matches: dict[str, Match] = {}
+        for number, attribute in enumerate(schema.attributes):
+            value, predicted = int(known[number]), bool(known[number] == UNKNOWN)
+            shown = attribute.values[int(seen[number]) if predicted else value]
+            wanted = attribute.values[int(targets[number])]
+            matches[attribute.name] = Match(shown, predicted, wanted)
         return Answer(gallery.item_ids[row], score, schema.decode(known), matches, row)

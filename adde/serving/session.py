@@ -6,12 +6,14 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
+import onnxruntime as untyped  # pyright: ignore[reportMissingTypeStubs]
 
 from adde.bundle import Bundle
 from adde.errors import UserError
 from adde.preprocess import Picture
 from adde.schema import Vector
+
+onnxruntime: Any = untyped
 
 Device = Literal["cpu", "cuda"]
 PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -61,7 +63,7 @@ def _check(
         )
 
 
-def _open(path: Path, device: Device) -> onnxruntime.InferenceSession:
+def _open(path: Path, device: Device) -> Any:
     options = onnxruntime.SessionOptions()
     # Left to itself onnxruntime counts the machine's cores, not those this process may use.
     options.intra_op_num_threads = len(os.sched_getaffinity(0))

@@ -1,1 +1,1 @@
-"""Training: configuration, objectives, checkpoints, evaluation, and the watching of a run."""
+"""Configuration, checkpoints, objectives, tracking and evaluation of a training run."""

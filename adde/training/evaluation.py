@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from adde.training.tracking import PictureRow
 from torch import Tensor
 from tqdm import tqdm
 
@@ -16,6 +15,7 @@ from adde.schema import UNKNOWN, Labels, Vector
 from adde.shards.index import ShardIndex
 from adde.shards.loader import Batch, Batches, StoredOrder, load_batches
 from adde.shards.reader import ShardReader
+from adde.training.tracking import PictureRow
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
-from adde.training.report import write_report
-from adde.training.tracking import Tracker
 from tqdm import tqdm
 
 from adde.distributed import rank, world_size
@@ -32,6 +30,8 @@ from adde.training.config import CONFIG_NAME, Config, Schedule, first_difference
 from adde.training.evaluation import Evaluator, picture_rows, validate
 from adde.training.objectives import Objective
 from adde.training.optimisation import StageOptimizer, build_optimizer
+from adde.training.report import write_report
+from adde.training.tracking import Tracker
 
 STAGES = ("encoder", "adde")
 

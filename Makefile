@@ -30,3 +30,37 @@ test-slow: setup
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# From nothing to a picture of an answer: everything below is redone only when what it rests on
+# has changed. Each line is a command that works on a catalogue of your own too.
+
+QUICK    := runs/quickstart
+ANSWER   := answers/quickstart.png
+
+quickstart: $(ANSWER)
+	@echo
+	@echo "answer:  $(ANSWER)"
+	@echo "report:  $(QUICK)/report.html"
+	@echo "bundle:  bundles/quickstart"
+
+data/wardrobe/index.json: shards/build.py $(wildcard adde/shards/*.py) | setup
+	$(BIN)/python shards/build.py --catalogue wardrobe --items 10000 --out data/wardrobe
+	touch $@
+
+# An unfinished run goes on where it stopped; a recipe that changed starts afresh.
+$(QUICK)/.trained: train/recipes/quickstart.toml data/wardrobe/index.json
+	if test -e $@; then rm -rf $(QUICK); fi
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no \
+		--dynamo_backend no train/main.py --recipe $< --run $(QUICK) --resume
+	touch $@
+
+$(QUICK)/metrics.json: $(QUICK)/.trained
+	$(BIN)/python train/evaluate.py --run $(QUICK) --split test
+
+bundles/quickstart/bundle.json: $(QUICK)/metrics.json
+	$(BIN)/python export/to_onnx.py --run $(QUICK) --out bundles/quickstart
+	$(BIN)/python export/check.py --bundle bundles/quickstart
+
+$(ANSWER): bundles/quickstart/bundle.json
+	$(BIN)/python serve_onnx/query.py --bundle bundles/quickstart --gallery data/wardrobe \
+		--split test --item $(QUICK_ITEM) --set top_colour=red --picture $@

@@ -103,9 +103,12 @@ def read_source(gallery: Gallery, image: Path | None, item: str | None) -> tuple
 
 
 def print_table(name: str, edits: Mapping[str, str], answers: Sequence[Answer]) -> None:
-    """A line per answer."""
+    """What is looked for, and a line per answer."""
     asked = ", ".join(f"{attribute}={value}" for attribute, value in edits.items())
-    print(f"{name}{f', but {asked}' if asked else ''}:")
+    seen = {n: m.wanted for n, m in answers[0].matches.items() if n not in edits}
+    print(f"{name}{f', but {asked}' if asked else ''}")
+    if seen:
+        print("seen in it: " + ", ".join(f"{n}={value}" for n, value in seen.items()))
     width = max(len(answer.item_id) for answer in answers)
     for rank, answer in enumerate(answers, start=1):
         matching = sum(match.good for match in answer.matches.values())

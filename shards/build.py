@@ -3,7 +3,7 @@ r"""Packs a catalogue into WebDataset shards with an index.
 python shards/build.py --catalogue wardrobe --out data/wardrobe
 python shards/build.py --catalogue wardrobe-hard --out data/wardrobe-hard
 python shards/build.py --catalogue items.csv --images photos/ --out data/shop --size 256
-python shards/build.py --catalogue items.parquet --images photos/ --out data/shop \\
+python shards/build.py --catalogue items.parquet --images photos/ --out data/shop \
         --group-by family --attributes colour sleeve pattern
 """
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from adde.bundle import ENCODER, MEMORY
+from adde.errors import UserError
 from adde.model import ADDE
 from adde.preprocess import Picture
 from adde.schema import Vector
@@ -65,12 +66,23 @@ class TorchSession:
 
 
 def write_graphs(model: ADDE, folder: Path) -> None:
-    """Writes encoder.onnx and memory.onnx into `folder`, batch dynamic, weights inside."""
+    """Writes encoder.onnx and memory.onnx into `folder`, batch dynamic, weights inside.
+
+    Raises:
+        UserError: torch cannot export the backbone.
+    """
     side, attributes = model.preprocess.size, len(model.schema.sizes)
     images = torch.from_numpy(np.zeros((2, side, side, 3), np.uint8))
     embeddings = torch.zeros(2, attributes, model.settings.width)
     indicator = torch.zeros(2, model.schema.num_values)
-    _export(EncoderGraph(model), {"images": images}, ("embeddings", "logits"), folder / ENCODER)
+    outputs = ("embeddings", "logits")
+    try:
+        _export(EncoderGraph(model), {"images": images}, outputs, folder / ENCODER)
+    except torch.onnx.OnnxExporterError as error:
+        raise UserError(
+            f"model.backbone: torch cannot export {model.settings.backbone!r} to ONNX opset "
+            f"{OPSET}: {error}"
+        ) from error
     inputs = {"embeddings": embeddings, "indicator": indicator}
     _export(MemoryGraph(model), inputs, ("query",), folder / MEMORY)
 

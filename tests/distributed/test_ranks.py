@@ -1,0 +1,106 @@
+"""N gloo ranks against one: the same loss and the same gradients on the same global batch."""
+
+import socket
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+from adde.distributed import gather_rows, gather_uneven
+from adde.model import ADDE, ModelSettings
+from adde.schema import Attribute, Schema
+from adde.shards.loader import Batch
+from adde.training.config import AddeStage, Augmentation, EncoderStage
+from adde.training.objectives import Objective, global_mean
+
+SCHEMA = Schema((Attribute("colour", ("r", "g", "b")), Attribute("size", ("s", "l"))))
+ITEMS = 16
+
+
+def build_model():
+    torch.manual_seed(0)
+    model = ADDE(ModelSettings(backbone="test_resnet", image_size=32, width=4, hidden=6), SCHEMA)
+    # Batch norm sees one rank's items only, so a backbone without it is what can be equal.
+    model.backbone = nn.Sequential(
+        nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 96), nn.Tanh()
+    )
+    nn.init.normal_(model.memory.weight, std=0.1)
+    return model
+
+
+def global_batch():
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (ITEMS, 32, 32, 3), dtype=np.uint8)
+    labels = np.stack([random.integers(-1, size, ITEMS) for size in SCHEMA.sizes], axis=1)
+    return torch.from_numpy(images), torch.from_numpy(labels)
+
+
+def one_step(stage):
+    """Loss, scalars and gradients of one step on this rank's share of the global batch."""
+    ranks = dist.get_world_size() if dist.is_initialized() else 1
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    model = build_model()
+    model.memory.requires_grad_(stage == "adde")
+    wrapped = nn.parallel.DistributedDataParallel(model) if ranks > 1 else model
+    images, labels = global_batch()
+    share = slice(rank * ITEMS // ranks, (rank + 1) * ITEMS // ranks)
+    batch = Batch(images[share], labels[share], [])
+    objective = Objective(SCHEMA, Augmentation(), margin=0.5)
+    terms = getattr(objective, stage)(wrapped, batch, torch.Generator().manual_seed(3))
+    weights = AddeStage(global_triplet=1.0) if stage == "adde" else EncoderStage()
+    loss, scalars, flag = global_mean(terms, weights, flag=rank == ranks - 1)
+    loss.backward()
+    assert flag
+    gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    return scalars, gradients
+
+
+def run_rank(rank, ranks, port, stage, queue):
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks)
+    torch.set_num_threads(1)
+    try:
+        uneven = gather_uneven(torch.arange(rank + 1) + 10 * rank).tolist()
+        scalars, gradients = one_step(stage)
+        if rank == ranks - 1:
+            queue.put((scalars, {n: g.numpy() for n, g in gradients.items()}, uneven))
+            queue.join()
+    finally:
+        dist.destroy_process_group()
+
+
+def on_ranks(ranks, stage):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = mp.get_context("spawn")
+    queue = context.JoinableQueue()
+    arguments = (ranks, port, stage, queue)
+    processes = mp.spawn(run_rank, arguments, ranks, join=False, start_method="spawn")
+    result = queue.get(timeout=120)
+    queue.task_done()
+    while not processes.join():
+        pass
+    return result
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("stage", ["encoder", "adde"])
+def test_loss_and_gradients_equal_one_rank(ranks, stage):
+    expected, expected_gradients = one_step(stage)
+    scalars, gradients, uneven = on_ranks(ranks, stage)
+    assert scalars == pytest.approx(expected, rel=1e-6, abs=1e-6)
+    assert gradients.keys() == expected_gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(
+            torch.from_numpy(gradient), expected_gradients[name], rtol=1e-5, atol=1e-6, msg=name
+        )
+    assert uneven == [10 * rank + i for rank in range(ranks) for i in range(rank + 1)]
+
+
+def test_one_rank_needs_no_process_group():
+    rows = torch.randn(3, 2, requires_grad=True)
+    assert gather_rows(rows) is rows
+    assert gather_uneven(rows) is rows

@@ -1,0 +1,71 @@
+"""A bundle that is not what was exported is found out, and the cause is named."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from adde.bundle import BUNDLE_NAME, FILES, Bundle
+from adde.errors import UserError
+from adde.exporting.check import check_bundle
+
+
+@pytest.fixture
+def copy(tiny_bundle, tmp_path):
+    return shutil.copytree(tiny_bundle, tmp_path / "bundle")
+
+
+def test_a_whole_bundle_passes_at_every_batch(tiny_bundle):
+    bundle, rows = check_bundle(tiny_bundle)
+    assert bundle == Bundle.read(tiny_bundle)
+    assert [row["batch"] for row in rows] == [1, 2, 7, 64]
+    assert all(row["max_error"] < 1e-5 for row in rows)
+    assert all(row["encoder_ms"] > 0 and row["memory_ms"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_flipped_byte_is_named(copy, name):
+    content = bytearray((copy / name).read_bytes())
+    content[len(content) // 2] ^= 8
+    (copy / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"{name}: damaged"):
+        check_bundle(copy)
+
+
+@pytest.mark.parametrize("name", ["embeddings", "logits", "query"])
+def test_other_weights_are_noticed_though_every_hash_is_right(copy, name):
+    bundle = Bundle.read(copy)
+    golden = bundle.golden()
+    array = getattr(golden, name).copy()
+    array.flat[array.argmax()] *= 1.001
+    replace(golden, **{name: array}).write(copy / "golden.npz")
+    bundle.write()
+    with pytest.raises(UserError, match=f"{name} at batch 1: .*golden.* found an error of 0.00"):
+        check_bundle(copy)
+
+
+def test_another_opset_or_size_is_noticed(copy):
+    bundle = Bundle.read(copy)
+    replace(bundle, details={**bundle.details, "opset": 17}).write()
+    with pytest.raises(UserError, match=r"encoder\.onnx: expected opset 17, found 20"):
+        check_bundle(copy)
+    replace(bundle, width=7).write()
+    with pytest.raises(UserError, match=r"golden embeddings: expected shape \(4, 3, 7\), found"):
+        check_bundle(copy)
+
+
+def test_a_file_that_is_no_graph_is_named(copy):
+    bundle = Bundle.read(copy)
+    (copy / "memory.onnx").write_bytes(b"no graph at all")
+    bundle.write()
+    with pytest.raises(UserError, match=r"memory\.onnx: expected an ONNX graph"):
+        check_bundle(copy)
+
+
+def test_another_schema_is_refused(copy):
+    content = json.loads((copy / BUNDLE_NAME).read_text())
+    content["schema"]["attributes"][0]["values"][0] = "crimson"
+    (copy / BUNDLE_NAME).write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"bundle\.json: schema_hash: expected"):
+        check_bundle(copy)

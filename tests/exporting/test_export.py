@@ -1,0 +1,190 @@
+"""What the exported graphs compute, and that the gate lets nothing else pass."""
+
+import json
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from adde.bundle import Bundle
+from adde.errors import UserError
+from adde.exporting import export, parity
+from adde.preprocess import Preprocess
+from adde.schema import Attribute, Schema
+from adde.serving.session import Session
+from adde.shards.index import ShardIndex
+from adde.shards.reader import iterate
+
+
+@pytest.fixture(scope="module")
+def run(tiny_bundle):
+    sessions = {
+        name: onnxruntime.InferenceSession(tiny_bundle / name, providers=["CPUExecutionProvider"])
+        for name in ("encoder.onnx", "memory.onnx")
+    }
+    return lambda name, **inputs: sessions[name].run(None, inputs)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 13, 65])
+def test_the_encoder_graph_gives_what_torch_gives_from_raw_pictures(run, tiny_model, batch):
+    images = np.random.default_rng(batch).integers(0, 256, (batch, 32, 32, 3), dtype=np.uint8)
+    embeddings, logits = run("encoder.onnx", images=images)
+    # Not the model's own uint8 path: preprocessing is written out.
+    mean, std = np.array(tiny_model.preprocess.mean), np.array(tiny_model.preprocess.std)
+    pictures = torch.from_numpy((images / 255 - mean) / std).permute(0, 3, 1, 2).float()
+    with torch.no_grad():
+        expected = tiny_model.heads(tiny_model.backbone(pictures))
+        expected_logits = tiny_model.classifiers(expected)
+    np.testing.assert_allclose(embeddings, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(logits, expected_logits, rtol=1e-4, atol=1e-4)
+    assert embeddings.dtype == logits.dtype == np.float32
+    assert np.ptp(embeddings, axis=0).max() > 0.1 or batch == 1
+
+
+@pytest.mark.parametrize("batch", [1, 5, 64])
+def test_the_memory_graph_equals_the_formula(run, tiny_model, batch):
+    rng = np.random.default_rng(batch)
+    embeddings = rng.standard_normal((batch, 3, 6), dtype=np.float32)
+    indicator = rng.integers(-1, 2, (batch, 7)).astype(np.float32)
+    (query,) = run("memory.onnx", embeddings=embeddings, indicator=indicator)
+    memory = tiny_model.memory.weight.detach().double().numpy()
+    for row in range(batch):
+        edited = embeddings[row].reshape(-1).astype(np.float64)
+        for column in range(7):
+            edited = edited + indicator[row, column] * memory[:, column]
+        np.testing.assert_allclose(query[row], edited / np.sqrt((edited**2).sum()), atol=1e-6)
+    assert query.shape == (batch, 18)
+    assert query.dtype == np.float32
+
+
+def test_the_bundle_says_what_it_is(tiny_bundle, tiny_model, tiny_shards):
+    bundle = Bundle.read(tiny_bundle)
+    assert bundle.schema == tiny_model.schema
+    assert bundle.preprocess == tiny_model.preprocess
+    assert bundle.width == 6
+    content = json.loads((tiny_bundle / "bundle.json").read_text())
+    assert (content["attributes"], content["values"], content["precision"]) == (3, 7, "fp32")
+    assert content["source"] == {"run": "tiny"}
+    assert content["retrieval"]["adde"] == {"hit@1": 0.5}
+    assert content["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert sorted(path.name for path in tiny_bundle.iterdir()) == sorted(
+        ["bundle.json", *content["files"]]
+    )
+    report = content["parity"]
+    assert list(report["errors_by_batch"]) == ["1", "2", "7", "64"]
+    assert report["max_error"] <= 1e-4
+    assert report["top30"]["queries"] > 50
+    assert report["top30"]["identical"] == 1.0
+
+
+def test_golden_vectors_are_real_pictures_seen_by_torch(tiny_bundle, tiny_model, tiny_shards):
+    golden = Bundle.read(tiny_bundle).golden()
+    load = tiny_model.preprocess.load
+    stored = [load(s.picture) for s in iterate(ShardIndex.read(tiny_shards), "test")]
+    assert len(golden.images) == 4
+    assert all(any(np.array_equal(image, other) for other in stored) for image in golden.images)
+    with torch.no_grad():
+        embeddings, logits = tiny_model.encode(torch.from_numpy(golden.images))
+        edited = tiny_model.edit(embeddings, torch.from_numpy(golden.indicator)).flatten(1)
+    np.testing.assert_allclose(golden.embeddings, embeddings, atol=1e-6)
+    np.testing.assert_allclose(golden.logits, logits, atol=1e-6)
+    np.testing.assert_allclose(golden.query, edited / edited.norm(dim=1, keepdim=True), atol=1e-6)
+    assert np.abs(golden.indicator).sum() > 0
+
+
+def test_graphs_are_plain_onnx_without_paths_of_the_machine(tiny_bundle):
+    for name in ("encoder.onnx", "memory.onnx"):
+        graph = onnx.load(tiny_bundle / name)
+        onnx.checker.check_model(graph, full_check=True)
+        assert {entry.domain for entry in graph.opset_import} <= {"", "ai.onnx"}
+        content = (tiny_bundle / name).read_bytes()
+        assert b"site-packages" not in content
+        assert b"graphs.py" not in content
+
+
+class Noisy(Session):
+    """onnxruntime whose embeddings are off by 1 %."""
+
+    def encode(self, images):
+        embeddings, logits = super().encode(images)
+        rng = np.random.default_rng(0)
+        noise = 0.01 * np.abs(embeddings).max()
+        return embeddings + noise * rng.standard_normal(embeddings.shape, np.float32), logits
+
+
+def test_a_failed_gate_leaves_what_was_there(
+    monkeypatch, tmp_path, capsys, tiny_model, tiny_shards
+):
+    monkeypatch.setattr(export, "Session", Noisy)
+    out = tmp_path / "bundle"
+    out.mkdir()
+    (out / "old").write_text("kept")
+    message = (
+        r"no bundle is written; largest error: expected at most 0\.0001 .*found 0\.0\d+ "
+        r"\((embeddings|query) at batch \d+\); identical top-30: .*found \d"
+    )
+    with pytest.raises(UserError, match=message):
+        export.export_bundle(tiny_model, ShardIndex.read(tiny_shards), out, None, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    assert (out / "old").read_text() == "kept"
+    assert "parity at batch 64: embeddings" in capsys.readouterr().out
+
+
+def test_shards_of_another_schema_are_refused_before_work(tmp_path, tiny_model, tiny_shards):
+    index = ShardIndex.read(tiny_shards)
+    other = ShardIndex(
+        index.root, "other", Schema((Attribute("colour", ("red", "teal")),)), index.shards
+    )
+    with pytest.raises(UserError, match=r"the checkpoint and .* have different schemas"):
+        export.export_bundle(tiny_model, other, tmp_path / "b", None, {})
+    assert not (tmp_path / "b").exists()
+
+
+def test_an_empty_test_split_is_refused(tmp_path, tiny_model, tiny_shards):
+    index = ShardIndex.read(tiny_shards)
+    rest = tuple(shard for shard in index.shards if shard.split != "test")
+    index = ShardIndex(index.root, "tiny", index.schema, rest)
+    with pytest.raises(UserError, match="expected shards of split 'test', found none"):
+        export.export_bundle(tiny_model, index, tmp_path / "b", None, {})
+
+
+def test_a_nan_does_not_pass_the_gate():
+    report = {
+        "max_error": float("nan"),
+        "errors_by_batch": {"1": {"query": 0.0, "logits": float("nan")}},
+        "top30": {"identical": float("nan"), "queries": 3},
+    }
+    with pytest.raises(UserError, match=r"logits at batch 1.*identical top-30"):
+        parity.require(report)
+
+
+def test_only_ties_may_change_places():
+    # Items on a circle; 1 and 2 are the same to 1e-8, 3 is further.
+    angles = np.array([0.0, 0.5, 0.5 + 1e-8, 0.7, 0.9])
+    items = np.stack([np.cos(angles), np.sin(angles)], axis=1)[:, None, :].astype(np.float32)
+    query = np.array([[1.0, 0.0]] * 4, np.float32)
+    ours = np.array([[0, 1, 2]] * 4)
+    theirs = np.array([[0, 1, 2], [0, 2, 1], [1, 0, 2], [0, 1, 3]])
+    found = parity.same_but_for_ties(query, items, ours, theirs)
+    assert found.tolist() == [True, True, False, False]
+
+
+def test_random_edits_take_away_the_seen_value():
+    schema = Schema((Attribute("a", ("x", "y")), Attribute("b", ("p", "q", "r"))))
+    logits = np.random.default_rng(0).standard_normal((50, 5)).astype(np.float32)
+    indicator = parity.random_edits(logits, schema)
+    for row, scores in zip(indicator, logits):
+        for columns in (slice(0, 2), slice(2, 5)):
+            part = row[columns]
+            assert part.sum() == 0
+            if part.any():
+                assert part[scores[columns].argmax()] == -1
+                assert sorted(part[part != 0]) == [-1, 1]
+    assert indicator.any(axis=1).mean() > 0.4
+
+
+def test_the_preprocessing_is_the_backbones(tiny_bundle):
+    # test_resnet says 0.5 where the usual ImageNet values stand: a default would be noticed.
+    assert Bundle.read(tiny_bundle).preprocess == Preprocess(32, (0.5,) * 3, (0.5,) * 3)

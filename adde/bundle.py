@@ -56,7 +56,8 @@ class Golden:
     def read(cls, path: Path) -> "Golden":
         """Reads golden.npz. Raises UserError where it is not what `write` wrote."""
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            # Opened here, as numpy leaves a file open that turns out to be damaged.
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return cls(**{name: arrays[name] for name in cls.__annotations__})
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(f"{path}: expected golden vectors, found: {error}") from None

@@ -47,7 +47,9 @@ class ADDE(nn.Module):
         self.preprocess = Preprocess(settings.image_size, tuple(mean), tuple(std))
         features = num_features(self.backbone, settings)
         self.dropout = nn.Dropout(settings.dropout)
-        self.heads = AttributeHeads(schema, features, settings.hidden, settings.width)
+        self.heads = AttributeHeads(
+            schema, features, settings.hidden, settings.width, settings.equal_subspaces
+        )
         self.classifiers = AttributeClassifiers(schema, settings.width)
         self.memory = Memory(schema, settings.width)
         # Pictures are 0..255: (x / 255 - mean) / std as one multiply-add.

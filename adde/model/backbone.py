@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from adde.errors import UserError, did_you_mean
+from adde.model import alexnet as _registered  # noqa: F401 - among timm's models from here on
 from adde.model.settings import ModelSettings
 
 

@@ -3,6 +3,7 @@
 import math
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from adde.schema import Schema
@@ -24,11 +25,14 @@ class BatchedLinear(nn.Module):
 
 
 class AttributeHeads(nn.Module):
-    """r_a = W2_a relu(W1_a h + b1_a) + b2_a for all attributes at once (DESIGN 4)."""
+    """r_a = W2_a relu(W1_a h + b1_a) + b2_a for all attributes at once (DESIGN 4).
 
-    def __init__(self, schema: Schema, features: int, hidden: int, width: int) -> None:
+    With `equal`, each r_a is then scaled to length sqrt(D).
+    """
+
+    def __init__(self, schema: Schema, features: int, hidden: int, width: int, equal: bool) -> None:
         super().__init__()
-        self.groups = len(schema.sizes)
+        self.groups, self.equal = len(schema.sizes), equal
         self.first = BatchedLinear(self.groups, features, hidden)
         self.second = BatchedLinear(self.groups, hidden, width)
 
@@ -36,7 +40,10 @@ class AttributeHeads(nn.Module):
         """Features (B, F) -> embeddings (B, A, D) float32."""
         # Expanding lays nothing out A times: the stride over attributes is zero.
         hidden = self.first(features.expand(self.groups, -1, -1)).relu()
-        return self.second(hidden).transpose(0, 1).float()
+        embeddings = self.second(hidden).transpose(0, 1).float()
+        if self.equal:
+            embeddings = F.normalize(embeddings, dim=-1) * math.sqrt(embeddings.shape[-1])
+        return embeddings
 
 
 class AttributeClassifiers(nn.Module):

@@ -34,6 +34,10 @@ class ModelSettings:
     hidden: int = 512
     """Width of the hidden layer of each attribute's MLP."""
 
+    equal_subspaces: bool = False
+    """Scale every subspace to length sqrt(D), so that each attribute weighs the same in a
+    distance, which then counts differing attributes. Off as published: lengths are learned."""
+
     dropout: float = 0.0
     """Share of backbone features dropped before the heads, in training."""
 

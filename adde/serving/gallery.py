@@ -126,7 +126,8 @@ def _cache_file(bundle: Bundle, root: Path, split: str) -> Path:
 
 def _read_cache(path: Path) -> Arrays | None:
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        # Opened here, as numpy leaves a file open that turns out to be damaged.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             item_ids = tuple(stored["item_ids"].tolist())
             return item_ids, stored["labels"], stored["predicted"], stored["embeddings"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):

@@ -105,6 +105,8 @@ def _fitted(image: Image.Image, side: int) -> Image.Image:
 def _write(
     draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, size: int, colour: str, width: int
 ) -> None:
+    # Item ids are anyone's text, and fonts refuse line ends and other control characters.
+    text = "".join(letter if letter.isprintable() else " " for letter in text)
     font = _font(size, text.isascii())
     if font.getlength(text) > width:
         while text and font.getlength(text + "...") > width:

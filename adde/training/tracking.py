@@ -23,8 +23,11 @@ from PIL import Image
 
 from adde.files import write_json, write_text
 from adde.schema import Vector
+from adde.training.figures import heat_map_png
 
 LOG_NAME = "log.jsonl"
+ROWS_NAME = "evaluation/rows.json"
+PROTOTYPES_NAME = "evaluation/prototypes.json"
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,10 @@ class PictureRow:
 
     query: bytes
     edit: str
+    """In words, as `top_colour: blue -> red`."""
+
     answers: list[tuple[bytes, bool]]
+    """Best first."""
 
 
 class Tracker:
@@ -59,6 +65,7 @@ class Tracker:
         self._wandb: Any = None
         if not main:
             return
+        run.mkdir(parents=True, exist_ok=True)
         _drop_after(run / LOG_NAME, resume_step)
         self._log = (run / LOG_NAME).open("a", encoding="utf-8")
         if mode != "off":
@@ -68,8 +75,10 @@ class Tracker:
         """Writes one line, at once."""
         if not self._main:
             return
-        line = {"step": step, "time": round(time.time(), 3), **scalars}
-        self._log.write(json.dumps(line) + "\n")
+        # JSON has neither NaN nor infinity: a figure that became one is null.
+        finite = {k: float(v) if np.isfinite(v) else None for k, v in scalars.items()}
+        line = {"step": step, "time": round(time.time(), 3), **finite}
+        self._log.write(json.dumps(line, allow_nan=False) + "\n")
         self._log.flush()
         if self._wandb is not None:
             self._guarded(lambda: self._wandb.log({**scalars, "step": step}))
@@ -89,22 +98,24 @@ class Tracker:
             step: global step.
             scalars: figures by name.
             rows: queries with their answers; none leaves those of the last evaluation.
-            prototypes: (V, A D) float32, one row per attribute value.
+            prototypes: (V, A D) float32, one row per attribute value; all zero where there is no
+                memory yet, which is left out.
             names: V names of the form attribute=value.
             sizes: V_a of each attribute, for the blocks of the heat map.
         """
         if not self._main:
             return
         self.log(step, scalars)
-        folder = self._run / "evaluation"
         if rows:
-            write_json(folder / "rows.json", {"step": step, "rows": [_row_json(r) for r in rows]})
-        lengths = np.maximum(np.linalg.norm(prototypes, axis=1, keepdims=True), 1e-12)
-        similarity = (prototypes / lengths) @ (prototypes / lengths).T
-        heat_map = {"names": names, "sizes": sizes, "similarity": similarity.round(4).tolist()}
-        write_json(folder / "prototypes.json", heat_map, indent=None)
+            content = {"step": step, "rows": [_row_json(r) for r in rows]}
+            write_json(self._run / ROWS_NAME, content, indent=None)
+        similarity = _cosines(prototypes) if prototypes.any() else None
+        if similarity is not None:
+            cosines = similarity.round(4).tolist()
+            content = {"names": names, "sizes": list(sizes), "similarity": cosines}
+            write_json(self._run / PROTOTYPES_NAME, content, indent=None)
         if self._wandb is not None:
-            self._guarded(lambda: self._wandb_evaluation(step, rows, heat_map))
+            self._guarded(lambda: self._wandb_evaluation(step, rows, similarity, names, sizes))
 
     def close(self) -> None:
         """Ends the W&B run and closes the log; more than once does no harm."""
@@ -128,30 +139,24 @@ class Tracker:
             dir=self._run,
             config=config,
             mode="online" if online else "offline",
+            settings=wandb.Settings(console="off"),  # a progress bar is no log
         )
         self._wandb.define_metric("*", step_metric="step")
         write_text(identity, known)
 
     def _wandb_evaluation(
-        self, step: int, rows: list[PictureRow], heat_map: dict[str, Any]
+        self,
+        step: int,
+        rows: list[PictureRow],
+        similarity: Vector | None,
+        names: list[str],
+        sizes: tuple[int, ...],
     ) -> None:
-        import wandb
-
-        from adde.training.report import heat_map_png  # matplotlib is slow to load
-
-        content: dict[str, Any] = {
-            "step": step,
-            "prototypes": _wandb_picture(heat_map_png(heat_map)),
-        }
+        content: dict[str, Any] = {"step": step}
         if rows:
-            answers = max(len(row.answers) for row in rows)
-            columns = ["query", "edit", *(f"answer {i + 1}" for i in range(answers))]
-            table = wandb.Table(columns=columns)
-            for row in rows:
-                pictures = [_wandb_picture(p, "match" if ok else "") for p, ok in row.answers]
-                pictures += [None] * (answers - len(pictures))
-                table.add_data(_wandb_picture(row.query), row.edit, *pictures)
-            content["answers"] = table
+            content["answers"] = _wandb_table(rows)
+        if similarity is not None:
+            content["prototypes"] = _wandb_picture(heat_map_png(similarity, names, sizes))
         self._wandb.log(content)
 
     def _guarded(self, action: Callable[[], object]) -> None:
@@ -167,6 +172,19 @@ def _has_login() -> bool:
     import wandb
 
     return bool(wandb.login(prompt=False))
+
+
+def _wandb_table(rows: list[PictureRow]) -> Any:
+    import wandb
+
+    answers = max(len(row.answers) for row in rows)
+    columns: list[Any] = ["query", "edit", *(f"answer {i + 1}" for i in range(answers))]
+    table = wandb.Table(columns=columns)
+    for row in rows:
+        pictures = [_wandb_picture(p, "match" if ok else "no match") for p, ok in row.answers]
+        pictures += [None] * (answers - len(pictures))
+        table.add_data(_wandb_picture(row.query), row.edit, *pictures)
+    return table
 
 
 def _wandb_picture(encoded: bytes, caption: str = "") -> Any:
@@ -186,15 +204,27 @@ def _inline(picture: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
 
 
-def _drop_after(path: Path, step: int) -> None:
-    """Drops the log's lines beyond a step, and a last line that was cut short."""
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Lines of a log; none where it is missing, and without one that a kill cut short."""
     if not path.exists():
-        return
-    kept: list[str] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+        return []
+    lines: list[dict[str, Any]] = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (json.JSONDecodeError, KeyError):
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
             continue
-    write_text(path, "".join(line + "\n" for line in kept))
+    return [line for line in lines if isinstance(line, dict) and "step" in line]
+
+
+def _drop_after(path: Path, step: int) -> None:
+    """Drops the log's lines beyond a step, whose steps are about to be done again."""
+    if path.exists():
+        kept = [json.dumps(line) + "\n" for line in read_log(path) if line["step"] <= step]
+        write_text(path, "".join(kept))
+
+
+def _cosines(prototypes: Vector) -> Vector:
+    """(V, V) float32 between the rows of (V, width); 0 where a row is zero."""
+    unit = prototypes / np.maximum(np.linalg.norm(prototypes, axis=1, keepdims=True), 1e-12)
+    return unit @ unit.T

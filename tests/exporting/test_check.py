@@ -41,7 +41,7 @@ def test_other_weights_are_noticed_though_every_hash_is_right(copy, name):
     array.flat[array.argmax()] *= 1.001
     replace(golden, **{name: array}).write(copy / "golden.npz")
     bundle.write()
-    with pytest.raises(UserError, match=f"{name} at batch 1: .*golden.* found an error of 0.00"):
+    with pytest.raises(UserError, match=rf"{name} at batch \d: .*golden.* found an error of 0\.00"):
         check_bundle(copy)
 
 

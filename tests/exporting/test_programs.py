@@ -1,0 +1,76 @@
+"""The two programs, from a run folder to a checked bundle."""
+
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from adde.bundle import Bundle
+from adde.model import ModelSettings
+from adde.training import checkpoint as checkpoints
+from adde.training.config import Config, Data, write_config
+
+ROOT = Path(__file__).parents[2]
+
+
+def program(monkeypatch, name, *arguments):
+    monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+    runpy.run_path(str(ROOT / "export" / name), run_name="__main__")
+
+
+@pytest.fixture
+def run(tmp_path, tiny_model, tiny_shards):
+    """A run folder whose best checkpoint is `tiny_model`."""
+    path = tmp_path / "runs" / "tiny"
+    model = ModelSettings(backbone="test_resnet", image_size=32, width=6, hidden=8)
+    config = Config(run=path, data=Data(shards=tiny_shards), model=model)
+    write_config(config, path)
+    optimizer = torch.optim.SGD(tiny_model.parameters())
+    position = checkpoints.Position("adde", 3, 17)
+    saved = checkpoints.save_checkpoint(
+        path, position, tiny_model, optimizer, None, config, tiny_model.schema, None
+    )
+    checkpoints.mark_best(path, saved, 0.5)
+    return path
+
+
+def test_a_run_becomes_a_bundle_that_checks(monkeypatch, capsys, tmp_path, run):
+    (run / "metrics.json").write_text('{"split": "test", "adde": {"hit@30": 0.25}}')
+    out = tmp_path / "bundle"
+    program(monkeypatch, "to_onnx.py", "--run", run, "--out", out)
+    printed = capsys.readouterr().out
+    assert "parity at batch  7: embeddings" in printed
+    assert "queries identical" in printed
+    assert f"step-00000017 of {run}: {out} (" in printed
+    details = Bundle.read(out).details
+    assert details["retrieval"] == {"split": "test", "adde": {"hit@30": 0.25}}
+    assert details["source"]["run"] == "tiny"
+    assert details["source"]["checkpoint"] == "step-00000017"
+    assert details["source"]["step"] == 17
+    program(monkeypatch, "check.py", "--bundle", out)
+    lines = capsys.readouterr().out.splitlines()
+    assert "whole; 3 attributes x 6, 7 values, 32 px, fp32, opset 20" in lines[0]
+    assert [line.split()[0] for line in lines[2:]] == ["1", "2", "7", "64"]
+
+
+def test_a_run_without_checkpoint_ends_with_one_line(monkeypatch, capsys, tmp_path, run):
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(SystemExit) as stopped:
+        program(monkeypatch, "to_onnx.py", "--run", run, "--out", tmp_path / "b")
+    assert stopped.value.code == 1
+    assert "best.json: no such file" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_damaged_bundle_ends_check_with_its_file(monkeypatch, capsys, tmp_path, tiny_bundle):
+    copy = shutil.copytree(tiny_bundle, tmp_path / "copy")
+    content = bytearray((copy / "memory.onnx").read_bytes())
+    content[9] ^= 1
+    (copy / "memory.onnx").write_bytes(content)
+    with pytest.raises(SystemExit) as stopped:
+        program(monkeypatch, "check.py", "--bundle", copy)
+    assert stopped.value.code == 1
+    assert f"error: {copy / 'memory.onnx'}: damaged" in capsys.readouterr().err

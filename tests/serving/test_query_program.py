@@ -1,0 +1,93 @@
+"""serve_onnx/query.py in a process in which torch cannot be imported."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from adde.shards.index import ShardIndex
+from adde.shards.reader import iterate
+
+PROGRAM = Path(__file__).parents[2] / "serve_onnx" / "query.py"
+BLOCKED = ("torch", "torchvision", "timm", "onnx", "accelerate", "pydantic", "matplotlib")
+START = f"""
+import runpy, sys
+class Block:  # as on a machine on which they are not installed
+    def find_spec(name, path=None, target=None):
+        if name.partition(".")[0] in {BLOCKED!r}:
+            raise ModuleNotFoundError("blocked: " + name, name=name)
+sys.meta_path.insert(0, Block)
+sys.argv[0] = {str(PROGRAM)!r}
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.fixture
+def query(tiny_bundle, tiny_shards):
+    def run(*arguments):
+        command = [sys.executable, "-W", "error", "-c", START, "--bundle", tiny_bundle]
+        command += ["--gallery", tiny_shards, *arguments]
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+        return subprocess.run(
+            list(map(str, command)), capture_output=True, text=True, env=environment, check=False
+        )
+
+    return run
+
+
+def test_a_picture_file_is_answered_in_print_and_as_a_picture(query, tiny_shards, tmp_path):
+    sample = next(iterate(ShardIndex.read(tiny_shards), "test"))
+    (tmp_path / "x.png").write_bytes(sample.picture)
+    edits = ("--set", "colour=green", "--set", "border=white")
+    arguments = ("--image", tmp_path / "x.png", *edits, "--split", "test", "--k", "7")
+    done = query(*arguments, "--picture", tmp_path / "answer.png")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].endswith("x.png, but colour=green, border=white")
+    assert lines[1].startswith("seen in it: shape=")
+    assert [line.split()[0] for line in lines[2:]] == list("1234567")
+    assert all("/3 match" in line and " test-0" in line for line in lines[2:])
+    assert f"picture: {tmp_path / 'answer.png'}" in done.stderr
+    with Image.open(tmp_path / "answer.png") as answer:
+        assert answer.width > 800
+
+
+def test_an_item_is_answered_as_json_like_its_picture(query, tiny_shards, tmp_path):
+    sample = next(iterate(ShardIndex.read(tiny_shards), "val"))
+    (tmp_path / "x.png").write_bytes(sample.picture)
+    edit = ("--set", "shape=disc", "--json")
+    done = query("--item", sample.item_id, *edit)
+    assert done.returncode == 0, done.stderr
+    content = json.loads(done.stdout)
+    assert content["edits"] == {"shape": "disc"}
+    assert len(content["answers"]) == 10
+    scores = [answer["score"] for answer in content["answers"]]
+    assert scores == sorted(scores, reverse=True)
+    assert content["answers"][0]["matches"]["shape"]["wanted"] == "disc"
+    assert json.loads(query("--image", tmp_path / "x.png", *edit).stdout) == content
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--item", "x", "--set", "color=red"), "unknown attribute 'color'; did you mean"),
+        (("--item", "x", "--set", "colour"), "--set: expected ATTRIBUTE=VALUE, found 'colour'"),
+        (("--item", "x", "--set", "colour=red", "--set", "colour=blue"), "'red' and 'blue'"),
+        (("--set", "colour=red"), "expected one of --image and --item"),
+        (("--image", "none.jpg"), "none.jpg: no such file"),
+        (("--item", "test-000000-00X"), "no item 'test-000000-00X'"),
+        (("--item", "x", "--k", "0"), "--k: expected at least 1, found 0"),
+        (("--item", "x", "--picture", "answer.docx"), "answer.docx: expected a picture's name"),
+    ],
+)
+def test_bad_input_gets_one_line_and_a_status(query, arguments, message):
+    done = query(*arguments)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr

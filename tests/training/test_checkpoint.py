@@ -1,0 +1,100 @@
+"""Checkpoints: whole, found damaged, kept and deleted."""
+
+import pytest
+import torch
+
+from adde.errors import UserError
+from adde.model import ADDE, ModelSettings
+from adde.schema import Attribute, Schema
+from adde.training import checkpoint as checkpoints
+from adde.training.checkpoint import Position
+from adde.training.config import Config, write_config
+from adde.training.optimisation import build_optimizer
+
+SCHEMA = Schema((Attribute("colour", ("red", "blue")),))
+CONFIG = Config(model=ModelSettings(backbone="test_resnet", image_size=32, width=4, hidden=4))
+
+
+@pytest.fixture
+def trained(tmp_path):
+    torch.manual_seed(0)
+    model = ADDE(CONFIG.model, SCHEMA)
+    optimizer = build_optimizer(CONFIG.optimizer, model)
+    model.encode(torch.zeros(2, 32, 32, 3, dtype=torch.uint8))[0].sum().backward()
+    optimizer.step()
+    write_config(CONFIG, tmp_path)
+    return tmp_path, model, optimizer
+
+
+def save(trained, step):
+    run, model, optimizer = trained
+    position = Position("encoder", step, step)
+    return checkpoints.save_checkpoint(run, position, model, optimizer, None, CONFIG, SCHEMA, None)
+
+
+def test_weights_and_optimiser_come_back(trained):
+    run, model, optimizer = trained
+    checkpoints.mark_best(run, save(trained, 3), 0.5)
+    loaded, config, found = checkpoints.load_model(run)
+    assert config == CONFIG
+    assert found.position == Position("encoder", 3, 3)
+    for key, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], value), key
+    fresh = build_optimizer(CONFIG.optimizer, loaded)
+    found.restore_optimizer(fresh, loaded)
+    names = {p: n for n, p in loaded.named_parameters()}
+    restored = {names[p]: state for p, state in fresh.state.items()}
+    for name, parameter in model.named_parameters():
+        for entry, value in optimizer.state.get(parameter, {}).items():
+            assert torch.equal(restored[name][entry], value), (name, entry)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(trained, capsys):
+    run = trained[0]
+    save(trained, 1)
+    path = save(trained, 2) / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-7] ^= 1
+    path.write_bytes(content)
+    assert checkpoints.last_checkpoint(run).position.step == 1
+    warning = capsys.readouterr().err
+    assert "step-00000002/model.safetensors: damaged" in warning
+    assert "trying the one before it" in warning
+
+    (run / "checkpoints" / "step-00000001" / "state.json").unlink()
+    with pytest.raises(UserError, match="found all 2 damaged"):
+        checkpoints.last_checkpoint(run)
+
+
+def test_the_newest_and_the_best_are_kept(trained):
+    run = trained[0]
+    for step in range(1, 6):
+        path = save(trained, step)
+        if step == 2:
+            checkpoints.mark_best(run, path, 0.9)
+    checkpoints.delete_old(run, keep=2)
+    kept = sorted(p.name for p in (run / "checkpoints").glob("step-*"))
+    assert kept == ["step-00000002", "step-00000004", "step-00000005"]
+
+
+def test_a_full_disk_leaves_nothing_half_written(trained, monkeypatch):
+    run = trained[0]
+    save(trained, 1)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "write_json", full)
+    with pytest.raises(OSError, match="No space left"):
+        save(trained, 2)
+    assert [p.name for p in (run / "checkpoints").iterdir()] == ["step-00000001"]
+
+
+def test_what_is_no_run_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"expected a run folder with config\.toml"):
+        checkpoints.load_model(tmp_path)
+    write_config(CONFIG, tmp_path)
+    with pytest.raises(UserError, match="not evaluated yet"):
+        checkpoints.load_model(tmp_path)
+    with pytest.raises(UserError, match="found none; train first"):
+        checkpoints.load_model(tmp_path, "last")

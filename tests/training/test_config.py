@@ -1,0 +1,63 @@
+"""Recipes and overrides: what is read, what is refused and with which words."""
+
+from pathlib import Path
+
+import pytest
+
+from adde.errors import UserError
+from adde.training.config import Config, first_difference, parse, read_recipe, write_config
+
+RECIPES = sorted((Path(__file__).parents[2] / "train" / "recipes").glob("*.toml"))
+
+
+def recipe(tmp_path, text):
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_is_read_and_survives_being_written(path, tmp_path):
+    config = read_recipe(path)
+    write_config(config, tmp_path)
+    assert read_recipe(tmp_path / "config.toml") == config
+
+
+def test_the_command_line_goes_over_the_recipe(tmp_path):
+    path = recipe(tmp_path, "margin = 0.7\n[data]\nbatch_size = 32\n")
+    words = ["--recipe", str(path), "--data.batch-size", "48", "--run", str(tmp_path), "--resume"]
+    config, resume = parse(words)
+    assert (config.margin, config.data.batch_size, config.run) == (0.7, 48, tmp_path)
+    assert resume
+
+
+def test_resuming_takes_the_runs_own_configuration(tmp_path):
+    write_config(Config(margin=0.123), tmp_path)
+    config, _ = parse(["--resume", "--run", str(tmp_path)])
+    assert config.margin == 0.123
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[data]\nbatchsize = 3\n", r"unknown key 'data.batchsize'; did you mean 'batch_size'"),
+        ("[data]\nbatch_size = 'many'\n", r"data.batch_size: .*found 'many'"),
+        ("[encoder.schedule]\nkind = 'linear'\n", r"encoder.schedule.kind: .*found 'linear'"),
+        ("[model]\nwidth = 0\n", r"model: .*width: expected >= 1, found 0"),
+        ("margin = \n", r"expected TOML"),
+    ],
+)
+def test_a_wrong_recipe_is_named_with_its_key(tmp_path, text, message):
+    with pytest.raises(UserError, match=message):
+        read_recipe(recipe(tmp_path, text))
+
+
+def test_a_missing_recipe_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"none.toml: no such recipe"):
+        parse(["--recipe", str(tmp_path / "none.toml")])
+
+
+def test_differences_that_do_not_train_do_not_count():
+    mine, theirs = Config(wandb="off").to_json(), Config(run=Path("b")).to_json()
+    assert first_difference(mine, theirs) is None
+    assert first_difference(Config(seed=1).to_json(), theirs) == "seed: 1 and 0"

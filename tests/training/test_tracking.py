@@ -1,0 +1,181 @@
+import builtins
+import io
+import json
+import sys
+from contextlib import closing
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from adde.training.tracking import PictureRow, Tracker, read_log
+
+NAMES = ["top=red", "top=blue", "hat=none", "hat=cap"]
+
+
+def picture(colour: str, kind: str = "PNG") -> bytes:
+    content = io.BytesIO()
+    Image.new("RGB", (8, 8), colour).save(content, kind)
+    return content.getvalue()
+
+
+def rows() -> list[PictureRow]:
+    answers = [(picture("blue", "WEBP"), True), (picture("green", "JPEG"), False)]
+    return [PictureRow(picture("red"), "top: red -> blue", answers)]
+
+
+def open_tracker(run, wandb="off", resume_step=0, main=True) -> Tracker:
+    return Tracker(run, {"seed": 1}, wandb, resume_step, main)
+
+
+def test_each_line_is_json_and_there_at_once(tmp_path) -> None:
+    with closing(open_tracker(tmp_path / "run")) as tracker:
+        tracker.log(1, {"encoder/loss": 0.5, "lr": float("nan")})
+        tracker.log(2, {"encoder/loss": np.float32(0.25)})
+        text = (tmp_path / "run/log.jsonl").read_text()
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    first, second = (json.loads(line, parse_constant=refuse) for line in text.splitlines())
+    assert (first["step"], first["encoder/loss"], first["lr"]) == (1, 0.5, None)
+    assert (second["step"], second["encoder/loss"]) == (2, 0.25)
+    assert 0 <= second["time"] - first["time"] < 60
+
+
+def test_resuming_drops_what_will_be_done_again_and_a_torn_line(tmp_path) -> None:
+    with closing(open_tracker(tmp_path)) as tracker:
+        for step in range(1, 6):
+            tracker.log(step, {"a": step})
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"step": 6, "a":')
+    assert [line["step"] for line in read_log(tmp_path / "log.jsonl")] == [1, 2, 3, 4, 5]
+    with closing(open_tracker(tmp_path, resume_step=3)) as tracker:
+        tracker.log(4, {"a": 40})
+    log = read_log(tmp_path / "log.jsonl")
+    assert [(line["step"], line["a"]) for line in log] == [(1, 1), (2, 2), (3, 3), (4, 40)]
+
+
+def test_other_ranks_write_nothing(tmp_path) -> None:
+    with closing(open_tracker(tmp_path / "run", wandb="offline", main=False)) as tracker:
+        tracker.log(1, {"a": 1.0})
+        tracker.log_evaluation(1, {"a": 1.0}, rows(), np.eye(4, dtype="f"), NAMES, (2, 2))
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_evaluation_leaves_its_pictures_and_cosines(tmp_path) -> None:
+    prototypes = np.array([[3, 0], [2, 2], [0, -1], [0, 0]], dtype=np.float32)
+    with closing(open_tracker(tmp_path)) as tracker:
+        tracker.log_evaluation(7, {"val/hit@30": 0.5}, rows(), prototypes, NAMES, (2, 2))
+    stored = json.loads((tmp_path / "evaluation/rows.json").read_text())
+    (row,) = stored["rows"]
+    assert stored["step"] == 7
+    assert row["edit"] == "top: red -> blue"
+    assert row["query"].startswith("data:image/png;base64,")
+    kinds = [answer["picture"].partition(";")[0] for answer in row["answers"]]
+    assert kinds == ["data:image/webp", "data:image/jpeg"]
+    assert [answer["match"] for answer in row["answers"]] == [True, False]
+    found = json.loads((tmp_path / "evaluation/prototypes.json").read_text())
+    assert (found["names"], found["sizes"]) == (NAMES, [2, 2])
+    half = np.sqrt(0.5)
+    wanted = [[1, half, 0, 0], [half, 1, -half, 0], [0, -half, 1, 0], [0, 0, 0, 0]]
+    np.testing.assert_allclose(found["similarity"], wanted, atol=1e-4)
+    assert read_log(tmp_path / "log.jsonl")[0]["val/hit@30"] == 0.5
+
+
+def test_without_a_memory_and_rows_only_figures_are_logged(tmp_path) -> None:
+    nothing = np.zeros((4, 2), dtype=np.float32)
+    with closing(open_tracker(tmp_path)) as tracker:
+        tracker.log_evaluation(7, {"val/accuracy": 0.5}, [], nothing, NAMES, (2, 2))
+    assert [line["step"] for line in read_log(tmp_path / "log.jsonl")] == [7]
+    assert not (tmp_path / "evaluation").exists()
+
+
+def test_off_never_imports_wandb(tmp_path, monkeypatch) -> None:
+    real = builtins.__import__
+
+    def guarded(name, *arguments, **named):
+        assert name.partition(".")[0] != "wandb"
+        return real(name, *arguments, **named)
+
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    monkeypatch.setattr(builtins, "__import__", guarded)
+    with closing(open_tracker(tmp_path)) as tracker:
+        tracker.log_evaluation(1, {"a": 1.0}, rows(), np.eye(4, dtype="f"), NAMES, (2, 2))
+    assert not (tmp_path / "wandb").exists()
+
+
+class Failing:
+    """A W&B that opens, and then breaks."""
+
+    def __init__(self) -> None:
+        self.logged = 0
+
+    def define_metric(self, *_: object, **__: object) -> None: ...
+
+    def log(self, _: object) -> None:
+        self.logged += 1
+        raise RuntimeError("the network is down")
+
+    def finish(self) -> None: ...
+
+
+def test_a_failing_wandb_is_said_once_and_training_goes_on(tmp_path, monkeypatch, capsys) -> None:
+    import wandb
+
+    failing = Failing()
+    monkeypatch.setattr(wandb, "init", lambda **_: failing)
+    with closing(open_tracker(tmp_path, wandb="offline")) as tracker:
+        for step in (1, 2, 3):
+            tracker.log(step, {"a": 1.0})
+    assert failing.logged == 1
+    assert capsys.readouterr().err.count("the network is down") == 1
+    assert [line["step"] for line in read_log(tmp_path / "log.jsonl")] == [1, 2, 3]
+
+
+@pytest.fixture
+def opened(monkeypatch) -> list[dict]:
+    """What `wandb.init` is asked for, without opening anything."""
+    import wandb
+
+    calls: list[dict] = []
+
+    class Quiet(Failing):
+        def log(self, _: object) -> None: ...
+
+    monkeypatch.setattr(wandb, "init", lambda **named: calls.append(named) or Quiet())
+    return calls
+
+
+def test_resuming_goes_on_with_the_same_wandb_run(tmp_path, opened) -> None:
+    for resume_step in (0, 5):
+        with closing(open_tracker(tmp_path, wandb="offline", resume_step=resume_step)):
+            pass
+    assert opened[0]["id"] == opened[1]["id"] == (tmp_path / "wandb_id.txt").read_text().strip()
+    assert str(opened[0]["dir"]) == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "login", "mode"),
+    [("auto", True, "online"), ("auto", False, "offline"), ("offline", True, "offline")],
+)
+def test_auto_is_online_only_with_a_login(tmp_path, opened, monkeypatch, wanted, login, mode):
+    import wandb
+
+    monkeypatch.setattr(wandb, "login", lambda **_: login)
+    with closing(open_tracker(tmp_path, wandb=wanted)):
+        pass
+    assert [call["mode"] for call in opened] == [mode]
+
+
+def test_offline_wandb_leaves_its_files_in_the_run_folder(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    with closing(open_tracker(tmp_path, wandb="offline")) as tracker:
+        tracker.log(1, {"encoder/loss": 1.0})
+        tracker.log_evaluation(1, {"val/hit@1": 1.0}, rows(), np.eye(4, dtype="f"), NAMES, (2, 2))
+    assert "warning" not in capsys.readouterr().err
+    (stored,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
+    assert b"val/hit@1" in stored.read_bytes()
+    media = tmp_path / "wandb" / stored.parent.name / "files" / "media"
+    assert list(media.rglob("*.table.json")), "the table of answers is missing"
+    assert list(media.rglob("prototypes*.png")), "the heat map is missing"

@@ -1,0 +1,159 @@
+"""Whole runs of train/main.py on a tiny catalogue, as a user starts, kills and resumes them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+ROOT = Path(__file__).parents[2]
+TINY = [
+    "--data.batch-size=12",
+    "--data.workers=0",
+    "--model.backbone=test_resnet",
+    "--model.image-size=32",
+    "--model.width=8",
+    "--model.hidden=8",
+    "--model.dropout=0.1",
+    "--encoder.schedule.epochs=2",
+    "--adde.schedule.epochs=3",
+    "--checkpoints.every=3",
+    "--evaluation.every-epochs=3",
+    "--evaluation.rows=2",
+    "--optimizer.ema=0.9",
+    "--wandb=off",
+]
+
+
+def environment():
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONWARNINGS": "default",
+        "ACCELERATE_USE_CPU": "true",
+    }
+
+
+def start(shards, run, *more, launcher=()):
+    """train/main.py as a process; one thread, so that sums are made in one order."""
+    program = [sys.executable, *launcher, "train/main.py"]
+    return subprocess.Popen(
+        [*program, f"--run={run}", f"--data.shards={shards}", *TINY, *more],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=180)
+    assert process.returncode == 0, output
+    return output
+
+
+def steps(run):
+    log = run / "log.jsonl"
+    lines = log.read_text().splitlines() if log.exists() else []
+    return [json.loads(line)["step"] for line in lines if '"lr"' in line]
+
+
+def wait_for_step(run, step, process):
+    deadline = time.monotonic() + 120
+    while not (found := steps(run)) or found[-1] < step:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def last_weights(run):
+    folder = sorted((run / "checkpoints").glob("step-*"))[-1]
+    return folder.name, {
+        name: safetensors.torch.load_file(folder / f"{name}.safetensors")
+        for name in ("model", "ema", "optimizer")
+    }
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny_shards, tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    output = finish(start(tiny_shards, run))
+    return run, output
+
+
+def test_a_run_leaves_what_it_promises(uninterrupted):
+    run, output = uninterrupted
+    assert "best validation hit@30" in output
+    assert steps(run) == list(range(1, 26))
+    names = {path.name for path in run.iterdir()}
+    assert names >= {"config.toml", "checkpoints", "log.jsonl", "report.html", "evaluation"}
+    line = json.loads((run / "log.jsonl").read_text().splitlines()[-2])
+    for key in ("lr", "grad_norm", "images_per_second", "data_wait", "memory_gb"):
+        assert line[key] >= 0, key
+    # keep = 2, and the best if it is older
+    assert 2 <= len(list((run / "checkpoints").glob("step-*"))) <= 3
+
+
+@pytest.mark.parametrize("step", [5, 14], ids=["encoder", "adde"])
+def test_killed_and_resumed_ends_in_the_same_weights(tiny_shards, tmp_path, uninterrupted, step):
+    process = start(tiny_shards, tmp_path / "run")
+    wait_for_step(tmp_path / "run", step, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    output = finish(start(tiny_shards, tmp_path / "run", "--resume"))
+    assert "resuming at step" in output
+    assert steps(tmp_path / "run") == list(range(1, 26))
+    name, expected = last_weights(uninterrupted[0])
+    found_name, found = last_weights(tmp_path / "run")
+    assert found_name == name == "step-00000025"
+    for file, tensors in expected.items():
+        for key, tensor in tensors.items():
+            assert torch.equal(found[file][key], tensor), f"{file}: {key}"
+
+
+def test_sigterm_saves_and_says_how_to_go_on(tiny_shards, tmp_path):
+    process = start(tiny_shards, tmp_path / "run")
+    wait_for_step(tmp_path / "run", 4, process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    done = steps(tmp_path / "run")[-1]
+    assert f"stopped after step {done}" in output
+    assert "--resume" in output
+    assert (tmp_path / "run" / "checkpoints" / f"step-{done:08d}" / "state.json").exists()
+
+    # Another configuration is refused, and so is starting over in the same folder.
+    other = start(tiny_shards, tmp_path / "run", "--resume", "--margin=0.9")
+    output, _ = other.communicate(timeout=60)
+    assert (other.returncode, "margin: 0.9 and 0.5" in output) == (1, True), output
+    again = start(tiny_shards, tmp_path / "run")
+    output, _ = again.communicate(timeout=60)
+    assert (again.returncode, "expected an empty run folder" in output) == (1, True), output
+
+
+def test_two_ranks_train_and_are_evaluated(tiny_shards, tmp_path):
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0")
+    run = tmp_path / "run"
+    finish(start(tiny_shards, run, "--data.accumulation=2", launcher=launcher))
+    assert steps(run) == list(range(1, 26))
+    result = subprocess.run(
+        [sys.executable, "train/evaluate.py", f"--run={run}", "--split=test"],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "classifier_soft" in result.stdout
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert set(metrics["baselines"]) == {"random", "no_edit", "classifier", "classifier_soft"}
+    assert metrics["split"] == "test"
+    assert metrics["adde"]["queries"] > 0

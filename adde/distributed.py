@@ -28,9 +28,9 @@ def gather_rows(rows: Tensor) -> Tensor:
         gathered = rows.new_empty((world_size() * len(rows), *rows.shape[1:]))
         dist.all_gather_into_tensor(gathered, rows.contiguous())
         return gathered
-    return functional.all_gather_tensor_autograd(
-        rows.contiguous(), gather_dim=0, group=dist.group.WORLD
-    )
+    everyone = dist.group.WORLD
+    assert everyone is not None
+    return functional.all_gather_tensor_autograd(rows.contiguous(), gather_dim=0, group=everyone)
 
 
 def gather_uneven(rows: Tensor) -> Tensor:

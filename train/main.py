@@ -35,6 +35,7 @@ def train_stage(run: Run, name: str, stage: EncoderStage | AddeStage) -> None:
     for step in run.steps():
         rate = learning_rate(stage.schedule, step, run.total_steps, run.order.steps_per_epoch)
         run.optimizer.set_rate(rate)
+        stopping = False
         for part in range(accumulation):
             batch, draws = run.next_batch()
             with run.sync_gradients(part == accumulation - 1):

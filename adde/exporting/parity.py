@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from adde.errors import UserError
-from adde.metrics import Places, manipulation_queries, predicted_labels, rank_edits
+from adde.metrics import Edit, Places, manipulation_queries, predicted_labels, rank_edits
 from adde.preprocess import Picture
 from adde.schema import Labels, Schema, Vector
 
@@ -130,7 +130,7 @@ def _rankings(
     queries = manipulation_queries(labels)
     sides = [_encode(side, pictures, name) for side, name in ((ours, "torch"), (theirs, "onnx"))]
     ranked = [
-        rank_edits(queries, embeddings, logits, schema, side.edit, RANKS)
+        rank_edits(queries, _doubled(embeddings), logits, schema, _doubled_edit(side), RANKS)
         for side, (embeddings, logits) in zip((ours, theirs), sides)
     ]
     differ = np.flatnonzero((ranked[0] != ranked[1]).any(axis=1))
@@ -149,6 +149,21 @@ def _rankings(
         "identical": 1 - apart / max(1, len(queries)),
         "exchanged_ties": len(differ) - apart,
     }
+
+
+def _doubled(array: Vector) -> Any:
+    """The same numbers in float64.
+
+    Ranking in float32 rounds distances by about as much as TIE, which would be taken for a
+    difference between the two sides where a gallery is dense.
+    """
+    return array.astype(np.float64)
+
+
+def _doubled_edit(side: Runs) -> Edit:
+    return lambda embeddings, indicator: _doubled(
+        side.edit(embeddings.astype(np.float32), indicator)
+    )
 
 
 def same_but_for_ties(query: Vector, embeddings: Vector, ours: Places, theirs: Places) -> Any:

@@ -1,6 +1,6 @@
 """The whole model in one module, so that whatever wraps it sees every use of a parameter."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +43,8 @@ class ADDE(nn.Module):
         super().__init__()
         self.settings, self.schema = settings, schema
         self.backbone = build_backbone(settings)
-        mean, std = self.backbone.default_cfg["mean"], self.backbone.default_cfg["std"]
+        published: dict[str, Any] = self.backbone.default_cfg  # pyright: ignore[reportAssignmentType]
+        mean, std = published["mean"], published["std"]
         self.preprocess = Preprocess(settings.image_size, tuple(mean), tuple(std))
         features = num_features(self.backbone, settings)
         self.dropout = nn.Dropout(settings.dropout)

@@ -108,27 +108,31 @@ def _combinations_and_keys(labels: Labels) -> tuple[Labels, Labels]:
     without wide keys: a row without attribute a is what stands before a and what stands after it,
     and each of these is numbered by what it was one attribute ago.
     """
-    rows, combination = np.unique(labels, axis=0, return_inverse=True)
+    unique = np.unique(labels, axis=0, return_inverse=True)
+    rows: Labels = unique[0]
+    # Its shape is (N,) or (N, 1), as numpy's version has it.
+    combination: Labels = unique[1].reshape(-1)
     before = _numbered_prefixes(rows)
     after = _numbered_prefixes(rows[:, ::-1])[::-1]
     keys = np.full(rows.shape[::-1], -1, dtype=np.int64)
-    for attribute, column in enumerate(rows.T):
-        known = column != UNKNOWN
+    for attribute in range(rows.shape[1]):
+        known = rows[:, attribute] != UNKNOWN
         rest = before[attribute] * len(rows) + after[attribute + 1]
         keys[attribute, known] = _dense(rest[known])
-    return combination.reshape(-1), keys
+    return combination, keys
 
 
 def _numbered_prefixes(rows: Labels) -> list[Labels]:
     """A + 1 arrays (C,): equal numbers where rows (C, A) agree in their first 0..A attributes."""
     numbers = [np.zeros(len(rows), dtype=np.int64)]
-    for column in rows.T:
-        numbers.append(_dense(numbers[-1] * (column.max() + 2) + column + 1))
+    for attribute in range(rows.shape[1]):
+        column: Labels = rows[:, attribute] + 1  # UNKNOWN is 0
+        numbers.append(_dense(numbers[-1] * (int(column.max()) + 1) + column))
     return numbers
 
 
 def _dense(keys: Labels) -> Labels:
-    return np.unique(keys, return_inverse=True)[1].reshape(-1)
+    return np.asarray(np.unique(keys, return_inverse=True)[1], dtype=np.int64)
 
 
 def _members(keys: Labels) -> tuple[Labels, Labels]:

@@ -105,9 +105,10 @@ class StoredOrder:
         start, stop = self.bounds
         first = start + number * self.batch_size
         positions = np.arange(first, min(first + self.batch_size, stop))
-        ends = np.cumsum(self.samples)
+        sizes = np.asarray(self.samples, dtype=np.int64)
+        ends = np.cumsum(sizes)
         shards = np.searchsorted(ends, positions, side="right")
-        return np.stack([shards, positions - (ends - self.samples)[shards]], axis=1)
+        return np.stack([shards, positions - (ends - sizes)[shards]], axis=1)
 
 
 def load_batches(

@@ -35,7 +35,7 @@ class SampleOrder:
         self, shards: Sequence[Shard], batch_size: int, seed: int, window: int = 16
     ) -> None:
         self._samples = np.array([shard.samples for shard in shards], dtype=np.int64)
-        self._groups = [np.asarray(shard.groups, dtype=np.int64) for shard in shards]
+        self._groups = [tuple(shard.groups) for shard in shards]
         self._seed, self._window = seed, window
         self.batch_size = batch_size
         total = int(self._samples.sum())
@@ -81,18 +81,15 @@ class SampleOrder:
 
     def _shuffle_window(self, epoch: int, window: int) -> Places:
         order, _ = self._shard_order(epoch)
-        shards = order[window * self._window : (window + 1) * self._window]
-        groups = [
-            np.stack([np.full(size, shard), np.arange(start, start + size)], axis=1)
-            for shard in shards
-            for start, size in zip(_starts(self._groups[shard]), self._groups[shard])
-        ]
+        groups: list[Places] = []
+        for shard in order[window * self._window : (window + 1) * self._window].tolist():
+            start = 0
+            for size in self._groups[shard]:
+                positions = np.arange(start, start + size)
+                groups.append(np.stack([np.full(size, shard), positions], axis=1))
+                start += size
         shuffled = self._random(epoch, window).permutation(len(groups))
         return np.concatenate([groups[group] for group in shuffled])
 
     def _random(self, *key: int) -> np.random.Generator:
         return np.random.Generator(np.random.Philox(np.random.SeedSequence((self._seed, *key))))
-
-
-def _starts(sizes: Places) -> Places:
-    return np.cumsum(sizes) - sizes

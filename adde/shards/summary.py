@@ -1,5 +1,6 @@
 """What a build found and wrote, as text and as JSON."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -59,9 +60,9 @@ def as_text(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _listing(what: str, found: list[Any]) -> list[str]:
+def _listing(what: str, found: Sequence[str | tuple[str, ...]]) -> list[str]:
     if not found:
         return []
-    shown = [" = ".join(entry) if isinstance(entry, tuple) else str(entry) for entry in found]
+    shown = [entry if isinstance(entry, str) else " = ".join(entry) for entry in found]
     rest = [f"  ... and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
     return [f"{len(found)} {what}:", *(f"  {entry}" for entry in shown[:SHOWN]), *rest]

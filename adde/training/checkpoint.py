@@ -82,7 +82,7 @@ def save_checkpoint(
 ) -> Path:
     """Writes one checkpoint; on the main rank, with the bare (unwrapped) modules."""
     path = run / "checkpoints" / f"step-{position.step:08d}"
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
     optimizer_state = {
         f"{names[parameter]}/{entry}": value
         for parameter, entries in optimizer.state.items()

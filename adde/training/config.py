@@ -23,7 +23,7 @@ from adde.model.settings import ModelSettings
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib
+    import tomli as tomllib  # pyright: ignore[reportMissingImports]
 
 CONFIG_NAME = "config.toml"
 

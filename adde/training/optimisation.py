@@ -46,11 +46,11 @@ class StageOptimizer:
     ) -> None:
         self._accelerator, self._settings = accelerator, settings
         self._model, self._optimizer = model, optimizer
+        self._bare: Any = accelerator.unwrap_model(model)
         self.averaged: AveragedModel | None = None
         if settings.ema:
             average = get_ema_multi_avg_fn(settings.ema)
-            bare = accelerator.unwrap_model(model)
-            self.averaged = AveragedModel(bare, multi_avg_fn=average, use_buffers=True)
+            self.averaged = AveragedModel(self._bare, multi_avg_fn=average, use_buffers=True)
 
     def set_rate(self, rate: float) -> None:
         """Sets the learning rate of all groups."""
@@ -64,5 +64,5 @@ class StageOptimizer:
         self._optimizer.step()
         self._optimizer.zero_grad()
         if self.averaged is not None:
-            self.averaged.update_parameters(self._accelerator.unwrap_model(self._model))
+            self.averaged.update_parameters(self._bare)
         return float(norm) if norm is not None else 0.0

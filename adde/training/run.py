@@ -294,9 +294,10 @@ class Run:
         if checkpoint is None or checkpoint.position.stage != stage:
             return
         checkpoint.restore_optimizer(self._torch_optimizer, self._bare)
-        if self._averaged is not None and (checkpoint.path / "ema.safetensors").exists():
-            self._averaged.load_state_dict(checkpoint.tensors("ema.safetensors"))
-            self.optimizer.averaged.n_averaged.fill_(max(1, checkpoint.position.stage_step))
+        averaged = self.optimizer.averaged
+        if averaged is not None and (checkpoint.path / "ema.safetensors").exists():
+            averaged.module.load_state_dict(checkpoint.tensors("ema.safetensors"))
+            averaged.n_averaged.fill_(checkpoint.position.stage_step)
         if self.accelerator.scaler and checkpoint.state["scaler"]:
             self.accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
 

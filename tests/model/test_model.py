@@ -88,7 +88,7 @@ def test_prototypes_stand_in_their_own_blocks(model):
 
 
 def test_an_unknown_backbone_is_named_with_its_neighbours():
-    with pytest.raises(UserError, match="'resnet81'.*did you mean.*resnet18"):
+    with pytest.raises(UserError, match=r"'resnet81'.*did you mean.*resnet18"):
         ADDE(ModelSettings(backbone="resnet81"), SCHEMA)
 
 
@@ -109,5 +109,5 @@ def test_weights_of_another_network_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"w.safetensors.*unknown ones such as \['elsewhere'\]"):
         ADDE(settings, SCHEMA)
     missing = ModelSettings(backbone="test_resnet", weights=tmp_path / "none.pth")
-    with pytest.raises(UserError, match="none.pth: no such file"):
+    with pytest.raises(UserError, match=r"none\.pth: no such file"):
         ADDE(missing, SCHEMA)

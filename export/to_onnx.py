@@ -42,6 +42,8 @@ def export(
         "catalogue": index.name,
     }
     retrieval = read_json(metrics) if metrics.exists() else None
+    if retrieval is not None and retrieval["checkpoint"] != found.path.name:
+        retrieval = None  # figures of other weights
     bundle = export_bundle(model, index, out, retrieval, source)
     size = sum(file.stat().st_size for file in out.iterdir()) / 1e6
     print(f"{found.path.name} of {run}: {bundle.path} ({size:.1f} MB)")

@@ -48,7 +48,8 @@ def evaluate(
     figures = metrics.evaluate_split(
         encoded.embeddings, encoded.logits, encoded.labels, model.schema, MemoryEdit(model)
     )
-    write_json(run / "metrics.json", {"split": split, **figures})
+    content = {"split": split, "checkpoint": found.path.name, **figures}
+    write_json(run / "metrics.json", content)
     print_tables(figures, model.schema)
     print(f"\n{found.path.name} of {run} on {split}: {run / 'metrics.json'}, {write_report(run)}")
 

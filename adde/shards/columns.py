@@ -83,26 +83,22 @@ def label_attributes(
     """
     for name in asked:
         table.column(name)
+    names = [n for n in table.columns if (n in asked if asked else n not in taken)]
     attributes: list[Attribute] = []
     labels: list[Labels] = []
     notices: list[str] = []
-    for name, cells in table.columns.items():
-        if name not in asked if asked else name in taken:
-            continue
-        if not asked and (why := _not_an_attribute(cells, max_values)):
-            notices.append(f"column {name!r} is no attribute: {why}")
-            continue
+    for name in names:
+        cells = table.column(name)
         folded = fold(cells, train, min_count)
-        if len(folded.values) < 2:
-            found = _one_value(name, folded, min_count)
+        if why := (not asked and _too_many(cells, max_values)) or _one_value(folded, min_count):
             if asked:
-                raise UserError(f"{table.path}: {found}; leave it out of --attributes")
-            notices.append(f"{found}; left out")
+                raise UserError(f"{table.path}: attribute {name!r} has {why}; leave it out")
+            notices.append(f"column {name!r} is no attribute: it has {why}")
             continue
         notices += _tell_folded(name, cells, folded, min_count)
         attributes.append(Attribute(name, folded.values))
-        index = {cell: folded.label(cell) for cell in set(cells)}
-        labels.append(np.array([index[cell] for cell in cells], dtype=np.int64))
+        label_of = {cell: folded.label(cell) for cell in set(cells)}
+        labels.append(np.array([label_of[cell] for cell in cells], dtype=np.int64))
     if not attributes:
         raise UserError(
             f"{table.path}: expected a column that makes an attribute, found none:\n  "
@@ -111,20 +107,22 @@ def label_attributes(
     return Schema(tuple(attributes)), np.stack(labels, axis=1), notices
 
 
-def _not_an_attribute(cells: Sequence[str], max_values: int) -> str | None:
+def _too_many(cells: Sequence[str], max_values: int) -> str | None:
     distinct = len(set(cells) - {""})
     labelled = sum(1 for cell in cells if cell)
     if distinct > max_values:
-        return f"{distinct} distinct values, more than --max-values {max_values}"
+        return f"{distinct} distinct values, over --max-values {max_values}"
     if labelled < ROWS_PER_VALUE * distinct:
         return f"{distinct} distinct values in {labelled} rows, nearly all different"
     return None
 
 
-def _one_value(name: str, folded: Folded, min_count: int) -> str:
+def _one_value(folded: Folded, min_count: int) -> str | None:
+    if len(folded.values) >= 2:
+        return None
     return (
-        f"attribute {name!r}: expected at least two values that {min_count} training items have "
-        f"(--min-count), found {list(folded.values)}"
+        f"only the values {list(folded.values)} with --min-count {min_count} training items, "
+        "where at least two are expected"
     )
 
 

@@ -1,3 +1,4 @@
+# pyright: standard
 """Torch glue: whole batches of a rank's share, decoded in worker processes (layer 1)."""
 
 from collections.abc import Callable, Iterator

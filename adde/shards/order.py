@@ -82,7 +82,8 @@ class SampleOrder:
     def _shuffle_window(self, epoch: int, window: int) -> Places:
         order, _ = self._shard_order(epoch)
         groups: list[Places] = []
-        for shard in order[window * self._window : (window + 1) * self._window].tolist():
+        shards: list[int] = order[window * self._window : (window + 1) * self._window].tolist()
+        for shard in shards:
             start = 0
             for size in self._groups[shard]:
                 positions = np.arange(start, start + size)

@@ -1,214 +1,186 @@
-"""A catalogue written as WebDataset tars beside an index.json, whole or not at all.
+"""A catalogue's samples in WebDataset tars, and the index of where they lie.
 
 A sample is two members, `<key>.<jpg|png|webp>` and `<key>.json` with {"item_id": ..., "labels":
-{attribute: value or null}}; null is UNKNOWN. The same catalogue gives the same bytes, whatever
-the number of workers. Written with tarfile: importing `webdataset`'s own writer loads torch, and
-who packs or serves a catalogue need not have it. The tests read the tars with `webdataset`.
+{attribute: value or null}}; every attribute is there, null where it is UNKNOWN. Keys count through
+the whole catalogue. The same catalogue gives the same bytes, whatever the number of workers.
+
+Written with tarfile: importing `webdataset` imports torch, and who packs a catalogue need not have
+it. The tests read the tars with `webdataset`.
 """
 
 import hashlib
 import io
 import json
-import os
 import tarfile
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass, field
-from multiprocessing import get_context
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from adde.errors import UserError
-from adde.files import atomic_path, sha256_of_file
-from adde.schema import UNKNOWN
-from adde.shards.catalogue import Catalogue
+from adde.files import sha256_of_file
+from adde.shards.catalogue import Catalogue, check
+from adde.shards.encode import Picture, make_pictures
 from adde.shards.groups import edit_groups
 from adde.shards.index import SPLITS, Shard, ShardIndex
 
-CHUNK = 32
-"""Pictures a worker process makes at a time."""
-
 LISTED = 20
-"""Unreadable pictures an error names."""
-
-
-@dataclass
-class Written:
-    """What was found while writing, for the summary."""
-
-    unreadable: list[str] = field(default_factory=list)
-    """Messages that name the files."""
-    duplicates: list[tuple[str, str]] = field(default_factory=list)
-    """Item ids of the same picture bytes, the first one first."""
-    across_splits: int = 0
-    """How many of those stand in two splits."""
+"""Unreadable pictures that an error names; no more are looked for."""
 
 
 @dataclass(frozen=True)
-class _Picture:
-    row: int
-    content: bytes
-    extension: str
-    error: str | None = None
+class Written:
+    """What was written, and what was found on the way."""
+
+    index: ShardIndex
+    groups: list[list[int]]
+    """Catalogue rows of each edit group, in stored order; rows left out are in none."""
+    duplicates: list[list[int]]
+    """Catalogue rows whose pictures are the same bytes."""
+    unreadable: list[str]
+    """A message for each row left out; names the file."""
 
 
-def write_shards(
+@dataclass(frozen=True)
+class _Plan:
+    """A shard to be: its split, its number there, and groups of catalogue rows."""
+
+    split: str
+    number: int
+    groups: list[list[int]]
+
+
+def write_tars(
     catalogue: Catalogue,
-    out: Path,
+    folder: Path,
     *,
     items_per_shard: int = 1024,
     seed: int = 0,
     workers: int | None = None,
     skip_unreadable: bool = False,
-    extra_files: dict[str, str] | None = None,
-) -> tuple[ShardIndex, Written]:
-    """Writes all splits of a catalogue into the folder `out`, replacing it.
+) -> Written:
+    """Writes the tars of all splits into a folder that is there; the index is the caller's.
 
     Args:
-        catalogue: what to pack.
-        out: folder of the tars and index.json.
-        items_per_shard: about how many; an edit group is never cut.
+        catalogue: what to write.
+        folder: of the tars.
+        items_per_shard: about how many; shards of a split are of like size, no group is cut.
         seed: of the order of the groups.
-        workers: processes that make pictures; None: one per core.
+        workers: processes that make pictures; None is one per core.
         skip_unreadable: leave out pictures that do not decode instead of raising.
-        extra_files: further files of the folder, by name.
 
     Raises:
-        UserError: pictures do not decode (names up to 20), or a split is left without any.
+        UserError: pictures do not decode (names up to 20), a split is left without any, the
+            catalogue's parts do not fit each other, or items_per_shard is below 1.
     """
-    written = Written()
-    with atomic_path(out) as folder:
-        folder.mkdir()
-        plan = list(_plan(catalogue, items_per_shard, seed))
-        made = _make_pictures(catalogue, [rows for _, _, rows in plan], workers)
-        first_of: dict[bytes, int] = {}
-        shards = [
-            _write_tar(catalogue, folder / name, groups, pictures, written, first_of)
-            for (name, groups, _), pictures in zip(plan, made)
-        ]
-        if written.unreadable and not skip_unreadable:
-            shown = "\n  ".join(written.unreadable[:LISTED])
-            raise UserError(
-                f"{len(written.unreadable)} pictures cannot be read; mend them, or leave them out "
-                f"with --skip-unreadable:\n  {shown}"
-            )
-        kept = tuple(shard for shard in shards if shard.samples)
-        for split in sorted(set(catalogue.splits)):
-            if not any(shard.split == split for shard in kept):
-                raise UserError(f"split {split!r}: expected readable pictures, found none")
-        index = ShardIndex(folder, catalogue.name, catalogue.schema, kept)
-        index.write()
-        for name, content in (extra_files or {}).items():
-            (folder / name).write_text(content, encoding="utf-8")
-    return ShardIndex(out, catalogue.name, catalogue.schema, kept), written
+    check(catalogue)
+    if items_per_shard < 1:
+        raise UserError(f"--items-per-shard: expected at least 1, found {items_per_shard}")
+    plans = [plan for split in SPLITS for plan in _plans(catalogue, split, items_per_shard, seed)]
+    rows = [row for plan in plans for group in plan.groups for row in group]
+    # Closed at once when a write fails, so that no worker outlives the folder.
+    with closing(make_pictures(catalogue, rows, workers)) as pictures:
+        tars = _Tars(catalogue, folder, pictures, skip_unreadable)
+        shards = tuple(shard for plan in plans if (shard := tars.write(plan)))
+    tars.refuse_unreadable()
+    index = ShardIndex(folder, catalogue.name, catalogue.schema, shards)
+    for split in set(catalogue.splits):
+        if not index.count(split):
+            raise UserError(f"split {split!r}: expected pictures that can be read, found none")
+    duplicates = [rows for rows in tars.rows_of_picture.values() if len(rows) > 1]
+    return Written(index, tars.groups, duplicates, tars.unreadable)
 
 
-def _plan(
-    catalogue: Catalogue, items_per_shard: int, seed: int
-) -> Iterator[tuple[str, list[list[int]], list[int]]]:
-    """Name, groups of catalogue rows, and all rows of each shard."""
-    of_split = np.asarray(catalogue.splits)
-    for split in SPLITS:
-        rows = np.flatnonzero(of_split == split)
+def _plans(catalogue: Catalogue, split: str, items_per_shard: int, seed: int) -> Iterator[_Plan]:
+    rows = np.flatnonzero(np.asarray(catalogue.splits) == split)
+    if not len(rows):
+        return
+    # Of like size: a shard of leftovers would make windows of the sample order uneven.
+    target = len(rows) / -(-len(rows) // items_per_shard)
+    groups: list[list[int]] = []
+    number, planned = 0, 0
+    for group in edit_groups(catalogue.labels[rows], seed):
+        groups.append(rows[group].tolist())
+        planned += len(group)
+        if planned >= round(target * (number + 1)):
+            yield _Plan(split, number, groups)
+            groups, number = [], number + 1
+    if groups:
+        yield _Plan(split, number, groups)
+
+
+class _Tars:
+    """Writes planned shards, taking their pictures as they come."""
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        folder: Path,
+        pictures: Iterator[Picture],
+        skip_unreadable: bool,
+    ) -> None:
+        self._catalogue, self._folder, self._pictures = catalogue, folder, pictures
+        self._skip_unreadable = skip_unreadable
+        self._written = 0
+        self.groups: list[list[int]] = []
+        self.unreadable: list[str] = []
+        self.rows_of_picture: dict[bytes, list[int]] = {}
+
+    def write(self, plan: _Plan) -> Shard | None:
+        """Writes one tar; None, and no tar, where no picture of it is readable."""
+        path = self._folder / f"{plan.split}-{plan.number:06d}.tar"
         groups: list[list[int]] = []
-        number = 0
-        for group in edit_groups(catalogue.labels[rows], seed) if len(rows) else ():
-            groups.append(rows[group].tolist())
-            if sum(map(len, groups)) >= items_per_shard:
-                yield f"{split}-{number:06d}.tar", groups, [r for g in groups for r in g]
-                groups, number = [], number + 1
-        if groups:
-            yield f"{split}-{number:06d}.tar", groups, [r for g in groups for r in g]
+        with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for group in plan.groups:
+                kept = [row for row in group if self._add_sample(tar, row)]
+                if kept:
+                    groups.append(kept)
+        if not groups:
+            path.unlink()
+            return None
+        self.groups += groups
+        sizes = [len(group) for group in groups]
+        return Shard(
+            path.name,
+            plan.split,
+            sum(sizes),
+            path.stat().st_size,
+            sha256_of_file(path),
+            sizes,
+            _members(path),
+        )
+
+    def refuse_unreadable(self) -> None:
+        """Raises where a picture could not be read and should have been."""
+        if self.unreadable and not self._skip_unreadable:
+            more = " or more" if len(self.unreadable) == LISTED else ""
+            raise UserError(
+                f"{len(self.unreadable)}{more} pictures cannot be read; mend them, or leave them "
+                "out with --skip-unreadable:\n  " + "\n  ".join(self.unreadable)
+            )
+
+    def _add_sample(self, tar: tarfile.TarFile, row: int) -> bool:
+        picture = next(self._pictures)
+        if picture.error is not None:
+            self.unreadable.append(picture.error)
+            if len(self.unreadable) == LISTED:
+                self.refuse_unreadable()
+            return False
+        digest = hashlib.sha256(picture.content).digest()
+        self.rows_of_picture.setdefault(digest, []).append(row)
+        key = f"{self._written:08d}"
+        _add(tar, f"{key}.{picture.extension}", picture.content)
+        _add(tar, f"{key}.json", _record(self._catalogue, row))
+        self._written += 1
+        return True
 
 
-def _make_pictures(
-    catalogue: Catalogue, shards: Sequence[list[int]], workers: int | None
-) -> Iterator[dict[int, _Picture]]:
-    """Each shard's pictures by row; at most two shards' are under way at a time."""
-    processes = workers or os.cpu_count() or 1
-    total = sum(map(len, shards))
-    context = get_context("spawn")
-    with (
-        tqdm(total=total, desc="pictures", unit="picture", disable=None) as bar,
-        ProcessPoolExecutor(processes, context, _start_worker, (catalogue,)) as pool,
-    ):
-        waiting: deque[list[Future[list[_Picture]]]] = deque()
-        ahead = iter(shards)
-        for _ in shards:
-            while len(waiting) < 2 and (rows := next(ahead, None)) is not None:
-                chunks = [rows[i : i + CHUNK] for i in range(0, len(rows), CHUNK)]
-                waiting.append([pool.submit(_make_chunk, chunk) for chunk in chunks])
-            pictures: dict[int, _Picture] = {}
-            for future in waiting.popleft():
-                pictures.update((picture.row, picture) for picture in future.result())
-            bar.update(len(pictures))
-            yield pictures
-
-
-_catalogue: Catalogue | None = None
-"""A worker process's own copy, so that it travels once and not with every chunk."""
-
-
-def _start_worker(catalogue: Catalogue) -> None:
-    global _catalogue
-    _catalogue = catalogue
-
-
-def _make_chunk(rows: list[int]) -> list[_Picture]:
-    assert _catalogue is not None
-    return [_make_picture(_catalogue, row) for row in rows]
-
-
-def _make_picture(catalogue: Catalogue, row: int) -> _Picture:
-    try:
-        return _Picture(row, *catalogue.picture(row))
-    except UserError as error:
-        return _Picture(row, b"", "", str(error))
-
-
-def _write_tar(
-    catalogue: Catalogue,
-    path: Path,
-    groups: list[list[int]],
-    pictures: dict[int, _Picture],
-    written: Written,
-    first_of: dict[bytes, int],
-) -> Shard:
-    members: list[list[int]] = []
-    sizes: list[int] = []
-    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for group in groups:
-            before = len(members)
-            for row in group:
-                picture = pictures[row]
-                if picture.error is not None:
-                    written.unreadable.append(picture.error)
-                    continue
-                _note_duplicate(catalogue, picture, written, first_of)
-                key = f"{len(members):06d}"
-                members.append(
-                    [
-                        *_add(tar, f"{key}.{picture.extension}", picture.content),
-                        *_add(tar, f"{key}.json", _record(catalogue, row)),
-                    ]
-                )
-            if len(members) > before:
-                sizes.append(len(members) - before)
-    split = path.name.partition("-")[0]
-    content = sha256_of_file(path)
-    return Shard(path.name, split, len(members), path.stat().st_size, content, sizes, members)
-
-
-def _add(tar: tarfile.TarFile, name: str, content: bytes) -> tuple[int, int]:
-    """Adds a member; returns where its bytes start, and how many they are."""
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     info = tarfile.TarInfo(name)  # time and owner stay zero: the same bytes every time
     info.size = len(content)
-    start = tar.offset + tarfile.BLOCKSIZE
     tar.addfile(info, io.BytesIO(content))
-    return start, len(content)
 
 
 def _record(catalogue: Catalogue, row: int) -> bytes:
@@ -217,22 +189,8 @@ def _record(catalogue: Catalogue, row: int) -> bytes:
     return json.dumps(record, ensure_ascii=False).encode()
 
 
-def _note_duplicate(
-    catalogue: Catalogue, picture: _Picture, written: Written, first_of: dict[bytes, int]
-) -> None:
-    digest = hashlib.sha256(picture.content).digest()[:16]
-    first = first_of.setdefault(digest, picture.row)
-    if first != picture.row:
-        written.duplicates.append((catalogue.item_ids[first], catalogue.item_ids[picture.row]))
-        written.across_splits += catalogue.splits[first] != catalogue.splits[picture.row]
-
-
-def value_counts(catalogue: Catalogue) -> list[tuple[str, dict[str, int], float]]:
-    """Per attribute: its name, items of each value, and the share of items without a label."""
-    result: list[tuple[str, dict[str, int], float]] = []
-    for attribute, column in zip(catalogue.schema.attributes, catalogue.labels.T):
-        known = column[column != UNKNOWN]
-        counts = np.bincount(known, minlength=len(attribute.values)).tolist()
-        missing = 1 - len(known) / max(1, len(column))
-        result.append((attribute.name, dict(zip(attribute.values, counts)), missing))
-    return result
+def _members(path: Path) -> list[list[int]]:
+    """Offset and size of each sample's picture and JSON, read back from the finished tar."""
+    with tarfile.open(path) as tar:
+        places = [(member.offset_data, member.size) for member in tar]
+    return [[*picture, *record] for picture, record in zip(places[::2], places[1::2])]

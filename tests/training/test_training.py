@@ -140,7 +140,7 @@ def test_sigterm_saves_and_says_how_to_go_on(tiny_shards, tmp_path):
 
 
 def test_two_ranks_train_and_are_evaluated(tiny_shards, tmp_path):
-    launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0")
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--")
     run = tmp_path / "run"
     finish(start(tiny_shards, run, "--data.accumulation=2", launcher=launcher))
     assert steps(run) == list(range(1, 26))

@@ -1,0 +1,193 @@
+"""The catalogue that a table and a folder of pictures make."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from adde.errors import UserError
+from adde.schema import Labels, Schema
+from adde.shards.columns import label_attributes
+from adde.shards.pictures import choose_image_column, find_picture, store
+from adde.shards.splits import (
+    find_split_column,
+    require_items,
+    splits_by_hash,
+    splits_of_column,
+)
+from adde.shards.table import Table, read_table
+
+
+@dataclass(frozen=True)
+class TableOptions:
+    """Which columns of a table mean what, and which items go where."""
+
+    image_column: str | None = None
+    """Column that names the picture files; found if not given."""
+    id_column: str | None = None
+    """Column of the item ids; the picture's name as the table has it if not given."""
+    split_column: str | None = None
+    """Column of train, val or test; found if it holds nothing else. Without one, items are drawn
+    into splits by a hash of their id."""
+    group_by: str | None = None
+    """Column whose values never straddle splits, such as a photographer or a product family."""
+    attributes: tuple[str, ...] = ()
+    """Columns to learn; every other column of few values if not given."""
+    min_count: int = 5
+    """Training items a value must have; those with fewer are folded into the value "other", or
+    are unknown where even together they have fewer."""
+    max_values: int = 100
+    """Distinct values up to which a column is found to be an attribute."""
+    val_share: float = 0.1
+    """Share of items drawn into the validation split; 0 allows for none."""
+    test_share: float = 0.1
+    """Share of items drawn into the test split; 0 allows for none."""
+
+    def __post_init__(self) -> None:
+        shares = (self.val_share, self.test_share)
+        if min(shares) < 0 or sum(shares) >= 1:
+            raise UserError(
+                "--val-share, --test-share: expected shares from 0 whose sum is below 1, "
+                f"found {self.val_share} and {self.test_share}"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class TableCatalogue:
+    """The rows of a table, with pictures below a folder."""
+
+    name: str
+    schema: Schema
+    item_ids: tuple[str, ...]
+    labels: Labels
+    """(N, A) int64."""
+    splits: tuple[str, ...]
+    images: Path
+    """Folder that the pictures' names start from."""
+    pictures: tuple[str, ...]
+    """N names of picture files, as the table has them."""
+    places: tuple[str, ...]
+    """N places in the table, for messages."""
+    size: int
+    """Cap on a picture's short side, pixels."""
+    notices: tuple[str, ...]
+    """What was found, folded or left out, for the person who reads the summary."""
+
+    def picture(self, row: int) -> tuple[bytes, str]:
+        """The row's picture, its short side at most `size`. Raises UserError as `Catalogue`."""
+        path = find_picture(self.images, self.pictures[row])
+        if path is None:
+            raise UserError(
+                f"{self.places[row]}: expected a picture file below {self.images}, "
+                f"found {self.pictures[row]!r}"
+            )
+        try:
+            return store(path.read_bytes(), str(path), self.size)
+        except OSError as error:
+            raise UserError(f"{path}: expected a readable file, found: {error.strerror}") from None
+
+    def stamp(self) -> str:
+        """Changes when a picture file does, by its size and time of change."""
+        digest = hashlib.sha256(str(self.size).encode())
+        for name in self.pictures:
+            path = find_picture(self.images, name)
+            status = path.stat() if path else None
+            digest.update(repr(status and (status.st_size, status.st_mtime_ns)).encode())
+        return digest.hexdigest()
+
+
+def read_catalogue(path: Path, images: Path, options: TableOptions, size: int) -> TableCatalogue:
+    """Reads a CSV or Parquet table as a catalogue.
+
+    Args:
+        path: the table.
+        images: folder that the names in the image column start from.
+        options: the columns.
+        size: cap on a picture's short side, pixels.
+
+    Raises:
+        UserError: the table cannot be read, a column is missing or cannot be found, an item id
+            appears twice, a split is unknown or empty, or no attribute is left.
+    """
+    if size < 1:
+        raise UserError(f"--size: expected at least 1 pixel, found {size}")
+    if not images.is_dir():
+        raise UserError(f"--images: expected a folder of pictures, found none at {images}")
+    table = read_table(path)
+    if not table.places:
+        raise UserError(f"{path}: expected at least one item, found a header only")
+    image_column = choose_image_column(table, images, options.image_column)
+    id_column = options.id_column or image_column
+    item_ids = _item_ids(table, id_column)
+    split_column = _split_column(table, options)
+    splits = _splits(table, item_ids, split_column, options)
+    schema, labels, label_notices = label_attributes(
+        table,
+        train=[split == "train" for split in splits],
+        taken={image_column, id_column, split_column, options.group_by},
+        asked=options.attributes,
+        max_values=options.max_values,
+        min_count=options.min_count,
+    )
+    return TableCatalogue(
+        name=path.stem,
+        schema=schema,
+        item_ids=item_ids,
+        labels=labels,
+        splits=splits,
+        images=images,
+        pictures=table.column(image_column),
+        places=table.places,
+        size=size,
+        notices=(
+            f"pictures are named by column {image_column!r}, items by {id_column!r}",
+            _tell_splits(split_column, options.group_by),
+            *label_notices,
+        ),
+    )
+
+
+def _item_ids(table: Table, column: str) -> tuple[str, ...]:
+    item_ids = table.column(column)
+    seen: dict[str, str] = {}
+    for item_id, place in zip(item_ids, table.places):
+        if not item_id:
+            raise UserError(f"{place}: expected an item id in column {column!r}, found none")
+        if item_id in seen:
+            raise UserError(
+                f"{place}: expected an item id of its own in column {column!r}, found "
+                f"{item_id!r} as in {seen[item_id]}; name a column of unique ids with --id-column"
+            )
+        seen[item_id] = place
+    return item_ids
+
+
+def _split_column(table: Table, options: TableOptions) -> str | None:
+    if options.split_column and options.group_by:
+        raise UserError(
+            "--split-column, --group-by: expected one of the two, as both say where items go"
+        )
+    if options.split_column or options.group_by:
+        return options.split_column
+    return find_split_column(table)
+
+
+def _splits(
+    table: Table, item_ids: tuple[str, ...], split_column: str | None, options: TableOptions
+) -> tuple[str, ...]:
+    if split_column:
+        splits = splits_of_column(table, split_column)
+        source = f"{table.path}, column {split_column!r}"
+    else:
+        groups = table.column(options.group_by) if options.group_by else item_ids
+        # An item without a group is a group of its own.
+        keys = [group or item_id for group, item_id in zip(groups, item_ids)]
+        splits = splits_by_hash(keys, options.val_share, options.test_share)
+        source = f"{table.path}, {len(set(keys))} hashed keys"
+    require_items(splits, options.val_share, options.test_share, source)
+    return splits
+
+
+def _tell_splits(split_column: str | None, group_by: str | None) -> str:
+    if split_column:
+        return f"splits are those of column {split_column!r}"
+    return f"splits are drawn by a hash of {repr(group_by) if group_by else 'the item id'}"

@@ -30,6 +30,9 @@ from adde.training.config import CONFIG_NAME, Config, read_recipe
 
 FORMAT = 1
 
+DECIDING = ("hit@30", "hit@10", "hit@1")
+"""Validation figures that choose the best checkpoint, in this order."""
+
 
 @dataclass(frozen=True)
 class Position:
@@ -110,15 +113,22 @@ def save_checkpoint(
     return path
 
 
-def mark_best(run: Path, path: Path, score: float) -> None:
-    """Names `path` as the best checkpoint, with its validation hit@30."""
-    write_json(run / "checkpoints" / "best.json", {"checkpoint": path.name, "hit@30": score})
+def is_best(run: Path, figures: dict[str, float]) -> bool:
+    """Whether validation figures are above those of the best checkpoint so far.
 
-
-def best_score(run: Path) -> float:
-    """Validation hit@30 of the best checkpoint so far; -1 where there is none."""
+    hit@30 decides. Where an easy catalogue has it at 1 from early on, hit@10 and then hit@1 do.
+    """
     path = run / "checkpoints" / "best.json"
-    return read_json(path)["hit@30"] if path.exists() else -1.0
+    if not path.exists():
+        return True
+    best = read_json(path)
+    return [figures[name] for name in DECIDING] > [best[name] for name in DECIDING]
+
+
+def mark_best(run: Path, path: Path, figures: dict[str, float]) -> None:
+    """Names `path` as the best checkpoint, with the validation figures that made it so."""
+    best = {"checkpoint": path.name, **{name: figures[name] for name in DECIDING}}
+    write_json(run / "checkpoints" / "best.json", best)
 
 
 def delete_old(run: Path, keep: int) -> None:

@@ -201,9 +201,8 @@ class Run:
             )
             shown = ", ".join(f"{k} {v:.4f}" for k, v in figures.items() if k != "queries")
             tqdm.write(f"step {self.position.step}: {shown}")
-            score = figures.get("hit@30", -1.0)
-            if score > checkpoints.best_score(self.config.run):
-                checkpoints.mark_best(self.config.run, self.save(), score)
+            if self.position.stage == "adde" and checkpoints.is_best(self.config.run, figures):
+                checkpoints.mark_best(self.config.run, self.save(), figures)
         self.accelerator.wait_for_everyone()
         self.meter.restart()
 
@@ -252,8 +251,7 @@ class Run:
         if self.main:
             self._tracker.close()
             report = write_report(self.config.run)
-            best = checkpoints.best_score(self.config.run)
-            print(f"best validation hit@30 {best:.4f}; report: {report}")
+            print(f"report: {report}")
 
     def __enter__(self) -> "Run":
         return self

@@ -32,9 +32,23 @@ def save(trained, step):
     return checkpoints.save_checkpoint(run, position, model, optimizer, None, CONFIG, SCHEMA, None)
 
 
+def figures(hit_30, hit_1=0.0):
+    return {"hit@30": hit_30, "hit@10": 0.1, "hit@1": hit_1, "ndcg@30": 0.2}
+
+
+def test_the_best_has_the_highest_hit_30_and_then_the_highest_hit_1(trained):
+    run = trained[0]
+    assert checkpoints.is_best(run, figures(0.1))
+    checkpoints.mark_best(run, save(trained, 1), figures(0.5, hit_1=0.3))
+    assert not checkpoints.is_best(run, figures(0.4, hit_1=0.9))
+    assert not checkpoints.is_best(run, figures(0.5, hit_1=0.3))
+    assert checkpoints.is_best(run, figures(0.5, hit_1=0.4))
+    assert checkpoints.is_best(run, figures(0.6))
+
+
 def test_weights_and_optimiser_come_back(trained):
     run, model, optimizer = trained
-    checkpoints.mark_best(run, save(trained, 3), 0.5)
+    checkpoints.mark_best(run, save(trained, 3), figures(0.5))
     loaded, config, found = checkpoints.load_model(run)
     assert config == CONFIG
     assert found.position == Position("encoder", 3, 3)
@@ -71,7 +85,7 @@ def test_the_newest_and_the_best_are_kept(trained):
     for step in range(1, 6):
         path = save(trained, step)
         if step == 2:
-            checkpoints.mark_best(run, path, 0.9)
+            checkpoints.mark_best(run, path, figures(0.9))
     checkpoints.delete_old(run, keep=2)
     kept = sorted(p.name for p in (run / "checkpoints").glob("step-*"))
     assert kept == ["step-00000002", "step-00000004", "step-00000005"]

@@ -90,7 +90,7 @@ def uninterrupted(tiny_shards, tmp_path_factory):
 
 def test_a_run_leaves_what_it_promises(uninterrupted):
     run, output = uninterrupted
-    assert "best validation hit@30" in output
+    assert "report.html" in output
     assert steps(run) == list(range(1, 26))
     names = {path.name for path in run.iterdir()}
     assert names >= {"config.toml", "checkpoints", "log.jsonl", "report.html", "evaluation"}
@@ -140,7 +140,7 @@ def test_sigterm_saves_and_says_how_to_go_on(tiny_shards, tmp_path):
 
 
 def test_two_ranks_train_and_are_evaluated(tiny_shards, tmp_path):
-    launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--")
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "--")
     run = tmp_path / "run"
     finish(start(tiny_shards, run, "--data.accumulation=2", launcher=launcher))
     assert steps(run) == list(range(1, 26))

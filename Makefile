@@ -44,7 +44,7 @@ quickstart: $(ANSWER)
 	@echo "bundle:  bundles/quickstart"
 
 data/wardrobe/index.json: shards/build.py $(wildcard adde/shards/*.py) | setup
-	$(BIN)/python shards/build.py --catalogue wardrobe --items 10000 --out data/wardrobe
+	$(BIN)/python shards/build.py --catalogue wardrobe --out data/wardrobe
 	touch $@
 
 # An unfinished run goes on where it stopped; a recipe that changed starts afresh.
@@ -63,4 +63,13 @@ bundles/quickstart/bundle.json: $(QUICK)/metrics.json
 
 $(ANSWER): bundles/quickstart/bundle.json
 	$(BIN)/python serve_onnx/query.py --bundle bundles/quickstart --gallery data/wardrobe \
-		--split test --item $(QUICK_ITEM) --set top_colour=red --picture $@
+		--split test --item 001309-1 --set top_colour=red --picture $@
+
+bench: setup data/wardrobe/index.json
+	$(BIN)/python benchmarks/training_step.py --shards data/wardrobe --json docs/training_step.json
+
+# The checks that need a GPU: it says so and fails where there is none.
+gpu-check: setup
+	$(BIN)/python -c "import torch, sys; torch.cuda.is_available() or sys.exit('gpu-check: no CUDA device found')"
+	$(BIN)/python -m pytest -m gpu
+	$(MAKE) bench

@@ -64,9 +64,11 @@ def decode(
     if isinstance(source, Path):
         name = str(source)
     try:
+        # Read whole: Pillow leaves a file open when its picture does not decode.
+        content = source.read_bytes() if isinstance(source, Path) else source
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS rules
-            image = Image.open(source if isinstance(source, Path) else io.BytesIO(source))
+            image = Image.open(io.BytesIO(content))
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise UserError(

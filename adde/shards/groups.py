@@ -40,7 +40,7 @@ def edit_groups(labels: Labels, seed: int, size: int = GROUP_SIZE) -> list[list[
     Args:
         labels: (N, A) int64.
         seed: of the random choices.
-        size: items of a grown group.
+        size: items of a grown group, at least 2.
 
     Returns:
         Groups of row numbers 0..N-1, each row once.

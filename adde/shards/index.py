@@ -95,8 +95,12 @@ class ShardIndex:
         content = read_json(path)
         try:
             index = cls._from_json(root, content)
-        except (KeyError, TypeError) as error:
+        except KeyError as error:
             raise UserError(f"{path}: expected field {error}, found none") from None
+        except (TypeError, AttributeError) as error:
+            raise UserError(
+                f"{path}: expected an index of shards, found: {error}; build the shards again"
+            ) from None
         index._check_files()
         return index
 

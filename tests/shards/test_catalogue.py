@@ -260,7 +260,7 @@ def test_no_pictures(shop, rows):
         read(table, images.parent / "empty")
     # A table may not lead out of the folder.
     (images / "below").mkdir()
-    table.write_text(table.read_text().replace("\n", "\n../"))
+    table.write_text(table.read_text().replace("\n", "\n../", 60))
     with pytest.raises(UserError, match=r"found none among .*\n  image: '../00.jpg'"):
         read(table, images / "below")
     header_only = images.parent / "header.csv"

@@ -1,0 +1,159 @@
+"""A whole training step against bare forward and backward of the backbone on in-memory tensors.
+
+    python benchmarks/training_step.py --shards data/wardrobe --json training_step.json
+    python benchmarks/training_step.py --shards data/wardrobe --backbone resnet18 --quick
+
+Both are timed in turn in one run and compared by medians. The whole step is what train/main.py
+does: loading, augmentation, heads, mining, all losses, backward, clipping and the optimiser.
+"""
+
+import itertools
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import timm
+import torch
+import tyro
+from accelerate import Accelerator
+
+from adde.errors import run_program
+from adde.files import write_json
+from adde.model import ADDE, ModelSettings
+from adde.shards.index import ShardIndex
+from adde.shards.loader import Batch, Batches, RankShare, load_batches
+from adde.shards.order import SampleOrder
+from adde.training.config import AddeStage, Augmentation, EncoderStage, Optimizer
+from adde.training.objectives import Objective, global_mean
+from adde.training.optimisation import StageOptimizer, build_optimizer
+
+
+def measure(
+    shards: Path,
+    backbone: str = "resnet18",
+    image_size: int = 64,
+    width: int = 340,
+    batch_size: int = 64,
+    workers: int = 1,
+    json: Path | None = None,
+    quick: bool = False,
+) -> None:
+    """Prints and writes the ratio of throughputs and where the rest of a step goes.
+
+    Args:
+        shards: folder of shards to train on.
+        backbone: timm model.
+        image_size: side of the input, pixels.
+        width: D.
+        batch_size: items of a batch.
+        workers: decoding processes.
+        json: file of the figures.
+        quick: fewer rounds.
+    """
+    index = ShardIndex.read(shards)
+    settings = ModelSettings(
+        backbone=backbone, image_size=image_size, width=width, hidden=min(width, 512)
+    )
+    accelerator = Accelerator()
+    bare = bare_step(backbone, batch_size, image_size, accelerator.device)
+    rounds = 6 if quick else 25
+    figures: dict[str, float | str | dict[str, str]] = {}
+    for stage, weights in (("encoder", EncoderStage()), ("adde", AddeStage())):
+        whole, parts = whole_step(stage, weights, settings, index, batch_size, workers, accelerator)
+        times = alternate(bare, whole, rounds)
+        seconds = {name: statistics.median(values) for name, values in times.items()}
+        figures[f"step_vs_bare_{stage}"] = seconds["bare"] / seconds["whole"]
+        figures[f"bare_images_per_second_{stage}"] = batch_size / seconds["bare"]
+        figures[f"whole_images_per_second_{stage}"] = batch_size / seconds["whole"]
+        for part, values in parts.items():
+            figures[f"{stage}_{part}_share"] = statistics.median(values) / seconds["whole"]
+    figures["machine"] = (
+        f"{platform.machine()}, {torch.get_num_threads()} threads, {accelerator.device}"
+    )
+    figures["versions"] = {"torch": torch.__version__, "timm": timm.__version__}
+    for name, value in figures.items():
+        print(f"{name:36} {value:.3f}" if isinstance(value, float) else f"{name:36} {value}")
+    if json is not None:
+        write_json(json, figures)
+
+
+def bare_step(
+    backbone: str, batch_size: int, image_size: int, device: torch.device
+) -> Callable[[], None]:
+    """Forward and backward of the backbone alone."""
+    model = timm.create_model(backbone, num_classes=0).to(device)
+    images = torch.randn(batch_size, 3, image_size, image_size, device=device)
+
+    def step() -> None:
+        model(images).square().mean().backward()
+        model.zero_grad()
+
+    return step
+
+
+def whole_step(
+    stage: str,
+    weights: EncoderStage | AddeStage,
+    settings: ModelSettings,
+    index: ShardIndex,
+    batch_size: int,
+    workers: int,
+    accelerator: Accelerator,
+) -> tuple[Callable[[], None], dict[str, list[float]]]:
+    """The step of train/main.py, and the seconds its parts take, filled as it runs."""
+    model = ADDE(settings, index.schema).to(accelerator.device)
+    model.memory.requires_grad_(stage == "adde")
+    optimizer = build_optimizer(Optimizer(), model)
+    stepper = StageOptimizer(accelerator, Optimizer(clip_norm=1.0), model, optimizer)
+    objective = Objective(index.schema, Augmentation(), margin=0.5)
+    order = SampleOrder(index.split("train"), batch_size, seed=0)
+    share = RankShare(order, rank=0, ranks=1, accumulation=1)
+    batches = Batches(index, "train", model.preprocess, share)
+    stream: Iterator[Batch] = load_batches(batches, range(10_000), workers)
+    parts: dict[str, list[float]] = {
+        "loading": [],
+        "forward_and_losses": [],
+        "backward": [],
+        "optimiser": [],
+    }
+    draws = torch.Generator()
+
+    def step() -> None:
+        clock = time.perf_counter()
+        clocks = [clock]
+        batch = next(stream).to(accelerator.device)
+        clocks.append(time.perf_counter())
+        loss, _, _ = global_mean(getattr(objective, stage)(model, batch, draws), weights)
+        clocks.append(time.perf_counter())
+        loss.backward()
+        clocks.append(time.perf_counter())
+        stepper.step()
+        clocks.append(time.perf_counter())
+        for part, (before, after) in zip(parts.values(), itertools.pairwise(clocks)):
+            part.append(after - before)
+
+    return step, parts
+
+
+def alternate(
+    bare: Callable[[], None], whole: Callable[[], None], rounds: int
+) -> dict[str, list[float]]:
+    """Seconds of both, in turn, after two warm-up rounds, so that noise falls on both."""
+    times: dict[str, list[float]] = {"bare": [], "whole": []}
+    for number in range(rounds + 2):
+        for name, step in (("bare", bare), ("whole", whole)):
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            started = time.perf_counter()
+            step()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if number >= 2:
+                times[name].append(time.perf_counter() - started)
+    return times
+
+
+if __name__ == "__main__":
+    run_program(lambda: tyro.cli(measure))

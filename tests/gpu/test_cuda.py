@@ -1,0 +1,36 @@
+"""What must hold on a CUDA device as it does on the CPU; `make gpu-check` runs it."""
+
+import pytest
+import torch
+
+from adde.mining import mine
+from adde.training.augment import augment
+from adde.training.config import Augmentation
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.mark.parametrize("items", [1, 3, 127, 513])
+def test_mining_equals_the_cpu(items):
+    draws = torch.Generator().manual_seed(items)
+    vectors = torch.randn(4, items, 64, generator=draws, dtype=torch.float64)
+    vectors = torch.nn.functional.normalize(vectors, dim=-1)
+    labels = torch.randint(-1, 6, (4, items), generator=draws)
+    results = []
+    for device in ("cpu", "cuda"):
+        leaf = vectors.to(device).requires_grad_()
+        mined = mine(leaf, labels.to(device), margin=0.5)
+        mined.loss_sum.sum().backward()
+        results.append((mined, leaf.grad.cpu()))
+    (one, one_grad), (two, two_grad) = results
+    for a, b in zip(one, two):
+        torch.testing.assert_close(a, b.cpu())
+    torch.testing.assert_close(one_grad, two_grad)
+
+
+def test_augmentation_equals_the_cpu():
+    images = torch.randint(0, 256, (5, 32, 32, 3), dtype=torch.uint8)
+    draws = torch.rand(5, 4)
+    expected = augment(images, draws, Augmentation())
+    found = augment(images.cuda(), draws.cuda(), Augmentation()).cpu()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-2)

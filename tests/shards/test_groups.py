@@ -1,0 +1,101 @@
+"""Edit groups against neighbours found pair by pair, and what they do for training batches."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from adde.schema import UNKNOWN
+from adde.shards.groups import edit_groups, has_neighbour, neighbour_in_group
+from adde.shards.index import Shard
+from adde.shards.order import SampleOrder
+from adde.shards.wardrobe import wardrobe
+
+tables = st.tuples(st.integers(1, 40), st.integers(1, 4)).flatmap(
+    lambda shape: arrays(np.int64, shape, elements=st.integers(UNKNOWN, 2))
+)
+
+
+def are_neighbours(one, other):
+    differing = [(a, b) for a, b in zip(one, other) if a != b]
+    return len(differing) == 1 and UNKNOWN not in differing[0]
+
+
+def pair_by_pair(labels, rows):
+    rows = list(rows)
+    return [any(are_neighbours(labels[i], labels[j]) for j in rows) for i in rows]
+
+
+def dense(items, attributes, values, missing, seed=0):
+    rng = np.random.default_rng(seed)
+    tail = 1 / np.arange(1, values + 1)
+    labels = rng.choice(values, (items, attributes), p=tail / tail.sum())
+    labels[rng.random(labels.shape) < missing] = UNKNOWN
+    return labels
+
+
+@given(tables)
+def test_neighbours_pair_by_pair(labels):
+    assert has_neighbour(labels).tolist() == pair_by_pair(labels, range(len(labels)))
+
+
+@given(tables, st.integers(0, 9), st.integers(2, 5))
+def test_groups_hold_every_row_once(labels, seed, size):
+    groups = edit_groups(labels, seed, size)
+    assert sorted(row for group in groups for row in group) == list(range(len(labels)))
+    assert all(1 <= len(group) <= 2 * size for group in groups)
+    found = neighbour_in_group(labels, groups)
+    for group in groups:
+        assert found[group].tolist() == pair_by_pair(labels, group)
+        # A group is grown or joined along neighbours, so nobody in it is a stranger.
+        assert len(group) == 1 or found[group].all()
+
+
+def test_families_find_themselves():
+    labels = wardrobe(1500).labels
+    assert neighbour_in_group(labels, edit_groups(labels, 0)).all()
+
+
+@pytest.mark.parametrize("missing", [0.0, 0.3])
+@pytest.mark.parametrize(("attributes", "values"), [(1, 5), (4, 3), (8, 4), (10, 2)])
+def test_next_to_none_is_left_alone(attributes, values, missing):
+    labels = dense(3000, attributes, values, missing)
+    in_group = neighbour_in_group(labels, edit_groups(labels, 0)).mean()
+    assert in_group >= 0.99 * has_neighbour(labels).mean()
+
+
+def test_rare_partners_are_shared():
+    labels = np.zeros((2000, 3), dtype=np.int64)
+    labels[:5, 1] = 1
+    groups = edit_groups(labels, 0)
+    with_partner = [group for group in groups if len(group) > 1]
+    assert sum(map(len, with_partner)) >= 16
+    assert {row for group in with_partner for row in group} >= set(range(5))
+
+
+def test_groups_come_in_random_order_by_seed():
+    labels = dense(2000, 4, 4, 0.0)
+    groups = edit_groups(labels, 3)
+    assert groups == edit_groups(labels, 3)
+    assert groups != edit_groups(labels, 4)
+    # The catalogue's order, here by the first attribute, has gone.
+    labels = labels[np.argsort(labels[:, 0])]
+    firsts = [labels[group[0], 0] for group in edit_groups(labels, 3)]
+    assert abs(np.corrcoef(firsts, np.arange(len(firsts)))[0, 1]) < 0.2
+
+
+def test_batches_hold_targets_of_edits():
+    catalogue = wardrobe(4000)
+    labels = catalogue.labels[np.array(catalogue.splits) == "train"]
+
+    def share_with_target(groups):
+        rows = np.array([row for group in groups for row in group])
+        shard = Shard("train-000000.tar", "train", len(rows), 0, "", [len(g) for g in groups], [])
+        order = SampleOrder([shard], batch_size=64, seed=0)
+        batches = [labels[rows[order.batch(step)[:, 1]]] for step in range(20)]
+        return np.mean([has_neighbour(batch).mean() for batch in batches])
+
+    scattered = [[row] for row in range(len(labels))]
+    assert share_with_target(scattered) < 0.2
+    assert share_with_target(edit_groups(labels, 0)) > 0.95

@@ -1,0 +1,140 @@
+"""The index and the reader against tars read in full, and against damage."""
+
+import json
+import shutil
+import tarfile
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from adde.errors import UserError
+from adde.schema import Attribute, Schema
+from adde.shards import reader
+from adde.shards.index import ShardIndex
+from adde.shards.reader import ShardReader, iterate
+
+
+@pytest.fixture
+def copied(tiny_shards, tmp_path):
+    """A copy of the tiny shards that a test may damage."""
+    return shutil.copytree(tiny_shards, tmp_path / "shards")
+
+
+def edit_index(root, **changes):
+    content = json.loads((root / "index.json").read_text())
+    content.update(changes)
+    (root / "index.json").write_text(json.dumps(content))
+
+
+def edit_bytes(root, offset, replacement, name="val-000000.tar"):
+    with (root / name).open("r+b") as file:
+        file.seek(offset)
+        file.write(replacement)
+
+
+@pytest.mark.parametrize("handles", [1, 64])
+def test_samples_are_those_of_the_tar(tiny_shards, monkeypatch, handles):
+    monkeypatch.setattr(reader, "OPEN_SHARDS", handles)
+    index = ShardIndex.read(tiny_shards)
+    shards = index.split("train")
+    expected = []
+    for shard in shards:
+        with tarfile.open(tiny_shards / shard.name) as tar:
+            contents = [tar.extractfile(member).read() for member in tar]
+        expected.append(list(zip(contents[::2], map(json.loads, contents[1::2]))))
+    samples = ShardReader(index)
+    places = [(s, p) for s, shard in enumerate(shards) for p in range(shard.samples)]
+    np.random.default_rng(0).shuffle(places)
+    for s, p in places:
+        sample = samples.read(shards[s], p)
+        picture, record = expected[s][p]
+        assert (sample.picture, sample.item_id) == (picture, record["item_id"])
+        assert index.schema.decode(sample.labels) == record["labels"]
+    samples.close()
+    in_order = [sample.item_id for sample in iterate(index, "train")]
+    assert in_order == [record["item_id"] for shard in expected for _, record in shard]
+
+
+def test_counts_and_splits(tiny_shards):
+    index = ShardIndex.read(tiny_shards)
+    assert [index.count(split) for split in ("train", "val", "test", "no")] == [60, 12, 24, 0]
+    only_train = replace(index, shards=index.split("train"))
+    with pytest.raises(UserError, match=r"shards of split 'val', found none; valid: 'train'"):
+        only_train.split("val")
+
+
+def test_written_index_reads_back(tiny_shards, copied):
+    index = ShardIndex.read(tiny_shards)
+    replace(index, root=copied).write()
+    again = ShardIndex.read(copied)
+    assert (again.schema, again.name, again.shards) == (index.schema, index.name, index.shards)
+
+
+def test_no_index(tmp_path):
+    with pytest.raises(UserError, match=r"expected a folder of shards with index.json, found none"):
+        ShardIndex.read(tmp_path)
+
+
+def test_damaged_index(copied):
+    whole = json.loads((copied / "index.json").read_text())
+    edit_index(copied, format=7)
+    with pytest.raises(UserError, match=r"index.json: expected format 1, found 7"):
+        ShardIndex.read(copied)
+    edit_index(copied, format=1, schema_hash="abc")
+    with pytest.raises(UserError, match=r"expected schema_hash .* found abc; build the shards"):
+        ShardIndex.read(copied)
+    (copied / "index.json").write_text('{"format": 1, "name": "tiny", "schema": null}')
+    with pytest.raises(UserError, match=r"index.json: expected \{"):
+        ShardIndex.read(copied)
+    (copied / "index.json").write_text(json.dumps({**whole, "shards": None}))
+    with pytest.raises(UserError, match=r"index.json: expected an index of shards, found: 'None"):
+        ShardIndex.read(copied)
+    del whole["shards"]
+    (copied / "index.json").write_text(json.dumps(whole))
+    with pytest.raises(UserError, match=r"index.json: expected field 'shards', found none"):
+        ShardIndex.read(copied)
+    (copied / "index.json").write_text("{")
+    with pytest.raises(UserError, match=r"index.json: expected JSON"):
+        ShardIndex.read(copied)
+
+
+def test_missing_and_shortened_shards(copied):
+    path = copied / "val-000000.tar"
+    size = path.stat().st_size
+    edit_bytes(copied, size, b"more")
+    with pytest.raises(
+        UserError, match=rf"val-000000.tar: expected {size} bytes, found {size + 4}"
+    ):
+        ShardIndex.read(copied)
+    path.unlink()
+    with pytest.raises(UserError, match=rf"val-000000.tar: expected {size} bytes, found no file"):
+        ShardIndex.read(copied)
+
+
+def test_shard_cut_short_after_the_index_was_read(copied):
+    index = ShardIndex.read(copied)
+    path = copied / "val-000000.tar"
+    path.write_bytes(path.read_bytes()[:700])
+    with pytest.raises(UserError, match=r"val-000000.tar, sample 0: expected .* cut short"):
+        next(iterate(index, "val"))
+
+
+def test_labels_outside_the_schema(copied):
+    index = ShardIndex.read(copied)
+    other = Schema((Attribute("colour", ("mauve", "teal")), *index.schema.attributes[1:]))
+    with pytest.raises(UserError, match=r"sample 0: .*'colour': unknown value .*build the shards"):
+        next(iterate(replace(index, schema=other), "val"))
+
+
+@pytest.mark.parametrize("junk", [b"[1]", b"{}", b"\xff\xff", b'{"item_id": "a", "labels": 3}'])
+def test_damaged_records(copied, junk):
+    index = ShardIndex.read(copied)
+    (shard,) = index.split("val")
+    _, _, offset, size = shard.members[5]
+    edit_bytes(copied, offset, junk.ljust(size))
+    samples = ShardReader(index)
+    samples.read(shard, 4)
+    with pytest.raises(UserError, match=r"val-000000.tar, sample 5: expected JSON with item_id"):
+        samples.read(shard, 5)
+    samples.close()

@@ -1,0 +1,213 @@
+"""Written tars against `webdataset`, against the reader, and against what went in."""
+
+import gc
+import hashlib
+import io
+import os
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from adde.errors import UserError
+from adde.schema import UNKNOWN, Attribute, Schema
+from adde.shards.encode import make_pictures
+from adde.shards.index import ShardIndex
+from adde.shards.reader import iterate
+from adde.shards.writer import write_tars
+
+EXTENSIONS = ("png", "jpg", "webp")
+SCHEMA = Schema((Attribute("colour", ("red", "größe", "blue")), Attribute("fit", ("slim", "wide"))))
+
+
+class Toy:
+    """Items of noise in three formats; row r is unreadable if r is in `broken`."""
+
+    name = "toy"
+    schema = SCHEMA
+
+    def __init__(self, items=150, broken=()):
+        rng = np.random.default_rng(items)
+        self.item_ids = tuple(f"toy/ü {row}" for row in range(items))
+        self.labels = rng.integers(UNKNOWN, [3, 2], (items, 2))
+        self.splits = tuple(rng.choice(["train", "val", "test"], items, p=[0.6, 0.2, 0.2]).tolist())
+        self.broken = frozenset(broken)
+
+    def picture(self, row):
+        if row in self.broken:
+            raise UserError(f"photo-{row}.jpg: expected a picture")
+        noise = np.random.default_rng(row).integers(0, 256, (9 + row % 5, 8, 3)).astype(np.uint8)
+        extension = EXTENSIONS[row % 3]
+        buffer = io.BytesIO()
+        Image.fromarray(noise).save(buffer, {"jpg": "jpeg"}.get(extension, extension))
+        return buffer.getvalue(), extension
+
+
+class Deadly(Toy):
+    """Kills whoever asks for a picture, as the kernel does when memory runs out."""
+
+    def picture(self, row):
+        os._exit(9)
+
+
+class Twins(Toy):
+    """Rows 4 and 7 have the same picture as row 1."""
+
+    def picture(self, row):
+        return super().picture(1 if row in (4, 7) else row)
+
+
+def write(catalogue, folder, workers=1, **options):
+    folder.mkdir()
+    written = write_tars(catalogue, folder, workers=workers, **options)
+    written.index.write()
+    return written
+
+
+def named(catalogue, row):
+    return {
+        attribute.name: None if label == UNKNOWN else attribute.values[label]
+        for attribute, label in zip(catalogue.schema.attributes, catalogue.labels[row])
+    }
+
+
+# webdataset leaves closing its files to the garbage collector.
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+def test_webdataset_and_reader_find_what_went_in(tmp_path):
+    import webdataset  # here, as it imports torch, and worker processes import this module
+
+    catalogue = Toy()
+    written = write(catalogue, tmp_path / "shards", items_per_shard=30)
+    index = ShardIndex.read(tmp_path / "shards")
+    assert index.schema == catalogue.schema
+    keys, rows = set(), []
+    for split in ("train", "val", "test"):
+        urls = [str(index.root / shard.name) for shard in index.split(split)]
+        theirs = list(webdataset.WebDataset(urls, shardshuffle=False).decode())
+        ours = list(iterate(index, split))
+        assert len(theirs) == len(ours) == index.count(split) == catalogue.splits.count(split)
+        for decoded, sample in zip(theirs, ours):
+            row = catalogue.item_ids.index(sample.item_id)
+            content, extension = catalogue.picture(row)
+            assert catalogue.splits[row] == split
+            assert sample.picture == content
+            np.testing.assert_array_equal(sample.labels, catalogue.labels[row])
+            record = {"item_id": catalogue.item_ids[row], "labels": named(catalogue, row)}
+            assert decoded["json"] == record
+            assert extension in decoded
+            keys.add(decoded["__key__"])
+            rows.append(row)
+    assert len(keys) == 150  # no key twice, whichever shards are read together
+    assert rows == [row for group in written.groups for row in group]
+    gc.collect()
+
+
+def test_same_bytes_whatever_the_workers(tmp_path):
+    catalogue = Toy(items=200)  # chunks for all
+    for workers in (1, 3):
+        write(catalogue, tmp_path / str(workers), workers, items_per_shard=50)
+    names = sorted(path.name for path in (tmp_path / "1").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "3").iterdir())
+    for name in names:
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "3" / name).read_bytes()
+
+
+def test_index_tells_what_lies_in_the_tars(tmp_path):
+    index = write(Toy(), tmp_path / "shards", items_per_shard=20).index
+    assert len(index.split("train")) >= 4
+    for shard in index.shards:
+        path = index.root / shard.name
+        content = path.read_bytes()
+        assert (shard.bytes, shard.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+        assert sum(shard.groups) == shard.samples == len(shard.members)
+        with tarfile.open(path) as tar:
+            members = tar.getmembers()
+            found = [content[m.offset_data : m.offset_data + m.size] for m in members]
+            assert found == [tar.extractfile(member).read() for member in members]
+            flat = [tuple(place) for m in shard.members for place in (m[:2], m[2:])]
+            assert flat == [(member.offset_data, member.size) for member in members]
+            assert {(m.mtime, m.uid, m.gid, m.uname, m.gname) for m in members} == {
+                (0, 0, 0, "", "")
+            }
+
+
+def test_shards_are_of_like_size_and_keep_groups_whole(tmp_path):
+    catalogue = Toy(items=400)
+    written = write(catalogue, tmp_path / "shards", items_per_shard=64)
+    train = written.index.split("train")
+    samples = [shard.samples for shard in train]
+    assert len(samples) == -(-sum(samples) // 64)
+    assert max(samples) - min(samples) <= 2 * 16  # a group more or less at either end
+    stored = [size for shard in written.index.shards for size in shard.groups]
+    assert stored == [len(group) for group in written.groups]
+    # The seed decides on the order of the groups.
+    other = write(catalogue, tmp_path / "other", items_per_shard=64, seed=1)
+    assert other.groups != written.groups
+
+
+def test_unreadable_pictures_stop_the_writing(tmp_path):
+    with pytest.raises(UserError, match=r"^2 pictures cannot be read.*--skip-unreadable") as error:
+        write(Toy(broken=(5, 77)), tmp_path / "two")
+    assert {"photo-5.jpg", "photo-77.jpg"} <= set(str(error.value).replace(":", "").split())
+    with pytest.raises(UserError, match="20 or more pictures cannot be read") as error:
+        write(Toy(broken=range(100)), tmp_path / "many")
+    assert str(error.value).count("photo-") == 20
+
+
+def test_unreadable_pictures_may_be_left_out(tmp_path):
+    broken = {5, 6, 7, 77, 149}
+    catalogue = Toy(broken=broken)
+    written = write(catalogue, tmp_path / "shards", items_per_shard=10, skip_unreadable=True)
+    index = ShardIndex.read(tmp_path / "shards")
+    assert len(written.unreadable) == len(broken)
+    rows = [row for group in written.groups for row in group]
+    assert sorted(rows) == sorted(set(range(150)) - broken)
+    ids = [sample.item_id for split in index.splits for sample in iterate(index, split)]
+    assert ids == [catalogue.item_ids[row] for row in rows]
+    assert all(sum(shard.groups) == shard.samples for shard in index.shards)
+
+
+def test_shards_without_a_readable_picture(tmp_path):
+    catalogue = Toy(items=40)
+    write(catalogue, tmp_path / "whole", items_per_shard=8)
+    whole = ShardIndex.read(tmp_path / "whole")
+    gone = [sample.item_id for sample in iterate(whole, "train")][: whole.split("train")[0].samples]
+    catalogue.broken = frozenset(catalogue.item_ids.index(item) for item in gone)
+    write(catalogue, tmp_path / "rest", items_per_shard=8, skip_unreadable=True)
+    rest = ShardIndex.read(tmp_path / "rest")
+    assert len(rest.split("train")) == len(whole.split("train")) - 1
+    assert len(list((tmp_path / "rest").glob("*.tar"))) == len(rest.shards)
+    catalogue.broken = frozenset(
+        row for row, split in enumerate(catalogue.splits) if split == "val"
+    )
+    with pytest.raises(UserError, match="split 'val': expected pictures that can be read"):
+        write(catalogue, tmp_path / "none", skip_unreadable=True)
+
+
+def test_duplicates_are_found(tmp_path):
+    assert write(Toy(), tmp_path / "none").duplicates == []
+    (found,) = write(Twins(), tmp_path / "twins").duplicates
+    assert sorted(found) == [1, 4, 7]
+
+
+def test_a_killed_worker_is_told():
+    with pytest.raises(UserError, match=r"a worker process was killed.*fewer --workers than 2"):
+        list(make_pictures(Deadly(), range(100), workers=2))
+
+
+def test_pictures_come_in_the_order_asked_for():
+    catalogue = Toy(broken=(3,))
+    rows = np.random.default_rng(0).permutation(150).tolist()
+    pictures = list(make_pictures(catalogue, rows, workers=2))
+    assert [picture.row for picture in pictures] == rows
+    assert [picture.row for picture in pictures if picture.error] == [3]
+
+
+def test_senseless_requests(tmp_path):
+    with pytest.raises(UserError, match="--items-per-shard: expected at least 1, found 0"):
+        write(Toy(), tmp_path / "a", items_per_shard=0)
+    catalogue = Toy()
+    catalogue.labels[3, 1] = 2
+    with pytest.raises(UserError, match="item 'toy/ü 3': expected a label from -1 to 1 of 'fit'"):
+        write(catalogue, tmp_path / "b")

@@ -1,0 +1,115 @@
+"""Files are whole or not there, whatever happens on the way."""
+
+import hashlib
+import os
+
+import pytest
+
+from adde.errors import UserError, run_program
+from adde.files import atomic_path, read_json, sha256_of_file, write_json, write_text
+
+
+def test_a_file_appears_at_the_end(tmp_path):
+    path = tmp_path / "new" / "folder" / "a.txt"
+    with atomic_path(path) as temporary:
+        temporary.write_text("x")
+        assert temporary.parent == path.parent  # so that the rename is within one file system
+        assert not path.exists()
+    assert path.read_text() == "x"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("there_before", [False, True])
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_failure_leaves_nothing_behind(tmp_path, failure, there_before, folder):
+    path = tmp_path / "a"
+    if there_before:
+        path.mkdir()
+        (path / "old").write_text("old")
+    with pytest.raises(failure), atomic_path(path) as temporary:
+        if folder:
+            (temporary / "deep").mkdir(parents=True)
+            (temporary / "deep" / "file").write_text("x")
+        else:
+            temporary.write_text("x")
+        raise failure
+    assert list(tmp_path.iterdir()) == ([path] if there_before else [])
+    assert not there_before or (path / "old").read_text() == "old"
+
+
+def test_a_folder_is_replaced_whole(tmp_path):
+    path = tmp_path / "shards"
+    for names in (("a", "b"), ("c",)):
+        with atomic_path(path) as temporary:
+            temporary.mkdir()
+            for name in names:
+                (temporary / name).write_text(name)
+            assert {entry.name for entry in path.iterdir()} == {"a", "b"} if path.exists() else True
+    assert [entry.name for entry in path.iterdir()] == ["c"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_an_earlier_failure_left_is_cleared(tmp_path):
+    path = tmp_path / "a"
+    left = tmp_path / f".a.{os.getpid()}.tmp"
+    left.mkdir()
+    (left / "half").write_text("half")
+    with atomic_path(path) as temporary:
+        assert not temporary.exists()
+        temporary.write_text("whole")
+    assert path.read_text() == "whole"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_body_that_makes_nothing(tmp_path):
+    with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "a"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_text_and_json(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"größe": [1, None]})
+    assert "größe" in path.read_text(encoding="utf-8")
+    assert read_json(path) == {"größe": [1, None]}
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert read_json(path) == {"größe": [1, None]}
+    write_text(path, '{\n "a": 1,\n}')
+    with pytest.raises(UserError, match=r"a\.json: expected JSON, found: .*line 3"):
+        read_json(path)
+    path.write_bytes(b'"\xff"')
+    with pytest.raises(UserError, match=r"a\.json: expected JSON"):
+        read_json(path)
+    with pytest.raises(UserError, match=r"b\.json: no such file"):
+        read_json(tmp_path / "b.json")
+
+
+@pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, 1 << 20, (1 << 20) + 1])
+def test_sha256(tmp_path, size):
+    content = bytes(range(256)) * (size // 256 + 1)
+    (tmp_path / "a").write_bytes(content[:size])
+    assert sha256_of_file(tmp_path / "a") == hashlib.sha256(content[:size]).hexdigest()
+
+
+def test_programs_end_with_one_line(capsys, tmp_path):
+    def refuse():
+        raise UserError("--size: expected at least 1, found 0")
+
+    def fill_the_disk():
+        raise OSError(28, "No space left on device", str(tmp_path / "x.tar"))
+
+    for main, line in (
+        (refuse, "error: --size: expected at least 1, found 0\n"),
+        (fill_the_disk, f"error: {tmp_path / 'x.tar'}: No space left on device\n"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            run_program(main)
+        assert stop.value.code == 1
+        assert capsys.readouterr().err == line
+    run_program(lambda: print("done"))
+    assert capsys.readouterr().out == "done\n"
+    # A defect is not dressed up as bad input.
+    with pytest.raises(ZeroDivisionError):
+        run_program(lambda: 1 // 0)

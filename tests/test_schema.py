@@ -1,0 +1,152 @@
+"""Schemas: the algebra of labels and columns, against loops written from the definition."""
+
+import json
+import string
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from adde.errors import UserError, did_you_mean
+from adde.schema import UNKNOWN, Attribute, Schema
+
+words = st.text(string.ascii_letters + "äß 0/,'\"", min_size=1, max_size=6)
+attributes = st.builds(
+    Attribute, words, st.lists(words, min_size=2, max_size=5, unique=True).map(tuple)
+)
+schemas = st.lists(attributes, min_size=1, max_size=5, unique_by=lambda a: a.name).map(
+    lambda found: Schema(tuple(found))
+)
+
+
+@st.composite
+def schemas_with_labels(draw, tables=1):
+    """A schema and `tables` arrays of labels (B, A), UNKNOWN among them."""
+    schema = draw(schemas)
+    items = draw(st.integers(1, 6))
+    columns = [
+        [
+            draw(arrays(np.int64, items, elements=st.integers(UNKNOWN, size - 1)))
+            for _ in range(tables)
+        ]
+        for size in schema.sizes
+    ]
+    return (schema, *(np.stack([c[table] for c in columns], axis=1) for table in range(tables)))
+
+
+@given(schemas)
+def test_columns_are_values_in_order(schema):
+    columns = [(a, v) for a, attribute in enumerate(schema.attributes) for v in attribute.values]
+    assert schema.num_values == len(columns)
+    assert schema.attribute_of_column.tolist() == [a for a, _ in columns]
+    for name, offset, attribute in zip(schema.names, schema.offsets, schema.attributes):
+        for label, value in enumerate(attribute.values):
+            assert schema.value_index(name, value) == label
+            assert columns[offset + label] == (schema.attribute_index(name), value)
+
+
+@given(schemas_with_labels())
+def test_decode_then_encode_is_nothing(given_):
+    schema, labels = given_
+    for row in labels:
+        named = schema.decode(row)
+        np.testing.assert_array_equal(schema.encode(named), row)
+        known = {name: value for name, value in named.items() if value is not None}
+        np.testing.assert_array_equal(schema.encode(known), row)
+        assert list(named) == list(schema.names)
+
+
+@given(schemas_with_labels())
+def test_multi_hot_by_definition(given_):
+    schema, labels = given_
+    expected = np.zeros((len(labels), schema.num_values))
+    for b, row in enumerate(labels):
+        for a, label in enumerate(row):
+            if label >= 0:
+                expected[b, sum(schema.sizes[:a]) + label] = 1
+    hot = schema.multi_hot(labels)
+    assert hot.dtype == np.float32
+    np.testing.assert_array_equal(hot, expected)
+
+
+@given(schemas_with_labels(tables=2))
+def test_indicator_makes_the_edit(given_):
+    schema, labels, targets = given_
+    edit = schema.indicator(labels, targets)
+    np.testing.assert_array_equal(schema.multi_hot(labels) + edit, schema.multi_hot(targets))
+    for a, (offset, size) in enumerate(zip(schema.offsets, schema.sizes)):
+        block = edit[:, offset : offset + size]
+        assert ((block == 1).sum(axis=1) <= 1).all()
+        assert ((block == -1).sum(axis=1) <= 1).all()
+        assert not block[labels[:, a] == targets[:, a]].any()
+        unknown = labels[:, a] == UNKNOWN
+        assert (block[unknown] >= 0).all()  # nothing to take away
+    np.testing.assert_array_equal(schema.indicator(targets, labels), -edit)
+
+
+@given(schemas)
+def test_json_and_hash(schema):
+    again = Schema.from_json(json.loads(json.dumps(schema.to_json())))
+    assert again == schema
+    assert again.hash == schema.hash
+    schema.require_same(again, "a", "b")
+    first = schema.attributes[0]
+    swapped = Attribute(first.name, first.values[::-1])
+    other = Schema((swapped, *schema.attributes[1:]))
+    assert other.hash != schema.hash
+
+
+def test_hash_is_what_it_was():
+    # Shards, checkpoints and bundles that exist carry it; it may not drift.
+    schema = Schema((Attribute("größe", ("s", "m")), Attribute("colour", ("red", "blue"))))
+    assert schema.hash == "cf9352ec3c84a7646473615de1eb52d4c414e19fd3536caadaec8dd8c8312a3e"
+
+
+def test_another_schema_is_refused_with_the_difference():
+    mine = Schema((Attribute("colour", ("red", "blue")), Attribute("fit", ("slim", "wide"))))
+    values = Schema((Attribute("colour", ("red", "blue")), Attribute("fit", ("slim", "loose"))))
+    with pytest.raises(UserError) as error:
+        mine.require_same(values, "data/shop", "runs/x")
+    message = str(error.value)
+    assert message.startswith("data/shop and runs/x have different schemas: ")
+    assert mine.hash in message
+    assert values.hash in message
+    assert "first difference: values of 'fit': ['slim', 'wide'] and ['slim', 'loose']" in message
+    names = Schema((Attribute("colour", ("red", "blue")),))
+    with pytest.raises(UserError, match=r"attributes \['colour', 'fit'\] and \['colour'\]"):
+        mine.require_same(names, "a", "b")
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ((), "at least one attribute"),
+        ((Attribute("a", ("x",)),), r"attribute 'a': expected at least two values, found \['x'\]"),
+        ((Attribute("a", ("x", "x")),), "attribute 'a': value 'x' appears twice"),
+        ((Attribute("a", ("x", "")),), "attribute 'a': value 1: expected a name"),
+        ((Attribute("", ("x", "y")),), "attribute 0: expected a name"),
+        ((Attribute("a", ("x", "y")), Attribute("a", ("z", "w"))), "attribute 'a' appears twice"),
+    ],
+)
+def test_senseless_schemas(attributes, message):
+    with pytest.raises(UserError, match=message):
+        Schema(attributes)
+
+
+def test_unknown_words_name_the_nearest():
+    schema = Schema((Attribute("colour", ("red", "navy", "green")), Attribute("fit", ("a", "b"))))
+    with pytest.raises(UserError, match="unknown attribute 'color'; did you mean 'colour'"):
+        schema.encode({"color": "red"})
+    with pytest.raises(UserError, match="'colour': unknown value 'nawy'; did you mean 'navy'"):
+        schema.encode({"colour": "nawy"})
+    with pytest.raises(UserError, match="unknown value '#ff0000'; valid: 'red', 'navy', 'green'"):
+        schema.encode({"colour": "#ff0000"})
+    assert did_you_mean("q", map(str, range(99))).endswith("'19', ...")
+
+
+@pytest.mark.parametrize("junk", [None, [], {}, {"attributes": [{"name": "a"}]}, {"attributes": 3}])
+def test_json_that_is_no_schema(junk):
+    with pytest.raises(UserError, match=r"schema\.json: expected .*\"attributes\""):
+        Schema.from_json(junk, "schema.json")

@@ -204,7 +204,7 @@ def test_what_fits_is_left_alone():
     np.testing.assert_array_equal(Preprocess(16).load(encoded(Image.fromarray(square))), square)
 
 
-@pytest.mark.parametrize(("width", "height"), [(800, 600), (600, 800), (650, 2000)])
+@pytest.mark.parametrize(("width", "height"), [(800, 600), (600, 800), (650, 2000), (270, 200)])
 def test_draft_changes_the_speed_and_not_the_picture(width, height):
     content = encoded(Image.fromarray(smooth(width, height)), "JPEG", quality=95)
     drafted = decode(content, draft_size=64)

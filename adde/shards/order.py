@@ -89,7 +89,7 @@ class SampleOrder:
                 positions = np.arange(start, start + size)
                 groups.append(np.stack([np.full(size, shard), positions], axis=1))
                 start += size
-        shuffled = self._random(epoch, window).permutation(len(groups))
+        shuffled: list[int] = self._random(epoch, window).permutation(len(groups)).tolist()
         return np.concatenate([groups[group] for group in shuffled])
 
     def _random(self, *key: int) -> np.random.Generator:

@@ -94,7 +94,7 @@ def store(content: bytes, name: str, size: int) -> tuple[bytes, str]:
         return content, extension
     scale = size / min(image.size)
     if scale < 1:
-        width, height = (max(size, round(side * scale)) for side in image.size)
+        width, height = (round(side * scale) for side in image.size)
         image = image.resize((width, height), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)

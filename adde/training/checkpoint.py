@@ -140,6 +140,12 @@ def delete_old(run: Path, keep: int) -> None:
             shutil.rmtree(path)
 
 
+def delete_unfinished(run: Path) -> None:
+    """Deletes what a process that was killed while it wrote a checkpoint has left."""
+    for path in (run / "checkpoints").glob(".step-*"):
+        shutil.rmtree(path)
+
+
 def last_checkpoint(run: Path) -> Checkpoint | None:
     """The newest checkpoint that is whole; a damaged one is named on stderr and passed over.
 

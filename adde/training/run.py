@@ -3,12 +3,10 @@
 import contextlib
 import math
 import os
-import resource
 import signal
-import sys
 import time
 from collections.abc import Iterator
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -28,9 +26,11 @@ from adde.training import checkpoint as checkpoints
 from adde.training.checkpoint import Checkpoint, Position
 from adde.training.config import CONFIG_NAME, Config, Schedule, first_difference, write_config
 from adde.training.evaluation import Evaluator, picture_rows, validate
+from adde.training.meter import Meter
 from adde.training.objectives import Objective
 from adde.training.optimisation import StageOptimizer, build_optimizer
 from adde.training.report import write_report
+from adde.training.stopping import StopSignals
 from adde.training.tracking import Tracker
 
 STAGES = ("encoder", "adde")
@@ -69,7 +69,7 @@ class Run:
         self._tracker = Tracker(
             config.run, config.to_json(), config.wandb, self.position.step, self.main
         )
-        self._stop = _StopSignals()
+        self._stop = StopSignals()
         self.meter = Meter()
         if self.main and self.order.dropped_per_epoch:
             print(
@@ -300,59 +300,6 @@ class Run:
             self.accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
 
 
-class Meter:
-    """Means over a step's micro-batches, and how fast the steps go."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, float] = {}
-        self._parts = self._images = 0
-        self.speed: dict[str, float] = {}
-        self.restart()
-
-    def restart(self) -> None:
-        """Starts the clock again, after something that is not training."""
-        self._started = time.perf_counter()
-        self.waited = 0.0
-
-    def add(self, scalars: dict[str, float], images: int) -> None:
-        """Adds one micro-batch's scalars."""
-        self._parts += 1
-        self._images += images
-        for name, value in scalars.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-
-    def take(self, ranks: int) -> dict[str, float]:
-        """The step's mean scalars; sets `speed` and starts the next step."""
-        means = {name: value / self._parts for name, value in self._sums.items()}
-        elapsed = time.perf_counter() - self._started
-        self.speed = {
-            "images_per_second": self._images * ranks / elapsed,
-            "data_wait": self.waited / elapsed,
-            "memory_gb": _memory_gb(),
-        }
-        self._sums, self._parts, self._images = {}, 0, 0
-        self.restart()
-        return means
-
-
-class _StopSignals:
-    """Remembers SIGINT and SIGTERM, so that a step is finished first; a second one is obeyed."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        self._before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-        self.close()
-        print("stopping after this step; once more to stop at once", file=sys.stderr)
-
-    def close(self) -> None:
-        """Puts the former handlers back."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-
 def value_names(schema: Schema) -> list[str]:
     """`attribute=value` of every column."""
     return [f"{a.name}={value}" for a in schema.attributes for value in a.values]
@@ -360,13 +307,6 @@ def value_names(schema: Schema) -> list[str]:
 
 def _seed(*key: int) -> int:
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _memory_gb() -> float:
-    """Peak memory: of the GPU where there is one, else of the process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 def _open_accelerator(config: Config) -> Accelerator:
@@ -391,6 +331,8 @@ def _check_batch(config: Config) -> None:
 
 def _open_folder(config: Config, resume: bool, main: bool) -> Checkpoint | None:
     """The checkpoint to go on from; a fresh run's folder gets its config.toml."""
+    if main:
+        checkpoints.delete_unfinished(config.run)
     found = checkpoints.last_checkpoint(config.run)
     if found is None:
         if main:

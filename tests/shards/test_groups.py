@@ -74,6 +74,14 @@ def test_rare_partners_are_shared():
     assert {row for group in with_partner for row in group} >= set(range(5))
 
 
+def test_groups_keep_the_proportions():
+    labels = np.repeat([0, 1, 2], [500, 300, 200])[:, None]
+    groups = edit_groups(labels, 0)
+    # A draw of 8 lacks the last value with probability 0.8 ** 8, about 0.17.
+    lacking = np.mean([2 not in labels[group] for group in groups])
+    assert 0.05 < lacking < 0.25
+
+
 def test_groups_come_in_random_order_by_seed():
     labels = dense(2000, 4, 4, 0.0)
     groups = edit_groups(labels, 3)
@@ -83,6 +91,9 @@ def test_groups_come_in_random_order_by_seed():
     labels = labels[np.argsort(labels[:, 0])]
     firsts = [labels[group[0], 0] for group in edit_groups(labels, 3)]
     assert abs(np.corrcoef(firsts, np.arange(len(firsts)))[0, 1]) < 0.2
+    # Groups grow smaller as fewer items are left; that order has gone too.
+    sizes = list(map(len, edit_groups(dense(2000, 8, 4, 0.1), 3)))
+    assert abs(np.corrcoef(sizes, np.arange(len(sizes)))[0, 1]) < 0.2
 
 
 def test_batches_hold_targets_of_edits():

@@ -104,6 +104,14 @@ def test_a_full_disk_leaves_nothing_half_written(trained, monkeypatch):
     assert [p.name for p in (run / "checkpoints").iterdir()] == ["step-00000001"]
 
 
+def test_what_a_killed_process_left_is_deleted(trained):
+    run = trained[0]
+    save(trained, 1)
+    (run / "checkpoints" / ".step-00000002.77.tmp").mkdir()
+    checkpoints.delete_unfinished(run)
+    assert [p.name for p in (run / "checkpoints").iterdir()] == ["step-00000001"]
+
+
 def test_what_is_no_run_is_named(tmp_path):
     with pytest.raises(UserError, match=r"expected a run folder with config\.toml"):
         checkpoints.load_model(tmp_path)

@@ -6,7 +6,7 @@ export PYTHONWARNINGS ?= default
 # Accelerate's question-and-answer file, W&B's and matplotlib's caches stay out of the way.
 export WANDB_SILENT ?= true
 
-.PHONY: setup test test-slow lint bench gpu-check quickstart clean
+.PHONY: setup hard test test-slow lint bench gpu-check quickstart clean
 
 setup: $(VENV)/.installed
 
@@ -73,3 +73,10 @@ gpu-check: setup
 	$(BIN)/python -c "import torch, sys; torch.cuda.is_available() or sys.exit('gpu-check: no CUDA device found')"
 	$(BIN)/python -m pytest -m gpu
 	$(MAKE) bench
+
+# The catalogue that tells methods apart; figures of README.
+hard: setup
+	$(BIN)/python shards/build.py --catalogue wardrobe-hard --out data/wardrobe-hard
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no \
+		--dynamo_backend no train/main.py --recipe train/recipes/wardrobe_hard.toml --resume
+	$(BIN)/python train/evaluate.py --run runs/wardrobe-hard --split test

@@ -63,7 +63,7 @@ bundles/quickstart/bundle.json: $(QUICK)/metrics.json
 
 $(ANSWER): bundles/quickstart/bundle.json
 	$(BIN)/python serve_onnx/query.py --bundle bundles/quickstart --gallery data/wardrobe \
-		--split test --item 001309-1 --set top_colour=red --picture $@
+		--split test --item 001949-0 --set headwear_colour=red --picture $@
 
 bench: setup data/wardrobe/index.json
 	$(BIN)/python benchmarks/training_step.py --shards data/wardrobe --json docs/training_step.json

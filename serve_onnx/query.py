@@ -48,7 +48,7 @@ def query(
         bundle: folder of the bundle.
         gallery: folder of shards that answers come from.
         image: picture of the item to start from.
-        item: or the id of an item of the gallery.
+        item: or the id of an item of the gallery, which is then no answer itself.
         edits: a value to ask for; may be given several times.
         split: which part of the shards.
         k: number of answers.
@@ -71,7 +71,9 @@ def query(
     items = open_gallery(opened, session, gallery, split)
     source, name = read_source(items, image, item)
     pixels = opened.preprocess.load(source, name) if start is None else start
-    answers = Searcher(opened, session, items).search(pixels, wanted, k)
+    # Who asks from an item of the gallery does not want that item back.
+    answers = Searcher(opened, session, items).search(pixels, wanted, k + (item is not None))
+    answers = [answer for answer in answers if answer.item_id != item][:k]
 
     if as_json:
         print_json(wanted, answers)
@@ -111,20 +113,21 @@ def print_table(name: str, edits: Mapping[str, str], answers: Sequence[Answer]) 
         print("seen in it: " + ", ".join(f"{n}={value}" for n, value in seen.items()))
     width = max(len(answer.item_id) for answer in answers)
     for rank, answer in enumerate(answers, start=1):
-        matching = sum(match.good for match in answer.matches.values())
+        known = [match for match in answer.matches.values() if not match.predicted]
+        matching = sum(match.good for match in known)
         rest = "; ".join(differences(answer.matches))
         print(
             f"{rank:4}  {answer.item_id:{width}}  {answer.score:7.4f}  "
-            f"{matching}/{len(answer.matches)} match{f', but {rest}' if rest else ''}"
+            f"{matching}/{len(known)} match{f', but {rest}' if rest else ''}"
         )
 
 
 def differences(matches: Mapping[str, Match]) -> list[str]:
-    """`attribute: value` of what does not match; "?" where the catalogue does not say."""
+    """`attribute: value` of what the catalogue knows not to match."""
     return [
-        f"{name}: {match.value}{'?' if match.predicted else ''}"
+        f"{name}: {match.value}"
         for name, match in matches.items()
-        if not match.good
+        if not (match.good or match.predicted)
     ]
 
 

@@ -45,8 +45,8 @@ class Answer:
 
     @property
     def good(self) -> bool:
-        """Every attribute has the wanted value."""
-        return all(match.good for match in self.matches.values())
+        """Every attribute that the catalogue knows of the answer has the wanted value."""
+        return all(match.good or match.predicted for match in self.matches.values())
 
 
 class Searcher:

@@ -2,12 +2,14 @@
 
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 
 from tqdm import tqdm
 
@@ -65,7 +67,8 @@ def _in_processes(
     try:
         under_way: deque[Future[list[Picture]]] = deque()
         for chunk in chunks:
-            under_way.append(pool.submit(_make_here, chunk))
+            with _ctrl_c_held_back():  # a worker may be started here
+                under_way.append(pool.submit(_make_here, chunk))
             if len(under_way) >= AHEAD * workers:
                 yield under_way.popleft().result()
         while under_way:
@@ -79,14 +82,34 @@ def _in_processes(
         pool.shutdown(cancel_futures=True)
 
 
+@contextmanager
+def _ctrl_c_held_back() -> Generator[None, None, None]:
+    """Ctrl-C waits until the body is done; processes started in it never see one.
+
+    It reaches the whole process group, and the process that started the others deals with it.
+    Held back from before they start, as they would else complain while they import.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 _mine: list[Catalogue] = []
 """A worker process's own copy, so that the catalogue travels once and not with every chunk."""
 
 
 def _start_worker(catalogue: Catalogue) -> None:
-    # Ctrl-C reaches the whole process group; the process that started this one deals with it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _mine.append(catalogue)
+
+
+def _end_with_parent() -> None:
+    # Workers hold both ends of the pool's pipes, so one whose parent is killed waits for ever.
+    if (parent := parent_process()) is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _make_here(rows: list[int]) -> list[Picture]:

@@ -40,7 +40,8 @@ def query(tiny_bundle, tiny_shards):
 
 
 def test_a_picture_file_is_answered_in_print_and_as_a_picture(query, tiny_shards, tmp_path):
-    sample = next(iterate(ShardIndex.read(tiny_shards), "test"))
+    index = ShardIndex.read(tiny_shards)
+    sample = next(iterate(index, "test"))
     (tmp_path / "x.png").write_bytes(sample.picture)
     edits = ("--set", "colour=green", "--set", "border=white")
     arguments = ("--image", tmp_path / "x.png", *edits, "--split", "test", "--k", "7")
@@ -50,7 +51,9 @@ def test_a_picture_file_is_answered_in_print_and_as_a_picture(query, tiny_shards
     assert lines[0].endswith("x.png, but colour=green, border=white")
     assert lines[1].startswith("seen in it: shape=")
     assert [line.split()[0] for line in lines[2:]] == list("1234567")
-    assert all("/3 match" in line and " test-0" in line for line in lines[2:])
+    # Attributes that the catalogue does not know of an answer do not count.
+    known = {s.item_id: int((s.labels >= 0).sum()) for s in iterate(index, "test")}
+    assert all(f"/{known[line.split()[1]]} match" in line for line in lines[2:])
     assert f"picture: {tmp_path / 'answer.png'}" in done.stderr
     with Image.open(tmp_path / "answer.png") as answer:
         assert answer.width > 800
@@ -68,7 +71,10 @@ def test_an_item_is_answered_as_json_like_its_picture(query, tiny_shards, tmp_pa
     scores = [answer["score"] for answer in content["answers"]]
     assert scores == sorted(scores, reverse=True)
     assert content["answers"][0]["matches"]["shape"]["wanted"] == "disc"
-    assert json.loads(query("--image", tmp_path / "x.png", *edit).stdout) == content
+    # Asked by id, the item itself is left out; its picture alone cannot tell.
+    by_picture = json.loads(query("--image", tmp_path / "x.png", *edit, "--k", "11").stdout)
+    others = [a for a in by_picture["answers"] if a["item_id"] != sample.item_id]
+    assert content["answers"] == others[:10]
 
 
 @pytest.mark.parametrize(

@@ -202,6 +202,30 @@ def test_a_stop_on_the_way_leaves_nothing_behind(tmp_path, name, status):
         time.sleep(0.02)
 
 
+def test_no_worker_outlives_a_kill(tmp_path):
+    words = ("--catalogue", "wardrobe", "--items", 3000, "--workers", 2, "--out", tmp_path / "out")
+    process = subprocess.Popen(
+        command(*words),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    # A first tar with content: by then the workers are up.
+    while not any(tar.stat().st_size for tar in tmp_path.glob(".out.*.tmp/*.tar")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.wait(timeout=60)
+    try:
+        while group_lives(process.pid):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        if group_lives(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
 def group_lives(leader):
     try:
         os.killpg(leader, 0)

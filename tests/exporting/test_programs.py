@@ -33,7 +33,7 @@ def run(tmp_path, tiny_model, tiny_shards):
     saved = checkpoints.save_checkpoint(
         path, position, tiny_model, optimizer, None, config, tiny_model.schema, None
     )
-    checkpoints.mark_best(path, saved, 0.5)
+    checkpoints.mark_best(path, saved, {"hit@30": 0.5, "hit@10": 0.3, "hit@1": 0.1})
     return path
 
 

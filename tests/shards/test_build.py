@@ -185,9 +185,14 @@ def test_a_full_disk_leaves_nothing_behind(shop, rows, tmp_path):
 def test_a_stop_on_the_way_leaves_nothing_behind(tmp_path, name, status):
     # Small enough to start soon, large enough not to be done before the signal.
     words = ("--catalogue", "wardrobe", "--items", 3000, "--out", tmp_path / "shards")
-    process = subprocess.Popen(
-        command(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
-    )
+    # Started from a background job, Ctrl-C would be ignored, and in all its children too.
+    ignored = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(
+            command(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        )
+    finally:
+        signal.signal(signal.SIGINT, ignored)
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob(".shards.*.tmp/*.tar")) and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -1,5 +1,6 @@
 """The two programs, from a run folder to a checked bundle."""
 
+import json
 import runpy
 import shutil
 import sys
@@ -37,8 +38,15 @@ def run(tmp_path, tiny_model, tiny_shards):
     return path
 
 
+def test_figures_of_other_weights_are_left_out(monkeypatch, tmp_path, run):
+    (run / "metrics.json").write_text('{"split": "test", "checkpoint": "step-00000004"}')
+    program(monkeypatch, "to_onnx.py", "--run", run, "--out", tmp_path / "bundle")
+    assert Bundle.read(tmp_path / "bundle").details["retrieval"] is None
+
+
 def test_a_run_becomes_a_bundle_that_checks(monkeypatch, capsys, tmp_path, run):
-    (run / "metrics.json").write_text('{"split": "test", "adde": {"hit@30": 0.25}}')
+    figures = {"split": "test", "checkpoint": "step-00000017", "adde": {"hit@30": 0.25}}
+    (run / "metrics.json").write_text(json.dumps(figures))
     out = tmp_path / "bundle"
     program(monkeypatch, "to_onnx.py", "--run", run, "--out", out)
     printed = capsys.readouterr().out
@@ -46,7 +54,7 @@ def test_a_run_becomes_a_bundle_that_checks(monkeypatch, capsys, tmp_path, run):
     assert "queries identical" in printed
     assert f"step-00000017 of {run}: {out} (" in printed
     details = Bundle.read(out).details
-    assert details["retrieval"] == {"split": "test", "adde": {"hit@30": 0.25}}
+    assert details["retrieval"] == figures
     assert details["source"]["run"] == "tiny"
     assert details["source"]["checkpoint"] == "step-00000017"
     assert details["source"]["step"] == 17

@@ -2,9 +2,6 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-export PYTHONWARNINGS ?= default
-# Accelerate's question-and-answer file, W&B's and matplotlib's caches stay out of the way.
-export WANDB_SILENT ?= true
 
 .PHONY: setup hard test test-slow lint bench gpu-check quickstart clean
 

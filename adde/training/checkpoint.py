@@ -66,9 +66,8 @@ class Checkpoint:
         parameters = dict(model.named_parameters())
         for key, value in stored.items():
             name, _, entry = key.rpartition("/")
-            # Step counts live on the CPU whatever the parameter's device.
-            moved = value if value.ndim == 0 else value.to(parameters[name].device)
-            state.setdefault(parameters[name], {})[entry] = moved
+            # Step counts too: the fused AdamW keeps them with the parameter.
+            state.setdefault(parameters[name], {})[entry] = value.to(parameters[name].device)
         optimizer.state.clear()
         optimizer.state.update(state)
 

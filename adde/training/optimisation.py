@@ -35,7 +35,7 @@ def build_optimizer(settings: Optimizer, model: nn.Module) -> torch.optim.Optimi
     ]
     if settings.name == "sgd":
         return torch.optim.SGD(groups, lr=0.0, momentum=0.9)
-    return torch.optim.AdamW(groups, lr=0.0)
+    return torch.optim.AdamW(groups, lr=0.0, fused=True)
 
 
 class StageOptimizer:

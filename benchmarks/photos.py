@@ -37,8 +37,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / "train/recipes/photos.toml"
 BACKBONE = "tf_efficientnet_lite0"
 SIZE = 128
-NEIGHBOURS = 5
-TOP = 10
+NEIGHBOURS, TOP = 5, 10
 
 Split = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
 """Features (N, F) and categories (N,)."""
@@ -70,7 +69,8 @@ def measure(
     published: dict[str, Any] = model.default_cfg  # pyright: ignore[reportAssignmentType]
     preprocess = Preprocess(SIZE, published["mean"], published["std"])
     if not (shards / INDEX_NAME).exists():
-        pack(catalogue, images, shards)
+        source = ("--catalogue", catalogue, "--images", images, "--out", shards)
+        program("shards/build.py", *source, "--group-by", "photographer", "--size", 160)
     index = ShardIndex.read(shards)
 
     train = frozen_features(model, preprocess, index, "train")
@@ -78,11 +78,8 @@ def measure(
     figures: dict[str, Any] = frozen_accuracies(train, test)
     figures["adde"] = None if skip_training else trained_accuracy(shards, weights, run, quick)
     figures["test_photographs"] = len(test[1])
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    threads = torch.get_num_threads()
-    figures["machine"] = (
-        f"{platform.machine()}, {os.cpu_count()} cores, {threads} threads, {device}"
-    )
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    figures["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, {gpu}"
     figures["versions"] = f"torch {torch.__version__}, timm {timm.__version__}"
 
     for name, value in figures.items():
@@ -92,10 +89,7 @@ def measure(
 
 
 def convert_weights(path: Path) -> nn.Module:
-    """Writes the packaged EfficientNet-Lite0 weights under timm's names as safetensors.
-
-    Returns:
-        timm's model with these weights, without its classifier, in eval mode.
+    """The timm model with the packaged weights, in eval mode; writes them as safetensors.
 
     Raises:
         UserError: the packages are missing, or timm's model is not the packaged one.
@@ -144,28 +138,17 @@ def require_same_features(original: nn.Module, model: nn.Module) -> None:
         )
 
 
-def pack(catalogue: Path, images: Path, out: Path) -> None:
-    """Packs the photographs; no photographer is in two splits."""
-    source = ("--catalogue", catalogue, "--images", images, "--out", out)
-    program("shards/build.py", *source, "--group-by", "photographer", "--size", 160)
-
-
-def frozen_features(
-    model: nn.Module, preprocess: Preprocess, index: ShardIndex, split: str
-) -> Split:
+def frozen_features(model: nn.Module, fit: Preprocess, index: ShardIndex, split: str) -> Split:
     """Unit features (N, F) float32 and categories (N,) int64, where the category is known."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model.to(device)
-    mean, std = (torch.tensor(v, device=device) for v in (preprocess.mean, preprocess.std))
+    mean, std = torch.tensor(fit.mean), torch.tensor(fit.std)
     column = index.schema.attribute_index("category")
     features, labels = [], []
     for sample in tqdm(iterate(index, split), split, index.count(split), disable=None):
         if sample.labels[column] == UNKNOWN:
             continue
-        picture = torch.tensor(preprocess.load(sample.picture, sample.where), device=device)
-        pixels = (picture / 255 - mean) / std
+        pixels = (torch.tensor(fit.load(sample.picture, sample.where)) / 255 - mean) / std
         with torch.inference_mode():
-            features.append(model(pixels.permute(2, 0, 1)[None])[0].cpu().numpy())
+            features.append(model(pixels.permute(2, 0, 1)[None])[0].numpy())
         labels.append(sample.labels[column])
     stacked = np.stack(features)
     return stacked / np.linalg.norm(stacked, axis=1, keepdims=True), np.array(labels)
@@ -174,11 +157,9 @@ def frozen_features(
 def frozen_accuracies(train: Split, test: Split) -> dict[str, Any]:
     """Majority class and nearest neighbours, over all categories and over the largest."""
     largest = np.argsort(-np.bincount(train[1]), kind="stable")[:TOP]
-    few_train, few_test = (
-        (features[kept], labels[kept])
-        for features, labels in (train, test)
-        for kept in [np.isin(labels, largest)]
-    )
+    kept_train, kept_test = (np.isin(labels, largest) for _, labels in (train, test))
+    few_train = train[0][kept_train], train[1][kept_train]
+    few_test = test[0][kept_test], test[1][kept_test]
     return {
         "majority": float(np.mean(test[1] == largest[0])),
         "knn5": neighbours_accuracy(train, test),

@@ -4,6 +4,7 @@ Layout::
 
     encoder.onnx  images (B, S, S, 3) uint8 -> embeddings (B, A, D), logits (B, V) float32
     memory.onnx   embeddings (B, A, D), indicator (B, V) -> query (B, A D), L2-normalised; float32
+    *.onnx.data   weights of a graph that are too large to lie in it
     golden.npz    a few real pictures and an edit of each, with what torch made of them
     bundle.json   {"format": 1, "schema_hash": ..., "schema": ..., "preprocess": ...,
                    "attributes": A, "width": D, "values": V, "precision": "fp32", "opset": ...,
@@ -30,6 +31,8 @@ from adde.schema import Schema, Vector
 BUNDLE_NAME = "bundle.json"
 ENCODER, MEMORY, GOLDEN = "encoder.onnx", "memory.onnx", "golden.npz"
 FILES = (ENCODER, MEMORY, GOLDEN)
+LARGE_FILES = (f"{ENCODER}.data", f"{MEMORY}.data")
+"""There only where a graph's weights are too large to lie in it."""
 FORMAT = 1
 
 
@@ -101,7 +104,8 @@ class Bundle:
                 "bytes": (self.path / name).stat().st_size,
                 "sha256": sha256_of_file(self.path / name),
             }
-            for name in FILES
+            for name in (*FILES, *LARGE_FILES)
+            if name in FILES or (self.path / name).exists()
         }
         content = {
             "format": FORMAT,
@@ -134,7 +138,7 @@ class Bundle:
         content = read_json(manifest)
         try:
             bundle = cls._from_json(path, content)
-            for name in FILES:
+            for name in (*FILES, *(name for name in LARGE_FILES if name in content["files"])):
                 _check_file(path / name, content["files"][name], verify)
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(

@@ -3,7 +3,8 @@
 python export/to_onnx.py --run runs/quickstart --out bundles/quickstart
 python export/to_onnx.py --run runs/shop --out bundles/shop --checkpoint last --shards data/shop
 
-onnxruntime must answer as torch does on the test split, or nothing is written.
+onnxruntime must answer as torch does on the test split, or nothing is written. A bundle that is
+there is replaced; a folder that holds anything else is refused.
 """
 
 from pathlib import Path
@@ -28,7 +29,7 @@ def export(
 
     Args:
         run: folder of the run.
-        out: folder of the bundle, replaced where it exists.
+        out: folder of the bundle.
         checkpoint: best on the validation split, or last.
         shards: shards whose test split proves the export; default: those of the training.
     """
@@ -42,8 +43,9 @@ def export(
         "catalogue": index.name,
     }
     retrieval = read_json(metrics) if metrics.exists() else None
-    if retrieval is not None and retrieval["checkpoint"] != found.path.name:
-        retrieval = None  # figures of other weights
+    if retrieval is not None and retrieval.get("checkpoint") != found.path.name:
+        print(f"{metrics}: figures of {retrieval.get('checkpoint')}, left out of the bundle")
+        retrieval = None
     bundle = export_bundle(model, index, out, retrieval, source)
     size = sum(file.stat().st_size for file in out.iterdir()) / 1e6
     print(f"{found.path.name} of {run}: {bundle.path} ({size:.1f} MB)")

@@ -3,7 +3,7 @@ r"""Answers "this item, but with these values" from a bundle; needs neither torc
 python serve_onnx/query.py --bundle bundles/quickstart --gallery data/wardrobe --split test \
     --image x.jpg --set top_colour=red --picture answer.png
 python serve_onnx/query.py --bundle bundles/quickstart --gallery data/wardrobe \
-    --item wardrobe-000017 --set top_colour=red --set headwear=cap --k 5 --json
+    --item 001949-0 --set headwear=cap --set headwear_colour=red --k 5 --json
 """
 
 import json
@@ -74,6 +74,8 @@ def query(
     # Who asks from an item of the gallery does not want that item back.
     answers = Searcher(opened, session, items).search(pixels, wanted, k + (item is not None))
     answers = [answer for answer in answers if answer.item_id != item][:k]
+    if not answers:
+        raise UserError(f"{gallery}: expected items other than {name!r}, found none")
 
     if as_json:
         print_json(wanted, answers)
@@ -157,8 +159,8 @@ def tile(gallery: Gallery, rank: int, answer: Answer) -> AnswerTile:
 
 def check_picture_name(path: Path) -> None:
     """Raises UserError where Pillow does not write files of this name."""
-    suffixes = Image.registered_extensions()
-    if path.suffix.lower() not in suffixes:
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind not in Image.SAVE:  # some kinds it only reads
         raise UserError(
             f"--picture: {path}: expected a picture's name such as answer.png, found "
             f"{path.suffix!r}; {did_you_mean(path.suffix, ['.png', '.jpg', '.webp'])}"

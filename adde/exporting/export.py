@@ -1,20 +1,22 @@
 """Model in, bundle folder out: whole and proven, or not there."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from adde.bundle import GOLDEN, Bundle, Golden
+from adde.bundle import BUNDLE_NAME, FILES, GOLDEN, LARGE_FILES, Bundle, Golden
+from adde.errors import UserError
 from adde.exporting import parity
 from adde.exporting.graphs import OPSET, TorchSession, write_graphs
 from adde.files import atomic_path
 from adde.model import ADDE
-from adde.preprocess import Picture
+from adde.preprocess import Picture, Preprocess
 from adde.schema import Labels
 from adde.serving.session import Session
 from adde.shards.index import ShardIndex
@@ -32,22 +34,23 @@ def export_bundle(
     retrieval: Mapping[str, Any] | None,
     source: Mapping[str, Any],
 ) -> Bundle:
-    """Writes the bundle of a model into the folder `out`, in place of what is there.
+    """Writes the bundle of a model into the folder `out`, in place of a bundle that is there.
 
     Args:
         model: on the CPU; it is put in eval mode.
         index: shards of the same catalogue, whose test split proves the export.
-        out: the bundle's folder.
+        out: the bundle's folder; new, empty, or with nothing but a bundle.
         retrieval: the run's metrics.json, or None where it has none.
         source: what names the run and its checkpoint.
 
     Raises:
-        UserError: the shards have another schema or no test split, or the parity gate fails;
-            `out` is then as it was.
+        UserError: `out` holds something else, the shards have another schema or no test split,
+            or the parity gate fails; `out` is then as it was.
     """
     model.eval()
     model.schema.require_same(index.schema, "the checkpoint", str(index.root))
-    pictures, labels = load_split(model, index)
+    require_replaceable(out)
+    pictures, _ = next(read_split(model.preprocess, index))  # no test split is told before work
     torch_session = TorchSession(model)
     with atomic_path(out) as folder:
         folder.mkdir()
@@ -55,7 +58,16 @@ def export_bundle(
         golden = make_golden(model, torch_session, pictures)
         golden.write(folder / GOLDEN)
         bundle = Bundle(folder, model.schema, model.preprocess, model.settings.width, {})
-        report = parity.measure(torch_session, Session(bundle), pictures, labels, model.schema)
+        batches = -(-index.count(SPLIT) // parity.BATCHES[-1])
+        split = tqdm(
+            read_split(model.preprocess, index),
+            "compare onnxruntime with torch",
+            batches,
+            unit="batch",
+            leave=False,
+            disable=None,
+        )
+        report = parity.measure(torch_session, Session(bundle), split, model.schema)
         print_report(report)
         parity.require(report)
         details = {
@@ -70,21 +82,32 @@ def export_bundle(
     return Bundle.read(out)
 
 
-def load_split(model: ADDE, index: ShardIndex) -> tuple[Picture, Labels]:
-    """Pictures (N, S, S, 3) uint8 and labels (N, A) int64 of the test split, as stored."""
-    side, count = model.preprocess.size, index.count(SPLIT)
+def require_replaceable(out: Path) -> None:
+    """Raises UserError where writing a bundle to `out` would delete anything but a bundle."""
+    if out.name in ("", ".."):
+        raise UserError(f"{out}: expected a bundle's own folder such as bundles/x; name one")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: expected a folder for the bundle, found a file; name another")
+    known = {BUNDLE_NAME, *FILES, *LARGE_FILES}
+    others = sorted(p.name for p in out.iterdir() if p.name not in known) if out.exists() else []
+    if others:
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        raise UserError(
+            f"{out}: expected a new folder or one with nothing but a bundle, which is replaced, "
+            f"found {', '.join(others[:3])}{more}; name another such as {out / 'x'}"
+        )
+
+
+def read_split(preprocess: Preprocess, index: ShardIndex) -> Iterator[tuple[Picture, Labels]]:
+    """Pictures (B, S, S, 3) uint8 and labels (B, A) int64 of the test split, batch by batch."""
     samples = iterate(index, SPLIT)
-    pictures = np.empty((count, side, side, 3), np.uint8)
-    labels = np.empty((count, len(index.schema.sizes)), np.int64)
-    bar = tqdm(samples, f"read {SPLIT}", count, unit="picture", leave=False, disable=None)
-    for row, sample in enumerate(bar):
-        pictures[row] = model.preprocess.load(sample.picture, sample.where)
-        labels[row] = sample.labels
-    return pictures, labels
+    while batch := list(islice(samples, parity.BATCHES[-1])):
+        pictures = np.stack([preprocess.load(sample.picture, sample.where) for sample in batch])
+        yield pictures, np.stack([sample.labels for sample in batch])
 
 
 def make_golden(model: ADDE, session: TorchSession, pictures: Picture) -> Golden:
-    """Golden vectors of a few pictures spread over the split."""
+    """Golden vectors of a few of the pictures."""
     rows = np.unique(np.linspace(0, len(pictures) - 1, GOLDEN_PICTURES).astype(np.int64))
     images = pictures[rows]
     embeddings, logits = session.encode(images)
@@ -98,6 +121,9 @@ def print_report(report: Any) -> None:
         shown = "  ".join(f"{name} {error:.1e}" for name, error in errors.items())
         print(f"parity at batch {size:>2}: {shown}")
     ranking = report[f"top{parity.RANKS}"]
+    if not ranking["queries"]:
+        print(f"parity of the top {parity.RANKS}: not compared, the split has no query")
+        return
     print(
         f"parity of the top {parity.RANKS}: {ranking['identical']:.3%} of {ranking['queries']} "
         f"queries identical, {ranking['exchanged_ties']} of them but for exchanged ties"

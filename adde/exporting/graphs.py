@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
@@ -21,6 +20,8 @@ from adde.preprocess import Picture
 from adde.schema import Vector
 
 OPSET = 20
+LARGE = 1_500_000_000
+"""Bytes of weights above which they lie beside the graph; protobuf ends at 2 GiB in all."""
 
 
 class EncoderGraph(nn.Module):
@@ -66,7 +67,9 @@ class TorchSession:
 
 
 def write_graphs(model: ADDE, folder: Path) -> None:
-    """Writes encoder.onnx and memory.onnx into `folder`, batch dynamic, weights inside.
+    """Writes encoder.onnx and memory.onnx into `folder`, batch dynamic.
+
+    Weights are inside; those of a graph with more than LARGE lie beside it in `<graph>.data`.
 
     Raises:
         UserError: torch cannot export the backbone.
@@ -111,17 +114,17 @@ def _export(
             verbose=False,
         )
     assert program is not None
-    graph = program.model_proto
-    _strip_notes(graph)
-    onnx.save(graph, path)
+    _strip_notes(program)
+    weights = [value.const_value for value in program.model.graph.initializers.values()]
+    weight_bytes = sum(weight.nbytes for weight in weights if weight is not None)
+    program.save(path, external_data=weight_bytes > LARGE)
 
 
-def _strip_notes(model: onnx.ModelProto) -> None:
+def _strip_notes(program: torch.onnx.ONNXProgram) -> None:
     """Drops the exporter's notes on every node: source lines and paths of this machine."""
-    graph = model.graph
-    for part in (graph.node, graph.input, graph.output, graph.value_info, graph.initializer):
-        for entry in part:
-            entry.ClearField("metadata_props")
-            entry.ClearField("doc_string")
-    graph.ClearField("metadata_props")
-    model.ClearField("metadata_props")
+    graph = program.model.graph
+    nodes = list(graph.all_nodes())
+    values = [*graph.inputs, *graph.initializers.values(), *(v for n in nodes for v in n.outputs)]
+    for entry in (program.model, graph, *nodes, *values):
+        entry.metadata_props.clear()
+        entry.doc_string = None

@@ -4,10 +4,10 @@ Two figures: the largest error of every output at several batch sizes, and the s
 split's manipulation queries whose first 30 answers are the same.
 """
 
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import numpy as np
-from tqdm import tqdm
 
 from adde.errors import UserError
 from adde.metrics import Edit, Places, manipulation_queries, predicted_labels, rank_edits
@@ -25,6 +25,9 @@ MIN_IDENTICAL = 0.999
 TIE = 1e-6
 """Items whose squared distances to the query differ by less may exchange places."""
 
+Encoded = tuple[Vector, Vector]
+"""Embeddings (N, A, D) and logits (N, V), float32."""
+
 
 class Runs(Protocol):
     """What runs a model: torch, or onnxruntime."""
@@ -38,16 +41,18 @@ class Runs(Protocol):
         ...
 
 
-def measure(ours: Runs, theirs: Runs, pictures: Picture, labels: Labels, schema: Schema) -> Any:
+def measure(
+    ours: Runs, theirs: Runs, split: Iterable[tuple[Picture, Labels]], schema: Schema
+) -> Any:
     """The parity report, as bundle.json holds it.
 
     Args:
         ours: the model in torch.
         theirs: the exported graphs.
-        pictures: (N, S, S, 3) uint8 of the test split.
-        labels: (N, A) int64 of the same.
+        split: batches of pictures (B, S, S, 3) uint8 and labels (B, A) int64 of the test split.
         schema: of the catalogue.
     """
+    pictures, labels, *encoded = _encode(ours, theirs, split)
     errors = {
         str(size): _errors(ours, theirs, np.resize(pictures, (size, *pictures.shape[1:])), schema)
         for size in BATCHES
@@ -56,7 +61,7 @@ def measure(ours: Runs, theirs: Runs, pictures: Picture, labels: Labels, schema:
         "max_error": max(max(row.values()) for row in errors.values()),
         "max_error_allowed": MAX_ERROR,
         "errors_by_batch": errors,
-        f"top{RANKS}": _rankings(ours, theirs, pictures, labels, schema),
+        f"top{RANKS}": _rankings((ours, theirs), encoded, labels, schema),
         "min_identical": MIN_IDENTICAL,
     }
 
@@ -125,23 +130,22 @@ def _worst(errors: dict[str, dict[str, float]]) -> str:
 
 
 def _rankings(
-    ours: Runs, theirs: Runs, pictures: Picture, labels: Labels, schema: Schema
+    sides: tuple[Runs, Runs], encoded: list[Encoded], labels: Labels, schema: Schema
 ) -> dict[str, float]:
     queries = manipulation_queries(labels)
-    sides = [_encode(side, pictures, name) for side, name in ((ours, "torch"), (theirs, "onnx"))]
     ranked = [
         rank_edits(queries, _doubled(embeddings), logits, schema, _doubled_edit(side), RANKS)
-        for side, (embeddings, logits) in zip((ours, theirs), sides)
+        for side, (embeddings, logits) in zip(sides, encoded)
     ]
     differ = np.flatnonzero((ranked[0] != ranked[1]).any(axis=1))
     apart = 0
     if len(differ):
-        embeddings, logits = sides[0]
+        embeddings, logits = encoded[0]
         some = queries[differ]
         own = predicted_labels(logits, schema)[some.reference]
         swapped = own.copy()
         swapped[np.arange(len(some)), some.attribute] = some.value
-        query = ours.edit(embeddings[some.reference], schema.indicator(own, swapped))
+        query = sides[0].edit(embeddings[some.reference], schema.indicator(own, swapped))
         same = same_but_for_ties(query, embeddings, ranked[0][differ], ranked[1][differ])
         apart = int((~same).sum())
     return {
@@ -184,10 +188,18 @@ def same_but_for_ties(query: Vector, embeddings: Vector, ours: Places, theirs: P
     return result
 
 
-def _encode(side: Runs, pictures: Picture, name: str) -> tuple[Vector, Vector]:
-    parts: list[tuple[Vector, Vector]] = []
-    starts = range(0, len(pictures), BATCHES[-1])
-    for start in tqdm(starts, f"encode with {name}", unit="batch", leave=False, disable=None):
-        parts.append(side.encode(pictures[start : start + BATCHES[-1]]))
-    embeddings, logits = (np.concatenate(column) for column in zip(*parts))
-    return embeddings, logits
+def _encode(
+    ours: Runs, theirs: Runs, split: Iterable[tuple[Picture, Labels]]
+) -> tuple[Picture, Labels, Encoded, Encoded]:
+    """The first batch's pictures, all labels, and what either side makes of all pictures.
+
+    Pictures are held a batch at a time: a shop's test split need not fit into memory.
+    """
+    first: Picture | None = None
+    parts: list[tuple[Any, ...]] = []
+    for pictures, labels in split:
+        first = pictures if first is None else first
+        parts.append((labels, *ours.encode(pictures), *theirs.encode(pictures)))
+    assert first is not None  # a split without pictures is refused where it is read
+    labels, *arrays = (np.concatenate(column) for column in zip(*parts))
+    return first, labels, (arrays[0], arrays[1]), (arrays[2], arrays[3])

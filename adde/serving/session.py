@@ -1,6 +1,8 @@
 """The two graphs of a bundle, run by onnxruntime on a named device."""
 
+import contextlib
 import os
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,6 +70,11 @@ def _open(path: Path, device: Device) -> Any:
     # Left to itself onnxruntime counts the machine's cores, not those this process may use.
     options.intra_op_num_threads = len(os.sched_getaffinity(0))
     wanted = PROVIDERS[device]
+    if device == "cuda":
+        # Finds the CUDA libraries that pip installed, which else only `import torch` loads. It
+        # prints what it misses, and standard output belongs to answers.
+        with contextlib.redirect_stdout(sys.stderr):
+            onnxruntime.preload_dlls()
     try:
         session = onnxruntime.InferenceSession(path, options, providers=[wanted])
     except Exception as error:  # onnxruntime's exceptions have no common base but this one
@@ -76,6 +83,7 @@ def _open(path: Path, device: Device) -> Any:
     if session.get_providers()[0] != wanted:
         raise UserError(
             f"{path}: expected onnxruntime to run on {device} ({wanted}), found "
-            f"{', '.join(session.get_providers())}; check the driver, or ask for cpu"
+            f"{', '.join(session.get_providers())}; check the driver and the CUDA libraries "
+            "(pip install 'onnxruntime-gpu[cuda,cudnn]'), or ask for cpu"
         )
     return session

@@ -1,6 +1,8 @@
 """What the exported graphs compute, and that the gate lets nothing else pass."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -10,7 +12,8 @@ import torch
 
 from adde.bundle import Bundle
 from adde.errors import UserError
-from adde.exporting import export, parity
+from adde.exporting import export, graphs, parity
+from adde.exporting.check import check_bundle
 from adde.preprocess import Preprocess
 from adde.schema import Attribute, Schema
 from adde.serving.session import Session
@@ -115,12 +118,11 @@ class Noisy(Session):
 
 
 def test_a_failed_gate_leaves_what_was_there(
-    monkeypatch, tmp_path, capsys, tiny_model, tiny_shards
+    monkeypatch, tmp_path, capsys, tiny_model, tiny_shards, tiny_bundle
 ):
     monkeypatch.setattr(export, "Session", Noisy)
-    out = tmp_path / "bundle"
-    out.mkdir()
-    (out / "old").write_text("kept")
+    out = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
     message = (
         r"no bundle is written; largest error: expected at most 0\.0001 .*found 0\.0\d+ "
         r"\((embeddings|query) at batch \d+\); identical top-30: .*found \d"
@@ -128,8 +130,73 @@ def test_a_failed_gate_leaves_what_was_there(
     with pytest.raises(UserError, match=message):
         export.export_bundle(tiny_model, ShardIndex.read(tiny_shards), out, None, {})
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
-    assert (out / "old").read_text() == "kept"
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert "parity at batch 64: embeddings" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        (
+            "bundles",
+            r"bundles: expected a new folder or one with nothing but a bundle.*found mine;",
+        ),
+        ("bundles/mine", r"mine: .* found README, a, b and 1 more; name another such as .*mine/x"),
+        ("file", "file: expected a folder for the bundle, found a file"),
+        (".", r"\.: expected a bundle's own folder"),
+        ("bundles/..", r"\.\.: expected a bundle's own folder"),
+    ],
+)
+def test_nothing_but_a_bundle_is_replaced(
+    monkeypatch, tmp_path, tiny_model, tiny_shards, tiny_bundle, out, message
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(export, "write_graphs", None)  # refused before work
+    mine = shutil.copytree(tiny_bundle, tmp_path / "bundles" / "mine")
+    for name in ("README", "a", "b", "c"):
+        (mine / name).touch()
+    (tmp_path / "file").touch()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=message):
+        export.export_bundle(
+            tiny_model, ShardIndex.read(tiny_shards), Path(out), None, {"run": "x"}
+        )
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_weights_too_large_for_a_graph_lie_beside_it_and_are_vouched_for(
+    monkeypatch, tmp_path, tiny_model, tiny_shards, tiny_bundle
+):
+    monkeypatch.setattr(graphs, "LARGE", 1000)  # bytes; the memory has fewer
+    out = tmp_path / "made"
+    export.export_bundle(tiny_model, ShardIndex.read(tiny_shards), out, None, {})
+    data, inside = out / "encoder.onnx.data", tiny_bundle / "encoder.onnx"
+    assert not (out / "memory.onnx.data").exists()
+    assert data.stat().st_size > 10_000
+    assert (out / "encoder.onnx").stat().st_size < inside.stat().st_size - 10_000
+    moved = out.rename(tmp_path / "moved")
+    assert len(check_bundle(moved)[1]) == 4
+    data = moved / data.name
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.write_bytes(content)
+    with pytest.raises(UserError, match=r"encoder\.onnx\.data: damaged"):
+        Bundle.read(moved)
+    data.unlink()
+    with pytest.raises(UserError, match=r"encoder\.onnx\.data: .* found no file"):
+        Bundle.read(moved, verify=False)
+
+
+def test_the_split_is_read_in_batches_in_stored_order(monkeypatch, tiny_model, tiny_shards):
+    monkeypatch.setattr(parity, "BATCHES", (1, 7))
+    index = ShardIndex.read(tiny_shards)
+    batches = list(export.read_split(tiny_model.preprocess, index))
+    assert [len(pictures) for pictures, _ in batches] == [7, 7, 7, 3]
+    samples = list(iterate(index, "test"))
+    stored = [tiny_model.preprocess.load(sample.picture) for sample in samples]
+    assert np.array_equal(np.concatenate([pictures for pictures, _ in batches]), stored)
+    labels = np.concatenate([labels for _, labels in batches])
+    assert np.array_equal(labels, [sample.labels for sample in samples])
 
 
 def test_shards_of_another_schema_are_refused_before_work(tmp_path, tiny_model, tiny_shards):
@@ -215,9 +282,23 @@ def test_rounding_is_told_from_difference_where_items_are_crowded(error, passes)
     schema = Schema((Attribute("a", ("x", "y")), Attribute("b", ("p", "q", "r"))))
     labels = np.random.default_rng(0).integers(0, 2, (24, 2))
     pictures = np.arange(24, dtype=np.uint8)[:, None, None, None]
-    report = parity.measure(Crowded(0), Crowded(error), pictures, labels, schema)
+    split = [(pictures[rows], labels[rows]) for rows in np.split(np.arange(24), [10, 20])]
+    report = parity.measure(Crowded(0), Crowded(error), split, schema)
     assert report["max_error"] < 1e-3
     assert (report["top30"]["identical"] == 1.0) == passes
     assert report["top30"]["queries"] == 48
     # Ranked in float32, 42 queries change places here by the ranking's own rounding.
     assert report["top30"]["exchanged_ties"] <= 10 or not passes
+
+
+def test_a_split_without_queries_claims_no_ranking(capsys):
+    schema = Schema((Attribute("a", ("x", "y")), Attribute("b", ("p", "q", "r"))))
+    labels = np.zeros((24, 2), np.int64)
+    pictures = np.arange(24, dtype=np.uint8)[:, None, None, None]
+    report = parity.measure(Crowded(0), Crowded(1e-7), [(pictures, labels)], schema)
+    assert report["top30"]["queries"] == 0
+    parity.require(report)
+    export.print_report(report)
+    printed = capsys.readouterr().out
+    assert "parity of the top 30: not compared, the split has no query" in printed
+    assert "100" not in printed

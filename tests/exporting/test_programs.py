@@ -38,10 +38,16 @@ def run(tmp_path, tiny_model, tiny_shards):
     return path
 
 
-def test_figures_of_other_weights_are_left_out(monkeypatch, tmp_path, run):
+def test_a_bundle_is_replaced_and_figures_of_other_weights_left_out(
+    monkeypatch, capsys, tmp_path, run, tiny_bundle
+):
+    shutil.copytree(tiny_bundle, tmp_path / "bundle")
     (run / "metrics.json").write_text('{"split": "test", "checkpoint": "step-00000004"}')
     program(monkeypatch, "to_onnx.py", "--run", run, "--out", tmp_path / "bundle")
-    assert Bundle.read(tmp_path / "bundle").details["retrieval"] is None
+    details = Bundle.read(tmp_path / "bundle").details
+    assert details["source"]["step"] == 17
+    assert details["retrieval"] is None
+    assert "metrics.json: figures of step-00000004, left out" in capsys.readouterr().out
 
 
 def test_a_run_becomes_a_bundle_that_checks(monkeypatch, capsys, tmp_path, run):

@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -88,6 +90,8 @@ def test_an_item_is_answered_as_json_like_its_picture(query, tiny_shards, tmp_pa
         (("--item", "test-000000-00X"), "no item 'test-000000-00X'"),
         (("--item", "x", "--k", "0"), "--k: expected at least 1, found 0"),
         (("--item", "x", "--picture", "answer.docx"), "answer.docx: expected a picture's name"),
+        # Pillow reads these and does not write them.
+        (("--item", "x", "--picture", "answer.psd"), "answer.psd: expected a picture's name"),
     ],
 )
 def test_bad_input_gets_one_line_and_a_status(query, arguments, message):
@@ -96,4 +100,16 @@ def test_bad_input_gets_one_line_and_a_status(query, arguments, message):
     assert done.stdout == ""
     assert done.stderr.startswith("error: ")
     assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_only_item_of_a_gallery_has_no_answer(query, tiny_shards, tmp_path):
+    shards = shutil.copytree(tiny_shards, tmp_path / "shards")
+    index = ShardIndex.read(shards)
+    (shard,) = index.split("val")
+    lone = replace(shard, samples=1, groups=[1], members=shard.members[:1])
+    replace(index, shards=(lone,)).write()
+    done = query("--gallery", shards, "--item", "val-000000-000", "--set", "colour=blue")
+    assert done.returncode == 1
+    assert f"error: {shards}: expected items other than 'val-000000-000', found none" in done.stderr
     assert "Traceback" not in done.stderr

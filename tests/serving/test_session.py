@@ -47,7 +47,7 @@ def test_other_edits_are_refused_with_expected_and_found(session):
         session.edit(embeddings, indicator[:1])
 
 
-def test_a_device_that_was_not_obtained_is_an_error(monkeypatch, bundle):
+def test_a_device_that_was_not_obtained_is_an_error(monkeypatch, capsys, bundle):
     # What onnxruntime does on a machine without the device's libraries.
     fallen_back = SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"])
     asked = []
@@ -56,11 +56,21 @@ def test_a_device_that_was_not_obtained_is_an_error(monkeypatch, bundle):
         asked.extend(providers)
         return fallen_back
 
-    fake = SimpleNamespace(SessionOptions=SimpleNamespace, InferenceSession=open_session)
+    def preload():
+        asked.append("libraries")
+        print("Failed to load libcudart")
+
+    fake = SimpleNamespace(
+        SessionOptions=SimpleNamespace, InferenceSession=open_session, preload_dlls=preload
+    )
     monkeypatch.setattr(sessions, "onnxruntime", fake)
     with pytest.raises(UserError, match=r"to run on cuda .*found CPUExecutionProvider; check"):
         Session(bundle, "cuda")
-    assert asked == ["CUDAExecutionProvider"]
+    # Without torch nothing else loads the libraries that pip installed.
+    assert asked == ["libraries", "CUDAExecutionProvider"]
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "libcudart" in printed.err
 
 
 def test_a_graph_that_does_not_open_is_named(bundle, tmp_path):

@@ -1,5 +1,7 @@
 """The only collectives over embeddings: everything in global-batch order, on any rank count."""
 
+from dataclasses import dataclass
+
 import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as functional
@@ -16,32 +18,56 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def gather_rows(rows: Tensor) -> Tensor:
-    """Rows of all ranks in rank order: (n, ...) on each, the same n, gives (N n, ...) on all.
+@dataclass(frozen=True)
+class RankRows:
+    """Which rows of the global batch each rank holds: one run each, in rank order.
 
-    The gradient is the sum over ranks of what each one's loss says about these rows. With a loss
-    that is a sum over local anchors, every rank thus receives the gradient of the global sum.
+    `counts` are the ranks' numbers of rows, the same tuple on every rank.
     """
-    if world_size() == 1:
-        return rows
-    if not rows.requires_grad:
-        gathered = rows.new_empty((world_size() * len(rows), *rows.shape[1:]))
-        dist.all_gather_into_tensor(gathered, rows.contiguous())
-        return gathered
-    everyone = dist.group.WORLD
-    assert everyone is not None
-    return functional.all_gather_tensor_autograd(rows.contiguous(), gather_dim=0, group=everyone)
 
+    counts: tuple[int, ...]
 
-def gather_uneven(rows: Tensor) -> Tensor:
-    """Rows of all ranks in rank order where ranks may hold different numbers; no gradient."""
-    if world_size() == 1:
-        return rows
-    counts = gather_rows(torch.tensor([len(rows)], device=rows.device)).tolist()
-    padded = rows.new_zeros((max(counts), *rows.shape[1:]))
-    padded[: len(rows)] = rows
-    parts = gather_rows(padded).split(max(counts))
-    return torch.cat([part[:count] for part, count in zip(parts, counts)])
+    @classmethod
+    def equal(cls, count: int) -> "RankRows":
+        """Every rank holds `count` rows; asks nobody."""
+        return cls((count,) * world_size())
+
+    @classmethod
+    def of(cls, count: int, device: torch.device) -> "RankRows":
+        """This rank holds `count` rows; the others are asked, which waits for them."""
+        own = torch.tensor([count], device=device)
+        return cls(tuple(cls.equal(1).gather(own).tolist()))
+
+    @property
+    def start(self) -> int:
+        """This rank's first row of the global batch."""
+        return sum(self.counts[: rank()])
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """This rank's rows (n, ...) -> those of all ranks, the same on each.
+
+        The gradient is the sum over ranks of what each one's loss says about these rows. With a
+        loss that is a sum over local anchors, every rank thus receives the gradient of the global
+        sum. Shorter ranks pad for the transfer; padding is cut off again.
+        """
+        if len(self.counts) == 1:
+            return rows
+        longest = max(self.counts)
+        if len(rows) < longest:
+            rows = torch.cat([rows, rows.new_zeros((longest - len(rows), *rows.shape[1:]))])
+        gathered = _all_gather(rows.contiguous())
+        if min(self.counts) == longest:
+            return gathered
+        parts = gathered.split(longest)
+        return torch.cat([part[:count] for part, count in zip(parts, self.counts)])
+
+    def local(self, global_rows: Tensor) -> Tensor:
+        """This rank's rows of a tensor in global-batch order."""
+        return global_rows[self.start : self.start + self.counts[rank()]]
+
+    def columns(self, device: torch.device) -> Tensor:
+        """(n,) int64: where in the global batch this rank's rows stand."""
+        return torch.arange(self.start, self.start + self.counts[rank()], device=device)
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
@@ -52,6 +78,11 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return values
 
 
-def local_rows(global_rows: Tensor, count: int) -> Tensor:
-    """This rank's `count` rows of a tensor in global-batch order."""
-    return global_rows[rank() * count : (rank() + 1) * count]
+def _all_gather(rows: Tensor) -> Tensor:
+    if not rows.requires_grad:
+        gathered = rows.new_empty((world_size() * len(rows), *rows.shape[1:]))
+        dist.all_gather_into_tensor(gathered, rows)
+        return gathered
+    everyone = dist.group.WORLD
+    assert everyone is not None
+    return functional.all_gather_tensor_autograd(rows, gather_dim=0, group=everyone)

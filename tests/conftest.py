@@ -4,11 +4,17 @@ import hashlib
 import io
 import itertools
 import json
+import os
 import tarfile
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageDraw
+
+# Without a GPU, kernels run under Triton's interpreter; it must be asked for before the import.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 from adde.schema import Attribute, Schema
 from adde.shards.index import Shard, ShardIndex

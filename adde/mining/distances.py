@@ -10,7 +10,10 @@ def accumulator(tensor: Tensor) -> Tensor:
 
 
 def squared_distances(rows: Tensor, columns: Tensor) -> Tensor:
-    """(..., N, M) |row - column|^2 of rows (..., N, D) and columns (..., M, D)."""
+    """(G, N, M) |row - column|^2 >= 0 of rows (G, N, D) and columns (G, M, D).
+
+    Rounding gives equal vectors a distance of about +-1e-7; what falls below zero is zero.
+    """
     row_norms = rows.square().sum(-1, keepdim=True)
     column_norms = columns.square().sum(-1).unsqueeze(-2)
-    return torch.baddbmm(row_norms + column_norms, rows, columns.mT, alpha=-2.0)
+    return torch.baddbmm(row_norms + column_norms, rows, columns.mT, alpha=-2.0).clamp_(min=0)

@@ -1,7 +1,9 @@
 """Manipulation triplets from the batch: an edit, the item that shows it, and a hard negative.
 
 Edits and positives follow from the labels alone, so they are drawn before the forward pass and
-the edited query is computed inside it; only the negative waits for the embeddings.
+the edited query is computed inside it; only the negative waits for the embeddings. Both go
+through tiles of rows, attribute by attribute: no tensor is larger than tile x M, no loop is over
+items, and nothing is read back from the device.
 """
 
 from typing import NamedTuple
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor
 
 from adde.mining.distances import accumulator, squared_distances
+from adde.mining.tiled import TILE_ELEMENTS
 from adde.schema import UNKNOWN
 
 
@@ -48,23 +51,27 @@ def draw_edits(
         positive_noise: (M,) float, uniform noise in [0, 1) per item.
         offsets: (A,) int64, first column of each attribute.
     """
-    mine, theirs = labels[:, None, :], all_labels[None, :, :]
-    differ = mine != theirs
-    both_known = (mine != UNKNOWN) & (theirs != UNKNOWN)
-    edited = differ & both_known
-    differing = differ.sum(-1)
-    exact_pair = (differing == 1) & edited.any(-1)
+    tile = _tile(all_labels)
+    tiles = [
+        _draw_tile(rows, all_labels, noise, positive_noise, offsets)
+        for rows, noise in zip(labels.split(tile), edit_noise.split(tile))
+    ]
+    return Edits(*(torch.cat(parts) for parts in zip(*tiles)))
 
-    # Column of the new value in each exact pair; the sum has one term there.
-    column = torch.where(edited, theirs + offsets, 0).sum(-1)
+
+def _draw_tile(
+    labels: Tensor, all_labels: Tensor, edit_noise: Tensor, positive_noise: Tensor, offsets: Tensor
+) -> Edits:
+    differing, edited, column = _differences(labels, all_labels, offsets)
+    exact_pair = (differing == 1) & (edited == 1)
     shown = torch.zeros_like(edit_noise, dtype=torch.int64)
-    shown.scatter_add_(1, torch.where(exact_pair, column, 0), exact_pair.long())
+    shown.scatter_add_(1, column, exact_pair.long())
     drawn = torch.where(shown > 0, edit_noise, -torch.inf).argmax(1, keepdim=True)
     shows = exact_pair & (column == drawn)
     exact_positive = torch.where(shows, positive_noise, -1.0).argmax(1)
 
     num_attributes = labels.shape[1]
-    nearest_cost, nearest = torch.where(edited.any(-1), differing, num_attributes + 1).min(1)
+    nearest_cost, nearest = torch.where(edited > 0, differing, num_attributes + 1).min(1)
     exact = exact_pair.any(1)
     positive = torch.where(exact, exact_positive, nearest)
     shown_labels = all_labels[positive]
@@ -93,10 +100,46 @@ def semihard_negatives(
         (N,) int64 row of the negative, and (N,) bool whether there is any.
     """
     with torch.no_grad():
-        distances = squared_distances(accumulator(queries)[None], accumulator(refs)[None])[0]
-        wanted, found = targets[:, None, :], ref_labels[None, :, :]
-        negative = ((wanted != found) & (wanted != UNKNOWN) & (found != UNKNOWN)).any(-1)
-        farther = negative & (distances > distances.gather(1, positive[:, None]))
-        inside = torch.where(farther, distances, torch.inf).argmin(1)
-        outside = torch.where(negative, distances, -torch.inf).argmax(1)
-        return torch.where(farther.any(1), inside, outside), negative.any(1)
+        columns = accumulator(refs)[None]
+        tile = _tile(refs)
+        rows = zip(accumulator(queries).split(tile), targets.split(tile), positive.split(tile))
+        tiles = [_negative_tile(*part, columns, ref_labels) for part in rows]
+        negative, found = (torch.cat(parts) for parts in zip(*tiles))
+        return negative, found
+
+
+def _negative_tile(
+    queries: Tensor, targets: Tensor, positive: Tensor, columns: Tensor, ref_labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    distances = squared_distances(queries[None], columns)[0]
+    negative = _differences(targets, ref_labels)[1] > 0
+    farther = negative & (distances > distances.gather(1, positive[:, None]))
+    inside = torch.where(farther, distances, torch.inf).argmin(1)
+    outside = torch.where(negative, distances, -torch.inf).argmax(1)
+    return torch.where(farther.any(1), inside, outside), negative.any(1)
+
+
+def _differences(
+    labels: Tensor, all_labels: Tensor, offsets: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Per row and column, (T, M): attributes that differ (UNKNOWN equals only UNKNOWN) and those
+    of them known on both, int16; the value column that the last of these has in `all_labels`,
+    int64 (0 where there is none).
+    """
+    shape = (len(labels), len(all_labels))
+    differing, edited = (labels.new_zeros(shape, dtype=torch.int16) for _ in range(2))
+    column = labels.new_zeros(shape)
+    for attribute in range(labels.shape[1]):
+        mine, theirs = labels[:, attribute, None], all_labels[None, :, attribute]
+        differ = mine != theirs
+        change = differ & (mine != UNKNOWN) & (theirs != UNKNOWN)
+        differing += differ
+        edited += change
+        if offsets is not None:
+            column = torch.where(change, theirs + offsets[attribute], column)
+    return differing, edited, column
+
+
+def _tile(columns: Tensor) -> int:
+    """Rows of one tile against these columns; a row's tensors are int64, and about six at once."""
+    return max(1, TILE_ELEMENTS[columns.device.type] // (4 * max(1, len(columns))))

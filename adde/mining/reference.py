@@ -25,7 +25,8 @@ def reference_loss(
             same = ref_labels[group] == labels[group, row]
             known = (ref_labels[group] != UNKNOWN) & (labels[group, row] != UNKNOWN)
             positive = same & known
-            positive[itself] = False
+            if itself >= 0:
+                positive[itself] = False
             to_negatives = distances[group, row][~same & known]
             if len(to_negatives):
                 to_positives = distances[group, row][positive]

@@ -1,26 +1,70 @@
-"""Mining in row tiles: exact, on any device, no tensor larger than G x tile x M.
+"""Mining in row tiles: exact, on any device, no tensor larger than tile x M.
 
-A pair's negative is found by one search in the anchor's sorted distances to its negatives, so a
-tile costs O(tile M log M) and not O(tile M^2). The loss is linear in the distances it uses, so
-its gradient is a coefficient per distance (+1 at an active pair's positive, -1 at its negative).
-The forward multiplies each tile's coefficients with the embeddings while the tile is there and
-keeps only gradients of the inputs' shape: the backward has nothing to compute again.
+Group by group, and only among items whose label is known, a tile of anchors is held against all
+columns. An anchor's distances to its negatives are sorted once, and each of its positives finds
+its negative by one search: a tile costs O(tile M log M), and anchors without a positive (most of
+them, for the joint label) cost nothing at all.
+
+The loss is linear in the distances it uses, so its gradient is a coefficient per distance (+1 at
+an active pair's positive, -1 at its negative). Each tile's coefficients are multiplied with the
+embeddings while the tile is there, and only gradients of the inputs' shape are kept: the backward
+has nothing to compute again.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from adde.mining.distances import accumulator, squared_distances
 from adde.schema import UNKNOWN
 
-TILE_ELEMENTS = 1 << 22
-"""Distances in one tile: 16 MiB in float32, and about six tensors of that size live at once."""
+_INFINITY = 0x7F800000 << 32  # the bits of float32 infinity in the upper half
+
+TILE_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}
+"""Distances in one tile: 16 MiB in float32 on a CPU, 256 MiB where rows must fill a GPU; about
+six tensors of that size live at once."""
 
 
-def tiled_loss(
+class Choice(NamedTuple):
+    """The pairs of T anchors with up to S positives each, all (T, S); what is no pair is False.
+
+    Attributes:
+        pair: bool.
+        positive, negative: int64 columns.
+        to_positive, to_negative: float distances.
+    """
+
+    pair: Tensor
+    positive: Tensor
+    negative: Tensor
+    to_positive: Tensor
+    to_negative: Tensor
+
+
+class Mining(NamedTuple):
+    """(G,) sums, pairs and active pairs; gradients of the sums in anchors and refs, or empty."""
+
+    loss_sum: Tensor
+    pairs: Tensor
+    active: Tensor
+    anchor_gradient: Tensor
+    ref_gradient: Tensor
+
+
+class Members(NamedTuple):
+    """The columns in class order, small classes first, ascending inside a class.
+
+    The columns of anchor i's class are `columns[start[i] : start[i] + size[i]]`.
+    """
+
+    columns: Tensor
+    start: Tensor
+    size: Tensor
+
+
+def mine_in_tiles(
     anchors: Tensor,
     labels: Tensor,
     refs: Tensor,
@@ -28,89 +72,114 @@ def tiled_loss(
     self_index: Tensor,
     margin: float,
     strategy: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """See `adde.mining.mine`; arguments checked there."""
-    return _TiledLoss.apply(anchors, labels, refs, ref_labels, self_index, margin, strategy)  # pyright: ignore[reportReturnType]
+    with_gradient: bool,
+    choose: Callable[..., Choice],
+) -> Mining:
+    """See `adde.mining.mine`; arguments checked there. `choose` finds each pair's negative.
+
+    Products are taken in the embeddings' dtype, sums kept in float32 (float64 for float64).
+    """
+    groups, dtype = len(anchors), accumulator(anchors[:0]).dtype
+    tile_elements = TILE_ELEMENTS[anchors.device.type]
+    loss_sum = anchors.new_zeros(groups, dtype=dtype)
+    pairs, active = labels.new_zeros(groups), labels.new_zeros(groups)
+    anchor_gradient = torch.zeros_like(anchors if with_gradient else anchors[:0], dtype=dtype)
+    ref_gradient = torch.zeros_like(refs if with_gradient else refs[:0], dtype=dtype)
+    for group in range(groups):
+        known = (ref_labels[group] != UNKNOWN).nonzero()[:, 0]
+        classes = ref_labels[group, known]
+        members = _members(classes, labels[group])
+        itself = torch.searchsorted(known, self_index).where(self_index >= 0, -1)
+        positives = members.size - (itself >= 0).long()
+        useful = (positives > 0) & (members.size < len(known)) & (labels[group] != UNKNOWN)
+        # In class order too, so that a tile's anchors have about as many positives each.
+        in_order = members.start.where(useful, -1).argsort(stable=True)[int((~useful).sum()) :]
+        if not len(in_order):
+            continue
+        columns = refs[group, known]
+        for tile in in_order.split(max(1, tile_elements // len(known))):
+            rows = anchors[group, tile]
+            its = Members(members.columns, members.start[tile], members.size[tile])
+            found = choose(rows, columns, labels[group, tile], classes, its, strategy)
+            pair = found.pair & (found.positive != itself[tile, None])
+            hinge = (margin + found.to_positive - found.to_negative).clamp_(min=0)
+            hinge = hinge.where(pair, 0)
+            used = (hinge > 0).to(dtype)
+            loss_sum[group] += hinge.sum()
+            pairs[group] += pair.sum()
+            active[group] += (hinge > 0).sum()
+            if with_gradient:
+                coefficients = used.new_zeros(len(tile), len(known))
+                coefficients.scatter_add_(1, found.positive, used)
+                coefficients.scatter_add_(1, found.negative, -used)
+                anchor_gradient[group, tile] = _pull(coefficients, rows, columns)
+                ref_gradient[group].index_add_(0, known, _pull(coefficients.mT, columns, rows))
+    return Mining(loss_sum, pairs, active, anchor_gradient, ref_gradient)
 
 
-class _TiledLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        anchors: Tensor,
-        labels: Tensor,
-        refs: Tensor,
-        ref_labels: Tensor,
-        self_index: Tensor,
-        margin: float,
-        strategy: str,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        rows, columns = accumulator(anchors), accumulator(refs)
-        groups = len(rows)
-        loss_sum = rows.new_zeros(groups)
-        pairs, active = labels.new_zeros(groups), labels.new_zeros(groups)
-        needs_gradient = any(ctx.needs_input_grad)
-        row_gradient = torch.zeros_like(rows) if needs_gradient else None
-        column_gradient = torch.zeros_like(columns) if needs_gradient else None
-        tile = max(1, TILE_ELEMENTS // max(1, groups * columns.shape[1]))
-        for start in range(0, rows.shape[1], tile):
-            stop = min(start + tile, rows.shape[1])
-            part = rows[:, start:stop]
-            distances = squared_distances(part, columns)
-            positive, negative = _masks(labels[:, start:stop], ref_labels, self_index[start:stop])
-            hinge, pair, chosen = _pairs(distances, positive, negative, margin, strategy)
-            loss_sum += hinge.sum((1, 2))
-            pairs += pair.sum((1, 2))
-            active += (hinge > 0).sum((1, 2))
-            if row_gradient is not None and column_gradient is not None:
-                use = (hinge > 0).to(rows.dtype)
-                coefficients = use.scatter_add(2, chosen, -use)
-                row_gradient[:, start:stop] = _pull(coefficients, part, columns)
-                column_gradient += _pull(coefficients.mT, columns, part)
-        ctx.save_for_backward(row_gradient, column_gradient)
-        ctx.dtype = anchors.dtype
-        ctx.mark_non_differentiable(pairs, active)
-        return loss_sum, pairs, active
+def choose_by_sorting(
+    rows: Tensor,
+    columns: Tensor,
+    labels: Tensor,
+    column_labels: Tensor,
+    members: Members,
+    strategy: str,
+) -> Choice:
+    """The negatives of rows (T, D) among columns (M, D): sorted once, searched per positive."""
+    distances = squared_distances(rows[None], columns[None])[0]
+    offsets = torch.arange(int(members.size.max()), device=rows.device)
+    pair = offsets < members.size[:, None]
+    places = (members.start[:, None] + offsets).where(pair, members.start[:, None])
+    positive = members.columns[places]
+    to_positive = distances.gather(1, positive)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        scale = gradients[0][:, None, None]
-        row_gradient, column_gradient = ctx.saved_tensors
-        row_gradient = (row_gradient * scale).to(ctx.dtype)
-        column_gradient = (column_gradient * scale).to(ctx.dtype)
-        return row_gradient, None, column_gradient, None, None, None, None
-
-
-def _masks(labels: Tensor, ref_labels: Tensor, self_index: Tensor) -> tuple[Tensor, Tensor]:
-    """Positive and negative columns of each row, both (G, T, M) bool."""
-    same = labels[:, :, None] == ref_labels[:, None, :]
-    known = (labels != UNKNOWN)[:, :, None] & (ref_labels != UNKNOWN)[:, None, :]
-    positive = same & known
-    positive[:, torch.arange(len(self_index), device=labels.device), self_index] = False
-    return positive, ~same & known
-
-
-def _pairs(
-    distances: Tensor, positive: Tensor, negative: Tensor, margin: float, strategy: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss (0 where no pair), whether a pair, and the negative's column; each (G, T, M)."""
-    count = negative.sum(-1, keepdim=True)
-    # A stable sort keeps equal distances in column order, so the first of equals is the lowest.
-    ascending, columns = torch.where(negative, distances, torch.inf).sort(dim=-1, stable=True)
+    count = (len(columns) - members.size)[:, None]
+    ascending, order = _sort(distances, labels[:, None] == column_labels)
     if strategy == "hardest":
-        place = torch.zeros_like(columns)
+        place = torch.zeros_like(positive)
     else:
-        place = torch.searchsorted(ascending, distances, right=True)
-        largest = ascending.gather(-1, (count - 1).clamp(min=0))
-        place = torch.where(place < count, place, torch.searchsorted(ascending, largest))
-    pair = positive & (count > 0)
-    to_negative = ascending.gather(-1, place)
-    hinge = torch.where(pair, (margin + distances - to_negative).clamp(min=0), 0.0)
-    return hinge, pair, columns.gather(-1, place)
+        place = torch.searchsorted(ascending, to_positive, right=True)
+        farthest = torch.searchsorted(ascending, ascending.gather(1, count - 1))
+        place = place.where(place < count, farthest)
+    negative = order.gather(1, place).long()
+    return Choice(pair, positive, negative, to_positive, ascending.gather(1, place))
+
+
+def _members(classes: Tensor, labels: Tensor) -> Members:
+    by_class = classes.sort().values
+
+    def size_and_rank(of: Tensor) -> tuple[Tensor, Tensor]:
+        start = torch.searchsorted(by_class, of)
+        size = torch.searchsorted(by_class, of, right=True) - start
+        return size, size * (len(classes) + 1) + start
+
+    in_order, columns = size_and_rank(classes)[1].sort(stable=True)
+    size, rank = size_and_rank(labels)
+    return Members(columns, torch.searchsorted(in_order, rank), size)
+
+
+def _sort(distances: Tensor, barred: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row ascending, equal distances in column order, barred ones last; and the columns."""
+    if distances.dtype == torch.float64:
+        return distances.masked_fill(barred, torch.inf).sort(dim=1, stable=True)
+    # Distance and column share one integer, so that a plain sort does for both: no distance is
+    # negative, and such floats sort as their bits do. numpy's sort of integers is vectorised,
+    # ten times as fast as torch's sort with indices.
+    keys = distances.view(torch.int32).to(torch.int64).bitwise_left_shift_(32)
+    keys.masked_fill_(barred, _INFINITY)
+    keys += torch.arange(distances.shape[1], device=distances.device)
+    if keys.device.type == "cpu":
+        keys.numpy().sort(axis=1)
+    else:
+        keys = keys.sort(dim=1).values
+    halves = keys.view(torch.int32)
+    return halves[:, 1::2].view(torch.float32).contiguous(), halves[:, 0::2]
 
 
 def _pull(coefficients: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Gradient in `rows` of sum(coefficients * squared_distances(rows, columns))."""
-    pull = coefficients.sum(-1, keepdim=True) * rows
-    return 2 * (pull - torch.bmm(coefficients, columns))
+    pull = coefficients.sum(1, keepdim=True) * rows
+    if rows.dtype == coefficients.dtype:
+        return torch.addmm(pull, coefficients, columns, beta=2, alpha=-2)
+    # A coefficient counts pairs; bfloat16 rounds counts above 256 as it rounds the result.
+    return 2 * (pull - coefficients.to(columns.dtype) @ columns)

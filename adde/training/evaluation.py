@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from adde import metrics
-from adde.distributed import gather_uneven, rank, sum_over_ranks, world_size
+from adde.distributed import RankRows, rank, sum_over_ranks, world_size
 from adde.model import ADDE
 from adde.schema import UNKNOWN, Labels, Vector
 from adde.shards.index import ShardIndex
@@ -43,7 +43,9 @@ class Evaluator:
         for batch in self._batches(model, split):
             embeddings, logits = model.encode(batch.images)
             parts.append((embeddings, logits, batch.labels))
-        columns = [gather_uneven(torch.cat(column)).cpu().numpy() for column in zip(*parts)]
+        columns = [torch.cat(column) for column in zip(*parts)]
+        ranks = RankRows.of(len(columns[0]), columns[0].device)
+        columns = [ranks.gather(column).cpu().numpy() for column in columns]
         return Encoded(*columns)
 
     @torch.no_grad()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from adde import losses
-from adde.distributed import gather_rows, local_rows, rank, sum_over_ranks, world_size
+from adde.distributed import RankRows, sum_over_ranks, world_size
 from adde.losses import Term
 from adde.mining import draw_edits, joint_labels, semihard_negatives
 from adde.model import Forward, multi_hot
@@ -38,39 +38,48 @@ class Objective:
     augmentation: Augmentation
     margin: float
 
-    def encoder(self, model: Any, batch: Batch, draws: torch.Generator) -> Terms:
-        """Stage 1: classification, local and global label triplets."""
-        out = model(self._augment(batch, draws))
-        context = _Context.gather(out.embeddings, batch.labels)
+    def encoder(
+        self, model: Any, batch: Batch, draws: torch.Generator, ranks: RankRows | None = None
+    ) -> Terms:
+        """Stage 1: classification, local and global label triplets.
+
+        `ranks` says how the global batch is shared out; None: as many items on every rank.
+        """
+        ranks = ranks or RankRows.equal(len(batch.labels))
+        out = model(self._augment(batch, draws, ranks))
+        context = _Context.gather(out.embeddings, batch.labels, ranks)
         terms, shares = self._label_triplets(context)
         terms["cls"] = losses.classification(out.logits, batch.labels, self.schema.sizes)
         return Terms(terms, shares)
 
-    def adde(self, model: Any, batch: Batch, draws: torch.Generator) -> Terms:
-        """Stage 3: manipulation triplets mined in the global batch."""
-        images = self._augment(batch, draws)
-        labels, count = batch.labels, len(batch.labels)
-        all_labels = gather_rows(labels)
+    def adde(
+        self, model: Any, batch: Batch, draws: torch.Generator, ranks: RankRows | None = None
+    ) -> Terms:
+        """Stage 3: manipulation triplets mined in the global batch; `ranks` as in `encoder`."""
+        ranks = ranks or RankRows.equal(len(batch.labels))
+        images = self._augment(batch, draws, ranks)
+        labels = batch.labels
+        all_labels = ranks.gather(labels)
         noise = _uniform((len(all_labels), self.schema.num_values + 1), draws, labels.device)
         offsets = labels.new_tensor(self.schema.offsets)
-        edits = draw_edits(
-            labels, all_labels, local_rows(noise[:, 1:], count), noise[:, 0], offsets
-        )
+        edits = draw_edits(labels, all_labels, ranks.local(noise[:, 1:]), noise[:, 0], offsets)
         own_hot = multi_hot(labels, self.schema)
         out = model(images, own_hot, multi_hot(edits.targets, self.schema))
 
-        context = _Context.gather(out.embeddings, labels, all_labels)
+        context = _Context.gather(out.embeddings, labels, ranks, all_labels)
         queries = losses.normalise(out.edited.flatten(1))
         refs = losses.normalise(context.all_embeddings.flatten(1))
         negative, has_negative = semihard_negatives(
             queries, edits.targets, edits.positive, refs, all_labels
         )
         roles = sum_over_ranks(losses.triplet_roles(edits, negative, has_negative, len(all_labels)))
-        as_negative = local_rows(roles.T, count)[:, 1]
+        as_positive, as_negative = ranks.local(roles.T).unbind(1)
         usable = edits.usable.float()
 
         terms, shares = self._label_triplets(context)
-        terms["cls"] = self._classification(out, labels, edits.targets, usable, roles, count)
+        terms["cls"] = self._classification(
+            out, labels, edits.targets, usable, as_positive, as_negative
+        )
         terms["compositional"] = losses.compositional(
             queries,
             refs[edits.positive],
@@ -85,7 +94,7 @@ class Objective:
             losses.consistency(own, out.embeddings, labels, as_negative),
         )
         terms["memory"] = Term(out.off_block[None], torch.ones(1, device=labels.device))
-        everyone = torch.tensor([float(count)], device=labels.device)
+        everyone = torch.tensor([float(len(labels))], device=labels.device)
         shares["exact_targets"] = Term(edits.exact.float().sum()[None], everyone)
         shares["usable_edits"] = Term(usable.sum()[None], everyone)
         return Terms(terms, shares)
@@ -96,8 +105,8 @@ class Objective:
         labels: Tensor,
         targets: Tensor,
         usable: Tensor,
-        roles: Tensor,
-        count: int,
+        as_positive: Tensor,
+        as_negative: Tensor,
     ) -> Term:
         """CE of reference, positive, negative and edited query, each a mean of its own.
 
@@ -106,7 +115,6 @@ class Objective:
         """
         assert out.edited_logits is not None
         sizes = self.schema.sizes
-        as_positive, as_negative = local_rows(roles.T, count).unbind(1)
         return _stack(
             losses.classification(out.logits, labels, sizes),
             losses.classification(out.logits, labels, sizes, as_positive),
@@ -115,21 +123,21 @@ class Objective:
         )
 
     def _label_triplets(self, context: "_Context") -> tuple[dict[str, Term], dict[str, Term]]:
+        joint = joint_labels(context.all_labels)[:, None]
         local, local_active = losses.label_triplets(
             context.embeddings,
             context.labels,
             context.all_embeddings,
             context.all_labels,
-            context.self_index,
+            context.ranks.columns(joint.device),
             self.margin,
         )
-        joint = joint_labels(context.all_labels)[:, None]
         whole, whole_active = losses.label_triplets(
             context.embeddings.flatten(1)[:, None],
-            local_rows(joint, len(context.labels)),
+            context.ranks.local(joint),
             context.all_embeddings.flatten(1)[:, None],
             joint,
-            context.self_index,
+            context.ranks.columns(joint.device),
             self.margin,
         )
         shares = {
@@ -138,11 +146,10 @@ class Objective:
         }
         return {"local_triplet": local, "global_triplet": whole}, shares
 
-    def _augment(self, batch: Batch, draws: torch.Generator) -> Tensor:
+    def _augment(self, batch: Batch, draws: torch.Generator, ranks: RankRows) -> Tensor:
         """Every rank draws for the whole global batch, so that draws follow items, not ranks."""
-        count = len(batch.labels)
-        everyone = _uniform((count * world_size(), DRAWS), draws, batch.images.device)
-        return augment(batch.images, local_rows(everyone, count), self.augmentation)
+        everyone = _uniform((sum(ranks.counts), DRAWS), draws, batch.images.device)
+        return augment(batch.images, ranks.local(everyone), self.augmentation)
 
 
 @dataclass(frozen=True)
@@ -153,16 +160,14 @@ class _Context:
     labels: Tensor
     all_embeddings: Tensor
     all_labels: Tensor
-    self_index: Tensor
+    ranks: RankRows
 
     @classmethod
     def gather(
-        cls, embeddings: Tensor, labels: Tensor, all_labels: Tensor | None = None
+        cls, embeddings: Tensor, labels: Tensor, ranks: RankRows, all_labels: Tensor | None = None
     ) -> "_Context":
-        count = len(labels)
-        all_labels = gather_rows(labels) if all_labels is None else all_labels
-        self_index = torch.arange(rank() * count, (rank() + 1) * count, device=labels.device)
-        return cls(embeddings, labels, gather_rows(embeddings), all_labels, self_index)
+        all_labels = ranks.gather(labels) if all_labels is None else all_labels
+        return cls(embeddings, labels, ranks.gather(embeddings), all_labels, ranks)
 
 
 def global_mean(

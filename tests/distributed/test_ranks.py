@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from adde.distributed import gather_rows, gather_uneven
+from adde.distributed import RankRows
 from adde.model import ADDE, ModelSettings
 from adde.schema import Attribute, Schema
 from adde.shards.loader import Batch
@@ -38,7 +38,7 @@ def global_batch():
     return torch.from_numpy(images), torch.from_numpy(labels)
 
 
-def one_step(stage):
+def one_step(stage, counts=(ITEMS,)):
     """Loss, scalars and gradients of one step on this rank's share of the global batch."""
     ranks = dist.get_world_size() if dist.is_initialized() else 1
     rank = dist.get_rank() if dist.is_initialized() else 0
@@ -46,10 +46,11 @@ def one_step(stage):
     model.memory.requires_grad_(stage == "adde")
     wrapped = nn.parallel.DistributedDataParallel(model) if ranks > 1 else model
     images, labels = global_batch()
-    share = slice(rank * ITEMS // ranks, (rank + 1) * ITEMS // ranks)
-    batch = Batch(images[share], labels[share], [])
+    share = RankRows.of(counts[rank], images.device)
+    assert share.counts == counts
+    batch = Batch(share.local(images), share.local(labels), [])
     objective = Objective(SCHEMA, Augmentation(), margin=0.5)
-    terms = getattr(objective, stage)(wrapped, batch, torch.Generator().manual_seed(3))
+    terms = getattr(objective, stage)(wrapped, batch, torch.Generator().manual_seed(3), share)
     weights = AddeStage(global_triplet=1.0) if stage == "adde" else EncoderStage()
     loss, scalars, flag = global_mean(terms, weights, flag=rank == ranks - 1)
     loss.backward()
@@ -58,27 +59,27 @@ def one_step(stage):
     return scalars, gradients
 
 
-def run_rank(rank, ranks, port, stage, queue):
+def run_rank(rank, counts, port, stage, queue):
+    ranks = len(counts)
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks)
     torch.set_num_threads(1)
     try:
-        uneven = gather_uneven(torch.arange(rank + 1) + 10 * rank).tolist()
-        scalars, gradients = one_step(stage)
+        scalars, gradients = one_step(stage, counts)
         if rank == ranks - 1:
-            queue.put((scalars, {n: g.numpy() for n, g in gradients.items()}, uneven))
+            queue.put((scalars, {n: g.numpy() for n, g in gradients.items()}))
             queue.join()
     finally:
         dist.destroy_process_group()
 
 
-def on_ranks(ranks, stage):
+def on_ranks(counts, stage):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = mp.get_context("spawn")
     queue = context.JoinableQueue()
-    arguments = (ranks, port, stage, queue)
-    processes = mp.spawn(run_rank, arguments, ranks, join=False, start_method="spawn")
+    arguments = (counts, port, stage, queue)
+    processes = mp.spawn(run_rank, arguments, len(counts), join=False, start_method="spawn")
     result = queue.get(timeout=120)
     queue.task_done()
     while not processes.join():
@@ -86,21 +87,22 @@ def on_ranks(ranks, stage):
     return result
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("counts", [(8, 8), (11, 5), (4, 4, 4, 4), (7, 1, 6, 2)], ids=str)
 @pytest.mark.parametrize("stage", ["encoder", "adde"])
-def test_loss_and_gradients_equal_one_rank(ranks, stage):
+def test_loss_and_gradients_equal_one_rank(counts, stage):
     expected, expected_gradients = one_step(stage)
-    scalars, gradients, uneven = on_ranks(ranks, stage)
+    scalars, gradients = on_ranks(counts, stage)
     assert scalars == pytest.approx(expected, rel=1e-6, abs=1e-6)
     assert gradients.keys() == expected_gradients.keys()
     for name, gradient in gradients.items():
         torch.testing.assert_close(
             torch.from_numpy(gradient), expected_gradients[name], rtol=1e-5, atol=1e-6, msg=name
         )
-    assert uneven == [10 * rank + i for rank in range(ranks) for i in range(rank + 1)]
 
 
 def test_one_rank_needs_no_process_group():
     rows = torch.randn(3, 2, requires_grad=True)
-    assert gather_rows(rows) is rows
-    assert gather_uneven(rows) is rows
+    ranks = RankRows.of(3, rows.device)
+    assert ranks.gather(rows) is rows
+    assert torch.equal(ranks.local(rows), rows)
+    assert ranks.columns(rows.device).tolist() == [0, 1, 2]

@@ -1,13 +1,47 @@
 """`mine` against the definition in plain Python, and the implementations against each other."""
 
+import logging
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mining_cases import DEVICE, KINDS, batch, hard_case
 
-from adde.mining import joint_labels, mine, tiled
+from adde.mining import joint_labels, mine, tiled, triplets
 
 MARGIN = 0.5
+FAST = ["tiled", "triton"]
+
+
+def loss_and_gradients(impl, vectors, labels, strategy="semihard"):
+    leaf = vectors.clone().requires_grad_()
+    mined = mine(leaf, labels, margin=MARGIN, strategy=strategy, impl=impl)
+    (mined.loss_sum * torch.arange(1.0, len(labels) + 1, device=DEVICE)).sum().backward()
+    return mined, leaf.grad
+
+
+def choices(impl, vectors, labels, strategy):
+    """(16, M): how many pairs of each anchor chose each column as positive (+) or negative (-).
+
+    One group an anchor, and a margin that makes every pair count: what a column receives is its
+    coefficient times twice its difference to the anchor. Vectors get a direction of their own, so
+    that even duplicates receive something.
+    """
+    items, ids = len(labels), torch.arange(len(labels), device=DEVICE)
+    rows = ids[:: items // 16 + 1]
+    vectors = torch.cat([vectors, torch.eye(items, device=DEVICE)], dim=1)
+    columns = vectors.expand(len(rows), -1, -1).clone().requires_grad_()
+    mine(
+        vectors[rows][:, None],
+        labels[rows][:, None],
+        refs=columns,
+        ref_labels=labels.expand(len(rows), -1).contiguous(),
+        margin=100.0,
+        strategy=strategy,
+        impl=impl,
+    ).loss_sum.sum().backward()
+    return columns.grad[:, ids, vectors.shape[1] - items + ids] / 2
 
 
 def by_hand(anchors, labels, refs, ref_labels, self_index, strategy):
@@ -31,14 +65,6 @@ def by_hand(anchors, labels, refs, ref_labels, self_index, strategy):
     return sum(max(0.0, x) for x in losses), len(losses), sum(x > 0 for x in losses)
 
 
-def batch(groups, items, width, values, seed, dtype=torch.float64):
-    draws = torch.Generator().manual_seed(seed)
-    vectors = torch.randn(groups, items, width, generator=draws, dtype=torch.float64)
-    vectors = torch.nn.functional.normalize(vectors, dim=-1).to(dtype)
-    labels = torch.randint(-1, values, (groups, items), generator=draws)
-    return vectors, labels
-
-
 @pytest.mark.parametrize("impl", ["reference", "tiled"])
 @pytest.mark.parametrize("strategy", ["semihard", "hardest"])
 @given(items=st.integers(1, 9), values=st.integers(1, 4), seed=st.integers(0, 99))
@@ -53,56 +79,79 @@ def test_equals_the_definition(impl, strategy, items, values, seed):
         assert found == pytest.approx(expected, abs=1e-9)
 
 
+@pytest.mark.parametrize("impl", FAST)
 @pytest.mark.parametrize("items", [1, 2, 3, 127, 257])
-def test_tiled_equals_reference_with_gradients(items, monkeypatch):
-    monkeypatch.setattr(tiled, "TILE_ELEMENTS", 3 * items * 19)  # tiles of 19 rows
-    vectors, labels = batch(3, items, 8, 5, seed=items)
-    results = []
-    for impl in ("reference", "tiled"):
-        leaf = vectors.clone().requires_grad_()
-        mined = mine(leaf, labels, margin=MARGIN, impl=impl)
-        (mined.loss_sum * torch.tensor([1.0, 2.0, -0.5])).sum().backward()
-        results.append((mined, leaf.grad))
-    (one, one_grad), (two, two_grad) = results
-    assert torch.equal(one.pairs, two.pairs)
-    assert torch.equal(one.active, two.active)
-    torch.testing.assert_close(one.loss_sum, two.loss_sum)
-    torch.testing.assert_close(one_grad, two_grad)
+def test_equals_reference_with_gradients(impl, items, monkeypatch):
+    monkeypatch.setitem(tiled.TILE_ELEMENTS, DEVICE, items * 101)  # tiles of 101 rows
+    vectors, labels = batch(3, items, 37, 5, seed=items, dtype=torch.float32)
+    expected, expected_gradient = loss_and_gradients("reference", vectors, labels)
+    found, gradient = loss_and_gradients(impl, vectors, labels)
+    assert torch.equal(expected.pairs, found.pairs)
+    assert torch.equal(expected.active, found.active)
+    torch.testing.assert_close(found.loss_sum, expected.loss_sum, rtol=1e-6, atol=1e-6)
+    scale = float(expected_gradient.abs().max()) if items > 3 else 1.0
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-5, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("impl", FAST)
+@pytest.mark.parametrize("strategy", ["semihard", "hardest"])
+@pytest.mark.parametrize("items", [1, 2, 3, 127])
+@pytest.mark.parametrize("kind", KINDS)
+def test_chooses_what_the_reference_chooses(impl, strategy, items, kind):
+    vectors, labels = hard_case(kind, items, seed=items)
+    expected = choices("reference", vectors[0], labels[0], strategy)
+    assert torch.equal(choices(impl, vectors[0], labels[0], strategy), expected)
+
+
+@pytest.mark.parametrize("impl", FAST)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_case_has_the_reference_s_loss(impl, kind):
+    vectors, labels = hard_case(kind, 257, seed=5)
+    expected, expected_gradient = loss_and_gradients("reference", vectors, labels)
+    found, gradient = loss_and_gradients(impl, vectors, labels)
+    for name in ("loss_sum", "pairs", "active"):
+        torch.testing.assert_close(
+            getattr(found, name), getattr(expected, name), rtol=1e-6, atol=1e-6
+        )
+    scale = float(expected_gradient.abs().max())
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-5, atol=1e-5 * scale)
 
 
 @pytest.mark.parametrize(
     "labels", [[0, 0, 0, 0], [-1, -1, -1, -1], [0, 1, 2, 3], [0, 0, -1, -1]], ids=str
 )
-@pytest.mark.parametrize("impl", ["reference", "tiled"])
+@pytest.mark.parametrize("impl", ["reference", *FAST])
 def test_without_pairs_the_loss_is_a_zero_with_a_gradient(labels, impl):
-    vectors = torch.eye(4)[None].requires_grad_()
-    mined = mine(vectors, torch.tensor([labels]), margin=MARGIN, impl=impl)
+    vectors = torch.eye(4, device=DEVICE)[None].requires_grad_()
+    mined = mine(vectors, torch.tensor([labels], device=DEVICE), margin=MARGIN, impl=impl)
     assert (mined.loss_sum.item(), mined.pairs.item(), mined.active.item()) == (0, 0, 0)
     mined.loss_sum.sum().backward()
     assert torch.equal(vectors.grad, torch.zeros_like(vectors))
 
 
-@pytest.mark.parametrize("impl", ["reference", "tiled"])
+@pytest.mark.parametrize("impl", ["reference", *FAST])
 def test_equal_distances_take_the_lowest_index(impl):
     # Negatives 2 and 3 coincide: only the first of them may receive a gradient.
-    vectors = torch.tensor([[[1.0, 0], [1, 0], [0, 1], [0, 1]]]).requires_grad_()
-    labels = torch.tensor([[0, 0, 1, 2]])
+    vectors = torch.tensor([[[1.0, 0], [1, 0], [0, 1], [0, 1]]], device=DEVICE).requires_grad_()
+    labels = torch.tensor([[0, 0, 1, 2]], device=DEVICE)
     mine(vectors, labels, margin=3.0, impl=impl).loss_sum.sum().backward()
     assert vectors.grad[0, 2].abs().sum() > 0
     assert vectors.grad[0, 3].abs().sum() == 0
 
 
-def test_local_anchors_against_global_columns_add_up():
-    vectors, labels = batch(2, 12, 4, 3, seed=7)
-    whole = mine(vectors, labels, margin=MARGIN)
+@pytest.mark.parametrize("impl", FAST)
+def test_local_anchors_against_global_columns_add_up(impl):
+    vectors, labels = batch(2, 12, 4, 3, seed=7, dtype=torch.float32)
+    whole = mine(vectors, labels, margin=MARGIN, impl=impl)
     parts = [
         mine(
             vectors[:, start : start + 4],
             labels[:, start : start + 4],
             refs=vectors,
             ref_labels=labels,
-            self_index=torch.arange(start, start + 4),
+            self_index=torch.arange(start, start + 4, device=DEVICE),
             margin=MARGIN,
+            impl=impl,
         )
         for start in (0, 4, 8)
     ]
@@ -115,13 +164,12 @@ def test_gradcheck():
     vectors, labels = batch(2, 7, 3, 3, seed=3)
     refs, ref_labels = batch(2, 9, 3, 3, seed=4)
 
-    def loss(anchors, columns):
+    def loss(anchors, columns):  # no anchor is among the columns
         return mine(
             anchors,
             labels,
             refs=columns,
             ref_labels=ref_labels,
-            self_index=torch.arange(7),
             margin=MARGIN,
             impl="tiled",
         ).loss_sum
@@ -129,23 +177,90 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(loss, (vectors.requires_grad_(), refs.requires_grad_()))
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # opcheck looks at it
+def test_is_one_operator_that_compiles_whole():
+    vectors, labels = batch(2, 9, 5, 3, seed=1, dtype=torch.float32)
+
+    def loss(x):
+        return mine((x * 2).tanh(), labels, margin=MARGIN, impl="tiled").loss_sum.sum() * 3
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    results = []
+    for function in (loss, compiled):
+        leaf = vectors.clone().requires_grad_()
+        value = function(leaf)
+        value.backward()
+        results.append((value.detach(), leaf.grad))
+    torch.testing.assert_close(results[1], results[0])
+    self_index = torch.arange(9, device=DEVICE)
+    arguments = (vectors.requires_grad_(), labels, vectors.detach() + 0, labels, self_index)
+    torch.library.opcheck(triplets._mine_op, (*arguments, MARGIN, "semihard", "tiled", True))
+
+
+def test_half_precision_gives_a_gradient_of_its_own_dtype():
+    vectors, labels = batch(2, 20, 16, 3, seed=2, dtype=torch.bfloat16)
+    mined, gradient = loss_and_gradients("tiled", vectors, labels)
+    assert mined.loss_sum.dtype == torch.float32
+    assert gradient.dtype == torch.bfloat16
+
+
+def test_auto_says_once_what_it_took(caplog):
+    triplets._automatic.cache_clear()
+    vectors, labels = batch(1, 4, 3, 2, seed=0, dtype=torch.float32)
+    with caplog.at_level(logging.INFO, "adde.mining"):
+        for _ in range(2):
+            mine(vectors, labels, margin=MARGIN)
+    assert len(caplog.records) == 1
+    impl = "triton" if DEVICE == "cuda" else "tiled"
+    assert caplog.messages[0].endswith(f"on {DEVICE} with impl={impl}")
+
+
+def vectors_with(value, row):
+    vectors = torch.zeros(2, 4, 3, device=DEVICE)
+    vectors[1, row, 2] = value
+    return vectors
+
+
+LABELS = torch.zeros(2, 4, dtype=torch.int64, device=DEVICE)
+
+
+@pytest.mark.parametrize("impl", ["reference", "tiled"])
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"margin": 0.0}, "margin > 0, found 0.0"),
-        ({"labels": torch.zeros(2, 3, dtype=torch.int64)}, r"shape \(2, 4\), found \(2, 3\)"),
-        ({"labels": torch.zeros(2, 4)}, "expected int64, found torch.float32"),
-        ({"labels": torch.full((2, 4), -2)}, ">= -1, found -2"),
+        ({"labels": LABELS[:, :3]}, r"shape \(2, 4\), found \(2, 3\)"),
+        ({"labels": LABELS.float()}, "expected int64, found torch.float32"),
+        ({"labels": LABELS - 2}, ">= -1, found -2"),
         ({"anchors": torch.zeros(4, 2)}, r"found \(4, 2\)"),
         ({"anchors": torch.zeros(2, 4, 3, dtype=torch.int64)}, "float dtype"),
-        ({"refs": torch.zeros(2, 4, 3)}, "ref_labels and self_index"),
+        ({"refs": torch.zeros(2, 4, 3)}, "ref_labels beside refs"),
+        ({"labels": LABELS.to("meta")}, "labels: expected on .*, found meta"),
+        ({"anchors": vectors_with(torch.nan, 3)}, "anchors: expected finite .* row 3 of group 1"),
+        ({"anchors": vectors_with(-torch.inf, 0)}, "in 1 rows, first in row 0 of group 1"),
+        (
+            {"refs": vectors_with(torch.nan, 2), "ref_labels": LABELS},
+            "refs: expected finite .* row 2 of group 1",
+        ),
+        (
+            {
+                "refs": vectors_with(0.0, 0),
+                "ref_labels": LABELS + 1,
+                "self_index": torch.arange(4, device=DEVICE),
+            },
+            "self_index: expected the anchor's own column, found column 0 with label 1 for row 0",
+        ),
+        ({"strategy": "easy"}, "expected semihard or hardest, found 'easy'"),
+        ({"impl": "fast"}, "found 'fast'"),
     ],
+    ids=str,
 )
-def test_bad_input_is_named(change, message):
+def test_bad_input_is_named(change, message, impl):
     good = {
-        "anchors": torch.zeros(2, 4, 3),
-        "labels": torch.zeros(2, 4, dtype=torch.int64),
+        "anchors": torch.zeros(2, 4, 3, device=DEVICE),
+        "labels": LABELS,
         "margin": MARGIN,
+        "impl": impl,
     }
     with pytest.raises(ValueError, match=message):
         mine(**{**good, **change})

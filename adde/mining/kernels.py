@@ -1,0 +1,278 @@
+# Inside a kernel, types are Triton's own.
+# pyright: reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportArgumentType=false, reportOperatorIssue=false
+"""Mining in Triton kernels: distances live in registers, never in global memory as a matrix.
+
+Columns stand in class order (`tiled.Members`), so that an anchor's positives are contiguous.
+A first kernel takes the Gram tiles along that block diagonal and leaves each anchor's distances to
+its positives, which are then sorted. A second kernel takes every Gram tile once: a negative n of
+anchor a, found at distance d, searches the sorted positives for those nearer than d; it can be the
+answer of the last of them, and of the ones before only if nothing nearer is. So it is put, by an
+atomic minimum, into the slot of that one positive, and a running minimum from the far end of the
+slots gives all of them their negatives. O(T M log S) and exact. A slot's value is the distance's
+bits above the column's number: minima of integers do not depend on the order they are taken in,
+so that the result is deterministic, and ties go to the lowest column.
+
+What an H100 should take (80 GB, 3.3 TB/s, 990 dense bf16 TFLOP/s, 67 fp32 TFLOP/s), for A = 12
+attributes of D = 340, V = 10 values each, and the joint label (one group, width A D), forward and
+gradient. Gram: 2 B^2 D FLOPs a group, three times (distances, and coefficients against columns
+and rows), and the joint group weighs as much as the others together; where most joint classes
+are singletons it weighs next to nothing.
+
+                               B = 4,096              B = 32,768
+    FLOPs                      0.82 T                 53 T
+    at 990 bf16 / 67 fp32      0.8 ms / 12 ms         53 ms / 0.8 s
+    bytes, all in one pass     inputs and gradients 0.4 GB; per pair 28 B (two sorts' traffic
+                               included: about 100 B), B^2/10 pairs a group; coefficients 4 B
+                               written and read twice, 12 B^2 a group
+      pairs                    2.0 GB                 130 GB
+      coefficients             2.6 GB                 170 GB
+    at 3.3 TB/s                1.5 ms                 91 ms
+    search: B^2 log2(B/10) loads from L1 (132 SMs x 32 lanes x 1.7 GHz = 7.2 T/s)
+                               0.3 ms                 23 ms
+    launches                   13 groups x about 60: 4 ms
+    bound, bf16                about 4 ms (launches)  about 170 ms
+    bound, fp32                about 14 ms            about 0.9 s
+
+The bf16 bound is memory's and not the tensor cores': what is left to gain is in the coefficients,
+which are written as a tile so that one matrix product of the vendor's library serves them.
+`make gpu-check` measures what a card at hand really takes.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from adde.mining.tiled import Choice, Members
+
+INTERPRETED: bool = triton.knobs.runtime.interpret
+"""Kernels run on the CPU, under Triton's interpreter (TRITON_INTERPRET=1 before the import)."""
+
+BLOCK_K = 32  # one value for both kernels: equal vectors then have bitwise equal distances
+CHUNK = 1024  # columns of one program; programs of one row block meet in the atomics
+
+_NO_KEY = 0x7F800000 << 32  # infinity, as a distance
+
+
+def _config(rows: int, columns: int, warps: int, stages: int) -> triton.Config:
+    return triton.Config({"BLOCK_M": rows, "BLOCK_N": columns}, num_warps=warps, num_stages=stages)
+
+
+# At about 16 distances a thread: with more, registers spill (tests/mining/test_kernels.py compiles
+# all of them for an H100). Autotuning needs a device, and may run a kernel again on its own
+# results: stores write the same values, and minima stay minima.
+_CONFIGS = (
+    [_config(16, 16, 4, 1)]
+    if INTERPRETED
+    else [
+        _config(32, 32, 4, 3),
+        _config(32, 64, 4, 3),
+        _config(64, 64, 8, 3),
+    ]
+)
+
+
+@triton.jit
+def _distances(
+    rows,
+    columns,
+    row_norms,
+    column_norms,
+    row,
+    column,
+    num_rows,
+    num_columns,
+    width,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):
+    """Squared distances (BLOCK_M, BLOCK_N) float32 of the rows and columns of those numbers."""
+    row_in, column_in = row < num_rows, column < num_columns
+    products = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for start in range(0, width, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        k_in = k < width
+        at = (rows + row.to(tl.int64) * width)[:, None] + k[None, :]
+        x = tl.load(at, mask=row_in[:, None] & k_in[None, :], other=0.0)
+        at = (columns + column.to(tl.int64) * width)[None, :] + k[:, None]
+        y = tl.load(at, mask=column_in[None, :] & k_in[:, None], other=0.0)
+        if INTERPRETED:  # its products of bfloat16 are wrong
+            x, y = x.to(tl.float32), y.to(tl.float32)
+        products = tl.dot(x, y, products, input_precision="ieee")
+    row_norm = tl.load(row_norms + row, mask=row_in, other=0.0)
+    column_norm = tl.load(column_norms + column, mask=column_in, other=0.0)
+    return tl.maximum(row_norm[:, None] + column_norm[None, :] - 2.0 * products, 0.0)
+
+
+@triton.autotune(_CONFIGS, key=["num_columns", "width"])
+@triton.jit
+def _positives_kernel(
+    rows,
+    columns,
+    row_norms,
+    column_norms,
+    class_start,
+    class_size,
+    keys,
+    num_rows,
+    num_columns,
+    width,
+    num_slots,
+    CHUNK: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """keys[r, i] = distance of row r to the i-th column of its class, above i."""
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    row_in = row < num_rows
+    start = tl.load(class_start + row, mask=row_in, other=0).to(tl.int32)
+    size = tl.load(class_size + row, mask=row_in, other=0).to(tl.int32)
+    # Rows stand in class order too: together their classes span one stretch of columns.
+    first = tl.min(tl.where(row_in, start, num_columns))
+    last = tl.max(start + size)
+    chunk = tl.program_id(1) * CHUNK
+    first = tl.maximum(chunk, first // BLOCK_N * BLOCK_N)
+    for column_start in range(first, tl.minimum(chunk + CHUNK, last), BLOCK_N):
+        column = column_start + tl.arange(0, BLOCK_N)
+        distance = _distances(
+            rows, columns, row_norms, column_norms, row, column, num_rows, num_columns, width,
+            BLOCK_M, BLOCK_N, BLOCK_K, INTERPRETED,
+        )  # fmt: skip
+        slot = column[None, :] - start[:, None]
+        key = (distance.to(tl.int32, bitcast=True).to(tl.int64) << 32) | slot
+        at = row[:, None] * num_slots + slot
+        tl.store(keys + at, key, mask=(slot >= 0) & (slot < size[:, None]))
+
+
+@triton.autotune(_CONFIGS, key=["num_columns", "width"])
+@triton.jit
+def _negatives_kernel(
+    rows,
+    columns,
+    row_norms,
+    column_norms,
+    column_ids,
+    class_start,
+    class_size,
+    to_positives,
+    nearest,
+    extreme,
+    num_rows,
+    num_columns,
+    width,
+    num_slots,
+    search_steps,
+    HARDEST: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """nearest[r, i]: least key beyond sorted positive i and not beyond i + 1; extreme[r]: the
+    farthest negative, with its column counted down (`hardest`: the nearest one's key).
+    """
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    row_in = row < num_rows
+    start = tl.load(class_start + row, mask=row_in, other=0).to(tl.int32)
+    size = tl.load(class_size + row, mask=row_in, other=0).to(tl.int32)
+    first_slot = row[:, None] * num_slots  # a tile's slots are fewer than 2^31
+    chunk = tl.program_id(1) * CHUNK
+    for column_start in range(chunk, tl.minimum(chunk + CHUNK, num_columns), BLOCK_N):
+        column = column_start + tl.arange(0, BLOCK_N)
+        distance = _distances(
+            rows, columns, row_norms, column_norms, row, column, num_rows, num_columns, width,
+            BLOCK_M, BLOCK_N, BLOCK_K, INTERPRETED,
+        )  # fmt: skip
+        column_in = column < num_columns
+        beside = (column[None, :] < start[:, None]) | (column[None, :] >= (start + size)[:, None])
+        negative = row_in[:, None] & column_in[None, :] & beside
+        column_id = tl.load(column_ids + column, mask=column_in, other=0).to(tl.int32)[None, :]
+        # The row's own extreme of the tile: its distance, then the lowest column that has it.
+        if HARDEST:
+            best = tl.min(tl.where(negative, distance, float("inf")), 1)
+        else:
+            best = tl.max(tl.where(negative, distance, -1.0), 1)
+        has_best = negative & (distance == best[:, None])
+        best_id = tl.min(tl.where(has_best, column_id, 0x7FFFFFFF), 1)
+        above = best.to(tl.int32, bitcast=True).to(tl.int64) << 32
+        any_here = row_in & (best_id < 0x7FFFFFFF)
+        if HARDEST:
+            tl.atomic_min(extreme + row, above | best_id, mask=any_here)
+        else:
+            tl.atomic_max(extreme + row, above | (0x7FFFFFFF - best_id), mask=any_here)
+            low = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
+            high = tl.where(negative, size[:, None], 0)
+            for _ in range(search_steps):
+                middle = (low + high) // 2
+                there = tl.load(to_positives + first_slot + middle, mask=low < high, other=0.0)
+                nearer = (there < distance) & (low < high)
+                low = tl.where(nearer, middle + 1, low)
+                high = tl.where(nearer, high, tl.minimum(middle, high))
+            found = low > 0
+            key = (distance.to(tl.int32, bitcast=True).to(tl.int64) << 32) | column_id
+            at = nearest + first_slot + low - 1
+            # Most keys lose to what is there, and a load is cheaper than an atomic.
+            found &= key < tl.load(at, mask=found, other=0)
+            tl.atomic_min(at, key, mask=found)
+
+
+def choose_in_kernel(
+    rows: Tensor,
+    columns: Tensor,
+    labels: Tensor,
+    column_labels: Tensor,
+    members: Members,
+    strategy: str,
+) -> Choice:
+    """As `tiled.choose_by_sorting`, for float32, bfloat16 or float16; sums in float32."""
+    slots = int(members.size.max())
+    in_order = columns[members.columns].contiguous()
+    rows = rows.contiguous()
+    norms = [part.float().square().sum(1) for part in (rows, in_order)]
+    common = (rows, in_order, *norms)
+    shape = (len(rows), len(columns), rows.shape[1], slots)
+    constants = {"CHUNK": CHUNK, "BLOCK_K": BLOCK_K, "INTERPRETED": INTERPRETED}
+
+    def grid(meta: dict[str, int]) -> tuple[int, int]:
+        return triton.cdiv(len(rows), meta["BLOCK_M"]), triton.cdiv(len(columns), CHUNK)
+
+    keys = members.columns.new_full((len(rows), slots), _NO_KEY)
+    _positives_kernel[grid](*common, members.start, members.size, keys, *shape, **constants)
+    keys = keys.sort(dim=1).values
+    to_positive, slot = _distance(keys), keys & 0xFFFFFFFF
+    pair = torch.arange(slots, device=rows.device) < members.size[:, None]
+    positive = members.columns[(members.start[:, None] + slot).where(pair, 0)]
+
+    hardest = strategy == "hardest"
+    nearest = torch.full_like(keys, _NO_KEY)
+    extreme = keys.new_full((len(rows),), _NO_KEY if hardest else -1)
+    _negatives_kernel[grid](
+        *common,
+        members.columns,
+        members.start,
+        members.size,
+        to_positive,
+        nearest,
+        extreme,
+        *shape,
+        slots.bit_length(),
+        HARDEST=hardest,
+        **constants,
+    )
+    if hardest:
+        key = extreme[:, None].expand_as(keys)
+    else:
+        farthest = extreme ^ 0x7FFFFFFF  # counted up again
+        nearest = nearest.flip(1).cummin(1).values.flip(1)
+        key = nearest.where(nearest < _NO_KEY, farthest[:, None])
+    return Choice(pair, positive, key & 0xFFFFFFFF, to_positive, _distance(key))
+
+
+def _distance(keys: Tensor) -> Tensor:
+    return (keys >> 32).int().view(torch.float32)

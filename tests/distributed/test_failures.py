@@ -1,0 +1,60 @@
+"""A rank that fails takes the others down, with its message, long before a collective times out."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+
+SCRIPT = """
+import sys
+import torch
+import torch.distributed as dist
+from adde.distributed import RankRows
+from adde.mining import mine
+
+dist.init_process_group("gloo")
+rank, fault = dist.get_rank(), sys.argv[1]
+vectors = torch.nn.functional.normalize(torch.randn(1, 4, 3), dim=-1)
+labels = torch.tensor([[0, 0, 1, 1]])
+ranks = RankRows.equal(4)
+if fault == "nan" and rank == 1:
+    vectors[0, 2] = torch.nan
+if fault == "before the collective" and rank == 1:
+    raise RuntimeError("no picture on rank 1")
+refs = ranks.gather(vectors[0])[None]
+ref_labels = ranks.gather(labels[0])[None]
+if fault == "label" and rank == 1:
+    labels[0, 3] = -7
+mine(vectors, labels, refs=refs, ref_labels=ref_labels, self_index=ranks.columns(refs.device),
+     margin=0.5)
+dist.barrier()  # where the healthy rank would wait
+"""
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        # All ranks see it in the gathered rows; the first to say so ends the others.
+        ("nan", r"anchors: .* row 2 of group 0, seen on rank 1|refs: .* row 6 .* seen on rank 0"),
+        ("label", "labels: expected >= -1, found -7, seen on rank 1"),
+        ("before the collective", "no picture on rank 1"),
+    ],
+)
+def test_the_others_go_down_with_the_message(fault, message, tmp_path):
+    script = tmp_path / "fail.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    started = time.monotonic()
+    done = subprocess.run(
+        [*command, "--", str(script), fault],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode != 0
+    assert re.search(message, done.stderr)
+    assert time.monotonic() - started < 60  # gloo's own timeout is 30 minutes

@@ -62,14 +62,21 @@ $(ANSWER): bundles/quickstart/bundle.json
 	$(BIN)/python serve_onnx/query.py --bundle bundles/quickstart --gallery data/wardrobe \
 		--split test --item 001949-0 --set headwear_colour=red --picture $@
 
+# Figures of the docs; docs/benchmarks.md is the table of them all.
 bench: setup data/wardrobe/index.json
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	$(BIN)/python benchmarks/mining.py --json docs/mining.json --plot docs/mining.png
 	$(BIN)/python benchmarks/training_step.py --shards data/wardrobe --json docs/training_step.json
+	$(BIN)/python benchmarks/table.py
 
-# The checks that need a GPU: it says so and fails where there is none.
+# The checks that need a GPU: they say so and fail where there is none. Figures of every card add
+# up in docs/gpu_check.jsonl.
 gpu-check: setup
 	$(BIN)/python -c "import torch, sys; torch.cuda.is_available() or sys.exit('gpu-check: no CUDA device found')"
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	$(BIN)/python -m pytest -m gpu
-	$(MAKE) bench
+	$(BIN)/python -m pytest tests/mining
+	$(BIN)/python benchmarks/mining.py --json docs/gpu_check.jsonl
 
 # The catalogue that tells methods apart; figures of README.
 hard: setup

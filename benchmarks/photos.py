@@ -10,8 +10,6 @@ photographs under the frozen weights. Shares of the test photographs whose categ
 """
 
 import importlib
-import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -22,12 +20,13 @@ import numpy.typing as npt
 import timm
 import torch
 import tyro
+from figures import publish
 from safetensors.torch import save_file
 from torch import nn
 from tqdm import tqdm
 
 from adde.errors import UserError, run_program
-from adde.files import atomic_path, read_json, write_json
+from adde.files import atomic_path, read_json
 from adde.preprocess import Preprocess
 from adde.schema import UNKNOWN
 from adde.shards.index import INDEX_NAME, ShardIndex
@@ -78,14 +77,7 @@ def measure(
     figures: dict[str, Any] = frozen_accuracies(train, test)
     figures["adde"] = None if skip_training else trained_accuracy(shards, weights, run, quick)
     figures["test_photographs"] = len(test[1])
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    figures["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, {gpu}"
-    figures["versions"] = f"torch {torch.__version__}, timm {timm.__version__}"
-
-    for name, value in figures.items():
-        print(f"{name:20} {value:.3f}" if isinstance(value, float) else f"{name:20} {value}")
-    if json is not None:
-        write_json(json, figures)
+    publish(figures, ("torch", "timm"), json)
 
 
 def convert_weights(path: Path) -> nn.Module:

@@ -8,7 +8,6 @@ does: loading, augmentation, heads, mining, all losses, backward, clipping and t
 """
 
 import itertools
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -18,9 +17,9 @@ import timm
 import torch
 import tyro
 from accelerate import Accelerator
+from figures import publish
 
 from adde.errors import run_program
-from adde.files import write_json
 from adde.model import ADDE, ModelSettings
 from adde.shards.index import ShardIndex
 from adde.shards.loader import Batch, Batches, RankShare, load_batches
@@ -59,7 +58,7 @@ def measure(
     accelerator = Accelerator()
     bare = bare_step(backbone, batch_size, image_size, accelerator.device)
     rounds = 6 if quick else 25
-    figures: dict[str, float | str | dict[str, str]] = {}
+    figures: dict[str, float] = {}
     for stage, weights in (("encoder", EncoderStage()), ("adde", AddeStage())):
         whole, parts = whole_step(stage, weights, settings, index, batch_size, workers, accelerator)
         times = alternate(bare, whole, rounds)
@@ -69,14 +68,7 @@ def measure(
         figures[f"whole_images_per_second_{stage}"] = batch_size / seconds["whole"]
         for part, values in parts.items():
             figures[f"{stage}_{part}_share"] = statistics.median(values) / seconds["whole"]
-    figures["machine"] = (
-        f"{platform.machine()}, {torch.get_num_threads()} threads, {accelerator.device}"
-    )
-    figures["versions"] = {"torch": torch.__version__, "timm": timm.__version__}
-    for name, value in figures.items():
-        print(f"{name:36} {value:.3f}" if isinstance(value, float) else f"{name:36} {value}")
-    if json is not None:
-        write_json(json, figures)
+    publish(figures, ("torch", "timm"), json)
 
 
 def bare_step(

@@ -112,8 +112,9 @@ def mine_in_tiles(
                 coefficients = used.new_zeros(len(tile), len(known))
                 coefficients.scatter_add_(1, found.positive, used)
                 coefficients.scatter_add_(1, found.negative, -used)
-                anchor_gradient[group, tile] = _pull(coefficients, rows, columns)
-                ref_gradient[group].index_add_(0, known, _pull(coefficients.mT, columns, rows))
+                pulls = _pulls(coefficients, rows, columns)
+                anchor_gradient[group, tile] = pulls[0].to(dtype)
+                ref_gradient[group].index_add_(0, known, pulls[1].to(dtype))
     return Mining(loss_sum, pairs, active, anchor_gradient, ref_gradient)
 
 
@@ -176,10 +177,13 @@ def _sort(distances: Tensor, barred: Tensor) -> tuple[Tensor, Tensor]:
     return halves[:, 1::2].view(torch.float32).contiguous(), halves[:, 0::2]
 
 
-def _pull(coefficients: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Gradient in `rows` of sum(coefficients * squared_distances(rows, columns))."""
-    pull = coefficients.sum(1, keepdim=True) * rows
-    if rows.dtype == coefficients.dtype:
-        return torch.addmm(pull, coefficients, columns, beta=2, alpha=-2)
-    # A coefficient counts pairs; bfloat16 rounds counts above 256 as it rounds the result.
-    return 2 * (pull - coefficients.to(columns.dtype) @ columns)
+def _pulls(coefficients: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients in rows and columns of sum(coefficients * squared_distances(rows, columns)).
+
+    A pair adds at its positive what it takes at its negative, so a row's coefficients sum to zero
+    and its own place falls out. A coefficient counts pairs: bfloat16 rounds counts above 256, as
+    it rounds the result.
+    """
+    own = coefficients.sum(0)[:, None] * columns
+    coefficients = coefficients.to(columns.dtype)
+    return -2 * (coefficients @ columns), 2 * (own - coefficients.mT @ rows)

@@ -1,0 +1,36 @@
+"""The table of all figures: docs/benchmarks.md from docs/*.json.
+
+python benchmarks/table.py
+"""
+
+from pathlib import Path
+from typing import Any
+
+from adde.errors import run_program
+from adde.files import atomic_path, read_json
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def main() -> None:
+    parts = ["# Benchmarks", "", "Written by `make bench`; times compare only within a table.", ""]
+    for path in sorted(DOCS.glob("*.json")):
+        parts += section(path.stem, read_json(path))
+    with atomic_path(DOCS / "benchmarks.md") as temporary:
+        temporary.write_text("\n".join(parts))
+
+
+def section(name: str, figures: dict[str, Any]) -> list[str]:
+    """Markdown lines of one benchmark; figures that are no numbers stand above the table."""
+    versions = ", ".join(f"{package} {v}" for package, v in figures["versions"].items())
+    lines = [f"## {name}", "", f"`benchmarks/{name}.py`, {figures['machine']}; {versions}", ""]
+    if (DOCS / f"{name}.png").exists():
+        lines += [f"![{name}]({name}.png)", ""]
+    numbers = {key: value for key, value in figures.items() if isinstance(value, int | float)}
+    lines += ["| figure | value |", "|---|---:|"]
+    lines += [f"| {key} | {value:.4g} |" for key, value in numbers.items()]
+    return [*lines, ""]
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from adde.mining.distances import accumulator, squared_distances
-from adde.mining.tiled import TILE_ELEMENTS
+from adde.mining.tiled import tile_rows
 from adde.schema import UNKNOWN
 
 
@@ -51,7 +51,8 @@ def draw_edits(
         positive_noise: (M,) float, uniform noise in [0, 1) per item.
         offsets: (A,) int64, first column of each attribute.
     """
-    tile = _tile(all_labels)
+    # About four int64 tensors of a tile's size live at once.
+    tile = tile_rows(4 * len(all_labels), labels.device)
     tiles = [
         _draw_tile(rows, all_labels, noise, positive_noise, offsets)
         for rows, noise in zip(labels.split(tile), edit_noise.split(tile))
@@ -101,7 +102,7 @@ def semihard_negatives(
     """
     with torch.no_grad():
         columns = accumulator(refs)[None]
-        tile = _tile(refs)
+        tile = tile_rows(4 * len(refs), refs.device)
         rows = zip(accumulator(queries).split(tile), targets.split(tile), positive.split(tile))
         tiles = [_negative_tile(*part, columns, ref_labels) for part in rows]
         negative, found = (torch.cat(parts) for parts in zip(*tiles))
@@ -138,8 +139,3 @@ def _differences(
         if offsets is not None:
             column = torch.where(change, theirs + offsets[attribute], column)
     return differing, edited, column
-
-
-def _tile(columns: Tensor) -> int:
-    """Rows of one tile against these columns; a row's tensors are int64, and about six at once."""
-    return max(1, TILE_ELEMENTS[columns.device.type] // (4 * max(1, len(columns))))

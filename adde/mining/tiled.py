@@ -24,7 +24,7 @@ _INFINITY = 0x7F800000 << 32  # the bits of float32 infinity in the upper half
 
 TILE_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}
 """Distances in one tile: 16 MiB in float32 on a CPU, 256 MiB where rows must fill a GPU; about
-six tensors of that size live at once."""
+six tensors of that size live at once. Other devices take the CPU's."""
 
 
 class Choice(NamedTuple):
@@ -64,6 +64,12 @@ class Members(NamedTuple):
     size: Tensor
 
 
+def tile_rows(columns: int, device: torch.device) -> int:
+    """Rows of one tile against that many columns."""
+    elements = TILE_ELEMENTS.get(device.type, TILE_ELEMENTS["cpu"])
+    return max(1, elements // max(1, columns))
+
+
 def mine_in_tiles(
     anchors: Tensor,
     labels: Tensor,
@@ -80,7 +86,6 @@ def mine_in_tiles(
     Products are taken in the embeddings' dtype, sums kept in float32 (float64 for float64).
     """
     groups, dtype = len(anchors), accumulator(anchors[:0]).dtype
-    tile_elements = TILE_ELEMENTS[anchors.device.type]
     loss_sum = anchors.new_zeros(groups, dtype=dtype)
     pairs, active = labels.new_zeros(groups), labels.new_zeros(groups)
     anchor_gradient = torch.zeros_like(anchors if with_gradient else anchors[:0], dtype=dtype)
@@ -97,7 +102,7 @@ def mine_in_tiles(
         if not len(in_order):
             continue
         columns = refs[group, known]
-        for tile in in_order.split(max(1, tile_elements // len(known))):
+        for tile in in_order.split(tile_rows(len(known), anchors.device)):
             rows = anchors[group, tile]
             its = Members(members.columns, members.start[tile], members.size[tile])
             found = choose(rows, columns, labels[group, tile], classes, its, strategy)

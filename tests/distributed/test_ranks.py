@@ -96,7 +96,7 @@ def test_loss_and_gradients_equal_one_rank(counts, stage):
     assert gradients.keys() == expected_gradients.keys()
     for name, gradient in gradients.items():
         torch.testing.assert_close(
-            torch.from_numpy(gradient), expected_gradients[name], rtol=1e-5, atol=1e-6, msg=name
+            torch.from_numpy(gradient), expected_gradients[name], rtol=1e-6, atol=1e-6, msg=name
         )
 
 

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adde.mining import draw_edits, semihard_negatives
+from adde.mining import draw_edits, semihard_negatives, tiled
 
 SIZES = (3, 2, 3)
 OFFSETS = torch.tensor([0, 3, 5])
@@ -89,3 +89,30 @@ def test_negatives_are_the_hardest_semihard(items, seed):
         if wrong:
             best = min(outside, key=far.__getitem__) if outside else max(wrong, key=far.__getitem__)
             assert int(negative[i]) == best
+
+
+def test_tiles_change_nothing(monkeypatch):
+    labels = label_rows(23, seed=5)
+    queries, refs = torch.nn.functional.normalize(torch.randn(2, 23, 6), dim=-1)
+    results = []
+    for rows in (23, 7, 1):
+        monkeypatch.setitem(tiled.TILE_ELEMENTS, "cpu", 4 * 23 * rows)
+        edits = draw(labels, seed=5)
+        negatives = semihard_negatives(queries, edits.targets, edits.positive, refs, labels)
+        results.append((*edits, *negatives))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other))
+
+
+def test_nothing_is_read_back_from_the_device():
+    # A value that the host looks at would break the graph.
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def mine_edits(labels, edit_noise, positive_noise, queries, refs):
+        edits = draw_edits(labels, labels, edit_noise, positive_noise, OFFSETS)
+        negatives = semihard_negatives(queries, edits.targets, edits.positive, refs, labels)
+        return edits.positive, edits.exact, negatives[0]
+
+    labels = label_rows(9, seed=2)
+    vectors = torch.nn.functional.normalize(torch.randn(2, 9, 5), dim=-1)
+    positive, exact, negative = mine_edits(labels, torch.rand(9, 8), torch.rand(9), *vectors)
+    assert positive.shape == exact.shape == negative.shape == (9,)

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import platform
+import re
 import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -26,16 +28,17 @@ def atomic_path(path: Path) -> Generator[Path]:
     """Yields a temporary sibling of `path`, renamed to `path` on success and removed on failure.
 
     What the body makes there may be a file or a folder. A folder that is replaced stands aside
-    under a temporary name until the new one is in its place.
+    under a temporary name until the new one is in its place. What a killed process left is cleared
+    by whoever writes `path` next; a folder it had put aside comes back if nothing took its place.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    _remove(temporary)
+    _clear_dead(path)
+    temporary = _sibling(path, "tmp")
     try:
         yield temporary
         _sync(temporary)
         if temporary.is_dir() and path.exists():
-            aside = path.with_name(f".{path.name}.{os.getpid()}.old")
+            aside = _sibling(path, "old")
             path.rename(aside)
             temporary.rename(path)
             _remove(aside)
@@ -69,6 +72,32 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: no such file") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: expected JSON, found: {error}") from None
+
+
+def _sibling(path: Path, kind: str) -> Path:
+    return path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.{kind}")
+
+
+def _clear_dead(path: Path) -> None:
+    """Removes siblings of processes of this machine that are no more, or were this one's."""
+    owner = re.compile(rf"\.{re.escape(path.name)}\.{re.escape(platform.node())}-(\d+)\.(tmp|old)")
+    for entry in path.parent.iterdir():
+        found = owner.fullmatch(entry.name)
+        if found and (int(found[1]) == os.getpid() or not _lives(int(found[1]))):
+            if found[2] == "old" and not path.exists():
+                entry.rename(path)
+            else:
+                _remove(entry)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _remove(path: Path) -> None:

@@ -2,6 +2,10 @@
 
 import hashlib
 import os
+import platform
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -50,16 +54,50 @@ def test_a_folder_is_replaced_whole(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_an_earlier_failure_left_is_cleared(tmp_path):
+KILLED_ON_THE_WAY = """
+import os, sys
+from pathlib import Path
+from adde.files import atomic_path
+
+kill = lambda *_: os.kill(os.getpid(), 9)
+with atomic_path(Path(sys.argv[1])) as temporary:
+    temporary.mkdir()
+    (temporary / "half").write_text("half")
+    if sys.argv[2] == "body":
+        kill()
+    rename = Path.rename
+    def rename_or_die(self, to):
+        return kill() if self == temporary else rename(self, to)
+    Path.rename = rename_or_die  # the old folder stands aside, the new one is not yet there
+"""
+
+
+@pytest.mark.parametrize("moment", ["body", "between the renames"])
+def test_what_a_killed_process_left_is_cleared_by_the_next(tmp_path, moment):
     path = tmp_path / "a"
-    left = tmp_path / f".a.{os.getpid()}.tmp"
-    left.mkdir()
-    (left / "half").write_text("half")
+    path.mkdir()
+    (path / "old").write_text("old")
+    other = tmp_path / ".a.json.tmp"  # nobody's temporary
+    other.touch()
+    program = [sys.executable, "-c", KILLED_ON_THE_WAY, path, moment]
+    assert subprocess.run(program).returncode == -signal.SIGKILL
+    assert len(list(tmp_path.glob(".a.*-*.*"))) == (1 if moment == "body" else 2)
+    with pytest.raises(KeyError), atomic_path(path):
+        raise KeyError  # the next one fails: what was there before the kill is there again
+    assert (path / "old").read_text() == "old"
     with atomic_path(path) as temporary:
-        assert not temporary.exists()
-        temporary.write_text("whole")
-    assert path.read_text() == "whole"
-    assert list(tmp_path.iterdir()) == [path]
+        temporary.mkdir()
+        (temporary / "new").touch()
+    assert {entry.name for entry in tmp_path.iterdir()} == {"a", other.name}
+    assert [entry.name for entry in path.iterdir()] == ["new"]
+
+
+def test_a_living_process_keeps_its_temporary(tmp_path):
+    path = tmp_path / "a"
+    theirs = tmp_path / f".a.{platform.node()}-{os.getppid()}.tmp"
+    theirs.touch()
+    write_text(path, "x")
+    assert theirs.exists()
 
 
 def test_a_body_that_makes_nothing(tmp_path):

@@ -207,7 +207,7 @@ def test_a_stop_on_the_way_leaves_nothing_behind(tmp_path, name, status):
         time.sleep(0.02)
 
 
-def test_no_worker_outlives_a_kill(tmp_path):
+def test_no_worker_outlives_a_kill_and_the_next_build_is_whole(tmp_path):
     words = ("--catalogue", "wardrobe", "--items", 3000, "--workers", 2, "--out", tmp_path / "out")
     process = subprocess.Popen(
         command(*words),
@@ -229,6 +229,12 @@ def test_no_worker_outlives_a_kill(tmp_path):
     finally:
         if group_lives(process.pid):
             os.killpg(process.pid, signal.SIGKILL)
+    # What it left is cleared by the next build into the same folder.
+    assert (
+        build("--catalogue", "wardrobe", "--items", 100, "--out", tmp_path / "out").returncode == 0
+    )
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+    assert ShardIndex.read(tmp_path / "out").count("train") > 50
 
 
 def group_lives(leader):

@@ -42,7 +42,9 @@ class ADDE(nn.Module):
     def __init__(self, settings: ModelSettings, schema: Schema) -> None:
         super().__init__()
         self.settings, self.schema = settings, schema
-        self.backbone = build_backbone(settings)
+        # Pictures come as NHWC; convolutions that stay in that layout take a fifth to a third
+        # less time (ResNet-18 and test_resnet, forward and backward on a CPU).
+        self.backbone = build_backbone(settings).to(memory_format=torch.channels_last)
         published: dict[str, Any] = self.backbone.default_cfg  # pyright: ignore[reportAssignmentType]
         mean, std = published["mean"], published["std"]
         self.preprocess = Preprocess(settings.image_size, tuple(mean), tuple(std))
@@ -89,7 +91,8 @@ class ADDE(nn.Module):
         """Pictures as in `forward` -> embeddings (B, A, D) and logits (B, V), both float32."""
         if images.dtype == torch.uint8:
             images = images.permute(0, 3, 1, 2).to(self.scale.dtype)
-        features = self.backbone(images * self.scale + self.shift).flatten(1)
+        images = (images * self.scale + self.shift).contiguous(memory_format=torch.channels_last)
+        features = self.backbone(images).flatten(1)
         embeddings = self.heads(self.dropout(features))
         return embeddings, self.classifiers(embeddings)
 

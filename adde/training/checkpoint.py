@@ -66,8 +66,13 @@ class Checkpoint:
         parameters = dict(model.named_parameters())
         for key, value in stored.items():
             name, _, entry = key.rpartition("/")
-            # Step counts too: the fused AdamW keeps them with the parameter.
-            state.setdefault(parameters[name], {})[entry] = value.to(parameters[name].device)
+            parameter = parameters[name]
+            # Step counts too: the fused AdamW keeps them with the parameter, and it takes for
+            # granted that averages lie in memory as the parameter does.
+            value = value.to(parameter.device)
+            if value.shape == parameter.shape:
+                value = torch.empty_like(parameter.detach()).copy_(value)
+            state.setdefault(parameter, {})[entry] = value
         optimizer.state.clear()
         optimizer.state.update(state)
 

@@ -6,7 +6,7 @@ so a position deep in an epoch costs the same as the first.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -26,26 +26,37 @@ class SampleOrder:
         batch_size: items in a global batch.
         seed: of the run.
         window: shards whose groups are shuffled together.
+        last_batch: an epoch's last batch, where the items do not fill it: `drop` leaves its items
+            to the next epoch, `pad` fills it up with the first items of the same epoch.
 
     Raises:
-        UserError: the split has fewer items than one batch.
+        UserError: the split has fewer items than one batch, and `last_batch` is `drop`.
     """
 
     def __init__(
-        self, shards: Sequence[Shard], batch_size: int, seed: int, window: int = 16
+        self,
+        shards: Sequence[Shard],
+        batch_size: int,
+        seed: int,
+        window: int = 16,
+        last_batch: Literal["drop", "pad"] = "drop",
     ) -> None:
         self._samples = np.array([shard.samples for shard in shards], dtype=np.int64)
         self._groups = [tuple(shard.groups) for shard in shards]
         self._seed, self._window = seed, window
         self.batch_size = batch_size
-        total = int(self._samples.sum())
-        self.steps_per_epoch = total // batch_size
-        self.dropped_per_epoch = total % batch_size
+        self._total = int(self._samples.sum())
+        left = self._total % batch_size
+        pad = last_batch == "pad" and left > 0
+        self.steps_per_epoch = self._total // batch_size + pad
+        self.dropped_per_epoch = 0 if pad else left
         """Items at the end of each epoch's order that fill no batch; other items each epoch."""
+        self.repeated_per_epoch = batch_size - left if pad else 0
+        """Items that an epoch shows twice to fill its last batch; other items each epoch."""
         if not self.steps_per_epoch:
             raise UserError(
-                f"batch_size: expected at most the {total} items of the training split, "
-                f"found {batch_size}"
+                f"batch_size: expected at most the {self._total} items of the training split, "
+                f"found {batch_size}; or fill the batch up with data.last_batch = 'pad'"
             )
         self._memo: dict[tuple[int, ...], Any] = {}
 
@@ -53,6 +64,26 @@ class SampleOrder:
         """The (batch_size, 2) places of one global batch."""
         epoch, step = divmod(step, self.steps_per_epoch)
         start, stop = step * self.batch_size, (step + 1) * self.batch_size
+        places = self._stretch(epoch, start, min(stop, self._total))
+        while len(places) < self.batch_size:
+            missing = self.batch_size - len(places)
+            places = np.concatenate([places, self._stretch(epoch, 0, min(missing, self._total))])
+        return places
+
+    def counts(self, steps: int) -> dict[str, float]:
+        """What the first `steps` batches consumed: epochs, samples, and those of them repeated;
+        and the samples dropped at the ends of epochs.
+        """
+        epochs = steps // self.steps_per_epoch
+        return {
+            "epoch": steps / self.steps_per_epoch,
+            "samples": steps * self.batch_size,
+            "repeated": epochs * self.repeated_per_epoch,
+            "dropped": epochs * self.dropped_per_epoch,
+        }
+
+    def _stretch(self, epoch: int, start: int, stop: int) -> Places:
+        """The places of an epoch's positions from `start` up to `stop`."""
         _, ends = self._shard_order(epoch)
         first, last = np.searchsorted(ends, [start, stop - 1], side="right")
         parts = [self._window_places(epoch, w) for w in range(int(first), int(last) + 1)]

@@ -51,6 +51,10 @@ class Data:
     window: int = 16
     """Shards whose edit groups are shuffled together."""
 
+    last_batch: Literal["drop", "pad"] = "drop"
+    """An epoch's last batch, if items do not fill it: left to the next epoch, or filled up with
+    the epoch's first items again. The log counts either."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:

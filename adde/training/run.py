@@ -52,7 +52,11 @@ class Run:
         checkpoint = _open_folder(config, resume, self.main)
         self.accelerator.wait_for_everyone()
         self.order = SampleOrder(
-            self.index.split("train"), config.data.batch_size, config.seed, config.data.window
+            self.index.split("train"),
+            config.data.batch_size,
+            config.seed,
+            config.data.window,
+            config.data.last_batch,
         )
         _check_batch(config)
 
@@ -75,6 +79,11 @@ class Run:
             print(
                 f"{self.order.dropped_per_epoch} items at the end of each epoch's order fill no "
                 f"batch of {config.data.batch_size} and wait for the next epoch"
+            )
+        if self.main and self.order.repeated_per_epoch:
+            print(
+                f"{self.order.repeated_per_epoch} items of each epoch are shown again to fill its "
+                f"last batch of {config.data.batch_size}"
             )
 
     # Stages
@@ -148,7 +157,10 @@ class Run:
         scalars = self.meter.take(world_size())
         terms = {f"{stage}/{name}": value for name, value in scalars.items()}
         speed = self.meter.speed
-        self._tracker.log(self.position.step, {**terms, **speed, "lr": rate, "grad_norm": norm})
+        counts = {f"data/{k}": v for k, v in self.order.counts(self.position.step).items()}
+        self._tracker.log(
+            self.position.step, {**terms, **speed, **counts, "lr": rate, "grad_norm": norm}
+        )
         if self.main:
             self._bar.set_postfix_str(
                 f"loss {scalars['loss']:.3f}, {speed['images_per_second']:.0f} images/s, "

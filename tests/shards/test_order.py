@@ -1,6 +1,8 @@
 """The sample order: every sample once, groups whole, the same for any number of ranks."""
 
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -45,6 +47,58 @@ def test_an_epoch_holds_every_sample_at_most_once_with_groups_whole(groups, batc
         for before, after in zip(places[:-1].tolist(), places[1:].tolist()):
             follows = after[0] == before[0] and after[1] == before[1] + 1
             assert follows or after[1] in starts[after[0]]
+
+
+@given(groups=groups_of_shards, batch=st.integers(1, 40), seed=st.integers(0, 9))
+@settings(max_examples=60, deadline=None)
+def test_a_padded_epoch_holds_every_sample_and_repeats_what_it_says(groups, batch, seed):
+    order = SampleOrder(shards(groups), batch, seed, window=2, last_batch="pad")
+    total = sum(map(sum, groups))
+    for epoch in (0, 2):
+        first = epoch * order.steps_per_epoch
+        batches = [order.batch(first + s) for s in range(order.steps_per_epoch)]
+        assert all(len(places) == batch for places in batches)
+        seen = [tuple(place) for places in batches for place in places.tolist()]
+        assert len(set(seen)) == total == len(set(seen[:total]))
+        assert len(seen) == total + order.repeated_per_epoch
+        assert seen[total:] == (seen[:total] * batch)[: order.repeated_per_epoch]
+    counts = order.counts(2 * order.steps_per_epoch)
+    assert counts["samples"] == 2 * (total + order.repeated_per_epoch)
+    assert counts["repeated"] == 2 * order.repeated_per_epoch
+    assert counts["dropped"] == 0
+    assert counts["epoch"] == 2
+
+
+LARGE = """
+import resource, time
+import numpy as np
+from adde.shards.index import Shard
+from adde.shards.order import SampleOrder
+
+groups = (4,) * 250
+shards = [Shard(f"{i}.tar", "train", 1000, 0, "", groups, ()) for i in range(100_000)]
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+started = time.perf_counter()
+order = SampleOrder(shards, batch_size=32_768, seed=1)
+shares = [order.batch(0)[rank * 32 : (rank + 1) * 32] for rank in range(0, 1024, 8)]
+first = time.perf_counter() - started
+started = time.perf_counter()
+deep = 10**9 // order.batch_size
+batch = order.batch(deep)
+seek = time.perf_counter() - started
+assert len({tuple(place) for place in batch.tolist()}) == 32_768
+taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+print(first, seek, taken / 1024)
+"""
+
+
+def test_a_hundred_thousand_shards_and_a_thousand_ranks_cost_a_moment():
+    done = subprocess.run([sys.executable, "-c", LARGE], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    first_seconds, seek_seconds, megabytes = map(float, done.stdout.split())
+    assert first_seconds < 2  # of the first batch, whatever the ranks that share it
+    assert seek_seconds < 1  # of one a thousand million samples in
+    assert megabytes < 200
 
 
 def test_the_order_is_a_function_of_seed_and_step():

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from adde.errors import UserError
 
@@ -80,6 +80,10 @@ def decode(
         return _to_rgb(ImageOps.exif_transpose(image))
     except FileNotFoundError:
         raise UserError(f"{name}: no such file") from None
+    except UnidentifiedImageError:
+        raise UserError(
+            f"{name}: expected a picture that decodes, found no format that is known"
+        ) from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"{name}: expected a picture that decodes, found: {error}") from None
 

@@ -1,18 +1,30 @@
 # pyright: standard
 """Torch glue: whole batches of a rank's share, decoded in worker processes (layer 1)."""
 
+import contextlib
+import queue
+import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from adde.errors import UserError
 from adde.preprocess import Preprocess
+from adde.schema import Labels
 from adde.shards.index import ShardIndex
 from adde.shards.order import Places, SampleOrder
 from adde.shards.reader import ShardReader
+
+OnFault = Literal["raise", "skip"]
+
+READ_AHEAD = 4
+"""Batches that each worker process holds ready."""
 
 
 @dataclass
@@ -22,10 +34,13 @@ class Batch:
     images: Tensor
     labels: Tensor
     item_ids: list[str]
+    faults: list[str] = field(default_factory=list)
+    """What could not be read, each with shard, position and reason; an item of the same batch
+    stands in its place."""
 
     def pin_memory(self) -> "Batch":
         """Page-locked copy; DataLoader calls this where a GPU is used."""
-        return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.item_ids)
+        return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.item_ids, self.faults)
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device, without waiting for the copy."""
@@ -33,11 +48,24 @@ class Batch:
             self.images.to(device, non_blocking=True),
             self.labels.to(device, non_blocking=True),
             self.item_ids,
+            self.faults,
         )
 
 
+Decoded = tuple[npt.NDArray[np.uint8], Labels, str]
+
+
 class Batches(Dataset[Batch]):
-    """Batch number i holds the samples at `places(i)`; reads and decodes when asked."""
+    """Batch number i holds the samples at `places(i)`; reads and decodes when asked.
+
+    Args:
+        index: of the shards.
+        split: whose samples.
+        preprocess: makes the pictures.
+        places: of each batch.
+        on_fault: what an unreadable sample does: `raise`, or `skip`, which puts the next readable
+            one of the same batch in its place, so that ranks stay in step.
+    """
 
     def __init__(
         self,
@@ -45,24 +73,78 @@ class Batches(Dataset[Batch]):
         split: str,
         preprocess: Preprocess,
         places: Callable[[int], Places],
+        on_fault: OnFault = "raise",
     ) -> None:
         self._index, self._shards = index, index.split(split)
-        self._preprocess, self._places = preprocess, places
+        self._preprocess, self._places, self._on_fault = preprocess, places, on_fault
         self._reader: ShardReader | None = None
+        self._reading: Tensor | None = None
+
+    def watch(self, workers: int) -> None:
+        """Has each of `workers` processes say in shared memory what it reads."""
+        self._reading = torch.full((max(1, workers), 2), -1).share_memory_()
+
+    def being_read(self) -> list[str]:
+        """The shard and position that each worker reads now, if it reads."""
+        assert self._reading is not None
+        return [
+            f"worker {worker} reads {self._where(*self._places(number)[item].tolist())}"
+            for worker, (number, item) in enumerate(self._reading.tolist())
+            if number >= 0
+        ]
 
     def __getitem__(self, number: int) -> Batch:
         # Made on first use, so that each worker process has file handles of its own.
         self._reader = self._reader or ShardReader(self._index)
-        samples = [
-            self._reader.read(self._shards[shard], position)
-            for shard, position in self._places(number).tolist()
-        ]
-        load = self._preprocess.load
+        places: list[list[int]] = self._places(number).tolist()
+        samples: list[Decoded | None] = []
+        faults: list[str] = []
+        for item, (shard, position) in enumerate(places):
+            self._say(number, item)
+            try:
+                samples.append(self._decode(self._reader, shard, position))
+            except (UserError, OSError) as error:
+                fault = self._name_place(error, shard, position)
+                if self._on_fault == "raise":
+                    raise UserError(
+                        f"{fault}; mend it, or go on without it: data.on_fault = 'skip'"
+                    ) from None
+                samples.append(None)
+                faults.append(fault)
+        self._say(-1, -1)
+        images, labels, ids = zip(*_fill_gaps(samples, faults))
         return Batch(
-            torch.from_numpy(np.stack([load(s.picture, s.where) for s in samples])),
-            torch.from_numpy(np.stack([s.labels for s in samples])),
-            [s.item_id for s in samples],
+            torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(labels)), [*ids], faults
         )
+
+    def _decode(self, reader: ShardReader, shard: int, position: int) -> Decoded:
+        sample = reader.read(self._shards[shard], position)
+        picture = self._preprocess.load(sample.picture, sample.where)
+        return picture, sample.labels, sample.item_id
+
+    def _name_place(self, error: Exception, shard: int, position: int) -> str:
+        where = self._where(shard, position)
+        return str(error) if str(error).startswith(where) else f"{where}: {error}"
+
+    def _where(self, shard: int, position: int) -> str:
+        return f"{self._index.root / self._shards[shard].name}, sample {position}"
+
+    def _say(self, number: int, item: int) -> None:
+        if self._reading is not None:
+            info = get_worker_info()
+            self._reading[info.id if info else 0] = torch.tensor((number, item))
+
+
+def _fill_gaps(samples: list[Decoded | None], faults: list[str]) -> list[Decoded]:
+    """Each gap takes the next sample there is, going round."""
+    filled: list[Decoded] = []
+    for item in range(len(samples)):
+        following = (samples[(item + further) % len(samples)] for further in range(len(samples)))
+        found = next((sample for sample in following if sample is not None), None)
+        if found is None:
+            raise UserError(f"no sample of a batch can be read; the first: {faults[0]}")
+        filled.append(found)
+    return filled
 
 
 @dataclass(frozen=True)
@@ -113,15 +195,96 @@ class StoredOrder:
 
 
 def load_batches(
-    batches: Batches, numbers: range, workers: int, pin_memory: bool = False
+    batches: Batches,
+    numbers: range,
+    workers: int,
+    pin_memory: bool = False,
+    timeout: float = 0.0,
+    rank: int = 0,
 ) -> Iterator[Batch]:
-    """Batches of the given numbers in order, `workers` processes reading ahead."""
-    loader: DataLoader[Batch] = DataLoader(
-        batches,
-        batch_size=None,
-        sampler=numbers,
-        num_workers=workers,
-        pin_memory=pin_memory,
-        prefetch_factor=4 if workers else None,
-    )
-    return iter(loader)
+    """Batches of the given numbers in order, read ahead.
+
+    Args:
+        batches: where they come from.
+        numbers: which.
+        workers: processes that read; 0 reads in a thread of this one.
+        pin_memory: for a GPU.
+        timeout: seconds without a batch after which this gives up; 0 waits for ever.
+        rank: named in errors.
+
+    Raises:
+        UserError: no batch came in time, a worker died, or as the batch says; names the rank,
+            and the shard and position that were being read.
+    """
+    batches.watch(workers)
+    if workers:
+        loader: DataLoader[Batch] = DataLoader(
+            batches,
+            batch_size=None,
+            sampler=numbers,
+            num_workers=workers,
+            pin_memory=pin_memory,
+            prefetch_factor=READ_AHEAD,
+            timeout=timeout,
+        )
+        stream = iter(loader)
+    else:
+        stream = _in_a_thread(batches, numbers, timeout)
+    while True:
+        try:
+            batch = next(stream)
+        except StopIteration:
+            return
+        except UserError as error:
+            raise UserError(f"rank {rank}: {_last_line(error)}") from None
+        except (RuntimeError, queue.Empty) as error:
+            raise _explained(error, batches, timeout, rank) from None
+        yield batch
+
+
+def _in_a_thread(batches: Batches, numbers: range, timeout: float) -> Iterator[Batch]:
+    """Reads one batch ahead; a read that never ends holds up nobody but its thread."""
+    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=1)
+    closed = threading.Event()
+
+    def put(item: Batch | BaseException | None) -> None:
+        while not closed.is_set():
+            with contextlib.suppress(queue.Full):
+                ready.put(item, timeout=0.1)
+                return
+
+    def read() -> None:
+        try:
+            for number in numbers:
+                if closed.is_set():
+                    return
+                put(batches[number])
+            put(None)
+        except BaseException as error:
+            put(error)
+
+    threading.Thread(target=read, daemon=True).start()
+    try:
+        while (item := ready.get(timeout=timeout or None)) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        closed.set()
+
+
+def _explained(error: Exception, batches: Batches, timeout: float, rank: int) -> Exception:
+    message = str(error)
+    reading = "; ".join(batches.being_read()) or "no worker says what it reads"
+    if isinstance(error, queue.Empty) or "timed out after" in message:
+        return UserError(
+            f"rank {rank}: no batch came for {timeout:g} seconds (data.timeout); {reading}"
+        )
+    if "DataLoader worker" in message:
+        return UserError(f"rank {rank}: {message.splitlines()[0]}; {reading}")
+    return error
+
+
+def _last_line(error: UserError) -> str:
+    """The message alone: a worker's error arrives with its traceback before it."""
+    return str(error).strip().splitlines()[-1].removeprefix("adde.errors.UserError: ")

@@ -27,7 +27,10 @@ else:
 
 CONFIG_NAME = "config.toml"
 
-NOT_TRAINING = ("run", "wandb", "workers", "checkpoints", "evaluation", "shards")
+NOT_TRAINING = (
+    *("run", "wandb", "checkpoints", "evaluation", "shards"),
+    *("workers", "on_fault", "max_faults", "timeout"),
+)
 """Settings that may change between a run and its resumption: the weights do not depend on them
 (the shards are held against the checkpoint by schema and content instead)."""
 
@@ -54,6 +57,16 @@ class Data:
     last_batch: Literal["drop", "pad"] = "drop"
     """An epoch's last batch, if items do not fill it: left to the next epoch, or filled up with
     the epoch's first items again. The log counts either."""
+
+    on_fault: Literal["raise", "skip"] = "raise"
+    """What a sample that cannot be read does: end the run, or have another item of its batch stand
+    in for it. Every skip is logged and written to faults.jsonl in the run's folder."""
+
+    max_faults: float = 0.001
+    """Skipped samples beyond this share of an epoch end the run."""
+
+    timeout: float = 600.0
+    """Seconds without a batch after which the run ends, naming what was being read; 0: never."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from adde.distributed import RankRows, rank, sum_over_ranks, world_size
 from adde.model import ADDE
 from adde.schema import UNKNOWN, Labels, Vector
 from adde.shards.index import ShardIndex
-from adde.shards.loader import Batch, Batches, StoredOrder, load_batches
+from adde.shards.loader import Batch, Batches, OnFault, StoredOrder, load_batches
 from adde.shards.reader import ShardReader
 from adde.training.tracking import PictureRow
 
@@ -28,13 +28,25 @@ class Encoded:
 
 
 class Evaluator:
-    """Encodes splits, each rank its share, in batches that stream through `workers` processes."""
+    """Encodes splits, each rank its share, in batches that stream through `workers` processes.
+
+    Samples that cannot be read end it, or with `on_fault` `skip` are told and stood in for by
+    others of their batch.
+    """
 
     def __init__(
-        self, index: ShardIndex, batch_size: int, workers: int, device: torch.device
+        self,
+        index: ShardIndex,
+        batch_size: int,
+        workers: int,
+        device: torch.device,
+        on_fault: OnFault = "raise",
+        timeout: float = 0.0,
     ) -> None:
         self._index, self._batch_size = index, batch_size
         self._workers, self._device = workers, device
+        self._on_fault: OnFault = on_fault
+        self._timeout = timeout
 
     @torch.no_grad()
     def encode(self, model: ADDE, split: str) -> Encoded:
@@ -74,8 +86,10 @@ class Evaluator:
     def _batches(self, model: ADDE, split: str) -> Iterator[Batch]:
         samples = tuple(shard.samples for shard in self._index.split(split))
         places = StoredOrder(samples, self._batch_size, rank(), world_size())
-        batches = Batches(self._index, split, model.preprocess, places)
-        stream = load_batches(batches, range(len(places)), self._workers)
+        batches = Batches(self._index, split, model.preprocess, places, self._on_fault)
+        stream = load_batches(
+            batches, range(len(places)), self._workers, timeout=self._timeout, rank=rank()
+        )
         # Alone in eval mode, and back, so that no caller forgets it.
         was_training = model.training
         model.eval()
@@ -84,6 +98,8 @@ class Evaluator:
             for batch in tqdm(
                 stream, f"encode {split}", len(places), leave=False, disable=quiet, unit="batch"
             ):
+                for fault in batch.faults:
+                    tqdm.write(f"rank {rank()}, encoding {split}: skipped {fault}")
                 yield batch.to(self._device)
         finally:
             model.train(was_training)

@@ -50,7 +50,7 @@ class Objective:
         context = _Context.gather(out.embeddings, batch.labels, ranks)
         terms, shares = self._label_triplets(context)
         terms["cls"] = losses.classification(out.logits, batch.labels, self.schema.sizes)
-        return Terms(terms, shares)
+        return Terms(terms, {**shares, "skipped": _skipped(batch)})
 
     def adde(
         self, model: Any, batch: Batch, draws: torch.Generator, ranks: RankRows | None = None
@@ -97,7 +97,7 @@ class Objective:
         everyone = torch.tensor([float(len(labels))], device=labels.device)
         shares["exact_targets"] = Term(edits.exact.float().sum()[None], everyone)
         shares["usable_edits"] = Term(usable.sum()[None], everyone)
-        return Terms(terms, shares)
+        return Terms(terms, {**shares, "skipped": _skipped(batch)})
 
     def _classification(
         self,
@@ -198,6 +198,12 @@ def global_mean(
     values = torch.stack([total, *means.values(), reduced[-1]]).tolist()
     scalars = dict(zip(["loss", *means], values[:-1]))
     return loss * world_size(), scalars, values[-1] > 0
+
+
+def _skipped(batch: Batch) -> Term:
+    """The share of samples that could not be read and have another in their place."""
+    counts = batch.labels.new_tensor([len(batch.faults), len(batch.labels)]).float()
+    return Term(counts[:1], counts[1:])
 
 
 def _stack(*terms: Term) -> Term:

@@ -26,6 +26,7 @@ from adde.training import checkpoint as checkpoints
 from adde.training.checkpoint import Checkpoint, Position
 from adde.training.config import CONFIG_NAME, Config, Schedule, first_difference, write_config
 from adde.training.evaluation import Evaluator, picture_rows, validate
+from adde.training.faults import Faults
 from adde.training.meter import Meter
 from adde.training.objectives import Objective
 from adde.training.optimisation import StageOptimizer, build_optimizer
@@ -68,13 +69,19 @@ class Run:
         if checkpoint is not None:
             self._restore(checkpoint)
         self._evaluator = Evaluator(
-            self.index, config.evaluation.batch_size, config.data.workers, self.device
+            self.index,
+            config.evaluation.batch_size,
+            config.data.workers,
+            self.device,
+            config.data.on_fault,
+            config.data.timeout,
         )
         self._tracker = Tracker(
             config.run, config.to_json(), config.wandb, self.position.step, self.main
         )
         self._stop = StopSignals()
         self.meter = Meter()
+        self._faults = Faults(config.run, rank())
         if self.main and self.order.dropped_per_epoch:
             print(
                 f"{self.order.dropped_per_epoch} items at the end of each epoch's order fill no "
@@ -117,10 +124,11 @@ class Run:
         first = self.position.step * accumulation
         numbers = range(first, first + (self.total_steps - start) * accumulation)
         share = RankShare(self.order, rank(), world_size(), accumulation)
-        batches = Batches(self.index, "train", self._bare.preprocess, share)
+        data = self.config.data
+        batches = Batches(self.index, "train", self._bare.preprocess, share, data.on_fault)
         on_gpu = self.device.type == "cuda"
         self._numbers = iter(numbers)
-        self._stream = load_batches(batches, numbers, self.config.data.workers, on_gpu)
+        self._stream = load_batches(batches, numbers, data.workers, on_gpu, data.timeout, rank())
         self.meter.restart()
         with tqdm(
             total=self.total_steps,
@@ -142,6 +150,7 @@ class Run:
         started = time.perf_counter()
         batch = next(self._stream)
         self.meter.waited += time.perf_counter() - started
+        self._faults.report(batch.faults, self.position.step)
         number = next(self._numbers)
         torch.manual_seed(_seed(self.config.seed, number, rank()))  # dropout
         draws = torch.Generator().manual_seed(_seed(self.config.seed, number))
@@ -157,6 +166,7 @@ class Run:
         scalars = self.meter.take(world_size())
         terms = {f"{stage}/{name}": value for name, value in scalars.items()}
         speed = self.meter.speed
+        self._faults.require_few(scalars["skipped"], self.config.data, self.order.steps_per_epoch)
         counts = {f"data/{k}": v for k, v in self.order.counts(self.position.step).items()}
         self._tracker.log(
             self.position.step, {**terms, **speed, **counts, "lr": rate, "grad_norm": norm}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+
+from adde.shards.index import ShardIndex
 
 ROOT = Path(__file__).parents[2]
 TINY = [
@@ -157,3 +160,30 @@ def test_two_ranks_train_and_are_evaluated(tiny_shards, tmp_path):
     assert set(metrics["baselines"]) == {"random", "no_edit", "classifier", "classifier_soft"}
     assert metrics["split"] == "test"
     assert metrics["adde"]["queries"] > 0
+
+
+@pytest.mark.parametrize("limit", [0.5, 0.001])
+def test_skipped_samples_are_counted_up_to_a_limit(tiny_shards, tmp_path, limit):
+    shards = tmp_path / "shards"
+    shutil.copytree(tiny_shards, shards)
+    index = ShardIndex.read(shards)
+    shard = index.split("train")[0]
+    content = bytearray((shards / shard.name).read_bytes())
+    at, size = shard.members[3][:2]
+    content[at : at + size] = bytes(size)
+    (shards / shard.name).write_bytes(content)
+    faults = ("--data.on-fault=skip", f"--data.max-faults={limit}")
+    process = start(shards, tmp_path / "run", *faults, "--adde.schedule.epochs=0")
+    output, _ = process.communicate(timeout=180)
+    told = [json.loads(line) for line in (tmp_path / "run/faults.jsonl").read_text().splitlines()]
+    assert f"{shard.name}, sample 3: expected a picture that decodes" in told[0]["fault"]
+    assert told[0]["fault"] in output
+    if limit == 0.001:
+        assert process.returncode == 1
+        assert "expected at most 0.06 samples that cannot be read (data.max_faults" in output
+        return
+    assert process.returncode == 0, output
+    assert f"encoding train: skipped {told[0]['fault']}" in output
+    log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    shares = [line["encoder/skipped"] for line in log if "encoder/skipped" in line]
+    assert len(told) == 2 == round(sum(share * 12 for share in shares), 3)  # once an epoch

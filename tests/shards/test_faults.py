@@ -1,0 +1,171 @@
+"""Every fault by name: what it says with `raise`, and that `skip` goes on, in step, saying so."""
+
+import os
+import re
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from adde.errors import UserError
+from adde.preprocess import Preprocess
+from adde.shards import loader
+from adde.shards.index import ShardIndex
+from adde.shards.loader import Batches, RankShare, load_batches
+from adde.shards.order import SampleOrder
+from adde.shards.reader import ShardReader
+
+PREPROCESS = Preprocess(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+@pytest.fixture
+def index(tiny_shards, tmp_path):
+    """A copy of the tiny shards whose files may be spoilt after they were opened."""
+    shutil.copytree(tiny_shards, tmp_path / "shards")
+    return ShardIndex.read(tmp_path / "shards")
+
+
+def spoil(index, member, change):
+    """Changes the bytes of position 3 of the first shard: its picture or its record."""
+    shard = index.split("train")[0]
+    image_at, image_bytes, json_at, json_bytes = shard.members[3]
+    at, size = (image_at, image_bytes) if member == "picture" else (json_at, json_bytes)
+    path = index.root / shard.name
+    content = bytearray(path.read_bytes())
+    content[at : at + size] = change(bytes(content[at : at + size]))
+    path.write_bytes(content)
+
+
+def truncate(index):
+    shard = index.split("train")[0]
+    os.truncate(index.root / shard.name, shard.members[3][0] + 5)
+
+
+FAULTS = {
+    "truncated tar": (truncate, "expected .* bytes at offset .*, found 5; the shard is cut short"),
+    "missing shard": (
+        lambda index: (index.root / index.split("train")[0].name).unlink(),
+        "No such file",
+    ),
+    "flipped byte in a label": (
+        lambda index: spoil(index, "record", lambda b: b.replace(b'"colour"', b'"coloar"')),
+        "expected JSON with item_id and labels of the schema, found: ",
+    ),
+    "flipped byte in the record's JSON": (
+        lambda index: spoil(index, "record", lambda b: b"[" + b[1:]),
+        "expected JSON with item_id and labels",
+    ),
+    "picture that does not decode": (
+        lambda index: spoil(index, "picture", lambda b: b"\0" * len(b)),
+        "expected a picture that decodes, found",
+    ),
+}  # fmt: skip
+
+
+def batches(index, on_fault, places=None):
+    shard = index.split("train")[0]
+    places = places or (lambda number: np.array([(0, p) for p in range(2, 6)]))
+    assert shard.samples > 6
+    return Batches(index, "train", PREPROCESS, places, on_fault)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_raise_names_rank_shard_position_and_reason(index, fault, workers):
+    make, message = FAULTS[fault]
+    make(index)
+    name = re.escape(str(index.root / index.split("train")[0].name))
+    position = "[23]"  # a tar that is cut or gone fails at the first sample of it that is asked for
+    with pytest.raises(UserError, match=f"rank 5: {name}, sample {position}.*{message}") as raised:
+        list(load_batches(batches(index, "raise"), range(2), workers, rank=5))
+    assert "data.on_fault = 'skip'" in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "fault", [name for name in FAULTS if "tar" not in name and "shard" not in name]
+)
+def test_skip_puts_the_next_sample_of_the_batch_in_its_place(index, fault):
+    make, message = FAULTS[fault]
+    whole = next(load_batches(batches(index, "raise"), range(1), 0))
+    make(index)
+    for workers in (0, 1):
+        found = next(load_batches(batches(index, "skip"), range(1), workers))
+        assert found.item_ids == [whole.item_ids[i] for i in (0, 2, 2, 3)]
+        assert torch.equal(found.images, whole.images[[0, 2, 2, 3]])
+        assert torch.equal(found.labels, whole.labels[[0, 2, 2, 3]])
+        assert len(found.faults) == 1
+        assert re.search(f"sample 3.*{message}", found.faults[0])
+
+
+def test_skip_gives_up_where_nothing_of_a_batch_can_be_read(index):
+    FAULTS["missing shard"][0](index)
+    with pytest.raises(UserError, match=r"no sample of a batch can be read; the first: .*sample 2"):
+        next(load_batches(batches(index, "skip"), range(1), 0))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_watchdog_names_what_was_being_read(index, workers, monkeypatch):
+    read = ShardReader.read
+
+    def stall(self, shard, position):
+        if position == 4:
+            time.sleep(60)
+        return read(self, shard, position)
+
+    monkeypatch.setattr(ShardReader, "read", stall)
+    started = time.monotonic()
+    name = re.escape(str(index.root / index.split("train")[0].name))
+    stream = load_batches(batches(index, "raise"), range(2), workers, timeout=0.5, rank=3)
+    with pytest.raises(
+        UserError,
+        match=rf"rank 3: no batch came for 0\.5 seconds .*worker 0 reads {name}, sample 4",
+    ):
+        next(stream)
+    assert time.monotonic() - started < 20
+
+
+def test_a_worker_that_is_killed_is_named_with_what_it_read(index, monkeypatch):
+    read = ShardReader.read
+
+    def die(self, shard, position):
+        if position == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read(self, shard, position)
+
+    monkeypatch.setattr(ShardReader, "read", die)
+    with pytest.raises(UserError, match=r"rank 2: DataLoader worker .*killed.*sample 5"):
+        next(load_batches(batches(index, "raise"), range(2), 1, rank=2))
+
+
+@pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (2, 1), (4, 0), (4, 2)])
+def test_resuming_on_other_ranks_and_workers_sees_the_same_global_batches(
+    tiny_shards, ranks, workers
+):
+    index = ShardIndex.read(tiny_shards)
+    order = SampleOrder(index.split("train"), 12, seed=3, last_batch="pad")
+
+    def ids(rank, ranks, steps, workers):
+        share = RankShare(order, rank, ranks, 1)
+        source = Batches(index, "train", PREPROCESS, share)
+        return [batch.item_ids for batch in load_batches(source, steps, workers)]
+
+    whole = ids(0, 1, range(14), 0)
+    stopped = 5
+    parts = [ids(rank, ranks, range(stopped, 14), workers) for rank in range(ranks)]
+    resumed = [[i for part in step for i in part] for step in zip(*parts)]
+    assert whole[:stopped] + resumed == whole
+
+
+def test_a_stream_that_is_left_ends_its_thread(index):
+    stream = load_batches(batches(index, "raise"), range(1000), 0)
+    next(stream)
+    threads = loader.threading.active_count()
+    stream.close()
+    deadline = time.monotonic() + 10
+    while loader.threading.active_count() >= threads:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

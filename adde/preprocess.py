@@ -82,7 +82,7 @@ def decode(
         raise UserError(f"{name}: no such file") from None
     except UnidentifiedImageError:
         raise UserError(
-            f"{name}: expected a picture that decodes, found no format that is known"
+            f"{name}: expected a picture that decodes, found: no format that is known"
         ) from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"{name}: expected a picture that decodes, found: {error}") from None

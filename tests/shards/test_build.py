@@ -207,7 +207,7 @@ def test_a_stop_on_the_way_leaves_nothing_behind(tmp_path, name, status):
         time.sleep(0.02)
 
 
-def test_no_worker_outlives_a_kill(tmp_path):
+def test_a_kill_leaves_no_worker_and_the_next_build_no_trace_of_it(tmp_path):
     words = ("--catalogue", "wardrobe", "--items", 3000, "--workers", 2, "--out", tmp_path / "out")
     process = subprocess.Popen(
         command(*words),
@@ -229,6 +229,11 @@ def test_no_worker_outlives_a_kill(tmp_path):
     finally:
         if group_lives(process.pid):
             os.killpg(process.pid, signal.SIGKILL)
+    assert list(tmp_path.glob(".out.*.tmp"))
+    again = build("--catalogue", "wardrobe", "--items", 60, "--size", 16, "--out", tmp_path / "out")
+    assert again.returncode == 0, again.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert sum(shard.samples for shard in ShardIndex.read(tmp_path / "out").shards) == 60
 
 
 def group_lives(leader):

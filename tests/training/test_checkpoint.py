@@ -107,7 +107,8 @@ def test_a_full_disk_leaves_nothing_half_written(trained, monkeypatch):
 def test_what_a_killed_process_left_is_deleted(trained):
     run = trained[0]
     save(trained, 1)
-    (run / "checkpoints" / ".step-00000002.77.tmp").mkdir()
+    (run / "checkpoints" / ".step-00000002.77@elsewhere.tmp").mkdir()
+    (run / "checkpoints" / ".best.json.1@elsewhere.tmp").touch()
     checkpoints.delete_unfinished(run)
     assert [p.name for p in (run / "checkpoints").iterdir()] == ["step-00000001"]
 

@@ -9,6 +9,11 @@ def accumulator(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
+def full_precision(tensor: Tensor) -> torch.autocast:
+    """Context in which autocast leaves products alone: negatives are told apart by last digits."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
 def squared_distances(rows: Tensor, columns: Tensor) -> Tensor:
     """(..., N, M) |row - column|^2 of rows (..., N, D) and columns (..., M, D)."""
     row_norms = rows.square().sum(-1, keepdim=True)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from adde.mining.distances import accumulator, squared_distances
+from adde.mining.distances import accumulator, full_precision, squared_distances
 from adde.schema import UNKNOWN
 
 
@@ -92,7 +92,7 @@ def semihard_negatives(
     Returns:
         (N,) int64 row of the negative, and (N,) bool whether there is any.
     """
-    with torch.no_grad():
+    with torch.no_grad(), full_precision(queries):
         distances = squared_distances(accumulator(queries)[None], accumulator(refs)[None])[0]
         wanted, found = targets[:, None, :], ref_labels[None, :, :]
         negative = ((wanted != found) & (wanted != UNKNOWN) & (found != UNKNOWN)).any(-1)

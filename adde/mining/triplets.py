@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from adde.mining.distances import full_precision
 from adde.mining.reference import reference_loss
 from adde.mining.tiled import tiled_loss
 from adde.schema import UNKNOWN
@@ -70,7 +71,8 @@ def mine(
         raise ValueError("expected ref_labels and self_index beside refs, found None")
     _check(anchors, labels, refs, ref_labels, self_index, margin)
     loss = reference_loss if impl == "reference" else tiled_loss
-    return Mined(*loss(anchors, labels, refs, ref_labels, self_index, margin, strategy))
+    with full_precision(anchors):
+        return Mined(*loss(anchors, labels, refs, ref_labels, self_index, margin, strategy))
 
 
 def _check(

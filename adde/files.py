@@ -25,6 +25,17 @@ def sha256_of_file(path: Path) -> str:
 
 
 @contextmanager
+def naming(path: Path) -> Generator[None]:
+    """An OSError of the body that names no file, as of a write to a full disk, names `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
 def atomic_path(path: Path) -> Generator[Path]:
     """Yields a temporary sibling of `path`, renamed to `path` on success and removed on failure.
 
@@ -38,12 +49,13 @@ def atomic_path(path: Path) -> Generator[Path]:
     me = f"{os.getpid()}@{os.uname().nodename}"
     temporary, aside = (path.with_name(f".{path.name}.{me}.{end}") for end in ("tmp", "old"))
     try:
-        yield temporary
-        _sync(temporary)
-        if temporary.is_dir() and path.exists():
-            path.rename(aside)
-        temporary.replace(path)
-        _sync(path.parent)
+        with naming(path):
+            yield temporary
+            _sync(temporary)
+            if temporary.is_dir() and path.exists():
+                path.rename(aside)
+            temporary.replace(path)
+            _sync(path.parent)
     finally:
         _settle(path, aside)
         _remove(temporary)

@@ -98,7 +98,10 @@ def save_checkpoint(
         temporary.mkdir()
         for name, tensors in files.items():
             contiguous = {key: value.contiguous() for key, value in tensors.items()}
-            safetensors.torch.save_file(contiguous, temporary / f"{name}.safetensors")
+            try:
+                safetensors.torch.save_file(contiguous, temporary / f"{name}.safetensors")
+            except SafetensorError as error:  # its own, where the disk is full
+                raise UserError(f"{path}: the checkpoint is not written: {error}") from None
         state = {
             "format": FORMAT,
             "position": vars(position),

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import platform
 import re
 import shutil
 from collections.abc import Generator
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from adde.errors import UserError
+
+_LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)@(?P<host>[^@]+)\.(?P<end>tmp|old)")
 
 
 def sha256_of_file(path: Path) -> str:
@@ -24,29 +25,63 @@ def sha256_of_file(path: Path) -> str:
 
 
 @contextmanager
+def naming(path: Path) -> Generator[None]:
+    """An OSError of the body that names no file, as of a write to a full disk, names `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
 def atomic_path(path: Path) -> Generator[Path]:
     """Yields a temporary sibling of `path`, renamed to `path` on success and removed on failure.
 
     What the body makes there may be a file or a folder. A folder that is replaced stands aside
-    under a temporary name until the new one is in its place. What a killed process left is cleared
-    by whoever writes `path` next; a folder it had put aside comes back if nothing took its place.
+    under a temporary name until the new one is in its place. What a writer of `path` that was
+    killed has left is cleared away first.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    _clear_dead(path)
-    temporary = _sibling(path, "tmp")
+    remove_leftovers(path.parent, path.name)
+    # Where several machines or containers share a disk, process ids alone are not unique.
+    me = f"{os.getpid()}@{os.uname().nodename}"
+    temporary, aside = (path.with_name(f".{path.name}.{me}.{end}") for end in ("tmp", "old"))
     try:
-        yield temporary
-        _sync(temporary)
-        if temporary.is_dir() and path.exists():
-            aside = _sibling(path, "old")
-            path.rename(aside)
-            temporary.rename(path)
-            _remove(aside)
-        else:
+        with naming(path):
+            yield temporary
+            _sync(temporary)
+            if temporary.is_dir() and path.exists():
+                path.rename(aside)
             temporary.replace(path)
-        _sync(path.parent)
+            _sync(path.parent)
     finally:
+        _settle(path, aside)
         _remove(temporary)
+
+
+def remove_leftovers(
+    folder: Path, name: str | None = None, *, of_any_machine: bool = False
+) -> None:
+    """Clears away what `atomic_path` left in a folder when its process was killed.
+
+    Args:
+        folder: that is there or not.
+        name: only what was to become this entry; None: everything.
+        of_any_machine: whoever wrote it; else only processes of this machine that have ended.
+    """
+    for left in sorted(folder.glob(".*")):
+        match = _LEFTOVER.fullmatch(left.name)
+        if match is None or name not in (None, match["name"]):
+            continue
+        here = match["host"] == os.uname().nodename
+        if not of_any_machine and not (here and _has_ended(int(match["pid"]))):
+            continue
+        if match["end"] == "old":
+            _settle(folder / match["name"], left)
+        else:
+            _remove(left)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -74,30 +109,22 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: expected JSON, found: {error}") from None
 
 
-def _sibling(path: Path, kind: str) -> Path:
-    return path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.{kind}")
+def _settle(path: Path, aside: Path) -> None:
+    """What stood aside goes back where nothing took its place, and away otherwise."""
+    if aside.exists() and not path.exists():
+        aside.rename(path)
+    _remove(aside)
 
 
-def _clear_dead(path: Path) -> None:
-    """Removes siblings of processes of this machine that are no more, or were this one's."""
-    owner = re.compile(rf"\.{re.escape(path.name)}\.{re.escape(platform.node())}-(\d+)\.(tmp|old)")
-    for entry in path.parent.iterdir():
-        found = owner.fullmatch(entry.name)
-        if found and (int(found[1]) == os.getpid() or not _lives(int(found[1]))):
-            if found[2] == "old" and not path.exists():
-                entry.rename(path)
-            else:
-                _remove(entry)
-
-
-def _lives(pid: int) -> bool:
+def _has_ended(pid: int) -> bool:
+    """Whether a process of this machine is gone; its id may since have become ours."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
-        return False
+        return True
     except PermissionError:
-        pass
-    return True
+        return False  # another user's
+    return pid == os.getpid()
 
 
 def _remove(path: Path) -> None:

@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import os
+import resource
 import tarfile
 
 import numpy as np
@@ -30,6 +31,14 @@ TINY_SPLITS = {"train": ((0, 3), (1, 2)), "val": ((2, 1),), "test": ((3, 2),)}
 """Per split, per shard: a seed, and how often every combination of values appears."""
 
 RGB = {"red": (210, 40, 40), "green": (40, 170, 60), "blue": (50, 70, 220)}
+
+
+@pytest.fixture
+def little_room():
+    """Calls make a disk that holds no file of more than so many bytes; full at once, as it were."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture(scope="session")

@@ -1,16 +1,22 @@
 """Files are whole or not there, whatever happens on the way."""
 
 import hashlib
+import inspect
 import os
-import platform
-import signal
 import subprocess
 import sys
 
 import pytest
 
 from adde.errors import UserError, run_program
-from adde.files import atomic_path, read_json, sha256_of_file, write_json, write_text
+from adde.files import (
+    atomic_path,
+    read_json,
+    remove_leftovers,
+    sha256_of_file,
+    write_json,
+    write_text,
+)
 
 
 def test_a_file_appears_at_the_end(tmp_path):
@@ -54,50 +60,108 @@ def test_a_folder_is_replaced_whole(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-KILLED_ON_THE_WAY = """
+def leftover(path, pid=None, host=None, end="tmp"):
+    return path.with_name(f".{path.name}.{pid or ended()}@{host or os.uname().nodename}.{end}")
+
+
+def ended():
+    """The id of a process that is gone."""
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
+def test_only_what_the_dead_left_of_this_file_is_cleared(tmp_path):
+    path = tmp_path / "a"
+    cleared = [leftover(path), leftover(path, os.getpid())]
+    alive, elsewhere = leftover(path, os.getppid()), leftover(path, host="elsewhere.example")
+    others = [alive, elsewhere, leftover(tmp_path / "b"), tmp_path / ".a.tmp", tmp_path / ".a"]
+    for left in (*cleared, *others):
+        left.mkdir()
+        (left / "half").write_text("half")
+    with atomic_path(path) as temporary:
+        assert not temporary.exists()
+        temporary.write_text("whole")
+    assert path.read_text() == "whole"
+    assert sorted(tmp_path.iterdir()) == sorted([path, *others])
+    remove_leftovers(tmp_path, of_any_machine=True)
+    assert sorted(tmp_path.iterdir()) == sorted([path, tmp_path / ".a.tmp", tmp_path / ".a"])
+    remove_leftovers(tmp_path / "none")
+
+
+WRITER = """
 import os, sys
 from pathlib import Path
 from adde.files import atomic_path
 
-kill = lambda *_: os.kill(os.getpid(), 9)
-with atomic_path(Path(sys.argv[1])) as temporary:
-    temporary.mkdir()
-    (temporary / "half").write_text("half")
-    if sys.argv[2] == "body":
-        kill()
-    rename = Path.rename
-    def rename_or_die(self, to):
-        return kill() if self == temporary else rename(self, to)
-    Path.rename = rename_or_die  # the old folder stands aside, the new one is not yet there
+path, number, how, kind, text = Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
+
+def stop(event, _):
+    global number
+    if event.partition(".")[0] in ("open", "os", "shutil") and event != "os.kill":
+        number -= 1
+        if number == -1:  # just before it happens
+            if how == "interrupt":
+                raise KeyboardInterrupt
+            os.kill(os.getpid(), 9)
+
+sys.addaudithook(stop)
+write(path, kind, text)
 """
 
 
-@pytest.mark.parametrize("moment", ["body", "between the renames"])
-def test_what_a_killed_process_left_is_cleared_by_the_next(tmp_path, moment):
-    path = tmp_path / "a"
-    path.mkdir()
-    (path / "old").write_text("old")
-    other = tmp_path / ".a.json.tmp"  # nobody's temporary
-    other.touch()
-    program = [sys.executable, "-c", KILLED_ON_THE_WAY, path, moment]
-    assert subprocess.run(program).returncode == -signal.SIGKILL
-    assert len(list(tmp_path.glob(".a.*-*.*"))) == (1 if moment == "body" else 2)
-    with pytest.raises(KeyError), atomic_path(path):
-        raise KeyError  # the next one fails: what was there before the kill is there again
-    assert (path / "old").read_text() == "old"
+def write(path, kind, text):
     with atomic_path(path) as temporary:
-        temporary.mkdir()
-        (temporary / "new").touch()
-    assert {entry.name for entry in tmp_path.iterdir()} == {"a", other.name}
-    assert [entry.name for entry in path.iterdir()] == ["new"]
+        if kind == "folder":
+            temporary.mkdir()
+            (temporary / "one").write_text(text)
+            (temporary / "two").write_text(text)
+        else:
+            temporary.write_text(text)
 
 
-def test_a_living_process_keeps_its_temporary(tmp_path):
+def write_until(moment, how, *what):
+    """Writes in a process that is stopped before the n-th thing it does to the disk.
+
+    Returns whether it came to its end.
+    """
+    path, kind, text = what
+    program = WRITER.replace("\nsys.add", f"\n{inspect.getsource(write)}\nsys.add")
+    words = [sys.executable, "-c", program, path, str(moment), how, kind, text]
+    return not subprocess.run(words, stderr=subprocess.DEVNULL).returncode
+
+
+@pytest.mark.parametrize("how", ["kill", "interrupt"])
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_stopped_at_any_moment(tmp_path, kind, how):
     path = tmp_path / "a"
-    theirs = tmp_path / f".a.{platform.node()}-{os.getppid()}.tmp"
-    theirs.touch()
-    write_text(path, "x")
-    assert theirs.exists()
+
+    def content():
+        files = sorted(path.iterdir()) if kind == "folder" else [path]
+        assert len(files) == (2 if kind == "folder" else 1)
+        (text,) = {file.read_text() for file in files}
+        return text
+
+    moments = 0
+    found = set()
+    while True:
+        write(path, kind, "old")
+        finished = write_until(moments, how, path, kind, "new")
+        if path.exists():
+            found.add(content())
+        else:
+            # Between two renames; what stood aside is there again when anyone writes.
+            assert how == "kill"
+            remove_leftovers(tmp_path)
+            assert content() == "old"
+        if finished:
+            break
+        write(path, kind, "next")
+        assert content() == "next"
+        assert list(tmp_path.iterdir()) == [path]
+        moments += 1
+    assert found == {"old", "new"}
+    assert moments > 5
 
 
 def test_a_body_that_makes_nothing(tmp_path):

@@ -7,7 +7,7 @@ import torch
 
 from adde import losses
 from adde.losses import Term
-from adde.mining import Edits
+from adde.mining import Edits, draw_edits, semihard_negatives
 from adde.training.config import AddeStage
 from adde.training.objectives import Terms, global_mean
 
@@ -72,6 +72,38 @@ def test_roles_count_how_often_an_item_was_chosen():
         edits, torch.tensor([2, 0, 1]), torch.tensor([True, False, True]), items=3
     )
     assert roles.tolist() == [[0, 2, 0], [0, 0, 1]]
+
+
+def test_losses_are_the_same_to_the_last_bit_under_autocast():
+    draws = torch.Generator().manual_seed(0)
+    labels = torch.randint(-1, 3, (12, 2), generator=draws)
+    hot = torch.ones(12)
+    edits = draw_edits(labels, labels, torch.rand(12, 6), torch.rand(12), torch.tensor([0, 3]))
+
+    def terms():
+        vectors = torch.randn(12, 2, 8, generator=torch.Generator().manual_seed(1))
+        vectors.requires_grad_()
+        queries, refs = losses.normalise(vectors.flatten(1)), losses.normalise(vectors.flatten(1))
+        itself = torch.arange(12)
+        negative, found = semihard_negatives(
+            queries.flip(1), edits.targets, edits.positive, refs, labels
+        )
+        counted = edits.usable & found
+        every = [
+            losses.label_triplets(vectors, labels, vectors, labels, itself, 0.5)[0],
+            losses.classification(vectors.flatten(1)[:, :6], labels, (3, 3)),
+            losses.compositional(queries, refs[edits.positive], refs[negative], counted, 0.5),
+            losses.consistency(vectors.flip(0), vectors, labels, hot),
+        ]
+        sum(term.sums.sum() for term in every).backward()
+        return [negative, vectors.grad, *(part for term in every for part in term)]
+
+    plain = terms()
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = terms()
+    for one, other in zip(plain, cast):
+        assert other.dtype in (torch.float32, torch.int64)
+        assert torch.equal(one, other)
 
 
 def test_the_total_is_the_weighted_sum_of_means():

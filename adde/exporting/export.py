@@ -122,7 +122,7 @@ def print_report(report: Any) -> None:
         print(f"parity at batch {size:>2}: {shown}")
     ranking = report[f"top{parity.RANKS}"]
     if not ranking["queries"]:
-        print(f"parity of the top {parity.RANKS}: not compared, the split has no query")
+        print(f"parity of the top {parity.RANKS}: not compared, the {SPLIT} split has no query")
         return
     print(
         f"parity of the top {parity.RANKS}: {ranking['identical']:.3%} of {ranking['queries']} "

@@ -9,6 +9,11 @@ def accumulator(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
+def full_precision(tensor: Tensor) -> torch.autocast:
+    """Context in which autocast leaves products alone: negatives are told apart by last digits."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
 def squared_distances(rows: Tensor, columns: Tensor) -> Tensor:
     """(G, N, M) |row - column|^2 >= 0 of rows (G, N, D) and columns (G, M, D).
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from adde.mining.distances import accumulator, squared_distances
+from adde.mining.distances import accumulator, full_precision, squared_distances
 from adde.mining.tiled import tile_rows
 from adde.schema import UNKNOWN
 
@@ -100,7 +100,7 @@ def semihard_negatives(
     Returns:
         (N,) int64 row of the negative, and (N,) bool whether there is any.
     """
-    with torch.no_grad():
+    with torch.no_grad(), full_precision(queries):
         columns = accumulator(refs)[None]
         tile = tile_rows(4 * len(refs), refs.device)
         rows = zip(accumulator(queries).split(tile), targets.split(tile), positive.split(tile))

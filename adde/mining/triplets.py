@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from adde.mining import tiled
-from adde.mining.distances import accumulator
+from adde.mining.distances import accumulator, full_precision
 from adde.mining.reference import reference_loss
 from adde.schema import UNKNOWN
 
@@ -88,13 +88,14 @@ def mine(
         raise ValueError(f"strategy: expected semihard or hardest, found {strategy!r}")
     if impl == "reference":
         _check_values(anchors, labels, refs, ref_labels, self_index)
-        return Mined(
-            *reference_loss(anchors, labels, refs, ref_labels, self_index, margin, strategy)
-        )
+        arguments = (anchors, labels, refs, ref_labels, self_index, margin, strategy)
+        with full_precision(anchors):
+            return Mined(*reference_loss(*arguments))
     chosen = _available(impl, anchors)
     with_gradient = torch.is_grad_enabled() and (anchors.requires_grad or refs.requires_grad)
     arguments = (anchors, labels, refs, ref_labels, self_index, margin, strategy, chosen)
-    return Mined(*_mine_op(*arguments, with_gradient)[:3])
+    with full_precision(anchors):
+        return Mined(*_mine_op(*arguments, with_gradient)[:3])
 
 
 # One opaque operator, so that torch.compile keeps the graph around it whole. What is read back

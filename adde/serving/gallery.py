@@ -141,4 +141,5 @@ def _write_cache(path: Path, arrays: Arrays) -> None:
             np.savez(file, **dict(zip(names, map(np.asarray, arrays))))
     except OSError as error:
         # The answer does not depend on it: say so and go on.
-        print(f"warning: {path}: the gallery is not kept for next time: {error}", file=sys.stderr)
+        why = error.strerror or error
+        print(f"warning: {path}: the gallery is not kept for next time: {why}", file=sys.stderr)

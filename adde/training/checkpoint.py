@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from adde.errors import UserError
-from adde.files import atomic_path, read_json, sha256_of_file, write_json
+from adde.files import atomic_path, read_json, remove_leftovers, sha256_of_file, write_json
 from adde.model import ADDE
 from adde.schema import Schema
 from adde.training.config import CONFIG_NAME, Config, read_recipe
@@ -103,7 +103,10 @@ def save_checkpoint(
         temporary.mkdir()
         for name, tensors in files.items():
             contiguous = {key: value.contiguous() for key, value in tensors.items()}
-            safetensors.torch.save_file(contiguous, temporary / f"{name}.safetensors")
+            try:
+                safetensors.torch.save_file(contiguous, temporary / f"{name}.safetensors")
+            except SafetensorError as error:  # its own, where the disk is full
+                raise UserError(f"{path}: the checkpoint is not written: {error}") from None
         state = {
             "format": FORMAT,
             "position": vars(position),
@@ -145,9 +148,11 @@ def delete_old(run: Path, keep: int) -> None:
 
 
 def delete_unfinished(run: Path) -> None:
-    """Deletes what a process that was killed while it wrote a checkpoint has left."""
-    for path in (run / "checkpoints").glob(".step-*"):
-        shutil.rmtree(path)
+    """Deletes what a process that was killed while it wrote a checkpoint has left.
+
+    A run has one writer at a time, so whatever machine that was on, it is gone.
+    """
+    remove_leftovers(run / "checkpoints", of_any_machine=True)
 
 
 def last_checkpoint(run: Path) -> Checkpoint | None:

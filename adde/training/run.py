@@ -107,6 +107,8 @@ class Run:
         self._bare.memory.requires_grad_(name != "encoder")
         self.accelerator.free_memory()
         self.accelerator.unwrap_model(self._bare, keep_fp32_wrapper=False)
+        # Still marked as prepared, it would be left as it is: without autocast in the next stage.
+        self._bare.__dict__.pop("_is_accelerate_prepared", None)
         optimizer = build_optimizer(self.config.optimizer, self._bare)
         self.model, prepared = self.accelerator.prepare(self._bare, optimizer)
         self.optimizer = StageOptimizer(
@@ -337,7 +339,16 @@ def _open_accelerator(config: Config) -> Accelerator:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available():
         handlers.append(InitProcessGroupKwargs(backend="gloo"))
     precision = "no" if config.precision == "fp32" else config.precision
-    return Accelerator(mixed_precision=precision, kwargs_handlers=handlers)
+    try:
+        accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=handlers)
+    except ValueError as error:
+        raise UserError(f"precision: {config.precision!r} cannot be had here: {error}") from None
+    # Accelerate would train in float32 and say nothing.
+    if config.precision == "fp16" and accelerator.device.type == "cpu":
+        raise UserError(
+            "precision: expected fp32 or bf16 on the CPU, found fp16, which needs a GPU"
+        )
+    return accelerator
 
 
 def _check_batch(config: Config) -> None:

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from adde.files import write_json, write_text
+from adde.files import naming, write_json, write_text
 from adde.schema import Vector
 from adde.training.figures import heat_map_png
 
@@ -78,8 +78,9 @@ class Tracker:
         # JSON has neither NaN nor infinity: a figure that became one is null.
         finite = {k: float(v) if np.isfinite(v) else None for k, v in scalars.items()}
         line = {"step": step, "time": round(time.time(), 3), **finite}
-        self._log.write(json.dumps(line, allow_nan=False) + "\n")
-        self._log.flush()
+        with naming(self._run / LOG_NAME):
+            self._log.write(json.dumps(line, allow_nan=False) + "\n")
+            self._log.flush()
         if self._wandb is not None:
             self._guarded(lambda: self._wandb.log({**scalars, "step": step}))
 
@@ -123,7 +124,8 @@ class Tracker:
             return
         if self._wandb is not None:
             self._guarded(self._wandb.finish)
-        self._log.close()
+        with naming(self._run / LOG_NAME):
+            self._log.close()
 
     def _open_wandb(self, config: dict[str, Any], mode: str) -> None:
         import wandb  # a run with W&B off does without it

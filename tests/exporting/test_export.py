@@ -296,9 +296,11 @@ def test_a_split_without_queries_claims_no_ranking(capsys):
     labels = np.zeros((24, 2), np.int64)
     pictures = np.arange(24, dtype=np.uint8)[:, None, None, None]
     report = parity.measure(Crowded(0), Crowded(1e-7), [(pictures, labels)], schema)
-    assert report["top30"]["queries"] == 0
+    assert report["top30"] == {"queries": 0, "identical": None, "exchanged_ties": 0}
     parity.require(report)
+    with pytest.raises(UserError, match="largest error"):
+        parity.require({**report, "max_error": 0.1})
     export.print_report(report)
     printed = capsys.readouterr().out
-    assert "parity of the top 30: not compared, the split has no query" in printed
+    assert "parity of the top 30: not compared, the test split has no query" in printed
     assert "100" not in printed

@@ -70,6 +70,16 @@ def test_a_run_becomes_a_bundle_that_checks(monkeypatch, capsys, tmp_path, run):
     assert [line.split()[0] for line in lines[2:]] == ["1", "2", "7", "64"]
 
 
+@pytest.mark.parametrize("size", [30_000, 250_000])
+def test_a_full_disk_leaves_no_bundle(monkeypatch, capsys, tmp_path, run, little_room, size):
+    little_room(size)
+    with pytest.raises(SystemExit) as stopped:
+        program(monkeypatch, "to_onnx.py", "--run", run, "--out", tmp_path / "b")
+    assert stopped.value.code == 1
+    assert f"error: {tmp_path / 'b'}: File too large" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
 def test_a_run_without_checkpoint_ends_with_one_line(monkeypatch, capsys, tmp_path, run):
     shutil.rmtree(run / "checkpoints")
     with pytest.raises(SystemExit) as stopped:

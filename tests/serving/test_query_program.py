@@ -113,3 +113,13 @@ def test_the_only_item_of_a_gallery_has_no_answer(query, tiny_shards, tmp_path):
     assert done.returncode == 1
     assert f"error: {shards}: expected items other than 'val-000000-000', found none" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_full_disk_leaves_no_half_picture(query, tmp_path, little_room):
+    little_room(3000)
+    done = query("--item", "test-000000-000", "--picture", tmp_path / "answer.png")
+    assert done.returncode == 1
+    assert f"error: {tmp_path / 'answer.png'}: File too large" in done.stderr
+    assert "npz: the gallery is not kept for next time: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("**/*.p*")) + list(tmp_path.glob("**/gallery*"))

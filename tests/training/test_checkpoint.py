@@ -91,23 +91,23 @@ def test_the_newest_and_the_best_are_kept(trained):
     assert kept == ["step-00000002", "step-00000004", "step-00000005"]
 
 
-def test_a_full_disk_leaves_nothing_half_written(trained, monkeypatch):
+@pytest.mark.parametrize("size", [1000, 400_000])
+def test_a_full_disk_leaves_nothing_half_written(trained, little_room, size):
     run = trained[0]
-    save(trained, 1)
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(checkpoints, "write_json", full)
-    with pytest.raises(OSError, match="No space left"):
+    assert max(file.stat().st_size for file in save(trained, 1).iterdir()) > size
+    little_room(size)
+    with pytest.raises((UserError, OSError)) as failure:
         save(trained, 2)
+    assert str(run / "checkpoints" / "step-00000002") in str(failure.value)
+    assert "File too large" in str(failure.value)
     assert [p.name for p in (run / "checkpoints").iterdir()] == ["step-00000001"]
 
 
 def test_what_a_killed_process_left_is_deleted(trained):
     run = trained[0]
     save(trained, 1)
-    (run / "checkpoints" / ".step-00000002.77.tmp").mkdir()
+    (run / "checkpoints" / ".step-00000002.77@elsewhere.tmp").mkdir()
+    (run / "checkpoints" / ".best.json.1@elsewhere.tmp").touch()
     checkpoints.delete_unfinished(run)
     assert [p.name for p in (run / "checkpoints").iterdir()] == ["step-00000001"]
 

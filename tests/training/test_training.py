@@ -68,6 +68,12 @@ def steps(run):
     return [json.loads(line)["step"] for line in lines if '"lr"' in line]
 
 
+def losses(run):
+    """The loss of every step."""
+    lines = map(json.loads, (run / "log.jsonl").read_text().splitlines())
+    return [v for line in lines for k, v in line.items() if k in ("encoder/loss", "adde/loss")]
+
+
 def wait_for_step(run, step, process):
     deadline = time.monotonic() + 120
     while not (found := steps(run)) or found[-1] < step:
@@ -120,6 +126,42 @@ def test_killed_and_resumed_ends_in_the_same_weights(tiny_shards, tmp_path, unin
     for file, tensors in expected.items():
         for key, tensor in tensors.items():
             assert torch.equal(found[file][key], tensor), f"{file}: {key}"
+
+
+def test_bf16_trains_as_fp32_and_resumes_to_the_last_bit(tiny_shards, tmp_path, uninterrupted):
+    run = tmp_path / "run"
+    more = ("--precision=bf16", "--checkpoints.keep=9")
+    finish(start(tiny_shards, run, *more))
+    found, expected = losses(run), losses(uninterrupted[0])
+    assert found != expected
+    assert found[0] == pytest.approx(expected[0], rel=0.01)
+    assert found == pytest.approx(expected, rel=0.15)  # other negatives are mined on the way
+    assert sum(found) == pytest.approx(sum(expected), rel=0.02)
+    name, weights = last_weights(run)
+    assert {tensor.dtype for tensor in weights["optimizer"].values()} == {torch.float32}
+    for file in ("model", "ema"):
+        assert torch.bfloat16 not in {tensor.dtype for tensor in weights[file].values()}
+
+    # As if it had been killed after step 12.
+    for folder in (run / "checkpoints").glob("step-*"):
+        if folder.name > "step-00000012":
+            shutil.rmtree(folder)
+    (run / "checkpoints" / "best.json").unlink()
+    finish(start(tiny_shards, run, *more, "--resume"))
+    again_name, again = last_weights(run)
+    assert again_name == name == "step-00000025"
+    for file, tensors in weights.items():
+        for key, tensor in tensors.items():
+            assert torch.equal(again[file][key], tensor), f"{file}: {key}"
+
+
+def test_fp16_without_a_gpu_is_refused(tiny_shards, tmp_path):
+    process = start(tiny_shards, tmp_path / "run", "--precision=fp16")
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "error: precision: expected fp32 or bf16 on the CPU, found fp16" in output
+    assert "Traceback" not in output
+    assert not (tmp_path / "run").exists()
 
 
 def test_sigterm_saves_and_says_how_to_go_on(tiny_shards, tmp_path):

@@ -34,19 +34,29 @@ clean:
 QUICK    := runs/quickstart
 ANSWER   := answers/quickstart.png
 
+# A bundle that was written and then failed its check is not taken for done.
+.DELETE_ON_ERROR:
+
 quickstart: $(ANSWER)
 	@echo
 	@echo "answer:  $(ANSWER)"
 	@echo "report:  $(QUICK)/report.html"
 	@echo "bundle:  bundles/quickstart"
 
-data/wardrobe/index.json: shards/build.py $(wildcard adde/shards/*.py) | setup
-	$(BIN)/python shards/build.py --catalogue wardrobe --out data/wardrobe
-	touch $@
+# build.json is touched to say that it was looked. Training rests on the index, which gets newer
+# only where that gave other shards (and then the newest, for `make -n`).
+data/wardrobe/build.json: shards/build.py $(wildcard adde/shards/*.py) | setup
+	before=$$(stat -c %y $(@D)/index.json 2>/dev/null); \
+	$(BIN)/python shards/build.py --catalogue wardrobe --out $(@D) && touch $@ && \
+	{ test "$$before" = "$$(stat -c %y $(@D)/index.json)" || touch $(@D)/index.json; }
 
-# An unfinished run goes on where it stopped; a recipe that changed starts afresh.
+data/wardrobe/index.json: data/wardrobe/build.json ;
+
+# An unfinished run goes on where it stopped; a recipe or shards that changed start afresh.
 $(QUICK)/.trained: train/recipes/quickstart.toml data/wardrobe/index.json
-	if test -e $@; then rm -rf $(QUICK); fi
+	for new in $^; do \
+		if test -e $@ || test $$new -nt $(QUICK)/config.toml; then rm -rf $(QUICK); fi; \
+	done
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no \
 		--dynamo_backend no train/main.py --recipe $< --run $(QUICK) --resume
 	touch $@

@@ -50,8 +50,6 @@ class Run:
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
         self.index = ShardIndex.read(config.data.shards)
         self.index.split("val")
-        checkpoint = _open_folder(config, resume, self.main)
-        self.accelerator.wait_for_everyone()
         self.order = SampleOrder(
             self.index.split("train"),
             config.data.batch_size,
@@ -60,6 +58,8 @@ class Run:
             config.data.last_batch,
         )
         _check_batch(config)
+        checkpoint = _open_folder(config, resume, self.main)
+        self.accelerator.wait_for_everyone()
 
         torch.manual_seed(config.seed)
         self._bare = ADDE(config.model, self.index.schema).to(self.device)

@@ -155,11 +155,18 @@ def test_bf16_trains_as_fp32_and_resumes_to_the_last_bit(tiny_shards, tmp_path, 
             assert torch.equal(again[file][key], tensor), f"{file}: {key}"
 
 
-def test_fp16_without_a_gpu_is_refused(tiny_shards, tmp_path):
-    process = start(tiny_shards, tmp_path / "run", "--precision=fp16")
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("--precision=fp16", "precision: expected fp32 or bf16 on the CPU, found fp16"),
+        ("--data.batch-size=61", "batch_size: expected at most the 60 items of the training split"),
+    ],
+)
+def test_what_cannot_be_trained_leaves_no_run(tiny_shards, tmp_path, setting, message):
+    process = start(tiny_shards, tmp_path / "run", setting)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "error: precision: expected fp32 or bf16 on the CPU, found fp16" in output
+    assert f"error: {message}" in output
     assert "Traceback" not in output
     assert not (tmp_path / "run").exists()
 

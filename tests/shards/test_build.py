@@ -224,11 +224,6 @@ def test_a_kill_leaves_no_worker_and_the_next_build_no_trace_of_it(tmp_path):
     finally:
         if group_lives(process.pid):
             os.killpg(process.pid, signal.SIGKILL)
-    # What it left is cleared by the next build into the same folder.
-    next_build = build("--catalogue", "wardrobe", "--items", 100, "--out", tmp_path / "out")
-    assert next_build.returncode == 0
-    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
-    assert ShardIndex.read(tmp_path / "out").count("train") > 50
     assert list(tmp_path.glob(".out.*.tmp"))
     again = build("--catalogue", "wardrobe", "--items", 60, "--size", 16, "--out", tmp_path / "out")
     assert again.returncode == 0, again.stderr

@@ -74,6 +74,12 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: expected JSON, found: {error}") from None
 
 
+def cache_folder() -> Path:
+    """What can be made again is kept there: $XDG_CACHE_HOME/adde, else ~/.cache/adde."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "adde"
+
+
 def _sibling(path: Path, kind: str) -> Path:
     return path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.{kind}")
 

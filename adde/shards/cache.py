@@ -11,7 +11,7 @@ import os
 import re
 import time
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,27 +54,13 @@ class Cache:
         os.utime(descriptor)
         return descriptor
 
-    @contextmanager
-    def lock(self, key: str, seconds: float) -> Generator[None]:
+    def lock(self, key: str, seconds: float) -> AbstractContextManager[None]:
         """Only one process at a time downloads `key`.
 
         Raises:
             UserError: another process held it for `seconds`.
         """
-        from filelock import FileLock, Timeout
-
-        lock = FileLock(self._lock_of(key), timeout=seconds, poll_interval=POLL)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise UserError(
-                f"{lock.lock_file}: another process has been downloading for {seconds:g} s; "
-                "expected it to finish: look for one that hangs"
-            ) from None
-        try:
-            yield
-        finally:
-            lock.release()
+        return _locked(self._lock_of(key), seconds)
 
     def make_room(self, key: str, size: int, seconds: float) -> Path:
         """Evicts until `size` more bytes fit, and returns the path to download `key` to.
@@ -85,12 +71,10 @@ class Cache:
             UserError: the cache is smaller than the shard, or full of other downloads for
                 `seconds`.
         """
-        from filelock import FileLock
-
         part = self.folder / f"{key}.{size}.part"
         until = time.monotonic() + seconds
         while size <= self.limit:
-            with FileLock(self.folder / "evict.lock"):
+            with _locked(self.folder / "evict.lock", seconds):
                 if self._evict(size, part):
                     part.touch()
                     return part
@@ -157,6 +141,24 @@ class Cache:
 
 def _whole(entry: _Entry) -> bool:
     return not entry.part
+
+
+@contextmanager
+def _locked(path: Path, seconds: float) -> Generator[None]:
+    from filelock import FileLock, Timeout  # not at the top: serving does without
+
+    lock = FileLock(path, timeout=seconds, poll_interval=POLL)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"{path}: expected the process that holds this lock to be done in {seconds:g} s, "
+            "found it holding on; look for one that hangs, or set ADDE_FETCH_SECONDS to more"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

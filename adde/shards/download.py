@@ -10,7 +10,7 @@ from io import FileIO
 from urllib.parse import urlsplit
 
 from adde.errors import UserError
-from adde.shards.transport import read_from, shown, status_of
+from adde.shards.transport import Pieces, read_from, shown, status_of
 
 TRY_LATER = (408, 425, 429)
 """Answers of the 4xx family after which another try may help; all others are final."""
@@ -103,20 +103,18 @@ class Download:
 
     def _attempt(self) -> str | None:
         """One request (for s3 and gs, one after another); what went wrong, None if nothing."""
+        if self._size is None:
+            self._seek(0)  # no sha256 would tell the halves of two versions from one file
         stall, left = self._patience.stall, max(0.1, self._left())
-        pieces = read_from(self._address, self._at, self._size, stall, left)
-        with closing(pieces):
+        with closing(read_from(self._address, self._at, self._size, stall, left)) as pieces:
             while not self._complete():
-                try:
-                    start, piece = next(pieces)
-                except StopIteration:
+                found = _next(pieces)
+                if found is None:
                     ended = f"an answer that ends at byte {self._at}"
                     return None if self._size is None else ended
-                except UserError:
-                    raise
-                except Exception as error:
-                    # What a file system raises is its library's own affair: anything may come.
-                    return self._failed(error)
+                if isinstance(found, Exception):
+                    return self._failed(found)
+                start, piece = found
                 if start != self._at:
                     self._seek(start)
                 self._append(piece)
@@ -163,3 +161,17 @@ class Download:
         for secret in (parts.netloc.rpartition("@")[0], parts.query):
             text = text.replace(secret, "...") if secret else text
         return f"{type(error).__name__} {text} after byte {self._at}"
+
+
+def _next(pieces: Pieces) -> tuple[int, bytes] | Exception | None:
+    """The next piece, what the file system raised in its place, or None at the end.
+
+    Any exception may come, that is its library's own affair. It is handed over and not handled
+    on the spot, so that the UserError does not carry it, and the address in it, as its context.
+    """
+    try:
+        return next(pieces, None)
+    except UserError:
+        raise
+    except Exception as error:
+        return error

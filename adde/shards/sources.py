@@ -160,7 +160,8 @@ class Prefetcher:
         """Replaces the shards waiting to be fetched, the next to be read first.
 
         Only as many as fill half of the cache: more would push out what is to be read before.
-        What fails here fails again, with its message, when the shard is read.
+        What fails here fails again, with its message, when the shard is read. A download that is
+        under way when the process ends is gone on from by the next one.
         """
         room = self._remote.cache.limit // 2
         chosen: deque[Stored] = deque()

@@ -44,14 +44,16 @@ def read_from(address: str, start: int, size: int | None, stall: float, left: fl
         if scheme in HTTP:
             # Proxies and ~/.netrc as other tools of the machine have them.
             system = fsspec.filesystem(scheme, client_kwargs={"trust_env": True})
-            return _http(system, address, start, stall, left)
-        return _objects(fsspec.filesystem(scheme), address, start, size, stall)
+            opened = _http(system, address, start, stall, left)
+        else:
+            opened = _objects(fsspec.filesystem(scheme), address, start, size, stall)
     except ImportError as error:
         extra = "train" if scheme in HTTP else "remote"
         raise UserError(
             f"{shown(address)}: expected the packages that read {scheme}, found: {error}; "
             f"pip install 'adde[{extra}]'"
         ) from None
+    yield from opened
 
 
 def _http(system: Any, address: str, start: int, stall: float, left: float) -> Pieces:

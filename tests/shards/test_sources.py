@@ -11,11 +11,13 @@ import re
 import shutil
 import signal
 import socket
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Event, Thread
 
+import numpy as np
 import pytest
 
 from adde.errors import UserError
@@ -142,7 +144,7 @@ def remote(server, tmp_path):
 
 def put(server, name="a.tar", size=SIZE):
     """Puts random bytes of their own behind a name; the shard as an index would have it."""
-    content = os.urandom(size)
+    content = np.random.default_rng(list(name.encode())).bytes(size)
     server.files[f"/shop/{name}"] = content
     return Shard(name, "train", 1, size, hashlib.sha256(content).hexdigest(), (), ())
 
@@ -165,6 +167,8 @@ def failure(remote, shard):
     with pytest.raises(UserError) as caught:
         remote.open(shard)
     assert not kept(remote)
+    # A worker's error is sent on as the text of its traceback, contexts and all.
+    assert caught.value.__context__ is None
     message = str(caught.value)
     assert f"shard {shard.name} at {remote}/{shard.name}: expected" in message
     return message
@@ -192,6 +196,23 @@ def test_buckets_of_s3(tiny_shards, server, tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "me")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cret")
     check_bucket("s3", "/bucket/shop/", tiny_shards, server, tmp_path, monkeypatch)
+    remote, shard = (
+        Remote("s3://bucket/shop", Cache(tmp_path / "other", SIZE), PATIENCE),
+        put(server),
+    )
+    server.files["/bucket/shop/a.tar"] = server.files["/shop/a.tar"]
+    server.faults["/bucket/shop/a.tar"] = [None, "stall", None]
+    assert content_of(remote, shard) == server.files["/shop/a.tar"]
+    assert server.asked("/bucket/shop/a.tar")[:3] == [0, 10_007, 10_007]
+
+
+def test_a_missing_package(remote, monkeypatch):
+    registry = pytest.importorskip("fsspec.registry")
+    monkeypatch.delitem(registry._registry, "s3", raising=False)
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    bucket = dataclasses.replace(remote, address="s3://bucket/shop")
+    with pytest.raises(UserError, match=r"the packages that read s3, .*install 'adde\[remote\]'"):
+        bucket.read_json("index.json")
 
 
 def test_buckets_of_gs(tiny_shards, server, tmp_path, monkeypatch):
@@ -385,6 +406,8 @@ def test_the_least_recently_used_go(server, remote):
     content_of(remote, shards[3])  # three fit: 1 was used the longest ago
     assert kept(remote) == {shards[n].sha256 for n in (0, 2, 3)}
     in_use = remote.open(shards[2])
+    for n in (0, 3):
+        content_of(remote, shards[n])
     content_of(remote, shards[4])  # 2 is the oldest, but a reader has it
     assert kept(remote) == {shards[n].sha256 for n in (2, 3, 4)}
     rest = [remote.open(shards[n]) for n in (3, 4)]
@@ -427,6 +450,21 @@ def test_a_cache_smaller_than_a_shard(server, remote):
     with pytest.raises(UserError, match=r"room for a shard of 1000001 bytes.*set ADDE_CACHE_GB"):
         remote.open(shard)
     assert not server.requests
+
+
+def test_a_lock_that_is_not_given_back(server, remote):
+    shard = put(server)
+    hasty = dataclasses.replace(remote, patience=dataclasses.replace(PATIENCE, deadline=0.3))
+    content_of(remote, put(server, "b.tar"))
+    with (
+        remote.cache.lock(shard.sha256, 1),
+        pytest.raises(UserError, match=r"\.lock: expected the process .* to be done in 0.3 s"),
+    ):
+        hasty.open(shard)
+    with remote.cache.lock(shard.sha256, 1):  # as a download under way, of all there is room for
+        remote.cache.make_room(shard.sha256, 900_000, 1)
+        with pytest.raises(UserError, match=r"room for a shard of 300001 .* other downloads in"):
+            hasty.open(put(server, "c.tar"))
 
 
 def test_a_full_disk(server, remote):

@@ -9,7 +9,7 @@ setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[train,deepspeed,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[train,remote,deepspeed,dev]'
 	touch $@
 
 lint: setup

@@ -109,6 +109,12 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: expected JSON, found: {error}") from None
 
 
+def cache_folder() -> Path:
+    """What can be made again is kept there: $XDG_CACHE_HOME/adde, else ~/.cache/adde."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "adde"
+
+
 def _settle(path: Path, aside: Path) -> None:
     """What stood aside goes back where nothing took its place, and away otherwise."""
     if aside.exists() and not path.exists():

@@ -23,7 +23,7 @@ def export(
     run: Path,
     out: Path,
     checkpoint: Literal["best", "last"] = "best",
-    shards: Path | None = None,
+    shards: str | None = None,
 ) -> None:
     """Writes encoder, memory, golden vectors and bundle.json.
 
@@ -31,7 +31,8 @@ def export(
         run: folder of the run.
         out: folder of the bundle.
         checkpoint: best on the validation split, or last.
-        shards: shards whose test split proves the export; default: those of the training.
+        shards: folder or address of shards whose test split proves the export; default: those
+            of the training.
     """
     model, config, found = load_model(run, checkpoint)
     index = ShardIndex.read(shards or config.data.shards)

@@ -11,9 +11,12 @@ TORCH = ("torch", "torchvision", "timm", "accelerate")
 # What `pip install adde[train]` adds, by the names they are imported under.
 TRAIN_EXTRA = (
     *TORCH,
+    "aiohttp",
     "dicebear",
     "dicebear_core",
     "dicebear_styles",
+    "filelock",
+    "fsspec",
     "matplotlib",
     "onnx",
     "onnxscript",

@@ -26,7 +26,7 @@ def evaluate(
     run: Path,
     split: Literal["train", "val", "test"] = "test",
     checkpoint: Literal["best", "last"] = "best",
-    shards: Path | None = None,
+    shards: str | None = None,
     batch_size: int = 256,
 ) -> None:
     """Attribute manipulation retrieval and attribute accuracy (DESIGN 5).
@@ -35,7 +35,7 @@ def evaluate(
         run: folder of the run.
         split: whose items are gallery and queries.
         checkpoint: best on the validation split, or last.
-        shards: folder of shards; default: those the run was trained on.
+        shards: folder or address of shards; default: those the run was trained on.
         batch_size: pictures encoded at a time.
     """
     model, config, found = load_model(run, checkpoint)

@@ -20,6 +20,7 @@ from typing import Any
 from adde.errors import UserError, did_you_mean
 from adde.files import read_json, write_json
 from adde.schema import Schema
+from adde.shards.sources import Remote, locate
 
 INDEX_NAME = "index.json"
 FORMAT = 1
@@ -41,9 +42,9 @@ class Shard:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """A folder of shards of one catalogue and one schema."""
+    """A folder of shards of one catalogue and one schema, here or behind an address."""
 
-    root: Path
+    root: Path | Remote
     name: str
     schema: Schema
     shards: tuple[Shard, ...]
@@ -71,7 +72,8 @@ class ShardIndex:
         return sum(shard.samples for shard in self.splits.get(split, ()))
 
     def write(self) -> None:
-        """Writes index.json atomically into `root`."""
+        """Writes index.json atomically into `root`, a local folder."""
+        assert isinstance(self.root, Path)
         content = {
             "format": FORMAT,
             "name": self.name,
@@ -82,34 +84,39 @@ class ShardIndex:
         write_json(self.root / INDEX_NAME, content, indent=None)
 
     @classmethod
-    def read(cls, root: Path) -> "ShardIndex":
-        """Reads `root`/index.json.
+    def read(cls, root: Path | str) -> "ShardIndex":
+        """Reads index.json of a local folder, or of an address (`adde.shards.sources`).
 
         Raises:
             UserError: no index, another format, a field missing, a schema that does not have
-                the hash written beside it, or a shard file missing or of another size.
+                the hash written beside it, or a local shard file missing or of another size.
         """
-        path = root / INDEX_NAME
-        if not path.exists():
+        source = locate(root)
+        path = f"{source}/{INDEX_NAME}"
+        if isinstance(source, Remote):
+            content = source.read_json(INDEX_NAME)
+        elif (source / INDEX_NAME).exists():
+            content = read_json(source / INDEX_NAME)
+        else:
             raise UserError(f"{root}: expected a folder of shards with {INDEX_NAME}, found none")
-        content = read_json(path)
         try:
-            index = cls._from_json(root, content)
+            index = cls._from_json(source, content)
         except KeyError as error:
             raise UserError(f"{path}: expected field {error}, found none") from None
         except (TypeError, AttributeError) as error:
             raise UserError(
                 f"{path}: expected an index of shards, found: {error}; build the shards again"
             ) from None
-        index._check_files()
+        if isinstance(source, Path):
+            index._check_files(source)
         return index
 
     @classmethod
-    def _from_json(cls, root: Path, content: Any) -> "ShardIndex":
-        path = root / INDEX_NAME
+    def _from_json(cls, root: Path | Remote, content: Any) -> "ShardIndex":
+        path = f"{root}/{INDEX_NAME}"
         if content["format"] != FORMAT:
             raise UserError(f"{path}: expected format {FORMAT}, found {content['format']}")
-        schema = Schema.from_json(content["schema"], str(path))
+        schema = Schema.from_json(content["schema"], path)
         if schema.hash != content["schema_hash"]:
             raise UserError(
                 f"{path}: expected schema_hash {schema.hash} of the schema written there, "
@@ -118,9 +125,9 @@ class ShardIndex:
         shards = tuple(Shard(**shard) for shard in content["shards"])
         return cls(root, content["name"], schema, shards)
 
-    def _check_files(self) -> None:
+    def _check_files(self, folder: Path) -> None:
         for shard in self.shards:
-            path = self.root / shard.name
+            path = folder / shard.name
             found = path.stat().st_size if path.exists() else None
             if found != shard.bytes:
                 raise UserError(

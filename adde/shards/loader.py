@@ -20,6 +20,7 @@ from adde.schema import Labels
 from adde.shards.index import ShardIndex
 from adde.shards.order import Places, SampleOrder
 from adde.shards.reader import ShardReader
+from adde.shards.sources import Remote
 
 OnFault = Literal["raise", "skip"]
 
@@ -97,6 +98,10 @@ class Batches(Dataset[Batch]):
         # Made on first use, so that each worker process has file handles of its own.
         self._reader = self._reader or ShardReader(self._index)
         places: list[list[int]] = self._places(number).tolist()
+        if isinstance(self._index.root, Remote):
+            following = self._places(number + 1).tolist()
+            shards = dict.fromkeys(shard for shard, _ in [*places, *following])
+            self._reader.prefetch(self._shards[shard] for shard in shards)
         samples: list[Decoded | None] = []
         faults: list[str] = []
         for item, (shard, position) in enumerate(places):
@@ -127,7 +132,7 @@ class Batches(Dataset[Batch]):
         return str(error) if str(error).startswith(where) else f"{where}: {error}"
 
     def _where(self, shard: int, position: int) -> str:
-        return f"{self._index.root / self._shards[shard].name}, sample {position}"
+        return f"{self._index.root}/{self._shards[shard].name}, sample {position}"
 
     def _say(self, number: int, item: int) -> None:
         if self._reading is not None:

@@ -3,13 +3,13 @@
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from adde.errors import UserError
 from adde.schema import Labels, Schema
 from adde.shards.index import Shard, ShardIndex
+from adde.shards.sources import Prefetcher, Remote
 
 OPEN_SHARDS = 64
 """File handles a reader keeps; more shards than this are opened again when needed."""
@@ -33,16 +33,17 @@ class ShardReader:
         self._root = index.root
         self._schema: Schema = index.schema
         self._handles: OrderedDict[str, int] = OrderedDict()
+        self._prefetcher = Prefetcher(index.root) if isinstance(index.root, Remote) else None
 
     def read(self, shard: Shard, position: int) -> Sample:
         """Reads one sample.
 
         Raises:
             UserError: the bytes at the indexed place are cut short, or are not the labels of
-                this schema; names shard and position.
+                this schema; names shard and position. Or the shard cannot be fetched.
         """
         image_at, image_bytes, json_at, json_bytes = shard.members[position]
-        where = f"{self._root / shard.name}, sample {position}"
+        where = f"{self._root}/{shard.name}, sample {position}"
         picture = self._bytes(shard, image_at, image_bytes, where)
         try:
             record = json.loads(self._bytes(shard, json_at, json_bytes, where))
@@ -55,7 +56,7 @@ class ShardReader:
             ) from None
 
     def _bytes(self, shard: Shard, offset: int, size: int, where: str) -> bytes:
-        found = os.pread(self._handle(shard.name), size, offset)
+        found = os.pread(self._handle(shard), size, offset)
         if len(found) != size:
             raise UserError(
                 f"{where}: expected {size} bytes at offset {offset}, found {len(found)}; "
@@ -63,17 +64,25 @@ class ShardReader:
             )
         return found
 
-    def _handle(self, name: str) -> int:
+    def prefetch(self, shards: Iterable[Shard]) -> None:
+        """Names the shards to be read next, for those that must be fetched first."""
+        if self._prefetcher:
+            self._prefetcher.prefetch(shards)
+
+    def _handle(self, shard: Shard) -> int:
+        name, root = shard.name, self._root
         if name in self._handles:
             self._handles.move_to_end(name)
             return self._handles[name]
         if len(self._handles) >= OPEN_SHARDS:
             os.close(self._handles.popitem(last=False)[1])
-        self._handles[name] = os.open(Path(self._root) / name, os.O_RDONLY)
+        is_remote = isinstance(root, Remote)
+        self._handles[name] = root.open(shard) if is_remote else os.open(root / name, os.O_RDONLY)
         return self._handles[name]
 
     def close(self) -> None:
-        """Closes the file handles."""
+        """Closes the file handles, and fetches no more."""
+        self.prefetch(())
         while self._handles:
             os.close(self._handles.popitem()[1])
 
@@ -83,7 +92,8 @@ def iterate(index: ShardIndex, split: str) -> Iterator[Sample]:
     shards = index.split(split)
     reader = ShardReader(index)
     try:
-        for shard in shards:
+        for number, shard in enumerate(shards):
+            reader.prefetch(shards[number + 1 : number + 3])
             for position in range(shard.samples):
                 yield reader.read(shard, position)
     finally:

@@ -39,8 +39,9 @@ NOT_TRAINING = (
 class Data:
     """What is read, and how."""
 
-    shards: Path = Path("data/wardrobe")
-    """Folder of shards with index.json."""
+    shards: str = "data/wardrobe"
+    """Folder of shards with index.json, or its address: http(s)://, s3://, gs://. Passwords go in
+    ~/.netrc or the environment: this configuration is written to the run's folder and tracker."""
 
     batch_size: int = 256
     """Items in the global batch, over all ranks and accumulation steps."""

@@ -27,7 +27,7 @@ def run(tmp_path, tiny_model, tiny_shards):
     """A run folder whose best checkpoint is `tiny_model`."""
     path = tmp_path / "runs" / "tiny"
     model = ModelSettings(backbone="test_resnet", image_size=32, width=6, hidden=8)
-    config = Config(run=path, data=Data(shards=tiny_shards), model=model)
+    config = Config(run=path, data=Data(shards=str(tiny_shards)), model=model)
     write_config(config, path)
     optimizer = torch.optim.SGD(tiny_model.parameters())
     position = checkpoints.Position("adde", 3, 17)

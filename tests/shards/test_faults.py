@@ -5,6 +5,9 @@ import re
 import shutil
 import signal
 import time
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -169,3 +172,23 @@ def test_a_stream_that_is_left_ends_its_thread(index):
     while loader.threading.active_count() >= threads:
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_shards_behind_an_address_give_the_same_batches(index, tmp_path, monkeypatch, workers):
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    monkeypatch.setenv("ADDE_CACHE", str(tmp_path / "cache"))
+    order = SampleOrder(index.split("train"), 12, seed=3)
+    share = RankShare(order, 0, 1, 1)
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=index.root)) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        remote = ShardIndex.read(f"http://127.0.0.1:{server.server_port}")
+        found = list(load_batches(Batches(remote, "train", PREPROCESS, share), range(5), workers))
+        server.shutdown()
+    whole = list(load_batches(Batches(index, "train", PREPROCESS, share), range(5), workers))
+    for one, two in zip(whole, found, strict=True):
+        assert one.item_ids == two.item_ids
+        assert torch.equal(one.images, two.images)

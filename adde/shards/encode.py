@@ -122,6 +122,6 @@ def _make_chunk(catalogue: Catalogue, rows: list[int]) -> list[Picture]:
 
 def _make(catalogue: Catalogue, row: int) -> Picture:
     try:
-        return Picture(row, *catalogue.picture(row))
+        return Picture(row, *catalogue.source(row).read())
     except UserError as error:
         return Picture(row, b"", "", str(error))

@@ -7,12 +7,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from adde.errors import UserError
 from adde.files import atomic_path, read_json, write_json
+from adde.metrics import Queries
 from adde.shards.catalogue import Catalogue
 from adde.shards.index import INDEX_NAME, ShardIndex
+from adde.shards.queries import QUERIES_NAME, write_queries
 from adde.shards.summary import summarise
-from adde.shards.writer import write_tars
+from adde.shards.writer import Written, write_tars
 
 SUMMARY_NAME = "summary.json"
 BUILD_NAME = "build.json"
@@ -40,8 +44,8 @@ def pack(
     options: PackOptions,
     *,
     workers: int | None = None,
-    stamp: str = "",
     notices: Sequence[str] = (),
+    queries: Queries | None = None,
 ) -> dict[str, Any] | None:
     """Writes the tars, index.json and summary.json of a catalogue.
 
@@ -50,8 +54,8 @@ def pack(
         out: folder that appears when all is written, in place of one packed from anything else.
         options: the layout.
         workers: processes that make pictures; None is one per core.
-        stamp: changes when the catalogue's pictures do, where a few of them would not tell.
         notices: what to tell of the catalogue in the summary.
+        queries: of the test split, kept beside the shards; references are catalogue rows.
 
     Returns:
         The summary, or None where `out` was packed from the same before.
@@ -61,12 +65,16 @@ def pack(
     """
     out = out.resolve()  # the folder itself, not a link to it, is replaced
     _refuse_strangers(out)
-    build = {"fingerprint": _fingerprint(catalogue, options, stamp)}
+    build = {"fingerprint": _fingerprint(catalogue, options, queries)}
     if _is_built(out, build):
         return None
     with atomic_path(out) as folder:
         folder.mkdir()
         written = write_tars(catalogue, folder, workers=workers, **asdict(options))
+        if queries is not None:
+            kept = _of_written(queries, written)
+            write_queries(folder, kept, "test", catalogue.item_ids, catalogue.schema)
+            notices = [*notices, f"{len(kept):,} of {len(queries):,} queries given for test kept"]
         summary = summarise(catalogue, written, notices)
         write_json(folder / SUMMARY_NAME, summary)
         write_json(folder / BUILD_NAME, build)
@@ -74,26 +82,36 @@ def pack(
     return summary
 
 
-def _fingerprint(catalogue: Catalogue, options: PackOptions, stamp: str) -> str:
-    """sha256 of ids, labels, splits, a few pictures, and the layout."""
+def _fingerprint(catalogue: Catalogue, options: PackOptions, queries: Queries | None) -> str:
+    """sha256 of ids, labels, splits, the pictures' stamps, a few pictures, and the layout."""
     digest = hashlib.sha256()
-    content = [catalogue.name, catalogue.schema.hash, stamp, asdict(options)]
+    content = [catalogue.name, catalogue.schema.hash, asdict(options)]
     digest.update(json.dumps(content, sort_keys=True).encode())
-    digest.update(json.dumps([list(catalogue.item_ids), list(catalogue.splits)]).encode())
+    for row, (item_id, split) in enumerate(zip(catalogue.item_ids, catalogue.splits)):
+        digest.update(json.dumps([item_id, split, catalogue.source(row).stamp()]).encode())
     digest.update(catalogue.labels.tobytes())
-    # What draws or shrinks the pictures may change with the labels staying as they are.
+    if queries is not None:
+        for array in (queries.reference, queries.attribute, queries.value, queries.targets):
+            digest.update(array.tobytes())
+    # What draws or shrinks the pictures may change with their sources staying as they are.
     for row in range(0, len(catalogue.item_ids), max(1, len(catalogue.item_ids) // PROBES)):
         try:
-            digest.update(catalogue.picture(row)[0])
+            digest.update(catalogue.source(row).read()[0])
         except UserError as error:
             digest.update(str(error).encode())
     return digest.hexdigest()
 
 
+def _of_written(queries: Queries, written: Written) -> Queries:
+    """The queries whose reference was not left out."""
+    rows = np.array([row for group in written.groups for row in group], dtype=np.int64)
+    return queries[np.flatnonzero(np.isin(queries.reference, rows))]
+
+
 def _refuse_strangers(out: Path) -> None:
     """A folder of anything else is not ours to replace."""
     if out.is_dir():
-        ours = {INDEX_NAME, SUMMARY_NAME, BUILD_NAME}
+        ours = {INDEX_NAME, SUMMARY_NAME, BUILD_NAME, QUERIES_NAME}
         strange = [entry.name for entry in sorted(out.iterdir())]
         strange = [name for name in strange if name not in ours and not name.endswith(".tar")]
         if strange:

@@ -265,6 +265,8 @@ def test_folders_of_something_else_are_not_replaced(shop, rows, tmp_path):
     [
         (("--catalogue", "wardrob"), "expected a CSV or Parquet file, found none at wardrob"),
         (("--catalogue", "wardrobe", "--items", 3), "items: expected at least 60"),
+        (("--catalogue", "x.csv", "--size", 0), "--size: expected at least 1 pixel, found 0"),
+        (("--catalogue", "celba:x"), "unknown kind 'celba'; did you mean 'celeba'?"),
         (("--catalogue", "wardrobe", "--size", 2), "size: expected 16 to 1024 pixels, found 2"),
     ],
 )

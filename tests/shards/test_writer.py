@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import tarfile
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -34,8 +35,21 @@ class Toy:
         self.splits = tuple(rng.choice(["train", "val", "test"], items, p=[0.6, 0.2, 0.2]).tolist())
         self.broken = frozenset(broken)
 
-    def picture(self, row):
-        if row in self.broken:
+    def source(self, row):
+        return Noise(row, row in self.broken)
+
+
+@dataclass(frozen=True)
+class Noise:
+    row: int
+    broken: bool = False
+
+    def stamp(self):
+        return str(self)
+
+    def read(self):
+        row = self.row
+        if self.broken:
             raise UserError(f"photo-{row}.jpg: expected a picture")
         noise = np.random.default_rng(row).integers(0, 256, (9 + row % 5, 8, 3)).astype(np.uint8)
         extension = EXTENSIONS[row % 3]
@@ -47,15 +61,20 @@ class Toy:
 class Deadly(Toy):
     """Kills whoever asks for a picture, as the kernel does when memory runs out."""
 
-    def picture(self, row):
+    def source(self, row):
+        return Exit(row)
+
+
+class Exit(Noise):
+    def read(self):
         os._exit(9)
 
 
 class Twins(Toy):
     """Rows 4 and 7 have the same picture as row 1."""
 
-    def picture(self, row):
-        return super().picture(1 if row in (4, 7) else row)
+    def source(self, row):
+        return super().source(1 if row in (4, 7) else row)
 
 
 def write(catalogue, folder, workers=1, **options):
@@ -89,7 +108,7 @@ def test_webdataset_and_reader_find_what_went_in(tmp_path):
         assert len(theirs) == len(ours) == index.count(split) == catalogue.splits.count(split)
         for decoded, sample in zip(theirs, ours):
             row = catalogue.item_ids.index(sample.item_id)
-            content, extension = catalogue.picture(row)
+            content, extension = catalogue.source(row).read()
             assert catalogue.splits[row] == split
             assert sample.picture == content
             np.testing.assert_array_equal(sample.labels, catalogue.labels[row])

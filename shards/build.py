@@ -5,6 +5,9 @@ python shards/build.py --catalogue wardrobe-hard --items 20000 --out data/wardro
 python shards/build.py --catalogue items.csv --images photos/ --out data/shop --size 256
 python shards/build.py --catalogue items.parquet --images photos/ --out data/shop \
         --group-by family --attributes colour sleeve pattern
+python shards/build.py --catalogue celeba:CelebA/ --out data/celeba --engine ray
+
+A build that was stopped goes on where it was: the same command again.
 """
 
 import signal
@@ -16,6 +19,7 @@ from typing import Annotated
 import tyro
 
 from adde.errors import run_program
+from adde.shards.engine import Engine, engine
 from adde.shards.importers import open_catalogue
 from adde.shards.pack import SUMMARY_NAME, PackOptions, pack
 from adde.shards.summary import as_text
@@ -38,7 +42,10 @@ class Arguments:
     items: int = 20_000
     """Items of an embedded catalogue."""
     workers: int | None = None
-    """Processes that make pictures; one per core if not given."""
+    """Processes that write shards; one per core if not given."""
+    engine: Engine = "processes"
+    """Where shards are written: processes of this machine, or a Ray cluster that RAY_ADDRESS
+    names and that sees the same folders."""
     layout: Annotated[PackOptions, tyro.conf.arg(name="")] = field(default_factory=PackOptions)
     table: Annotated[TableOptions, tyro.conf.arg(name="")] = field(default_factory=TableOptions)
 
@@ -59,7 +66,7 @@ def main() -> None:
         opened.catalogue,
         arguments.out,
         arguments.layout,
-        workers=arguments.workers,
+        engine(arguments.engine, arguments.workers),
         notices=opened.notices,
         queries=opened.queries,
     )

@@ -1,4 +1,4 @@
-"""A catalogue packed into a folder of shards: whole or not at all, and only if it has changed."""
+"""A catalogue packed into a folder of shards: whole or not at all, and only what has changed."""
 
 import hashlib
 import json
@@ -10,20 +10,21 @@ from typing import Any
 import numpy as np
 
 from adde.errors import UserError
-from adde.files import atomic_path, read_json, write_json
+from adde.files import read_json, write_json
 from adde.metrics import Queries
 from adde.shards.catalogue import Catalogue
 from adde.shards.index import INDEX_NAME, ShardIndex
 from adde.shards.queries import QUERIES_NAME, write_queries
 from adde.shards.summary import summarise
-from adde.shards.writer import Written, write_tars
+from adde.shards.workplace import work_folder
+from adde.shards.writer import Run, Written, write_tars
 
 SUMMARY_NAME = "summary.json"
 BUILD_NAME = "build.json"
 """What the folder was packed from; not part of the index, which says what it holds."""
 
 PROBES = 8
-"""Pictures of a catalogue that its fingerprint is taken from."""
+"""Pictures of a catalogue that are made to see whether they are made as before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,18 +43,22 @@ def pack(
     catalogue: Catalogue,
     out: Path,
     options: PackOptions,
+    run: Run,
     *,
-    workers: int | None = None,
     notices: Sequence[str] = (),
     queries: Queries | None = None,
 ) -> dict[str, Any] | None:
     """Writes the tars, index.json and summary.json of a catalogue.
 
+    They are written to a folder beside `out`, which takes its place when all is there. Where that
+    does not come about, the shards finished by then stay, and packing the same again goes on
+    from them.
+
     Args:
         catalogue: what to pack.
         out: folder that appears when all is written, in place of one packed from anything else.
         options: the layout.
-        workers: processes that make pictures; None is one per core.
+        run: what does the work; see `adde.shards.engine`.
         notices: what to tell of the catalogue in the summary.
         queries: of the test split, kept beside the shards; references are catalogue rows.
 
@@ -61,16 +66,17 @@ def pack(
         The summary, or None where `out` was packed from the same before.
 
     Raises:
-        UserError: `out` holds anything but shards, or as of `write_tars`.
+        UserError: `out` holds anything but shards, another process packs into it, or as of
+            `write_tars`.
     """
     out = out.resolve()  # the folder itself, not a link to it, is replaced
     _refuse_strangers(out)
-    build = {"fingerprint": _fingerprint(catalogue, options, queries)}
+    probe = _probe(catalogue)
+    build = {"fingerprint": _fingerprint(catalogue, options, queries, probe)}
     if _is_built(out, build):
         return None
-    with atomic_path(out) as folder:
-        folder.mkdir()
-        written = write_tars(catalogue, folder, workers=workers, **asdict(options))
+    with work_folder(out) as folder:
+        written = write_tars(catalogue, folder, run, probe=probe, **asdict(options))
         if queries is not None:
             kept = _of_written(queries, written)
             write_queries(folder, kept, "test", catalogue.item_ids, catalogue.schema)
@@ -79,13 +85,31 @@ def pack(
         write_json(folder / SUMMARY_NAME, summary)
         write_json(folder / BUILD_NAME, build)
         written.index.write()
+        ours = {INDEX_NAME, SUMMARY_NAME, BUILD_NAME} | {s.name for s in written.index.shards}
+        ours |= {QUERIES_NAME} if queries is not None else set()
+        for entry in folder.iterdir():
+            if entry.name not in ours:
+                entry.unlink()  # receipts, and tars of a build of something else
     return summary
 
 
-def _fingerprint(catalogue: Catalogue, options: PackOptions, queries: Queries | None) -> str:
-    """sha256 of ids, labels, splits, the pictures' stamps, a few pictures, and the layout."""
+def _probe(catalogue: Catalogue) -> str:
+    """sha256 of a few pictures, as what makes them may change while their sources do not."""
     digest = hashlib.sha256()
-    content = [catalogue.name, catalogue.schema.hash, asdict(options)]
+    for row in range(0, len(catalogue.item_ids), max(1, len(catalogue.item_ids) // PROBES)):
+        try:
+            digest.update(catalogue.source(row).read()[0])
+        except UserError:
+            digest.update(b"unreadable")
+    return digest.hexdigest()
+
+
+def _fingerprint(
+    catalogue: Catalogue, options: PackOptions, queries: Queries | None, probe: str
+) -> str:
+    """sha256 of ids, labels, splits, the pictures' stamps, the probe, queries and the layout."""
+    digest = hashlib.sha256()
+    content = [catalogue.name, catalogue.schema.hash, asdict(options), probe]
     digest.update(json.dumps(content, sort_keys=True).encode())
     for row, (item_id, split) in enumerate(zip(catalogue.item_ids, catalogue.splits)):
         digest.update(json.dumps([item_id, split, catalogue.source(row).stamp()]).encode())
@@ -93,12 +117,6 @@ def _fingerprint(catalogue: Catalogue, options: PackOptions, queries: Queries | 
     if queries is not None:
         for array in (queries.reference, queries.attribute, queries.value, queries.targets):
             digest.update(array.tobytes())
-    # What draws or shrinks the pictures may change with their sources staying as they are.
-    for row in range(0, len(catalogue.item_ids), max(1, len(catalogue.item_ids) // PROBES)):
-        try:
-            digest.update(catalogue.source(row).read()[0])
-        except UserError as error:
-            digest.update(str(error).encode())
     return digest.hexdigest()
 
 

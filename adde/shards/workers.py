@@ -7,10 +7,10 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from multiprocessing import get_context, parent_process
+from contextlib import contextmanager, suppress
+from multiprocessing import Pipe, get_context
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from adde.errors import UserError
 
@@ -41,7 +41,10 @@ def in_order(
         yield from map(work, jobs)
         return
     # spawn: a fork copies locks that threads of this process may hold.
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _watch_parent)
+    context = get_context("spawn")
+    leash: Any
+    leash, end = Pipe(duplex=False)
+    pool = ProcessPoolExecutor(workers, context, _end_when_let_go, (leash,))
     under_way: deque[Future[Result]] = deque()
     try:
         for job in jobs:
@@ -51,13 +54,16 @@ def in_order(
                 yield under_way.popleft().result()
         while under_way:
             yield under_way.popleft().result()
+        pool.shutdown()
     except BrokenProcessPool:
         raise UserError(
             "a worker process was killed, perhaps for want of memory; "
             f"try fewer --workers than {workers}"
         ) from None
     finally:
+        end.close()
         pool.shutdown(cancel_futures=True)
+        leash.close()
 
 
 @contextmanager
@@ -89,12 +95,17 @@ def _signals_held_back() -> Generator[None, None, None]:
             signal.raise_signal(number)
 
 
-def _watch_parent() -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def _end_when_let_go(leash: Any) -> None:
+    """Has this worker end, whatever it is at, when the other end of `leash` is closed.
 
+    The process that started it closes it when nobody waits for the work any more, and the system
+    does where that process was killed: a worker holds both ends of the pool's own pipes, and
+    would wait at them for ever.
+    """
 
-def _end_with_parent() -> None:
-    # Workers hold both ends of the pool's pipes, so one whose parent is killed waits for ever.
-    if (parent := parent_process()) is not None:
-        parent.join()
+    def wait() -> None:
+        with suppress(EOFError, OSError):
+            leash.recv()
         os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()

@@ -17,6 +17,7 @@ from adde.schema import UNKNOWN
 from adde.shards import similar
 from adde.shards.doctor import as_text, diagnose, look_through
 from adde.shards.doctor_page import write_page
+from adde.shards.engine import engine
 from adde.shards.index import ShardIndex
 from adde.shards.pack import PackOptions, pack
 from adde.shards.reader import iterate
@@ -150,7 +151,12 @@ def ailing(shop, rows, tmp_path):
     Image.new("RGB", (40, 50), "white").save(images / "07.jpg")
     Image.new("RGB", (40, 50), "white").save(images / "08.jpg")
     options = TableOptions(attributes=("sleeve", "colour"), val_share=0, min_count=0)
-    pack(read_catalogue(table, images, options, 64), tmp_path / "s", PackOptions(), workers=1)
+    pack(
+        read_catalogue(table, images, options, 64),
+        tmp_path / "s",
+        PackOptions(),
+        engine("processes", 1),
+    )
     # A build refuses a broken picture; this one broke later.
     index = ShardIndex.read(tmp_path / "s")
     shard = index.split("train")[0]

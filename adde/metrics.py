@@ -213,7 +213,12 @@ def evaluate_edits(
 
 
 def evaluate_split(
-    embeddings: Vector, logits: Vector, labels: Labels, schema: Schema, edit: Edit
+    embeddings: Vector,
+    logits: Vector,
+    labels: Labels,
+    schema: Schema,
+    edit: Edit,
+    queries: Queries | None = None,
 ) -> dict[str, object]:
     """The content of metrics.json but for the split's name: ADDE, its baselines, accuracy.
 
@@ -223,8 +228,9 @@ def evaluate_split(
         labels: (N, A) int64.
         schema: of the catalogue.
         edit: the memory's edit.
+        queries: those given with the dataset; None asks all of `manipulation_queries`.
     """
-    queries = manipulation_queries(labels)
+    queries = manipulation_queries(labels) if queries is None else queries
     ranked = rank_edits(queries, embeddings, logits, schema, edit)
     rankings = baseline_rankings(queries, embeddings, logits, schema)
     predicted = predicted_labels(logits, schema)

@@ -316,6 +316,22 @@ def test_a_split_without_queries_has_every_figure():
     assert content["by_attribute"] == {}
 
 
+def test_given_queries_are_judged_alone():
+    labels = np.random.default_rng(5).integers(0, 2, (30, len(SCHEMA.sizes)))
+    embeddings, logits = catalogue(labels, 0)
+    every = metrics.manipulation_queries(labels)
+    assert len(every) > 20
+    some = every[np.arange(3, len(every), 7)]
+    content = metrics.evaluate_split(embeddings, logits, labels, SCHEMA, unedited, some)
+    flat = embeddings.reshape(len(labels), -1)
+    flat = flat / np.linalg.norm(flat, axis=1, keepdims=True)
+    distances = ((flat[some.reference][:, None] - flat[None]) ** 2).sum(axis=2)
+    ranked = np.argsort(distances, axis=1, kind="stable")
+    found = content["baselines"]["no_edit"]
+    assert found.pop("queries") == len(some)
+    assert found == pytest.approx(figures_by_loops(ranked, labels, as_tuples(some)))
+
+
 def test_blocks_change_nothing(monkeypatch):
     labels = np.random.default_rng(3).integers(UNKNOWN, 2, (40, 3))
     embeddings, logits = catalogue(labels, 3)

@@ -1,6 +1,7 @@
 """What is packed into shards. Anything of this shape will do: a table, drawings, your own."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -10,8 +11,24 @@ from adde.schema import UNKNOWN, Labels, Schema
 from adde.shards.index import SPLITS
 
 
+class Source(Protocol):
+    """One picture yet to be read or drawn. Picklable and small: it is all that a worker gets."""
+
+    def read(self) -> tuple[bytes, str]:
+        """Encoded bytes and their extension "jpg", "png" or "webp".
+
+        Raises:
+            UserError: the picture does not decode; names the file.
+        """
+        ...
+
+    def stamp(self) -> str:
+        """Changes when what `read` gives does; cheap."""
+        ...
+
+
 class Catalogue(Protocol):
-    """N labelled pictures. Picklable: worker processes ask it for pictures."""
+    """N labelled pictures."""
 
     @property
     def name(self) -> str:
@@ -38,13 +55,29 @@ class Catalogue(Protocol):
         """N of "train", "val", "test"."""
         ...
 
-    def picture(self, row: int) -> tuple[bytes, str]:
-        """Encoded bytes and their extension "jpg", "png" or "webp".
-
-        Raises:
-            UserError: the picture does not decode; names the file.
-        """
+    def source(self, row: int) -> Source:
+        """Where the row's picture comes from."""
         ...
+
+
+@dataclass(frozen=True, eq=False)
+class Items:
+    """A catalogue whose items were listed somewhere: a table, or the files of a dataset."""
+
+    name: str
+    schema: Schema
+    item_ids: Sequence[str]
+    labels: Labels
+    """(N, A) int64."""
+    splits: Sequence[str]
+    pictures: Callable[[int], Source]
+    """Of row numbers."""
+    notices: tuple[str, ...] = ()
+    """What was found, folded or left out, for the person who reads the summary."""
+
+    def source(self, row: int) -> Source:
+        """Where the row's picture comes from."""
+        return self.pictures(row)
 
 
 def check(catalogue: Catalogue) -> None:

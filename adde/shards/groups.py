@@ -108,8 +108,9 @@ def _combinations_and_keys(labels: Labels) -> tuple[Labels, Labels]:
     without wide keys: a row without attribute a is what stands before a and what stands after it,
     and each of these is numbered by what it was one attribute ago.
     """
-    unique = np.unique(labels, axis=0, return_inverse=True)
-    rows: Labels = unique[0]
+    # In four bytes a label: sorting a million rows is what takes most memory of a build.
+    unique = np.unique(labels.astype(np.int32), axis=0, return_inverse=True)
+    rows: Labels = unique[0].astype(np.int64)
     # Its shape is (N,) or (N, 1), as numpy's version has it.
     combination: Labels = unique[1].reshape(-1)
     before = _numbered_prefixes(rows)

@@ -58,6 +58,13 @@ class ShardIndex:
             if (found := tuple(shard for shard in self.shards if shard.split == split))
         }
 
+    @property
+    def folder(self) -> Path:
+        """The root, for what is done to folders only. Raises UserError where it is an address."""
+        if not isinstance(self.root, Path):
+            raise UserError(f"{self.root}: expected a folder of this machine, found an address")
+        return self.root
+
     def split(self, name: str) -> tuple[Shard, ...]:
         """Shards of one split. Raises UserError where it is empty or unknown."""
         if name not in self.splits:

@@ -1,4 +1,4 @@
-"""A catalogue packed into a folder of shards: whole or not at all, and only if it has changed."""
+"""A catalogue packed into a folder of shards: whole or not at all, and only what has changed."""
 
 import hashlib
 import json
@@ -7,19 +7,24 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from adde.errors import UserError
-from adde.files import atomic_path, read_json, write_json
+from adde.files import read_json, write_json
+from adde.metrics import Queries
 from adde.shards.catalogue import Catalogue
 from adde.shards.index import INDEX_NAME, ShardIndex
+from adde.shards.queries import QUERIES_NAME, write_queries
 from adde.shards.summary import summarise
-from adde.shards.writer import write_tars
+from adde.shards.workplace import work_folder
+from adde.shards.writer import Run, Written, write_tars
 
 SUMMARY_NAME = "summary.json"
 BUILD_NAME = "build.json"
 """What the folder was packed from; not part of the index, which says what it holds."""
 
 PROBES = 8
-"""Pictures of a catalogue that its fingerprint is taken from."""
+"""Pictures of a catalogue that are made to see whether they are made as before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,62 +43,93 @@ def pack(
     catalogue: Catalogue,
     out: Path,
     options: PackOptions,
+    run: Run,
     *,
-    workers: int | None = None,
-    stamp: str = "",
     notices: Sequence[str] = (),
+    queries: Queries | None = None,
 ) -> dict[str, Any] | None:
     """Writes the tars, index.json and summary.json of a catalogue.
+
+    They are written to a folder beside `out`, which takes its place when all is there. Where that
+    does not come about, the shards finished by then stay, and packing the same again goes on
+    from them.
 
     Args:
         catalogue: what to pack.
         out: folder that appears when all is written, in place of one packed from anything else.
         options: the layout.
-        workers: processes that make pictures; None is one per core.
-        stamp: changes when the catalogue's pictures do, where a few of them would not tell.
+        run: what does the work; see `adde.shards.engine`.
         notices: what to tell of the catalogue in the summary.
+        queries: of the test split, kept beside the shards; references are catalogue rows.
 
     Returns:
         The summary, or None where `out` was packed from the same before.
 
     Raises:
-        UserError: `out` holds anything but shards, or as of `write_tars`.
+        UserError: `out` holds anything but shards, another process packs into it, or as of
+            `write_tars`.
     """
     out = out.resolve()  # the folder itself, not a link to it, is replaced
     _refuse_strangers(out)
-    build = {"fingerprint": _fingerprint(catalogue, options, stamp)}
+    probe = _probe(catalogue)
+    build = {"fingerprint": _fingerprint(catalogue, options, queries, probe)}
     if _is_built(out, build):
         return None
-    with atomic_path(out) as folder:
-        folder.mkdir()
-        written = write_tars(catalogue, folder, workers=workers, **asdict(options))
+    with work_folder(out) as folder:
+        written = write_tars(catalogue, folder, run, probe=probe, **asdict(options))
+        if queries is not None:
+            kept = _of_written(queries, written)
+            write_queries(folder, kept, "test", catalogue.item_ids, catalogue.schema)
+            notices = [*notices, f"{len(kept):,} of {len(queries):,} queries given for test kept"]
         summary = summarise(catalogue, written, notices)
         write_json(folder / SUMMARY_NAME, summary)
         write_json(folder / BUILD_NAME, build)
         written.index.write()
+        ours = {INDEX_NAME, SUMMARY_NAME, BUILD_NAME} | {s.name for s in written.index.shards}
+        ours |= {QUERIES_NAME} if queries is not None else set()
+        for entry in folder.iterdir():
+            if entry.name not in ours:
+                entry.unlink()  # receipts, and tars of a build of something else
     return summary
 
 
-def _fingerprint(catalogue: Catalogue, options: PackOptions, stamp: str) -> str:
-    """sha256 of ids, labels, splits, a few pictures, and the layout."""
+def _probe(catalogue: Catalogue) -> str:
+    """sha256 of a few pictures, as what makes them may change while their sources do not."""
     digest = hashlib.sha256()
-    content = [catalogue.name, catalogue.schema.hash, stamp, asdict(options)]
-    digest.update(json.dumps(content, sort_keys=True).encode())
-    digest.update(json.dumps([list(catalogue.item_ids), list(catalogue.splits)]).encode())
-    digest.update(catalogue.labels.tobytes())
-    # What draws or shrinks the pictures may change with the labels staying as they are.
     for row in range(0, len(catalogue.item_ids), max(1, len(catalogue.item_ids) // PROBES)):
         try:
-            digest.update(catalogue.picture(row)[0])
-        except UserError as error:
-            digest.update(str(error).encode())
+            digest.update(catalogue.source(row).read()[0])
+        except UserError:
+            digest.update(b"unreadable")
     return digest.hexdigest()
+
+
+def _fingerprint(
+    catalogue: Catalogue, options: PackOptions, queries: Queries | None, probe: str
+) -> str:
+    """sha256 of ids, labels, splits, the pictures' stamps, the probe, queries and the layout."""
+    digest = hashlib.sha256()
+    content = [catalogue.name, catalogue.schema.hash, asdict(options), probe]
+    digest.update(json.dumps(content, sort_keys=True).encode())
+    for row, (item_id, split) in enumerate(zip(catalogue.item_ids, catalogue.splits)):
+        digest.update(json.dumps([item_id, split, catalogue.source(row).stamp()]).encode())
+    digest.update(catalogue.labels.tobytes())
+    if queries is not None:
+        for array in (queries.reference, queries.attribute, queries.value, queries.targets):
+            digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _of_written(queries: Queries, written: Written) -> Queries:
+    """The queries whose reference was not left out."""
+    rows = np.array([row for group in written.groups for row in group], dtype=np.int64)
+    return queries[np.flatnonzero(np.isin(queries.reference, rows))]
 
 
 def _refuse_strangers(out: Path) -> None:
     """A folder of anything else is not ours to replace."""
     if out.is_dir():
-        ours = {INDEX_NAME, SUMMARY_NAME, BUILD_NAME}
+        ours = {INDEX_NAME, SUMMARY_NAME, BUILD_NAME, QUERIES_NAME}
         strange = [entry.name for entry in sorted(out.iterdir())]
         strange = [name for name in strange if name not in ours and not name.endswith(".tar")]
         if strange:

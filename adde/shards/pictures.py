@@ -2,7 +2,9 @@
 
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from PIL import Image
@@ -23,6 +25,51 @@ LOOKED_AT = 200
 JPEG_QUALITY = 92
 ORIENTATION = 0x0112
 """EXIF tag; 1 is upright."""
+
+
+@dataclass(frozen=True)
+class PictureFile:
+    """A picture file as a table names it."""
+
+    images: Path
+    name: str
+    place: str
+    """Where in the table, for messages."""
+    size: int
+    """Cap on the short side, pixels."""
+
+    def read(self) -> tuple[bytes, str]:
+        """The picture, its short side at most `size`. Raises UserError as `Source.read`."""
+        path = find_picture(self.images, self.name)
+        if path is None:
+            raise UserError(
+                f"{self.place}: expected a picture file below {self.images}, found {self.name!r}"
+            )
+        try:
+            return store(path.read_bytes(), str(path), self.size)
+        except OSError as error:
+            raise UserError(f"{path}: expected a readable file, found: {error.strerror}") from None
+
+    def stamp(self) -> str:
+        """The file's size and time of change."""
+        path = find_picture(self.images, self.name)
+        status = path.stat() if path else None
+        return repr((self.size, status and (status.st_size, status.st_mtime_ns)))
+
+
+@dataclass(frozen=True, eq=False)
+class PictureFiles:
+    """The picture files of a table's rows."""
+
+    images: Path
+    """Folder that the names start from."""
+    names: Sequence[str]
+    places: Sequence[str]
+    size: int
+
+    def __call__(self, row: int) -> PictureFile:
+        """The row's file, whether it is there or not."""
+        return PictureFile(self.images, self.names[row], self.places[row], self.size)
 
 
 def find_picture(images: Path, cell: str, endings: Iterable[str] = ENDINGS) -> Path | None:
@@ -70,8 +117,8 @@ def choose_image_column(table: Table, images: Path, asked: str | None) -> str:
     )
 
 
-def _share(images: Path, cells: tuple[str, ...], endings: Iterable[str]) -> float:
-    looked_at = [cell for cell in cells if cell][:LOOKED_AT]
+def _share(images: Path, cells: Sequence[str], endings: Iterable[str]) -> float:
+    looked_at = list(islice((cell for cell in cells if cell), LOOKED_AT))
     found = [cell for cell in looked_at if find_picture(images, cell, endings)]
     return len(found) / max(1, len(looked_at))
 

@@ -99,10 +99,10 @@ def _value_table(summary: dict[str, Any]) -> list[str]:
         if len(by_count) > SHOWN:
             rows.append(["", f"and {len(by_count) - SHOWN} more values"])
         rows.append(["", "(missing)", *[""] * len(splits), f"{entry['missing']:.1%}"])
-    return _aligned(rows)
+    return aligned(rows)
 
 
-def _aligned(rows: list[list[str]]) -> list[str]:
+def aligned(rows: list[list[str]]) -> list[str]:
     """Lines of a table whose first two columns are words and whose others are numbers."""
     widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(len(rows[0]))]
     return [
@@ -125,14 +125,15 @@ def _duplicates(found: list[dict[str, Any]]) -> list[str]:
         f"warning: {len(across)} pictures stand in several splits, so that test items are known "
         "from training; --group-by keeps items together"
     ]
-    return _listed("pictures that several items have", shown) + (warning if across else [])
+    return listed("pictures that several items have", shown) + (warning if across else [])
 
 
 def _unreadable(summary: dict[str, Any]) -> list[str]:
-    return _listed("pictures that cannot be read were left out", summary["unreadable"])
+    return listed("pictures that cannot be read were left out", summary["unreadable"])
 
 
-def _listed(what: str, entries: list[str]) -> list[str]:
+def listed(what: str, entries: list[str]) -> list[str]:
+    """Lines of a list that is cut short; none where it is empty."""
     if not entries:
         return []
     rest = [f"  and {len(entries) - SHOWN} more"] if len(entries) > SHOWN else []

@@ -2,16 +2,41 @@
 
 import csv
 import importlib
-import io
-from collections.abc import Iterator, Mapping
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, overload
 
 from adde.errors import UserError, did_you_mean
 
 SEPARATORS = ",;\t|"
 """The one that the header of a CSV file holds most of separates its cells."""
+
+SHARED = 10_000
+"""Distinct cells of a column up to which equal ones are held once."""
+
+
+@dataclass(frozen=True, eq=False)
+class Places(Sequence[str]):
+    """Where each row stands, in words; held as numbers, as there may be millions."""
+
+    path: Path
+    unit: str
+    """What the numbers count, such as "line"."""
+    numbers: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Places": ...
+    def __getitem__(self, index: int | slice) -> "str | Places":
+        if isinstance(index, slice):
+            return Places(self.path, self.unit, self.numbers[index])
+        return f"{self.path}, {self.unit} {self.numbers[index]}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,15 +44,35 @@ class Table:
     """Columns of stripped text cells, "" where empty, in the order of the file."""
 
     path: Path
-    columns: Mapping[str, tuple[str, ...]]
-    places: tuple[str, ...]
+    columns: Mapping[str, Sequence[str]]
+    places: Sequence[str]
     """File and line (CSV) or row (Parquet) of each row, for messages."""
 
-    def column(self, name: str) -> tuple[str, ...]:
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def column(self, name: str) -> Sequence[str]:
         """Cells of one column. Raises UserError with the nearest names where there is none."""
         if name not in self.columns:
             raise UserError(f"{self.path}: no column {name!r}; {did_you_mean(name, self.columns)}")
         return self.columns[name]
+
+
+class Cells:
+    """A column being read: equal cells are one object while the distinct ones are few."""
+
+    def __init__(self) -> None:
+        self.cells: list[str] = []
+        self._known: dict[str, str] | None = {}
+
+    def append(self, cell: str) -> None:
+        """Adds a cell, stripped."""
+        cell = cell.strip()
+        if self._known is not None:
+            cell = self._known.setdefault(cell, cell)
+            if len(self._known) > SHARED:
+                self._known = None  # ids and the like: the pool would outgrow what it saves
+        self.cells.append(cell)
 
 
 def read_table(path: Path) -> Table:
@@ -48,41 +93,50 @@ def read_table(path: Path) -> Table:
 
 
 def _read_csv(path: Path) -> Table:
-    text = _read_text(path)
-    header_line = text.partition("\n")[0]
-    separator = max(SEPARATORS, key=header_line.count)  # ties: the comma, which comes first
+    # Line by line: the text of a large table would be held beside its cells.
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        try:
+            separator = max(SEPARATORS, key=file.readline().count)  # ties: the comma, the first
+            file.seek(0)
+            return _read_rows(path, file, separator)
+        except UnicodeDecodeError:
+            raise UserError(_not_utf8(path)) from None
+
+
+def _read_rows(path: Path, file: TextIO, separator: str) -> Table:
     # strict: a quote left open would otherwise swallow the rest of the file in silence.
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    places: list[str] = []
-    rows: list[list[str]] = []
+    reader = csv.reader(file, delimiter=separator, strict=True)
+    lines = array("q")
     try:
         names = _column_names(path, next(reader, list[str]()))
+        columns = [Cells() for _ in names]
         for cells in reader:
             if not any(cells):
                 continue  # a blank line
-            place = f"{path}, line {reader.line_num}"
             if len(cells) != len(names):
                 raise UserError(
-                    f"{place}: expected {len(names)} cells as in the header, found {len(cells)}"
+                    f"{path}, line {reader.line_num}: expected {len(names)} cells as in the "
+                    f"header, found {len(cells)}"
                 )
-            places.append(place)
-            rows.append([cell.strip() for cell in cells])
+            lines.append(reader.line_num)
+            for column, cell in zip(columns, cells):
+                column.append(cell)
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: expected CSV, found: {error}") from None
-    columns = zip(*rows) if rows else ((),) * len(names)
-    return Table(path, dict(zip(names, columns)), tuple(places))
+    contents = [tuple(column.cells) for column in columns]
+    return Table(path, dict(zip(names, contents)), Places(path, "line", lines))
 
 
-def _read_text(path: Path) -> str:
-    content = path.read_bytes()
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{path}, line {line}: expected UTF-8, found byte {content[error.start]:#04x}; "
-            "save the table as UTF-8"
-        ) from None
+def _not_utf8(path: Path) -> str:
+    """Names the first line of a text file that is not UTF-8, and the byte."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                byte = f"{line[error.start]:#04x}"
+                return f"{path}, line {number}: expected UTF-8, found byte {byte}; save it as UTF-8"
+    return f"{path}: expected UTF-8"
 
 
 def _column_names(path: Path, header: list[str]) -> list[str]:
@@ -108,16 +162,22 @@ def _read_parquet(path: Path) -> Table:
             for field, name in zip(schema, _column_names(path, list(schema.names)))
             if not arrow.types.is_nested(field.type) and "binary" not in str(field.type)
         }
-        # Without a partitioning, a folder called x=1 does not become a column.
-        table = parquet.read_table(path, columns=list(plain), partitioning=None)
+        columns = {name: Cells() for name in plain.values()}
+        rows = 0
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(columns=list(plain)):
+                rows += batch.num_rows
+                for raw, name in plain.items():
+                    for cell in as_texts(batch.column(raw).to_pylist()):
+                        columns[name].append(cell)
     except (arrow.ArrowException, OSError) as error:
         raise UserError(f"{path}: expected a Parquet file, found: {error}") from None
-    columns = {name: tuple(_texts(table[raw].to_pylist())) for raw, name in plain.items()}
-    places = tuple(f"{path}, row {row}" for row in range(1, table.num_rows + 1))
-    return Table(path, columns, places)
+    contents = {name: tuple(column.cells) for name, column in columns.items()}
+    return Table(path, contents, Places(path, "row", range(1, rows + 1)))
 
 
-def _texts(cells: list[Any]) -> Iterator[str]:
+def as_texts(cells: Iterable[Any]) -> Iterator[str]:
+    """Cells of any plain type as text, "" where one is missing."""
     for cell in cells:
         missing = cell is None or cell != cell  # NaN differs from itself
-        yield "" if missing else str(cell).strip()
+        yield "" if missing else str(cell)

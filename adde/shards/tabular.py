@@ -1,13 +1,13 @@
 """The catalogue that a table and a folder of pictures make."""
 
-import hashlib
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adde.errors import UserError
-from adde.schema import Labels, Schema
+from adde.shards.catalogue import Items, Source
 from adde.shards.columns import label_attributes
-from adde.shards.pictures import choose_image_column, find_picture, store
+from adde.shards.pictures import PictureFiles, choose_image_column
 from adde.shards.splits import (
     find_split_column,
     require_items,
@@ -51,72 +51,41 @@ class TableOptions:
             )
 
 
-@dataclass(frozen=True, eq=False)
-class TableCatalogue:
-    """The rows of a table, with pictures below a folder."""
-
-    name: str
-    schema: Schema
-    item_ids: tuple[str, ...]
-    labels: Labels
-    """(N, A) int64."""
-    splits: tuple[str, ...]
-    images: Path
-    """Folder that the pictures' names start from."""
-    pictures: tuple[str, ...]
-    """N names of picture files, as the table has them."""
-    places: tuple[str, ...]
-    """N places in the table, for messages."""
-    size: int
-    """Cap on a picture's short side, pixels."""
-    notices: tuple[str, ...]
-    """What was found, folded or left out, for the person who reads the summary."""
-
-    def picture(self, row: int) -> tuple[bytes, str]:
-        """The row's picture, its short side at most `size`. Raises UserError as `Catalogue`."""
-        path = find_picture(self.images, self.pictures[row])
-        if path is None:
-            raise UserError(
-                f"{self.places[row]}: expected a picture file below {self.images}, "
-                f"found {self.pictures[row]!r}"
-            )
-        try:
-            return store(path.read_bytes(), str(path), self.size)
-        except OSError as error:
-            raise UserError(f"{path}: expected a readable file, found: {error.strerror}") from None
-
-    def stamp(self) -> str:
-        """Changes when a picture file does, by its size and time of change."""
-        digest = hashlib.sha256(str(self.size).encode())
-        for name in self.pictures:
-            path = find_picture(self.images, name)
-            status = path.stat() if path else None
-            digest.update(repr(status and (status.st_size, status.st_mtime_ns)).encode())
-        return digest.hexdigest()
-
-
-def read_catalogue(path: Path, images: Path, options: TableOptions, size: int) -> TableCatalogue:
-    """Reads a CSV or Parquet table as a catalogue.
-
-    Args:
-        path: the table.
-        images: folder that the names in the image column start from.
-        options: the columns.
-        size: cap on a picture's short side, pixels.
+def read_catalogue(path: Path, images: Path, options: TableOptions, size: int) -> Items:
+    """Reads a CSV or Parquet table as a catalogue; see `table_catalogue`.
 
     Raises:
-        UserError: the table cannot be read, a column is missing or cannot be found, an item id
-            appears twice, a split is unknown or empty, or no attribute is left.
+        UserError: the table cannot be read, or as of `table_catalogue`.
     """
-    if size < 1:
-        raise UserError(f"--size: expected at least 1 pixel, found {size}")
     if not images.is_dir():
         raise UserError(f"--images: expected a folder of pictures, found none at {images}")
     table = read_table(path)
-    if not table.places:
+    if not len(table):
         raise UserError(f"{path}: expected at least one item, found a header only")
     image_column = choose_image_column(table, images, options.image_column)
+    options = replace(options, image_column=image_column)
+    files = PictureFiles(images, table.column(image_column), table.places, size)
+    return table_catalogue(table, files, options)
+
+
+def table_catalogue(
+    table: Table, pictures: Callable[[int], Source], options: TableOptions
+) -> Items:
+    """The catalogue of a table and the pictures of its rows.
+
+    Args:
+        table: N rows.
+        pictures: of row numbers.
+        options: the columns; an image column is there.
+
+    Raises:
+        UserError: a column is missing, an item id appears twice, a split is unknown or empty, or
+            no attribute is left.
+    """
+    image_column = options.image_column
     id_column = options.id_column or image_column
+    if id_column is None:
+        raise UserError(f"{table.path}: expected a column of item ids; name it with --id-column")
     item_ids = _item_ids(table, id_column)
     split_column = _split_column(table, options)
     splits = _splits(table, item_ids, split_column, options)
@@ -128,36 +97,36 @@ def read_catalogue(path: Path, images: Path, options: TableOptions, size: int) -
         max_values=options.max_values,
         min_count=options.min_count,
     )
-    return TableCatalogue(
-        name=path.stem,
+    return Items(
+        name=table.path.stem,
         schema=schema,
         item_ids=item_ids,
         labels=labels,
         splits=splits,
-        images=images,
-        pictures=table.column(image_column),
-        places=table.places,
-        size=size,
+        pictures=pictures,
         notices=(
-            f"pictures are named by column {image_column!r}, items by {id_column!r}",
+            (f"pictures are named by column {image_column!r}, " if image_column else "")
+            + f"items by column {id_column!r}",
             _tell_splits(split_column, options.group_by),
             *label_notices,
         ),
     )
 
 
-def _item_ids(table: Table, column: str) -> tuple[str, ...]:
+def _item_ids(table: Table, column: str) -> Sequence[str]:
     item_ids = table.column(column)
-    seen: dict[str, str] = {}
-    for item_id, place in zip(item_ids, table.places):
+    seen: dict[str, int] = {}
+    for row, item_id in enumerate(item_ids):
         if not item_id:
+            place = table.places[row]
             raise UserError(f"{place}: expected an item id in column {column!r}, found none")
         if item_id in seen:
             raise UserError(
-                f"{place}: expected an item id of its own in column {column!r}, found "
-                f"{item_id!r} as in {seen[item_id]}; name a column of unique ids with --id-column"
+                f"{table.places[row]}: expected an item id of its own in column {column!r}, found "
+                f"{item_id!r} as in {table.places[seen[item_id]]}; name a column of unique ids "
+                "with --id-column"
             )
-        seen[item_id] = place
+        seen[item_id] = row
     return item_ids
 
 
@@ -172,7 +141,7 @@ def _split_column(table: Table, options: TableOptions) -> str | None:
 
 
 def _splits(
-    table: Table, item_ids: tuple[str, ...], split_column: str | None, options: TableOptions
+    table: Table, item_ids: Sequence[str], split_column: str | None, options: TableOptions
 ) -> tuple[str, ...]:
     if split_column:
         splits = splits_of_column(table, split_column)

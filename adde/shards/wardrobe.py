@@ -40,6 +40,25 @@ SIZES = (16, 1024)
 """Least and greatest side of a picture in pixels."""
 
 
+@dataclass(frozen=True)
+class Figure:
+    """A figure yet to be drawn."""
+
+    look: Look
+    seed: str
+    size: int
+
+    def read(self) -> tuple[bytes, str]:
+        """The figure as PNG (on flat faces smaller than JPEG, and exact), and "png"."""
+        buffer = io.BytesIO()
+        draw(self.look, self.seed, self.size).save(buffer, "PNG")
+        return buffer.getvalue(), "png"
+
+    def stamp(self) -> str:
+        """What it is drawn from."""
+        return repr(self)
+
+
 @dataclass(frozen=True, eq=False)
 class Wardrobe:
     """N labelled figures; a picture is drawn when it is asked for.
@@ -56,13 +75,10 @@ class Wardrobe:
     seed: int
     size: int
 
-    def picture(self, row: int) -> tuple[bytes, str]:
-        """The row's picture as PNG (on flat faces smaller than JPEG, and exact), and "png"."""
+    def source(self, row: int) -> Figure:
+        """The row's figure."""
         look = self.schema.decode(self.labels[row])
-        image = draw(look, f"{self.name}/{self.seed}/{row}", self.size)
-        buffer = io.BytesIO()
-        image.save(buffer, "PNG")
-        return buffer.getvalue(), "png"
+        return Figure(look, f"{self.name}/{self.seed}/{row}", self.size)
 
 
 def wardrobe(items: int = 20_000, seed: int = 0, size: int = 64) -> Wardrobe:

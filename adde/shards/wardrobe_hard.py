@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from adde.schema import UNKNOWN, Attribute, Labels, Schema
 from adde.shards.voxel import COLOURS, Look, draw
-from adde.shards.wardrobe import SPLIT_OF_TEN, check_request, keyed_random
+from adde.shards.wardrobe import SPLIT_OF_TEN, Figure, check_request, keyed_random
 
 SCHEMA = Schema(
     (
@@ -58,6 +58,28 @@ BLUR = (0.0, 0.035)
 """Least and greatest radius of the Gaussian blur, as a share of the picture's side."""
 
 
+@dataclass(frozen=True)
+class ObscuredFigure:
+    """A figure yet to be drawn, patched and blurred."""
+
+    figure: Figure
+    obscure_seed: str
+
+    def read(self) -> tuple[bytes, str]:
+        """The picture as JPEG (blurred, it is half as large as PNG), and "jpg"."""
+        figure = self.figure
+        image = draw(figure.look, figure.seed, figure.size)
+        buffer = io.BytesIO()
+        _obscure(image, keyed_random(self.obscure_seed)).save(
+            buffer, "JPEG", quality=92, subsampling=0
+        )
+        return buffer.getvalue(), "jpg"
+
+    def stamp(self) -> str:
+        """What it is drawn from."""
+        return repr(self)
+
+
 @dataclass(frozen=True, eq=False)
 class WardrobeHard:
     """N labelled figures; a picture is drawn when it is asked for.
@@ -76,14 +98,11 @@ class WardrobeHard:
     seed: int
     size: int
 
-    def picture(self, row: int) -> tuple[bytes, str]:
-        """The row's picture as JPEG (blurred, it is half as large as PNG), and "jpg"."""
+    def source(self, row: int) -> ObscuredFigure:
+        """The row's figure as it is worn, and what obscures it."""
         look = self.schema.decode(self.worn[row])
-        image = draw(look, f"{self.name}/{self.seed}/{row}", self.size)
-        image = _obscure(image, keyed_random(self.name, self.seed, "obscure", row))
-        buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=92, subsampling=0)
-        return buffer.getvalue(), "jpg"
+        figure = Figure(look, f"{self.name}/{self.seed}/{row}", self.size)
+        return ObscuredFigure(figure, f"{self.name}/{self.seed}/obscure/{row}")
 
 
 def wardrobe_hard(items: int = 20_000, seed: int = 0, size: int = 64) -> WardrobeHard:

@@ -1,33 +1,27 @@
 """A catalogue's samples in WebDataset tars, and the index of where they lie.
 
-A sample is two members, `<key>.<jpg|png|webp>` and `<key>.json` with {"item_id": ..., "labels":
-{attribute: value or null}}; every attribute is there, null where it is UNKNOWN. Keys count through
-the whole catalogue. The same catalogue gives the same bytes, whatever the number of workers.
-
-Written with tarfile: importing `webdataset` imports torch, and who packs a catalogue need not have
-it. The tests read the tars with `webdataset`.
+Shards are planned here and written by workers, each a whole one. Keys count through the whole
+catalogue, with a gap where a picture was left out. The same catalogue gives the same bytes,
+whatever the number and the kind of workers.
 """
 
-import hashlib
-import io
 import json
-import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from adde.errors import UserError
-from adde.files import sha256_of_file
 from adde.shards.catalogue import Catalogue, check
-from adde.shards.encode import Picture, make_pictures
 from adde.shards.groups import edit_groups
 from adde.shards.index import SPLITS, Shard, ShardIndex
+from adde.shards.tar import DIGEST_BYTES, LISTED, Packed, ShardJob, kept_sizes, write_shard
 
-LISTED = 20
-"""Unreadable pictures that an error names; no more are looked for."""
+Run = Callable[[Callable[[ShardJob], Packed], Iterable[ShardJob]], Generator[Packed, None, None]]
+"""Does the work of each job somewhere, and gives the results in order."""
 
 
 @dataclass(frozen=True)
@@ -51,25 +45,31 @@ class _Plan:
     number: int
     groups: list[list[int]]
 
+    @property
+    def rows(self) -> list[int]:
+        return [row for group in self.groups for row in group]
+
 
 def write_tars(
     catalogue: Catalogue,
     folder: Path,
+    run: Run,
     *,
     items_per_shard: int = 1024,
     seed: int = 0,
-    workers: int | None = None,
     skip_unreadable: bool = False,
+    probe: str = "",
 ) -> Written:
     """Writes the tars of all splits into a folder that is there; the index is the caller's.
 
     Args:
         catalogue: what to write.
-        folder: of the tars.
+        folder: of the tars; those that are finished there, with their receipts, are kept.
+        run: what does the work.
         items_per_shard: about how many; shards of a split are of like size, no group is cut.
         seed: of the order of the groups.
-        workers: processes that make pictures; None is one per core.
         skip_unreadable: leave out pictures that do not decode instead of raising.
+        probe: changes when the way that pictures are made does.
 
     Raises:
         UserError: pictures do not decode (names up to 20), a split is left without any, the
@@ -79,18 +79,32 @@ def write_tars(
     if items_per_shard < 1:
         raise UserError(f"--items-per-shard: expected at least 1, found {items_per_shard}")
     plans = [plan for split in SPLITS for plan in _plans(catalogue, split, items_per_shard, seed)]
-    rows = [row for plan in plans for group in plan.groups for row in group]
+    jobs = _jobs(catalogue, folder, plans, probe, skip_unreadable)
+    shards: list[Shard] = []
+    groups: list[list[int]] = []
+    unreadable: list[str] = []
+    pictures = bytearray()
     # Closed at once when a write fails, so that no worker outlives the folder.
-    with closing(make_pictures(catalogue, rows, workers)) as pictures:
-        tars = _Tars(catalogue, folder, pictures, skip_unreadable)
-        shards = tuple(shard for plan in plans if (shard := tars.write(plan)))
-    tars.refuse_unreadable()
-    index = ShardIndex(folder, catalogue.name, catalogue.schema, shards)
+    with (
+        closing(run(write_shard, jobs)) as results,
+        tqdm(total=len(catalogue.splits), desc="pictures", unit="picture", disable=None) as bar,
+    ):
+        for plan, packed in zip(plans, results):
+            unreadable += packed.unreadable
+            if not skip_unreadable and len(unreadable) >= LISTED:
+                break
+            if packed.shard is not None:
+                shards.append(packed.shard)
+            groups += _kept(plan, packed)
+            pictures += bytes.fromhex(packed.pictures)
+            bar.update(len(plan.rows))
+    if unreadable and not skip_unreadable:
+        _refuse(unreadable)
+    index = ShardIndex(folder, catalogue.name, catalogue.schema, tuple(shards))
     for split in set(catalogue.splits):
         if not index.count(split):
             raise UserError(f"split {split!r}: expected pictures that can be read, found none")
-    duplicates = [rows for rows in tars.rows_of_picture.values() if len(rows) > 1]
-    return Written(index, tars.groups, duplicates, tars.unreadable)
+    return Written(index, groups, _duplicates(groups, bytes(pictures)), unreadable)
 
 
 def _plans(catalogue: Catalogue, split: str, items_per_shard: int, seed: int) -> Iterator[_Plan]:
@@ -111,76 +125,24 @@ def _plans(catalogue: Catalogue, split: str, items_per_shard: int, seed: int) ->
         yield _Plan(split, number, groups)
 
 
-class _Tars:
-    """Writes planned shards, taking their pictures as they come."""
-
-    def __init__(
-        self,
-        catalogue: Catalogue,
-        folder: Path,
-        pictures: Iterator[Picture],
-        skip_unreadable: bool,
-    ) -> None:
-        self._catalogue, self._folder, self._pictures = catalogue, folder, pictures
-        self._skip_unreadable = skip_unreadable
-        self._written = 0
-        self.groups: list[list[int]] = []
-        self.unreadable: list[str] = []
-        self.rows_of_picture: dict[bytes, list[int]] = {}
-
-    def write(self, plan: _Plan) -> Shard | None:
-        """Writes one tar; None, and no tar, where no picture of it is readable."""
-        path = self._folder / f"{plan.split}-{plan.number:06d}.tar"
-        groups: list[list[int]] = []
-        with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for group in plan.groups:
-                kept = [row for row in group if self._add_sample(tar, row)]
-                if kept:
-                    groups.append(kept)
-        if not groups:
-            path.unlink()
-            return None
-        self.groups += groups
-        sizes = [len(group) for group in groups]
-        return Shard(
-            path.name,
+def _jobs(
+    catalogue: Catalogue, folder: Path, plans: list[_Plan], probe: str, skip_unreadable: bool
+) -> Iterator[ShardJob]:
+    first = 0
+    for plan in plans:
+        rows = plan.rows
+        yield ShardJob(
+            folder,
+            f"{plan.split}-{plan.number:06d}.tar",
             plan.split,
-            sum(sizes),
-            path.stat().st_size,
-            sha256_of_file(path),
-            sizes,
-            _members(path),
+            first,
+            [len(group) for group in plan.groups],
+            [catalogue.source(row) for row in rows],
+            [_record(catalogue, row) for row in rows],
+            probe,
+            skip_unreadable,
         )
-
-    def refuse_unreadable(self) -> None:
-        """Raises where a picture could not be read and should have been."""
-        if self.unreadable and not self._skip_unreadable:
-            more = " or more" if len(self.unreadable) == LISTED else ""
-            raise UserError(
-                f"{len(self.unreadable)}{more} pictures cannot be read; mend them, or leave them "
-                "out with --skip-unreadable:\n  " + "\n  ".join(self.unreadable)
-            )
-
-    def _add_sample(self, tar: tarfile.TarFile, row: int) -> bool:
-        picture = next(self._pictures)
-        if picture.error is not None:
-            self.unreadable.append(picture.error)
-            if len(self.unreadable) == LISTED:
-                self.refuse_unreadable()
-            return False
-        digest = hashlib.sha256(picture.content).digest()
-        self.rows_of_picture.setdefault(digest, []).append(row)
-        key = f"{self._written:08d}"
-        _add(tar, f"{key}.{picture.extension}", picture.content)
-        _add(tar, f"{key}.json", _record(self._catalogue, row))
-        self._written += 1
-        return True
-
-
-def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    info = tarfile.TarInfo(name)  # time and owner stay zero: the same bytes every time
-    info.size = len(content)
-    tar.addfile(info, io.BytesIO(content))
+        first += len(rows)
 
 
 def _record(catalogue: Catalogue, row: int) -> bytes:
@@ -189,8 +151,30 @@ def _record(catalogue: Catalogue, row: int) -> bytes:
     return json.dumps(record, ensure_ascii=False).encode()
 
 
-def _members(path: Path) -> list[list[int]]:
-    """Offset and size of each sample's picture and JSON, read back from the finished tar."""
-    with tarfile.open(path) as tar:
-        places = [(member.offset_data, member.size) for member in tar]
-    return [[*picture, *record] for picture, record in zip(places[::2], places[1::2])]
+def _kept(plan: _Plan, packed: Packed) -> list[list[int]]:
+    """The plan's groups without the rows that were left out."""
+    rows = plan.rows
+    kept = iter([rows[position] for position in packed.kept])
+    sizes = kept_sizes([len(group) for group in plan.groups], packed.kept)
+    return [[next(kept) for _ in range(size)] for size in sizes]
+
+
+def _refuse(unreadable: list[str]) -> None:
+    named = unreadable[:LISTED]
+    more = " or more" if len(unreadable) >= LISTED else ""
+    raise UserError(
+        f"{len(named)}{more} pictures cannot be read; mend them, or leave them "
+        "out with --skip-unreadable:\n  " + "\n  ".join(named)
+    )
+
+
+def _duplicates(groups: list[list[int]], pictures: bytes) -> list[list[int]]:
+    """Rows whose pictures have one digest; `pictures` are those of the groups' rows in turn."""
+    rows = np.array([row for group in groups for row in group], dtype=np.int64)
+    digests = np.frombuffer(pictures, dtype=np.dtype((np.void, DIGEST_BYTES)))
+    _, number, counts = np.unique(digests, return_inverse=True, return_counts=True)
+    repeated = np.flatnonzero(counts[number] > 1)
+    found: dict[int, list[int]] = {}
+    for position in repeated.tolist():
+        found.setdefault(int(number[position]), []).append(int(rows[position]))
+    return list(found.values())

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -13,12 +14,16 @@ from pathlib import Path
 import pytest
 
 from adde.errors import UserError
+from adde.shards.engine import engine
 from adde.shards.index import ShardIndex
 from adde.shards.pack import PackOptions, pack
 from adde.shards.reader import iterate
 from adde.shards.summary import as_text
 from adde.shards.tabular import TableOptions, read_catalogue
+from adde.shards.verify import verify
+from adde.shards.workplace import work_folder
 
+HERE = engine("processes", 1)
 PROGRAM = Path(__file__).parents[2] / "shards" / "build.py"
 
 
@@ -80,7 +85,7 @@ def test_summary_counts_what_was_written(shop, rows, tmp_path):
         catalogue,
         tmp_path / "out",
         PackOptions(skip_unreadable=True),
-        workers=1,
+        HERE,
         notices=catalogue.notices,
     )
     assert summary == json.loads((tmp_path / "out" / "summary.json").read_text())
@@ -145,7 +150,7 @@ def test_embedded_catalogues(tmp_path):
     assert "nothing to do" in build("--catalogue", *extra, *words).stdout
 
 
-def test_bad_pictures_leave_nothing_behind(shop, rows, tmp_path):
+def test_bad_pictures_stop_a_build_that_goes_on_when_they_are_mended(shop, rows, tmp_path):
     table, images = shop(rows)
     out = tmp_path / "shards"
     words = ("--catalogue", table, "--images", images, "--out", out)
@@ -160,26 +165,39 @@ def test_bad_pictures_leave_nothing_behind(shop, rows, tmp_path):
     assert "items.csv, line 15: expected a picture file" in failed.stderr
     assert "Traceback" not in failed.stderr
     assert content(out) == before  # the shards that were there stay
-    assert {path.name for path in tmp_path.iterdir()} == {"images", "items.csv", "shards"}
+    left = content(tmp_path / ".shards.partial")  # what is whole, and its receipts
+    assert {name.removesuffix(".receipt") for name in left} <= {
+        shard.name for shard in ShardIndex.read(out).shards
+    }
+    assert f"{len(left) // 2} finished shards are kept in" in failed.stderr
     skipped = build(*words, "--skip-unreadable")
     assert skipped.returncode == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"images", "items.csv", "shards"}
     assert sum(shard.samples for shard in ShardIndex.read(out).shards) == 58
 
 
-def test_a_full_disk_leaves_nothing_behind(shop, rows, tmp_path, little_room):
+def test_a_full_disk_leaves_nothing_behind(shop, rows, tmp_path):
     table, images = shop(rows, side=64)
-    little_room(50_000)  # the program's, too
+
+    def little_room():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+
     words = ("--catalogue", table, "--images", images, "--out", tmp_path / "shards")
-    failed = build(*words, "--workers", 1)
+    failed = build(*words, "--workers", 1, preexec_fn=little_room)
     assert failed.returncode == 1
-    assert failed.stderr == f"error: {tmp_path / 'shards'}: File too large\n"
+    assert "File too large" in failed.stderr
+    assert "Traceback" not in failed.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"images", "items.csv"}
 
 
-@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGINT", -signal.SIGINT)])
-def test_a_stop_on_the_way_leaves_nothing_behind(tmp_path, name, status):
+@pytest.mark.parametrize(
+    ("name", "status"),
+    [("SIGTERM", 143), ("SIGINT", -signal.SIGINT), ("SIGKILL", -signal.SIGKILL)],
+)
+def test_a_build_that_was_stopped_goes_on(tmp_path, name, status):
     # Small enough to start soon, large enough not to be done before the signal.
-    words = ("--catalogue", "wardrobe", "--items", 3000, "--out", tmp_path / "shards")
+    words = ("--catalogue", "wardrobe", "--items", 300, "--size", 32, "--items-per-shard", 10)
+    words = (*words, "--workers", 2, "--out", tmp_path / "shards")
     # Started from a background job, Ctrl-C would be ignored, and in all its children too.
     ignored = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -189,46 +207,54 @@ def test_a_stop_on_the_way_leaves_nothing_behind(tmp_path, name, status):
     finally:
         signal.signal(signal.SIGINT, ignored)
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".shards.*.tmp/*.tar")) and time.monotonic() < deadline:
+    partial = tmp_path / ".shards.partial"
+    while len(list(partial.glob("*.receipt"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.02)
     send = os.killpg if name == "SIGINT" else os.kill  # Ctrl-C goes to the whole group
     send(process.pid, signal.Signals[name])
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == status
     assert stderr.count(b"Traceback") <= 1  # the workers hold their tongue
-    assert list(tmp_path.iterdir()) == []
-    while group_lives(process.pid):  # workers, and Python's helper that minds them, end soon
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def test_a_kill_leaves_no_worker_and_the_next_build_no_trace_of_it(tmp_path):
-    words = ("--catalogue", "wardrobe", "--items", 3000, "--workers", 2, "--out", tmp_path / "out")
-    process = subprocess.Popen(
-        command(*words),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 60
-    # A first tar with content: by then the workers are up.
-    while not any(tar.stat().st_size for tar in tmp_path.glob(".out.*.tmp/*.tar")):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.kill()
-    process.wait(timeout=60)
     try:
-        while group_lives(process.pid):
+        while group_lives(process.pid):  # workers, and Python's helper that minds them, end soon
             assert time.monotonic() < deadline
             time.sleep(0.02)
     finally:
         if group_lives(process.pid):
             os.killpg(process.pid, signal.SIGKILL)
-    assert list(tmp_path.glob(".out.*.tmp"))
-    again = build("--catalogue", "wardrobe", "--items", 60, "--size", 16, "--out", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == [".shards.partial"]
+    finished = {path.stem: (partial / path.stem).stat() for path in partial.glob("*.receipt")}
+    assert len(finished) >= 3
+    if name != "SIGKILL":
+        assert f"{len(finished)} finished shards are kept in {partial}".encode() in stderr
+        assert len(list(partial.iterdir())) == 2 * len(finished)
+    again = build(*words)
     assert again.returncode == 0, again.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert sum(shard.samples for shard in ShardIndex.read(tmp_path / "out").shards) == 60
+    assert [path.name for path in tmp_path.iterdir()] == ["shards"]
+    for shard, status in finished.items():
+        found = (tmp_path / "shards" / shard).stat()
+        assert (found.st_ino, found.st_mtime_ns) == (status.st_ino, status.st_mtime_ns)
+    index = ShardIndex.read(tmp_path / "shards")
+    assert sum(shard.samples for shard in index.shards) == 300
+    assert len(list(verify(index, decode_pictures=False, workers=1))) == 0
+
+
+def test_what_another_build_left_is_not_taken(shop, rows, tmp_path):
+    words = ("--catalogue", "wardrobe", "--size", 16, "--out", tmp_path / "out", "--workers", 1)
+    assert build(*words, "--items", 90).returncode == 0
+    whole = content(tmp_path / "out")
+    (tmp_path / "out").rename(tmp_path / ".out.partial")
+    (tmp_path / ".out.partial" / "train-000000.tar.receipt").write_text('{"job": "another"}')
+    (tmp_path / ".out.partial" / "train-000099.tar").write_bytes(b"of another catalogue")
+    assert build(*words, "--items", 90).returncode == 0
+    assert content(tmp_path / "out") == whole
+
+
+def test_two_builds_into_one_folder(tmp_path):
+    with work_folder(tmp_path / "out"):
+        failed = build("--catalogue", "wardrobe", "--items", 60, "--out", tmp_path / "out")
+    assert failed.returncode == 1
+    assert "out: another process is packing into it" in failed.stderr
 
 
 def group_lives(leader):
@@ -243,14 +269,14 @@ def test_folders_of_something_else_are_not_replaced(shop, rows, tmp_path):
     table, images = shop(rows)
     catalogue = read_catalogue(table, images, TableOptions(), 64)
     with pytest.raises(UserError, match=r"images: expected a new folder .* found '00\.jpg' in it"):
-        pack(catalogue, images, PackOptions(), workers=1)
+        pack(catalogue, images, PackOptions(), HERE)
     with pytest.raises(UserError, match=r"items\.csv: expected a folder, found a file"):
-        pack(catalogue, table, PackOptions(), workers=1)
+        pack(catalogue, table, PackOptions(), HERE)
     assert len(list(images.iterdir())) == 60
     # An empty folder, and a link to one, are as good as none.
     (tmp_path / "empty").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "empty")
-    pack(catalogue, tmp_path / "link", PackOptions(), workers=1)
+    pack(catalogue, tmp_path / "link", PackOptions(), HERE)
     assert (tmp_path / "link").is_symlink()
     assert len(list(iterate(ShardIndex.read(tmp_path / "empty"), "train"))) > 30
 
@@ -260,6 +286,8 @@ def test_folders_of_something_else_are_not_replaced(shop, rows, tmp_path):
     [
         (("--catalogue", "wardrob"), "expected a CSV or Parquet file, found none at wardrob"),
         (("--catalogue", "wardrobe", "--items", 3), "items: expected at least 60"),
+        (("--catalogue", "x.csv", "--size", 0), "--size: expected at least 1 pixel, found 0"),
+        (("--catalogue", "celba:x"), "unknown kind 'celba'; did you mean 'celeba'?"),
         (("--catalogue", "wardrobe", "--size", 2), "size: expected 16 to 1024 pixels, found 2"),
     ],
 )

@@ -240,7 +240,7 @@ digest = hashlib.sha256()
 for catalogue in (wardrobe(60, seed=3), wardrobe_hard(60, seed=3)):
     digest.update(catalogue.labels.tobytes() + "".join(catalogue.item_ids).encode())
     for row in (0, 7, 59):
-        digest.update(catalogue.picture(row)[0])
+        digest.update(catalogue.source(row).read()[0])
 print(digest.hexdigest())
 """
 
@@ -251,7 +251,7 @@ def test_same_bytes_in_another_process():
         catalogue = pickle.loads(pickle.dumps(catalogue))
         digest.update(catalogue.labels.tobytes() + "".join(catalogue.item_ids).encode())
         for row in (0, 7, 59):
-            digest.update(catalogue.picture(row)[0])
+            digest.update(catalogue.source(row).read()[0])
     environment = {**os.environ, "PYTHONHASHSEED": "12345"}
     command = [sys.executable, "-c", FINGERPRINT]
     found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
@@ -264,20 +264,20 @@ def test_a_larger_catalogue_begins_with_the_smaller(make):
     assert (large.labels[:60] == small.labels).all()
     assert large.item_ids[:60] == small.item_ids
     assert large.splits[:60] == small.splits
-    assert large.picture(5) == small.picture(5)
+    assert large.source(5).read() == small.source(5).read()
     assert set(small.splits) == {"train", "val", "test"}
 
 
 @pytest.mark.parametrize("make", [wardrobe, wardrobe_hard])
 def test_seeds_differ(make):
     assert (make(60, seed=0).labels != make(60, seed=1).labels).any()
-    assert make(60, seed=0).picture(0) != make(60, seed=1).picture(0)
+    assert make(60, seed=0).source(0).read() != make(60, seed=1).source(0).read()
 
 
 @pytest.mark.parametrize("make", [wardrobe, wardrobe_hard])
 @pytest.mark.parametrize("size", [48, 97])
 def test_pictures_are_whole_files_of_the_size_asked_for(make, size):
-    data, extension = make(60, size=size).picture(11)
+    data, extension = make(60, size=size).source(11).read()
     image = Image.open(io.BytesIO(data))
     image.load()
     assert image.size == (size, size)
@@ -347,7 +347,7 @@ def test_hard_pictures_show_what_is_worn_though_obscured(hard):
     nearer = 0
     for row in range(30):
         seed = f"wardrobe-hard/0/{row}"
-        found = np.asarray(Image.open(io.BytesIO(hard.picture(row)[0]))).astype(int)
+        found = np.asarray(Image.open(io.BytesIO(hard.source(row).read()[0]))).astype(int)
         own = pixels(hard.schema.decode(hard.worn[row]), seed)
         other = (hard.worn[row] + 1) % np.array(hard.schema.sizes)
         stranger = pixels(hard.schema.decode(other), seed)

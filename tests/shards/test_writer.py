@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import tarfile
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from PIL import Image
 
 from adde.errors import UserError
 from adde.schema import UNKNOWN, Attribute, Schema
-from adde.shards.encode import make_pictures
+from adde.shards.engine import engine
 from adde.shards.index import ShardIndex
 from adde.shards.reader import iterate
 from adde.shards.writer import write_tars
@@ -34,8 +35,21 @@ class Toy:
         self.splits = tuple(rng.choice(["train", "val", "test"], items, p=[0.6, 0.2, 0.2]).tolist())
         self.broken = frozenset(broken)
 
-    def picture(self, row):
-        if row in self.broken:
+    def source(self, row):
+        return Noise(row, row in self.broken)
+
+
+@dataclass(frozen=True)
+class Noise:
+    row: int
+    broken: bool = False
+
+    def stamp(self):
+        return str(self)
+
+    def read(self):
+        row = self.row
+        if self.broken:
             raise UserError(f"photo-{row}.jpg: expected a picture")
         noise = np.random.default_rng(row).integers(0, 256, (9 + row % 5, 8, 3)).astype(np.uint8)
         extension = EXTENSIONS[row % 3]
@@ -47,20 +61,25 @@ class Toy:
 class Deadly(Toy):
     """Kills whoever asks for a picture, as the kernel does when memory runs out."""
 
-    def picture(self, row):
+    def source(self, row):
+        return Exit(row)
+
+
+class Exit(Noise):
+    def read(self):
         os._exit(9)
 
 
 class Twins(Toy):
     """Rows 4 and 7 have the same picture as row 1."""
 
-    def picture(self, row):
-        return super().picture(1 if row in (4, 7) else row)
+    def source(self, row):
+        return super().source(1 if row in (4, 7) else row)
 
 
 def write(catalogue, folder, workers=1, **options):
     folder.mkdir()
-    written = write_tars(catalogue, folder, workers=workers, **options)
+    written = write_tars(catalogue, folder, engine("processes", workers), **options)
     written.index.write()
     return written
 
@@ -89,7 +108,7 @@ def test_webdataset_and_reader_find_what_went_in(tmp_path):
         assert len(theirs) == len(ours) == index.count(split) == catalogue.splits.count(split)
         for decoded, sample in zip(theirs, ours):
             row = catalogue.item_ids.index(sample.item_id)
-            content, extension = catalogue.picture(row)
+            content, extension = catalogue.source(row).read()
             assert catalogue.splits[row] == split
             assert sample.picture == content
             np.testing.assert_array_equal(sample.labels, catalogue.labels[row])
@@ -191,17 +210,44 @@ def test_duplicates_are_found(tmp_path):
     assert sorted(found) == [1, 4, 7]
 
 
-def test_a_killed_worker_is_told():
+def test_a_killed_worker_is_told(tmp_path):
     with pytest.raises(UserError, match=r"a worker process was killed.*fewer --workers than 2"):
-        list(make_pictures(Deadly(), range(100), workers=2))
+        write(Deadly(), tmp_path / "shards", workers=2)
 
 
-def test_pictures_come_in_the_order_asked_for():
-    catalogue = Toy(broken=(3,))
-    rows = np.random.default_rng(0).permutation(150).tolist()
-    pictures = list(make_pictures(catalogue, rows, workers=2))
-    assert [picture.row for picture in pictures] == rows
-    assert [picture.row for picture in pictures if picture.error] == [3]
+def test_what_is_finished_is_not_made_again(tmp_path):
+    first = write(Toy(items=100), tmp_path / "shards", items_per_shard=10)
+    times = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "shards").glob("*.tar")}
+    cut, gone, other = (shard.name for shard in first.index.split("train")[1:4])
+    (tmp_path / "shards" / cut).write_bytes(b"cut short")
+    (tmp_path / "shards" / gone).unlink()
+    (tmp_path / "shards" / f"{other}.receipt").write_text('{"job": "of another"}')
+    again = write_tars(
+        Toy(items=100), tmp_path / "shards", engine("processes", 1), items_per_shard=10
+    )
+    assert again == first
+    changed = {
+        path.name
+        for path in (tmp_path / "shards").glob("*.tar")
+        if path.stat().st_mtime_ns != times[path.name]
+    }
+    assert changed == {cut, gone, other}
+
+
+def test_a_mended_picture_costs_its_shard_alone(tmp_path):
+    folder = tmp_path / "shards"
+    with pytest.raises(UserError, match="1 pictures cannot be read"):
+        write(Toy(broken=(5,)), folder, items_per_shard=10)
+    times = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.tar")}
+    write_tars(Toy(), folder, engine("processes", 1), items_per_shard=10)
+    changed = [n for n, t in times.items() if (folder / n).stat().st_mtime_ns != t]
+    assert len(changed) == 1
+    # Left out with leave, then not: the receipt of the one does not do for the other.
+    write(Toy(broken=(5,)), tmp_path / "skipped", items_per_shard=10, skip_unreadable=True)
+    with pytest.raises(UserError, match="1 pictures cannot be read"):
+        write_tars(
+            Toy(broken=(5,)), tmp_path / "skipped", engine("processes", 1), items_per_shard=10
+        )
 
 
 def test_senseless_requests(tmp_path):

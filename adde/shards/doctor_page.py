@@ -1,0 +1,143 @@
+"""The findings of `adde.shards.doctor` as one page with pictures that opens anywhere."""
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from PIL import Image
+
+from adde.errors import UserError
+from adde.files import write_text
+from adde.preprocess import decode
+from adde.shards.doctor import Looked
+from adde.shards.index import ShardIndex
+from adde.shards.reader import ShardReader
+
+VALUES_SHOWN = 12
+"""Values of an attribute that are shown with a picture, the most common first."""
+PAIRS_SHOWN = 24
+BLANK_SHOWN = 24
+LISTED = 20
+SIDE = 112
+"""Side of a picture on the page, pixels."""
+
+
+class _Pictures:
+    """Pictures by row of `Looked`, small and as data: URIs."""
+
+    def __init__(self, index: ShardIndex) -> None:
+        self._shards = [shard for split in index.splits for shard in index.split(split)]
+        self._ends = np.cumsum([shard.samples for shard in self._shards])
+        self._reader = ShardReader(index)
+
+    def uri(self, row: int) -> str | None:
+        """None where the picture does not decode."""
+        number = int(np.searchsorted(self._ends, row, side="right"))
+        shard = self._shards[number]
+        position = row - int(self._ends[number]) + shard.samples
+        sample = self._reader.read(shard, position)
+        try:
+            image = decode(sample.picture, sample.where, SIDE)
+        except UserError:
+            return None
+        image.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC)
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=85)
+        return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+    def close(self) -> None:
+        self._reader.close()
+
+
+def write_page(index: ShardIndex, found: dict[str, Any], looked: Looked, path: Path) -> None:
+    """Writes the page.
+
+    Args:
+        index: of the shards.
+        found: what `diagnose` gave.
+        looked: what it was found in.
+        path: of the page.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    pictures = _Pictures(index)
+    total = sum(found["items"].values())
+    pairs = found["near_duplicates"]
+    page = environment.get_template("doctor.html.j2").render(
+        name=found["name"],
+        items=found["items"],
+        total=total,
+        tiles=_tiles(found, total),
+        attributes=[
+            _attribute(a, column, looked, pictures) for column, a in enumerate(found["attributes"])
+        ],
+        splits=list(found["items"]),
+        single_edit=found["single_edit"],
+        pairs=[_pair(pair, looked, pictures) for pair in pairs[:PAIRS_SHOWN]],
+        pairs_total=len(pairs),
+        blank=[(looked.item_ids[r], pictures.uri(r)) for r in found["blank"][:BLANK_SHOWN]],
+        blank_total=len(found["blank"]),
+        broken=[(looked.item_ids[b["row"]], b["reason"]) for b in found["broken"][:LISTED]],
+        broken_total=len(found["broken"]),
+        short_side=found["short_side"],
+    )
+    pictures.close()
+    write_text(path, page)
+
+
+def _tiles(found: dict[str, Any], total: int) -> list[tuple[str, str, bool]]:
+    """Figure, what it is, and whether it is worrying."""
+    known = [share for a in found["attributes"] for share in a["known"].values()]
+    edit = found["single_edit"].get("train", {"in_group": 0.0})["in_group"]
+    broken, blank = len(found["broken"]), len(found["blank"])
+    pairs = len(found["near_duplicates"])
+    return [
+        (f"{total:,}", "items", False),
+        (f"{100 * float(np.mean(known)):.1f} %", "of labels known", float(np.mean(known)) < 0.5),
+        (f"{100 * edit:.1f} %", "of training items with a single-edit target", edit < 0.5),
+        (f"{pairs:,}", "near-duplicates across splits", pairs > 0),
+        (f"{broken + blank:,}", "broken or blank pictures", broken + blank > 0),
+    ]
+
+
+def _attribute(
+    attribute: dict[str, Any], column: int, looked: Looked, pictures: _Pictures
+) -> dict[str, Any]:
+    counts = np.sum(list(attribute["counts"].values()), axis=0)
+    order = np.argsort(-counts, kind="stable")
+    return {
+        **attribute,
+        "cards": [
+            {
+                "value": attribute["values"][label],
+                "counts": {s: c[label] for s, c in attribute["counts"].items()},
+                "share": float(counts[label] / max(1, counts.max())),
+                "picture": _example(looked, column, label, pictures),
+            }
+            for label in order[:VALUES_SHOWN].tolist()
+        ],
+        "more": [(attribute["values"][n], int(counts[n])) for n in order[VALUES_SHOWN:].tolist()],
+    }
+
+
+def _example(looked: Looked, column: int, label: int, pictures: _Pictures) -> str | None:
+    rows = np.flatnonzero((looked.labels[:, column] == label) & (looked.short_sides > 0))
+    return pictures.uri(int(rows[0])) if len(rows) else None
+
+
+def _pair(pair: dict[str, Any], looked: Looked, pictures: _Pictures) -> dict[str, Any]:
+    return {
+        "bits": pair["bits"],
+        "sides": [
+            {"item": looked.item_ids[row], "split": split, "picture": pictures.uri(row)}
+            for row, split in zip(pair["rows"], pair["splits"])
+        ],
+    }

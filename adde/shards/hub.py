@@ -1,0 +1,208 @@
+"""A Hugging Face image dataset on disk, as `Dataset.save_to_disk` writes it.
+
+A folder holds `state.json` (its Arrow files), `dataset_info.json` (its features) and the files,
+Arrow streams with a picture as {bytes, path}; a DatasetDict has `dataset_dict.json` and one such
+folder per split. Read with pyarrow alone; the files are mapped, so pictures stay on disk.
+"""
+
+import importlib
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from adde.errors import UserError
+from adde.files import read_json
+from adde.shards.catalogue import Items
+from adde.shards.pictures import store
+from adde.shards.splits import SPLIT_WORDS, splits_by_hash
+from adde.shards.table import Cells, Places, Table, as_texts
+from adde.shards.tabular import TableOptions, table_catalogue
+
+OPEN_FILES = 16
+"""Mapped Arrow files that a process keeps."""
+
+
+@dataclass(frozen=True)
+class ArrowPicture:
+    """One picture in an Arrow file."""
+
+    file: Path
+    column: str
+    row: int
+    size: int
+    stamped: int
+    """Time of change of the file."""
+
+    def read(self) -> tuple[bytes, str]:
+        """The picture, its short side at most `size`. Raises UserError as `Source.read`."""
+        where = f"{self.file}, row {self.row}, {self.column!r}"
+        cell = _opened(self.file).column(self.column)[self.row].as_py()
+        content = cell["bytes"] if cell else None
+        if content is None and cell and cell["path"]:
+            where, path = f"{where}, {cell['path']}", self.file.parent / cell["path"]
+            try:
+                content = path.read_bytes()
+            except OSError as error:
+                raise UserError(f"{where}: expected a readable file, found: {error}") from None
+        if content is None:
+            raise UserError(f"{where}: expected a picture, found none")
+        return store(content, where, self.size)
+
+    def stamp(self) -> str:
+        """Which row of which file, and when that was written."""
+        return repr(self)
+
+
+@dataclass(frozen=True, eq=False)
+class ArrowPictures:
+    """The pictures of Arrow files that stand one after another."""
+
+    files: Sequence[Path]
+    ends: Sequence[int]
+    """Rows up to the end of each file."""
+    column: str
+    size: int
+
+    def __call__(self, row: int) -> ArrowPicture:
+        """The picture of a row."""
+        number = bisect_right(self.ends, row)
+        file = self.files[number]
+        start = self.ends[number - 1] if number else 0
+        changed = file.stat().st_mtime_ns
+        return ArrowPicture(file, self.column, row - start, self.size, changed)
+
+
+@lru_cache(maxsize=OPEN_FILES)
+def _opened(path: Path) -> Any:
+    """The table of an Arrow stream, mapped: nothing is read before it is asked for."""
+    arrow: Any = importlib.import_module("pyarrow")
+    try:
+        return arrow.ipc.open_stream(arrow.memory_map(str(path))).read_all()
+    except (arrow.ArrowException, OSError) as error:
+        raise UserError(f"{path}: expected an Arrow stream, found: {error}") from None
+
+
+def read_saved_dataset(root: Path, options: TableOptions, size: int) -> Items:
+    """Reads a saved Dataset or DatasetDict as a catalogue.
+
+    Columns of plain values and of ClassLabel are candidates for attributes. The splits are those
+    of a DatasetDict; where it has no validation split, a share of train is drawn into one.
+
+    Raises:
+        UserError: a file is missing or damaged, there is no one column of pictures, or as of
+            `table_catalogue`.
+    """
+    parts = _parts(root)
+    features = _features(next(iter(parts.values())))
+    image = _image_column(root, features, options.image_column)
+    files, ends, columns = list[Path](), list[int](), {name: Cells() for name in features}
+    columns.pop(image)
+    columns["split"], columns["row"] = Cells(), Cells()
+    for split, folder in parts.items():
+        if _features(folder) != features:
+            raise UserError(f"{folder}: expected the same features as in every split")
+        for file in _data_files(folder):
+            table = _opened(file)
+            _append(columns, table, features)
+            start = ends[-1] if ends else 0
+            for row in range(start, start + table.num_rows):
+                columns["split"].append(split)
+                columns["row"].append(f"{row:08d}")
+            files.append(file)
+            ends.append(start + table.num_rows)
+    rows = len(columns["row"].cells)
+    cells = {name: column.cells for name, column in columns.items()}
+    notices: list[str] = []
+    if len(parts) == 1 or options.group_by:
+        del cells["split"]
+    elif not options.split_column:
+        cells["split"] = _with_validation(cells, options.val_share, notices)
+        options = replace(options, split_column="split")
+    table = Table(root, cells, Places(root, "row", range(rows)))
+    options = replace(options, id_column=options.id_column or "row")
+    pictures = ArrowPictures(files, ends, image, size)
+    items = table_catalogue(table, pictures, options)
+    return replace(items, notices=(*items.notices, *notices))
+
+
+def _with_validation(
+    cells: dict[str, list[str]], val_share: float, notices: list[str]
+) -> list[str]:
+    """The splits, with a share of train drawn into val where there is none."""
+    counts = Counter(SPLIT_WORDS.get(split) for split in cells["split"])
+    if counts["val"] or not val_share:
+        return cells["split"]
+    notices.append(f"validation items are drawn from train, a share of {val_share}")
+    drawn = splits_by_hash(cells["row"], val_share, 0)
+    return [
+        new if SPLIT_WORDS.get(split) == "train" else split
+        for split, new in zip(cells["split"], drawn)
+    ]
+
+
+def _parts(root: Path) -> dict[str, Path]:
+    """The folder of each split; a Dataset that was saved alone is one part."""
+    listing = root / "dataset_dict.json"
+    if not listing.exists():
+        return {"train": root}
+    try:
+        return {str(split): root / split for split in read_json(listing)["splits"]}
+    except (KeyError, TypeError):
+        raise UserError(f"{listing}: expected a list of splits, found none") from None
+
+
+def _features(folder: Path) -> dict[str, Any]:
+    path = folder / "dataset_info.json"
+    content: Any = read_json(path)
+    try:
+        return dict(content["features"])
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{path}: expected the dataset's features, found none") from None
+
+
+def _data_files(folder: Path) -> Iterator[Path]:
+    path = folder / "state.json"
+    try:
+        for entry in read_json(path)["_data_files"]:
+            yield folder / entry["filename"]
+    except (KeyError, TypeError):
+        raise UserError(f"{path}: expected the names of its Arrow files, found none") from None
+
+
+def _image_column(root: Path, features: dict[str, Any], asked: str | None) -> str:
+    found = [name for name, feature in features.items() if _type(feature) == "Image"]
+    if asked in found:
+        return asked
+    if asked is not None or len(found) != 1:
+        raise UserError(
+            f"{root}: expected one column of pictures, found {found}; name one with --image-column"
+        )
+    return found[0]
+
+
+def _append(columns: dict[str, Cells], table: Any, features: dict[str, Any]) -> None:
+    for name, feature in features.items():
+        kind = _type(feature)
+        if name not in columns:
+            continue
+        if kind not in ("Value", "ClassLabel"):
+            columns.pop(name)  # lists, structs and further pictures are no labels
+            continue
+        for batch in table.column(name).chunks:
+            cells = batch.to_pylist()
+            if kind == "ClassLabel":
+                names = feature["names"]
+                cells = [None if c is None or c < 0 else names[c] for c in cells]
+            for cell in as_texts(cells):
+                columns[name].append(cell)
+
+
+def _type(feature: Any) -> object:
+    try:
+        return feature["_type"]
+    except (KeyError, TypeError):
+        return None  # a list or a struct of features

@@ -1,0 +1,108 @@
+"""What --catalogue may say, and the catalogue that it opens."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from adde.errors import UserError, did_you_mean
+from adde.metrics import Queries
+from adde.shards.annotations import celeba, deepfashion
+from adde.shards.catalogue import Catalogue, Items
+from adde.shards.hub import read_saved_dataset
+from adde.shards.shapes3d import read_shapes3d
+from adde.shards.support import read_support
+from adde.shards.tabular import TableOptions, read_catalogue
+
+EMBEDDED = ("wardrobe", "wardrobe-hard")
+EMBEDDED_SIZE, SIZE = 64, 256
+"""Caps on a picture's short side, pixels, where none is given."""
+
+KINDS = {
+    "support": "folder of imgs_*.txt, labels_*.txt and attr_num.txt of the published code",
+    "deepfashion": "folder of the category and attribute prediction benchmark",
+    "celeba": "folder of list_attr_celeba.txt and list_eval_partition.txt",
+    "3dshapes": "3dshapes.h5",
+    "hf": "folder that a Hugging Face dataset was saved to",
+}
+"""What may stand before the colon of `--catalogue kind:path`, and what path then is."""
+
+SHARES = ("val_share", "test_share")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A catalogue, what to tell of it, and the queries that came with it."""
+
+    catalogue: Catalogue
+    notices: tuple[str, ...] = ()
+    queries: Queries | None = None
+    """Of the test split; references are rows of the catalogue."""
+
+
+def open_catalogue(
+    name: str,
+    images: Path | None = None,
+    options: TableOptions | None = None,
+    *,
+    size: int | None = None,
+    items: int = 20_000,
+    seed: int = 0,
+) -> Opened:
+    """Opens what `name` says: an embedded catalogue, `kind:path` of KINDS, or a table's path.
+
+    Args:
+        name: see above.
+        images: folder that the names of pictures start from; found if None.
+        options: columns and splits.
+        size: cap on a picture's short side, pixels; None is SIZE, or EMBEDDED_SIZE.
+        items: number of items of an embedded catalogue.
+        seed: of an embedded catalogue.
+
+    Raises:
+        UserError: nothing of that name, or as of the reader of its kind.
+    """
+    if size is not None and size < 1:
+        raise UserError(f"--size: expected at least 1 pixel, found {size}")
+    if name in EMBEDDED:
+        return _embedded(name, items, seed, EMBEDDED_SIZE if size is None else size)
+    options = options or TableOptions()
+    size = SIZE if size is None else size
+    kind, colon, rest = name.partition(":")
+    path = Path(rest)
+    if kind == "support":
+        _refuse_others(name, options, ("val_share",))
+        found = read_support(path, images, options.val_share, size)
+        return Opened(found.items, found.items.notices, found.queries)
+    if kind in ("deepfashion", "celeba"):
+        read = deepfashion if kind == "deepfashion" else celeba
+        return _opened(read(path, images, options, size))
+    if kind == "3dshapes":
+        _refuse_others(name, options, SHARES)
+        return _opened(read_shapes3d(path, options.val_share, options.test_share))
+    if kind == "hf":
+        return _opened(read_saved_dataset(path, options, size))
+    if colon and not Path(name).exists():
+        raise UserError(f"--catalogue {name}: unknown kind {kind!r}; {did_you_mean(kind, KINDS)}")
+    path = Path(name)
+    return _opened(read_catalogue(path, images or path.parent, options, size))
+
+
+def _opened(items: Items) -> Opened:
+    return Opened(items, items.notices)
+
+
+def _embedded(name: str, items: int, seed: int, size: int) -> Opened:
+    # Imported here: who packs a table needs no renderer.
+    from adde.shards.wardrobe import wardrobe
+    from adde.shards.wardrobe_hard import wardrobe_hard
+
+    draw = wardrobe if name == "wardrobe" else wardrobe_hard
+    return Opened(draw(items, seed, size))
+
+
+def _refuse_others(name: str, options: TableOptions, used: tuple[str, ...]) -> None:
+    """An option that would have no effect is refused instead of ignored."""
+    default = TableOptions()
+    for field in fields(options):
+        if field.name not in used and getattr(options, field.name) != getattr(default, field.name):
+            flag = "--" + field.name.replace("_", "-")
+            raise UserError(f"{flag}: expected no such option with --catalogue {name}")

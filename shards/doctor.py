@@ -1,0 +1,37 @@
+r"""Says what ails a catalogue: labels, balance, near-duplicates, broken pictures, edit targets.
+
+python shards/doctor.py --shards data/shop
+python shards/doctor.py --shards data/shop --out report.html
+"""
+
+from pathlib import Path
+
+import tyro
+
+from adde.errors import run_program
+from adde.shards.doctor import as_text, diagnose, look_through
+from adde.shards.index import ShardIndex
+
+
+def main(shards: Path, out: Path | None = None, workers: int | None = None) -> None:
+    """Says what ails a catalogue, read from its shards.
+
+    Args:
+        shards: folder of shards.
+        out: a page with pictures to write, too.
+        workers: processes; one per core if not given.
+    """
+    index = ShardIndex.read(shards)
+    looked = look_through(index, workers)
+    found = diagnose(index, looked)
+    print(as_text(found, looked.item_ids))
+    if out is not None:
+        # Imported here: the text needs no templates.
+        from adde.shards.doctor_page import write_page
+
+        write_page(index, found, looked, out)
+        print(f"\nwritten: {out}")
+
+
+if __name__ == "__main__":
+    run_program(lambda: tyro.cli(main))

@@ -1,0 +1,75 @@
+"""Every command of docs/catalogues.md, on trees of the layout it speaks of."""
+
+import itertools
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from trees import (
+    write_celeba,
+    write_deepfashion,
+    write_saved_dataset,
+    write_shapes3d,
+    write_support,
+)
+
+from adde.shards.index import ShardIndex
+
+ROOT = Path(__file__).parents[2]
+LINES = (ROOT / "docs" / "catalogues.md").read_text().splitlines()
+COMMANDS = [line.strip() for line in LINES if line.startswith("    python ")]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder that holds whatever the commands name."""
+    place = tmp_path_factory.mktemp("place")
+    (place / "photos").mkdir()
+    rows = ["image,colour,family"]
+    for number in range(120):
+        noise = np.random.default_rng(number).integers(0, 256, (9, 9, 3)).astype(np.uint8)
+        Image.fromarray(noise).save(place / "photos" / f"{number}.png")
+        rows.append(f"{number}.png,{('red', 'blue')[number % 2]},f{number // 3}")
+    (place / "items.csv").write_text("\n".join(rows))
+    labels = [[a, b] for a, b in itertools.product(range(3), range(2))] * 5
+    queries = [(0, [-1, 1, 0, 0, 0], [1, 0])]
+    write_support(place / "splits" / "Shopping100k", labels, labels[:6], (3, 2), queries)
+    (place / "splits" / "Shopping100k" / "img").rename(place / "img")
+    (place / "Shopping100k").mkdir()
+    (place / "img").rename(place / "Shopping100k" / "img")
+    parts = ("train", "train", "val", "test")
+    fashion = [(f"img/{n}/a.jpg", 1 + n % 2, {n % 2: 1}, parts[n % 4]) for n in range(60)]
+    write_deepfashion(place / "DeepFashion", fashion)
+    write_celeba(place / "CelebA", [((-1) ** n, (-1) ** (n // 2), n % 3, n) for n in range(60)])
+    write_shapes3d(place / "3dshapes.h5")
+    items = [(n, n % 2, ("red", "blue")[n // 2 % 2]) for n in range(80)]
+    write_saved_dataset(place / "saved", {"train": items, "test": items[:30]})
+    return place
+
+
+def test_the_page_has_commands():
+    assert len(COMMANDS) == 10
+
+
+@pytest.mark.parametrize(
+    "command",
+    [pytest.param(c, marks=pytest.mark.slow) if "--engine ray" in c else c for c in COMMANDS],
+)
+def test_command_of_the_page(command, place):
+    if "--engine ray" in command:
+        pytest.importorskip("ray", reason="ray is not installed: pip install 'adde[ray]'")
+    _, program, *words = shlex.split(command)
+    if program != "shards/build.py" and not (place / "data" / "shop").exists():
+        pytest.skip("the command that builds data/shop was left out")
+    words = [sys.executable, str(ROOT / program), *words]
+    done = subprocess.run(words, cwd=place, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    if program == "shards/build.py":
+        index = ShardIndex.read(place / words[words.index("--out") + 1])
+        assert sum(shard.samples for shard in index.shards) > 30
+    if "--out report.html" in command:
+        assert "data:image/jpeg" in (place / "report.html").read_text()

@@ -1,0 +1,186 @@
+"""shards/verify.py: silent on whole shards, and each kind of damage is named."""
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from adde.files import read_json, sha256_of_file, write_json
+from adde.shards.verify import IndexAsWritten, verify
+
+PROGRAM = Path(__file__).parents[2] / "shards" / "verify.py"
+FIRST, SECOND = "train-000000.tar", "train-000001.tar"
+
+
+@pytest.fixture
+def shards(tiny_shards, tmp_path):
+    return Path(shutil.copytree(tiny_shards, tmp_path / "shards"))
+
+
+def differences(root, **options):
+    return list(verify(IndexAsWritten.read(root), workers=1, **options))
+
+
+def entry_of(root, name, **changes):
+    """Changes fields of one shard's entry in index.json."""
+    content = read_json(root / "index.json")
+    entry = next(entry for entry in content["shards"] if entry["name"] == name)
+    entry.update(changes)
+    write_json(root / "index.json", content)
+    return entry
+
+
+def rewrite(root, name, change):
+    """Writes a tar anew with `change(members)`, a list of (name, bytes), and tells the index."""
+    with tarfile.open(root / name) as tar:
+        members = [(member.name, tar.extractfile(member).read()) for member in tar]
+    with tarfile.open(root / name, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for member, content in change(members):
+            info = tarfile.TarInfo(member)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    with tarfile.open(root / name) as tar:
+        places = [(member.offset_data, member.size) for member in tar]
+    entry_of(
+        root,
+        name,
+        bytes=(root / name).stat().st_size,
+        sha256=sha256_of_file(root / name),
+        members=[[*a, *b] for a, b in zip(places[::2], places[1::2])],
+    )
+
+
+def replace(position, content):
+    def change(members):
+        members[position] = (members[position][0], content)
+        return members
+
+    return change
+
+
+def test_whole_shards_differ_in_nothing(tiny_shards):
+    assert differences(tiny_shards) == differences(tiny_shards, decode_pictures=True) == []
+
+
+def test_a_flipped_byte(shards):
+    content = bytearray((shards / FIRST).read_bytes())
+    content[600] ^= 1  # in a picture: the tar stays a tar
+    (shards / FIRST).write_bytes(content)
+    (found,) = differences(shards)
+    assert found.startswith(f"{FIRST}: sha256: expected ")
+    assert sha256_of_file(shards / FIRST) in found
+
+
+def test_a_shard_cut_short_and_one_gone(shards):
+    (shards / FIRST).write_bytes((shards / FIRST).read_bytes()[:5000])
+    (shards / SECOND).unlink()
+    found = differences(shards)
+    assert f"{SECOND}: expected a file, found none" in found
+    for start in ("bytes: expected ", "sha256: expected ", "samples: expected 36, found "):
+        assert any(line.startswith(f"{FIRST}: {start}") for line in found), start
+
+
+def test_a_shard_the_index_does_not_know(shards):
+    shutil.copy(shards / FIRST, shards / "train-000009.tar")
+    (found,) = differences(shards)
+    assert found.startswith("train-000009.tar: expected a shard that index.json lists")
+
+
+@pytest.mark.parametrize(
+    ("changes", "start"),
+    [
+        ({"samples": 35}, "samples: expected 35, found 36"),
+        ({"groups": [3] * 11}, "sum of groups: expected 36, found 33"),
+        ({"split": "holdout"}, "split: expected ('train', 'val', 'test'), found holdout"),
+    ],
+)
+def test_entries_that_say_otherwise(shards, changes, start):
+    entry_of(shards, FIRST, **changes)
+    assert any(line.startswith(f"{FIRST}: {start}") for line in differences(shards))
+
+
+def test_members_at_other_places(shards):
+    members = entry_of(shards, FIRST)["members"]
+    members[4][0] += 512
+    entry_of(shards, FIRST, members=members)
+    (found,) = differences(shards)
+    assert found.startswith(f"{FIRST}, sample 4 (train-000000-004): expected at {members[4]}")
+
+
+def test_a_label_outside_the_schema(shards):
+    record = {"item_id": "x", "labels": {"colour": "pink", "shape": None, "border": None}}
+    rewrite(shards, FIRST, replace(5, json.dumps(record).encode()))
+    (found,) = differences(shards)
+    assert found.startswith(f"{FIRST}, sample 2 (")
+    assert "unknown value 'pink'" in found
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({"item_id": "x", "labels": {"colour": "red"}}, "no label for ['border', 'shape']"),
+        ({"item_id": 3, "labels": dict.fromkeys(("colour", "shape", "border"))}, "item_id 3"),
+        ({"labels": dict.fromkeys(("colour", "shape", "border"))}, "'item_id'"),
+        ([1], "list indices"),
+    ],
+)
+def test_records_that_say_too_little(shards, record, reason):
+    rewrite(shards, FIRST, replace(1, json.dumps(record).encode()))
+    (found,) = differences(shards)
+    assert found.startswith(f"{FIRST}, sample 0 (")
+    assert reason in found
+
+
+def test_the_same_item_in_two_shards(shards):
+    with tarfile.open(shards / SECOND) as tar:
+        other = tar.extractfile("train-000001-003.json").read()
+    rewrite(shards, FIRST, replace(3, other))
+    (found,) = differences(shards)
+    assert found == f"{SECOND}: expected item id 'train-000001-003' once, found it in {FIRST} too"
+
+
+def test_a_member_out_of_place(shards):
+    rewrite(shards, FIRST, lambda members: [members[0], *members[2:]])
+    found = differences(shards)
+    assert any("where train-000000-000.json should be" in line for line in found)
+
+
+def test_pictures_are_decoded_on_request(shards):
+    buffer = io.BytesIO()
+    Image.new("RGB", (9, 9)).save(buffer, "png")
+    rewrite(shards, FIRST, replace(0, buffer.getvalue()[:45]))
+    assert differences(shards) == []
+    (found,) = differences(shards, decode_pictures=True)
+    assert found.startswith(f"{FIRST}, sample 0 (train-000000-000): expected a picture that dec")
+
+
+def test_many_bad_samples_are_counted(shards):
+    rewrite(
+        shards, FIRST, lambda members: [(n, b"{}") if "json" in n else (n, c) for n, c in members]
+    )
+    found = differences(shards)
+    assert len(found) == 21
+    assert found[-1] == f"{FIRST}: and 16 more of its samples"
+
+
+def run(*arguments):
+    command = [sys.executable, str(PROGRAM), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_the_program(shards):
+    whole = run("--shards", shards, "--decode", "--workers", 2)
+    assert whole.returncode == 0, whole.stderr
+    assert "96 samples in 4 shards" in whole.stdout
+    (shards / SECOND).unlink()
+    damaged = run("--shards", shards)
+    assert damaged.returncode == 1
+    assert f"{SECOND}: expected a file, found none" in damaged.stdout
+    assert "1 differences from its index" in damaged.stderr
+    assert "Traceback" not in damaged.stderr

@@ -1,0 +1,138 @@
+"""Tiny trees of the layout of public datasets, written as their documentation describes them."""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+FACTOR_VALUES = ((0.0, 0.5), (0.0, 0.5), (0.0, 0.5), (0.75, 1.0, 1.25), (0, 1, 2, 3), (-30.0, 30.0))
+
+
+def png(seed, side=12):
+    noise = np.random.default_rng(seed).integers(0, 256, (side, side, 3)).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def write_pictures(folder, names):
+    for seed, name in enumerate(names):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(seed))
+
+
+def write_lines(path, lines):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{line}\n" for line in lines))
+
+
+def one_hot(labels, sizes):
+    """One row of 0 and 1; a label of None is all zeros."""
+    return [int(v == label) for label, size in zip(labels, sizes) for v in range(size)]
+
+
+def write_support(root, train, test, sizes, queries):
+    """Support files; labels are lists per item, queries (reference, indicator, target)."""
+    for part, labels in (("train", train), ("test", test)):
+        names = [f"img/{part} {number}.png" for number in range(len(labels))]
+        write_lines(root / f"imgs_{part}.txt", names)
+        rows = [" ".join(f"{flag:.1f}" for flag in one_hot(row, sizes)) for row in labels]
+        write_lines(root / f"labels_{part}.txt", rows)
+        write_pictures(root, names)
+    write_lines(root / "attr_num.txt", [f"[{', '.join(map(str, sizes))}]"])
+    write_lines(root / "triplet_train.txt", ["0 1 2"])
+    write_lines(root / "triplet_train_ind.txt", ["1 -1 0"])
+    write_lines(root / "ref_test.txt", [reference for reference, _, _ in queries])
+    write_lines(root / "indfull_test.txt", [" ".join(map(str, row)) for _, row, _ in queries])
+    targets = [" ".join(map(str, one_hot(target, sizes))) for _, _, target in queries]
+    write_lines(root / "gt_test.txt", targets)
+
+
+def write_deepfashion(root, items):
+    """Items: (name, category 1.., {attribute number: flag}, split). 2 categories, 5 attributes."""
+    write_lines(
+        root / "Anno" / "list_category_cloth.txt",
+        [2, "category_name  category_type", "Tank Top   1", "Jeans   2"],
+    )
+    write_lines(
+        root / "Anno" / "list_attr_cloth.txt",
+        [
+            *(5, "attribute_name  attribute_type"),
+            *("polka dot   1", "striped   1", "denim   2", "a-line   3", "party   5"),
+        ],
+    )
+    write_lines(
+        root / "Anno" / "list_category_img.txt",
+        [len(items), "image_name  category_label", *(f"{i[0]}   {i[1]}" for i in items)],
+    )
+    flags = [" ".join(str(item[2].get(n, -1)) for n in range(5)) for item in items]
+    write_lines(
+        root / "Anno" / "list_attr_img.txt",
+        [
+            *(len(items), "image_name  attribute_labels"),
+            *(f"{item[0]}   {row}" for item, row in zip(items, flags)),
+        ],
+    )
+    write_lines(
+        root / "Eval" / "list_eval_partition.txt",
+        [len(items), "image_name  evaluation_status", *(f"{i[0]}   {i[3]}" for i in items)],
+    )
+    write_pictures(root / "Img", [item[0] for item in items])
+
+
+def write_celeba(root, items):
+    """Items: (Smiling, Young, split number, identity), each flag 1 or -1."""
+    names = [f"{number:06d}.jpg" for number in range(1, len(items) + 1)]
+    flags = [f"{name} {item[0]:2d} {item[1]:2d}" for name, item in zip(names, items)]
+    write_lines(root / "Anno" / "list_attr_celeba.txt", [len(items), "Smiling Young ", *flags])
+    splits = [f"{name} {item[2]}" for name, item in zip(names, items)]
+    write_lines(root / "Eval" / "list_eval_partition.txt", splits)
+    people = [f"{name} {item[3]}" for name, item in zip(names, items)]
+    write_lines(root / "Anno" / "identity_CelebA.txt", people)
+    write_pictures(root / "Img" / "img_align_celeba", names)
+
+
+def write_shapes3d(path, side=8):
+    """Every combination of a few values of each factor once; returns pixels and factors."""
+    import h5py
+
+    grid = np.stack(np.meshgrid(*FACTOR_VALUES, indexing="ij"), axis=-1).reshape(-1, 6)
+    images = np.random.default_rng(0).integers(0, 256, (len(grid), side, side, 3)).astype(np.uint8)
+    with h5py.File(path, "w") as file:
+        file.create_dataset("images", data=images, chunks=(16, 4, 4, 1), compression="gzip")
+        file.create_dataset("labels", data=grid)
+    return images, grid
+
+
+def write_saved_dataset(root, parts):
+    """A saved DatasetDict: {split: [(seed, kind number or -1, colour or None)]}, two files each."""
+    import json
+
+    import pyarrow as pa
+
+    for split, items in parts.items():
+        folder = root / split
+        folder.mkdir(parents=True)
+        files = [f"data-{number:05d}-of-00002.arrow" for number in range(2)]
+        for name, some in zip(files, (items[: len(items) // 2], items[len(items) // 2 :])):
+            table = pa.table(
+                {
+                    "picture": pa.array([{"bytes": png(i[0]), "path": None} for i in some]),
+                    "kind": pa.array([i[1] for i in some], pa.int64()),
+                    "colour": pa.array([i[2] for i in some], pa.string()),
+                    "tags": pa.array([["a"]] * len(some), pa.list_(pa.string())),
+                }
+            )
+            with pa.ipc.new_stream(folder / name, table.schema) as stream:
+                stream.write_table(table, max_chunksize=7)
+        state = {"_data_files": [{"filename": name} for name in files], "_split": split}
+        (folder / "state.json").write_text(json.dumps(state))
+        features = {
+            "picture": {"_type": "Image"},
+            "kind": {"names": ["shirt", "shoe"], "_type": "ClassLabel"},
+            "colour": {"dtype": "string", "_type": "Value"},
+            "tags": {"feature": {"dtype": "string", "_type": "Value"}, "_type": "List"},
+        }
+        (folder / "dataset_info.json").write_text(json.dumps({"features": features}))
+    (root / "dataset_dict.json").write_text(json.dumps({"splits": list(parts)}))

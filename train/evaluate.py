@@ -15,6 +15,7 @@ from adde.errors import run_program
 from adde.files import write_json
 from adde.schema import Schema
 from adde.shards.index import ShardIndex
+from adde.shards.queries import read_queries
 from adde.training.checkpoint import load_model
 from adde.training.evaluation import Evaluator, MemoryEdit
 from adde.training.report import write_report
@@ -45,8 +46,11 @@ def evaluate(
     model.schema.require_same(index.schema, str(found.path), str(index.root))
 
     encoded = Evaluator(index, batch_size, config.data.workers, device).encode(model, split)
+    given = read_queries(index, split) if isinstance(index.root, Path) else None
+    if given is not None:
+        print(f"{len(given)} queries given with the shards are asked, and no others")
     figures = metrics.evaluate_split(
-        encoded.embeddings, encoded.logits, encoded.labels, model.schema, MemoryEdit(model)
+        encoded.embeddings, encoded.logits, encoded.labels, model.schema, MemoryEdit(model), given
     )
     content = {"split": split, "checkpoint": found.path.name, **figures}
     write_json(run / "metrics.json", content)

@@ -1,7 +1,6 @@
 """The items that answers are drawn from: embeddings of a folder of shards, kept for next time."""
 
 import hashlib
-import os
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from adde.errors import UserError, did_you_mean
 from adde.files import atomic_path, sha256_of_file
 from adde.metrics import predicted_labels
 from adde.schema import Labels, Vector
+from adde.serving.cache import cache_folder
 from adde.serving.session import Session
 from adde.shards.index import INDEX_NAME, Shard, ShardIndex
 from adde.shards.reader import Sample, ShardReader, iterate
@@ -111,12 +111,6 @@ def _embed(bundle: Bundle, session: Session, samples: Iterator[Sample], count: i
             item_ids += [s.item_id for s in batch]
             bar.update(len(batch))
     return tuple(item_ids), labels, predicted, vectors
-
-
-def cache_folder() -> Path:
-    """Where embedded galleries are kept: $XDG_CACHE_HOME/adde, else ~/.cache/adde."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "adde"
 
 
 def _cache_file(bundle: Bundle, root: Path, split: str) -> Path:

@@ -86,7 +86,7 @@ def cubed(vectors: Tensor, labels: Tensor) -> Tensor:
 
 
 def pml(vectors: Tensor, labels: Tensor) -> Tensor:
-    from pytorch_metric_learning import distances, losses, miners
+    from pytorch_metric_learning import distances, losses, miners  # pyright: ignore[reportMissingImports]
 
     squared = distances.LpDistance(normalize_embeddings=False, power=2)
     miner = miners.TripletMarginMiner(MARGIN, type_of_triplets="semihard", distance=squared)

@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 from PIL import Image
@@ -19,10 +19,13 @@ from adde.bundle import Bundle
 from adde.errors import UserError, did_you_mean, run_program
 from adde.files import atomic_path
 from adde.preprocess import decode
-from adde.serving.gallery import Gallery, Split, open_gallery
+from adde.serving import Answer, Searcher
+from adde.serving.build import Split, open_or_build
+from adde.serving.gallery import Gallery, Item, read_picture
 from adde.serving.picture import AnswerTile, draw_answer
-from adde.serving.search import Answer, Match, Searcher
-from adde.serving.session import Device, Session
+from adde.serving.providers import Device
+from adde.serving.search import Match
+from adde.serving.session import Session
 
 Edits = Annotated[
     tyro.conf.UseAppendAction[tuple[str, ...]],
@@ -40,21 +43,23 @@ def query(
     k: int = 10,
     picture: Path | None = None,
     as_json: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
-    device: Device = "cpu",
+    device: tuple[Device, ...] = ("cpu",),
+    allow_fallback: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
     """Prints the best items, with their score and the attributes that match.
 
     Args:
         bundle: folder of the bundle.
-        gallery: folder of shards that answers come from.
+        gallery: what answers come from: a gallery, or a folder of shards, which is embedded once.
         image: picture of the item to start from.
         item: or the id of an item of the gallery, which is then no answer itself.
         edits: a value to ask for; may be given several times.
-        split: which part of the shards.
+        split: which part of the shards, where they are shards.
         k: number of answers.
         picture: draw query and answers into this file, PNG or JPEG by its name.
         as_json: print JSON instead of a table.
-        device: where onnxruntime runs.
+        device: where onnxruntime runs, in the order of preference.
+        allow_fallback: go on where a device is not to be had.
     """
     if (image is None) == (item is None):
         raise UserError("expected one of --image and --item, found both or neither")
@@ -65,15 +70,13 @@ def query(
     opened = Bundle.read(bundle)
     wanted = parse_edits(edits)
     opened.schema.encode(wanted)  # a wrong name is told before the gallery is embedded
-    session = Session(opened, device)
+    session = Session(opened, device, allow_fallback)
     # An unreadable picture, too, is told first.
     start = None if image is None else opened.preprocess.load(image)
-    items = open_gallery(opened, session, gallery, split)
-    source, name = read_source(items, image, item)
-    pixels = opened.preprocess.load(source, name) if start is None else start
-    # Who asks from an item of the gallery does not want that item back.
-    answers = Searcher(opened, session, items).search(pixels, wanted, k + (item is not None))
-    answers = [answer for answer in answers if answer.item_id != item][:k]
+    items = open_or_build(opened, session, gallery, split)
+    searcher = Searcher(opened, items, session=session)
+    answers = list(searcher.search(start, wanted, k, item=item))
+    name = str(image or item)
     if not answers:
         raise UserError(f"{gallery}: expected items other than {name!r}, found none")
 
@@ -83,7 +86,8 @@ def query(
         print_table(name, wanted, answers)
     if picture is not None:
         tiles = [tile(items, rank, answer) for rank, answer in enumerate(answers, start=1)]
-        save(draw_answer(decode(source, name), wanted, tiles), picture)
+        asked = draw(items, items.get(item)) if item is not None else decode(Path(name))
+        save(draw_answer(asked, wanted, tiles), picture)
 
 
 def parse_edits(texts: Sequence[str]) -> dict[str, str]:
@@ -96,14 +100,6 @@ def parse_edits(texts: Sequence[str]) -> dict[str, str]:
         if edits.setdefault(name, value) != value:
             raise UserError(f"--set: {name!r} is asked to be {edits[name]!r} and {value!r}")
     return edits
-
-
-def read_source(gallery: Gallery, image: Path | None, item: str | None) -> tuple[Any, str]:
-    """The picture to start from, a path or a file's bytes, and what to call it."""
-    if image is not None:
-        return image, str(image)
-    assert item is not None
-    return gallery.sample(gallery.row(item)).picture, item
 
 
 def print_table(name: str, edits: Mapping[str, str], answers: Sequence[Answer]) -> None:
@@ -151,10 +147,16 @@ def print_json(edits: Mapping[str, str], answers: Sequence[Answer]) -> None:
 
 def tile(gallery: Gallery, rank: int, answer: Answer) -> AnswerTile:
     """An answer as the picture shows it."""
-    sample = gallery.sample(answer.row)
     lines = [f"{answer.score:.4f}", *differences(answer.matches)[:2]]
-    image = decode(sample.picture, sample.where)
-    return AnswerTile(image, f"{rank}  {answer.item_id}", lines, answer.good)
+    return AnswerTile(draw(gallery, answer.item), f"{rank}  {answer.item_id}", lines, answer.good)
+
+
+def draw(gallery: Gallery, item: Item) -> Image.Image:
+    """An item's picture; a grey square where the gallery has none."""
+    content = read_picture(gallery.header, item)
+    if content is None:
+        return Image.new("RGB", (64, 64), "#d9dde3")
+    return decode(content, item.item_id)
 
 
 def check_picture_name(path: Path) -> None:

@@ -1,138 +1,234 @@
-"""The items that answers are drawn from: embeddings of a folder of shards, kept for next time."""
+"""What answers are drawn from: items with their embeddings, behind one small interface.
 
-import hashlib
-import sys
-import zipfile
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import islice
+A gallery is a folder with gallery.json::
+
+    {"format": 1, "engine": "embedded", "bundle": sha256 of the bundle that embedded it,
+     "schema": ..., "schema_hash": ..., "width": D, "pictures": folder of the shards or null,
+     "source": what was embedded, ...the engine's own}
+
+Symbols: A attributes, D width of a subspace, N items.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Protocol
 
 import numpy as np
-from tqdm import tqdm
 
 from adde.bundle import Bundle
-from adde.errors import UserError, did_you_mean
-from adde.files import atomic_path, cache_folder, sha256_of_file
-from adde.metrics import predicted_labels
-from adde.schema import Labels, Vector
-from adde.serving.session import Session
-from adde.shards.index import INDEX_NAME, Shard, ShardIndex
-from adde.shards.reader import Sample, ShardReader, iterate
+from adde.errors import UserError
+from adde.files import read_json, write_json
+from adde.schema import Labels, Schema, Vector
 
-Split = Literal["all", "train", "val", "test"]
-BATCH = 64
+GALLERY_NAME = "gallery.json"
+FORMAT = 1
+
+Fields = Mapping[str, Any]
+"""Names to text, numbers, truth values or None."""
+
+Place = tuple[str, int, int]
+"""File below the pictures' folder, offset and length of an encoded picture."""
+
+
+@dataclass(frozen=True, eq=False)
+class Item:
+    """One item and its embedding."""
+
+    item_id: str
+    labels: Labels
+    """(A,) int64 as the catalogue has them, UNKNOWN where it does not say."""
+    predicted: Labels
+    """(A,) int64 as the classifiers see them; never UNKNOWN."""
+    vector: Vector
+    """(A, D) float32, L2-normalised over both axes."""
+    norm: float
+    """Length of the embedding before it was normalised; an edit needs it."""
+    fields: Fields = field(default_factory=lambda: {})
+    """What else is known of it: price, brand, stock; answers can be filtered by it."""
+    place: Place | None = None
 
 
 @dataclass(frozen=True)
-class Gallery:
-    """N items in stored order, split after split."""
+class Header:
+    """What gallery.json says."""
 
-    index: ShardIndex
-    shards: tuple[Shard, ...]
-    item_ids: tuple[str, ...]
-    labels: Labels
-    """(N, A) int64 as the catalogue has them, UNKNOWN where it does not say."""
-    predicted: Labels
-    """(N, A) int64 as the classifiers see them; never UNKNOWN."""
-    embeddings: Vector
-    """(N, A D) float32, L2-normalised."""
+    engine: str
+    bundle: str
+    schema: Schema
+    width: int
+    pictures: str | None
+    source: str
+    """Says what was embedded, so that an interrupted build goes on only with the same."""
+    extra: Mapping[str, Any] = field(default_factory=lambda: {})
+    """The engine's own."""
 
-    def place(self, row: int) -> tuple[Shard, int]:
-        """Shard and position of an item."""
-        ends = np.cumsum([shard.samples for shard in self.shards])
-        number = int(np.searchsorted(ends, row, side="right"))
-        shard = self.shards[number]
-        return shard, row - int(ends[number]) + shard.samples
+    @classmethod
+    def of(cls, bundle: Bundle, engine: str, pictures: Path | None, source: str) -> "Header":
+        """Header of a new gallery."""
+        folder = None if pictures is None else str(pictures.resolve())
+        return cls(engine, bundle.hash, bundle.schema, bundle.width, folder, source)
 
-    def sample(self, row: int) -> Sample:
-        """An item as stored, with its picture."""
-        reader = ShardReader(self.index)
-        try:
-            return reader.read(*self.place(row))
-        finally:
-            reader.close()
+    def write(self, folder: Path) -> None:
+        """Writes gallery.json."""
+        schema = {"schema": self.schema.to_json(), "schema_hash": self.schema.hash}
+        write_json(folder / GALLERY_NAME, {"format": FORMAT, **vars(self), **schema})
 
-    def row(self, item_id: str) -> int:
-        """Row of an item, the first where several have the id. Raises UserError."""
-        try:
-            return self.item_ids.index(item_id)
-        except ValueError:
+    @classmethod
+    def read(cls, folder: Path) -> "Header":
+        """Reads gallery.json. Raises UserError where there is none, or none of this format."""
+        path = folder / GALLERY_NAME
+        if not path.exists():
             raise UserError(
-                f"{self.index.root}: no item {item_id!r} in the gallery; "
-                f"{did_you_mean(item_id, self.item_ids)}"
+                f"{folder}: expected a gallery with {GALLERY_NAME}, found none; make one with "
+                "python serve_onnx/build_gallery.py"
+            )
+        content = read_json(path)
+        try:
+            if content["format"] != FORMAT:
+                found = content["format"]
+                raise UserError(f"{path}: expected format {FORMAT}, found {found}; build it again")
+            schema = Schema.from_json(content["schema"], str(path))
+            rest = {name: content[name] for name in cls.__annotations__ if name != "schema"}
+            return cls(schema=schema, **rest)
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"{path}: expected the fields of a gallery, found: {type(error).__name__} "
+                f"{error}; build it again"
             ) from None
 
+    def require_bundle(self, bundle: Bundle, folder: Path) -> None:
+        """Refuses a gallery whose vectors another bundle made: they would compare to nothing."""
+        if self.bundle != bundle.hash:
+            raise UserError(
+                f"{folder}: expected a gallery of bundle {bundle.path} ({bundle.hash}), found one "
+                f"of bundle {self.bundle}; build it again with this bundle"
+            )
 
-def open_gallery(bundle: Bundle, session: Session, root: Path, split: Split = "all") -> Gallery:
-    """Gallery of a folder of shards; embedded once for each bundle, index and split.
+
+class ItemNotFoundError(UserError):
+    """No item of the gallery has the id."""
+
+
+class Gallery(Protocol):
+    """Items that can be searched and changed at once, from several threads."""
+
+    header: Header
+
+    def __len__(self) -> int:
+        """Number of items."""
+        ...
+
+    def nearest(
+        self,
+        query: Vector,
+        weights: Vector,
+        k: int,
+        filters: Mapping[str, Any],
+        exclude: str | None = None,
+    ) -> list[Item]:
+        """Candidates among which are the k nearest, as many as k where there are that many.
+
+        Nearness is the sum over attributes of weight x squared distance in the subspace.
+
+        Args:
+            query: (A, D) float32, L2-normalised over both axes.
+            weights: (A,) float32, none negative.
+            k: items wanted.
+            filters: see `adde.serving.filters`.
+            exclude: an item id that is no answer.
+
+        Raises:
+            UserError: a filter asks for what no item has, or is none.
+        """
+        ...
+
+    def get(self, item_id: str) -> Item:
+        """An item. Raises ItemNotFoundError with the nearest ids."""
+        ...
+
+    def upsert(self, items: Sequence[Item]) -> None:
+        """Adds items, or puts them in the place of those with their ids; all or none."""
+        ...
+
+    def delete(self, item_ids: Sequence[str]) -> int:
+        """Takes items away; the number of those that were there."""
+        ...
+
+    def finish(self) -> None:
+        """Makes what search is faster with, when all items are in."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of files and connections."""
+        ...
+
+
+def facts(schema: Schema, item: Item) -> dict[str, Any]:
+    """What an item can be filtered by: its known labels by name, and its fields.
 
     Raises:
-        UserError: the shards have another schema than the bundle, the split is empty, or a
-            picture does not decode.
+        UserError: a field has the name of an attribute, or is no text, number or truth value.
     """
-    index = ShardIndex.read(root)
-    bundle.schema.require_same(index.schema, str(bundle.path), str(root))
-    splits = tuple(index.splits) if split == "all" else (split,)
-    shards = tuple(shard for name in splits for shard in index.split(name))
-    cache = _cache_file(bundle, root, split)
-    arrays = _read_cache(cache)
-    if arrays is None:
-        samples = (sample for name in splits for sample in iterate(index, name))
-        arrays = _embed(bundle, session, samples, sum(shard.samples for shard in shards))
-        _write_cache(cache, arrays)
-    item_ids, labels, predicted, embeddings = arrays
-    return Gallery(index, shards, item_ids, labels, predicted, embeddings)
+    known = {n: v for n, v in schema.decode(item.labels).items() if v is not None}
+    for name, value in item.fields.items():
+        if name in schema.names:
+            raise UserError(
+                f"item {item.item_id!r}: expected fields with names of their own, found "
+                f"{name!r}, which is an attribute"
+            )
+        if not isinstance(value, str | int | float | None):
+            raise UserError(
+                f"item {item.item_id!r}: field {name!r}: expected text, a number, true, false "
+                f"or null, found {type(value).__name__}"
+            )
+    return {**known, **item.fields}
 
 
-Arrays = tuple[tuple[str, ...], Labels, Labels, Vector]
-"""Item ids, labels, predicted labels, embeddings."""
+def require_once(items: Sequence[Item]) -> None:
+    """Refuses items of which two have one id."""
+    counts = Counter(item.item_id for item in items)
+    if len(counts) != len(items):
+        twice = next(item_id for item_id, count in counts.items() if count > 1)
+        raise UserError(f"expected every item id once, found {twice!r} twice")
 
 
-def _embed(bundle: Bundle, session: Session, samples: Iterator[Sample], count: int) -> Arrays:
-    attributes = len(bundle.schema.sizes)
-    item_ids: list[str] = []
-    labels = np.empty((count, attributes), np.int64)
-    predicted = np.empty((count, attributes), np.int64)
-    # Filled in place: a large gallery need not be held twice.
-    vectors = np.empty((count, attributes * bundle.width), np.float32)
-    with tqdm(total=count, desc="embed gallery", unit="picture", disable=None) as bar:
-        while batch := list(islice(samples, BATCH)):
-            rows = slice(len(item_ids), len(item_ids) + len(batch))
-            pictures = np.stack([bundle.preprocess.load(s.picture, s.where) for s in batch])
-            embeddings, logits = session.encode(pictures)
-            vectors[rows] = np.reshape(embeddings, (len(batch), -1))
-            norms = np.linalg.norm(vectors[rows], axis=1, keepdims=True)
-            vectors[rows] /= np.maximum(norms, 1e-12)
-            labels[rows] = [s.labels for s in batch]
-            predicted[rows] = predicted_labels(logits, bundle.schema)
-            item_ids += [s.item_id for s in batch]
-            bar.update(len(batch))
-    return tuple(item_ids), labels, predicted, vectors
+def augmented(vectors: Vector) -> Vector:
+    """Unit vectors (N, A, D) -> (N, A D + A): with them, weighted distance is one product.
+
+    The sum of w |q - g|^2 is a constant less (2 w q) . g - w . |g|^2, so the squared lengths of
+    the subspaces stand behind the vector.
+    """
+    lengths = np.square(vectors).sum(axis=2)
+    return np.concatenate([vectors.reshape(len(vectors), -1), lengths], axis=1)
 
 
-def _cache_file(bundle: Bundle, root: Path, split: str) -> Path:
-    key = f"{bundle.hash} {sha256_of_file(root / INDEX_NAME)} {split}"
-    return cache_folder() / f"gallery-{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
+def augmented_query(query: Vector, weights: Vector) -> Vector:
+    """(A D + A,) float32, whose product with an `augmented` row is larger the nearer it is."""
+    doubled = 2 * weights[:, None] * query
+    return np.concatenate([doubled.ravel(), -weights]).astype(np.float32)
 
 
-def _read_cache(path: Path) -> Arrays | None:
+def read_picture(header: Header, item: Item) -> bytes | None:
+    """An item's encoded picture; None where the gallery does not know one.
+
+    Raises:
+        UserError: the shards are not where they were, or were changed.
+    """
+    if header.pictures is None or item.place is None:
+        return None
+    name, offset, size = item.place
+    path = Path(header.pictures) / name
     try:
-        # Opened here, as numpy leaves a file open that turns out to be damaged.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            item_ids = tuple(stored["item_ids"].tolist())
-            return item_ids, stored["labels"], stored["predicted"], stored["embeddings"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None  # not there, or damaged: it is made again
-
-
-def _write_cache(path: Path, arrays: Arrays) -> None:
-    names = ("item_ids", "labels", "predicted", "embeddings")
-    try:
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, **dict(zip(names, map(np.asarray, arrays))))
+        with path.open("rb") as file:
+            content = os.pread(file.fileno(), size, offset)
     except OSError as error:
-        # The answer does not depend on it: say so and go on.
-        why = error.strerror or error
-        print(f"warning: {path}: the gallery is not kept for next time: {why}", file=sys.stderr)
+        raise UserError(
+            f"{path}: expected the shard that holds item {item.item_id!r}, found: "
+            f"{error.strerror}; build the gallery again"
+        ) from None
+    if len(content) != size:
+        raise UserError(f"{path}: expected {size} bytes at {offset}, found {len(content)}")
+    return content

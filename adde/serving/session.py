@@ -1,89 +1,219 @@
-"""The two graphs of a bundle, run by onnxruntime on a named device."""
+"""The two graphs of a bundle, run by onnxruntime on named devices."""
 
 import contextlib
 import os
+import queue
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import onnxruntime as untyped  # pyright: ignore[reportMissingTypeStubs]
 
 from adde.bundle import Bundle
 from adde.errors import UserError
+from adde.files import cache_folder
 from adde.preprocess import Picture
 from adde.schema import Vector
+from adde.serving.binding import Array, Graph, Lane
+from adde.serving.providers import PROVIDERS, Device, missing, onnxruntime, preload
 
-onnxruntime: Any = untyped
+BUCKETS = (1, 2, 4, 8, 16, 32, 64)
+"""Batch sizes a GPU is given; batches between are filled up, larger ones are cut."""
 
-Device = Literal["cpu", "cuda"]
-PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+STREAMS = 2
+"""Batches at a time on a GPU: one is copied while another is computed."""
 
 
 class Session:
     """Encoder and memory of one bundle; calls may come from several threads.
 
+    Args:
+        bundle: what to run.
+        devices: one, or several in the order of preference. TensorRT leaves to the next what it
+            cannot do; whatever is named must be had.
+        allow_fallback: go on with what onnxruntime gives, and say on stderr what is missing.
+
     Raises:
-        UserError: onnxruntime cannot read a graph, or does not give the device asked for.
+        UserError: onnxruntime cannot read a graph, or does not give a device that was asked
+            for; names the missing library.
     """
 
-    def __init__(self, bundle: Bundle, device: Device = "cpu") -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        devices: Device | Sequence[Device] = "cpu",
+        allow_fallback: bool = False,
+    ) -> None:
+        asked: Sequence[Device] = (devices,) if isinstance(devices, str) else devices
         side, attributes = bundle.preprocess.size, len(bundle.schema.sizes)
-        self._picture = (side, side, 3)
-        self._embedding = (attributes, bundle.width)
-        self._indicator = (bundle.schema.num_values,)
-        self._encoder = _open(bundle.encoder, device)
-        self._memory = _open(bundle.memory, device)
+        f32 = np.float32
+        embedding = (attributes, bundle.width), f32
+        indicator = (bundle.schema.num_values,), f32
+        encoder = Graph(
+            {"images": ((side, side, 3), np.uint8)}, {"embeddings": embedding, "logits": indicator}
+        )
+        memory = Graph(
+            {"embeddings": embedding, "indicator": indicator},
+            {"query": ((attributes * bundle.width,), f32)},
+        )
+        preload(asked)
+        obtained = _obtainable(asked, allow_fallback)
+        self._encoder = _Runner(bundle, bundle.encoder, encoder, obtained)
+        self._memory = _Runner(bundle, bundle.memory, memory, obtained)
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """What onnxruntime itself says the encoder runs on, first choice first."""
+        return self._encoder.providers
 
     def encode(self, images: Picture) -> tuple[Vector, Vector]:
-        """Pictures (B, S, S, 3) uint8 -> embeddings (B, A, D) and logits (B, V), float32."""
-        _check("images", images, self._picture, np.uint8)
-        embeddings, logits = self._encoder.run(["embeddings", "logits"], {"images": images})
+        """Pictures (B, S, S, 3) uint8 -> embeddings (B, A, D) and logits (B, V), float32.
+
+        On the CPU a picture's numbers do not depend on its batch, to the last bit.
+        """
+        embeddings, logits = self._encoder.run({"images": images})
         return embeddings, logits
 
     def edit(self, embeddings: Vector, indicator: Vector) -> Vector:
         """Embeddings (B, A, D) and indicator (B, V) -> L2-normalised queries (B, A D), float32."""
-        _check("embeddings", embeddings, self._embedding, np.float32)
-        _check("indicator", indicator, self._indicator, np.float32)
-        if len(embeddings) != len(indicator):
-            raise ValueError(
-                f"expected as many indicators as embeddings, found {len(indicator)} and "
-                f"{len(embeddings)}"
-            )
-        inputs = {"embeddings": embeddings, "indicator": indicator}
-        return self._memory.run(["query"], inputs)[0]
+        return self._memory.run({"embeddings": embeddings, "indicator": indicator})[0]
+
+    def warm_up(self) -> None:
+        """Runs both graphs at every bucket: what is made at the first run is made now."""
+        for batch in BUCKETS:
+            self._encoder.warm_up(batch)
+            self._memory.warm_up(batch)
 
 
-def _check(
-    name: str, array: npt.NDArray[Any], row: tuple[int, ...], kind: type[np.generic]
-) -> None:
+class _Runner:
+    """One graph on its devices: checks, fills up and cuts batches, hands them to a lane."""
+
+    def __init__(self, bundle: Bundle, path: Path, graph: Graph, devices: Sequence[Device]) -> None:
+        self._graph = graph
+        self._session = _open(path, {name: _options(name, graph, bundle) for name in devices})
+        self.providers = tuple(str(name) for name in self._session.get_providers())
+        self._on_cpu = self.providers[0] == PROVIDERS["cpu"]
+        self._lanes: queue.SimpleQueue[Lane] = queue.SimpleQueue()
+        for _ in range(0 if self._on_cpu else STREAMS):
+            self._lanes.put(Lane(self._session, graph, "cuda"))
+
+    def run(self, inputs: Mapping[str, Array]) -> list[Array]:
+        """Inputs of any one batch size -> outputs in the graph's order."""
+        batches = {name: _check(name, inputs[name], *self._graph.inputs[name]) for name in inputs}
+        if len(set(batches.values())) != 1:
+            found = ", ".join(f"{count} {name}" for name, count in batches.items())
+            raise ValueError(f"expected inputs of one batch size, found {found}")
+        batch = next(iter(batches.values()))
+        if batch == 0:
+            shapes = self._graph.outputs.values()
+            return [np.empty((0, *shape), kind) for shape, kind in shapes]
+        largest = BUCKETS[-1]
+        parts = [
+            self._run_part({name: array[at : at + largest] for name, array in inputs.items()})
+            for at in range(0, batch, largest)
+        ]
+        return [np.concatenate(outputs) for outputs in zip(*parts)] if parts[1:] else [*parts[0]]
+
+    def _run_part(self, inputs: Mapping[str, Array]) -> Sequence[Array]:
+        batch = len(next(iter(inputs.values())))
+        if self._on_cpu:
+            # onnxruntime multiplies a single row by other code than several, which differs in
+            # the last bits; so a row is never alone, and answers do not depend on company.
+            filled = max(2, batch)
+            outputs = self._session.run(list(self._graph.outputs), _filled(inputs, filled))
+        else:
+            filled = next(bucket for bucket in BUCKETS if bucket >= batch)
+            lane = self._lanes.get()
+            try:
+                outputs = lane.run(_filled(inputs, filled))
+            finally:
+                self._lanes.put(lane)
+        return outputs if filled == batch else [output[:batch] for output in outputs]
+
+    def warm_up(self, batch: int) -> None:
+        """Runs zeros of one batch size through every lane."""
+        inputs = self._graph.inputs.items()
+        zeros = {name: np.zeros((batch, *row), kind) for name, (row, kind) in inputs}
+        for _ in range(max(1, self._lanes.qsize())):  # a lane goes to the end of the queue
+            self._run_part(zeros)
+
+
+def _filled(inputs: Mapping[str, Array], batch: int) -> dict[str, Array]:
+    def fill(array: Array) -> Array:
+        short = batch - len(array)
+        return np.concatenate([array, np.repeat(array[-1:], short, axis=0)]) if short else array
+
+    return {name: fill(array) for name, array in inputs.items()}
+
+
+def _check(name: str, array: Array, row: tuple[int, ...], kind: type[np.generic]) -> int:
     if array.dtype != kind or array.shape[1:] != row or array.ndim != len(row) + 1:
         raise ValueError(
             f"{name}: expected {kind.__name__} of shape (batch, {', '.join(map(str, row))}), "
             f"found {array.dtype} of shape {array.shape}"
         )
+    return len(array)
 
 
-def _open(path: Path, device: Device) -> Any:
-    options = onnxruntime.SessionOptions()
-    # Left to itself onnxruntime counts the machine's cores, not those this process may use.
-    options.intra_op_num_threads = len(os.sched_getaffinity(0))
-    wanted = PROVIDERS[device]
+def _options(device: Device, graph: Graph, bundle: Bundle) -> dict[str, str]:
+    """What a provider is told."""
     if device == "cuda":
-        # Finds the CUDA libraries that pip installed, which else only `import torch` loads. It
-        # prints what it misses, and standard output belongs to answers.
-        with contextlib.redirect_stdout(sys.stderr):
-            onnxruntime.preload_dlls()
+        # TF32 rounds to 10 bits, which is not what a float32 bundle's parity report vouches for.
+        return {"use_tf32": "0"}
+    if device == "cpu":
+        return {}
+    # An engine takes minutes to build: kept, and built once for all buckets.
+    engines = cache_folder() / "tensorrt" / bundle.hash[:32]
+    engines.mkdir(parents=True, exist_ok=True)
+
+    def profile(batch: int) -> str:
+        rows = graph.inputs.items()
+        return ",".join(f"{name}:{'x'.join(map(str, (batch, *row)))}" for name, (row, _) in rows)
+
+    return {
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": str(engines),
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": str(engines),
+        "trt_fp16_enable": "1" if bundle.details["precision"] == "fp16" else "0",
+        "trt_profile_min_shapes": profile(BUCKETS[0]),
+        "trt_profile_opt_shapes": profile(BUCKETS[-1] // 2),
+        "trt_profile_max_shapes": profile(BUCKETS[-1]),
+    }
+
+
+def _obtainable(devices: Sequence[Device], allow_fallback: bool) -> Sequence[Device]:
+    """The devices, or what is left of them. Left to itself onnxruntime logs a line, takes the
+    CPU, and still lists the device as available (onnxruntime 23372).
+    """
+    lacking = {device: why for device in devices if (why := missing(device))}
+    if lacking:
+        reasons = "; ".join(dict.fromkeys(reason for why in lacking.values() for reason in why))
+        message = f"expected onnxruntime to run on {', '.join(lacking)}, which it cannot: {reasons}"
+        if not allow_fallback:
+            raise UserError(f"{message}; or allow the fallback, or ask for cpu")
+        print(f"warning: {message}", file=sys.stderr)
+    return [device for device in devices if device not in lacking] or ["cpu"]
+
+
+def _open(path: Path, devices: Mapping[Device, dict[str, str]]) -> Any:
+    settings = onnxruntime.SessionOptions()
+    # Left to itself onnxruntime counts the machine's cores, not those this process may use.
+    settings.intra_op_num_threads = len(os.sched_getaffinity(0))
+    wanted = [PROVIDERS[device] for device in devices]
     try:
-        session = onnxruntime.InferenceSession(path, options, providers=[wanted])
+        with contextlib.redirect_stdout(sys.stderr):  # where it says that it falls back
+            session = onnxruntime.InferenceSession(
+                path, settings, providers=list(zip(wanted, devices.values()))
+            )
     except Exception as error:  # onnxruntime's exceptions have no common base but this one
         raise UserError(f"{path}: onnxruntime cannot open it: {error}") from error
-    # Without the device's libraries onnxruntime logs a line and takes the CPU.
-    if session.get_providers()[0] != wanted:
+    found = session.get_providers()
+    if not set(wanted) <= set(found):
         raise UserError(
-            f"{path}: expected onnxruntime to run on {device} ({wanted}), found "
-            f"{', '.join(session.get_providers())}; check the driver and the CUDA libraries "
-            "(pip install 'onnxruntime-gpu[cuda,cudnn]'), or ask for cpu"
+            f"{path}: expected onnxruntime to run on {', '.join(wanted)}, found "
+            f"{', '.join(found)}; nothing is missing that is known of, see what it logged, and "
+            "python serve_onnx/doctor.py"
         )
     return session

@@ -1,8 +1,11 @@
 """Sessions and galleries of the tiny bundle, with a cache of the test's own."""
 
+import numpy as np
 import pytest
 
 from adde.bundle import Bundle
+from adde.serving.build import build_gallery, open_gallery
+from adde.serving.gallery import Item
 from adde.serving.session import Session
 
 
@@ -21,3 +24,41 @@ def cache(tmp_path, monkeypatch):
     """The folder in which galleries are kept during one test."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "adde"
+
+
+@pytest.fixture(scope="session")
+def tiny_gallery(bundle, session, tiny_shards, tmp_path_factory):
+    """Folder of the gallery of all 96 tiny items; tests that change it take a copy."""
+    folder = tmp_path_factory.mktemp("galleries") / "tiny"
+    build_gallery(bundle, session, tiny_shards, folder)
+    return folder
+
+
+@pytest.fixture
+def gallery(bundle, tiny_gallery):
+    opened = open_gallery(tiny_gallery, bundle)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="session")
+def random_items():
+    """Makes items of the tiny bundle's shapes: `random_items(5, seed=1, prefix="x")`."""
+
+    def make(count, seed=0, prefix="item", **fields):
+        draws = np.random.default_rng(seed)
+        vectors = draws.normal(size=(count, 3, 6)).astype(np.float32)
+        vectors /= np.linalg.norm(vectors, axis=(1, 2), keepdims=True)
+        return [
+            Item(
+                f"{prefix}-{row}",
+                labels=draws.integers(-1, [3, 2, 2]),
+                predicted=draws.integers(0, [3, 2, 2]),
+                vector=vectors[row],
+                norm=float(np.float32(draws.uniform(1, 9))),
+                fields={name: values[row] for name, values in fields.items()},
+            )
+            for row in range(count)
+        ]
+
+    return make

@@ -1,6 +1,12 @@
-"""A gallery holds what the shards hold, is embedded once, and never for the wrong bundle."""
+"""What both engines must do, against a plain list of items; and what only the folder does."""
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
@@ -8,101 +14,330 @@ import pytest
 
 from adde.errors import UserError
 from adde.files import read_json, write_json
-from adde.schema import UNKNOWN, Schema
-from adde.serving.gallery import open_gallery
-from adde.serving.session import Session
+from adde.serving import embedded
+from adde.serving.build import open_gallery
+from adde.serving.embedded import EmbeddedGallery
+from adde.serving.gallery import Header, ItemNotFoundError, read_picture
+from adde.serving.milvus import MilvusGallery
 from adde.shards.index import ShardIndex
 from adde.shards.reader import iterate
 
 
-class Blind(Session):
-    """A session that must not be used."""
+@pytest.fixture(params=["embedded", "milvus"])
+def empty(request, bundle, tmp_path):
+    """A new gallery of either engine."""
+    header = Header.of(bundle, "embedded", None, "test")
+    if request.param == "embedded":
+        create = EmbeddedGallery.create
+    else:
+        create = MilvusGallery.creator(str(tmp_path / "milvus.db"))
+    gallery = create(tmp_path / "gallery", header)
+    yield gallery
+    gallery.close()
 
-    def __init__(self):
-        pass
 
-    def encode(self, images):
-        raise AssertionError("embedded again")
+def nearest(items, query, weights, k):
+    """Ids by the definition, in double precision."""
+    distances = [
+        sum(w * ((q - g) ** 2).sum() for w, q, g in zip(weights, query, item.vector))
+        for item in ((replace(item, vector=item.vector.astype(float))) for item in items)
+    ]
+    return [items[row].item_id for row in np.argsort(distances, kind="stable")[:k]]
 
 
-@pytest.mark.parametrize("split", ["all", "train", "test"])
-def test_every_item_is_there_in_stored_order(bundle, session, tiny_shards, split):
-    gallery = open_gallery(bundle, session, tiny_shards, split)
+def ids(items):
+    return [item.item_id for item in items]
+
+
+def same(one, two):
+    for name, value in vars(one).items():
+        np.testing.assert_array_equal(value, getattr(two, name), err_msg=name)
+
+
+@pytest.mark.parametrize("weights", [[1, 1, 1], [0.5, 3, 1], [0, 1, 0]])
+def test_nearest_are_the_nearest_by_definition(empty, random_items, weights):
+    items, queries = random_items(70), random_items(9, seed=1)
+    empty.upsert(items)
+    assert len(empty) == 70
+    for query in queries:
+        found = empty.nearest(query.vector, np.array(weights, np.float32), 5, {})
+        assert len(found) >= 5
+        assert set(nearest(items, query.vector, weights, 5)) <= set(ids(found))
+        for item in found:
+            same(item, items[int(item.item_id.split("-")[1])])
+
+
+def test_items_come_change_and_go(empty, random_items):
+    items = random_items(20)
+    ones, query = np.ones(3, np.float32), random_items(1, seed=5)[0].vector
+    empty.upsert(items[:12])
+    empty.upsert([])
+    moved = replace(items[3], vector=query, fields={"price": 3})
+    empty.upsert([*items[12:], moved])
+    assert len(empty) == 20
+    same(empty.get("item-3"), moved)
+    assert empty.nearest(query, ones, 1, {})[0].item_id == "item-3"
+    assert empty.delete(["item-3", "item-5", "absent"]) == 2
+    assert empty.delete([]) == 0
+    rest = [item for item in items if item.item_id not in ("item-3", "item-5")]
+    assert sorted(ids(empty.nearest(query, ones, 50, {}))) == sorted(ids(rest))
+    assert "item-7" not in ids(empty.nearest(query, ones, 50, {}, exclude="item-7"))
+    with pytest.raises(ItemNotFoundError, match="no item 'item-3' in the gallery"):
+        empty.get("item-3")
+    empty.upsert([items[3]])
+    same(empty.get("item-3"), items[3])
+
+
+FIELDS = {
+    "price": [5, 7.5, 10, "10", None, 12],
+    "brand": ['o"k', "b\\s", "a' OR 1=1", "é", "b", "b"],
+    "sold": [True, False, True, False, True, False],
+}
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        ({"price": {"min": 7.5}}, {1, 2, 5}),
+        ({"price": {"min": 6, "max": 10}}, {1, 2}),
+        ({"price": 10}, {2}),
+        ({"price": "10"}, {3}),
+        ({"brand": ['o"k', "b\\s", "a' OR 1=1", "é"]}, {0, 1, 2, 3}),
+        ({"brand": "b", "sold": True}, {4}),
+        ({"brand": "absent"}, set()),
+    ],
+)
+def test_filters_leave_only_what_was_asked_for(empty, random_items, filters, expected):
+    empty.upsert([*random_items(6, prefix="x", **FIELDS), *random_items(9, prefix="bare")])
+    query = random_items(1, seed=5)[0].vector
+    found = empty.nearest(query, np.ones(3, np.float32), 20, filters)
+    assert {int(i.removeprefix("x-")) for i in ids(found)} == expected
+
+
+def test_filters_know_the_catalogues_labels(empty, random_items):
+    items = random_items(60)
+    empty.upsert(items)
+    found = empty.nearest(items[0].vector, np.ones(3, np.float32), 60, {"colour": ["red", "blue"]})
+    assert set(ids(found)) == {item.item_id for item in items if item.labels[0] in (0, 2)}
+
+
+@pytest.mark.parametrize(
+    ("filters", "message"),
+    [
+        ({"prise": 3}, "no item has 'prise'"),
+        ({"colour": {}}, "'colour': expected .*min.*found {}"),
+        ({"colour": {"above": 3}}, "'colour': expected .*min.*above"),
+        ({"colour": {"min": "3"}}, "'colour': expected .*min"),
+        ({"colour": []}, "'colour': expected a value, a list of values or bounds"),
+        ({"colour": [["red"]]}, "'colour': expected a value"),
+    ],
+)
+def test_filters_that_are_none_are_told(empty, random_items, filters, message):
+    empty.upsert(random_items(3, price=[1, 2, 3]))
+    with pytest.raises(UserError, match=message):
+        empty.nearest(random_items(1)[0].vector, np.ones(3, np.float32), 3, filters)
+
+
+def test_fields_that_cannot_be_told_apart_or_stored_are_refused(empty, random_items):
+    with pytest.raises(UserError, match="item id once, found 'item-0' twice"):
+        empty.upsert(random_items(1) * 2)
+    for fields, message in (
+        ({"colour": ["x"]}, "item 'item-0': .*'colour', which is an attribute"),
+        ({"tags": [["a"]]}, "field 'tags': expected text, a number.*found list"),
+    ):
+        with pytest.raises(UserError, match=message):
+            empty.upsert(random_items(1, **fields))
+    assert len(empty) == 0
+    assert empty.nearest(random_items(1)[0].vector, np.ones(3, np.float32), 3, {}) == []
+
+
+def test_every_item_is_there_with_its_picture(bundle, session, gallery, tiny_shards):
     index = ShardIndex.read(tiny_shards)
-    splits = ("train", "val", "test") if split == "all" else (split,)
-    samples = [sample for name in splits for sample in iterate(index, name)]
-    assert len(samples) == {"all": 96, "train": 60, "test": 24}[split]
-    assert list(gallery.item_ids) == [sample.item_id for sample in samples]
-    assert np.array_equal(gallery.labels, [sample.labels for sample in samples])
-    assert (gallery.labels == UNKNOWN).any()
-    for row, sample in enumerate(samples):
-        assert gallery.sample(row).where == sample.where
-        assert gallery.sample(row).picture == sample.picture
-        assert gallery.row(sample.item_id) == row
+    samples = [sample for name in ("train", "val", "test") for sample in iterate(index, name)]
+    assert len(gallery) == len(samples) == 96
+    for sample in samples:
+        item = gallery.get(sample.item_id)
+        assert np.array_equal(item.labels, sample.labels)
+        assert read_picture(gallery.header, item) == sample.picture
         # One at a time, as a query would be.
         embeddings, logits = session.encode(bundle.preprocess.load(sample.picture)[None])
-        expected = embeddings[0].ravel() / np.sqrt((embeddings[0] ** 2).sum())
-        np.testing.assert_allclose(gallery.embeddings[row], expected, atol=1e-5)
+        np.testing.assert_allclose(item.vector * item.norm, embeddings[0], atol=1e-5, rtol=1e-5)
+        assert np.linalg.norm(item.vector) == pytest.approx(1)
         seen = [logits[0, :3].argmax(), logits[0, 3:5].argmax(), logits[0, 5:].argmax()]
-        assert gallery.predicted[row].tolist() == seen
+        assert item.predicted.tolist() == seen
+    with pytest.raises(ItemNotFoundError, match=r"'val-00000-003'.*did you mean 'val-000000-003'"):
+        gallery.get("val-00000-003")
 
 
-def test_the_second_time_nothing_is_embedded(bundle, session, tiny_shards, cache):
-    first = open_gallery(bundle, session, tiny_shards, "test")
-    again = open_gallery(bundle, Blind(), tiny_shards, "test")
-    assert again.item_ids == first.item_ids
-    for name in ("labels", "predicted", "embeddings"):
-        assert np.array_equal(getattr(again, name), getattr(first, name))
-        assert getattr(again, name).dtype == getattr(first, name).dtype
-    assert len(list(cache.iterdir())) == 1
+def test_a_picture_that_is_gone_is_told(gallery, tmp_path):
+    item = gallery.get("val-000000-003")
+    gone = replace(gallery.header, pictures=str(tmp_path))
+    with pytest.raises(UserError, match=r"val-000000\.tar: expected the shard that holds item"):
+        read_picture(gone, item)
+    shutil.copy(f"{gallery.header.pictures}/val-000000.tar", tmp_path)
+    os.truncate(tmp_path / "val-000000.tar", 3000)
+    with pytest.raises(UserError, match=r"expected .* bytes at .*, found"):
+        read_picture(gone, item)
+    assert read_picture(replace(gone, pictures=None), item) is None
 
 
-def test_another_split_bundle_or_index_is_embedded_anew(
-    bundle, session, tiny_shards, tiny_bundle, tmp_path
+def test_a_gallery_of_another_bundle_is_refused_by_hash(
+    bundle, tiny_bundle, tiny_gallery, tmp_path
 ):
-    open_gallery(bundle, session, tiny_shards, "test")
-    with pytest.raises(AssertionError, match="embedded again"):
-        open_gallery(bundle, Blind(), tiny_shards, "val")
     other = replace(bundle, path=shutil.copytree(tiny_bundle, tmp_path / "b"))
-    open_gallery(other, Blind(), tiny_shards, "test")  # the same bundle in another place
     replace(other, details={**other.details, "source": {"run": "another"}}).write()
-    with pytest.raises(AssertionError, match="embedded again"):
-        open_gallery(other, Blind(), tiny_shards, "test")
-    shards = shutil.copytree(tiny_shards, tmp_path / "shards")
-    write_json(shards / "index.json", {**read_json(shards / "index.json"), "name": "renamed"})
-    with pytest.raises(AssertionError, match="embedded again"):
-        open_gallery(bundle, Blind(), shards, "test")
+    with pytest.raises(UserError, match=f"{other.hash}.*found one of bundle {bundle.hash}"):
+        open_gallery(tiny_gallery, other)
 
 
-@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 cut short", None])
-def test_a_damaged_cache_is_made_again(bundle, session, tiny_shards, cache, damage):
-    first = open_gallery(bundle, session, tiny_shards, "val")
-    (file,) = cache.iterdir()
-    file.write_bytes(file.read_bytes()[:-300] if damage is None else damage)
-    again = open_gallery(bundle, session, tiny_shards, "val")
-    assert np.array_equal(again.embeddings, first.embeddings)
-    open_gallery(bundle, Blind(), tiny_shards, "val")
+def test_damage_is_told(tiny_gallery, tmp_path):
+    def damaged(name):
+        folder = shutil.copytree(tiny_gallery, tmp_path / f"damaged-{name}")
+        return folder, folder / name
+
+    folder, path = damaged("vectors.f32")
+    os.truncate(path, 400)
+    with pytest.raises(UserError, match=r"vectors\.f32: expected 8448 bytes, found 400"):
+        EmbeddedGallery(folder)
+    folder, path = damaged("items.sqlite")
+    path.write_bytes(b"x" * 4096)
+    with pytest.raises(UserError, match=r"items\.sqlite: expected the gallery's items, found"):
+        EmbeddedGallery(folder)
+    path.unlink()
+    with pytest.raises(UserError, match=r"items\.sqlite: expected the gallery's items, found"):
+        EmbeddedGallery(folder)
+    folder, path = damaged("gallery.json")
+    write_json(path, {**read_json(path), "format": 9})
+    with pytest.raises(UserError, match="expected format 1, found 9"):
+        EmbeddedGallery(folder)
+    with pytest.raises(UserError, match=r"expected a gallery with gallery\.json, found none"):
+        EmbeddedGallery(tmp_path)
 
 
-def test_a_cache_that_cannot_be_written_is_told_and_not_needed(
-    bundle, session, tiny_shards, cache, capsys
-):
-    cache.parent.write_text("a file where the folder should be")
-    assert len(open_gallery(bundle, session, tiny_shards, "val").item_ids) == 12
-    assert "warning: " in capsys.readouterr().err
+def test_one_process_writes_and_others_read(tiny_gallery, tmp_path, random_items):
+    folder = shutil.copytree(tiny_gallery, tmp_path / "g")
+    writer, reader = EmbeddedGallery(folder, writable=True), EmbeddedGallery(folder)
+    with closing(writer), closing(reader):
+        with pytest.raises(UserError, match="another process writes this gallery"):
+            EmbeddedGallery(folder, writable=True)
+        with pytest.raises(UserError, match="open for reading only"):
+            reader.upsert(random_items(1))
+        writer.upsert(random_items(4))
+        assert (len(reader), len(writer)) == (96, 100)
+    with closing(EmbeddedGallery(folder, writable=True)) as again:
+        assert len(again) == 100
 
 
-def test_shards_of_another_schema_are_refused(bundle, session, tiny_shards, tmp_path):
-    shards = shutil.copytree(tiny_shards, tmp_path / "shards")
-    index = ShardIndex.read(shards)
-    first, *rest = index.schema.attributes
-    schema = Schema((replace(first, values=(*first.values, "teal")), *rest))
-    replace(index, schema=schema).write()
-    with pytest.raises(UserError, match=r"different schemas: \w+ and \w+; .*'colour'.*teal"):
-        open_gallery(bundle, session, shards)
+def test_a_snapshot_is_the_present_state_without_the_dead(tmp_path, bundle, random_items):
+    header = Header.of(bundle, "embedded", None, "test")
+    with closing(EmbeddedGallery.create(tmp_path / "g", header)) as gallery:
+        gallery.upsert(random_items(1500))
+        gallery.upsert(random_items(700, seed=1))
+        gallery.delete([f"item-{row}" for row in range(0, 1500, 3)])
+        gallery.snapshot(tmp_path / "s")
+        with closing(open_gallery(tmp_path / "s", bundle)) as copy:
+            assert len(copy) == len(gallery) == 1000
+            query, ones = random_items(1, seed=9)[0].vector, np.ones(3, np.float32)
+            for one, two in zip(*(g.nearest(query, ones, 30, {}) for g in (gallery, copy))):
+                same(one, two)
+    stride = 4 * (3 * 6 + 3 + 1)
+    assert (tmp_path / "s" / "vectors.f32").stat().st_size == 1000 * stride
+    assert (tmp_path / "g" / "vectors.f32").stat().st_size == 2200 * stride
 
 
-def test_an_unknown_item_is_named_with_its_neighbours(bundle, session, tiny_shards):
-    gallery = open_gallery(bundle, session, tiny_shards, "val")
-    with pytest.raises(UserError, match=r"no item 'val-00000-003'.*did you mean 'val-000000-003'"):
-        gallery.row("val-00000-003")
+def test_searches_beside_changes_see_whole_states(tmp_path, bundle, random_items):
+    """Two items always change together: who sees one new one and one old one saw half a state."""
+    header = Header.of(bundle, "embedded", None, "test")
+    with closing(EmbeddedGallery.create(tmp_path / "g", header)) as gallery:
+        pair = random_items(2)
+        gallery.upsert([*pair, *random_items(50, seed=3, prefix="other")])
+
+        def change(number):
+            gallery.upsert([replace(item, norm=float(number)) for item in pair])
+
+        def look(_):
+            ones = np.ones(3, np.float32)
+            found = {i.item_id: i for i in gallery.nearest(pair[0].vector, ones, 52, {})}
+            assert len(found) == 52
+            assert found["item-0"].norm == found["item-1"].norm
+
+        with ThreadPoolExecutor(4) as pool:
+            changes = [pool.submit(change, number) for number in range(60)]
+            looks = [pool.submit(look, number) for number in range(200)]
+            for future in (*changes, *looks):
+                future.result()
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+import numpy as np
+from adde.serving import embedded
+from adde.serving.embedded import EmbeddedGallery
+from adde.serving.gallery import Item
+
+gallery = EmbeddedGallery(Path(sys.argv[1]), writable=True)
+batch = 0
+while True:
+    print(batch, flush=True)
+    gallery.upsert([
+        Item(f"{batch}-{row}", np.zeros(3, int), np.zeros(3, int),
+             np.full((3, 6), batch, np.float32), float(row))
+        for row in range(200)
+    ])
+    batch += 1
+"""
+
+
+def test_killed_while_writing_whole_batches_are_there(tmp_path, bundle, random_items):
+    header = Header.of(bundle, "embedded", None, "test")
+    EmbeddedGallery.create(tmp_path / "g", header).close()
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, tmp_path / "g"], stdout=subprocess.PIPE, text=True
+    )
+    with process:
+        while int(process.stdout.readline()) < 5:
+            pass
+        process.send_signal(signal.SIGKILL)
+    with closing(EmbeddedGallery(tmp_path / "g", writable=True)) as gallery:
+        count = len(gallery)
+        assert count >= 1000
+        assert count % 200 == 0
+        gallery.upsert(random_items(3))
+        for item_id, value in (("item-0", None), ("0-199", 0), (f"{count // 200 - 1}-7", None)):
+            item = gallery.get(item_id)
+            assert value is None or (item.vector == value).all()
+        assert (gallery.get("4-100").vector == 4).all()
+        assert len(gallery) == count + 3
+
+
+def test_a_full_disk_loses_nothing_and_is_told(tmp_path, bundle, random_items, monkeypatch):
+    header = Header.of(bundle, "embedded", None, "test")
+    with closing(EmbeddedGallery.create(tmp_path / "g", header)) as gallery:
+        gallery.upsert(random_items(10))
+
+        def full(descriptor, content, at):
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(embedded.os, "pwrite", full)
+            with pytest.raises(OSError, match="No space left"):
+                gallery.upsert(random_items(5, seed=1))
+        same(gallery.get("item-3"), random_items(10)[3])
+        gallery._database.execute("PRAGMA max_page_count = 1")
+        long = random_items(5, seed=1, note=["x" * 100_000] * 5)
+        with pytest.raises(UserError, match=r"nothing was written: .*full"):
+            gallery.upsert(long)
+        gallery._database.execute("PRAGMA max_page_count = 100000")
+        assert len(gallery) == 10
+        same(gallery.get("item-3"), random_items(10)[3])
+        gallery.upsert(long)
+        same(gallery.get("item-3"), long[3])
+
+
+def test_milvus_out_of_reach_is_told_and_found_again(bundle, tmp_path, random_items):
+    with pytest.raises(UserError, match=r"localhost:9: Milvus did not answer as expected"):
+        MilvusGallery.creator("http://localhost:9")(
+            tmp_path / "g", Header.of(bundle, "embedded", None, "x")
+        )
+    assert not (tmp_path / "g").exists()

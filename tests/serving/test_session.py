@@ -1,5 +1,8 @@
 """The session's entrances: shapes, and a device that is there or refused."""
 
+import re
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -7,7 +10,10 @@ import numpy as np
 import pytest
 
 from adde.errors import UserError
+from adde.serving import providers
 from adde.serving import session as sessions
+from adde.serving.binding import Lane
+from adde.serving.providers import onnxruntime
 from adde.serving.session import Session
 
 
@@ -43,34 +49,165 @@ def test_other_edits_are_refused_with_expected_and_found(session):
         session.edit(embeddings.reshape(2, 18), indicator)
     with pytest.raises(ValueError, match=r"indicator: expected float32 .*found int64"):
         session.edit(embeddings, indicator.astype(np.int64))
-    with pytest.raises(ValueError, match="as many indicators as embeddings, found 1 and 2"):
+    with pytest.raises(ValueError, match="one batch size, found 2 embeddings, 1 indicator"):
         session.edit(embeddings, indicator[:1])
 
 
-def test_a_device_that_was_not_obtained_is_an_error(monkeypatch, capsys, bundle):
-    # What onnxruntime does on a machine without the device's libraries.
-    fallen_back = SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"])
-    asked = []
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 31, 64, 65, 130])
+def test_on_the_cpu_company_changes_no_bit(bundle, session, count):
+    images = np.random.default_rng(count).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+    together = session.encode(images)
+    assert session.providers == ("CPUExecutionProvider",)
+    for row in {0, count // 2, count - 1}:
+        alone = session.encode(images[row : row + 1])
+        for one, many in zip(alone, together):
+            assert len(many) == count
+            assert np.array_equal(one[0], many[row])
 
-    def open_session(path, options, providers):
-        asked.extend(providers)
-        return fallen_back
 
-    def preload():
-        asked.append("libraries")
-        print("Failed to load libcudart")
+def test_an_empty_batch_has_empty_answers(session):
+    embeddings, logits = session.encode(np.empty((0, 32, 32, 3), np.uint8))
+    assert (embeddings.shape, logits.shape) == ((0, 3, 6), (0, 7))
 
-    fake = SimpleNamespace(
-        SessionOptions=SimpleNamespace, InferenceSession=open_session, preload_dlls=preload
+
+@pytest.fixture
+def as_on_a_gpu(bundle, monkeypatch):
+    """A session that takes the GPU's path: bound buffers, buckets and lanes, on the CPU."""
+    real, runs = onnxruntime.InferenceSession, []
+
+    class Pretender:
+        def __init__(self, path, options, providers):
+            self.session = real(path, options, providers=["CPUExecutionProvider"])
+            self.asked = [name for name, _ in providers]
+
+        def get_providers(self):
+            return self.asked
+
+        def __getattr__(self, name):
+            return getattr(self.session, name)
+
+    class Recorder(Lane):
+        def run(self, inputs):
+            runs.append({name: array.shape for name, array in inputs.items()})
+            return super().run(inputs)
+
+    monkeypatch.setattr(sessions, "missing", lambda device: [])
+    monkeypatch.setattr(sessions, "preload", lambda devices: None)
+    monkeypatch.setattr(sessions, "Lane", lambda session, graph, _: Recorder(session, graph, "cpu"))
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Pretender)
+    return Session(bundle, "cuda"), runs
+
+
+def test_bound_buffers_answer_as_plain_runs_do_whatever_the_batches(session, as_on_a_gpu):
+    bound, runs = as_on_a_gpu
+    draws = np.random.default_rng(0)
+    images = draws.integers(0, 256, (150, 32, 32, 3), dtype=np.uint8)
+    kept = []
+    for count in (3, 1, 64, 2, 65, 3, 33, 150, 1, 3):
+        rows = draws.permutation(150)[:count]
+        kept.append((rows, bound.encode(images[rows])))
+    # Looked at after all of them: what a caller holds is his own, no later run writes into it.
+    expected = session.encode(images)
+    for rows, outputs in kept:
+        for found, right in zip(outputs, expected):
+            np.testing.assert_allclose(found, right[rows], rtol=1e-4, atol=1e-5)
+    batches = [shape["images"][0] for shape in runs]
+    assert batches == [4, 1, 64, 2, 64, 1, 4, 64, 64, 64, 32, 1, 4]
+    assert bound.providers == ("CUDAExecutionProvider",)
+
+
+def test_threads_that_share_a_session_get_their_own_answers(session, as_on_a_gpu):
+    bound, _ = as_on_a_gpu
+    images = np.random.default_rng(1).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
+    expected = session.encode(images)[0]
+    with ThreadPoolExecutor(8) as pool:
+        parts = [slice(at, at + 1 + at % 5) for at in range(35)] * 3
+        for part, (found, _) in zip(parts, pool.map(lambda p: bound.encode(images[p]), parts)):
+            np.testing.assert_allclose(found, expected[part], rtol=1e-4, atol=1e-5)
+
+
+def test_warming_up_visits_every_bucket_on_every_lane(as_on_a_gpu):
+    bound, runs = as_on_a_gpu
+    bound.warm_up()
+    assert Counter(shape["images"][0] for shape in runs if "images" in shape) == dict.fromkeys(
+        sessions.BUCKETS, sessions.STREAMS
     )
-    monkeypatch.setattr(sessions, "onnxruntime", fake)
-    with pytest.raises(UserError, match=r"to run on cuda .*found CPUExecutionProvider; check"):
-        Session(bundle, "cuda")
-    # Without torch nothing else loads the libraries that pip installed.
-    assert asked == ["libraries", "CUDAExecutionProvider"]
+    assert Counter(len(shape) for shape in runs) == {1: 14, 2: 14}
+
+
+def test_a_device_that_lacks_a_library_is_an_error_that_names_it(monkeypatch, capsys, bundle):
+    lacks = {"tensorrt": ["libnvinfer.so.10 is not found: pip install it"]}
+    monkeypatch.setattr(sessions, "missing", lambda device: lacks.get(device, []))
+    message = r"to run on tensorrt, which it cannot: libnvinfer\.so\.10 .*pip install it; or allow"
+    with pytest.raises(UserError, match=message):
+        Session(bundle, ("tensorrt", "cpu"))
+    # Accepted, it is told, and health tells what there is.
+    session = Session(bundle, ("tensorrt", "cpu"), allow_fallback=True)
+    assert session.providers == ("CPUExecutionProvider",)
+    printed = capsys.readouterr()
+    assert "warning: expected onnxruntime to run on tensorrt" in printed.err
+    assert printed.out == ""
+
+
+def test_a_device_that_onnxruntime_did_not_take_is_an_error(monkeypatch, bundle):
+    # Nothing seems to be missing, and still onnxruntime logs a line and takes the CPU.
+    fallen_back = SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr(sessions, "missing", lambda device: [])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: fallen_back)
+    for allow in (False, True):
+        with pytest.raises(UserError, match=r"run on CUDAExecutionProvider, found CPUExecution"):
+            Session(bundle, "cuda", allow)
+
+
+@pytest.mark.parametrize(
+    ("absent", "expected"),
+    [
+        ({"providers_tensorrt": "libnvinfer.so.10"}, r"libnvinfer\.so\.10 .*'tensorrt-cu1\d>=10"),
+        ({"providers_tensorrt": "libcudnn.so.9"}, r"libcudnn\.so\.9 is not found: pip install"),
+        ({"libcuda.so.1": "libcuda.so.1"}, r"libcuda\.so\.1 is not found: install the NVIDIA dr"),
+        ({}, r"driver finds no device \(cuInit: 100\)"),
+    ],
+)
+def test_what_is_missing_is_read_from_the_loader(monkeypatch, absent, expected):
+    def load(path, mode=0):
+        for part, library in absent.items():
+            if part in path:
+                raise OSError(f"{library}: cannot open shared object file: No such file")
+        return SimpleNamespace(cuInit=lambda flags: 0 if absent else 100)
+
+    monkeypatch.setattr(providers.ctypes, "CDLL", load)
+    (reason,) = providers.missing("tensorrt")
+    assert re.search(expected, reason)
+    assert providers.missing("cpu") == []
+
+
+def test_libraries_that_pip_installed_are_loaded_and_nothing_is_printed(monkeypatch, capsys):
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: print("Failed to load libcudart"))
+    providers.preload(["cpu"])
+    assert capsys.readouterr().err == ""
+    providers.preload(["cuda", "cpu"])
     printed = capsys.readouterr()
     assert printed.out == ""
     assert "libcudart" in printed.err
+
+
+def test_tensorrt_is_told_every_batch_size_and_keeps_its_engines(
+    bundle, as_on_a_gpu, monkeypatch, cache
+):
+    pretender, asked = onnxruntime.InferenceSession, []
+
+    def record(path, options, providers):
+        asked.append(dict(providers))
+        return pretender(path, options, providers)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", record)
+    Session(bundle, ("tensorrt", "cuda"))
+    encoder, memory = (options["TensorrtExecutionProvider"] for options in asked)
+    assert encoder["trt_profile_max_shapes"] == "images:64x32x32x3"
+    assert memory["trt_profile_min_shapes"] == "embeddings:1x3x6,indicator:1x7"
+    assert encoder["trt_engine_cache_enable"] == "1"
+    assert encoder["trt_engine_cache_path"].startswith(str(cache / "tensorrt"))
+    assert list(asked[0]) == ["TensorrtExecutionProvider", "CUDAExecutionProvider"]
 
 
 def test_a_graph_that_does_not_open_is_named(bundle, tmp_path):

@@ -1,0 +1,69 @@
+"""One onnxruntime session run on a device, with input and output buffers that stay there."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from adde.serving.providers import onnxruntime
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Shapes and types of one item's rows: name to (shape without the batch, dtype)."""
+
+    inputs: Mapping[str, tuple[tuple[int, ...], type[np.generic]]]
+    outputs: Mapping[str, tuple[tuple[int, ...], type[np.generic]]]
+
+
+@dataclass
+class Lane:
+    """Runs one batch at a time; several lanes of one session run at once, each on a stream.
+
+    Every batch size has its own buffers and its own binding, made once. A binding that is used
+    for several shapes hands back stale or partial outputs (onnxruntime 10103, 9162, 10299).
+    """
+
+    session: Any
+    graph: Graph
+    device: str
+    """onnxruntime's word for where the buffers lie: "cuda", or "cpu"."""
+    _bound: dict[int, tuple[Any, dict[str, Any], dict[str, Any]]] = field(
+        default_factory=lambda: {}
+    )
+
+    def run(self, inputs: Mapping[str, Array]) -> tuple[Array, ...]:
+        """Inputs of one batch size -> outputs in the graph's order, the caller's own."""
+        batch = len(next(iter(inputs.values())))
+        binding, buffers, outputs = self._bound.get(batch) or self._bind(batch)
+        for name, array in inputs.items():
+            buffers[name].update_inplace(np.ascontiguousarray(array))
+        # Copies run on a stream of their own: have them end before the graph begins, and the
+        # graph before its outputs are read.
+        binding.synchronize_inputs()
+        self.session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+        # On the CPU numpy() may be a view of the buffer, which the next run overwrites.
+        return tuple(np.array(outputs[name].numpy()) for name in self.graph.outputs)
+
+    def _bind(self, batch: int) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+        binding = self.session.io_binding()
+        inputs, outputs = (
+            {
+                name: onnxruntime.OrtValue.ortvalue_from_shape_and_type(
+                    [batch, *shape], kind, self.device, 0
+                )
+                for name, (shape, kind) in side.items()
+            }
+            for side in (self.graph.inputs, self.graph.outputs)
+        )
+        for name, value in inputs.items():
+            binding.bind_ortvalue_input(name, value)
+        for name, value in outputs.items():
+            binding.bind_ortvalue_output(name, value)
+        self._bound[batch] = binding, inputs, outputs
+        return self._bound[batch]

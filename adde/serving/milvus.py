@@ -1,0 +1,250 @@
+"""The gallery whose vectors lie in Milvus, for catalogues that outgrow a machine.
+
+The folder holds gallery.json alone: address and collection. A token is read from MILVUS_TOKEN and
+written nowhere. The same client reaches a file of Milvus Lite, a server and a cluster.
+"""
+
+import importlib
+import json
+import os
+import uuid
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adde.errors import UserError
+from adde.schema import Vector
+from adde.serving import filters as filtering
+from adde.serving.gallery import (
+    Gallery,
+    Header,
+    Item,
+    ItemNotFoundError,
+    augmented,
+    augmented_query,
+    facts,
+    require_once,
+)
+
+SLACK = 16
+"""Candidates beyond k that exact distances are computed of."""
+
+TIMEOUT = 10.0
+"""Seconds a call may take, its tries anew included; then the caller is told."""
+
+ID_LENGTH = 512
+FIELDS = ["id", "vector", "norm", "record"]
+
+
+class MilvusGallery:
+    """A collection of Milvus as a gallery.
+
+    Raises:
+        UserError: Milvus is not installed or not reached, or the collection is not there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.header = Header.read(folder)
+        self._uri, self._collection = self.header.extra["uri"], self.header.extra["collection"]
+        attributes = len(self.header.schema.sizes)
+        self._shape = (attributes, self.header.width)
+        self._client = _connect(self._uri)
+        with self._told():
+            there = self._client.has_collection(self._collection)
+        if not there:
+            raise UserError(
+                f"{self._uri}: expected collection {self._collection}, found none; build the "
+                "gallery again"
+            )
+        with self._told():
+            self._client.load_collection(self._collection, timeout=TIMEOUT)
+
+    @classmethod
+    def open(cls, folder: Path) -> "Gallery":
+        """Opens the gallery of a folder."""
+        return cls(folder)
+
+    @classmethod
+    def creator(cls, uri: str) -> Callable[[Path, Header], Gallery]:
+        """Makes new galleries at an address."""
+
+        def create(folder: Path, header: Header) -> Gallery:
+            # A name of its own: the gallery that is served meanwhile is not touched, nor removed.
+            collection = f"adde_{header.bundle}_{uuid.uuid4().hex[:8]}"
+            client = _connect(uri)
+            _create_collection(client, collection, header)
+            folder.mkdir(parents=True)
+            extra = {"uri": uri, "collection": collection}
+            replace(header, engine="milvus", extra=extra).write(folder)
+            return cls(folder)
+
+        return create
+
+    def __len__(self) -> int:
+        with self._told():
+            found = self._client.query(
+                self._collection, filter="", output_fields=["count(*)"], timeout=TIMEOUT
+            )
+        return int(found[0]["count(*)"])
+
+    def nearest(
+        self,
+        query: Vector,
+        weights: Vector,
+        k: int,
+        filters: Mapping[str, Any],
+        exclude: str | None = None,
+    ) -> list[Item]:
+        """See `Gallery`."""
+        clauses = [filtering.to_milvus(filtering.parse(filters, self._names(filters)))]
+        if exclude is not None:
+            clauses.append(f"id != {json.dumps(exclude)}")
+        with self._told():
+            (hits,) = self._client.search(
+                self._collection,
+                data=[augmented_query(query, weights).tolist()],
+                anns_field="vector",
+                search_params={"metric_type": "IP"},
+                limit=k + SLACK,
+                filter=" and ".join(clause for clause in clauses if clause),
+                output_fields=FIELDS,
+                timeout=TIMEOUT,
+            )
+        return [self._item(hit["entity"]) for hit in hits]
+
+    def _names(self, filters: Mapping[str, Any]) -> list[str]:
+        """Names that may be filtered by: the attributes, and fields that some item has."""
+        names = [*self.header.schema.names]
+        for name in filters:
+            if name not in names:
+                with self._told():
+                    found = self._client.query(
+                        self._collection,
+                        filter=f"exists facts[{json.dumps(name)}]",
+                        output_fields=["id"],
+                        limit=1,
+                        timeout=TIMEOUT,
+                    )
+                names += [name] if found else []
+        return names
+
+    def get(self, item_id: str) -> Item:
+        """See `Gallery`."""
+        with self._told():
+            found = self._client.get(
+                self._collection, ids=[item_id], output_fields=FIELDS, timeout=TIMEOUT
+            )
+        if not found:
+            raise ItemNotFoundError(f"{self._uri}: no item {item_id!r} in the gallery")
+        return self._item(found[0])
+
+    def _item(self, entity: Mapping[str, Any]) -> Item:
+        record = entity["record"]
+        vector = np.array(entity["vector"], np.float32)[: self._shape[0] * self._shape[1]]
+        return Item(
+            item_id=entity["id"],
+            labels=np.array(record["labels"], np.int64),
+            predicted=np.array(record["predicted"], np.int64),
+            vector=vector.reshape(self._shape),
+            norm=float(entity["norm"]),
+            fields=record["fields"],
+            place=tuple(record["place"]) if record["place"] else None,
+        )
+
+    def upsert(self, items: Sequence[Item]) -> None:
+        """See `Gallery`."""
+        if not items:
+            return
+        require_once(items)
+        vectors = augmented(np.stack([item.vector for item in items]).astype(np.float32))
+        rows = [
+            {
+                "id": item.item_id,
+                "vector": vector.tolist(),
+                "norm": item.norm,
+                "facts": facts(self.header.schema, item),
+                "record": {
+                    "labels": item.labels.tolist(),
+                    "predicted": item.predicted.tolist(),
+                    "fields": dict(item.fields),
+                    "place": item.place,
+                },
+            }
+            for item, vector in zip(items, vectors)
+        ]
+        with self._told():
+            self._client.upsert(self._collection, rows, timeout=TIMEOUT)
+
+    def delete(self, item_ids: Sequence[str]) -> int:
+        """See `Gallery`."""
+        with self._told():
+            there = self._client.get(
+                self._collection, ids=list(item_ids), output_fields=["id"], timeout=TIMEOUT
+            )
+            if there:
+                self._client.delete(self._collection, ids=list(item_ids), timeout=TIMEOUT)
+        return len(there)
+
+    def finish(self) -> None:
+        """Milvus builds its index by itself; this has it written."""
+        with self._told():
+            self._client.flush(self._collection, timeout=60)
+
+    def close(self) -> None:
+        """Ends the connection."""
+        self._client.close()
+
+    @contextmanager
+    def _told(self) -> Generator[None]:
+        """What Milvus or the way to it refuses, as one line."""
+        with _told(self._uri):
+            yield
+
+
+@contextmanager
+def _told(uri: str) -> Generator[None]:
+    milvus = _pymilvus()
+    try:
+        yield
+    except (milvus.MilvusException, OSError) as error:
+        raise UnavailableError(f"{uri}: Milvus did not answer as expected: {error}") from error
+
+
+class UnavailableError(UserError):
+    """A service that the gallery lies in cannot be reached now."""
+
+
+def _create_collection(client: Any, name: str, header: Header) -> None:
+    types = _pymilvus().DataType
+    attributes = len(header.schema.sizes)
+    schema = client.create_schema()
+    schema.add_field("id", types.VARCHAR, is_primary=True, max_length=ID_LENGTH)
+    schema.add_field("vector", types.FLOAT_VECTOR, dim=attributes * header.width + attributes)
+    schema.add_field("norm", types.FLOAT)
+    schema.add_field("facts", types.JSON)
+    schema.add_field("record", types.JSON)
+    index = client.prepare_index_params()
+    index.add_index("vector", index_type="AUTOINDEX", metric_type="IP")
+    # Strong: an item that was put in is found by the very next search.
+    client.create_collection(
+        name, schema=schema, index_params=index, consistency_level="Strong", timeout=60
+    )
+
+
+def _connect(uri: str) -> Any:
+    with _told(uri):
+        token = os.environ.get("MILVUS_TOKEN", "")
+        return _pymilvus().MilvusClient(uri, token=token, timeout=TIMEOUT)
+
+
+def _pymilvus() -> Any:
+    try:
+        return importlib.import_module("pymilvus")
+    except ImportError:
+        raise UserError(
+            "engine milvus needs pymilvus, which is not installed: pip install 'adde[milvus]'"
+        ) from None

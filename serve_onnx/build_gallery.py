@@ -1,0 +1,64 @@
+r"""Embeds a folder of shards into a gallery; started again, it goes on where it was.
+
+python serve_onnx/build_gallery.py --bundle bundles/quickstart --catalogue data/wardrobe \
+    --out galleries/wardrobe
+python serve_onnx/build_gallery.py --bundle bundles/quickstart --catalogue data/wardrobe \
+    --out galleries/wardrobe --engine milvus --uri http://localhost:19530
+"""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from adde.bundle import Bundle
+from adde.errors import UserError, run_program
+from adde.serving.build import Split, build_gallery, open_gallery
+from adde.serving.embedded import EmbeddedGallery
+from adde.serving.providers import Device
+from adde.serving.session import Session
+
+
+def build(
+    bundle: Path,
+    catalogue: Path,
+    out: Path,
+    split: Split = "all",
+    engine: Literal["embedded", "milvus"] = "embedded",
+    uri: str | None = None,
+    device: tuple[Device, ...] = ("cpu",),
+    allow_fallback: bool = False,
+) -> None:
+    """Embeds every item of a catalogue and prints what the gallery holds.
+
+    Args:
+        bundle: folder of the bundle.
+        catalogue: folder of shards.
+        out: folder of the gallery, replaced where there is one.
+        split: which part of the shards.
+        engine: where vectors lie: in the folder, or in Milvus.
+        uri: Milvus' address or a file of Milvus Lite; a token is read from MILVUS_TOKEN.
+        device: where onnxruntime runs, in the order of preference.
+        allow_fallback: go on where a device is not to be had.
+    """
+    if (engine == "milvus") != (uri is not None):
+        raise UserError("expected --uri with --engine milvus, and not without")
+    opened = Bundle.read(bundle)
+    session = Session(opened, device, allow_fallback)
+    if uri is None:
+        build_gallery(opened, session, catalogue, out, split)
+    else:
+        from adde.serving.milvus import MilvusGallery  # of the extra `milvus`
+
+        engines = MilvusGallery.creator(uri), MilvusGallery.open
+        build_gallery(opened, session, catalogue, out, split, *engines)
+    gallery = open_gallery(out, opened)
+    print(f"{out}: {len(gallery)} items, engine {gallery.header.engine}")
+    if isinstance(gallery, EmbeddedGallery) and gallery.index is not None:
+        print(json.dumps(gallery.index.report, indent=2))
+    gallery.close()
+
+
+if __name__ == "__main__":
+    run_program(lambda: tyro.cli(build))

@@ -1,0 +1,124 @@
+r"""Says which devices onnxruntime really runs on here, and what the others lack.
+
+python serve_onnx/doctor.py
+python serve_onnx/doctor.py --require cuda --bundle bundles/quickstart
+"""
+
+import base64
+import ctypes
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import tyro
+
+from adde.bundle import Bundle
+from adde.errors import UserError, run_program
+from adde.serving.providers import PROVIDERS, Device, missing, onnxruntime, preload
+from adde.serving.session import Session
+
+PRODUCT = base64.b64decode(
+    "CAg6QAoRCgF4CgF4EgF5IgZNYXRNdWwSAWdaEwoBeBIOCgwIARIICgIIAgoCCAJiEwoBeRIOCgwIARIICgIIAgoCCAJC"
+    "BAoAEA0="
+)
+"""The smallest graph worth running: y = x x, two by two."""
+
+
+def doctor(bundle: Path | None = None, require: tuple[Device, ...] = ()) -> None:
+    """Opens a session on every device and prints what came of it; status 1 if one required fails.
+
+    Args:
+        bundle: run this bundle's golden pictures on each device that works, too.
+        require: devices that must work.
+    """
+    devices: tuple[Device, ...] = get_args(Device)
+    preload(devices)
+    for name, version in versions().items():
+        print(f"{name:14} {version}")
+    opened = None if bundle is None else Bundle.read(bundle)
+    failed: list[str] = []
+    for device in devices:
+        problem = try_device(device) or (opened and try_bundle(opened, device))
+        print(f"{device:14} {'works' if problem is None else 'does not work: ' + problem}")
+        if problem is not None and device in require:
+            failed.append(device)
+    if failed:
+        raise UserError(f"expected {', '.join(failed)} to work here; see above what is missing")
+
+
+def versions() -> dict[str, str]:
+    """Name to version of what matters, "not found" where it is not there."""
+    cuda = str(getattr(onnxruntime, "cuda_version", ""))
+    return {
+        "python": platform.python_version(),
+        "onnxruntime": f"{onnxruntime.__version__}, made for CUDA {cuda or 'none'}",
+        "driver": _library("libcuda.so.1", lambda lib: _thousands(_filled(lib.cuDriverGetVersion))),
+        "CUDA": _library(
+            f"libcudart.so.{cuda.split('.')[0] or 12}",
+            lambda lib: _thousands(_filled(lib.cudaRuntimeGetVersion)),
+        ),
+        "cuDNN": _library("libcudnn.so.9", lambda lib: str(lib.cudnnGetVersion())),
+        "TensorRT": _library("libnvinfer.so.10", lambda lib: str(lib.getInferLibVersion())),
+    }
+
+
+def _library(name: str, version: Callable[[Any], str]) -> str:
+    try:
+        return version(ctypes.CDLL(name))
+    except OSError:
+        return f"not found ({name})"
+
+
+def _filled(function: Callable[[Any], int]) -> int:
+    """The integer that a C function writes where its argument points."""
+    value = ctypes.c_int()
+    function(ctypes.byref(value))
+    return value.value
+
+
+def _thousands(version: int) -> str:
+    """CUDA's 13020 is 13.2; a driver says the newest CUDA that it can run."""
+    return f"{version // 1000}.{version % 1000 // 10}"
+
+
+def try_device(device: Device) -> str | None:
+    """Runs one product on a device; None, or what is wrong."""
+    if lacking := missing(device):
+        return "; ".join(lacking)
+    provider = PROVIDERS[device]
+    options = onnxruntime.SessionOptions()
+    try:
+        session = onnxruntime.InferenceSession(PRODUCT, options, providers=[provider])
+        x = np.array([[1, 2], [3, 4]], np.float32)
+        right = np.array_equal(session.run(None, {"x": x})[0], [[7, 10], [15, 22]])
+    except Exception as error:  # onnxruntime's exceptions have no common base but this one
+        return str(error)
+    if provider not in session.get_providers():
+        return f"onnxruntime took {session.get_providers()[0]} and logged why"
+    return None if right else "it computes a wrong product"
+
+
+def try_bundle(bundle: Bundle, device: Device) -> str | None:
+    """Runs a bundle's golden pictures on a device; prints the time, or returns what is wrong."""
+    golden = bundle.golden()
+    try:
+        session = Session(bundle, device)
+    except UserError as error:
+        return str(error)
+    embeddings = session.encode(golden.images)[0]
+    start = time.perf_counter()
+    session.encode(golden.images)
+    milliseconds = (time.perf_counter() - start) * 1e3
+    error = float(np.abs(embeddings - golden.embeddings).max())
+    print(
+        f"{device:14} {len(golden.images)} golden pictures: {milliseconds:.1f} ms, largest "
+        f"difference {error:.1e}, on {', '.join(session.providers)}"
+    )
+    return None
+
+
+if __name__ == "__main__":
+    run_program(lambda: tyro.cli(doctor))

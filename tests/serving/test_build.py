@@ -1,0 +1,159 @@
+"""Shards become a gallery once, in stored order, and from where it was interrupted."""
+
+import os
+import shutil
+import subprocess
+import sys
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from adde.errors import UserError
+from adde.files import read_json, write_json
+from adde.schema import Schema
+from adde.serving import build
+from adde.serving.build import build_gallery, open_gallery, open_or_build
+from adde.serving.embedded import EmbeddedGallery
+from adde.serving.session import Session
+from adde.shards.index import ShardIndex
+from adde.shards.reader import iterate
+
+PROGRAM = Path(__file__).parents[2] / "serve_onnx" / "build_gallery.py"
+
+
+class Counting(Session):
+    """A session that counts pictures, and fails after some."""
+
+    def __init__(self, session, most=None):
+        self.session, self.most, self.pictures = session, most, 0
+
+    def encode(self, images):
+        if self.most is not None and self.pictures + len(images) > self.most:
+            raise KeyboardInterrupt
+        self.pictures += len(images)
+        return self.session.encode(images)
+
+
+@pytest.fixture
+def blind(session):
+    """A session that must not be used."""
+    return Counting(session, most=0)
+
+
+def contents(folder, shards):
+    with closing(EmbeddedGallery(folder)) as gallery:
+        index = ShardIndex.read(shards)
+        ids = [s.item_id for split in index.splits for s in iterate(index, split)]
+        return [gallery.get(item_id) for item_id in ids]
+
+
+def test_interrupted_it_goes_on_and_ends_as_if_it_had_not_been(
+    bundle, session, tiny_shards, tiny_gallery, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(build, "BATCH", 7)
+    out = tmp_path / "g"
+    with pytest.raises(KeyboardInterrupt):
+        build_gallery(bundle, Counting(session, most=40), tiny_shards, out)
+    assert not out.exists()
+    rest = Counting(session)
+    build_gallery(bundle, rest, tiny_shards, out)
+    assert rest.pictures == 96 - 35
+    assert [path.name for path in tmp_path.iterdir() if "g" in path.name] == ["g"]
+    for one, two in zip(contents(out, tiny_shards), contents(tiny_gallery, tiny_shards)):
+        for name, value in vars(one).items():
+            assert np.array_equal(value, getattr(two, name)), name
+
+
+def test_another_split_does_not_go_on_from_this_one(bundle, session, tiny_shards, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        build_gallery(bundle, Counting(session, most=64), tiny_shards, tmp_path / "g")
+    again = Counting(session)
+    build_gallery(bundle, again, tiny_shards, tmp_path / "g", "test")
+    assert again.pictures == 24
+    with closing(open_gallery(tmp_path / "g", bundle)) as gallery:
+        assert len(gallery) == 24
+
+
+def test_shards_are_embedded_once(bundle, session, blind, tiny_shards, tiny_gallery, cache):
+    first = open_or_build(bundle, session, tiny_shards, "test")
+    again = open_or_build(bundle, blind, tiny_shards, "test")
+    assert len(first) == len(again) == 24
+    assert len(list(cache.iterdir())) == 1
+    assert len(open_or_build(bundle, blind, tiny_gallery)) == 96
+    with pytest.raises(UserError, match=r"expected a gallery .* or a folder of shards"):
+        open_or_build(bundle, blind, cache)
+
+
+def test_another_split_bundle_or_index_is_embedded_anew(
+    bundle, session, blind, tiny_shards, tiny_bundle, tmp_path
+):
+    open_or_build(bundle, session, tiny_shards, "test")
+    with pytest.raises(KeyboardInterrupt):
+        open_or_build(bundle, blind, tiny_shards, "val")
+    other = replace(bundle, path=shutil.copytree(tiny_bundle, tmp_path / "b"))
+    open_or_build(other, blind, tiny_shards, "test")  # the same bundle in another place
+    replace(other, details={**other.details, "source": {"run": "another"}}).write()
+    with pytest.raises(KeyboardInterrupt):
+        open_or_build(other, blind, tiny_shards, "test")
+    shards = shutil.copytree(tiny_shards, tmp_path / "shards")
+    write_json(shards / "index.json", {**read_json(shards / "index.json"), "name": "renamed"})
+    with pytest.raises(KeyboardInterrupt):
+        open_or_build(bundle, blind, shards, "test")
+
+
+@pytest.mark.parametrize("name", ["items.sqlite", "vectors.f32", "gallery.json"])
+def test_a_damaged_cache_is_made_again(bundle, session, blind, tiny_shards, cache, name):
+    open_or_build(bundle, session, tiny_shards, "val").close()
+    (folder,) = cache.iterdir()
+    os.truncate(folder / name, 30)
+    assert len(open_or_build(bundle, session, tiny_shards, "val")) == 12
+    open_or_build(bundle, blind, tiny_shards, "val")
+
+
+def test_a_cache_that_cannot_be_written_is_told_and_not_needed(
+    bundle, session, tiny_shards, cache, capsys
+):
+    cache.parent.write_text("a file where the folder should be")
+    assert len(open_or_build(bundle, session, tiny_shards, "val")) == 12
+    assert "warning: " in capsys.readouterr().err
+
+
+def test_shards_of_another_schema_are_refused(bundle, session, tiny_shards, tmp_path):
+    shards = shutil.copytree(tiny_shards, tmp_path / "shards")
+    index = ShardIndex.read(shards)
+    first, *rest = index.schema.attributes
+    schema = Schema((replace(first, values=(*first.values, "teal")), *rest))
+    replace(index, schema=schema).write()
+    with pytest.raises(UserError, match=r"different schemas: \w+ and \w+; .*'colour'.*teal"):
+        build_gallery(bundle, session, shards, tmp_path / "g")
+
+
+def test_an_item_that_is_there_twice_is_refused(bundle, session, tiny_shards, tmp_path):
+    shards = shutil.copytree(tiny_shards, tmp_path / "shards")
+    index = ShardIndex.read(shards)
+    replace(index, shards=(*index.shards, index.shards[0])).write()
+    with pytest.raises(UserError, match=r"expected every item id once, found .*'train-"):
+        build_gallery(bundle, session, shards, tmp_path / "g")
+
+
+@pytest.mark.parametrize("engine", ["embedded", "milvus"])
+def test_the_program(tiny_bundle, tiny_shards, bundle, tmp_path, engine):
+    command = [sys.executable, PROGRAM, "--bundle", tiny_bundle, "--catalogue", tiny_shards]
+    command += ["--out", tmp_path / "g", "--split", "val", "--engine", engine]
+    if engine == "milvus":
+        command += ["--uri", tmp_path / "milvus.db"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{tmp_path / 'g'}: 12 items, engine {engine}\n"
+    with closing(open_gallery(tmp_path / "g", bundle)) as gallery:
+        assert len(gallery) == 12
+    done = subprocess.run(
+        [*map(str, command), "--uri", "x", "--engine", "embedded"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr[:7]) == (1, "error: ")

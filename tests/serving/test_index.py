@@ -1,0 +1,92 @@
+"""The index of large galleries: recall as it says, and no answer that is not allowed."""
+
+import numpy as np
+import pytest
+
+from adde.errors import UserError
+from adde.files import read_json
+from adde.serving import embedded, index
+from adde.serving.build import open_gallery
+from adde.serving.embedded import EmbeddedGallery
+from adde.serving.gallery import Header
+
+
+@pytest.fixture(scope="module")
+def items(random_items):
+    """Items around forty centres, as a catalogue has them."""
+    draws = np.random.default_rng(0)
+    made, centres = random_items(3000, price=list(range(3000))), random_items(40, seed=7)
+    for number, item in enumerate(made):
+        vector = centres[number % 40].vector + draws.normal(0, 0.05, (3, 6))
+        item.vector[:] = vector / np.linalg.norm(vector)
+    return made
+
+
+@pytest.fixture
+def gallery(tmp_path, bundle, items, monkeypatch):
+    monkeypatch.setattr(embedded, "EXACT_ITEMS", 1000)
+    monkeypatch.setattr(index, "FEW", 50)
+    header = Header.of(bundle, "embedded", None, "test")
+    gallery = EmbeddedGallery.create(tmp_path / "g", header)
+    gallery.upsert(items)
+    gallery.finish()
+    yield gallery
+    gallery.close()
+
+
+def brute(items, query, weights, k):
+    vectors = np.stack([item.vector for item in items]).astype(float)
+    distances = (((vectors - query) ** 2).sum(axis=2) * weights).sum(axis=1)
+    return {items[row].item_id for row in np.argsort(distances, kind="stable")[:k]}
+
+
+@pytest.mark.parametrize("weights", [[1, 1, 1], [0, 1, 0], [2, 0.5, 1]])
+def test_recall_is_what_the_report_promises(gallery, items, tmp_path, random_items, weights):
+    report = read_json(tmp_path / "g" / "index.json")
+    assert report["recall30_plain"] >= 0.99
+    assert report["recall30_one_subspace"] >= 0.99
+    assert report["rows"] == 3000
+    hits = 0
+    for query in items[::100]:
+        found = gallery.nearest(query.vector, np.array(weights, np.float32), 30, {})
+        wanted = brute(items, query.vector, weights, 30)
+        hits += len(wanted & {item.item_id for item in found})
+    assert hits / (30 * len(items[::100])) >= 0.97
+
+
+def test_what_changed_since_is_searched_too(gallery, items, bundle, tmp_path, random_items):
+    query, ones = items[17].vector, np.ones(3, np.float32)
+    first = [item.item_id for item in gallery.nearest(query, ones, 30, {})]
+    gallery.delete(first[:10])
+    gallery.upsert(random_items(5, prefix="new"))
+    near = random_items(1, seed=4, prefix="near")[0]
+    near.vector[:] = query
+    gallery.upsert([near])
+    for opened in (gallery, open_gallery(tmp_path / "g", bundle)):
+        found = [item.item_id for item in opened.nearest(query, ones, 30, {})]
+        assert found[0] == "near-0"
+        assert not set(first[:10]) & set(found)
+
+
+def test_filters_hold_whether_they_leave_few_or_many(gallery, items):
+    ones = np.ones(3, np.float32)
+    for low in (100, 2970, 2999):
+        found = gallery.nearest(items[5].vector, ones, 20, {"price": {"min": low}})
+        wanted = brute(items[low:], items[5].vector, ones, 20)
+        assert all(item.fields["price"] >= low for item in found)
+        assert len(wanted & {item.item_id for item in found}) >= 0.9 * len(wanted)
+
+
+def test_a_damaged_index_is_told(gallery, bundle, tmp_path):
+    (tmp_path / "g" / "index.faiss").write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"index\.faiss: expected a faiss index, found"):
+        open_gallery(tmp_path / "g", bundle)
+
+
+def test_without_faiss_it_is_said_what_to_install(gallery, monkeypatch):
+    def absent(name):
+        raise ImportError(name)
+
+    monkeypatch.setattr(index.importlib, "import_module", absent)
+    with pytest.raises(UserError, match=r"needs faiss.*pip install 'adde\[serve\]'"):
+        gallery.build_index()

@@ -33,12 +33,22 @@ TINY_SPLITS = {"train": ((0, 3), (1, 2)), "val": ((2, 1),), "test": ((3, 2),)}
 RGB = {"red": (210, 40, 40), "green": (40, 170, 60), "blue": (50, 70, 220)}
 
 
+FILE_SIZE = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+
 @pytest.fixture
 def little_room():
     """Calls make a disk that holds no file of more than so many bytes; full at once, as it were."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    return lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, FILE_SIZE[1]))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call():
+    """Room again before pytest reports the test: its own output may go to a file."""
+    try:
+        return (yield)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, FILE_SIZE)
 
 
 @pytest.fixture(scope="session")

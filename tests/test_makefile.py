@@ -36,6 +36,8 @@ AFTER_TRAINING = ["evaluate", "export", "check", "query"]
 def quickstart(tmp_path, monkeypatch):
     """Runs `make quickstart`; returns the exit status and the programs it started."""
     monkeypatch.chdir(tmp_path)
+    for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):  # of the make that runs the tests
+        monkeypatch.delenv(name, raising=False)
     for name in ("Makefile", "pyproject.toml"):
         shutil.copy(ROOT / name, name)
     for folder in ("shards", "adde/shards", "train", "export", "serve_onnx"):

@@ -297,3 +297,22 @@ def test_bad_requests_are_one_line(tmp_path, words, message):
     assert failed.stderr.startswith("error: ")
     assert message in failed.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("image,colour\n", "items.csv: "),
+        ("name,colour\na,red\nb,blue\n", "image"),
+        ("image,colour\nnone.jpg,red\ngone.jpg,blue\n", "none.jpg"),
+    ],
+    ids=["no rows", "no image column", "no files"],
+)
+def test_a_catalogue_without_images_is_refused(tmp_path, table, message):
+    (tmp_path / "items.csv").write_text(table)
+    failed = build("--catalogue", tmp_path / "items.csv", "--out", tmp_path / "out")
+    assert failed.returncode == 1
+    assert failed.stderr.splitlines()[0].startswith("error: "), failed.stderr
+    assert message in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert not (tmp_path / "out").exists()

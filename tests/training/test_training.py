@@ -13,7 +13,10 @@ import pytest
 import safetensors.torch
 import torch
 
+from adde.shards.engine import engine
 from adde.shards.index import ShardIndex
+from adde.shards.pack import PackOptions, pack
+from adde.shards.wardrobe import wardrobe
 
 ROOT = Path(__file__).parents[2]
 TINY = [
@@ -236,3 +239,14 @@ def test_skipped_samples_are_counted_up_to_a_limit(tiny_shards, tmp_path, limit)
     log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     shares = [line["encoder/skipped"] for line in log if "encoder/skipped" in line]
     assert len(told) == 2 == round(sum(share * 12 for share in shares), 3)  # once an epoch
+
+
+def test_resuming_on_shards_of_another_schema_is_refused(uninterrupted, tmp_path):
+    shutil.copytree(uninterrupted[0], tmp_path / "run")
+    pack(wardrobe(60, 0, 16), tmp_path / "other", PackOptions(), engine("processes", 1))
+    process = start(tmp_path / "other", tmp_path / "run", "--resume")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1, output
+    assert "error: " in output
+    assert "schema" in output.splitlines()[-1]
+    assert "Traceback" not in output

@@ -79,9 +79,11 @@ def measure(
 def bare_step(
     backbone: str, batch_size: int, image_size: int, device: torch.device
 ) -> Callable[[], None]:
-    """Forward and backward of the backbone alone."""
-    model = timm.create_model(backbone, num_classes=0).to(device)
+    """Forward and backward of the backbone alone, in the memory layout that training has it in."""
+    layout = torch.channels_last
+    model = timm.create_model(backbone, num_classes=0).to(device).to(memory_format=layout)
     images = torch.randn(batch_size, 3, image_size, image_size, device=device)
+    images = images.contiguous(memory_format=layout)
 
     def step() -> None:
         model(images).square().mean().backward()

@@ -10,7 +10,8 @@ import tyro
 from tqdm import tqdm
 
 from adde.errors import UserError, run_program
-from adde.shards.verify import IndexAsWritten, verify
+from adde.shards.index import ShardIndex
+from adde.shards.verify import verify
 
 
 def main(shards: Path, decode: bool = False, workers: int | None = None) -> None:
@@ -21,7 +22,7 @@ def main(shards: Path, decode: bool = False, workers: int | None = None) -> None
         decode: decode every picture too.
         workers: processes; one per core if not given.
     """
-    index = IndexAsWritten.read(shards)
+    index = ShardIndex.read(shards, check_files=False)
     differences = 0
     for difference in verify(index, decode, workers):
         tqdm.write(difference)

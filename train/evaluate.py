@@ -46,7 +46,11 @@ def evaluate(
     model.schema.require_same(index.schema, str(found.path), str(index.root))
 
     encoded = Evaluator(index, batch_size, config.data.workers, device).encode(model, split)
-    given = read_queries(index, split) if isinstance(index.root, Path) else None
+    given = None
+    if isinstance(index.root, Path):
+        given = read_queries(index, split)
+    else:
+        print("behind an address, queries that a dataset brings along are not looked for")
     if given is not None:
         print(f"{len(given)} queries given with the shards are asked, and no others")
     figures = metrics.evaluate_split(

@@ -44,15 +44,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from adde.mining.tiled import Choice, Members
+from adde.mining.tiled import INFINITE_KEY, Choice, Members
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
 """Kernels run on the CPU, under Triton's interpreter (TRITON_INTERPRET=1 before the import)."""
 
 BLOCK_K = 32  # one value for both kernels: equal vectors then have bitwise equal distances
 CHUNK = 1024  # columns of one program; programs of one row block meet in the atomics
-
-_NO_KEY = 0x7F800000 << 32  # infinity, as a distance
 
 
 def _config(rows: int, columns: int, warps: int, stages: int) -> triton.Config:
@@ -242,7 +240,7 @@ def choose_in_kernel(
     def grid(meta: dict[str, int]) -> tuple[int, int]:
         return triton.cdiv(len(rows), meta["BLOCK_M"]), triton.cdiv(len(columns), CHUNK)
 
-    keys = members.columns.new_full((len(rows), slots), _NO_KEY)
+    keys = members.columns.new_full((len(rows), slots), INFINITE_KEY)
     _positives_kernel[grid](*common, members.start, members.size, keys, *shape, **constants)
     keys = keys.sort(dim=1).values
     to_positive, slot = _distance(keys), keys & 0xFFFFFFFF
@@ -250,8 +248,8 @@ def choose_in_kernel(
     positive = members.columns[(members.start[:, None] + slot).where(pair, 0)]
 
     hardest = strategy == "hardest"
-    nearest = torch.full_like(keys, _NO_KEY)
-    extreme = keys.new_full((len(rows),), _NO_KEY if hardest else -1)
+    nearest = torch.full_like(keys, INFINITE_KEY)
+    extreme = keys.new_full((len(rows),), INFINITE_KEY if hardest else -1)
     _negatives_kernel[grid](
         *common,
         members.columns,
@@ -270,7 +268,7 @@ def choose_in_kernel(
     else:
         farthest = extreme ^ 0x7FFFFFFF  # counted up again
         nearest = nearest.flip(1).cummin(1).values.flip(1)
-        key = nearest.where(nearest < _NO_KEY, farthest[:, None])
+        key = nearest.where(nearest < INFINITE_KEY, farthest[:, None])
     return Choice(pair, positive, key & 0xFFFFFFFF, to_positive, _distance(key))
 
 

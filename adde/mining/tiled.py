@@ -20,7 +20,8 @@ from torch import Tensor
 from adde.mining.distances import accumulator, squared_distances
 from adde.schema import UNKNOWN
 
-_INFINITY = 0x7F800000 << 32  # the bits of float32 infinity in the upper half
+INFINITE_KEY = 0x7F800000 << 32
+"""Float32 infinity in the upper half of an int64: sorts behind every distance and column."""
 
 TILE_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}
 """Distances in one tile: 16 MiB in float32 on a CPU, 256 MiB where rows must fill a GPU; about
@@ -172,7 +173,7 @@ def _sort(distances: Tensor, barred: Tensor) -> tuple[Tensor, Tensor]:
     # negative, and such floats sort as their bits do. numpy's sort of integers is vectorised,
     # ten times as fast as torch's sort with indices.
     keys = distances.view(torch.int32).to(torch.int64).bitwise_left_shift_(32)
-    keys.masked_fill_(barred, _INFINITY)
+    keys.masked_fill_(barred, INFINITE_KEY)
     keys += torch.arange(distances.shape[1], device=distances.device)
     if keys.device.type == "cpu":
         keys.numpy().sort(axis=1)

@@ -13,6 +13,7 @@ without any negative forms no pair; UNKNOWN labels form neither positives nor ne
 """
 
 import functools
+import importlib.util
 import logging
 import os
 from typing import Any, Literal, NamedTuple
@@ -66,7 +67,7 @@ def mine(
         strategy: how the negative is chosen.
         impl: `reference` is the plain contract; `tiled` runs anywhere and holds no tensor above
             tile x M; `triton` never holds distances at all; `auto` takes `triton` on a CUDA
-            device that has it and `tiled` elsewhere, and logs which, once.
+            device (but for float64) and `tiled` elsewhere, and logs which, once.
 
     Returns:
         `loss_sum` float32 (float64 for float64 inputs), differentiable in `anchors` and `refs`;
@@ -170,9 +171,8 @@ def _available(impl: Implementation, anchors: Tensor) -> str:
 @functools.cache
 def _automatic(device: str, dtype: torch.dtype) -> Literal["tiled", "triton"]:
     """The implementation for a device, said once in the log."""
-    from torch.utils._triton import has_triton_package
-
-    fits = device == "cuda" and dtype != torch.float64 and has_triton_package()
+    has_triton = importlib.util.find_spec("triton") is not None
+    fits = device == "cuda" and dtype != torch.float64 and has_triton
     impl = "triton" if fits else "tiled"
     log.info("mining %s embeddings on %s with impl=%s", dtype, device, impl)
     return impl

@@ -42,8 +42,7 @@ class ADDE(nn.Module):
     def __init__(self, settings: ModelSettings, schema: Schema) -> None:
         super().__init__()
         self.settings, self.schema = settings, schema
-        # Pictures come as NHWC; convolutions that stay in that layout take a fifth to a third
-        # less time (ResNet-18 and test_resnet, forward and backward on a CPU).
+        # Pictures come as NHWC, and convolutions are faster when they stay in that layout.
         self.backbone = build_backbone(settings).to(memory_format=torch.channels_last)
         published: dict[str, Any] = self.backbone.default_cfg  # pyright: ignore[reportAssignmentType]
         mean, std = published["mean"], published["std"]

@@ -30,10 +30,11 @@ import numpy.typing as npt
 
 from adde.errors import UserError, did_you_mean
 from adde.files import atomic_path
-from adde.metrics import smallest
 from adde.schema import Vector
 from adde.serving import filters as filtering
 from adde.serving.gallery import (
+    SLACK,
+    BusyError,
     Header,
     Item,
     ItemNotFoundError,
@@ -42,18 +43,12 @@ from adde.serving.gallery import (
     facts,
     require_once,
 )
-from adde.serving.index import Index
+from adde.serving.index import Index, Mask, exact
 
 ITEMS, VECTORS, LOCK = "items.sqlite", "vectors.f32", "lock"
 
 EXACT_ITEMS = 200_000
 """Up to here every item is looked at."""
-
-SLACK = 16
-"""Candidates beyond k: the last bits of two ways to compute a distance may order them anew."""
-
-BLOCK_BYTES = 64 << 20
-"""Vectors scored at a time."""
 
 TABLES = """
 CREATE TABLE IF NOT EXISTS items (row INTEGER PRIMARY KEY, id TEXT NOT NULL,
@@ -63,8 +58,6 @@ CREATE UNIQUE INDEX IF NOT EXISTS live_ids ON items (id) WHERE live;
 CREATE TABLE IF NOT EXISTS names (name TEXT PRIMARY KEY);
 """
 COLUMNS = "row, id, labels, predicted, fields, place"
-
-Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -300,30 +293,13 @@ class EmbeddedGallery:
             self._close()
 
 
-def exact(rows: Vector, allowed: Mask, vector: Vector, k: int) -> npt.NDArray[np.int64]:
-    """The k allowed rows of largest product with `vector`, best first, ties to the lowest row."""
-    padded = np.append(vector, np.zeros(rows.shape[1] - len(vector), np.float32))
-    chosen = np.flatnonzero(allowed)
-    costs = np.empty(len(chosen), np.float32)
-    step = max(1, BLOCK_BYTES // (4 * rows.shape[1]))
-    few = len(chosen) < len(rows) // 4
-    if few:
-        for at in range(0, len(chosen), step):
-            costs[at : at + step] = rows[chosen[at : at + step]] @ padded
-    else:
-        costs = np.concatenate([rows[at : at + step] @ padded for at in range(0, len(rows), step)])[
-            chosen
-        ]
-    return chosen[smallest(-costs[None], k)[0]]
-
-
 def _only_writer(folder: Path) -> int:
     descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(descriptor)
-        raise UserError(
+        raise BusyError(
             f"{folder}: another process writes this gallery; wait for it or end it"
         ) from None
     return descriptor

@@ -26,6 +26,9 @@ from adde.schema import Labels, Schema, Vector
 GALLERY_NAME = "gallery.json"
 FORMAT = 1
 
+SLACK = 16
+"""Candidates beyond k: the last bits of two ways to compute a distance may order them anew."""
+
 Fields = Mapping[str, Any]
 """Names to text, numbers, truth values or None."""
 
@@ -110,6 +113,10 @@ class Header:
 
 class ItemNotFoundError(UserError):
     """No item of the gallery has the id."""
+
+
+class BusyError(UserError):
+    """Another process writes the gallery."""
 
 
 class Gallery(Protocol):

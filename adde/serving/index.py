@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from adde.errors import UserError
 from adde.files import atomic_path, read_json, write_json
+from adde.metrics import smallest
 from adde.schema import Vector
 from adde.serving.gallery import augmented_query
 
@@ -41,6 +42,10 @@ TRAINING = 100_000
 """Rows that centroids are found from, at most."""
 
 BLOCK = 8192
+"""Rows laid out for faiss at a time."""
+
+BLOCK_BYTES = 64 << 20
+"""Vectors scored at a time."""
 
 Mask = npt.NDArray[np.bool_]
 Rows = npt.NDArray[np.int64]
@@ -132,8 +137,6 @@ class Index:
         return candidates[np.argsort(-scores, kind="stable")[:k]]
 
     def _measure(self, rows: Vector, live: Mask) -> None:
-        from adde.serving.embedded import exact  # it holds the index, which is measured by it
-
         queries = self._queries(rows, np.flatnonzero(live))
         k = min(RECALL_AT, int(live.sum()))
         truth = {
@@ -167,6 +170,23 @@ class Index:
             queries["plain"].append(augmented_query(edited, np.ones(attributes, np.float32)))
             queries["one_subspace"].append(augmented_query(edited, alone))
         return queries
+
+
+def exact(rows: Vector, allowed: Mask, vector: Vector, k: int) -> npt.NDArray[np.int64]:
+    """The k allowed rows of largest product with `vector`, best first, ties to the lowest row."""
+    padded = np.append(vector, np.zeros(rows.shape[1] - len(vector), np.float32))
+    chosen = np.flatnonzero(allowed)
+    costs = np.empty(len(chosen), np.float32)
+    step = max(1, BLOCK_BYTES // (4 * rows.shape[1]))
+    few = len(chosen) < len(rows) // 4
+    if few:
+        for at in range(0, len(chosen), step):
+            costs[at : at + step] = rows[chosen[at : at + step]] @ padded
+    else:
+        costs = np.concatenate([rows[at : at + step] @ padded for at in range(0, len(rows), step)])[
+            chosen
+        ]
+    return chosen[smallest(-costs[None], k)[0]]
 
 
 def _block(shape: tuple[int, int]) -> int:

@@ -20,6 +20,7 @@ from adde.errors import UserError
 from adde.schema import Vector
 from adde.serving import filters as filtering
 from adde.serving.gallery import (
+    SLACK,
     Gallery,
     Header,
     Item,
@@ -29,9 +30,6 @@ from adde.serving.gallery import (
     facts,
     require_once,
 )
-
-SLACK = 16
-"""Candidates beyond k that exact distances are computed of."""
 
 TIMEOUT = 10.0
 """Seconds a call may take, its tries anew included; then the caller is told."""

@@ -91,8 +91,12 @@ class ShardIndex:
         write_json(self.root / INDEX_NAME, content, indent=None)
 
     @classmethod
-    def read(cls, root: Path | str) -> "ShardIndex":
+    def read(cls, root: Path | str, check_files: bool = True) -> "ShardIndex":
         """Reads index.json of a local folder, or of an address (`adde.shards.sources`).
+
+        Args:
+            root: of the shards.
+            check_files: refuse a local folder whose shards are missing or of another size.
 
         Raises:
             UserError: no index, another format, a field missing, a schema that does not have
@@ -114,7 +118,7 @@ class ShardIndex:
             raise UserError(
                 f"{path}: expected an index of shards, found: {error}; build the shards again"
             ) from None
-        if isinstance(source, Path):
+        if check_files and isinstance(source, Path):
             index._check_files(source)
         return index
 

@@ -241,7 +241,9 @@ def load_batches(
         except StopIteration:
             return
         except UserError as error:
-            raise UserError(f"rank {rank}: {_last_line(error)}") from None
+            # A worker's error arrives with its traceback before the message.
+            message = str(error).rpartition("adde.errors.UserError: ")[2].strip()
+            raise UserError(f"rank {rank}: {message}") from None
         except (RuntimeError, queue.Empty) as error:
             raise _explained(error, batches, timeout, rank) from None
         yield batch
@@ -288,8 +290,3 @@ def _explained(error: Exception, batches: Batches, timeout: float, rank: int) ->
     if "DataLoader worker" in message:
         return UserError(f"rank {rank}: {message.splitlines()[0]}; {reading}")
     return error
-
-
-def _last_line(error: UserError) -> str:
-    """The message alone: a worker's error arrives with its traceback before it."""
-    return str(error).strip().splitlines()[-1].removeprefix("adde.errors.UserError: ")

@@ -23,13 +23,6 @@ NAMED = 20
 """Differences of one shard's samples that are named; the rest are counted."""
 
 
-class IndexAsWritten(ShardIndex):
-    """The index as it stands there: a shard that is gone or cut short is a difference to name."""
-
-    def _check_files(self, folder: Path) -> None:
-        pass
-
-
 @dataclass(frozen=True)
 class ShardCheck:
     """One tar to be compared with its entry in the index; picklable."""
@@ -60,7 +53,7 @@ def verify(
     their places, groups, item ids and labels; ids and keys must not repeat across shards.
 
     Args:
-        index: read as `IndexAsWritten`.
+        index: read without `check_files`: a shard that is gone is a difference to name.
         decode_pictures: decode every picture whole; otherwise their bytes are hashed only.
         workers: processes; None is one per core.
     """

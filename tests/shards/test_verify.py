@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from adde.files import read_json, sha256_of_file, write_json
-from adde.shards.verify import IndexAsWritten, verify
+from adde.shards.index import ShardIndex
+from adde.shards.verify import verify
 
 PROGRAM = Path(__file__).parents[2] / "shards" / "verify.py"
 FIRST, SECOND = "train-000000.tar", "train-000001.tar"
@@ -24,7 +25,7 @@ def shards(tiny_shards, tmp_path):
 
 
 def differences(root, **options):
-    return list(verify(IndexAsWritten.read(root), workers=1, **options))
+    return list(verify(ShardIndex.read(root, check_files=False), workers=1, **options))
 
 
 def entry_of(root, name, **changes):

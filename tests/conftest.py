@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import tarfile
+import zlib
 
 import numpy as np
 import pytest
@@ -79,11 +80,12 @@ def _write_shard(root, name, split, seed, repeats):
                 if rng.random() < 0.1:
                     labels[TINY_SCHEMA.names[rng.integers(3)]] = None
                 record = json.dumps({"item_id": item, "labels": labels}).encode()
+                picture = _png(colour, shape, border, rng)
                 offsets = [
-                    *_add(tar, f"{item}.png", _png(colour, shape, border, rng)),
+                    *_add(tar, f"{item}.png", picture),
                     *_add(tar, f"{item}.json", record),
                 ]
-                members.append(offsets)
+                members.append([*offsets, zlib.crc32(picture + record)])
             groups.append(3)
     content = (root / name).read_bytes()
     digest = hashlib.sha256(content).hexdigest()

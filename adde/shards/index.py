@@ -2,15 +2,21 @@
 
 Layout::
 
-    {"format": 1, "name": "wardrobe", "schema_hash": "...", "schema": {"attributes": [...]},
+    {"format": 2, "name": "wardrobe", "schema_hash": "...", "schema": {"attributes": [...]},
      "shards": [{"name": "train-000000.tar", "split": "train", "samples": 512, "bytes": 1048576,
                  "sha256": "...", "groups": [3, 5, ...],
-                 "members": [[image_offset, image_bytes, json_offset, json_bytes], ...]}, ...]}
+                 "members": [[image_offset, image_bytes, json_offset, json_bytes, crc32], ...]
+                }, ...]}
 
-A sample is addressed by (shard, position): position p of a shard is row p of its `members`.
+A sample is addressed by (shard, position): position p of a shard is row p of its `members`. Its
+crc32 is of the picture's bytes and then the JSON's: sha256 is for whole tars, which training does
+not read whole.
 `groups` are the lengths of the edit groups that stand one after another in the shard.
 """
 
+import hashlib
+import json
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -23,7 +29,7 @@ from adde.schema import Schema
 from adde.shards.sources import Remote, locate
 
 INDEX_NAME = "index.json"
-FORMAT = 1
+FORMAT = 2
 SPLITS = ("train", "val", "test")
 
 
@@ -38,6 +44,11 @@ class Shard:
     sha256: str
     groups: Sequence[int]
     members: Sequence[Sequence[int]]
+
+
+def checksum(picture: bytes, record: bytes) -> int:
+    """The crc32 that a row of `members` ends with."""
+    return zlib.crc32(record, zlib.crc32(picture))
 
 
 @dataclass(frozen=True)
@@ -77,6 +88,11 @@ class ShardIndex:
     def count(self, split: str) -> int:
         """Number of samples of a split; 0 where it has none."""
         return sum(shard.samples for shard in self.splits.get(split, ()))
+
+    def fingerprint(self, split: str) -> str:
+        """sha256 of what a split's sample order rests on: its shards, their content and groups."""
+        content = [[shard.sha256, list(shard.groups)] for shard in self.split(split)]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def write(self) -> None:
         """Writes index.json atomically into `root`, a local folder."""
@@ -126,7 +142,10 @@ class ShardIndex:
     def _from_json(cls, root: Path | Remote, content: Any) -> "ShardIndex":
         path = f"{root}/{INDEX_NAME}"
         if content["format"] != FORMAT:
-            raise UserError(f"{path}: expected format {FORMAT}, found {content['format']}")
+            raise UserError(
+                f"{path}: expected format {FORMAT}, found {content['format']}; "
+                "build the shards again"
+            )
         schema = Schema.from_json(content["schema"], path)
         if schema.hash != content["schema_hash"]:
             raise UserError(

@@ -2,10 +2,12 @@
 """Torch glue: whole batches of a rank's share, decoded in worker processes (layer 1)."""
 
 import contextlib
+import os
 import queue
+import signal
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -38,19 +40,22 @@ class Batch:
     faults: list[str] = field(default_factory=list)
     """What could not be read, each with shard, position and reason; an item of the same batch
     stands in its place."""
+    stood_in: list[int] = field(default_factory=list)
+    """Rows of the items that could not be read."""
 
     def pin_memory(self) -> "Batch":
         """Page-locked copy; DataLoader calls this where a GPU is used."""
-        return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.item_ids, self.faults)
+        return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory())
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device, without waiting for the copy."""
-        return Batch(
-            self.images.to(device, non_blocking=True),
-            self.labels.to(device, non_blocking=True),
-            self.item_ids,
-            self.faults,
-        )
+        images = self.images.to(device, non_blocking=True)
+        return replace(self, images=images, labels=self.labels.to(device, non_blocking=True))
+
+    def only(self, rows: Tensor) -> "Batch":
+        """The items that a (b,) bool mask keeps, none of which stands in for another."""
+        ids = [item for item, kept in zip(self.item_ids, rows.tolist()) if kept]
+        return Batch(self.images[rows], self.labels[rows], ids)
 
 
 Decoded = tuple[npt.NDArray[np.uint8], Labels, str]
@@ -81,18 +86,42 @@ class Batches(Dataset[Batch]):
         self._reader: ShardReader | None = None
         self._reading: Tensor | None = None
 
-    def watch(self, workers: int) -> None:
-        """Has each of `workers` processes say in shared memory what it reads."""
-        self._reading = torch.full((max(1, workers), 2), -1).share_memory_()
+    def watch(self, workers: int, timeout: float) -> None:
+        """Has each of `workers` processes say in shared memory who it is and what it reads."""
+        self._timeout = timeout
+        self._reading = torch.full((max(1, workers), 3), -1).share_memory_()
 
-    def being_read(self) -> list[str]:
-        """The shard and position that each worker reads now, if it reads."""
+    def explain(self, error: Exception, rank: int) -> Exception:
+        """A UserError that says what was being read, if workers that died or dawdled are what the
+        error is about; else the error itself. Torch raises it wherever the main thread is.
+        """
+        message = str(error)
+        if isinstance(error, queue.Empty) or "DataLoader timed out after" in message:
+            message = f"no batch came for {self._timeout:g} seconds (data.timeout)"
+        elif "DataLoader worker" not in message:
+            return error
+        reading = "; ".join(self._being_read()) or "no worker says what it reads"
+        return UserError(f"rank {rank}: {message.splitlines()[0]}; {reading}")
+
+    def _being_read(self) -> list[str]:
         assert self._reading is not None
         return [
             f"worker {worker} reads {self._where(*self._places(number)[item].tolist())}"
-            for worker, (number, item) in enumerate(self._reading.tolist())
+            for worker, (_, number, item) in enumerate(self._reading.tolist())
             if number >= 0
         ]
+
+    def end_workers(self) -> None:
+        """Ends the worker processes at once, whatever they are at.
+
+        DataLoader would wait five seconds for each. To a SIGTERM from their parent they exit as
+        if they were done, and no handler takes them for killed.
+        """
+        assert self._reading is not None
+        for process in self._reading[:, 0].tolist():
+            if process not in (-1, os.getpid()):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGTERM)
 
     def __getitem__(self, number: int) -> Batch:
         # Made on first use, so that each worker process has file handles of its own.
@@ -119,7 +148,11 @@ class Batches(Dataset[Batch]):
         self._say(-1, -1)
         images, labels, ids = zip(*_fill_gaps(samples, faults))
         return Batch(
-            torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(labels)), [*ids], faults
+            torch.from_numpy(np.stack(images)),
+            torch.from_numpy(np.stack(labels)),
+            [*ids],
+            faults,
+            [item for item, sample in enumerate(samples) if sample is None],
         )
 
     def _decode(self, reader: ShardReader, shard: int, position: int) -> Decoded:
@@ -137,7 +170,7 @@ class Batches(Dataset[Batch]):
     def _say(self, number: int, item: int) -> None:
         if self._reading is not None:
             info = get_worker_info()
-            self._reading[info.id if info else 0] = torch.tensor((number, item))
+            self._reading[info.id if info else 0] = torch.tensor((os.getpid(), number, item))
 
 
 def _fill_gaps(samples: list[Decoded | None], faults: list[str]) -> list[Decoded]:
@@ -221,7 +254,7 @@ def load_batches(
         UserError: no batch came in time, a worker died, or as the batch says; names the rank,
             and the shard and position that were being read.
     """
-    batches.watch(workers)
+    batches.watch(workers, timeout)
     if workers:
         loader: DataLoader[Batch] = DataLoader(
             batches,
@@ -235,18 +268,17 @@ def load_batches(
         stream = iter(loader)
     else:
         stream = _in_a_thread(batches, numbers, timeout)
-    while True:
-        try:
-            batch = next(stream)
-        except StopIteration:
-            return
-        except UserError as error:
-            # A worker's error arrives with its traceback before the message.
-            message = str(error).rpartition("adde.errors.UserError: ")[2].strip()
-            raise UserError(f"rank {rank}: {message}") from None
-        except (RuntimeError, queue.Empty) as error:
-            raise _explained(error, batches, timeout, rank) from None
-        yield batch
+    try:
+        yield from stream
+    except UserError as error:
+        batches.end_workers()
+        # A worker's error arrives with its traceback before the message.
+        message = str(error).rpartition("adde.errors.UserError: ")[2].strip()
+        raise UserError(f"rank {rank}: {message}") from None
+    except (RuntimeError, queue.Empty) as error:
+        explained = batches.explain(error, rank)
+        batches.end_workers()
+        raise explained from None
 
 
 def _in_a_thread(batches: Batches, numbers: range, timeout: float) -> Iterator[Batch]:
@@ -278,15 +310,3 @@ def _in_a_thread(batches: Batches, numbers: range, timeout: float) -> Iterator[B
             yield item
     finally:
         closed.set()
-
-
-def _explained(error: Exception, batches: Batches, timeout: float, rank: int) -> Exception:
-    message = str(error)
-    reading = "; ".join(batches.being_read()) or "no worker says what it reads"
-    if isinstance(error, queue.Empty) or "timed out after" in message:
-        return UserError(
-            f"rank {rank}: no batch came for {timeout:g} seconds (data.timeout); {reading}"
-        )
-    if "DataLoader worker" in message:
-        return UserError(f"rank {rank}: {message.splitlines()[0]}; {reading}")
-    return error

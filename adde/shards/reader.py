@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from adde.errors import UserError
 from adde.schema import Labels, Schema
-from adde.shards.index import Shard, ShardIndex
+from adde.shards.index import Shard, ShardIndex, checksum
 from adde.shards.sources import Prefetcher, Remote
 
 OPEN_SHARDS = 64
@@ -39,14 +39,21 @@ class ShardReader:
         """Reads one sample.
 
         Raises:
-            UserError: the bytes at the indexed place are cut short, or are not the labels of
-                this schema; names shard and position. Or the shard cannot be fetched.
+            UserError: the bytes at the indexed place are cut short, are not those that were
+                packed, or are not the labels of this schema; names shard and position. Or the
+                shard cannot be fetched.
         """
-        image_at, image_bytes, json_at, json_bytes = shard.members[position]
+        image_at, image_bytes, json_at, json_bytes, expected = shard.members[position]
         where = f"{self._root}/{shard.name}, sample {position}"
         picture = self._bytes(shard, image_at, image_bytes, where)
+        content = self._bytes(shard, json_at, json_bytes, where)
+        if (found := checksum(picture, content)) != expected:
+            raise UserError(
+                f"{where}: expected bytes with crc32 {expected:08x}, found {found:08x}; they were "
+                "changed after they were packed, build the shards again"
+            )
         try:
-            record = json.loads(self._bytes(shard, json_at, json_bytes, where))
+            record = json.loads(content)
             labels = self._schema.encode(record["labels"])
             return Sample(record["item_id"], picture, labels, where)
         except (UserError, ValueError, KeyError, TypeError, AttributeError) as error:

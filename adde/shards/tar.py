@@ -12,6 +12,7 @@ it. The tests read the tars with `webdataset`.
 import hashlib
 import io
 import json
+import os
 import tarfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +22,7 @@ from typing import Any
 from adde.errors import UserError
 from adde.files import atomic_path, read_json, sha256_of_file, write_json
 from adde.shards.catalogue import Source
-from adde.shards.index import Shard
+from adde.shards.index import Shard, checksum
 
 LISTED = 20
 """Unreadable pictures that an error names; no more are looked for."""
@@ -161,7 +162,14 @@ def kept_sizes(groups: Sequence[int], kept: Sequence[int]) -> list[int]:
 
 
 def _members(path: Path) -> list[list[int]]:
-    """Offset and size of each sample's picture and JSON, read back from the finished tar."""
+    """Offset and size of each sample's picture and JSON, and the checksum of both, read back from
+    the finished tar.
+    """
     with tarfile.open(path) as tar:
         places = [(member.offset_data, member.size) for member in tar]
-    return [[*picture, *record] for picture, record in zip(places[::2], places[1::2])]
+    members: list[list[int]] = []
+    with path.open("rb") as file:
+        for picture, record in zip(places[::2], places[1::2]):
+            contents = [os.pread(file.fileno(), size, offset) for offset, size in (picture, record)]
+            members.append([*picture, *record, checksum(*contents)])
+    return members

@@ -15,7 +15,7 @@ from adde.errors import UserError
 from adde.files import sha256_of_file
 from adde.preprocess import decode
 from adde.schema import Schema
-from adde.shards.index import INDEX_NAME, SPLITS, Shard, ShardIndex
+from adde.shards.index import INDEX_NAME, SPLITS, Shard, ShardIndex, checksum
 from adde.shards.pictures import EXTENSIONS
 from adde.shards.workers import in_order
 
@@ -134,7 +134,7 @@ class _Sample:
 
     key: str
     place: list[int]
-    """Offset and size of the picture, then of the JSON."""
+    """Offset and size of the picture, then of the JSON, and the checksum of both."""
     picture: bytes
     record: bytes
 
@@ -151,8 +151,9 @@ def _samples(path: Path) -> Generator[_Sample, None, None]:
             if record is None or record.name != f"{key}.json":
                 seen = record.name if record else "the end of the tar"
                 raise UserError(f"{seen!r} after {picture.name!r}, where {key}.json should be")
+            contents = _content(tar, picture), _content(tar, record)
             place = [picture.offset_data, picture.size, record.offset_data, record.size]
-            yield _Sample(key, place, _content(tar, picture), _content(tar, record))
+            yield _Sample(key, [*place, checksum(*contents)], *contents)
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
@@ -169,7 +170,7 @@ def _compare_sample(
     where = f"{check.shard.name}, sample {position} ({sample.key})"
     for listed in check.shard.members[position : position + 1]:
         if list(listed) != sample.place:
-            yield f"{where}: expected at {listed} of the tar, found at {sample.place}"
+            yield f"{where}: expected place and crc32 {listed}, found {sample.place}"
     try:
         found.item_ids.append(_item_id(sample.record, check.schema))
     except (UserError, ValueError, TypeError, KeyError, AttributeError) as error:

@@ -5,7 +5,8 @@ A run's checkpoints/ holds step-<global step>/ folders and best.json, which name
     model.safetensors      weights and buffers
     ema.safetensors        averaged weights, where the recipe asks for them
     optimizer.safetensors  "<parameter>/<state>" tensors
-    state.json             position, schema, configuration, sha256 of the files above
+    state.json             position, schema, fingerprint of the training shards, configuration,
+                           sha256 of the files above
 
 The random state is not stored: every step seeds its generators from (seed, step, rank), and the
 sample order from (seed, epoch), so that (seed, step) is the whole of it on any number of ranks.
@@ -26,9 +27,10 @@ from adde.errors import UserError
 from adde.files import atomic_path, read_json, remove_leftovers, sha256_of_file, write_json
 from adde.model import ADDE
 from adde.schema import Schema
+from adde.shards.index import ShardIndex
 from adde.training.config import CONFIG_NAME, Config, read_recipe
 
-FORMAT = 1
+FORMAT = 2
 
 DECIDING = ("hit@30", "hit@10", "hit@1")
 """Validation figures that choose the best checkpoint, in this order."""
@@ -84,7 +86,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     ema: nn.Module | None,
     config: Config,
-    schema: Schema,
+    index: ShardIndex,
     scaler: dict[str, Any] | None,
 ) -> Path:
     """Writes one checkpoint; on the main rank, with the bare (unwrapped) modules."""
@@ -110,8 +112,9 @@ def save_checkpoint(
         state = {
             "format": FORMAT,
             "position": vars(position),
-            "schema_hash": schema.hash,
-            "schema": schema.to_json(),
+            "schema_hash": index.schema.hash,
+            "schema": index.schema.to_json(),
+            "shards": index.fingerprint("train"),
             "config": config.to_json(),
             "sha256": {f.name: sha256_of_file(f) for f in sorted(temporary.iterdir())},
             "scaler": scaler,

@@ -25,13 +25,14 @@ class Encoded:
     embeddings: Vector
     logits: Vector
     labels: Labels
+    rows: Labels
+    """(N,) int64 places in the split's stored order, from which unreadable samples are left out."""
 
 
 class Evaluator:
     """Encodes splits, each rank its share, in batches that stream through `workers` processes.
 
-    Samples that cannot be read end it, or with `on_fault` `skip` are told and stood in for by
-    others of their batch.
+    Samples that cannot be read end it, or with `on_fault` `skip` are told and left out.
     """
 
     def __init__(
@@ -51,10 +52,10 @@ class Evaluator:
     @torch.no_grad()
     def encode(self, model: ADDE, split: str) -> Encoded:
         """Embeddings, logits and labels of a whole split, on every rank."""
-        parts: list[tuple[Tensor, Tensor, Tensor]] = []
-        for batch in self._batches(model, split):
+        parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        for batch, rows in self._batches(model, split):
             embeddings, logits = model.encode(batch.images)
-            parts.append((embeddings, logits, batch.labels))
+            parts.append((embeddings, logits, batch.labels, rows))
         columns = [torch.cat(column) for column in zip(*parts)]
         ranks = RankRows.of(len(columns[0]), columns[0].device)
         columns = [ranks.gather(column).cpu().numpy() for column in columns]
@@ -74,7 +75,7 @@ class Evaluator:
         counts = torch.zeros(schema.num_values, dtype=torch.float64, device=self._device)
         of_column = torch.from_numpy(schema.attribute_of_column).to(self._device)
         offsets = torch.tensor(schema.offsets, device=self._device)
-        for batch in self._batches(model, "train"):
+        for batch, _ in self._batches(model, "train"):
             embeddings, _ = model.encode(batch.images)
             known = batch.labels != UNKNOWN
             columns = (batch.labels + offsets)[known]
@@ -83,7 +84,8 @@ class Evaluator:
         sums, counts = sum_over_ranks(sums), sum_over_ranks(counts)
         return (sums / counts.clamp(min=1)[:, None]).float(), counts.long()
 
-    def _batches(self, model: ADDE, split: str) -> Iterator[Batch]:
+    def _batches(self, model: ADDE, split: str) -> Iterator[tuple[Batch, Tensor]]:
+        """This rank's batches of what can be read, and where in the split their items stand."""
         samples = tuple(shard.samples for shard in self._index.split(split))
         places = StoredOrder(samples, self._batch_size, rank(), world_size())
         batches = Batches(self._index, split, model.preprocess, places, self._on_fault)
@@ -95,12 +97,17 @@ class Evaluator:
         model.eval()
         try:
             quiet = True if rank() else None
+            first, _ = places.bounds
             for batch in tqdm(
                 stream, f"encode {split}", len(places), leave=False, disable=quiet, unit="batch"
             ):
                 for fault in batch.faults:
                     tqdm.write(f"rank {rank()}, encoding {split}: skipped {fault}")
-                yield batch.to(self._device)
+                rows = torch.arange(first, first + len(batch.labels))
+                first += len(rows)
+                whole = torch.ones(len(rows), dtype=torch.bool)
+                whole[batch.stood_in] = False
+                yield batch.only(whole).to(self._device), rows[whole].to(self._device)
         finally:
             model.train(was_training)
 
@@ -140,7 +147,8 @@ def picture_rows(
         some, encoded.embeddings, encoded.logits, schema, MemoryEdit(model), k=10
     )
     shards, reader = index.split(split), ShardReader(index)
-    places = StoredOrder(tuple(s.samples for s in shards), len(labels))(0).tolist()
+    samples = tuple(shard.samples for shard in shards)
+    places = StoredOrder(samples, sum(samples))(0)[encoded.rows].tolist()
 
     def picture(row: int) -> bytes:
         shard, position = places[row]

@@ -81,6 +81,7 @@ class Run:
         )
         self._stop = StopSignals()
         self.meter = Meter()
+        self._batches: Batches | None = None
         self._faults = Faults(config.run, rank())
         if self.main and self.order.dropped_per_epoch:
             print(
@@ -127,10 +128,12 @@ class Run:
         numbers = range(first, first + (self.total_steps - start) * accumulation)
         share = RankShare(self.order, rank(), world_size(), accumulation)
         data = self.config.data
-        batches = Batches(self.index, "train", self._bare.preprocess, share, data.on_fault)
+        self._batches = Batches(self.index, "train", self._bare.preprocess, share, data.on_fault)
         on_gpu = self.device.type == "cuda"
         self._numbers = iter(numbers)
-        self._stream = load_batches(batches, numbers, data.workers, on_gpu, data.timeout, rank())
+        self._stream = load_batches(
+            self._batches, numbers, data.workers, on_gpu, data.timeout, rank()
+        )
         self.meter.restart()
         with tqdm(
             total=self.total_steps,
@@ -249,7 +252,7 @@ class Run:
             self._torch_optimizer,
             self._averaged,
             self.config,
-            self.index.schema,
+            self.index,
             self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
         )
         checkpoints.delete_old(self.config.run, self.config.checkpoints.keep)
@@ -288,6 +291,12 @@ class Run:
     ) -> None:
         self._tracker.close()
         self._stop.close()
+        if isinstance(error, RuntimeError) and self._batches is not None:
+            # Of a worker that was killed torch tells in the middle of anything.
+            explained = self._batches.explain(error, rank())
+            if explained is not error:
+                self._batches.end_workers()
+                raise explained from None
         if torch.distributed.is_initialized() and error is None:
             torch.distributed.destroy_process_group()
 
@@ -306,6 +315,12 @@ class Run:
         where = str(checkpoint.path)
         schema = Schema.from_json(checkpoint.state["schema"], where)
         schema.require_same(self.index.schema, where, str(self.index.root))
+        if (found := self.index.fingerprint("train")) != checkpoint.state["shards"]:
+            raise UserError(
+                f"{where}: expected the shards it was trained on (fingerprint "
+                f"{checkpoint.state['shards']}), found others in {self.index.root} ({found}); "
+                "their samples come in another order, train into another --run"
+            )
         self._bare.load_state_dict(checkpoint.tensors("model.safetensors"))
         self.position = checkpoint.position
         if self.main:

@@ -11,6 +11,7 @@ import torch
 
 from adde.bundle import Bundle
 from adde.model import ModelSettings
+from adde.shards.index import ShardIndex
 from adde.training import checkpoint as checkpoints
 from adde.training.config import Config, Data, write_config
 
@@ -32,7 +33,7 @@ def run(tmp_path, tiny_model, tiny_shards):
     optimizer = torch.optim.SGD(tiny_model.parameters())
     position = checkpoints.Position("adde", 3, 17)
     saved = checkpoints.save_checkpoint(
-        path, position, tiny_model, optimizer, None, config, tiny_model.schema, None
+        path, position, tiny_model, optimizer, None, config, ShardIndex.read(tiny_shards), None
     )
     checkpoints.mark_best(path, saved, {"hit@30": 0.5, "hit@10": 0.3, "hit@1": 0.1})
     return path

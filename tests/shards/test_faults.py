@@ -1,10 +1,12 @@
 """Every fault by name: what it says with `raise`, and that `skip` goes on, in step, saying so."""
 
+import io
 import os
 import re
 import shutil
 import signal
 import time
+import zlib
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -12,6 +14,7 @@ from threading import Thread
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from adde.errors import UserError
 from adde.preprocess import Preprocess
@@ -31,15 +34,33 @@ def index(tiny_shards, tmp_path):
     return ShardIndex.read(tmp_path / "shards")
 
 
-def spoil(index, member, change):
-    """Changes the bytes of position 3 of the first shard: its picture or its record."""
+def spoil(index, member, change, packed=False):
+    """Changes the bytes of position 3 of the first shard: its picture or its record.
+
+    Either after they were packed, or so that the index has the checksum of what stands there.
+    """
     shard = index.split("train")[0]
-    image_at, image_bytes, json_at, json_bytes = shard.members[3]
+    image_at, image_bytes, json_at, json_bytes, _ = shard.members[3]
     at, size = (image_at, image_bytes) if member == "picture" else (json_at, json_bytes)
     path = index.root / shard.name
     content = bytearray(path.read_bytes())
     content[at : at + size] = change(bytes(content[at : at + size]))
     path.write_bytes(content)
+    if packed:
+        picture = content[image_at : image_at + image_bytes]
+        shard.members[3][4] = zlib.crc32(picture + content[json_at : json_at + json_bytes])
+
+
+def flip_last_pixel(picture):
+    """A PNG that decodes as well as before, to other pixels."""
+    pixels = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB")).copy()
+    pixels[-1, -1, -1] ^= 1
+    for level in range(10):  # of the same length, whatever it takes
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "png", compress_level=level)
+        if len(buffer.getvalue()) <= len(picture):
+            return buffer.getvalue().ljust(len(picture), b"\0")
+    raise AssertionError("no such PNG")
 
 
 def truncate(index):
@@ -54,16 +75,24 @@ FAULTS = {
         "No such file",
     ),
     "flipped byte in a label": (
-        lambda index: spoil(index, "record", lambda b: b.replace(b'"colour"', b'"coloar"')),
+        lambda index: spoil(index, "record", lambda b: b.replace(b'"colour"', b'"coloar"'), True),
         "expected JSON with item_id and labels of the schema, found: ",
     ),
     "flipped byte in the record's JSON": (
-        lambda index: spoil(index, "record", lambda b: b"[" + b[1:]),
+        lambda index: spoil(index, "record", lambda b: b"[" + b[1:], True),
         "expected JSON with item_id and labels",
     ),
     "picture that does not decode": (
-        lambda index: spoil(index, "picture", lambda b: b"\0" * len(b)),
+        lambda index: spoil(index, "picture", lambda b: b"\0" * len(b), True),
         "expected a picture that decodes, found",
+    ),
+    "flipped byte in a label's value": (
+        lambda index: spoil(index, "record", lambda b: b[:-3] + bytes([b[-3] ^ 1]) + b[-2:]),
+        "expected bytes with crc32 [0-9a-f]{8}, found [0-9a-f]{8}; they were changed",
+    ),
+    "flipped byte in a picture that still decodes": (
+        lambda index: spoil(index, "picture", flip_last_pixel),
+        "expected bytes with crc32 [0-9a-f]{8}, found [0-9a-f]{8}; they were changed",
     ),
 }  # fmt: skip
 
@@ -128,7 +157,7 @@ def test_the_watchdog_names_what_was_being_read(index, workers, monkeypatch):
         match=rf"rank 3: no batch came for 0\.5 seconds .*worker 0 reads {name}, sample 4",
     ):
         next(stream)
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 30
 
 
 def test_a_worker_that_is_killed_is_named_with_what_it_read(index, monkeypatch):

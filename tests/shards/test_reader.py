@@ -3,6 +3,7 @@
 import json
 import shutil
 import tarfile
+import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -79,12 +80,12 @@ def test_no_index(tmp_path):
 def test_damaged_index(copied):
     whole = json.loads((copied / "index.json").read_text())
     edit_index(copied, format=7)
-    with pytest.raises(UserError, match=r"index.json: expected format 1, found 7"):
+    with pytest.raises(UserError, match=r"index.json: expected format 2, found 7"):
         ShardIndex.read(copied)
-    edit_index(copied, format=1, schema_hash="abc")
+    edit_index(copied, format=2, schema_hash="abc")
     with pytest.raises(UserError, match=r"expected schema_hash .* found abc; build the shards"):
         ShardIndex.read(copied)
-    (copied / "index.json").write_text('{"format": 1, "name": "tiny", "schema": null}')
+    (copied / "index.json").write_text('{"format": 2, "name": "tiny", "schema": null}')
     with pytest.raises(UserError, match=r"index.json: expected \{"):
         ShardIndex.read(copied)
     (copied / "index.json").write_text(json.dumps({**whole, "shards": None}))
@@ -131,8 +132,11 @@ def test_labels_outside_the_schema(copied):
 def test_damaged_records(copied, junk):
     index = ShardIndex.read(copied)
     (shard,) = index.split("val")
-    _, _, offset, size = shard.members[5]
+    picture_at, picture_size, offset, size, _ = shard.members[5]
     edit_bytes(copied, offset, junk.ljust(size))
+    content = (copied / shard.name).read_bytes()
+    picture = content[picture_at : picture_at + picture_size]
+    shard.members[5][4] = zlib.crc32(picture + junk.ljust(size))
     samples = ShardReader(index)
     samples.read(shard, 4)
     with pytest.raises(UserError, match=r"val-000000.tar, sample 5: expected JSON with item_id"):

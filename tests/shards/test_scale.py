@@ -26,7 +26,10 @@ def workers(work, jobs):
     for job in jobs:
         count = len(job.records)
         assert len(job.sources) == count == sum(job.groups)
-        members = [[2048 * n + 512, 300 + n % 99, 2048 * n + 1536, 200 + n] for n in range(count)]
+        members = [
+            [2048 * n + 512, 300 + n % 99, 2048 * n + 1536, 200 + n, 2**32 - n - 1]
+            for n in range(count)
+        ]
         digests = "".join(f"{job.first + n:032x}" for n in range(count))
         shard = Shard(job.name, job.split, count, 2048 * count, "0" * 64, job.groups, members)
         yield Packed(shard, list(range(count)), [], digests)

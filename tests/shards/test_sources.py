@@ -387,11 +387,11 @@ def test_credentials_are_not_shown(server, remote):
 
 
 def test_an_index_that_is_none(server, remote):
-    server.files["/shop/index.json"] = b'{"format": 1'
+    server.files["/shop/index.json"] = b'{"format": 2'
     with pytest.raises(UserError, match=r"/shop/index.json: expected JSON, found"):
         ShardIndex.read(remote.address)
     server.files["/shop/index.json"] = b'{"format": 7}'
-    with pytest.raises(UserError, match=r"/shop/index.json: expected format 1, found 7"):
+    with pytest.raises(UserError, match=r"/shop/index.json: expected format 2, found 7"):
         ShardIndex.read(remote.address)
     shard = dataclasses.replace(put(server), sha256="../../passwd")
     with pytest.raises(UserError, match=r"a.tar: expected a sha256 in the index, found '\.\./"):

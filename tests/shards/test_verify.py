@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import zlib
 from pathlib import Path
 
 import pytest
@@ -46,14 +47,19 @@ def rewrite(root, name, change):
             info = tarfile.TarInfo(member)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
+    content = (root / name).read_bytes()
     with tarfile.open(root / name) as tar:
         places = [(member.offset_data, member.size) for member in tar]
+    samples = [[*a, *b] for a, b in zip(places[::2], places[1::2])]
+    for sample in samples:
+        spans = (content[at : at + size] for at, size in (sample[:2], sample[2:]))
+        sample.append(zlib.crc32(b"".join(spans)))
     entry_of(
         root,
         name,
         bytes=(root / name).stat().st_size,
         sha256=sha256_of_file(root / name),
-        members=[[*a, *b] for a, b in zip(places[::2], places[1::2])],
+        members=samples,
     )
 
 
@@ -73,9 +79,10 @@ def test_a_flipped_byte(shards):
     content = bytearray((shards / FIRST).read_bytes())
     content[600] ^= 1  # in a picture: the tar stays a tar
     (shards / FIRST).write_bytes(content)
-    (found,) = differences(shards)
-    assert found.startswith(f"{FIRST}: sha256: expected ")
-    assert sha256_of_file(shards / FIRST) in found
+    whole, sample = differences(shards)
+    assert whole.startswith(f"{FIRST}: sha256: expected ")
+    assert sha256_of_file(shards / FIRST) in whole
+    assert sample.startswith(f"{FIRST}, sample 0 (train-000000-000): expected place and crc32 ")
 
 
 def test_a_shard_cut_short_and_one_gone(shards):
@@ -111,7 +118,9 @@ def test_members_at_other_places(shards):
     members[4][0] += 512
     entry_of(shards, FIRST, members=members)
     (found,) = differences(shards)
-    assert found.startswith(f"{FIRST}, sample 4 (train-000000-004): expected at {members[4]}")
+    assert found.startswith(
+        f"{FIRST}, sample 4 (train-000000-004): expected place and crc32 {members[4]}"
+    )
 
 
 def test_a_label_outside_the_schema(shards):

@@ -1,17 +1,22 @@
 """Checkpoints: whole, found damaged, kept and deleted."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from adde.errors import UserError
 from adde.model import ADDE, ModelSettings
 from adde.schema import Attribute, Schema
+from adde.shards.index import Shard, ShardIndex
 from adde.training import checkpoint as checkpoints
 from adde.training.checkpoint import Position
 from adde.training.config import Config, write_config
 from adde.training.optimisation import build_optimizer
 
 SCHEMA = Schema((Attribute("colour", ("red", "blue")),))
+SHARD = Shard("train-000000.tar", "train", 2, 9, "0" * 64, [2], [[0, 1, 2, 3, 4]] * 2)
+INDEX = ShardIndex(Path("shards"), "toy", SCHEMA, (SHARD,))
 CONFIG = Config(model=ModelSettings(backbone="test_resnet", image_size=32, width=4, hidden=4))
 
 
@@ -29,7 +34,7 @@ def trained(tmp_path):
 def save(trained, step):
     run, model, optimizer = trained
     position = Position("encoder", step, step)
-    return checkpoints.save_checkpoint(run, position, model, optimizer, None, CONFIG, SCHEMA, None)
+    return checkpoints.save_checkpoint(run, position, model, optimizer, None, CONFIG, INDEX, None)
 
 
 def figures(hit_30, hit_1=0.0):

@@ -2,13 +2,16 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import safetensors.torch
 import torch
@@ -228,7 +231,7 @@ def test_skipped_samples_are_counted_up_to_a_limit(tiny_shards, tmp_path, limit)
     process = start(shards, tmp_path / "run", *faults, "--adde.schedule.epochs=0")
     output, _ = process.communicate(timeout=180)
     told = [json.loads(line) for line in (tmp_path / "run/faults.jsonl").read_text().splitlines()]
-    assert f"{shard.name}, sample 3: expected a picture that decodes" in told[0]["fault"]
+    assert f"{shard.name}, sample 3: expected bytes with crc32" in told[0]["fault"]
     assert told[0]["fault"] in output
     if limit == 0.001:
         assert process.returncode == 1
@@ -241,12 +244,34 @@ def test_skipped_samples_are_counted_up_to_a_limit(tiny_shards, tmp_path, limit)
     assert len(told) == 2 == round(sum(share * 12 for share in shares), 3)  # once an epoch
 
 
-def test_resuming_on_shards_of_another_schema_is_refused(uninterrupted, tmp_path):
+def test_resuming_on_other_shards_is_refused(tiny_shards, uninterrupted, tmp_path):
     shutil.copytree(uninterrupted[0], tmp_path / "run")
-    pack(wardrobe(60, 0, 16), tmp_path / "other", PackOptions(), engine("processes", 1))
-    process = start(tmp_path / "other", tmp_path / "run", "--resume")
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 1, output
-    assert "error: " in output
-    assert "schema" in output.splitlines()[-1]
-    assert "Traceback" not in output
+    pack(wardrobe(60, 0, 16), tmp_path / "schema", PackOptions(), engine("processes", 1))
+    index = ShardIndex.read(tiny_shards)
+    shutil.copytree(tiny_shards, tmp_path / "order")
+    swapped = (replace(index.shards[0], groups=[2, 4, *index.shards[0].groups[2:]]),)
+    replace(index, root=tmp_path / "order", shards=swapped + index.shards[1:]).write()
+    for folder, message in (("schema", "schema"), ("order", "expected the shards it was trained")):
+        process = start(tmp_path / folder, tmp_path / "run", "--resume")
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 1, output
+        assert "error: " in output
+        assert message in output.splitlines()[-1]
+        assert "Traceback" not in output
+
+
+def test_a_killed_loader_worker_ends_both_ranks_and_is_named(tiny_shards, tmp_path):
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "--")
+    run = tmp_path / "run"
+    more = ("--data.workers=1", "--encoder.schedule.epochs=500")
+    process = start(tiny_shards, run, *more, launcher=launcher)
+    wait_for_step(run, 3, process)
+    ranks = psutil.Process(process.pid).children()
+    assert len(ranks) == 2
+    # Besides its worker a rank may have torch's resource tracker for a child.
+    (worker,) = (c for c in ranks[1].children() if "resource_tracker" not in " ".join(c.cmdline()))
+    worker.kill()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert re.search(rf"error: rank 1: DataLoader worker \(pid \(?{worker.pid}", output), output
+    assert not any(rank.is_running() for rank in ranks)

@@ -76,6 +76,7 @@ $(ANSWER): bundles/quickstart/bundle.json
 bench: setup data/wardrobe/index.json
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	$(BIN)/python benchmarks/mining.py --json docs/mining.json --plot docs/mining.png
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/loader.py --json docs/loader.json
 	# One compute thread: on two cores the loader's process needs the other.
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/training_step.py --shards data/wardrobe --json docs/training_step.json
 	$(BIN)/python benchmarks/table.py

@@ -89,8 +89,15 @@ def decode(
 
 
 def fit(image: Image.Image, size: int) -> Image.Image:
-    """Resizes the short side to `size` (bicubic, antialiased) and cuts the centre square."""
-    return ImageOps.fit(image, (size, size), method=Image.Resampling.BICUBIC)
+    """Cuts the largest square from the centre and resizes it to `size` (bicubic, antialiased)."""
+    return image.crop(centre_square(image)).resize((size, size), Image.Resampling.BICUBIC)
+
+
+def centre_square(image: Image.Image) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of the largest square in the centre, in whole pixels."""
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return left, top, left + side, top + side
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

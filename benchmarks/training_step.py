@@ -10,7 +10,7 @@ does: loading, augmentation, heads, mining, all losses, backward, clipping and t
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import timm
@@ -21,9 +21,12 @@ from figures import publish
 
 from adde.errors import run_program
 from adde.model import ADDE, ModelSettings
+from adde.shards.batches import Batches
 from adde.shards.index import ShardIndex
-from adde.shards.loader import Batch, Batches, RankShare, load_batches
+from adde.shards.loader import BatchStream
 from adde.shards.order import SampleOrder
+from adde.shards.resize import load_for_training
+from adde.shards.shares import RankShare
 from adde.training.config import AddeStage, Augmentation, EncoderStage, Optimizer
 from adde.training.objectives import Objective, global_mean
 from adde.training.optimisation import StageOptimizer, build_optimizer
@@ -109,8 +112,8 @@ def whole_step(
     objective = Objective(index.schema, Augmentation(), margin=0.5)
     order = SampleOrder(index.split("train"), batch_size, seed=0)
     share = RankShare(order, rank=0, ranks=1, accumulation=1)
-    batches = Batches(index, "train", model.preprocess, share)
-    stream: Iterator[Batch] = load_batches(batches, range(10_000), workers)
+    batches = Batches(index, "train", model.preprocess, share, load=load_for_training)
+    stream = BatchStream(batches, range(10_000), workers, accelerator.device)
     parts: dict[str, list[float]] = {
         "loading": [],
         "forward_and_losses": [],
@@ -122,7 +125,7 @@ def whole_step(
     def step() -> None:
         clock = time.perf_counter()
         clocks = [clock]
-        batch = next(stream).to(accelerator.device)
+        batch = next(stream)
         clocks.append(time.perf_counter())
         loss, _, _ = global_mean(getattr(objective, stage)(model, batch, draws), weights)
         clocks.append(time.perf_counter())

@@ -179,8 +179,8 @@ def cut_and_resize(picture, size):
     """Centre square, then a cubic kernel (a = -1/2) as wide as the reduction, per axis."""
     height, width = picture.shape[:2]
     side = min(height, width)
-    rows = resize_weights(height, (height - side) / 2, side, size)
-    columns = resize_weights(width, (width - side) / 2, side, size)
+    rows = resize_weights(height, (height - side) // 2, side, size)
+    columns = resize_weights(width, (width - side) // 2, side, size)
     return np.einsum("yh,xw,hwc->yxc", rows, columns, picture).clip(0, 255)
 
 

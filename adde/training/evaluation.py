@@ -12,9 +12,11 @@ from adde import metrics
 from adde.distributed import RankRows, rank, sum_over_ranks, world_size
 from adde.model import ADDE
 from adde.schema import UNKNOWN, Labels, Vector
+from adde.shards.batches import Batches, OnFault
 from adde.shards.index import ShardIndex
-from adde.shards.loader import Batch, Batches, OnFault, StoredOrder, load_batches
+from adde.shards.loader import Batch, BatchStream
 from adde.shards.reader import ShardReader
+from adde.shards.shares import StoredOrder
 from adde.training.tracking import PictureRow
 
 
@@ -89,8 +91,8 @@ class Evaluator:
         samples = tuple(shard.samples for shard in self._index.split(split))
         places = StoredOrder(samples, self._batch_size, rank(), world_size())
         batches = Batches(self._index, split, model.preprocess, places, self._on_fault)
-        stream = load_batches(
-            batches, range(len(places)), self._workers, timeout=self._timeout, rank=rank()
+        stream = BatchStream(
+            batches, range(len(places)), self._workers, self._device, self._timeout, rank()
         )
         # Alone in eval mode, and back, so that no caller forgets it.
         was_training = model.training
@@ -103,12 +105,13 @@ class Evaluator:
             ):
                 for fault in batch.faults:
                     tqdm.write(f"rank {rank()}, encoding {split}: skipped {fault}")
-                rows = torch.arange(first, first + len(batch.labels))
+                rows = torch.arange(first, first + len(batch.labels), device=self._device)
                 first += len(rows)
-                whole = torch.ones(len(rows), dtype=torch.bool)
+                whole = torch.ones_like(rows, dtype=torch.bool)
                 whole[batch.stood_in] = False
-                yield batch.only(whole).to(self._device), rows[whole].to(self._device)
+                yield batch.only(whole), rows[whole]
         finally:
+            stream.close()
             model.train(was_training)
 
 

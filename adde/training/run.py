@@ -19,9 +19,12 @@ from adde.distributed import rank, world_size
 from adde.errors import UserError
 from adde.model import ADDE
 from adde.schema import Schema
+from adde.shards.batches import Batches
 from adde.shards.index import ShardIndex
-from adde.shards.loader import Batch, Batches, RankShare, load_batches
+from adde.shards.loader import Batch, BatchStream
 from adde.shards.order import SampleOrder
+from adde.shards.resize import load_for_training
+from adde.shards.shares import RankShare
 from adde.training import checkpoint as checkpoints
 from adde.training.checkpoint import Checkpoint, Position
 from adde.training.config import CONFIG_NAME, Config, Schedule, first_difference, write_config
@@ -81,7 +84,7 @@ class Run:
         )
         self._stop = StopSignals()
         self.meter = Meter()
-        self._batches: Batches | None = None
+        self._stream: BatchStream | None = None
         self._faults = Faults(config.run, rank())
         if self.main and self.order.dropped_per_epoch:
             print(
@@ -128,11 +131,12 @@ class Run:
         numbers = range(first, first + (self.total_steps - start) * accumulation)
         share = RankShare(self.order, rank(), world_size(), accumulation)
         data = self.config.data
-        self._batches = Batches(self.index, "train", self._bare.preprocess, share, data.on_fault)
-        on_gpu = self.device.type == "cuda"
+        batches = Batches(
+            self.index, "train", self._bare.preprocess, share, data.on_fault, load_for_training
+        )
         self._numbers = iter(numbers)
-        self._stream = load_batches(
-            self._batches, numbers, data.workers, on_gpu, data.timeout, rank()
+        self._stream = BatchStream(
+            batches, numbers, data.workers, self.device, data.timeout, rank()
         )
         self.meter.restart()
         with tqdm(
@@ -145,6 +149,7 @@ class Run:
             for step in range(start, self.total_steps):
                 yield step
                 self._bar.update()
+        self._stream.close()
 
     def next_batch(self) -> tuple[Batch, torch.Generator]:
         """This rank's next micro-batch, and the generator of everything drawn for it.
@@ -153,13 +158,14 @@ class Run:
         uninterrupted one would have drawn.
         """
         started = time.perf_counter()
+        assert self._stream is not None
         batch = next(self._stream)
         self.meter.waited += time.perf_counter() - started
         self._faults.report(batch.faults, self.position.step)
         number = next(self._numbers)
         torch.manual_seed(_seed(self.config.seed, number, rank()))  # dropout
         draws = torch.Generator().manual_seed(_seed(self.config.seed, number))
-        return batch.to(self.device), draws
+        return batch, draws
 
     def sync_gradients(self, now: bool) -> contextlib.AbstractContextManager[Any]:
         """Gradients are averaged over ranks only with a step's last micro-batch."""
@@ -291,11 +297,11 @@ class Run:
     ) -> None:
         self._tracker.close()
         self._stop.close()
-        if isinstance(error, RuntimeError) and self._batches is not None:
+        if isinstance(error, RuntimeError) and self._stream is not None:
             # Of a worker that was killed torch tells in the middle of anything.
-            explained = self._batches.explain(error, rank())
+            explained = self._stream.explain(error)
+            self._stream.close()
             if explained is not error:
-                self._batches.end_workers()
                 raise explained from None
         if torch.distributed.is_initialized() and error is None:
             torch.distributed.destroy_process_group()

@@ -5,8 +5,10 @@ import os
 import re
 import shutil
 import signal
+import threading
 import time
 import zlib
+from contextlib import closing
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -18,11 +20,12 @@ from PIL import Image
 
 from adde.errors import UserError
 from adde.preprocess import Preprocess
-from adde.shards import loader
+from adde.shards.batches import Batches
 from adde.shards.index import ShardIndex
-from adde.shards.loader import Batches, RankShare, load_batches
+from adde.shards.loader import BatchStream
 from adde.shards.order import SampleOrder
 from adde.shards.reader import ShardReader
+from adde.shards.shares import RankShare
 
 PREPROCESS = Preprocess(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
@@ -104,6 +107,11 @@ def batches(index, on_fault, places=None):
     return Batches(index, "train", PREPROCESS, places, on_fault)
 
 
+def first(stream):
+    with closing(stream):
+        return next(stream)
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_raise_names_rank_shard_position_and_reason(index, fault, workers):
@@ -112,7 +120,7 @@ def test_raise_names_rank_shard_position_and_reason(index, fault, workers):
     name = re.escape(str(index.root / index.split("train")[0].name))
     position = "[23]"  # a tar that is cut or gone fails at the first sample of it that is asked for
     with pytest.raises(UserError, match=f"rank 5: {name}, sample {position}.*{message}") as raised:
-        list(load_batches(batches(index, "raise"), range(2), workers, rank=5))
+        list(BatchStream(batches(index, "raise"), range(2), workers, rank=5))
     assert "data.on_fault = 'skip'" in str(raised.value)
     assert "\n" not in str(raised.value)
 
@@ -122,10 +130,10 @@ def test_raise_names_rank_shard_position_and_reason(index, fault, workers):
 )
 def test_skip_puts_the_next_sample_of_the_batch_in_its_place(index, fault):
     make, message = FAULTS[fault]
-    whole = next(load_batches(batches(index, "raise"), range(1), 0))
+    whole = first(BatchStream(batches(index, "raise"), range(1), 0))
     make(index)
     for workers in (0, 1):
-        found = next(load_batches(batches(index, "skip"), range(1), workers))
+        found = first(BatchStream(batches(index, "skip"), range(1), workers))
         assert found.item_ids == [whole.item_ids[i] for i in (0, 2, 2, 3)]
         assert torch.equal(found.images, whole.images[[0, 2, 2, 3]])
         assert torch.equal(found.labels, whole.labels[[0, 2, 2, 3]])
@@ -136,7 +144,7 @@ def test_skip_puts_the_next_sample_of_the_batch_in_its_place(index, fault):
 def test_skip_gives_up_where_nothing_of_a_batch_can_be_read(index):
     FAULTS["missing shard"][0](index)
     with pytest.raises(UserError, match=r"no sample of a batch can be read; the first: .*sample 2"):
-        next(load_batches(batches(index, "skip"), range(1), 0))
+        first(BatchStream(batches(index, "skip"), range(1), 0))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -151,7 +159,7 @@ def test_the_watchdog_names_what_was_being_read(index, workers, monkeypatch):
     monkeypatch.setattr(ShardReader, "read", stall)
     started = time.monotonic()
     name = re.escape(str(index.root / index.split("train")[0].name))
-    stream = load_batches(batches(index, "raise"), range(2), workers, timeout=0.5, rank=3)
+    stream = BatchStream(batches(index, "raise"), range(2), workers, timeout=0.5, rank=3)
     with pytest.raises(
         UserError,
         match=rf"rank 3: no batch came for 0\.5 seconds .*worker 0 reads {name}, sample 4",
@@ -170,7 +178,7 @@ def test_a_worker_that_is_killed_is_named_with_what_it_read(index, monkeypatch):
 
     monkeypatch.setattr(ShardReader, "read", die)
     with pytest.raises(UserError, match=r"rank 2: DataLoader worker .*killed.*sample 5"):
-        next(load_batches(batches(index, "raise"), range(2), 1, rank=2))
+        first(BatchStream(batches(index, "raise"), range(2), 1, rank=2))
 
 
 @pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (2, 1), (4, 0), (4, 2)])
@@ -183,7 +191,7 @@ def test_resuming_on_other_ranks_and_workers_sees_the_same_global_batches(
     def ids(rank, ranks, steps, workers):
         share = RankShare(order, rank, ranks, 1)
         source = Batches(index, "train", PREPROCESS, share)
-        return [batch.item_ids for batch in load_batches(source, steps, workers)]
+        return [batch.item_ids for batch in BatchStream(source, steps, workers)]
 
     whole = ids(0, 1, range(14), 0)
     stopped = 5
@@ -193,12 +201,12 @@ def test_resuming_on_other_ranks_and_workers_sees_the_same_global_batches(
 
 
 def test_a_stream_that_is_left_ends_its_thread(index):
-    stream = load_batches(batches(index, "raise"), range(1000), 0)
+    stream = BatchStream(batches(index, "raise"), range(1000), 0)
     next(stream)
-    threads = loader.threading.active_count()
+    threads = threading.active_count()
     stream.close()
     deadline = time.monotonic() + 10
-    while loader.threading.active_count() >= threads:
+    while threading.active_count() >= threads:
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -215,9 +223,9 @@ def test_shards_behind_an_address_give_the_same_batches(index, tmp_path, monkeyp
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=index.root)) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         remote = ShardIndex.read(f"http://127.0.0.1:{server.server_port}")
-        found = list(load_batches(Batches(remote, "train", PREPROCESS, share), range(5), workers))
+        found = list(BatchStream(Batches(remote, "train", PREPROCESS, share), range(5), workers))
         server.shutdown()
-    whole = list(load_batches(Batches(index, "train", PREPROCESS, share), range(5), workers))
+    whole = list(BatchStream(Batches(index, "train", PREPROCESS, share), range(5), workers))
     for one, two in zip(whole, found, strict=True):
         assert one.item_ids == two.item_ids
         assert torch.equal(one.images, two.images)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from adde.errors import UserError
 from adde.shards.index import Shard
-from adde.shards.loader import RankShare, StoredOrder
 from adde.shards.order import SampleOrder
+from adde.shards.shares import RankShare, StoredOrder
 
 groups_of_shards = st.lists(
     st.lists(st.integers(1, 5), min_size=1, max_size=6), min_size=1, max_size=9

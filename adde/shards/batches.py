@@ -1,0 +1,125 @@
+"""Batches read from shards and decoded, whoever asks for them."""
+
+from bisect import bisect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from adde.errors import UserError
+from adde.preprocess import Picture, Preprocess
+from adde.schema import UNKNOWN, Labels
+from adde.shards.index import ShardIndex
+from adde.shards.order import Places
+from adde.shards.reader import ShardReader
+from adde.shards.sources import Remote
+
+OnFault = Literal["raise", "skip"]
+
+Load = Callable[[Preprocess, bytes, str], Picture]
+"""Makes a picture (S, S, 3) uint8 of a file's content and its name for messages."""
+
+
+@dataclass(frozen=True)
+class Companions:
+    """What comes with the pictures of a batch of b items: labels (b, A) int64, and their ids."""
+
+    labels: Labels
+    item_ids: list[str]
+    faults: list[str]
+    """What could not be read, each with shard, position and reason."""
+    stood_in: list[int]
+    """Rows of the items that could not be read; others of the batch stand in their places."""
+
+
+class Batches:
+    """Batch number i holds the samples at `places(i)`; reads and decodes when asked.
+
+    Args:
+        index: of the shards.
+        split: whose samples.
+        preprocess: how the network takes its pictures.
+        places: of each batch.
+        on_fault: what an unreadable sample does: `raise`, or `skip`, which puts the next readable
+            one of the same batch in its place, so that ranks stay in step.
+        load: makes the pictures.
+    """
+
+    def __init__(
+        self,
+        index: ShardIndex,
+        split: str,
+        preprocess: Preprocess,
+        places: Callable[[int], Places],
+        on_fault: OnFault = "raise",
+        load: Load = Preprocess.load,
+    ) -> None:
+        self._index, self._shards = index, index.split(split)
+        self._preprocess, self._load = preprocess, load
+        self._places, self._on_fault = places, on_fault
+        self._reader: ShardReader | None = None
+
+    def shape(self, number: int) -> tuple[int, int, int, int]:
+        """Shape (b, S, S, 3) of a batch's pictures."""
+        side = self._preprocess.size
+        return len(self._places(number)), side, side, 3
+
+    def read(self, number: int, images: Picture, say: Callable[[int, int], None]) -> Companions:
+        """Reads batch `number`.
+
+        Args:
+            number: of the batch.
+            images: (b, S, S, 3) uint8, which the pictures are written into.
+            say: called with `number` and the row that is read next.
+
+        Raises:
+            UserError: a sample cannot be read, or with `skip` none of the batch.
+        """
+        # Made on first use, so that each worker process has file handles of its own.
+        reader = self._reader = self._reader or ShardReader(self._index)
+        places: list[list[int]] = self._places(number).tolist()
+        if isinstance(self._index.root, Remote):
+            following = self._places(number + 1).tolist()
+            shards = dict.fromkeys(shard for shard, _ in [*places, *following])
+            reader.prefetch(self._shards[shard] for shard in shards)
+        labels = np.full((len(places), len(self._index.schema.names)), UNKNOWN, np.int64)
+        found = Companions(labels, [""] * len(places), [], [])
+        for item, (shard, position) in enumerate(places):
+            say(number, item)
+            try:
+                sample = reader.read(self._shards[shard], position)
+                images[item] = self._load(self._preprocess, sample.picture, sample.where)
+                found.labels[item], found.item_ids[item] = sample.labels, sample.item_id
+            except (UserError, OSError) as error:
+                fault = self._name_place(error, shard, position)
+                if self._on_fault == "raise":
+                    raise UserError(
+                        f"{fault}; mend it, or go on without it: data.on_fault = 'skip'"
+                    ) from None
+                found.faults.append(fault)
+                found.stood_in.append(item)
+        _fill_gaps(images, found)
+        return found
+
+    def where(self, number: int, item: int) -> str:
+        """The shard and position of a batch's item."""
+        return self._where(*self._places(number)[item].tolist())
+
+    def _name_place(self, error: Exception, shard: int, position: int) -> str:
+        where = self._where(shard, position)
+        return str(error) if str(error).startswith(where) else f"{where}: {error}"
+
+    def _where(self, shard: int, position: int) -> str:
+        return f"{self._index.root}/{self._shards[shard].name}, sample {position}"
+
+
+def _fill_gaps(images: Picture, found: Companions) -> None:
+    """Each gap takes the next sample there is, going round."""
+    there = sorted(set(range(len(found.item_ids))) - set(found.stood_in))
+    if not there:
+        raise UserError(f"no sample of a batch can be read; the first: {found.faults[0]}")
+    for gap in found.stood_in:
+        following = there[bisect(there, gap) % len(there)]
+        images[gap], found.labels[gap] = images[following], found.labels[following]
+        found.item_ids[gap] = found.item_ids[following]

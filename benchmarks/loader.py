@@ -1,0 +1,228 @@
+"""The training stream against a decode-only loop, webdataset and litdata, on the same pictures.
+
+    python benchmarks/loader.py --json docs/loader.json
+    python benchmarks/loader.py --shards data/photos --side 224 --workers 8
+
+Every contestant has the same number of worker processes and hands over batches of uint8 pictures
+and labels, shuffled. They are timed in turn in one run and compared by medians. The decode-only
+loop has the pictures in memory, and keeps nothing. webdataset runs twice: its own documented
+pipeline, and with our decoder; litdata (a streaming format of its own) with our decoder.
+"""
+
+import io
+import json as json_module
+import multiprocessing
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import litdata.streaming
+import numpy as np
+import torch
+import tyro
+from figures import publish
+from PIL import Image
+from torchvision.transforms import v2
+from webdataset.compat import WebDataset, WebLoader
+
+from adde.errors import run_program
+from adde.preprocess import Preprocess
+from adde.schema import Attribute, Schema
+from adde.shards.batches import Batches
+from adde.shards.catalogue import Items
+from adde.shards.engine import engine
+from adde.shards.index import ShardIndex
+from adde.shards.loader import BatchStream
+from adde.shards.order import SampleOrder
+from adde.shards.pack import PackOptions, pack
+from adde.shards.reader import iterate
+from adde.shards.resize import load_for_training
+from adde.shards.shares import RankShare
+
+Stream = Iterator[Any]
+
+
+def measure(
+    shards: Path | None = None,
+    side: int = 224,
+    workers: int = 1,
+    batch_size: int = 64,
+    json: Path | None = None,
+    quick: bool = False,
+) -> None:
+    """Prints and writes samples per second, and their ratios.
+
+    Args:
+        shards: folder of shards; default: made-up photographs of 256 x 320 pixels.
+        side: of the pictures that training takes, pixels.
+        workers: processes of each contestant.
+        batch_size: items of a batch.
+        json: file of the figures.
+        quick: fewer rounds.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        index = ShardIndex.read(shards or make_shards(Path(scratch) / "shards", 3000))
+        load = partial(load_for_training, Preprocess(side))
+        streams: dict[str, Callable[[], Stream]] = {
+            "loader": lambda: ours(index, side, batch_size, workers),
+            "webdataset": lambda: webdataset(index, side, batch_size, workers),
+            "webdataset_our_decoder": lambda: webdataset(index, side, batch_size, workers, load),
+            "litdata": partial(
+                lit, write_litdata(index, Path(scratch) / "lit"), load, batch_size, workers
+            ),
+        }
+        batches = max(4, min(index.count("train") // batch_size - 8, 10 if quick else 32))
+        speeds: dict[str, list[float]] = {name: [] for name in (*streams, "decode")}
+        for _ in range(2 if quick else 7):
+            for name, make in streams.items():
+                speeds[name].append(samples_per_second(make(), batches) * batch_size)
+            speeds["decode"].append(decode_only(index, load, batches * batch_size, workers))
+    median = {name: statistics.median(values) for name, values in speeds.items()}
+    figures: dict[str, Any] = {
+        "loader_vs_decode": median["loader"] / median["decode"],
+        "loader_vs_webdataset": median["loader"] / median["webdataset"],
+        "loader_vs_webdataset_our_decoder": median["loader"] / median["webdataset_our_decoder"],
+        "loader_vs_streaming": median["loader"] / median["litdata"],
+        **{f"{name}_samples_per_second": value for name, value in median.items()},
+        "workers": workers,
+        "side": side,
+        "median_bytes": statistics.median(m[1] for s in index.shards for m in s.members),
+    }
+    publish(figures, ("torch", "torchvision", "webdataset", "litdata", "pillow"), json)
+
+
+def samples_per_second(stream: Stream, batches: int) -> float:
+    """Batches per second, once the workers are up and have filled what they read ahead."""
+    for _ in range(4):
+        next(stream)
+    started = time.perf_counter()
+    for _ in range(batches):
+        next(stream)
+    return batches / (time.perf_counter() - started)
+
+
+def ours(index: ShardIndex, side: int, batch_size: int, workers: int) -> Stream:
+    """What train/main.py reads from."""
+    share = RankShare(SampleOrder(index.split("train"), batch_size, seed=0), 0, 1, 1)
+    batches = Batches(index, "train", Preprocess(side), share, load=load_for_training)
+    return BatchStream(batches, range(10_000), workers)
+
+
+def webdataset(
+    index: ShardIndex, side: int, batch_size: int, workers: int, load: Any = None
+) -> Stream:
+    """As its documentation has it, or with our decoder."""
+    names = [str(index.folder / shard.name) for shard in index.split("train")]
+    source = WebDataset(names, shardshuffle=100, seed=0).shuffle(1000)
+    if load is None:
+        transform = v2.Compose([v2.PILToTensor(), v2.Resize(side), v2.CenterCrop(side)])
+        source = source.decode("pil").to_tuple("jpg;png;webp", "json").map_tuple(transform)
+    else:
+        source = source.to_tuple("jpg;png;webp", "json")
+        source = source.map_tuple(lambda picture: torch.from_numpy(load(picture)))
+    source = source.map(lambda pair: (pair[0], labels_of(index.schema, pair[1])))
+    return iter(WebLoader(source.batched(batch_size), batch_size=None, num_workers=workers))
+
+
+class _Lit(litdata.StreamingDataset):
+    """Samples as they were written, decoded."""
+
+    load: Any
+
+    def __getitem__(self, place: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        sample = super().__getitem__(place)
+        labels = torch.from_numpy(np.frombuffer(sample["labels"], np.int64).copy())
+        return torch.from_numpy(self.load(sample["picture"])), labels
+
+
+def lit(folder: Path, load: Any, batch_size: int, workers: int) -> Stream:
+    """Litdata's loader on its own format."""
+    dataset = _Lit(str(folder), shuffle=True, seed=0)
+    dataset.load = load
+    return iter(litdata.StreamingDataLoader(dataset, batch_size=batch_size, num_workers=workers))
+
+
+def write_litdata(index: ShardIndex, folder: Path) -> Path:
+    """The same pictures in litdata's chunks."""
+    samples = [
+        {"picture": sample.picture, "labels": sample.labels.tobytes()}
+        for sample in iterate(index, "train")
+    ]
+    writer = litdata.streaming.Cache(str(folder), chunk_bytes="64MB")
+    for number, sample in enumerate(samples):
+        writer[number] = sample
+    writer.done()
+    writer.merge()
+    return folder
+
+
+def decode_only(index: ShardIndex, load: Any, samples: int, workers: int) -> float:
+    """Samples per second of `workers` processes that decode pictures they hold, and no more."""
+    pictures = [sample.picture for sample, _ in zip(iterate(index, "train"), range(1000))]
+    with multiprocessing.Pool(workers, torch.set_num_threads, (1,)) as pool:
+        spans = pool.map(partial(_decode_all, pictures, load), [samples // workers] * workers, 1)
+    return workers * (samples // workers) / max(spans)
+
+
+def _decode_all(pictures: list[bytes], load: Any, samples: int) -> float:
+    for picture in pictures[:50]:
+        load(picture)
+    started = time.perf_counter()
+    for number in range(samples):
+        load(pictures[number % len(pictures)])
+    return time.perf_counter() - started
+
+
+def labels_of(schema: Schema, record: Any) -> torch.Tensor:
+    """(A,) int64 labels of a sample's JSON."""
+    if isinstance(record, bytes):
+        record = json_module.loads(record)
+    return torch.from_numpy(schema.encode(record["labels"]))
+
+
+@dataclass(frozen=True)
+class _MadeUp:
+    """A picture that is there already."""
+
+    content: bytes
+
+    def read(self) -> tuple[bytes, str]:
+        return self.content, "jpg"
+
+    def stamp(self) -> str:
+        return ""
+
+
+def make_shards(folder: Path, items: int) -> Path:
+    """Noise at several scales, which compresses about as photographs do; 100 different pictures."""
+    rng = np.random.default_rng(0)
+    pictures: list[_MadeUp] = []
+    for _ in range(100):
+        layers = [
+            Image.fromarray(rng.integers(0, 256, (n, n, 3)).astype(np.uint8)).resize((256, 320))
+            for n in (3, 17, 90)
+        ]
+        pixels = np.mean([np.asarray(layer) for layer in layers], axis=0).astype(np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
+        pictures.append(_MadeUp(buffer.getvalue()))
+    attributes = [Attribute(f"attribute_{a}", ("a", "b", "c", "d")) for a in range(8)]
+    catalogue = Items(
+        "noise",
+        Schema(tuple(attributes)),
+        [f"{number:06d}" for number in range(items)],
+        rng.integers(0, 4, (items, 8)),
+        ["train"] * items,
+        lambda row: pictures[row % len(pictures)],
+    )
+    pack(catalogue, folder, PackOptions(items_per_shard=256), engine("processes", 1))
+    return folder
+
+
+if __name__ == "__main__":
+    run_program(lambda: tyro.cli(measure))

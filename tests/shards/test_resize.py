@@ -1,0 +1,55 @@
+"""Training's pictures against those that are measured and served."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from adde.errors import UserError
+from adde.preprocess import Preprocess
+from adde.shards.resize import load_for_training
+
+
+def photograph(width, height, rng):
+    """Noise at several scales: edges as a photograph has them."""
+    layers = [
+        Image.fromarray(rng.integers(0, 256, (n, n, 3)).astype(np.uint8)).resize((width, height))
+        for n in (3, 17, 90)
+    ]
+    return Image.fromarray(
+        np.mean([np.asarray(layer) for layer in layers], axis=0).astype(np.uint8)
+    )
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_few_numbers_differ_and_by_little(kind):
+    rng = np.random.default_rng(0)
+    for _ in range(25):
+        width, height, size = rng.integers(9, 700, 3).tolist()
+        buffer = io.BytesIO()
+        photograph(width, height, rng).save(buffer, kind)
+        preprocess = Preprocess(min(size, 300))
+        found = load_for_training(preprocess, buffer.getvalue())
+        expected = preprocess.load(buffer.getvalue())
+        assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
+        assert found.flags.c_contiguous
+        apart = np.abs(found.astype(int) - expected)
+        assert apart.max() <= 2
+        assert (apart > 0).mean() < 0.02
+
+
+def test_upright_and_of_the_same_size_it_is_the_same():
+    picture = photograph(40, 64, np.random.default_rng(1))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", exif=exif)
+    preprocess = Preprocess(40)
+    found = load_for_training(preprocess, buffer.getvalue())
+    np.testing.assert_array_equal(found, preprocess.load(buffer.getvalue()))
+
+
+def test_errors_are_those_of_decode():
+    with pytest.raises(UserError, match=r"a.tar, sample 3: expected a picture that decodes"):
+        load_for_training(Preprocess(8), b"no picture", "a.tar, sample 3")

@@ -6,7 +6,7 @@ import binascii
 from typing import TypeVar
 
 from fastapi import Request
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
@@ -56,6 +56,13 @@ async def _read_form(request: Request, kind: type[Body]) -> tuple[Body, bytes | 
         # Starlette looks for the boundary with no regard to its not being there.
         reason = getattr(error, "message", None) or "its boundary or its parts are not as it says"
         raise Problem(400, "form", f"expected {FORM}, found: {reason}") from None
+    try:
+        return await _from_form(form, kind)
+    finally:
+        await form.close()
+
+
+async def _from_form(form: FormData, kind: type[Body]) -> tuple[Body, bytes | None]:
     image, text = form.get("image"), form.get("request", "{}")
     unknown = set(form) - {"image", "request"}
     if unknown or not isinstance(text, str) or isinstance(image, str):
@@ -65,7 +72,7 @@ async def _read_form(request: Request, kind: type[Body]) -> tuple[Body, bytes | 
     body = kind.model_validate_json(text)
     if body.image is not None and image is not None:
         raise Problem(422, "form", "image: expected one, found a file and one in `request`")
-    if isinstance(image, UploadFile):
+    if image is not None:
         return body, await image.read()
     return body, None if body.image is None else _from_base64(body.image)
 

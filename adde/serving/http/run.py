@@ -90,6 +90,7 @@ def is_loopback(host: str) -> bool:
 
 def listen(host: str, port: int) -> socket.socket:
     """A bound socket; it listens once the app is up. Raises UserError."""
+    listener = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP
@@ -100,7 +101,9 @@ def listen(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         listener.bind(address)
-    except OSError as error:
+    except (OSError, OverflowError) as error:  # OverflowError: no such port
+        if listener is not None:
+            listener.close()
         raise UserError(f"--host {host} --port {port}: cannot be bound: {error}") from None
     return listener
 

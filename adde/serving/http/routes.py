@@ -53,7 +53,8 @@ def body_of(kind: type[BaseModel], needs_image: bool) -> dict[str, Any]:
         "required": ["image"] if needs_image else [],
         "additionalProperties": False,
     }
-    content = {JSON: {"schema": schema}, FORM: {"schema": form}}
+    in_json = {**schema, "required": ["image"]} if needs_image else schema
+    content = {JSON: {"schema": in_json}, FORM: {"schema": form}}
     return {"requestBody": {"required": True, "content": content}}
 
 

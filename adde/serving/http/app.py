@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from starlette.types import ASGIApp
 
-from adde.serving.http import problems
+from adde.serving.http import pages, problems
 from adde.serving.http.guard import Guard
 from adde.serving.http.routes import router
 from adde.serving.http.service import Service
@@ -26,6 +26,7 @@ def create_app(service: Service) -> ASGIApp:
     app = FastAPI(title="ADDE", docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.service = service
     app.include_router(router)
+    pages.install(app)
     problems.install(app)
     described = _description(app, keyed=service.keys is not None)
     app.openapi = lambda: described

@@ -19,7 +19,7 @@ PROBES = ("/healthz", "/readyz", "/metrics")
 """Not logged when all is well: they come every few seconds."""
 
 CSP = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 HEADERS = {
@@ -118,7 +118,8 @@ class _Exchange:
             headers = MutableHeaders(scope=message)
             for name, value in HEADERS.items():
                 headers.setdefault(name, value)
-            headers.setdefault("cache-control", "no-store")
+            # The page's files have a tag: asked again they are sent again only when changed.
+            headers.setdefault("cache-control", "no-cache" if "etag" in headers else "no-store")
             headers["x-request-id"] = self._id
             if self._service.draining:
                 headers["connection"] = "close"  # and come back to another server

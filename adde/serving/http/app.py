@@ -44,6 +44,7 @@ def _description(app: FastAPI, keyed: bool) -> dict[str, Any]:
     schemas[problems.ProblemBody.__name__] = problems.ProblemBody.model_json_schema()
     for operations in content["paths"].values():
         for operation in operations.values():
+            operation["summary"] = operation.pop("description")
             # Ours is a problem, not FastAPI's own kind of validation error.
             error = operation["responses"].get("422", {}).get("content", {})
             error.pop("application/json", None)

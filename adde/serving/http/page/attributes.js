@@ -40,7 +40,7 @@ function row(attribute, state, seen, change) {
         "aria-label": label(name, seen, edit),
         onclick: (event) => open(event.currentTarget, attribute, state, seen, change),
       },
-      edit === undefined ? null : h("s", {}, shown(seen.value)),
+      ...(edit === undefined ? [] : [h("s", {}, shown(seen.value)), h("span", { class: "arrow" }, "→")]),
       shown(edit ?? seen.value),
       percent,
     ),
@@ -131,7 +131,7 @@ function onlyThis(name, state, change) {
     menu.hidePopover();
     change(withChange(state, name, { only: box.checked }));
   });
-  return h("label", { class: "only" }, box, "Alike only in what is ticked so");
+  return h("label", { class: "only" }, box, "Alike only in this");
 }
 
 function arrows(event) {

@@ -6,7 +6,6 @@ network's numbers (`Preprocess.mean`, `std`) is part of the exported graph.
 
 import io
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ class Preprocess:
         self,
         source: bytes | Path,
         name: str = "picture",
-        formats: Sequence[str] | None = None,
+        formats: tuple[str, ...] | None = None,
     ) -> Picture:
         """Decodes and fits one picture: (size, size, 3) uint8, RGB.
 
@@ -58,7 +57,7 @@ def decode(
     source: bytes | Path,
     name: str = "picture",
     draft_size: int | None = None,
-    formats: Sequence[str] | None = None,
+    formats: tuple[str, ...] | None = None,
 ) -> Image.Image:
     """Decodes one picture to RGB, upright; transparency is laid on white.
 

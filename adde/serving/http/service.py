@@ -63,6 +63,8 @@ class Service:
     async def reload(self) -> None:
         """Opens the source again and swaps it in; a source that is no good changes nothing."""
         async with self._swapping:
+            if self.draining:
+                return  # it would serve nobody
             self.swap = "running"
             try:
                 opened = await asyncio.to_thread(self._source.open)

@@ -30,13 +30,18 @@ class Preprocess:
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
-    def load(self, source: bytes | Path, name: str = "picture") -> Picture:
+    def load(
+        self,
+        source: bytes | Path,
+        name: str = "picture",
+        formats: tuple[str, ...] | None = None,
+    ) -> Picture:
         """Decodes and fits one picture: (size, size, 3) uint8, RGB.
 
         Raises:
             UserError: see `decode`.
         """
-        return np.asarray(fit(decode(source, name, self.size), self.size))
+        return np.asarray(fit(decode(source, name, self.size, formats), self.size))
 
     def to_json(self) -> dict[str, Any]:
         """The `preprocess` entry of bundle.json."""
@@ -49,7 +54,10 @@ class Preprocess:
 
 
 def decode(
-    source: bytes | Path, name: str = "picture", draft_size: int | None = None
+    source: bytes | Path,
+    name: str = "picture",
+    draft_size: int | None = None,
+    formats: tuple[str, ...] | None = None,
 ) -> Image.Image:
     """Decodes one picture to RGB, upright; transparency is laid on white.
 
@@ -57,6 +65,7 @@ def decode(
         source: the file's bytes, or its path.
         name: what to call it in errors, where `source` is bytes.
         draft_size: JPEGs are decoded at the smallest scale whose short side is at least this.
+        formats: Pillow's names of those that are tried; None: all that it knows.
 
     Raises:
         UserError: the bytes are no picture, are cut short, or decode to over MAX_PIXELS.
@@ -68,7 +77,7 @@ def decode(
         content = source.read_bytes() if isinstance(source, Path) else source
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS rules
-            image = Image.open(io.BytesIO(content))
+            image = Image.open(io.BytesIO(content), formats=formats)
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise UserError(

@@ -165,7 +165,7 @@ class EmbeddedGallery:
         query = "SELECT id FROM items WHERE live AND substr(id, 1, ?) = ? LIMIT 1000"
         ids = [found for (found,) in self._database.execute(query, (len(start), start))]
         near = f"; {did_you_mean(item_id, ids)}" if ids else ""
-        return ItemNotFoundError(f"{self._folder}: no item {item_id!r} in the gallery{near}")
+        return ItemNotFoundError(f"no item {item_id!r} in the gallery{near}")
 
     def _items(self, state: _State, rows: npt.NDArray[np.int64]) -> list[Item]:
         marks = ", ".join("?" * len(rows))

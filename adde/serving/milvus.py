@@ -137,7 +137,7 @@ class MilvusGallery:
                 self._collection, ids=[item_id], output_fields=FIELDS, timeout=TIMEOUT
             )
         if not found:
-            raise ItemNotFoundError(f"{self._uri}: no item {item_id!r} in the gallery")
+            raise ItemNotFoundError(f"no item {item_id!r} in the gallery")
         return self._item(found[0])
 
     def _item(self, entity: Mapping[str, Any]) -> Item:

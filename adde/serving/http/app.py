@@ -1,0 +1,59 @@
+"""The ASGI app."""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from starlette.types import ASGIApp
+
+from adde.serving.http import pages, problems
+from adde.serving.http.guard import Guard
+from adde.serving.http.routes import router
+from adde.serving.http.service import Service
+
+
+def create_app(service: Service) -> ASGIApp:
+    """The service behind its guard; the app's lifespan is the service's."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
+        await service.start()
+        yield
+        await service.close()
+
+    app = FastAPI(title="ADDE", docs_url=None, redoc_url=None, lifespan=lifespan)
+    app.state.service = service
+    app.include_router(router)
+    pages.install(app)
+    problems.install(app)
+    described = _description(app, keyed=service.keys is not None)
+    app.openapi = lambda: described
+    return Guard(app, service)
+
+
+def _description(app: FastAPI, keyed: bool) -> dict[str, Any]:
+    content = get_openapi(
+        title="ADDE",
+        version="1",
+        description="This item, but with these values.",
+        routes=app.routes,
+    )
+    schemas = content["components"]["schemas"]
+    schemas[problems.ProblemBody.__name__] = problems.ProblemBody.model_json_schema()
+    for operations in content["paths"].values():
+        for operation in operations.values():
+            operation["summary"] = operation.pop("description")
+            # Ours is a problem, not FastAPI's own kind of validation error.
+            error = operation["responses"].get("422", {}).get("content", {})
+            error.pop("application/json", None)
+    for unused in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(unused, None)
+    if keyed:
+        content["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        for path, operations in content["paths"].items():
+            if path.startswith(("/v1/", "/metrics")):
+                for operation in operations.values():
+                    operation["security"] = [{"key": []}]
+    return content

@@ -1,0 +1,108 @@
+"""Pictures of several requests, embedded in one run of the encoder."""
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from adde.preprocess import Picture
+from adde.serving.http.metrics import Metrics
+from adde.serving.search import Start
+
+
+@dataclass
+class _Entry:
+    picture: Picture
+    future: "asyncio.Future[Start]"
+    arrived: float = field(default_factory=time.monotonic)
+
+
+class Batcher:
+    """Collects pictures into batches; all calls come from one event loop.
+
+    A batch starts when the encoder is free and: it is full, or its first picture has waited
+    `max_wait` seconds, or no other picture is on its way. A lone request so never waits.
+
+    Args:
+        embed: pictures -> their starts, in one run; called in a thread.
+        coming: how many requests may yet bring a picture.
+        lanes: batches at a time.
+        max_batch: pictures in one.
+        max_wait: seconds.
+    """
+
+    def __init__(
+        self,
+        embed: Callable[[Sequence[Picture]], list[Start]],
+        coming: Callable[[], int],
+        metrics: Metrics,
+        lanes: int,
+        max_batch: int,
+        max_wait: float,
+    ) -> None:
+        self._embed, self._coming, self._metrics = embed, coming, metrics
+        self._max_batch, self._max_wait = max_batch, max_wait
+        self._waiting: deque[_Entry] = deque()
+        self._news = asyncio.Event()
+        self._threads = ThreadPoolExecutor(lanes, "encode")
+        self._lanes = [asyncio.create_task(self._lane()) for _ in range(lanes)]
+
+    async def embed(self, picture: Picture) -> Start:
+        """The start of one picture. Cancelled while it waits, it is left out of its batch."""
+        entry = _Entry(picture, asyncio.get_running_loop().create_future())
+        self._waiting.append(entry)
+        self._metrics.waiting.inc()
+        self._news.set()
+        return await entry.future
+
+    async def close(self) -> None:
+        """Ends when nothing is asked of it any more; what still waits is cancelled."""
+        for lane in self._lanes:
+            lane.cancel()
+        await asyncio.gather(*self._lanes, return_exceptions=True)
+        for entry in self._waiting:
+            entry.future.cancel()
+        self._metrics.waiting.dec(len(self._waiting))
+        await asyncio.to_thread(self._threads.shutdown)
+
+    async def _lane(self) -> None:
+        while True:
+            if batch := await self._collect():
+                await self._run(batch)
+
+    async def _collect(self) -> list[_Entry]:
+        while not self._waiting:
+            await self._wait(None)
+        limit = self._waiting[0].arrived + self._max_wait
+        while self._waiting and len(self._waiting) < self._max_batch and self._coming():
+            left = limit - time.monotonic()
+            if left <= 0:
+                break
+            await self._wait(left)
+        count = min(self._max_batch, len(self._waiting))
+        batch = [self._waiting.popleft() for _ in range(count)]
+        self._metrics.waiting.dec(count)
+        return [entry for entry in batch if not entry.future.done()]  # nobody waits for the rest
+
+    async def _wait(self, seconds: float | None) -> None:
+        self._news.clear()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._news.wait(), seconds)
+
+    async def _run(self, batch: Sequence[_Entry]) -> None:
+        loop, pictures = asyncio.get_running_loop(), [entry.picture for entry in batch]
+        self._metrics.batches.observe(len(batch))
+        try:
+            with self._metrics.encode.time():
+                starts = await loop.run_in_executor(self._threads, self._embed, pictures)
+        except Exception as error:
+            for entry in batch:
+                if not entry.future.done():
+                    entry.future.set_exception(error)
+            return
+        for entry, start in zip(batch, starts):
+            if not entry.future.done():
+                entry.future.set_result(start)

@@ -1,0 +1,193 @@
+"""What requests and answers hold, as OpenAPI describes it."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from adde.serving.gallery import Header, Item
+from adde.serving.search import MAX_K, MAX_WEIGHT, Answer, Result, Seen
+
+MOST = 1000
+"""Names in one mapping and values in one list of a request."""
+
+Text = Annotated[str, Field(max_length=1000)]
+Number = Annotated[int, Field(ge=-(2**63), lt=2**63)] | float
+Scalar = bool | Number | Text
+Bounds = Annotated[dict[Literal["min", "max"], Number], Field(min_length=1)]
+Condition = Scalar | Annotated[list[Scalar], Field(min_length=1, max_length=MOST)] | Bounds
+
+
+class _Asked(BaseModel):
+    # Strict: "1" is no number, and a mistyped name is told instead of left out.
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    image: str | None = Field(
+        None,
+        description="A JPEG, PNG or WebP in base64.",
+        json_schema_extra={"contentEncoding": "base64"},
+    )
+
+
+class EmbedBody(_Asked):
+    """One picture."""
+
+
+class SearchBody(_Asked):
+    """A picture or an item to start from, and what is wanted of the answers."""
+
+    item: Text | None = Field(None, description="Id of an item of the gallery to start from.")
+    edits: dict[Text, Text] = Field(
+        {}, max_length=MOST, description="Attribute to new value.", examples=[{"colour": "red"}]
+    )
+    k: int = Field(10, ge=1, le=MAX_K, description="Answers wanted.")
+    weights: dict[Text, Annotated[float, Field(ge=0, le=MAX_WEIGHT)]] = Field(
+        {}, max_length=MOST, description="Attribute to its weight in the distance, 1 if not given."
+    )
+    like: list[Text] = Field(
+        [], max_length=MOST, description="If any, only these attributes count."
+    )
+    filters: dict[Text, Condition] = Field(
+        {},
+        max_length=50,
+        description="Attribute or field to a value, to several of which one must be had, or to "
+        '{"min": ..., "max": ...}; all must hold.',
+    )
+
+
+class SeenBody(BaseModel):
+    """The likeliest value of an attribute, and its probability."""
+
+    value: str
+    confidence: float
+
+
+class EmbedResult(BaseModel):
+    """An embedding (A attributes x D), not normalised, and what is seen in the picture."""
+
+    bundle: str
+    embedding: list[list[float]]
+    seen: dict[str, SeenBody]
+
+
+class MatchBody(BaseModel):
+    """One attribute of an answer, held against what was asked for."""
+
+    value: str
+    predicted: bool = Field(description="The catalogue does not say: `value` is what is seen.")
+    seen: str
+    wanted: str
+    share: float = Field(description="Of the distance, 0 to 1.")
+    good: bool = Field(description="`value` is `wanted`.")
+
+
+class AnswerBody(BaseModel):
+    """An item as an answer."""
+
+    item_id: str
+    distance: float
+    score: float
+    labels: dict[str, str | None]
+    fields: dict[str, Any]
+    matches: dict[str, MatchBody]
+    has_picture: bool
+
+
+class SearchResult(BaseModel):
+    """Answers, best first, and what was looked for."""
+
+    bundle: str
+    seen: dict[str, SeenBody]
+    wanted: dict[str, str]
+    answers: list[AnswerBody]
+
+
+class ItemBody(BaseModel):
+    """An item of the gallery."""
+
+    item_id: str
+    labels: dict[str, str | None]
+    seen: dict[str, str]
+    fields: dict[str, Any]
+    has_picture: bool
+
+
+class ItemsResult(BaseModel):
+    """Items of the gallery."""
+
+    items: list[ItemBody]
+
+
+class AttributeBody(BaseModel):
+    """An attribute and its values, in the schema's order."""
+
+    name: str
+    values: list[str]
+
+
+class SchemaResult(BaseModel):
+    """What can be asked for."""
+
+    bundle: str
+    attributes: list[AttributeBody]
+    items: int
+    max_bytes: int
+
+
+class Health(BaseModel):
+    """What the process runs on; `swap` is the outcome of the last one, its reason in the log."""
+
+    status: Literal["ok"]
+    version: str
+    bundle: str
+    providers: list[str]
+    items: int
+    swap: Literal["none", "done", "failed", "running"]
+
+
+class Ready(BaseModel):
+    """Whether to send requests here."""
+
+    ready: Literal[True]
+
+
+def seen_json(seen: dict[str, Seen] | Any) -> dict[str, Any]:
+    """`SeenBody` of each attribute."""
+    return {name: vars(value) for name, value in seen.items()}
+
+
+def answer_json(header: Header, answer: Answer) -> dict[str, Any]:
+    """An `AnswerBody`."""
+    return {
+        "item_id": answer.item_id,
+        "distance": answer.distance,
+        "score": answer.score,
+        "labels": answer.labels,
+        "fields": answer.fields,
+        "matches": {n: {**vars(m), "good": m.good} for n, m in answer.matches.items()},
+        "has_picture": _has_picture(header, answer.item),
+    }
+
+
+def result_json(header: Header, bundle: str, result: Result) -> dict[str, Any]:
+    """A `SearchResult`."""
+    return {
+        "bundle": bundle,
+        "seen": seen_json(result.seen),
+        "wanted": result.wanted,
+        "answers": [answer_json(header, answer) for answer in result],
+    }
+
+
+def item_json(header: Header, item: Item) -> dict[str, Any]:
+    """An `ItemBody`."""
+    return {
+        "item_id": item.item_id,
+        "labels": header.schema.decode(item.labels),
+        "seen": header.schema.decode(item.predicted),
+        "fields": item.fields,
+        "has_picture": _has_picture(header, item),
+    }
+
+
+def _has_picture(header: Header, item: Item) -> bool:
+    return header.pictures is not None and item.place is not None

@@ -1,0 +1,83 @@
+"""How many requests are inside, and how long each may take."""
+
+import asyncio
+from collections.abc import Coroutine, Generator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from fastapi import Request
+
+from adde.serving.http.metrics import Metrics
+from adde.serving.http.problems import CLIENT_GONE, Problem, come_back
+
+T = TypeVar("T")
+
+
+class Place:
+    """A request's place inside."""
+
+    def __init__(self, gate: "Gate") -> None:
+        self._gate, self._coming = gate, True
+
+    def settle(self) -> None:
+        """Says that this request brings no further picture; saying so again changes nothing."""
+        if self._coming:
+            self._coming = False
+            self._gate.coming -= 1
+
+
+class Gate:
+    """Lets so many requests in at a time, and sends the others away at once."""
+
+    def __init__(self, limit: int, metrics: Metrics) -> None:
+        self._limit, self._metrics = limit, metrics
+        self._inside = 0
+        self._seconds = 0.0
+        self.coming = 0
+        """Requests inside that may yet bring a picture."""
+
+    @contextmanager
+    def place(self) -> Generator[Place]:
+        """A place for the body. Raises Problem 429 where there is none."""
+        if self._inside >= self._limit:
+            self._metrics.refused.labels("queue").inc()
+            detail = f"{self._limit} requests are inside, which is as many as may be"
+            # A full house is empty after the time that one spends in it (Little's law).
+            raise come_back("queue-full", detail, self._seconds)
+        self._inside += 1
+        self.coming += 1
+        place, start = Place(self), asyncio.get_running_loop().time()
+        self._metrics.inside.set(self._inside)
+        try:
+            yield place
+        finally:
+            place.settle()
+            self._inside -= 1
+            self._metrics.inside.set(self._inside)
+            spent = asyncio.get_running_loop().time() - start
+            self._seconds += 0.1 * (spent - self._seconds)
+
+
+async def in_time(request: Request, work: Coroutine[Any, Any, T], seconds: float) -> T:
+    """The result of `work`, which is cancelled when its time is over or its client is gone.
+
+    Raises:
+        Problem: 504, or 499 which nobody reads.
+    """
+    task, gone = asyncio.create_task(work), asyncio.create_task(_gone(request))
+    try:
+        await asyncio.wait({task, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        if gone.done():
+            raise Problem(CLIENT_GONE, "client-gone", "the client left")
+        raise Problem(504, "deadline", "the answer took longer than a request may")
+    finally:
+        task.cancel()
+        gone.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

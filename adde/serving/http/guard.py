@@ -1,0 +1,147 @@
+"""What every request passes before a route, and every answer on its way out."""
+
+import logging
+import time
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from adde.serving.http.problems import Problem, answer, come_back, of_exception
+from adde.serving.http.service import Service
+
+log = logging.getLogger(__name__)
+
+KEYED = ("/v1/", "/metrics")
+"""What a key is asked for, where keys are asked for at all."""
+
+PROBES = ("/healthz", "/readyz", "/metrics")
+"""Not logged when all is well: they come every few seconds."""
+
+CSP = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "content-security-policy": CSP,
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "permissions-policy": "camera=(), geolocation=(), microphone=()",
+}
+
+
+class Guard:
+    """The outermost ASGI layer: keys, rates, size of bodies, headers, log, metrics.
+
+    No CORS header is ever sent, so pages of other origins read nothing from here.
+    """
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app, self._service = app, service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        await _Exchange(self._service, scope).run(self._app, receive, send)
+
+
+class _Exchange:
+    """One request and its answer."""
+
+    def __init__(self, service: Service, scope: Scope) -> None:
+        self._service, self._scope = service, scope
+        self._headers = Headers(scope=scope)
+        self._id, self._started = str(uuid.uuid4()), time.monotonic()
+        self._key: str | None = None
+        self._read = self._sent = self._status = 0
+        scope.setdefault("state", {}).update(request_id=self._id, started=self._started)
+
+    async def run(self, app: ASGIApp, receive: Receive, send: Send) -> None:
+        async def limited() -> Message:
+            message = await receive()
+            self._read += len(message.get("body", b""))
+            self._check_size(self._read)
+            return message
+
+        async def dressed(message: Message) -> None:
+            self._dress(message)
+            await send(message)
+
+        try:
+            self._admit()
+            await app(self._scope, limited, dressed)
+        except Problem as problem:  # of this layer, before any route
+            await answer(problem, self._id)(self._scope, receive, dressed)
+        except Exception as error:  # already answered by the app, which raises it again
+            log.error("failed", exc_info=error, extra={"request": self._id})
+            if not self._status:
+                await answer(of_exception(error), self._id)(self._scope, receive, dressed)
+        finally:
+            self._report()
+
+    def _admit(self) -> None:
+        service, path = self._service, self._scope["path"]
+        if service.keys is not None and path.startswith(KEYED):
+            self._key = self._holder()
+            wait = 0.0 if path in PROBES else service.buckets.take(self._key)
+            if wait:
+                service.metrics.refused.labels("rate").inc()
+                detail = f"expected at most {service.settings.rate:g} requests a second of a key"
+                raise come_back("rate", detail, wait)
+        length = self._headers.get("content-length", "0")
+        self._check_size(int(length) if length.isascii() and length.isdigit() else 0)
+
+    def _holder(self) -> str:
+        scheme, _, presented = self._headers.get("authorization", "").partition(" ")
+        keys = self._service.keys
+        name = keys.holder(presented.strip()) if keys and scheme.lower() == "bearer" else None
+        if name is None:
+            self._service.metrics.refused.labels("key").inc()
+            detail = "expected the header `Authorization: Bearer KEY` with a key of this server"
+            raise Problem(401, "key", detail, {"WWW-Authenticate": "Bearer"})
+        return name
+
+    def _check_size(self, size: int) -> None:
+        limit = self._service.settings.max_bytes
+        if size > limit:
+            self._service.metrics.refused.labels("size").inc()
+            raise Problem(413, "too-large", f"expected a body of at most {limit:,} bytes")
+
+    def _dress(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            headers = MutableHeaders(scope=message)
+            for name, value in HEADERS.items():
+                headers.setdefault(name, value)
+            # The page's files have a tag: asked again they are sent again only when changed.
+            headers.setdefault("cache-control", "no-cache" if "etag" in headers else "no-store")
+            headers["x-request-id"] = self._id
+            if self._service.draining:
+                headers["connection"] = "close"  # and come back to another server
+        self._sent += len(message.get("body", b""))
+
+    def _report(self) -> None:
+        seconds = time.monotonic() - self._started
+        # The template: a path may name an item, and is anyone's to choose.
+        route = getattr(self._scope.get("route"), "path", "none")
+        method = self._scope["method"] if route != "none" else "any"
+        self._service.metrics.requests.labels(method, route, self._status).observe(seconds)
+        if route in PROBES and self._status < 400:
+            return
+        fields = {
+            "request": self._id,
+            "method": method,
+            "route": route,
+            "status": self._status,
+            "ms": round(seconds * 1000, 2),
+            "bytes_in": self._read,
+            "bytes_out": self._sent,
+            "key": self._key,
+            "client": (self._scope.get("client") or ("",))[0],
+        }
+        log.info("request", extra=fields)

@@ -1,0 +1,163 @@
+// The query's attributes as chips, and the menu that changes one.
+
+import { byId, h, shown, words } from "./dom.js";
+import { withChange } from "./state.js";
+
+const menu = byId("menu");
+const WEIGHTS = [0, 0.5, 1, 2, 4];
+let opener = null; // the chip whose menu is open
+
+// `seen`: {name: {value, confidence}} of the query before edits.
+export function show(schema, state, seen, change) {
+  const focused = document.activeElement?.dataset?.attribute;
+  byId("attributes").replaceChildren(
+    ...schema.attributes.map((attribute) => row(attribute, state, seen[attribute.name], change)),
+  );
+  if (focused) chip(focused)?.focus(); // the row was made anew
+}
+
+const chip = (name) => document.querySelector(`[data-attribute="${CSS.escape(name)}"]`);
+
+function row(attribute, state, seen, change) {
+  const { name } = attribute;
+  const edit = state.edits[name];
+  const weight = state.weights[name] ?? 1;
+  const only = state.only.includes(name);
+  const counts = state.only.length ? only : weight > 0;
+  const classes = `attribute${edit === undefined ? "" : " edited"}${counts ? "" : " ignored"}`;
+  const percent = seen.confidence < 1 && edit === undefined ? confidence(seen.confidence) : null;
+  return h(
+    "li",
+    { class: classes },
+    h("span", { class: "name", id: `name-${name}` }, words(name)),
+    h(
+      "button",
+      {
+        class: "chip",
+        type: "button",
+        "data-attribute": name,
+        "aria-haspopup": "menu",
+        "aria-label": label(name, seen, edit),
+        onclick: (event) => open(event.currentTarget, attribute, state, seen, change),
+      },
+      ...(edit === undefined ? [] : [h("s", {}, shown(seen.value)), h("span", { class: "arrow" }, "→")]),
+      shown(edit ?? seen.value),
+      percent,
+    ),
+    only ? h("span", { class: "tag" }, "only") : null,
+    weight === 1 || state.only.length ? null : h("span", { class: "tag" }, `×${weight}`),
+    edit === undefined ? null : undo(name, state, change),
+  );
+}
+
+function label(name, seen, edit) {
+  const found = `${words(name)}: ${words(seen.value)}`;
+  return edit === undefined ? `${found}. Change` : `${found}, changed to ${words(edit)}. Change`;
+}
+
+function confidence(share) {
+  const percent = Math.round(share * 100);
+  const meter = h("meter", { min: 0, max: 1, value: share, "aria-hidden": "true" });
+  return h("span", { class: "confidence", title: `${percent} % sure` }, `${percent} %`, meter);
+}
+
+function undo(name, state, change) {
+  const click = () => change(withChange(state, name, { edit: null }));
+  const text = `Undo the change of ${words(name)}`;
+  return h("button", { class: "undo", type: "button", "aria-label": text, title: text, onclick: click }, "×");
+}
+
+function open(button, attribute, state, seen, change) {
+  opener = button;
+  const { name, values } = attribute;
+  const chosen = state.edits[name] ?? seen.value;
+  const choose = (value) => {
+    menu.hidePopover();
+    change(withChange(state, name, { edit: value === seen.value ? null : value }));
+  };
+  menu.replaceChildren(
+    h("h3", { id: "menu-title" }, words(name)),
+    h(
+      "div",
+      { class: "values", role: "menu", "aria-labelledby": "menu-title", onkeydown: arrows },
+      ...values.map((value) => choice(value, value === chosen, value === seen.value, choose)),
+    ),
+    weights(name, state, change),
+    onlyThis(name, state, change),
+  );
+  menu.showPopover({ source: button });
+  place(button);
+  (menu.querySelector('[aria-checked="true"]') ?? menu.querySelector("button")).focus();
+}
+
+function choice(value, chosen, isSeen, choose) {
+  return h(
+    "button",
+    {
+      type: "button",
+      role: "menuitemradio",
+      "aria-checked": String(chosen),
+      tabindex: chosen ? 0 : -1,
+      onclick: () => choose(value),
+    },
+    shown(value),
+    isSeen ? h("small", {}, "seen") : null,
+  );
+}
+
+function weights(name, state, change) {
+  const weight = state.weights[name] ?? 1;
+  const buttons = WEIGHTS.map((each) =>
+    h(
+      "button",
+      {
+        type: "button",
+        "aria-pressed": String(each === weight),
+        disabled: state.only.length > 0,
+        onclick: () => {
+          menu.hidePopover();
+          change(withChange(state, name, { weight: each }));
+        },
+      },
+      each === 0 ? "not" : `×${each}`,
+    ),
+  );
+  return h("div", { class: "weights", role: "group", "aria-label": "How much it counts" }, h("span", {}, "Counts"), ...buttons);
+}
+
+function onlyThis(name, state, change) {
+  const box = h("input", { type: "checkbox", checked: state.only.includes(name) });
+  box.addEventListener("change", () => {
+    menu.hidePopover();
+    change(withChange(state, name, { only: box.checked }));
+  });
+  return h("label", { class: "only" }, box, "Alike only in this");
+}
+
+function arrows(event) {
+  const step = { ArrowDown: 1, ArrowRight: 1, ArrowUp: -1, ArrowLeft: -1 }[event.key];
+  const choices = [...event.currentTarget.querySelectorAll("button")];
+  const at = choices.indexOf(document.activeElement);
+  let next = null;
+  if (step !== undefined) next = (at + step + choices.length) % choices.length;
+  if (event.key === "Home") next = 0;
+  if (event.key === "End") next = choices.length - 1;
+  if (next === null) return;
+  event.preventDefault();
+  choices[next].focus();
+}
+
+// Under the chip, within the window. On a phone the style sheet makes it a sheet at the bottom.
+function place(button) {
+  const chip = button.getBoundingClientRect();
+  const { width, height } = menu.getBoundingClientRect();
+  const left = Math.max(8, Math.min(chip.left, innerWidth - width - 8));
+  const below = chip.bottom + 6;
+  const top = below + height < innerHeight - 8 ? below : Math.max(8, innerHeight - height - 8);
+  menu.style.setProperty("--left", `${left}px`);
+  menu.style.setProperty("--top", `${top}px`);
+}
+
+menu.addEventListener("toggle", (event) => {
+  if (event.newState === "closed" && opener) chip(opener.dataset.attribute)?.focus();
+});

@@ -1,0 +1,38 @@
+"""The shopper's page at / and the API's description at /docs; neither asks anything elsewhere."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from fastapi import FastAPI
+from fastapi.responses import FileResponse
+from starlette.staticfiles import StaticFiles
+
+FOLDER = Path(__file__).parent / "page"
+
+# Swagger UI draws its icons from data addresses and styles them in place.
+DOCS_CSP = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
+
+
+def install(app: FastAPI) -> None:
+    """Adds both to the app."""
+    # fastapi-offline carries Swagger UI's files; of it nothing else is used.
+    swagger = find_spec("fastapi_offline")
+    assert swagger is not None and swagger.origin is not None
+    app.mount("/page", StaticFiles(directory=FOLDER))
+    app.mount("/docs/files", StaticFiles(directory=Path(swagger.origin).parent / "static"))
+    app.add_api_route("/", page, include_in_schema=False)
+    app.add_api_route("/docs", docs, include_in_schema=False)
+
+
+async def page() -> FileResponse:
+    """The shopper's page."""
+    return FileResponse(FOLDER / "index.html")
+
+
+async def docs() -> FileResponse:
+    """Swagger UI over /openapi.json."""
+    return FileResponse(FOLDER / "docs.html", headers={"content-security-policy": DOCS_CSP})

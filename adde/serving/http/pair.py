@@ -1,0 +1,94 @@
+"""A bundle with its gallery, as one thing that serves and is swapped for another."""
+
+import asyncio
+import os
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from adde.bundle import Bundle
+from adde.serving.http.batching import Batcher
+from adde.serving.http.gate import Gate
+from adde.serving.http.metrics import Metrics
+from adde.serving.http.settings import Settings
+from adde.serving.providers import Device
+from adde.serving.search import Searcher
+from adde.serving.session import STREAMS, Session
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where bundle and gallery lie, and what runs them; opened anew at every swap."""
+
+    bundle: Path
+    gallery: Path
+    devices: Sequence[Device] = ("cpu",)
+    allow_fallback: bool = False
+
+    def open(self) -> tuple[Searcher, str]:
+        """A searcher that has run every batch size, and its bundle's hash; takes seconds.
+
+        Raises:
+            UserError: what `Bundle.read`, `Session` and `Searcher` refuse.
+        """
+        # Links are followed once: a link that moves on leaves this pair what it was.
+        bundle = Bundle.read(self.bundle.resolve())
+        digest = bundle.hash
+        session = Session(bundle, self.devices, self.allow_fallback)
+        session.warm_up()
+        return Searcher(bundle, self.gallery.resolve(), session=session), digest
+
+
+class Pair:
+    """What answers: made and used in one event loop; see `Source.open`."""
+
+    def __init__(
+        self, searcher: Searcher, bundle: str, settings: Settings, gate: Gate, metrics: Metrics
+    ) -> None:
+        self.searcher, self.bundle = searcher, bundle
+        self.providers = searcher.session.providers
+        on_cpu = self.providers[0] == "CPUExecutionProvider"
+        self.batcher = Batcher(
+            searcher.embed,
+            lambda: gate.coming,
+            metrics,
+            lanes=1 if on_cpu else STREAMS,
+            max_batch=settings.max_batch,
+            max_wait=settings.max_wait_ms / 1000,
+        )
+        self._threads = ThreadPoolExecutor(len(os.sched_getaffinity(0)), "search")
+        self._users = 0
+        self._unused = asyncio.Event()
+        self._unused.set()
+        metrics.serving.clear()
+        metrics.serving.labels(bundle, self.providers[0]).set(1)
+        metrics.items.set_function(lambda: len(searcher.gallery))
+
+    @contextmanager
+    def in_use(self) -> Generator[None]:
+        """While the body runs, `close` waits."""
+        self._users += 1
+        self._unused.clear()
+        try:
+            yield
+        finally:
+            self._users -= 1
+            if not self._users:
+                self._unused.set()
+
+    async def in_thread(self, work: Callable[..., T], *arguments: object) -> T:
+        """Runs what would keep the loop from other requests."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, work, *arguments)
+
+    async def close(self) -> None:
+        """Lets go of everything when the last user is done, and what it left in threads."""
+        await self._unused.wait()
+        await self.batcher.close()
+        await asyncio.to_thread(self._threads.shutdown)
+        self.searcher.gallery.close()

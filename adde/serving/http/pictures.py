@@ -1,0 +1,78 @@
+"""Pictures of strangers: what is decoded at all, and the process that does it.
+
+Imported by the decoding processes, so it needs no more than Pillow.
+"""
+
+import io
+import signal
+import struct
+import warnings
+from multiprocessing.connection import Connection
+
+from PIL import Image, UnidentifiedImageError
+
+from adde.errors import UserError
+from adde.preprocess import Picture, Preprocess
+
+FORMATS = ("JPEG", "PNG", "WEBP")
+HEAD = struct.Struct("<IQ")
+"""Before a picture's content: side of what is wanted, and most pixels of what is given."""
+
+GOOD, WRONG_FORMAT, TOO_LARGE, BROKEN = range(4)
+
+
+class PictureError(UserError):
+    """A picture that is refused; `kind` is WRONG_FORMAT, TOO_LARGE or BROKEN."""
+
+    def __init__(self, kind: int, detail: str) -> None:
+        super().__init__(detail)
+        self.kind = kind
+
+
+def check(content: bytes, max_pixels: int) -> None:
+    """Refuses what is no JPEG, PNG or WebP, or says that it is larger. Raises PictureError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # max_pixels rules
+            image = Image.open(io.BytesIO(content), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise PictureError(WRONG_FORMAT, "image: expected JPEG, PNG or WebP, found none") from None
+    except Image.DecompressionBombError as error:
+        raise PictureError(TOO_LARGE, f"image: {error}") from None
+    except (OSError, ValueError, SyntaxError) as error:
+        message = f"image: expected one that decodes, found: {error}"
+        raise PictureError(BROKEN, message) from None
+    width, height = image.size
+    if width * height > max_pixels:
+        message = f"image: expected at most {max_pixels:,} pixels, found {width} x {height}"
+        raise PictureError(TOO_LARGE, message)
+
+
+def decode(content: bytes, size: int, max_pixels: int) -> Picture:
+    """One picture as `Preprocess.load` makes it, (size, size, 3) uint8. Raises PictureError."""
+    check(content, max_pixels)
+    try:
+        return Preprocess(size).load(content, "image", FORMATS)
+    except UserError as error:
+        raise PictureError(BROKEN, str(error)) from None
+
+
+def run(connection: Connection) -> None:
+    """A decoding process's life: answers what comes, until the server is gone."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # meant for the server, which drains first
+    try:
+        connection.send_bytes(b"up")
+        while True:
+            connection.send_bytes(reply(connection.recv_bytes()))
+    except (EOFError, OSError):
+        return
+
+
+def reply(message: bytes) -> bytes:
+    """HEAD and content -> GOOD and pixels, or the kind of a refusal and its text."""
+    size, max_pixels = HEAD.unpack_from(message)
+    try:
+        return bytes([GOOD]) + decode(message[HEAD.size :], size, max_pixels).tobytes()
+    except PictureError as error:
+        return bytes([error.kind]) + str(error).encode()

@@ -1,0 +1,111 @@
+"""What goes wrong, as RFC 9457 problem details."""
+
+import math
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field, ValidationError
+from starlette.exceptions import HTTPException
+
+from adde.errors import UserError
+from adde.serving.gallery import ItemNotFoundError
+from adde.serving.http.pictures import BROKEN, TOO_LARGE, WRONG_FORMAT, PictureError
+
+MEDIA_TYPE = "application/problem+json"
+PICTURES = {
+    WRONG_FORMAT: (415, "picture-format"),
+    TOO_LARGE: (413, "picture-too-large"),
+    BROKEN: (422, "picture-broken"),
+}
+CLIENT_GONE = 499
+"""As nginx has it: nobody reads the answer, and logs and metrics say why there is none."""
+
+
+class ProblemBody(BaseModel):
+    """RFC 9457."""
+
+    type: str = Field(examples=["urn:adde:problem:queue-full"])
+    title: str
+    status: int
+    detail: str
+    instance: str = Field(description="urn:uuid of the request, as the server's log has it.")
+
+
+class Problem(Exception):  # noqa: N818  # RFC 9457's word
+    """An answer that is an error.
+
+    Args:
+        status: HTTP status.
+        code: what programs tell problems apart by; the end of `type`.
+        detail: for a person; names what was expected and what was found.
+        headers: of the answer.
+    """
+
+    def __init__(
+        self, status: int, code: str, detail: str, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(detail)
+        self.status, self.code, self.detail = status, code, detail
+        self.headers = dict(headers or {})
+
+
+def come_back(code: str, detail: str, seconds: float) -> Problem:
+    """429 with Retry-After, in whole seconds."""
+    return Problem(429, code, detail, {"Retry-After": str(max(1, math.ceil(seconds)))})
+
+
+def of_validation(errors: list[Any]) -> Problem:
+    """What pydantic found, without the values that it found it in."""
+    texts = [f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg']}" for e in errors[:5]]
+    more = f"; and {len(errors) - 5} more" if len(errors) > 5 else ""
+    return Problem(422, "invalid", "; ".join(texts) + more)
+
+
+def of_exception(error: Exception) -> Problem:
+    """The problem that an exception is to the client; nothing of what the server alone may know."""
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, ItemNotFoundError):
+        return Problem(404, "no-such-item", str(error))
+    if isinstance(error, PictureError):
+        return Problem(*PICTURES[error.kind], str(error))
+    if isinstance(error, UserError):
+        return Problem(422, "invalid", str(error))
+    if isinstance(error, ValidationError):
+        return of_validation(error.errors(include_input=False, include_url=False))
+    if isinstance(error, RequestValidationError):
+        return of_validation([*error.errors()])
+    if isinstance(error, HTTPException):
+        return Problem(error.status_code, "http", str(error.detail), error.headers)
+    return Problem(500, "internal", "the server failed; its log says why under this instance")
+
+
+def answer(problem: Problem, request_id: str) -> JSONResponse:
+    """The answer that a problem is."""
+    try:
+        title = HTTPStatus(problem.status).phrase
+    except ValueError:
+        title = "Client Closed Request"
+    body = ProblemBody(
+        type=f"urn:adde:problem:{problem.code}",
+        title=title,
+        status=problem.status,
+        detail=problem.detail,
+        instance=f"urn:uuid:{request_id}",
+    )
+    return JSONResponse(body.model_dump(), problem.status, problem.headers, MEDIA_TYPE)
+
+
+def install(app: FastAPI) -> None:
+    """Makes every exception of a route a problem."""
+
+    async def handle(request: Request, error: Exception) -> JSONResponse:
+        return answer(of_exception(error), request.state.request_id)
+
+    kinds = (Problem, UserError, ValidationError, RequestValidationError, HTTPException, Exception)
+    for kind in kinds:
+        app.add_exception_handler(kind, handle)

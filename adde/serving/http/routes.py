@@ -1,0 +1,217 @@
+"""The endpoints."""
+
+import json
+import logging
+from importlib.metadata import version
+from typing import Annotated, Any, cast
+
+import numpy as np
+from fastapi import APIRouter, Path, Query, Request
+from fastapi.responses import Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel
+
+from adde.errors import UserError
+from adde.serving.gallery import Item, read_picture
+from adde.serving.http import bodies
+from adde.serving.http.pair import Pair
+from adde.serving.http.problems import MEDIA_TYPE, Problem, ProblemBody
+from adde.serving.http.reading import FORM, JSON
+from adde.serving.http.service import Service
+
+SIGNATURES = {
+    b"\xff\xd8\xff": "image/jpeg",
+    b"\x89PNG\r\n\x1a\n": "image/png",
+    b"RIFF": "image/webp",
+}
+
+log = logging.getLogger(__name__)
+router = APIRouter()
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """What a route may answer but for success, as OpenAPI has it."""
+    schema = {"$ref": f"#/components/schemas/{ProblemBody.__name__}"}
+    content = {MEDIA_TYPE: {"schema": schema}}
+    texts = {status: {"description": "Problem", "content": content} for status in statuses}
+    return cast(dict[int | str, dict[str, Any]], texts)
+
+
+WORK = (400, 401, 408, 413, 415, 422, 429, 500, 504)
+LOOK = (401, 404, 422, 429, 500)
+
+
+def body_of(kind: type[BaseModel], needs_image: bool) -> dict[str, Any]:
+    """A request's body as OpenAPI has it."""
+    schema = kind.model_json_schema()
+    form: dict[str, Any] = {
+        "type": "object",
+        "properties": {
+            "image": {"type": "string", "format": "binary"},
+            "request": {"type": "string", "contentMediaType": JSON, "contentSchema": schema},
+        },
+        "required": ["image"] if needs_image else [],
+        "additionalProperties": False,
+    }
+    in_json = {**schema, "required": ["image"]} if needs_image else schema
+    content = {JSON: {"schema": in_json}, FORM: {"schema": form}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def service_of(request: Request) -> Service:
+    """What stands behind the app."""
+    return request.app.state.service
+
+
+def json_response(content: bytes | dict[str, Any]) -> Response:
+    """An answer that is JSON already, or is to be."""
+    body = content if isinstance(content, bytes) else json.dumps(content, allow_nan=False).encode()
+    return Response(body, media_type=JSON)
+
+
+@router.post(
+    "/v1/embed",
+    responses={200: {"model": bodies.EmbedResult}, **problems(*WORK)},
+    openapi_extra=body_of(bodies.EmbedBody, needs_image=True),
+)
+async def embed(request: Request) -> Response:
+    """Embed a picture."""
+    return json_response(await service_of(request).embed(request))
+
+
+@router.post(
+    "/v1/search",
+    responses={200: {"model": bodies.SearchResult}, **problems(*WORK, 404)},
+    openapi_extra=body_of(bodies.SearchBody, needs_image=False),
+)
+async def search(request: Request) -> Response:
+    """This item, but with these values."""
+    return json_response(await service_of(request).search(request))
+
+
+@router.get("/v1/schema", responses=problems(401, 429))
+async def schema(request: Request) -> bodies.SchemaResult:
+    """What can be asked for."""
+    service = service_of(request)
+    searcher = service.pair.searcher
+    return bodies.SchemaResult(
+        bundle=service.pair.bundle,
+        attributes=[
+            bodies.AttributeBody(name=a.name, values=list(a.values))
+            for a in searcher.schema.attributes
+        ],
+        items=len(searcher.gallery),
+        max_bytes=service.settings.max_bytes,
+    )
+
+
+@router.get(
+    "/v1/items",
+    responses={200: {"model": bodies.ItemsResult}, **problems(*LOOK)},
+)
+async def some_items(
+    request: Request,
+    count: Annotated[int, Query(ge=1, le=100)] = 12,
+    seed: Annotated[int, Query(ge=0, lt=2**32, description="Another seed, other items.")] = 0,
+) -> Response:
+    """Some items to start from."""
+    pair = service_of(request).pair
+    with pair.in_use():
+        items = await pair.in_thread(draw, pair, count, seed)
+    header = pair.searcher.gallery.header
+    return json_response({"items": [bodies.item_json(header, item) for item in items]})
+
+
+def draw(pair: Pair, count: int, seed: int) -> list[Item]:
+    """Some items, the same for the same seed: those nearest to random directions."""
+    draws = np.random.default_rng(seed)
+    searcher = pair.searcher
+    attributes = len(searcher.schema.sizes)
+    found: dict[str, Item] = {}
+    for _ in range(4):
+        query = draws.normal(size=(attributes, searcher.bundle.width)).astype(np.float32)
+        query /= np.linalg.norm(query)
+        weights = np.ones(attributes, np.float32)
+        near = searcher.gallery.nearest(query, weights, 4 * count, {})
+        found |= {item.item_id: item for item in near}
+    items = list(found.values())
+    return [items[at] for at in draws.permutation(len(items))[:count]]
+
+
+ItemId = Annotated[str, Path(max_length=1000)]
+
+
+# Before the route of items, which takes ids with slashes.
+@router.get(
+    "/v1/items/{item_id:path}/picture",
+    summary="An item's picture, as it was packed",
+    response_class=Response,
+    responses={
+        200: {"content": {kind: {} for kind in SIGNATURES.values()}},
+        **problems(*LOOK, 503),
+    },
+)
+async def picture(request: Request, item_id: ItemId) -> Response:
+    """Some items to start from."""
+    pair = service_of(request).pair
+    gallery = pair.searcher.gallery
+    with pair.in_use():
+        item = await pair.in_thread(gallery.get, item_id)
+        try:
+            content = await pair.in_thread(read_picture, gallery.header, item)
+        except UserError as error:
+            log.error("a picture cannot be read: %s", error)
+            detail = f"the picture of item {item_id!r} is not to be had now"
+            raise Problem(503, "picture-missing", detail) from None
+    kinds = (kind for start, kind in SIGNATURES.items() if (content or b"").startswith(start))
+    media = next(kinds, None)
+    if content is None or media is None:
+        raise Problem(404, "no-picture", f"the gallery has no picture of item {item_id!r}")
+    headers = {"cache-control": "private, max-age=300"}
+    return Response(content, media_type=media, headers=headers)
+
+
+@router.get(
+    "/v1/items/{item_id:path}",
+    responses={200: {"model": bodies.ItemBody}, **problems(*LOOK)},
+)
+async def item(request: Request, item_id: ItemId) -> Response:
+    """An item of the gallery."""
+    pair = service_of(request).pair
+    with pair.in_use():
+        found = await pair.in_thread(pair.searcher.gallery.get, item_id)
+    return json_response(bodies.item_json(pair.searcher.gallery.header, found))
+
+
+@router.get(
+    "/healthz",
+)
+async def healthz(request: Request) -> bodies.Health:
+    """Whether the process lives, and what it runs on."""
+    service = service_of(request)
+    return bodies.Health(
+        status="ok",
+        version=version("adde"),
+        bundle=service.pair.bundle,
+        providers=list(service.pair.providers),
+        items=len(service.pair.searcher.gallery),
+        swap=service.swap,
+    )
+
+
+@router.get("/readyz", responses=problems(503))
+async def readyz(request: Request) -> bodies.Ready:
+    """Whether to send requests here."""
+    if service_of(request).draining:
+        raise Problem(503, "draining", "this server is about to end; ask another")
+    return bodies.Ready(ready=True)
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {}}}, **problems(401)},
+)
+async def metrics(request: Request) -> Response:
+    """For Prometheus."""
+    return Response(service_of(request).metrics.text(), media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,147 @@
+"""The one object behind the routes: what is served now, and how."""
+
+import asyncio
+import json
+import logging
+import time
+from typing import Literal
+
+from fastapi import Request
+
+from adde.errors import UserError
+from adde.serving.http.bodies import EmbedBody, SearchBody, result_json, seen_json
+from adde.serving.http.decoders import Decoders
+from adde.serving.http.gate import Gate, Place, in_time
+from adde.serving.http.keys import Buckets, Keys
+from adde.serving.http.metrics import Metrics
+from adde.serving.http.pair import Pair, Source
+from adde.serving.http.problems import Problem
+from adde.serving.http.reading import read
+from adde.serving.http.settings import Settings
+from adde.serving.search import Request as Search
+from adde.serving.search import Searcher, Start
+
+log = logging.getLogger(__name__)
+
+
+class Service:
+    """Answers requests with the current pair; used from one event loop after `start`.
+
+    Args:
+        source: what is opened at the start and again at every swap.
+        opened: what `source.open()` gave.
+        keys: who may ask; None: everyone.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        opened: tuple[Searcher, str],
+        decoders: Decoders,
+        settings: Settings,
+        keys: Keys | None = None,
+    ) -> None:
+        self.settings, self.keys = settings, keys
+        self.metrics = Metrics()
+        self.buckets = Buckets(settings.rate, settings.burst)
+        self.draining = False
+        self.swap: Literal["none", "done", "failed", "running"] = "none"
+        self.pair: Pair
+        self._source, self._opened, self._decoders = source, opened, decoders
+        self._gate = Gate(settings.queue, self.metrics)
+        self._swapping = asyncio.Lock()
+
+    async def start(self) -> None:
+        """Begins to serve."""
+        self.pair = self._pair(*self._opened)
+
+    async def close(self) -> None:
+        """Ends after the requests at hand."""
+        async with self._swapping:
+            await self.pair.close()
+
+    async def reload(self) -> None:
+        """Opens the source again and swaps it in; a source that is no good changes nothing."""
+        async with self._swapping:
+            if self.draining:
+                return  # it would serve nobody
+            self.swap = "running"
+            try:
+                opened = await asyncio.to_thread(self._source.open)
+            except Exception as error:
+                self.swap = "failed"
+                self.metrics.swaps.labels("failed").inc()
+                # What is no UserError is unforeseen, and its trace is wanted.
+                trace = None if isinstance(error, UserError) else error
+                log.error("swap failed, bundle stays: %s", error, exc_info=trace)
+                return
+            old, self.pair = self.pair, self._pair(*opened)
+            self.swap = "done"
+            self.metrics.swaps.labels("done").inc()
+            log.info("swapped", extra={"was": old.bundle, "bundle": self.pair.bundle})
+            await old.close()
+
+    async def embed(self, request: Request) -> bytes:
+        """Answers /v1/embed."""
+        with self._gate.place() as place:
+            with self.metrics.stage("read"):
+                _, content = await read(request, EmbedBody, self._left(request))
+            if content is None:
+                raise Problem(422, "invalid", "image: expected one, found none")
+            return await in_time(request, self._embed(place, content), self._left(request))
+
+    async def search(self, request: Request) -> bytes:
+        """Answers /v1/search."""
+        with self._gate.place() as place:
+            with self.metrics.stage("read"):
+                body, content = await read(request, SearchBody, self._left(request))
+            return await in_time(request, self._search(place, body, content), self._left(request))
+
+    async def _embed(self, place: Place, content: bytes) -> bytes:
+        pair = self.pair
+        with pair.in_use():
+            start = await self._start_of(pair, place, content)
+            return await pair.in_thread(_embedded, pair.bundle, start)
+
+    async def _search(self, place: Place, body: SearchBody, content: bytes | None) -> bytes:
+        fields = {name: getattr(body, name) for name in SearchBody.model_fields if name != "image"}
+        search = Search(image=content, **fields)
+        pair = self.pair
+        with pair.in_use():
+            pair.searcher.check(search)
+            if content is None:
+                place.settle()
+                start = await pair.in_thread(pair.searcher.start_of, search.item)
+            else:
+                start = await self._start_of(pair, place, content)
+            with self.metrics.stage("search"):
+                return await pair.in_thread(_found, pair, search, start)
+
+    async def _start_of(self, pair: Pair, place: Place, content: bytes) -> Start:
+        size = pair.searcher.bundle.preprocess.size
+        with self.metrics.stage("decode"):
+            loop = asyncio.get_running_loop()
+            load, threads = self._decoders.load, self._decoders.threads
+            picture = await loop.run_in_executor(threads, load, content, size)
+        place.settle()
+        with self.metrics.stage("batch"):
+            return await pair.batcher.embed(picture)
+
+    def _pair(self, searcher: Searcher, bundle: str) -> Pair:
+        return Pair(searcher, bundle, self.settings, self._gate, self.metrics)
+
+    def _left(self, request: Request) -> float:
+        """Seconds until a request's deadline."""
+        passed = time.monotonic() - request.state.started
+        return max(0.0, self.settings.deadline_seconds - passed)
+
+
+def _embedded(bundle: str, start: Start) -> bytes:
+    content = {"bundle": bundle, "embedding": start.embedding.tolist()}
+    return json.dumps({**content, "seen": seen_json(start.seen)}, allow_nan=False).encode()
+
+
+def _found(pair: Pair, search: Search, start: Start) -> bytes:
+    result = pair.searcher.answer(search, start)
+    content = result_json(pair.searcher.gallery.header, pair.bundle, result)
+    return json.dumps(content, allow_nan=False).encode()

@@ -1,0 +1,172 @@
+"""Servers of the tiny bundle: in a thread of the test, or as the real process."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from PIL import Image
+
+from adde.serving import Searcher
+from adde.serving.gallery import read_picture
+from adde.serving.http.decoders import Decoders
+from adde.serving.http.pair import Source
+from adde.serving.http.run import Server, listen
+from adde.serving.http.service import Service
+from adde.serving.http.settings import Settings
+
+PROGRAM = Path(__file__).parents[3] / "serve_onnx" / "server.py"
+
+
+class InThread:
+    """A server in a thread: `url`, `service`, and `call` for code of its event loop."""
+
+    def __init__(self, source, settings, keys=None):
+        self.decoders = Decoders(1, settings.decode_seconds, settings.max_pixels)
+        self.service = Service(source, source.open(), self.decoders, settings, keys)
+        self.server = Server(self.service)
+        self._socket = listen("127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        self._thread = threading.Thread(target=self.server.run, args=([self._socket],))
+        self._thread.start()
+        while not self.server.started:
+            assert self._thread.is_alive()
+            time.sleep(0.01)
+
+    @property
+    def loop(self):
+        return self.server._loop
+
+    def call(self, function, *arguments):
+        self.loop.call_soon_threadsafe(function, *arguments)
+
+    def close(self):
+        self.server.should_exit = True
+        self._thread.join(30)
+        assert not self._thread.is_alive()
+        self.decoders.close()
+        self._socket.close()
+
+
+@pytest.fixture
+def serve(tiny_bundle, tiny_gallery):
+    """Starts servers: `serve(queue=3, ...)`."""
+    with contextlib.ExitStack() as opened:
+
+        def start(keys=None, source=None, **settings):
+            source = source or Source(tiny_bundle, tiny_gallery)
+            server = InThread(source, Settings(**{"drain_seconds": 0, **settings}), keys)
+            opened.callback(server.close)
+            return server
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def server(tiny_bundle, tiny_gallery):
+    """One server for all tests that change nothing in it."""
+    started = InThread(Source(tiny_bundle, tiny_gallery), Settings(drain_seconds=0))
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def client(server):
+    with httpx.Client(base_url=server.url, timeout=20) as opened:
+        yield opened
+
+
+@pytest.fixture
+def searcher(bundle, session, gallery):
+    """What answers are held against."""
+    return Searcher(bundle, gallery, session=session)
+
+
+@pytest.fixture
+def picture_of(searcher):
+    """An item's picture as it was packed, PNG."""
+    return lambda item_id: read_picture(searcher.gallery.header, searcher.gallery.get(item_id))
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    """Sets how many seconds more the encoder takes for a batch, in servers of this process."""
+    taken, embed = [0.0], Searcher.embed
+
+    def slowly(self, pictures):
+        time.sleep(taken[0])
+        return embed(self, pictures)
+
+    monkeypatch.setattr(Searcher, "embed", slowly)
+
+    def make(seconds):
+        taken[0] = seconds
+
+    return make
+
+
+class Process:
+    """serve_onnx/server.py as started by a shell; `url` once it is ready."""
+
+    def __init__(self, *arguments, environment=None):
+        self.lines = []
+        command = [sys.executable, "-W", "error", str(PROGRAM), "--port", "0", *map(str, arguments)]
+        self.process = subprocess.Popen(
+            command, stderr=subprocess.PIPE, text=True, env={**os.environ, **(environment or {})}
+        )
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+        self.url = self.wait_for("ready").get("address")
+
+    def _read(self):
+        for line in self.process.stderr:
+            try:
+                self.lines.append(json.loads(line))
+            except ValueError:
+                self.lines.append({"message": line})
+
+    def wait_for(self, start, count=1, seconds=60):
+        """The count-th line of the log whose message starts so."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            found = [line for line in self.lines if line["message"].startswith(start)]
+            if len(found) >= count:
+                return found[count - 1]
+            if self.process.poll() is not None and not self._reader.is_alive():
+                break
+            time.sleep(0.02)
+        raise AssertionError(f"no line {start!r} in {self.lines}")
+
+    def close(self):
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self._reader.join()
+        self.process.stderr.close()
+
+
+@pytest.fixture
+def process(tiny_bundle, tiny_gallery):
+    """Starts server processes: `process("--queue", 3, ...)`."""
+    with contextlib.ExitStack() as opened:
+
+        def start(*arguments, bundle=tiny_bundle, gallery=tiny_gallery, environment=None):
+            arguments = ("--bundle", bundle, "--gallery", gallery, *arguments)
+            started = Process(*arguments, environment=environment)
+            opened.callback(started.close)
+            return started
+
+        yield start
+
+
+@pytest.fixture
+def drawn():
+    """A picture that has no symmetry: 64 x 48, smooth."""
+    image = Image.linear_gradient("L").resize((64, 48))
+    return Image.merge("RGB", (image, image.rotate(90).resize((64, 48)), image.rotate(180)))

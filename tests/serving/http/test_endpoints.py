@@ -1,0 +1,221 @@
+"""Every endpoint against a tiny bundle, held against the library."""
+
+import base64
+import json
+import time
+from dataclasses import asdict
+
+import httpx
+import numpy as np
+import pytest
+
+from adde.serving import Request
+
+ITEM = "test-000000-005"
+ASKED = {"edits": {"colour": "red"}, "k": 5, "weights": {"border": 3.0}}
+
+
+def check(answer, result):
+    """An answer of /v1/search is what the library answers, to the bit."""
+    assert answer["wanted"] == dict(result.wanted)
+    assert answer["seen"] == {name: vars(seen) for name, seen in result.seen.items()}
+    assert [a["item_id"] for a in answer["answers"]] == [a.item_id for a in result]
+    for found, expected in zip(answer["answers"], result, strict=True):
+        assert found["distance"] == expected.distance
+        assert found["score"] == expected.score
+        assert found["labels"] == expected.labels
+        for name, match in expected.matches.items():
+            assert found["matches"][name] == {**asdict(match), "good": match.good}
+
+
+def test_an_uploaded_picture_is_answered_as_by_the_library(client, searcher, picture_of):
+    content = picture_of(ITEM)
+    answer = client.post(
+        "/v1/search", files={"image": content}, data={"request": json.dumps(ASKED)}
+    )
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "application/json"
+    check(answer.json(), searcher.search(content, **ASKED))
+    assert answer.json()["bundle"] == searcher.bundle.hash
+
+
+def test_base64_and_upload_are_one(client, picture_of):
+    content = picture_of(ITEM)
+    upload = client.post("/v1/search", files={"image": content}).json()
+    encoded = base64.b64encode(content).decode()
+    assert client.post("/v1/search", json={"image": encoded}).json() == upload
+    within = client.post("/v1/search", files={"request": (None, json.dumps({"image": encoded}))})
+    assert within.json() == upload
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {},
+        ASKED,
+        {"like": ["shape"], "k": 96},
+        {"filters": {"colour": ["red", "blue"], "border": "white"}},
+        {"filters": {"colour": {"min": 0, "max": 2.0**70}}},  # no text is a number
+    ],
+)
+def test_an_item_is_answered_as_by_the_library(client, searcher, asked):
+    answer = client.post("/v1/search", json={"item": ITEM, **asked})
+    assert answer.status_code == 200
+    check(answer.json(), searcher.search(item=ITEM, **asked))
+    assert ITEM not in [a["item_id"] for a in answer.json()["answers"]]
+
+
+def test_an_embedding_is_the_librarys(client, searcher, picture_of):
+    content = picture_of(ITEM)
+    answer = client.post("/v1/embed", files={"image": content}).json()
+    (start,) = searcher.embed([searcher.picture(content)])
+    assert np.array_equal(np.array(answer["embedding"], np.float32), start.embedding)
+    assert answer["seen"] == {name: vars(seen) for name, seen in start.seen.items()}
+
+
+def test_the_schema_is_told(client, bundle):
+    content = client.get("/v1/schema").json()
+    assert {"attributes": content["attributes"]} == bundle.schema.to_json()
+    assert content["items"] == 96
+    assert content["bundle"] == bundle.hash
+
+
+def test_an_item_and_its_picture(client, searcher, picture_of):
+    item = client.get(f"/v1/items/{ITEM}").json()
+    stored = searcher.gallery.get(ITEM)
+    assert item["labels"] == searcher.schema.decode(stored.labels)
+    assert item["seen"] == searcher.schema.decode(stored.predicted)
+    assert item["has_picture"]
+    picture = client.get(f"/v1/items/{ITEM}/picture")
+    assert picture.content == picture_of(ITEM)
+    assert picture.headers["content-type"] == "image/png"
+
+
+def test_some_items_are_drawn_anew_with_another_seed(client, searcher):
+    first, again, other = (
+        [item["item_id"] for item in client.get("/v1/items", params=asked).json()["items"]]
+        for asked in ({"count": 7}, {"count": 7}, {"count": 7, "seed": 1})
+    )
+    assert first == again != other
+    assert len(set(first)) == 7
+    assert all(searcher.gallery.get(item_id) for item_id in first)
+
+
+def test_health_names_the_sessions_own_providers(client, bundle):
+    health = client.get("/healthz").json()
+    assert health["providers"] == ["CPUExecutionProvider"]
+    assert (health["bundle"], health["items"], health["swap"]) == (bundle.hash, 96, "none")
+    assert client.get("/readyz").json() == {"ready": True}
+
+
+def test_metrics_count_what_was_done(serve, picture_of):
+    url = serve().url
+    for _ in range(3):
+        assert httpx.post(f"{url}/v1/search", files={"image": picture_of(ITEM)}).status_code == 200
+    httpx.get(f"{url}/no/such/page")
+    lines = httpx.get(f"{url}/metrics").text.splitlines()
+    found = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    for stage in ("read", "decode", "batch", "search"):
+        assert found[f'adde_stage_seconds_count{{stage="{stage}"}}'] == "3.0"
+    labels = 'method="POST",route="/v1/search",status="200"'
+    assert found[f"adde_request_seconds_count{{{labels}}}"] == "3.0"
+    assert found["adde_batch_size_sum"] == "3.0"
+    assert found["adde_queue_depth"] == found["adde_requests_inside"] == "0.0"
+    assert found["adde_gallery_items"] == "96.0"
+    assert any('provider="CPUExecutionProvider"' in name for name in found)
+    assert float(found["process_resident_memory_bytes"]) > 1e6
+    # What a client makes up is no label.
+    assert "/no/such/page" not in str(found)
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "text"),
+    [
+        ({}, 422, "expected one of image and item"),
+        ({"item": ITEM, "edits": {"color": "red"}}, 422, "unknown attribute 'color'; did you mean"),
+        ({"item": ITEM, "edits": {"colour": "rad"}}, 422, "unknown value 'rad'; did you mean"),
+        ({"item": ITEM, "k": 0}, 422, "k: Input should be greater"),
+        ({"item": ITEM, "k": "3"}, 422, "k: Input should be a valid integer"),
+        ({"item": ITEM, "weights": {"colour": -1}}, 422, "weights.colour"),
+        ({"item": ITEM, "weights": {"colour": 0, "shape": 0, "border": 0}}, 422, "at least one"),
+        ({"item": ITEM, "like": ["size"]}, 422, "like: unknown attribute 'size'"),
+        ({"item": ITEM, "filters": {"price": 3}}, 422, "no item has 'price'"),
+        ({"item": ITEM, "filters": {"colour": {"max": "red"}}}, 422, "filters"),
+        ({"item": ITEM, "filters": {"colour": {}}}, 422, "filters"),
+        ({"item": ITEM, "colour": "red"}, 422, "Extra inputs are not permitted"),
+        ({"item": "test-000000-05"}, 404, "did you mean"),
+        ({"image": "%%"}, 422, "expected base64"),
+        ({"image": "AAAA"}, 415, "expected JPEG, PNG or WebP"),
+        ({"image": ""}, 415, "expected JPEG, PNG or WebP"),
+    ],
+)
+def test_what_cannot_be_answered_is_a_problem_that_says_why(client, asked, status, text):
+    answer = client.post("/v1/search", json=asked)
+    problem = answer.json()
+    assert (answer.status_code, problem["status"]) == (status, status)
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert text in problem["detail"]
+    assert problem["instance"] == f"urn:uuid:{answer.headers['x-request-id']}"
+
+
+@pytest.mark.parametrize(
+    ("content", "media", "status"),
+    [
+        (b"{", "application/json", 422),
+        (b'{"item": "\xff"}', "application/json", 422),
+        (b"item=x", "application/x-www-form-urlencoded", 415),
+        (b"", None, 415),
+        (b"x", "multipart/form-data", 400),
+        (b"--b\r\nnonsense", "multipart/form-data; boundary=b", 422),
+        (b'--b\r\nContent-Disposition: form-data; name="item"\r\n\r\nx\r\n--b--\r\n',
+         "multipart/form-data; boundary=b", 422),
+        (b'{"item": 1e999}', "application/json", 422),
+        (b"[" * 100_000, "application/json", 422),
+    ],
+)  # fmt: skip
+def test_bodies_that_are_none_are_refused(client, content, media, status):
+    headers = {} if media is None else {"content-type": media}
+    answer = client.post("/v1/search", content=content, headers=headers)
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v1/items/none", 404),
+        ("GET", "/v1/items/none/picture", 404),
+        ("GET", "/v1/items?count=0", 422),
+        ("GET", "/v1/search", 405),
+        ("GET", "/nothing", 404),
+        ("GET", "/v1/items/%ff%00", 404),
+    ],
+)
+def test_other_problems_are_problems_too(client, method, path, status):
+    answer = client.request(method, path)
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+def test_what_is_unforeseen_says_nothing_of_the_server(serve, monkeypatch, caplog):
+    def broken(*_):
+        raise RuntimeError("secret of the server")
+
+    url = serve().url
+    monkeypatch.setattr("adde.serving.http.service._found", broken)
+    answer = httpx.post(f"{url}/v1/search", json={"item": ITEM})
+    assert answer.status_code == 500
+    assert "secret" not in answer.text
+    assert "Traceback" not in answer.text
+    assert answer.headers["content-security-policy"]
+    for _ in range(100):  # the answer leaves before the log is written
+        time.sleep(0.01 if "secret" not in caplog.text else 0)
+    assert "secret" in caplog.text
+    assert httpx.get(f"{url}/healthz").status_code == 200
+
+
+def test_the_batch_method_of_the_library_is_what_is_meant(searcher, picture_of):
+    """The oracle of this file and of the load tests: one by one is as all at once."""
+    contents = [picture_of(f"test-000000-{n:03d}") for n in range(5)]
+    together = searcher.search_batch([Request(image=c, edits={"colour": "red"}) for c in contents])
+    assert together == [searcher.search(c, {"colour": "red"}) for c in contents]

@@ -1,0 +1,119 @@
+"""Who may ask, and how often."""
+
+import os
+import time
+
+import httpx
+import pytest
+
+from adde.errors import UserError
+from adde.serving.http.keys import Buckets, Keys, parse
+from adde.serving.http.run import find_keys, is_loopback
+
+OLD, NEW = "k" * 15 + "1", "k" * 15 + "2"
+
+
+def bearer(key):
+    return {"authorization": f"Bearer {key}"}
+
+
+@pytest.fixture
+def key_file(tmp_path):
+    path = tmp_path / "keys.txt"
+    path.write_text(f"# two shops\nfirst: {OLD}\n\nsecond: {NEW}\n")
+    return path
+
+
+def test_each_key_has_its_holder(key_file):
+    keys = Keys(key_file)
+    assert keys.holder(OLD) == "first"
+    assert keys.holder(NEW) == "second"
+    for wrong in ("", OLD[:-1], OLD + " ", OLD.upper(), "ünïcode", "first"):
+        assert keys.holder(wrong) is None
+
+
+def test_a_changed_file_is_read_again_and_a_bad_one_changes_nothing(key_file, caplog):
+    keys = Keys(key_file)
+    third = "z" * 20
+
+    def rewrite(text):
+        key_file.write_text(text)
+        os.utime(key_file, ns=(time.time_ns(), key_file.stat().st_mtime_ns + 1))
+
+    rewrite(f"third: {third}\n")
+    assert (keys.holder(third), keys.holder(OLD)) == ("third", None)
+    rewrite("no key at all\n")
+    assert keys.holder(third) == "third"
+    assert "line 1: expected `name: key`" in caplog.text
+    key_file.unlink()
+    assert keys.holder(third) == "third"
+    assert third not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("only-a-key-of-some-length", "line 1: expected `name: key`"),
+        ("a: short", "line 1: expected a key of at least 16 characters, found 5"),
+        (f"a: {OLD}\na: {NEW}", "line 2: the name 'a' appears twice"),
+    ],
+)
+def test_keys_that_are_none_are_told_without_showing_them(text, message):
+    with pytest.raises(UserError, match=message) as raised:
+        parse(text, "keys.txt")
+    assert OLD not in str(raised.value)
+    assert "length" not in str(raised.value)
+
+
+def test_a_key_is_required_off_loopback(monkeypatch, key_file):
+    monkeypatch.delenv("ADDE_API_KEYS", raising=False)
+    with pytest.raises(UserError, match="expected API keys, found none; give --key-file"):
+        find_keys("0.0.0.0", None, None)
+    with pytest.raises(UserError, match="expected API keys"):
+        find_keys("127.0.0.1", None, True)
+    assert find_keys("127.0.0.1", None, None) is None
+    assert find_keys("0.0.0.0", None, False) is None
+    assert len(find_keys("0.0.0.0", key_file, None)) == 2
+    monkeypatch.setenv("ADDE_API_KEYS", f"x: {OLD}")
+    assert find_keys("127.0.0.1", None, None).holder(OLD) == "x"
+    hosts = ["127.0.0.1", "127.9.9.9", "::1", "localhost", "0.0.0.0", "::", "10.0.0.1", "shop"]
+    assert [is_loopback(host) for host in hosts] == [True] * 4 + [False] * 4
+
+
+def test_a_bucket_holds_a_burst_and_fills_at_its_rate():
+    now = [0.0]
+    buckets = Buckets(rate=2, burst=3, now=lambda: now[0])
+    assert [buckets.take("a") for _ in range(4)] == [0, 0, 0, 0.5]
+    assert buckets.take("b") == 0  # another's is its own
+    now[0] = 0.5
+    assert [buckets.take("a") for _ in range(2)] == [0, 0.5]
+    now[0] = 100.0  # no more than a burst is saved up
+    assert [buckets.take("a") > 0 for _ in range(4)] == [False, False, False, True]
+    assert Buckets(rate=0, burst=1).take("a") == 0
+
+
+def test_what_needs_a_key_and_what_does_not(serve, key_file):
+    url = serve(keys=Keys(key_file)).url
+    for path in ("/v1/schema", "/v1/items", "/v1/items/x/picture", "/metrics", "/v1/nothing"):
+        for headers in ({}, bearer(OLD[:-1]), {"authorization": OLD}, {"x-api-key": OLD}):
+            answer = httpx.get(url + path, headers=headers)
+            assert answer.status_code == 401
+            assert answer.headers["www-authenticate"] == "Bearer"
+            assert answer.headers["content-type"] == "application/problem+json"
+    assert httpx.post(url + "/v1/search", content=b"x" * 100).status_code == 401
+    assert httpx.get(url + "/v1/schema", headers=bearer(OLD)).status_code == 200
+    assert httpx.get(url + "/metrics", headers=bearer(NEW)).status_code == 200
+    for path in ("/healthz", "/readyz", "/openapi.json"):
+        assert httpx.get(url + path).status_code == 200
+    assert "security" in httpx.get(url + "/openapi.json").json()["paths"]["/v1/search"]["post"]
+
+
+def test_a_key_that_asks_too_often_is_told_when_to_come_back(serve, key_file):
+    url = serve(keys=Keys(key_file), rate=0.5, burst=2).url
+    statuses = [httpx.get(url + "/v1/schema", headers=bearer(OLD)).status_code for _ in range(3)]
+    assert statuses == [200, 200, 429]
+    answer = httpx.get(url + "/v1/schema", headers=bearer(OLD))
+    assert answer.headers["retry-after"] == "2"
+    assert answer.json()["type"] == "urn:adde:problem:rate"
+    assert httpx.get(url + "/v1/schema", headers=bearer(NEW)).status_code == 200
+    assert httpx.get(url + "/healthz").status_code == 200

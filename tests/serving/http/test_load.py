@@ -1,0 +1,172 @@
+"""Many requests at once: right to the bit, none lost, none beyond its time."""
+
+import json
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import numpy as np
+import pytest
+
+EDITS = [{}, {"colour": "red"}, {"shape": "disc", "border": "white"}, {"colour": "blue"}]
+
+
+def ask(client, content, **asked):
+    return client.post("/v1/search", files={"image": content}, data={"request": json.dumps(asked)})
+
+
+@pytest.fixture
+def contents(picture_of):
+    return [picture_of(f"train-000000-{number:03d}") for number in range(24)]
+
+
+def test_32_threads_get_what_each_would_get_alone(serve, searcher, contents):
+    server = serve(max_wait_ms=20, max_batch=8)
+    asked = [(content, EDITS[at % 4]) for at, content in enumerate(contents * 8)]
+    limits = httpx.Limits(max_connections=32)
+    with (
+        httpx.Client(base_url=server.url, limits=limits) as client,
+        ThreadPoolExecutor(32) as threads,
+    ):
+        answers = list(threads.map(lambda a: ask(client, a[0], edits=a[1], k=7), asked))
+    assert {answer.status_code for answer in answers} == {200}
+    sizes = server.service.metrics.batches.collect()[0].samples
+    count = next(s.value for s in sizes if s.name.endswith("_count"))
+    assert count < len(asked) / 2, "requests were not embedded together"
+    for (content, edits), answer in zip(asked, answers):
+        result = searcher.search(content, edits, k=7)
+        found = [(a["item_id"], a["distance"]) for a in answer.json()["answers"]]
+        assert found == [(a.item_id, a.distance) for a in result]  # to the bit
+
+
+def test_embeddings_under_load_are_equal_to_the_bit(serve, searcher, contents):
+    server = serve(max_wait_ms=20)
+    limits = httpx.Limits(max_connections=32)
+    with (
+        httpx.Client(base_url=server.url, limits=limits) as client,
+        ThreadPoolExecutor(32) as threads,
+    ):
+
+        def embed(content):
+            return client.post("/v1/embed", files={"image": content}).json()
+
+        answers = list(threads.map(embed, contents * 4))
+    for content, answer in zip(contents * 4, answers):
+        (alone,) = searcher.embed([searcher.picture(content)])
+        assert np.array_equal(np.array(answer["embedding"], np.float32), alone.embedding)
+
+
+def test_a_burst_of_ten_queues_is_answered_or_sent_away(serve, slow, contents):
+    slow(0.05)
+    server = serve(queue=4, max_batch=2)
+    limits = httpx.Limits(max_connections=40)
+    with httpx.Client(base_url=server.url, limits=limits, timeout=30) as client:
+        with ThreadPoolExecutor(40) as threads:
+            answers = list(threads.map(lambda c: ask(client, c), (contents * 2)[:40]))
+        statuses = [answer.status_code for answer in answers]
+        assert len(statuses) == 40  # none lost
+        assert set(statuses) == {200, 429}
+        assert statuses.count(200) >= 4
+        for answer in answers:
+            if answer.status_code == 429:
+                assert int(answer.headers["retry-after"]) >= 1
+                assert answer.json()["type"] == "urn:adde:problem:queue-full"
+        # Nothing of the burst is left over.
+        assert ask(client, contents[0]).status_code == 200
+    refused = server.service.metrics.refused.labels("queue")._value.get()
+    assert refused == statuses.count(429)
+    assert server.service._gate.coming == server.service._gate._inside == 0
+
+
+def test_an_answer_that_takes_too_long_is_504_and_frees_its_place(serve, slow, contents):
+    server = serve(queue=1, deadline_seconds=0.3)
+    with httpx.Client(base_url=server.url) as client:
+        assert ask(client, contents[0]).status_code == 200
+        slow(1.0)
+        start = time.monotonic()
+        answer = ask(client, contents[0])
+        assert (answer.status_code, answer.json()["type"]) == (504, "urn:adde:problem:deadline")
+        assert 0.2 < time.monotonic() - start < 0.9
+        assert client.get("/healthz").status_code == 200
+        # The place is free at once: what comes next is no 429.
+        assert client.post("/v1/search", json={"item": "test-000000-000"}).status_code == 200
+
+
+def test_a_body_that_trickles_is_408(serve):
+    server = serve(deadline_seconds=0.3)
+    with socket.create_connection(server.url[7:].split(":")) as raw:
+        raw.sendall(b"POST /v1/embed HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc")
+        assert raw.recv(4096).startswith(b"HTTP/1.1 408")
+
+
+def test_a_client_that_leaves_frees_its_place_and_its_picture_is_not_embedded(
+    serve, slow, contents
+):
+    slow(0.3)
+    server = serve(queue=3, max_batch=1)
+    request = httpx.Request("POST", f"{server.url}/v1/embed", files={"image": contents[0]})
+    head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
+    message = f"POST /v1/embed HTTP/1.1\r\n{head}\r\n".encode() + request.read()
+    gone = [socket.create_connection(server.url[7:].split(":")) for _ in range(3)]
+    for raw in gone:
+        raw.sendall(message)
+    for _ in range(200):  # until all three are inside
+        if server.service._gate._inside == 3:
+            break
+        time.sleep(0.01)
+    assert httpx.post(f"{server.url}/v1/embed", files={"image": contents[0]}).status_code == 429
+    time.sleep(0.1)
+    for raw in gone:
+        raw.close()
+    for _ in range(200):
+        if not server.service._gate._inside:
+            break
+        time.sleep(0.01)
+    assert server.service._gate._inside == server.service._gate.coming == 0
+    assert httpx.post(f"{server.url}/v1/embed", files={"image": contents[0]}).status_code == 200
+    # One was in the encoder when they left; the two that waited never went in.
+    embedded = server.service.metrics.batches.collect()[0].samples
+    assert next(s.value for s in embedded if s.name.endswith("_count")) == 2
+    routes = server.service.metrics.requests.collect()[0].samples
+    left = [s.value for s in routes if s.labels.get("status") == "499" and "_count" in s.name]
+    assert left == [3]
+
+
+def test_a_client_that_leaves_while_it_sends_frees_its_place(serve):
+    server = serve(queue=1)
+    raw = socket.create_connection(server.url[7:].split(":"))
+    raw.sendall(b"POST /v1/embed HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc")
+    while server.service._gate._inside == 0:
+        time.sleep(0.01)
+    raw.close()
+    while server.service._gate._inside:
+        time.sleep(0.01)
+    assert server.service._gate.coming == 0
+
+
+def test_a_lone_request_does_not_wait_for_others(serve, contents):
+    server = serve(max_wait_ms=1000)
+    with httpx.Client(base_url=server.url) as client:
+        ask(client, contents[0])
+        start = time.monotonic()
+        ask(client, contents[0])
+        assert time.monotonic() - start < 0.5
+
+
+def test_a_failing_batch_fails_alone(serve, monkeypatch, contents):
+    server = serve()
+    searcher = server.service.pair.searcher
+    failed = threading.Event()
+
+    def fail(pictures):
+        if not failed.is_set():
+            failed.set()
+            raise RuntimeError("out of memory")
+        return type(searcher).embed(searcher, pictures)
+
+    server.service.pair.batcher._embed = fail
+    with httpx.Client(base_url=server.url) as client:
+        assert ask(client, contents[0]).status_code == 500
+        assert ask(client, contents[0]).status_code == 200

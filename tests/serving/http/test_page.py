@@ -1,0 +1,301 @@
+"""The shopper's page in a real browser, from the first look to a shared address.
+
+Slow, as a browser cannot be taken for granted: `apt-get install chromium`.
+"""
+
+import json
+import re
+import time
+
+import httpx
+import pytest
+from picture_files import as_bytes
+
+from adde.serving.http.keys import Keys
+
+ITEM = "test-000000-002"
+KEY = "secret-secret-secret"
+
+
+def test_the_files_of_the_page_are_served_and_name_nothing_elsewhere(client):
+    html = client.get("/").text
+    assert html.startswith("<!doctype html>")
+    seen, left = set(), ["/page/main.js", *re.findall(r'(?:src|href)="(/page/[^"]+)"', html)]
+    while left:
+        path = left.pop()
+        if path in seen:
+            continue
+        seen.add(path)
+        answer = client.get(path)
+        assert answer.status_code == 200
+        left += [f"/page/{name}" for name in re.findall(r'from "\./([^"]+)"', answer.text)]
+        elsewhere = re.findall(r"https?://[^\"' )]+", answer.text)
+        assert set(elsewhere) <= {"http://www.w3.org/2000/svg"}
+        again = client.get(path, headers={"if-none-match": answer.headers["etag"]})
+        assert again.status_code == 304
+    assert {f"/page/{n}.js" for n in ("main", "api", "state", "answers", "attributes")} <= seen
+    assert "<script>" not in html and "style=" not in html  # the policy would not run them
+    assert client.get("/page/../app.py").status_code == 404
+
+
+def test_the_description_of_the_api_is_served_from_here(client):
+    html = client.get("/docs")
+    assert "script-src 'self'" in html.headers["content-security-policy"]
+    for path in re.findall(r'(?:src|href)="([^"]+)"', html.text):
+        assert client.get(path).status_code == 200
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        path, options = "/usr/bin/chromium", ["--no-sandbox"]
+        opened = playwright.chromium.launch(executable_path=path, args=options)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def visit(browser, server):
+    """Opens pages that must log nothing and ask nothing of other servers."""
+    wrong, contexts = [], []
+
+    def start(path="/", url=server.url, size=(1280, 860), allowed=(), **options):
+        width, height = size
+        context = browser.new_context(viewport={"width": width, "height": height}, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(10_000)
+        page.on("pageerror", lambda error: wrong.append(error))
+        page.on("console", lambda m: any(a in m.text for a in allowed) or wrong.append(m.text))
+        page.on("request", lambda r: r.url.startswith((url, "blob:")) or wrong.append(r.url))
+        page.goto(url + path)
+        return page
+
+    yield start
+    for context in contexts:
+        context.close()
+    assert not wrong
+
+
+def answers(page):
+    page.wait_for_selector("main:not([aria-busy])")
+    return [card.get_attribute("data-item") for card in page.query_selector_all(".card")]
+
+
+def until(page, expression):
+    """Playwright's own wait evaluates text within the page, which the page's policy forbids."""
+    end = time.monotonic() + 10
+    while not page.evaluate(expression):
+        assert time.monotonic() < end, expression
+        time.sleep(0.02)
+
+
+def expected(server, **asked):
+    content = httpx.post(f"{server.url}/v1/search", json={"k": 12, **asked}).json()
+    return [answer["item_id"] for answer in content["answers"]]
+
+
+def change(page, attribute, value):
+    page.click(f'[data-attribute="{attribute}"]')
+    page.click(f'#menu [role=menuitemradio]:has-text("{value}")')
+
+
+@pytest.mark.slow
+def test_from_the_first_look_to_an_answer_and_back(visit, server):
+    page = visit()
+    page.wait_for_selector(".card")
+    others = answers(page)
+    page.click("#others")
+    page.wait_for_url("**/?seed=1")
+    assert answers(page) != others
+    page.go_back()
+    until(page, f"document.querySelector('.card').dataset.item === '{others[0]}'")
+
+    page.click(".card")
+    page.wait_for_selector(".chip")
+    first = others[0]
+    assert page.url == f"{server.url}/?item={first}"
+    assert answers(page) == expected(server, item=first)
+
+    seen = httpx.get(f"{server.url}/v1/items/{first}").json()["seen"]
+    wanted = next(v for v in ("red", "blue") if v != seen["colour"])
+    change(page, "colour", wanted)
+    page.wait_for_url(f"**/?item={first}&but.colour={wanted}")
+    assert answers(page) == expected(server, item=first, edits={"colour": wanted})
+    chip = page.locator('[data-attribute="colour"]')
+    assert chip.inner_text().split() == [seen["colour"], "→", wanted]
+    assert page.locator("#heading").inner_text() == f"Most alike, but colour {wanted}"
+    # Of every answer it is marked whether it has what was asked for.
+    content = httpx.post(
+        f"{server.url}/v1/search", json={"item": first, "edits": {"colour": wanted}, "k": 12}
+    ).json()["answers"]
+    for card, answer in zip(page.locator(".card").all(), content, strict=True):
+        match = answer["matches"]["colour"]
+        tag = card.locator(".tags li").first
+        assert ("good" in tag.get_attribute("class")) == match["good"]
+        assert match["value"] in tag.inner_text()
+        good = sum(m["good"] for m in answer["matches"].values())
+        assert f"{good} of 3 match" in card.inner_text()
+
+    third = answers(page)[2]
+    page.locator(".card a").nth(2).click()
+    page.wait_for_url(f"**/?item={third}")
+    page.go_back()
+    page.wait_for_url(f"**/?item={first}&but.colour={wanted}")
+    assert answers(page) == expected(server, item=first, edits={"colour": wanted})
+    page.go_back()
+    page.wait_for_url(f"**/?item={first}")
+    page.go_forward()
+    page.click("#reset")
+    page.wait_for_url(f"**/?item={first}")
+    assert answers(page) == expected(server, item=first)
+
+
+@pytest.mark.slow
+def test_a_shared_address_shows_the_same(visit, server):
+    query = f"/?item={ITEM}&but.colour=blue&weight.shape=4&k=24"
+    page = visit(query)
+    page.wait_for_selector(".chip")
+    asked = {"item": ITEM, "edits": {"colour": "blue"}, "weights": {"shape": 4.0}, "k": 24}
+    assert answers(page) == expected(server, **asked)
+    assert page.locator(".attribute:has-text('shape') .tag").inner_text() == "\u00d74"
+    page.click("#more")
+    page.wait_for_url("**k=48")
+    assert answers(page) == expected(server, **{**asked, "k": 48})
+
+
+@pytest.mark.slow
+def test_weights_and_alike_only_in(visit, server):
+    page = visit(f"/?item={ITEM}")
+    page.click('[data-attribute="border"]')
+    page.click("#menu .weights button:has-text('\u00d72')")
+    page.wait_for_url("**weight.border=2")
+    assert answers(page) == expected(server, item=ITEM, weights={"border": 2.0})
+    page.click('[data-attribute="shape"]')
+    page.check("#menu .only input")
+    page.wait_for_url("**only=shape")
+    assert answers(page) == expected(server, item=ITEM, weights={"border": 2.0}, like=["shape"])
+    assert page.locator("#heading").inner_text() == "Alike in shape"
+    assert page.locator(".attribute.ignored").count() == 2
+
+
+@pytest.mark.slow
+def test_all_of_it_by_keyboard(visit, server):
+    page = visit(f"/?item={ITEM}")
+    page.wait_for_selector(".chip")
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.dataset.attribute") == "colour":
+            break
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.getAttribute('aria-checked')") == "true"
+    values = ["red", "green", "blue"]
+    at = values.index(page.evaluate("document.activeElement.innerText").split()[0])
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    wanted = values[(at + 1) % 3]
+    page.wait_for_url(f"**but.colour={wanted}")
+    assert answers(page) == expected(server, item=ITEM, edits={"colour": wanted})
+    # Where one was before, and the menu goes away with Escape.
+    focused = "document.activeElement.dataset.attribute"
+    until(page, f"{focused} === 'colour'")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#menu:popover-open")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#menu:popover-open", state="hidden")
+    assert page.evaluate(focused) == "colour"
+
+
+@pytest.mark.slow
+def test_a_picture_of_ones_own(visit, server, picture_of, tmp_path):
+    (tmp_path / "mine.png").write_bytes(picture_of(ITEM))
+    page = visit()
+    page.set_input_files("#file", tmp_path / "mine.png")
+    page.wait_for_selector(".chip")
+    content = {"image": picture_of(ITEM)}
+    plain = httpx.post(f"{server.url}/v1/search", files=content, data={"request": '{"k": 12}'})
+    assert answers(page) == [a["item_id"] for a in plain.json()["answers"]]
+    seen = plain.json()["seen"]["shape"]
+    percent = f"{round(seen['confidence'] * 100)} %"
+    assert (
+        page.locator('[data-attribute="shape"]')
+        .inner_text()
+        .split("\n")[0]
+        .startswith(seen["value"])
+    )
+    assert percent in page.locator('[data-attribute="shape"]').inner_text()
+    wanted = next(v for v in ("disc", "square") if v != seen["value"])
+    change(page, "shape", wanted)
+    page.wait_for_url(f"**but.shape={wanted}")
+    asked = {"request": json.dumps({"k": 12, "edits": {"shape": wanted}})}
+    edited = httpx.post(f"{server.url}/v1/search", files=content, data=asked).json()
+    assert answers(page) == [a["item_id"] for a in edited["answers"]]
+    # The picture is in this tab alone.
+    page.reload()
+    assert "stayed in the tab" in page.locator("#problem").inner_text()
+
+
+@pytest.mark.slow
+def test_a_picture_can_be_dropped(visit, picture_of):
+    page = visit()
+    page.wait_for_selector(".card")
+    content = list(picture_of(ITEM))
+    page.evaluate(
+        """content => {
+            const data = new DataTransfer();
+            const file = new File([new Uint8Array(content)], "x.png", { type: "image/png" });
+            data.items.add(file);
+            for (const kind of ["dragenter", "dragover", "drop"])
+                document.body.dispatchEvent(
+                    new DragEvent(kind, { dataTransfer: data, bubbles: true, cancelable: true }));
+        }""",
+        content,
+    )
+    page.wait_for_selector(".chip")
+    assert page.locator("#title").inner_text() == "Your picture"
+
+
+@pytest.mark.slow
+def test_what_goes_wrong_is_said(visit, tmp_path, drawn):
+    logged = ("Failed to load resource",)
+    page = visit("/?item=nothing", allowed=logged)
+    page.wait_for_selector("#problem:not([hidden])")
+    assert "no item 'nothing' in the gallery" in page.locator("#problem").inner_text()
+    (tmp_path / "x.png").write_bytes(as_bytes(drawn, "gif"))
+    page.set_input_files("#file", tmp_path / "x.png")
+    until(page, "document.querySelector('#problem').innerText.includes('JPEG, PNG')")
+    page = visit(f"/?item={ITEM}&but.color=red", allowed=logged)
+    page.wait_for_selector("#problem:not([hidden])")
+    assert "unknown attribute 'color'; did you mean" in page.locator("#problem").inner_text()
+
+
+@pytest.mark.slow
+def test_a_key_is_asked_for_and_used(visit, serve):
+    url = serve(keys=Keys(text=f"page: {KEY}")).url
+    page = visit("/", url=url, allowed=("Failed to load resource",))
+    page.fill("#problem input", KEY)
+    page.click("#problem button")
+    page.wait_for_selector(".card")
+    page.click(".card a")
+    page.wait_for_selector(".chip")
+    until(page, "document.querySelector('#picture').naturalWidth === 32")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(1280, 860), (390, 844), (320, 568)])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_desktop_and_phone(visit, size, scheme, tmp_path):
+    page = visit(f"/?item={ITEM}&but.colour=blue", size=size, color_scheme=scheme)
+    page.wait_for_selector(".chip")
+    until(page, "document.querySelector('#picture').naturalWidth === 32")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.screenshot(path=tmp_path / "page.png")
+    paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    lightness = int(re.findall(r"\d+", paper)[0])
+    assert (lightness > 128) == (scheme == "light")
+    page.click('[data-attribute="colour"]')
+    menu = page.locator("#menu").bounding_box()
+    assert menu["x"] >= 0 and menu["x"] + menu["width"] <= size[0]
+    assert menu["y"] >= 0 and menu["y"] + menu["height"] <= size[1]

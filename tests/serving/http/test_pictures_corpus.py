@@ -1,0 +1,195 @@
+"""Broken, hostile and odd pictures: the right answer, or a problem that says what is wrong."""
+
+import io
+import random
+import struct
+import time
+import zlib
+
+import httpx
+import numpy as np
+import pytest
+from picture_files import as_bytes
+from PIL import Image
+
+from adde.serving.http.decoders import Decoders
+from adde.serving.http.pictures import PictureError
+
+
+@pytest.fixture
+def seen_as(client, searcher):
+    """Asserts that the server sees in a file what the library sees in a Pillow picture."""
+
+    def check(content, image):
+        answer = client.post("/v1/embed", files={"image": content})
+        assert answer.status_code == 200, answer.text
+        (start,) = searcher.embed([searcher.picture(as_bytes(image))])
+        embedding = np.array(answer.json()["embedding"], np.float32)
+        assert np.array_equal(embedding, start.embedding)
+
+    return check
+
+
+@pytest.fixture
+def refused(client):
+    def check(content, *statuses):
+        answer = client.post("/v1/embed", files={"image": ("x.jpg", content, "image/jpeg")})
+        assert answer.status_code in statuses, answer.text
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert "Traceback" not in answer.text
+        return answer.json()["detail"]
+
+    return check
+
+
+def decoded(content):
+    return Image.open(io.BytesIO(content)).convert("RGB")
+
+
+def test_every_format_that_is_asked_for(seen_as, drawn):
+    seen_as(as_bytes(drawn, "png"), drawn)
+    seen_as(as_bytes(drawn, "webp", lossless=True), drawn)
+    for kind, options in (("jpeg", {}), ("jpeg", {"progressive": True}), ("webp", {})):
+        content = as_bytes(drawn, kind, **options)
+        seen_as(content, decoded(content))
+
+
+def test_a_name_or_type_that_lies_changes_nothing(client, seen_as, drawn):
+    content = as_bytes(drawn)
+    plain = client.post("/v1/embed", files={"image": content}).json()
+    for name, media in (("x.exe", "text/html"), ("../../etc/passwd", "image/svg+xml"), ("", "")):
+        answer = client.post("/v1/embed", files={"image": (name or "y", content, media)})
+        assert answer.json() == plain
+
+
+def test_an_exif_rotation_is_undone(seen_as, drawn):
+    turns = {
+        3: Image.Transpose.ROTATE_180,
+        6: Image.Transpose.ROTATE_90,
+        8: Image.Transpose.ROTATE_270,
+    }
+    for orientation, turned in turns.items():  # a camera held so stores the picture turned so
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        seen_as(as_bytes(drawn.transpose(turned), "png", exif=exif), drawn)
+
+
+def test_transparency_lies_on_white(seen_as, drawn):
+    mask = Image.linear_gradient("L").resize(drawn.size)
+    image = drawn.copy()
+    image.putalpha(mask)
+    alpha = np.asarray(mask, np.float64)[..., None] / 255
+    laid = np.round(np.asarray(drawn) * alpha + 255 * (1 - alpha)).astype(np.uint8)
+    for content in (as_bytes(image), as_bytes(image, "webp", lossless=True, exact=True)):
+        # Pillow's own rounding may differ from ours in the last level.
+        canvas = Image.new("RGBA", image.size, "white")
+        canvas.alpha_composite(image)
+        assert np.abs(np.asarray(canvas.convert("RGB")).astype(int) - laid).max() <= 1
+        seen_as(content, canvas.convert("RGB"))
+    palette = drawn.convert("P")
+    seen_as(as_bytes(palette), palette.convert("RGB"))
+
+
+def test_cmyk_grey_and_16_bit(seen_as, drawn):
+    cmyk = as_bytes(drawn.convert("CMYK"), "jpeg", quality=95)
+    seen_as(cmyk, decoded(cmyk))
+    grey = drawn.convert("L")
+    seen_as(as_bytes(grey), grey.convert("RGB"))
+    levels = np.asarray(grey)
+    deep = Image.fromarray(levels.astype(np.uint16) * 257)
+    seen_as(as_bytes(deep), grey.convert("RGB"))
+
+
+def test_of_an_animation_the_first_picture_counts(seen_as, drawn):
+    others = [drawn.rotate(180), drawn.rotate(90)]
+    options = {"save_all": True, "append_images": others, "duration": 50}
+    seen_as(as_bytes(drawn, "webp", lossless=True, **options), drawn)
+    seen_as(as_bytes(drawn, "png", **options), drawn)
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
+def test_a_truncated_picture_is_told(refused, drawn, kind):
+    content = as_bytes(drawn.resize((640, 480)), kind)
+    for share in (0.02, 0.3, 0.9):
+        assert "expected" in refused(content[: int(len(content) * share)], 415, 422)
+
+
+def test_what_is_no_picture_is_told(refused, drawn):
+    svg = b"<svg xmlns='http://www.w3.org/2000/svg'><image href='http://10.0.0.1/x'/></svg>"
+    script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) run\n"
+    for content in (b"", b"\x00", svg, script, b"\xff\xd8\xff", b"RIFF\x00\x00\x00\x00WEBPVP8 "):
+        refused(content, 415, 422)
+    for kind in ("gif", "bmp", "tiff", "ico", "ppm", "tga", "pcx"):
+        assert "expected JPEG, PNG or WebP" in refused(as_bytes(drawn, kind), 415)
+
+
+def png_of(width, height, data):
+    """A PNG that says it has this size, with this compressed data."""
+
+    def chunk(kind, content):
+        body = kind + content
+        return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def test_bombs_are_refused_by_their_head(refused):
+    bomb = png_of(60_000, 60_000, zlib.compress(bytes(10_000_000)))
+    assert len(bomb) < 100_000
+    start = time.monotonic()
+    assert "pixels" in refused(bomb, 413)
+    assert "25,000,000 pixels, found 5001 x 5000" in refused(png_of(5001, 5000, b""), 413)
+    assert time.monotonic() - start < 1
+    text = zlib.compress(bytes(80_000_000))  # a compressed text as large as memory
+    chunk = b"zTXt" + b"k\0\0" + text
+    packed = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    small = png_of(2, 2, zlib.compress(bytes(14)))
+    refused(small[:33] + packed + small[33:], 422)
+
+
+def test_random_damage_never_breaks_the_server(client, drawn):
+    chance = random.Random(0)
+    contents = [as_bytes(drawn, kind) for kind in ("png", "jpeg", "webp")]
+    for _ in range(150):
+        content = bytearray(chance.choice(contents))
+        for _ in range(chance.randint(1, 20)):
+            content[chance.randrange(len(content))] = chance.randrange(256)
+        answer = client.post("/v1/embed", files={"image": bytes(content)})
+        assert answer.status_code in (200, 413, 415, 422), answer.text
+    assert client.get("/healthz").status_code == 200
+
+
+def many_scans(scans):
+    """A progressive JPEG of 5000 x 5000 in a few hundred bytes a scan: minutes to decode."""
+    base = as_bytes(Image.new("L", (5000, 4900)), "jpeg", progressive=True, quality=50)
+    # The last scan refines what the ones before it said; said again and again it stays valid.
+    at = base.rindex(b"\xff\xda")
+    table = base.rindex(b"\xff\xc4", 0, at)
+    return base[:-2] + base[table:-2] * scans + b"\xff\xd9"
+
+
+def test_a_picture_that_takes_too_long_is_given_up_and_the_next_is_not(serve, drawn):
+    server = serve(decode_seconds=0.4)
+    content = many_scans(300)
+    assert len(content) < 10_000_000
+    start = time.monotonic()
+    answer = httpx.post(f"{server.url}/v1/embed", files={"image": content}, timeout=20)
+    assert (answer.status_code, time.monotonic() - start < 5) == (422, True)
+    assert "decodes within 0.4 s" in answer.json()["detail"]
+    answer = httpx.post(f"{server.url}/v1/embed", files={"image": as_bytes(drawn)}, timeout=20)
+    assert answer.status_code == 200
+
+
+def test_a_decoder_that_dies_takes_one_picture_with_it(drawn):
+    decoders = Decoders(1, 5.0, 10_000_000)
+    try:
+        expected = decoders.load(as_bytes(drawn), 32)
+        (decoder,) = decoders._all
+        decoder._process.kill()
+        decoder._process.join()
+        with pytest.raises(PictureError, match="on which its decoder fails"):
+            decoders.load(as_bytes(drawn), 32)
+        assert np.array_equal(decoders.load(as_bytes(drawn), 32), expected)
+    finally:
+        decoders.close()

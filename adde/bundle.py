@@ -5,9 +5,12 @@ Layout::
     encoder.onnx  images (B, S, S, 3) uint8 -> embeddings (B, A, D), logits (B, V) float32
     memory.onnx   embeddings (B, A, D), indicator (B, V) -> query (B, A D), L2-normalised; float32
     *.onnx.data   weights of a graph that are too large to lie in it
-    golden.npz    a few real pictures and an edit of each, with what torch made of them
-    bundle.json   {"format": 1, "schema_hash": ..., "schema": ..., "preprocess": ...,
-                   "attributes": A, "width": D, "values": V, "precision": "fp32", "opset": ...,
+    golden.npz    a few real pictures and an edit of each, with what torch made of them, or where
+                  the encoder has fewer bits what onnxruntime made of them when it was exported
+    README.md     the model card
+    bundle.json   {"format": 2, "schema_hash": ..., "schema": ..., "preprocess": ...,
+                   "attributes": A, "width": D, "values": V, "precision": "fp32" | "fp16" | "int8",
+                   "parts": what has it, "memory": "blocks" | "dense", "opset": ...,
                    "files": {"encoder.onnx": {"bytes": ..., "sha256": ...}, ...},
                    "versions": ..., "parity": ..., "retrieval": ..., "source": ...,
                    "sha256": of the canonical JSON of all other fields}
@@ -29,16 +32,16 @@ from adde.preprocess import Picture, Preprocess
 from adde.schema import Schema, Vector
 
 BUNDLE_NAME = "bundle.json"
-ENCODER, MEMORY, GOLDEN = "encoder.onnx", "memory.onnx", "golden.npz"
-FILES = (ENCODER, MEMORY, GOLDEN)
+ENCODER, MEMORY, GOLDEN, CARD = "encoder.onnx", "memory.onnx", "golden.npz", "README.md"
+FILES = (ENCODER, MEMORY, GOLDEN, CARD)
 LARGE_FILES = (f"{ENCODER}.data", f"{MEMORY}.data")
 """There only where a graph's weights are too large to lie in it."""
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
 class Golden:
-    """What a few pictures and edits must give, within float32 rounding; from torch."""
+    """What a few pictures and edits must give, within what the parity report allows."""
 
     images: Picture
     """(n, S, S, 3) uint8."""
@@ -76,7 +79,7 @@ class Bundle:
     width: int
     """D, the width of one attribute's subspace."""
     details: Mapping[str, Any]
-    """precision, opset, versions, parity, retrieval, source."""
+    """precision, parts, memory, opset, versions, parity, retrieval, source."""
 
     @property
     def encoder(self) -> Path:
@@ -167,7 +170,9 @@ class Bundle:
                     f"{manifest}: {key}: expected {value} from what is written there, found "
                     f"{content[key]}; the file was changed, export it again"
                 )
-        keys = ("precision", "opset", "versions", "parity", "retrieval", "source")
+        keys = (
+            "precision", "parts", "memory", "opset", "versions", "parity", "retrieval", "source"
+        )  # fmt: skip
         details = {key: content[key] for key in keys}
         preprocess = Preprocess.from_json(content["preprocess"])
         return cls(path, schema, preprocess, int(content["width"]), details)

@@ -1,6 +1,9 @@
-"""Checks a bundle: hashes, schema, opset, dimensions, golden vectors; and how fast it is here.
+"""Checks bundles: hashes, schema, opset, dimensions, golden vectors; and how fast they are here.
 
 python export/check.py --bundle bundles/quickstart
+python export/check.py --bundle bundles/shop bundles/shop-fp16 bundles/shop-int8
+
+The table has a row for every precision, device that onnxruntime obtains here, and batch size.
 """
 
 from pathlib import Path
@@ -9,28 +12,37 @@ import tyro
 
 from adde.errors import run_program
 from adde.exporting.check import check_bundle
+from adde.serving.providers import PROVIDERS, Device, missing
 
 
-def check(bundle: Path) -> None:
-    """Prints a row per batch size; stops with the cause where something is wrong.
+def check(bundle: list[Path]) -> None:
+    """Prints what is whole, and the table; stops with the cause where something is wrong.
 
     Args:
-        bundle: folder of the bundle.
+        bundle: folders of bundles.
     """
-    found, rows = check_bundle(bundle)
-    attributes, values = len(found.schema.sizes), found.schema.num_values
-    print(
-        f"{bundle}: whole; {attributes} attributes x {found.width}, {values} values, "
-        f"{found.preprocess.size} px, {found.details['precision']}, "
-        f"opset {found.details['opset']}, schema {found.schema.hash[:12]}"
-    )
-    print(f"{'batch':>6}{'max error':>12}{'encoder ms':>12}{'memory ms':>12}{'pictures/s':>12}")
-    for row in rows:
-        speed = 1000 * row["batch"] / row["encoder_ms"]
+    devices: list[Device] = [device for device in PROVIDERS if not missing(device)]
+    checked = [check_bundle(path, devices) for path in bundle]
+    for found, _ in checked:
+        details = found.details
         print(
-            f"{row['batch']:6.0f}{row['max_error']:12.1e}{row['encoder_ms']:12.2f}"
-            f"{row['memory_ms']:12.3f}{speed:12.0f}"
+            f"{found.path}: whole; {len(found.schema.sizes)} attributes x {found.width}, "
+            f"{found.schema.num_values} values, {found.preprocess.size} px, "
+            f"{details['precision']} ({details['parts']}), memory {details['memory']}, "
+            f"opset {details['opset']}, schema {found.schema.hash[:12]}"
         )
+    print(
+        f"{'precision':>10}{'device':>10}{'batch':>6}{'max error':>12}{'encoder ms':>12}"
+        f"{'memory ms':>12}{'pictures/s':>12}"
+    )
+    for found, rows in checked:
+        for row in rows:
+            speed = 1000 * row["batch"] / row["encoder_ms"]
+            print(
+                f"{found.details['precision']:>10}{row['device']:>10}{row['batch']:6.0f}"
+                f"{row['max_error']:12.1e}{row['encoder_ms']:12.2f}{row['memory_ms']:12.3f}"
+                f"{speed:12.0f}"
+            )
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 python export/to_onnx.py --run runs/quickstart --out bundles/quickstart
 python export/to_onnx.py --run runs/shop --out bundles/shop --checkpoint last --shards data/shop
+python export/to_onnx.py --run runs/shop --out bundles/shop-int8 --precision int8
 
 onnxruntime must answer as torch does on the test split, or nothing is written. A bundle that is
 there is replaced; a folder that holds anything else is refused.
@@ -14,6 +15,7 @@ import tyro
 
 from adde.errors import run_program
 from adde.exporting.export import export_bundle
+from adde.exporting.precision import Precision
 from adde.files import read_json
 from adde.shards.index import ShardIndex
 from adde.training.checkpoint import load_model
@@ -24,6 +26,8 @@ def export(
     out: Path,
     checkpoint: Literal["best", "last"] = "best",
     shards: str | None = None,
+    precision: Precision = "fp32",
+    allow_drop: float | None = None,
 ) -> None:
     """Writes encoder, memory, golden vectors and bundle.json.
 
@@ -33,6 +37,10 @@ def export(
         checkpoint: best on the validation split, or last.
         shards: folder or address of shards whose test split proves the export; default: those
             of the training.
+        precision: of the encoder's weights and arithmetic; int8 is calibrated on the training
+            split.
+        allow_drop: points of hit@30, NDCG@30 and attribute accuracy that fewer bits may cost on
+            the test split; default: 0.1 for fp16, 1.0 for int8.
     """
     model, config, found = load_model(run, checkpoint)
     index = ShardIndex.read(shards or config.data.shards)
@@ -47,7 +55,7 @@ def export(
     if retrieval is not None and retrieval.get("checkpoint") != found.path.name:
         print(f"{metrics}: figures of {retrieval.get('checkpoint')}, left out of the bundle")
         retrieval = None
-    bundle = export_bundle(model, index, out, retrieval, source)
+    bundle = export_bundle(model, index, out, retrieval, source, precision, allow_drop)
     size = sum(file.stat().st_size for file in out.iterdir()) / 1e6
     print(f"{found.path.name} of {run}: {bundle.path} ({size:.1f} MB)")
 

@@ -14,6 +14,8 @@ from adde.schema import Attribute, Schema
 SCHEMA = Schema((Attribute("colour", ("red", "blau")), Attribute("größe", ("s", "m", "l"))))
 DETAILS = {
     "precision": "fp32",
+    "parts": "all",
+    "memory": "dense",
     "opset": 20,
     "versions": {"torch": "1"},
     "parity": {"max_error": 1e-7},
@@ -36,6 +38,7 @@ def written(tmp_path):
     (path / "encoder.onnx").write_bytes(bytes(range(256)) * 20)
     (path / "memory.onnx").write_bytes(b"memory" * 50)
     golden().write(path / "golden.npz")
+    (path / "README.md").write_text("# A model card" * 20)
     bundle = Bundle(path, SCHEMA, Preprocess(9, (0.1, 0.2, 0.3), (1.0, 2.0, 3.0)), 4, DETAILS)
     bundle.write()
     return bundle
@@ -80,7 +83,7 @@ def test_a_missing_or_shorter_file_is_named_even_unverified(written, name):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"format": 2}, "expected format 1, found 2"),
+        ({"format": 1}, "expected format 2, found 1"),
         ({"schema_hash": "0"}, "schema_hash: expected"),
         ({"attributes": 7}, "attributes: expected 2 .* found 7"),
         ({"width": 5}, "sha256: expected .*the file was changed"),

@@ -2,27 +2,35 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 
 from adde.bundle import ENCODER, MEMORY, Bundle, Golden
 from adde.errors import UserError
-from adde.exporting.parity import BATCHES, MAX_ERROR, relative_error
+from adde.exporting.parity import BATCHES, relative_error
+from adde.serving.providers import Device
 from adde.serving.session import Session
 
 ROUNDS = 5
 """Timed calls per batch size, after one that is not."""
 
 
-def check_bundle(path: Path) -> tuple[Bundle, list[dict[str, float]]]:
+def check_bundle(
+    path: Path, devices: Sequence[Device] = ("cpu",)
+) -> tuple[Bundle, list[dict[str, Any]]]:
     """Verifies hashes, schema, opset, dimensions, and the golden vectors at every batch size.
 
+    Args:
+        path: the bundle's folder.
+        devices: where it is run, one after another.
+
     Returns:
-        The bundle, and for each batch size a row of `batch`, `max_error` (relative to scale),
-        and median CPU `encoder_ms` and `memory_ms`.
+        The bundle, and for each device and batch size a row of `device`, `batch`, `max_error`
+        (relative to scale), and median `encoder_ms` and `memory_ms`.
 
     Raises:
         UserError: names the file and what is wrong with it.
@@ -32,8 +40,13 @@ def check_bundle(path: Path) -> tuple[Bundle, list[dict[str, float]]]:
         _check_opset(bundle, path / name)
     golden = bundle.golden()
     _check_dimensions(bundle, golden)
-    session = Session(bundle)
-    return bundle, [_check_batch(bundle, session, golden, size) for size in BATCHES]
+    rows: list[dict[str, Any]] = []
+    for device in devices:
+        session = Session(bundle, device)
+        rows += [
+            {"device": device, **_check_batch(bundle, session, golden, size)} for size in BATCHES
+        ]
+    return bundle, rows
 
 
 def _check_opset(bundle: Bundle, path: Path) -> None:
@@ -80,10 +93,11 @@ def _check_batch(bundle: Bundle, session: Session, golden: Golden, size: int) ->
                 f"{array.shape}"
             )
         errors[name] = relative_error(expected, array)
-        if not errors[name] <= MAX_ERROR:
+        allowed = bundle.details["parity"]["golden_error_allowed"]
+        if not errors[name] <= allowed:
             raise UserError(
                 f"{bundle.path}: {name} at batch {size}: expected the golden vectors within "
-                f"{MAX_ERROR:g} of their scale, found an error of {errors[name]:.3g}"
+                f"{allowed:g} of their scale, found an error of {errors[name]:.3g}"
             )
     return {
         "batch": size,

@@ -10,10 +10,24 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from adde.bundle import BUNDLE_NAME, FILES, GOLDEN, LARGE_FILES, Bundle, Golden
+from adde.bundle import BUNDLE_NAME, CARD, FILES, GOLDEN, LARGE_FILES, Bundle, Golden
 from adde.errors import UserError
 from adde.exporting import parity
-from adde.exporting.graphs import OPSET, TorchSession, write_graphs
+from adde.exporting.card import model_card
+from adde.exporting.graphs import (
+    BLOCK_SHARE,
+    OPSET,
+    TorchSession,
+    off_block_share,
+    write_graphs,
+)
+from adde.exporting.precision import (
+    LIMITS,
+    Precision,
+    calibration_pictures,
+    candidates,
+    reduce,
+)
 from adde.files import atomic_path
 from adde.model import ADDE
 from adde.preprocess import Picture, Preprocess
@@ -33,6 +47,8 @@ def export_bundle(
     out: Path,
     retrieval: Mapping[str, Any] | None,
     source: Mapping[str, Any],
+    precision: Precision = "fp32",
+    allow_drop: float | None = None,
 ) -> Bundle:
     """Writes the bundle of a model into the folder `out`, in place of a bundle that is there.
 
@@ -42,6 +58,10 @@ def export_bundle(
         out: the bundle's folder; new, empty, or with nothing but a bundle.
         retrieval: the run's metrics.json, or None where it has none.
         source: what names the run and its checkpoint.
+        precision: of the encoder. int8 is tried for the heads too, and kept to the backbone where
+            they lose too much.
+        allow_drop: points that figures of the test split may lose by fewer bits; None: as in
+            `adde.exporting.precision`.
 
     Raises:
         UserError: `out` holds something else, the shards have another schema or no test split,
@@ -55,31 +75,78 @@ def export_bundle(
     with atomic_path(out) as folder:
         folder.mkdir()
         write_graphs(model, folder)
-        golden = make_golden(model, torch_session, pictures)
-        golden.write(folder / GOLDEN)
         bundle = Bundle(folder, model.schema, model.preprocess, model.settings.width, {})
-        batches = -(-index.count(SPLIT) // parity.BATCHES[-1])
-        split = tqdm(
-            read_split(model.preprocess, index),
-            "compare onnxruntime with torch",
-            batches,
-            unit="batch",
-            leave=False,
-            disable=None,
-        )
-        report = parity.measure(torch_session, Session(bundle), split, model.schema)
-        print_report(report)
-        parity.require(report)
+        if precision == "fp32":
+            report = compare(torch_session, bundle, index)
+            parity.require(report)
+            golden, parts = make_golden(model, torch_session, pictures), "all"
+        else:
+            report, parts = reduce_bits(torch_session, bundle, index, precision, allow_drop)
+            golden = make_golden(model, Session(bundle), pictures)
+        golden.write(folder / GOLDEN)
+        report["golden_error_allowed"] = LIMITS[precision].golden_error
         details = {
-            "precision": "fp32",
+            "precision": precision,
+            "parts": parts,
+            "memory": "blocks" if off_block_share(model) <= BLOCK_SHARE else "dense",
             "opset": OPSET,
             "versions": {package: version(package) for package in PACKAGES},
             "parity": report,
             "retrieval": retrieval,
             "source": dict(source),
         }
-        replace(bundle, details=details).write()
+        bundle = replace(bundle, details=details)
+        (folder / CARD).write_text(model_card(bundle), encoding="utf-8")
+        bundle.write()
     return Bundle.read(out)
+
+
+def reduce_bits(
+    torch_session: TorchSession,
+    bundle: Bundle,
+    index: ShardIndex,
+    precision: Precision,
+    allow_drop: float | None,
+) -> tuple[Any, str]:
+    """Replaces a float32 encoder by the smallest that passes the gate; report, and its parts.
+
+    Raises:
+        UserError: none does; the last one's figures.
+    """
+    limit = LIMITS[precision].drop if allow_drop is None else allow_drop
+    assert limit is not None
+    calibration = calibration_pictures(index, bundle.preprocess) if precision == "int8" else []
+    whole = bundle.encoder.read_bytes()
+    *others, last = candidates(precision)
+    for parts in (*others, last):
+        bundle.encoder.write_bytes(whole)
+        reduce(bundle.path, precision, parts, calibration)
+        report = compare(torch_session, bundle, index)
+        try:
+            parity.require_small_drop(report, limit, precision)
+        except UserError as error:
+            if parts == last:
+                raise
+            print(f"{parts}: {error}; trying less")
+            continue
+        return report, parts
+    raise AssertionError("there is a last one")
+
+
+def compare(torch_session: TorchSession, bundle: Bundle, index: ShardIndex) -> Any:
+    """The parity report of the graphs that lie in a bundle's folder, printed too."""
+    batches = -(-index.count(SPLIT) // parity.BATCHES[-1])
+    split = tqdm(
+        read_split(bundle.preprocess, index),
+        "compare onnxruntime with torch",
+        batches,
+        unit="batch",
+        leave=False,
+        disable=None,
+    )
+    report = parity.measure(torch_session, Session(bundle), split, bundle.schema)
+    print_report(report)
+    return report
 
 
 def require_replaceable(out: Path) -> None:
@@ -106,7 +173,7 @@ def read_split(preprocess: Preprocess, index: ShardIndex) -> Iterator[tuple[Pict
         yield pictures, np.stack([sample.labels for sample in batch])
 
 
-def make_golden(model: ADDE, session: TorchSession, pictures: Picture) -> Golden:
+def make_golden(model: ADDE, session: parity.Runs, pictures: Picture) -> Golden:
     """Golden vectors of a few of the pictures."""
     rows = np.unique(np.linspace(0, len(pictures) - 1, GOLDEN_PICTURES).astype(np.int64))
     images = pictures[rows]
@@ -120,6 +187,8 @@ def print_report(report: Any) -> None:
     for size, errors in report["errors_by_batch"].items():
         shown = "  ".join(f"{name} {error:.1e}" for name, error in errors.items())
         print(f"parity at batch {size:>2}: {shown}")
+    points = {k: v for k, v in report["drop"]["points"].items() if v is not None}
+    print("points below torch: " + ", ".join(f"{k} {v:.3f}" for k, v in points.items()))
     ranking = report[f"top{parity.RANKS}"]
     if not ranking["queries"]:
         print(f"parity of the top {parity.RANKS}: not compared, the {SPLIT} split has no query")

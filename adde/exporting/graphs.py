@@ -20,6 +20,10 @@ from adde.preprocess import Picture
 from adde.schema import Vector
 
 OPSET = 20
+BLOCK_SHARE = 1e-5
+"""Share of the memory's norm outside its blocks up to which only the blocks are exported; an
+answer then moves by less than the parity gate can see."""
+
 LARGE = 1_500_000_000
 """Bytes of weights above which they lie beside the graph; protobuf ends at 2 GiB in all."""
 
@@ -46,6 +50,42 @@ class MemoryGraph(nn.Module):
     def forward(self, embeddings: Tensor, indicator: Tensor) -> Tensor:
         """The edit, flat and of length 1."""
         return nn.functional.normalize(self.model.edit(embeddings, indicator).flatten(1), dim=1)
+
+
+class BlockMemoryGraph(nn.Module):
+    """The memory of which only the columns' own blocks are multiplied: 1 / A of the work."""
+
+    def __init__(self, model: ADDE) -> None:
+        super().__init__()
+        schema, width = model.schema, model.settings.width
+        longest = max(schema.sizes)
+        blocks = torch.zeros(len(schema.sizes), longest, width)
+        places = torch.full((len(schema.sizes), longest), schema.num_values)
+        for column, attribute in enumerate(schema.attribute_of_column.tolist()):
+            place = column - schema.offsets[attribute]
+            rows = slice(attribute * width, (attribute + 1) * width)
+            blocks[attribute, place] = model.memory.weight[rows, column].detach()
+            places[attribute, place] = column
+        self.register_buffer("blocks", blocks)
+        self.register_buffer("places", places.flatten())
+
+    blocks: Tensor
+    places: Tensor
+
+    def forward(self, embeddings: Tensor, indicator: Tensor) -> Tensor:
+        """The edit, flat and of length 1."""
+        # Attributes have different numbers of values; what is missing is a column of zeros.
+        padded = nn.functional.pad(indicator, (0, 1)).index_select(1, self.places)
+        own = padded.unflatten(1, self.blocks.shape[:2]).transpose(0, 1)
+        edited = embeddings + torch.bmm(own, self.blocks).transpose(0, 1)
+        return nn.functional.normalize(edited.flatten(1), dim=1)
+
+
+def off_block_share(model: ADDE) -> float:
+    """||N o M|| / ||M||: how much of the memory lies outside its columns' own blocks."""
+    weight = model.memory.weight.detach().double()
+    norm = weight.norm().item()
+    return (weight * model.memory.off_block).norm().item() / norm if norm else 0.0
 
 
 class TorchSession:
@@ -87,7 +127,9 @@ def write_graphs(model: ADDE, folder: Path) -> None:
             f"{OPSET}: {error}"
         ) from error
     inputs = {"embeddings": embeddings, "indicator": indicator}
-    _export(MemoryGraph(model), inputs, ("query",), folder / MEMORY)
+    blocks = off_block_share(model) <= BLOCK_SHARE
+    memory = BlockMemoryGraph(model) if blocks else MemoryGraph(model)
+    _export(memory, inputs, ("query",), folder / MEMORY)
 
 
 def _export(

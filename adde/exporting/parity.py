@@ -10,13 +10,24 @@ from typing import Any, Protocol
 import numpy as np
 
 from adde.errors import UserError
-from adde.metrics import Edit, Places, manipulation_queries, predicted_labels, rank_edits
+from adde.metrics import (
+    Edit,
+    Places,
+    attribute_accuracy,
+    evaluate_edits,
+    manipulation_queries,
+    predicted_labels,
+    rank_edits,
+)
 from adde.preprocess import Picture
 from adde.schema import Labels, Schema, Vector
 
 BATCHES = (1, 2, 7, 64)
 MAX_ERROR = 1e-4
 """Of any output, relative to its largest absolute value."""
+
+BOUNDED = ("hit@30", "ndcg@30", "accuracy")
+"""Figures that fewer bits may lower by a bounded number of points."""
 
 RANKS = 30
 MIN_IDENTICAL = 0.999
@@ -63,11 +74,30 @@ def measure(
         "errors_by_batch": errors,
         f"top{RANKS}": _rankings((ours, theirs), encoded, labels, schema),
         "min_identical": MIN_IDENTICAL,
+        "drop": {"points": _drop((ours, theirs), encoded, labels, schema)},
     }
 
 
+def require_small_drop(report: Any, allowed: float, precision: str) -> None:
+    """The gate of fewer bits: figures of the test split may be `allowed` points below torch's.
+
+    Raises:
+        UserError: one is further below; names it.
+    """
+    report["drop"]["allowed"] = allowed
+    points = {name: value for name, value in report["drop"]["points"].items() if value is not None}
+    # Written so that a NaN fails, too.
+    failing = [f"{name} by {value:.2f}" for name, value in points.items() if not value <= allowed]
+    if failing:
+        raise UserError(
+            f"{precision}: expected figures of the test split at most {allowed:g} points below "
+            f"torch's, found lower {', '.join(failing)}; allow it with --allow-drop, or export "
+            "with more bits"
+        )
+
+
 def require(report: Any) -> None:
-    """The gate. Raises UserError with the figures that fail."""
+    """The gate of float32. Raises UserError with the figures that fail."""
     failures: list[str] = []
     # Written so that a NaN fails, too.
     if not report["max_error"] <= MAX_ERROR:
@@ -155,6 +185,21 @@ def _rankings(
         "identical": 1 - apart / len(queries) if len(queries) else None,
         "exchanged_ties": len(differ) - apart,
     }
+
+
+def _drop(
+    sides: tuple[Runs, Runs], encoded: list[Encoded], labels: Labels, schema: Schema
+) -> dict[str, float | None]:
+    """By figure, how many points of 100 theirs is below ours; None where there is no query."""
+    figures: list[dict[str, float]] = []
+    for side, (embeddings, logits) in zip(sides, encoded):
+        predicted = predicted_labels(logits, schema)
+        found = {"accuracy": attribute_accuracy(predicted, labels, schema.names)["mean"]}
+        if len(manipulation_queries(labels)):
+            found |= evaluate_edits(embeddings, logits, labels, schema, side.edit)
+        figures.append(found)
+    ours, theirs = figures
+    return {name: 100 * (ours[name] - theirs[name]) if name in ours else None for name in BOUNDED}
 
 
 def _doubled(array: Vector) -> Any:

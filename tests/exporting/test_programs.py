@@ -67,8 +67,10 @@ def test_a_run_becomes_a_bundle_that_checks(monkeypatch, capsys, tmp_path, run):
     assert details["source"]["step"] == 17
     program(monkeypatch, "check.py", "--bundle", out)
     lines = capsys.readouterr().out.splitlines()
-    assert "whole; 3 attributes x 6, 7 values, 32 px, fp32, opset 20" in lines[0]
-    assert [line.split()[0] for line in lines[2:]] == ["1", "2", "7", "64"]
+    assert "3 attributes x 6, 7 values, 32 px, fp32 (all), memory dense, opset 20" in lines[0]
+    assert [line.split()[:3] for line in lines[2:]] == [
+        ["fp32", "cpu", size] for size in ("1", "2", "7", "64")
+    ]
 
 
 @pytest.mark.parametrize("size", [30_000, 250_000])

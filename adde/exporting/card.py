@@ -1,0 +1,79 @@
+"""The model card that lies in a bundle: what it knows, how well, and what it was not made for."""
+
+from typing import Any
+
+from adde.bundle import Bundle
+
+FIGURES = ("hit@1", "hit@10", "hit@30", "ndcg@30")
+
+
+def model_card(bundle: Bundle) -> str:
+    """README.md of a bundle, from what bundle.json says."""
+    details, schema = bundle.details, bundle.schema
+    source = details["source"]
+    side = bundle.preprocess.size
+    lines = [
+        f"# {source.get('run', 'ADDE')}",
+        "",
+        "An Attribute-Driven Disentangled Encoder (Hou et al., ICCV 2021): pictures become a row "
+        "of attribute subspaces, and a memory of prototypes edits one attribute and leaves the "
+        "rest. Search with it by `adde.serving.Searcher`, or run the two graphs with onnxruntime.",
+        "",
+        f"- encoder.onnx: pictures (B, {side}, {side}, 3) uint8 -> embeddings "
+        f"(B, {len(schema.sizes)}, {bundle.width}), logits (B, {schema.num_values}); "
+        f"{_in_words(details)}",
+        f"- memory.onnx: embeddings, indicator (B, {schema.num_values}) -> query "
+        f"(B, {len(schema.sizes) * bundle.width}), of length 1; {details['memory']}",
+        "",
+        "## Data",
+        "",
+        "".join(f"{key}: {value}. " for key, value in source.items()).strip() or "Not said.",
+        "",
+        "| attribute | values |",
+        "| --- | --- |",
+        *(f"| {a.name} | {', '.join(a.values)} |" for a in schema.attributes),
+        "",
+        "## Metrics",
+        "",
+        *_metrics(details["retrieval"]),
+        *_drop(details),
+        "",
+        "## Limits",
+        "",
+        "It tells apart the values above and no others, on pictures like those of its catalogue: "
+        "the same framing, light and kind of item. An attribute that cannot be seen in a picture "
+        "follows what can be seen. Figures of other catalogues do not carry over; measure on your "
+        "own with train/evaluate.py. It was not made to recognise people.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _in_words(details: Any) -> str:
+    parts = details["parts"]
+    return details["precision"] + ("" if parts == "all" else f" ({parts})")
+
+
+def _metrics(retrieval: Any) -> list[str]:
+    if not retrieval:
+        return ["The checkpoint was not evaluated before it was exported."]
+    rows = {"this model": retrieval["adde"], **retrieval.get("baselines", {})}
+    lines = [
+        f"Attribute manipulation retrieval on the {retrieval['split']} split:",
+        "",
+        "| | " + " | ".join(FIGURES) + " |",
+        "| --- |" + " ---: |" * len(FIGURES),
+    ]
+    for name, row in rows.items():
+        cells = (f"{row[key]:.3f}" if key in row else "-" for key in FIGURES)
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    accuracy = retrieval.get("attribute_accuracy", {}).get("mean")
+    return lines if accuracy is None else [*lines, "", f"Mean attribute accuracy: {accuracy:.3f}"]
+
+
+def _drop(details: Any) -> list[str]:
+    drop = details["parity"].get("drop")
+    if not drop:
+        return []
+    shown = ", ".join(f"{k} {v:.2f}" for k, v in drop["points"].items() if v is not None)
+    return ["", f"Points lost by {details['precision']} on the test split: {shown}."]

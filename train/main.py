@@ -34,16 +34,16 @@ def train_stage(run: Run, name: str, stage: EncoderStage | AddeStage) -> None:
 
     for step in run.steps():
         rate = learning_rate(stage.schedule, step, run.total_steps, run.order.steps_per_epoch)
-        run.optimizer.set_rate(rate)
+        run.strategy.set_rate(rate)
         stopping = False
         for part in range(accumulation):
             batch, draws = run.next_batch()
-            with run.sync_gradients(part == accumulation - 1):
+            with run.strategy.micro_batch(last=part == accumulation - 1):
                 terms = terms_of(run.model, batch, draws)
                 loss, scalars, stopping = global_mean(terms, stage, run.stop_asked)
-                run.accelerator.backward(loss / accumulation)
+                run.strategy.backward(loss)
             run.meter.add(scalars, len(batch.labels))
-        norm = run.optimizer.step()
+        norm = run.strategy.step()
 
         run.log(name, rate, norm)
         if run.evaluation_due(step):

@@ -205,6 +205,10 @@ class Config:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of the forward pass; losses and embeddings stay in float32."""
 
+    batch_norm: Literal["auto", "sync", "local"] = "auto"
+    """Batch norms' statistics in training: sync: of the micro-batches of all ranks, as if one rank
+    had them; local: of each rank's own; auto: sync where a rank's has fewer than 32 items."""
+
     margin: float = 0.5
     """m of all triplet losses."""
 

@@ -1,8 +1,7 @@
 """A run: everything the visible loop in train/main.py stands on."""
 
-import contextlib
+import copy
 import math
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -11,11 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
 from tqdm import tqdm
 
-from adde.distributed import rank, world_size
+from adde.distributed import rank, sum_over_ranks, world_size
 from adde.errors import UserError
 from adde.model import ADDE
 from adde.schema import Schema
@@ -23,15 +20,16 @@ from adde.shards.index import ShardIndex
 from adde.shards.loader import Batch, Batches, RankShare, load_batches
 from adde.shards.order import SampleOrder
 from adde.training import checkpoint as checkpoints
+from adde.training.batch_norm import synchronise
 from adde.training.checkpoint import Checkpoint, Position
 from adde.training.config import CONFIG_NAME, Config, Schedule, first_difference, write_config
-from adde.training.evaluation import Evaluator, picture_rows, validate
+from adde.training.evaluation import Encoded, Evaluator, picture_rows, validate
 from adde.training.faults import Faults
 from adde.training.meter import Meter
 from adde.training.objectives import Objective
-from adde.training.optimisation import StageOptimizer, build_optimizer
 from adde.training.report import write_report
 from adde.training.stopping import StopSignals
+from adde.training.strategies import Replicated, open_accelerator, open_strategy
 from adde.training.tracking import Tracker
 
 STAGES = ("encoder", "adde")
@@ -46,7 +44,7 @@ class Run:
 
     def __init__(self, config: Config, resume: bool) -> None:
         self.config = config
-        self.accelerator = _open_accelerator(config)
+        self.accelerator = open_accelerator(config)
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
         self.index = ShardIndex.read(config.data.shards)
         self.index.split("val")
@@ -63,6 +61,10 @@ class Run:
 
         torch.manual_seed(config.seed)
         self._bare = ADDE(config.model, self.index.schema).to(self.device)
+        synchronise(self._bare, config, self.device)
+        # Whole and averaged weights, for evaluation and checkpoints.
+        self._average = copy.deepcopy(self._bare) if config.optimizer.ema else None
+        self._strategy: Replicated | None = None
         self.objective = Objective(self.index.schema, config.augmentation, config.margin)
         self.position = Position(STAGES[0], 0, 0)
         self._checkpoint = checkpoint
@@ -105,19 +107,18 @@ class Run:
             self.position = Position(name, 0, at.step)
         # Prototypes have no part in the first stage, and no gradient: DDP would wait for one.
         self._bare.memory.requires_grad_(name != "encoder")
-        self.accelerator.free_memory()
-        self.accelerator.unwrap_model(self._bare, keep_fp32_wrapper=False)
-        # Still marked as prepared, it would be left as it is: without autocast in the next stage.
-        self._bare.__dict__.pop("_is_accelerate_prepared", None)
-        optimizer = build_optimizer(self.config.optimizer, self._bare)
-        self.model, prepared = self.accelerator.prepare(self._bare, optimizer)
-        self.optimizer = StageOptimizer(
-            self.accelerator, self.config.optimizer, self.model, prepared
-        )
-        self._torch_optimizer = optimizer
-        self._restore_optimizer(name)
+        self._close_strategy()
+        self._strategy = open_strategy(self.accelerator, self._bare, self.config)
+        self._restore_strategy(name)
+        self.model = self._strategy.model
         self.model.train()
         return self.position.stage_step < self.total_steps
+
+    @property
+    def strategy(self) -> Replicated:
+        """The model, gradients and optimiser of the stage entered last."""
+        assert self._strategy is not None
+        return self._strategy
 
     def steps(self) -> Iterator[int]:
         """The stage's steps still to do, under a progress bar."""
@@ -158,10 +159,6 @@ class Run:
         draws = torch.Generator().manual_seed(_seed(self.config.seed, number))
         return batch.to(self.device), draws
 
-    def sync_gradients(self, now: bool) -> contextlib.AbstractContextManager[Any]:
-        """Gradients are averaged over ranks only with a step's last micro-batch."""
-        return contextlib.nullcontext() if now else self.accelerator.no_sync(self.model)
-
     def log(self, stage: str, rate: float, norm: float) -> None:
         """Writes one step's figures to the log, the dashboard and the progress bar."""
         self.position = Position(stage, self.position.stage_step + 1, self.position.step + 1)
@@ -185,16 +182,16 @@ class Run:
         """Sets the memory to the prototypes of the encoder as it stands (stage 2)."""
         if self.position.stage == "adde":
             return
-        if self._averaged is not None:
-            self._bare.load_state_dict(self._averaged.state_dict())
-        prototypes, counts = self._evaluator.prototypes(self._bare)
+        model = self._gather()
+        prototypes, counts = self._evaluator.prototypes(model)
+        self._close_strategy()
+        if model is not self._bare:
+            self._bare.load_state_dict(model.state_dict())
         self._bare.memory.set_prototypes(prototypes.to(self.device))
         empty = [n for n, c in zip(value_names(self.index.schema), counts.tolist()) if not c]
         if empty and self.main:
             print(f"warning: no training item shows {', '.join(empty)}: their prototypes are zero")
         self.position = Position("adde", 0, self.position.step)
-        self._torch_optimizer.state.clear()
-        self.optimizer.averaged = None
         self.evaluate()
         self.save()
 
@@ -207,28 +204,36 @@ class Run:
 
     def evaluate(self) -> None:
         """Validates the weights that would be exported; in stage 3 the best are kept."""
-        model = self._evaluated
+        model = self._gather()
         encoded = self._evaluator.encode(model, "val")
-        if self.main:
-            figures = validate(model, encoded)
-            if self.position.stage == "encoder":
-                # There is no memory yet: what an edit answers means nothing.
-                figures = {"accuracy": figures["accuracy"]}
-            rows = picture_rows(self.index, "val", model, encoded, self.config.evaluation.rows)
-            self._tracker.log_evaluation(
-                self.position.step,
-                {f"val/{name}": value for name, value in figures.items()},
-                rows if self.position.stage == "adde" else [],
-                model.memory.weight.detach().float().cpu().numpy().T,
-                value_names(self.index.schema),
-                self.index.schema.sizes,
-            )
-            shown = ", ".join(f"{k} {v:.4f}" for k, v in figures.items() if k != "queries")
-            tqdm.write(f"step {self.position.step}: {shown}")
-            if self.position.stage == "adde" and checkpoints.is_best(self.config.run, figures):
-                checkpoints.mark_best(self.config.run, self.save(), figures)
+        figures = self._log_evaluation(model, encoded) if self.main else {}
+        better = self.position.stage == "adde" and self.main
+        better = better and checkpoints.is_best(self.config.run, figures)
+        # Saving takes all ranks, and the main one alone knows.
+        if sum_over_ranks(torch.tensor([float(better)], device=self.device)).item():
+            path = self.save()
+            if self.main:
+                checkpoints.mark_best(self.config.run, path, figures)
         self.accelerator.wait_for_everyone()
         self.meter.restart()
+
+    def _log_evaluation(self, model: ADDE, encoded: Encoded) -> dict[str, float]:
+        figures = validate(model, encoded)
+        if self.position.stage == "encoder":
+            # There is no memory yet: what an edit answers means nothing.
+            figures = {"accuracy": figures["accuracy"]}
+        rows = picture_rows(self.index, "val", model, encoded, self.config.evaluation.rows)
+        self._tracker.log_evaluation(
+            self.position.step,
+            {f"val/{name}": value for name, value in figures.items()},
+            rows if self.position.stage == "adde" else [],
+            model.memory.weight.detach().float().cpu().numpy().T,
+            value_names(self.index.schema),
+            self.index.schema.sizes,
+        )
+        shown = ", ".join(f"{k} {v:.4f}" for k, v in figures.items() if k != "queries")
+        tqdm.write(f"step {self.position.step}: {shown}")
+        return figures
 
     def checkpoint_due(self, step: int, stopping: bool) -> bool:
         """At the set pace, at the end of the stage, and before a stop."""
@@ -239,15 +244,21 @@ class Run:
         )
 
     def save(self) -> Any:
-        """Writes a checkpoint on the main rank and deletes those no longer kept."""
+        """Writes a checkpoint and deletes those no longer kept; called on all ranks.
+
+        What lies cut over the ranks is made whole first, so that any strategy on any number of
+        ranks goes on from it. Returns its path, on the main rank.
+        """
+        averaged = self._gather()
+        optimizer = self._strategy.optimizer_state() if self._strategy else {}
         if not self.main:
             return None
         path = checkpoints.save_checkpoint(
             self.config.run,
             self.position,
             self._bare,
-            self._torch_optimizer,
-            self._averaged,
+            optimizer,
+            None if averaged is self._bare else averaged,
             self.config,
             self.index.schema,
             self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
@@ -293,14 +304,22 @@ class Run:
 
     # Inside
 
-    @property
-    def _averaged(self) -> torch.nn.Module | None:
-        averaged = self.optimizer.averaged
-        return None if averaged is None else averaged.module
+    def _gather(self) -> ADDE:
+        """Brings the whole weights up to date, on all ranks; those that would be exported."""
+        if self._strategy is None:
+            return self._bare.to(self.device)
+        self._strategy.copy_to(self._bare)
+        averages = self._strategy.averaged
+        if self._average is None or averages is None or not averages.tensors:
+            return self._bare.to(self.device)
+        self._strategy.copy_to(self._average, averages.tensors)
+        return self._average.to(self.device)
 
-    @property
-    def _evaluated(self) -> Any:
-        return self._bare if self._averaged is None else self._averaged
+    def _close_strategy(self) -> None:
+        if self._strategy is not None:
+            self._strategy.close()
+        self._strategy = None
+        self._bare.to(self.device)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         where = str(checkpoint.path)
@@ -311,15 +330,15 @@ class Run:
         if self.main:
             print(f"resuming at step {self.position.step} from {where}")
 
-    def _restore_optimizer(self, stage: str) -> None:
+    def _restore_strategy(self, stage: str) -> None:
         checkpoint, self._checkpoint = self._checkpoint, None
-        if checkpoint is None or checkpoint.position.stage != stage:
+        if checkpoint is None or checkpoint.position.stage != stage or self._strategy is None:
             return
-        checkpoint.restore_optimizer(self._torch_optimizer, self._bare)
-        averaged = self.optimizer.averaged
-        if averaged is not None and (checkpoint.path / "ema.safetensors").exists():
-            averaged.module.load_state_dict(checkpoint.tensors("ema.safetensors"))
-            averaged.n_averaged.fill_(checkpoint.position.stage_step)
+        averaged = (checkpoint.path / "ema.safetensors").exists()
+        self._strategy.restore(
+            checkpoint.tensors("optimizer.safetensors"),
+            checkpoint.tensors("ema.safetensors") if averaged else None,
+        )
         if self.accelerator.scaler and checkpoint.state["scaler"]:
             self.accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
 
@@ -331,24 +350,6 @@ def value_names(schema: Schema) -> list[str]:
 
 def _seed(*key: int) -> int:
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _open_accelerator(config: Config) -> Accelerator:
-    handlers: list[Any] = []
-    # Without being told, Accelerate under DeepSpeed takes CPU ranks for lone processes.
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available():
-        handlers.append(InitProcessGroupKwargs(backend="gloo"))
-    precision = "no" if config.precision == "fp32" else config.precision
-    try:
-        accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=handlers)
-    except ValueError as error:
-        raise UserError(f"precision: {config.precision!r} cannot be had here: {error}") from None
-    # Accelerate would train in float32 and say nothing.
-    if config.precision == "fp16" and accelerator.device.type == "cpu":
-        raise UserError(
-            "precision: expected fp32 or bf16 on the CPU, found fp16, which needs a GPU"
-        )
-    return accelerator
 
 
 def _check_batch(config: Config) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from adde.distributed import RankRows, world_size
 from adde.training.config import Config
+from adde.training.shares import micro_batch
 
 SMALL = 32
 """Items on a rank below which its own statistics are too noisy."""
@@ -19,8 +20,8 @@ def synchronise(model: nn.Module, config: Config, device: torch.device) -> None:
     Names and shapes of the model's state stay. On GPUs they become torch's SyncBatchNorm, which
     has no CPU kernel; on the CPU the same sums go through the project's own gather.
     """
-    micro_batch = config.data.batch_size // (config.data.accumulation * world_size())
-    wanted = config.batch_norm == "sync" or (config.batch_norm == "auto" and micro_batch < SMALL)
+    small = micro_batch(config.data, world_size()) < SMALL
+    wanted = config.batch_norm == "sync" or (config.batch_norm == "auto" and small)
     if world_size() == 1 or not wanted:
         return
     if device.type == "cuda":

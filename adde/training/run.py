@@ -28,6 +28,7 @@ from adde.training.faults import Faults
 from adde.training.meter import Meter
 from adde.training.objectives import Objective
 from adde.training.report import write_report
+from adde.training.shares import micro_batch
 from adde.training.stopping import StopSignals
 from adde.training.strategies import Replicated, open_accelerator, open_strategy
 from adde.training.tracking import Tracker
@@ -55,7 +56,7 @@ class Run:
             config.data.window,
             config.data.last_batch,
         )
-        _check_batch(config)
+        micro_batch(config.data, world_size())
         checkpoint = _open_folder(config, resume, self.main)
         self.accelerator.wait_for_everyone()
 
@@ -350,17 +351,6 @@ def value_names(schema: Schema) -> list[str]:
 
 def _seed(*key: int) -> int:
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _check_batch(config: Config) -> None:
-    parts = config.data.accumulation * world_size()
-    if config.data.batch_size % parts:
-        size = config.data.batch_size
-        raise UserError(
-            f"data.batch_size: expected a multiple of {parts} (accumulation "
-            f"{config.data.accumulation} x {world_size()} ranks), found {size}; the nearest is "
-            f"{max(1, round(size / parts)) * parts}"
-        )
 
 
 def _open_folder(config: Config, resume: bool, main: bool) -> Checkpoint | None:

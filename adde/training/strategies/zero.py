@@ -18,6 +18,7 @@ from adde.distributed import rank, world_size
 from adde.model import ADDE
 from adde.training.config import Config
 from adde.training.optimisation import build_optimizer
+from adde.training.shares import micro_batch
 from adde.training.strategies.replicated import Replicated
 
 
@@ -148,13 +149,12 @@ class Zero(Replicated):
 
 def engine_config(launched: dict[str, Any], config: Config) -> dict[str, Any]:
     """DeepSpeed's configuration: topology as launched, everything else from the recipe."""
-    micro_batch = config.data.batch_size // (config.data.accumulation * world_size())
     zero = {key: v for key, v in launched["zero_optimization"].items() if v not in ("auto", None)}
     for key in ("offload_optimizer", "offload_param"):
         if zero.get(key, {}).get("device") in ("none", None):
             zero.pop(key, None)
     return {
-        "train_micro_batch_size_per_gpu": micro_batch,
+        "train_micro_batch_size_per_gpu": micro_batch(config.data, world_size()),
         "gradient_accumulation_steps": config.data.accumulation,
         # 0 does not clip; left out, DeepSpeed would clip at 1.
         "gradient_clipping": config.optimizer.clip_norm,

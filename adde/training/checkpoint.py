@@ -19,7 +19,7 @@ from typing import Any
 
 import safetensors.torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 
 from adde.errors import UserError
 from adde.files import atomic_path, read_json, remove_leftovers, sha256_of_file, write_json
@@ -62,18 +62,22 @@ class Checkpoint:
 def save_checkpoint(
     run: Path,
     position: Position,
-    model: nn.Module,
-    optimizer: dict[str, Tensor],
-    ema: nn.Module | None,
+    files: dict[str, dict[str, Tensor]],
     config: Config,
     schema: Schema,
     scaler: dict[str, Any] | None,
 ) -> Path:
-    """Writes one checkpoint; on the main rank, with whole modules and optimiser state by name."""
+    """Writes one checkpoint, on the main rank.
+
+    Args:
+        run: the run's folder.
+        position: where training stands.
+        files: whole tensors by name: of `model`, `optimizer` and, where there is one, `ema`.
+        config: of the run.
+        schema: of the model.
+        scaler: state of the loss scale, in fp16.
+    """
     path = run / "checkpoints" / f"step-{position.step:08d}"
-    files = {"model": model.state_dict(), "optimizer": optimizer}
-    if ema is not None:
-        files["ema"] = ema.state_dict()
     with atomic_path(path) as temporary:
         temporary.mkdir()
         for name, tensors in files.items():

@@ -140,7 +140,11 @@ class Objective:
             context.ranks.columns(joint.device),
             self.margin,
         )
+        items = torch.tensor([float(len(context.labels))], device=joint.device)
         shares = {
+            # Mined pairs of each item: fewer where accumulation cuts the batch mining sees.
+            "pairs_local": Term(local.counts.sum()[None], items),
+            "pairs_global": Term(whole.counts, items),
             "active_local": Term(local_active.sum()[None].float(), local.counts.sum()[None]),
             "active_global": Term(whole_active.float(), whole.counts),
         }

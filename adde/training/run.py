@@ -1,6 +1,7 @@
 """A run: everything the visible loop in train/main.py stands on."""
 
 import copy
+import functools
 import math
 import signal
 import time
@@ -20,6 +21,7 @@ from adde.shards.index import ShardIndex
 from adde.shards.loader import Batch, Batches, RankShare, load_batches
 from adde.shards.order import SampleOrder
 from adde.training import checkpoint as checkpoints
+from adde.training.background import Background, snapshot
 from adde.training.batch_norm import synchronise
 from adde.training.checkpoint import Checkpoint, Position
 from adde.training.config import CONFIG_NAME, Config, Schedule, first_difference, write_config
@@ -84,6 +86,8 @@ class Run:
         )
         self._stop = StopSignals()
         self.meter = Meter()
+        self._background = Background()
+        self._stalled = 0.0  # seconds that saving took from training since the last step
         self._faults = Faults(config.run, rank())
         if self.main and self.order.dropped_per_epoch:
             print(
@@ -161,7 +165,11 @@ class Run:
         return batch.to(self.device), draws
 
     def log(self, stage: str, rate: float, norm: float) -> None:
-        """Writes one step's figures to the log, the dashboard and the progress bar."""
+        """Writes one step's figures to the log, the dashboard and the progress bar.
+
+        Raises what writing a checkpoint raised since the step before.
+        """
+        self._background.check()
         self.position = Position(stage, self.position.stage_step + 1, self.position.step + 1)
         scalars = self.meter.take(world_size())
         terms = {f"{stage}/{name}": value for name, value in scalars.items()}
@@ -169,8 +177,17 @@ class Run:
         self._faults.require_few(scalars["skipped"], self.config.data, self.order.steps_per_epoch)
         counts = {f"data/{k}": v for k, v in self.order.counts(self.position.step).items()}
         self._tracker.log(
-            self.position.step, {**terms, **speed, **counts, "lr": rate, "grad_norm": norm}
+            self.position.step,
+            {
+                **terms,
+                **speed,
+                **counts,
+                "lr": rate,
+                "grad_norm": norm,
+                "checkpoint_stall": self._stalled,
+            },
         )
+        self._stalled = 0.0
         if self.main:
             self._bar.set_postfix_str(
                 f"loss {scalars['loss']:.3f}, {speed['images_per_second']:.0f} images/s, "
@@ -209,12 +226,11 @@ class Run:
         encoded = self._evaluator.encode(model, "val")
         figures = self._log_evaluation(model, encoded) if self.main else {}
         better = self.position.stage == "adde" and self.main
+        self._background.wait()  # the best so far may still be on its way
         better = better and checkpoints.is_best(self.config.run, figures)
         # Saving takes all ranks, and the main one alone knows.
         if sum_over_ranks(torch.tensor([float(better)], device=self.device)).item():
-            path = self.save()
-            if self.main:
-                checkpoints.mark_best(self.config.run, path, figures)
+            self.save(figures)
         self.accelerator.wait_for_everyone()
         self.meter.restart()
 
@@ -244,28 +260,38 @@ class Run:
             or step + 1 == self.total_steps
         )
 
-    def save(self) -> Any:
-        """Writes a checkpoint and deletes those no longer kept; called on all ranks.
+    def save(self, best: dict[str, float] | None = None) -> None:
+        """Has a checkpoint written and those no longer kept deleted; called on all ranks.
 
         What lies cut over the ranks is made whole first, so that any strategy on any number of
-        ranks goes on from it. Returns its path, on the main rank.
+        ranks goes on from it. Training waits for that and for a copy in the CPU's memory; the
+        disk's work is done beside it. `best` are validation figures that make it the best.
         """
+        started = time.perf_counter()
         averaged = self._gather()
         optimizer = self._strategy.optimizer_state() if self._strategy else {}
-        if not self.main:
-            return None
-        path = checkpoints.save_checkpoint(
-            self.config.run,
-            self.position,
-            self._bare,
-            optimizer,
-            None if averaged is self._bare else averaged,
-            self.config,
-            self.index.schema,
-            self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
-        )
-        checkpoints.delete_old(self.config.run, self.config.checkpoints.keep)
-        return path
+        if self.main:
+            files = {"model": snapshot(self._bare.state_dict()), "optimizer": snapshot(optimizer)}
+            if averaged is not self._bare:
+                files["ema"] = snapshot(averaged.state_dict())
+            scaler = self.accelerator.scaler
+            scale = scaler.state_dict() if scaler else None
+            write = functools.partial(self._write, self.position, files, scale, best)
+            self._background.start(write)
+        self._stalled += time.perf_counter() - started
+
+    def _write(
+        self,
+        position: Position,
+        files: dict[str, dict[str, torch.Tensor]],
+        scaler: dict[str, Any] | None,
+        best: dict[str, float] | None,
+    ) -> None:
+        run, schema = self.config.run, self.index.schema
+        path = checkpoints.save_checkpoint(run, position, files, self.config, schema, scaler)
+        if best is not None:
+            checkpoints.mark_best(run, path, best)
+        checkpoints.delete_old(run, self.config.checkpoints.keep)
 
     @property
     def stop_asked(self) -> bool:
@@ -274,6 +300,7 @@ class Run:
 
     def stop(self) -> None:
         """Ends the program after a stop that all ranks have agreed on."""
+        self._background.wait()
         if self.main:
             tqdm.write(
                 f"stopped after step {self.position.step}; go on with: accelerate launch "
@@ -284,6 +311,7 @@ class Run:
 
     def finish(self) -> None:
         """Says where everything lies."""
+        self._background.wait()
         if self.main:
             self._tracker.close()
             report = write_report(self.config.run)
@@ -298,6 +326,7 @@ class Run:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._background.close()
         self._tracker.close()
         self._stop.close()
         if torch.distributed.is_initialized() and error is None:

@@ -30,7 +30,7 @@ def run(tmp_path, tiny_model, tiny_shards):
     write_config(config, path)
     position = checkpoints.Position("adde", 3, 17)
     saved = checkpoints.save_checkpoint(
-        path, position, tiny_model, {}, None, config, tiny_model.schema, None
+        path, position, {"model": tiny_model.state_dict()}, config, tiny_model.schema, None
     )
     checkpoints.mark_best(path, saved, {"hit@30": 0.5, "hit@10": 0.3, "hit@1": 0.1})
     return path

@@ -1,5 +1,7 @@
 """Checkpoints: whole, found damaged, kept and deleted."""
 
+import threading
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -9,6 +11,7 @@ from adde.errors import UserError
 from adde.model import ADDE, ModelSettings
 from adde.schema import Attribute, Schema
 from adde.training import checkpoint as checkpoints
+from adde.training.background import Background, snapshot
 from adde.training.checkpoint import Position
 from adde.training.config import Config, write_config
 from adde.training.strategies import Replicated
@@ -33,7 +36,8 @@ def trained(tmp_path):
 def save(trained, step):
     run, model, optimizer = trained
     position = Position("encoder", step, step)
-    return checkpoints.save_checkpoint(run, position, model, optimizer, None, CONFIG, SCHEMA, None)
+    files = {"model": snapshot(model.state_dict()), "optimizer": snapshot(optimizer)}
+    return checkpoints.save_checkpoint(run, position, files, CONFIG, SCHEMA, None)
 
 
 def figures(hit_30, hit_1=0.0):
@@ -124,3 +128,33 @@ def test_what_is_no_run_is_named(tmp_path):
         checkpoints.load_model(tmp_path)
     with pytest.raises(UserError, match="found none; train first"):
         checkpoints.load_model(tmp_path, "last")
+
+
+def test_training_goes_on_while_a_checkpoint_is_written_and_hears_of_a_failure():
+    background, written, go_on = Background(), [], threading.Event()
+    background.start(lambda: go_on.wait(10) and written.append(1))
+    background.check()
+    assert not written  # nobody waited
+    go_on.set()
+    background.start(lambda: written.append(2))  # after the first
+    background.wait()
+    assert written == [1, 2]
+
+    def fail():
+        raise UserError("no room")
+
+    background.start(fail)
+    with pytest.raises(UserError, match="no room"):
+        while True:
+            background.check()
+    background.check()  # told once
+    background.close()
+
+
+def test_a_snapshot_is_not_touched_by_training():
+    weight = torch.nn.Parameter(torch.ones(3))
+    taken = snapshot({"weight": weight})
+    with torch.no_grad():
+        weight.zero_()
+    assert taken["weight"].tolist() == [1, 1, 1]
+    assert not taken["weight"].requires_grad

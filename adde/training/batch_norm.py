@@ -71,7 +71,7 @@ def _normalise(norm: Any, input: Tensor) -> Tensor:
     # The variance of all: that within ranks and that between their means.
     mean = (share * means).sum(0)
     variance = (share * (variances + (means - mean).square())).sum(0)
-    _remember(norm, mean.detach(), variance.detach(), float(counts.sum()))
+    _remember(norm, mean.detach(), variance.detach(), counts.detach().sum().item())
     normal = (values - mean.view(shape)) * (variance + norm.eps).rsqrt().view(shape)
     if norm.affine:
         normal = normal * norm.weight.view(shape) + norm.bias.view(shape)

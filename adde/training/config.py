@@ -49,6 +49,10 @@ class Data:
     accumulation: int = 1
     """Forward passes per step; triplets are mined within each one's share of the batch."""
 
+    cached: bool = False
+    """With accumulation, mine triplets in the whole batch all the same: it is encoded twice, first
+    for embeddings alone (GradCache). For batches beyond memory, at one more forward pass."""
+
     workers: int = 2
     """Decoding processes per rank; 0 decodes in the training process."""
 

@@ -125,10 +125,15 @@ class Run:
         assert self._strategy is not None
         return self._strategy
 
+    @property
+    def loads(self) -> int:
+        """Batches that a rank loads for a step: cached embeddings are cut up later."""
+        return 1 if self.config.data.cached else self.config.data.accumulation
+
     def steps(self) -> Iterator[int]:
         """The stage's steps still to do, under a progress bar."""
         start = self.position.stage_step
-        accumulation = self.config.data.accumulation
+        accumulation = self.loads
         first = self.position.step * accumulation
         numbers = range(first, first + (self.total_steps - start) * accumulation)
         share = RankShare(self.order, rank(), world_size(), accumulation)

@@ -8,13 +8,19 @@ is rounding: there, few weights may be another step apart.
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import safetensors.torch
+import torch
+from test_ranks import free_port
+
+from adde.errors import UserError
+from adde.training.config import Config
+from adde.training.strategies import open_accelerator
 
 ROOT = Path(__file__).parents[2]
 RECIPE = """
@@ -58,30 +64,28 @@ slow = pytest.mark.slow
 SHARDED = ["zero1", "zero2", "zero3", "zero3_offload"]
 
 
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
-def launch(file, ranks, recipe, run, *more, status=0):
-    """train/main.py under one of launch/'s files, on CPU ranks; its output."""
+def start(file, ranks, recipe, run, *more, options=()):
+    """train/main.py under one of launch/'s files, on CPU ranks."""
     command = [sys.executable, "-m", "accelerate.commands.launch"]
     command += [f"--config_file=launch/{file}.yaml", f"--num_processes={ranks}"]
-    if ranks > 1 or file.startswith("zero"):
+    if (ranks > 1 or file.startswith("zero")) and not options:
         command += [f"--main_process_port={free_port()}"]
     cpu = {"DS_ACCELERATOR": "cpu"} if file.startswith("zero") else {"ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(
-        [*command, "train/main.py", f"--recipe={recipe}", f"--run={run}", *more],
+    return subprocess.Popen(
+        [*command, *options, "train/main.py", f"--recipe={recipe}", f"--run={run}", *more],
         cwd=ROOT,
         env={**os.environ, **cpu, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=300,
     )
-    assert done.returncode == status, done.stdout
-    return done.stdout
+
+
+def launch(*arguments, status=0):
+    process = start(*arguments)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == status, output
+    return output
 
 
 def log(run):
@@ -180,3 +184,74 @@ def test_adamw_trains_as_one_and_goes_on_in_one_process(file, recipe, tmp_path):
     run = stopped_at(tmp_path / "one", 17, tmp_path / "back")
     launch(file, 2, recipe, run, "--resume", *ADAM)
     same(run, tmp_path / "one", adam=True)
+
+
+@slow
+@pytest.mark.parametrize("file", ["ddp", "fsdp2", "zero2", "zero3"])
+def test_cached_embeddings_train_as_one_plain_batch(file, recipe, tmp_path):
+    # Layer norms: batch norms would see the micro-batches.
+    model = ("--model.backbone=test_vit", "--model.backbone-options", "img_size", "32")
+    launch("cpu", 1, recipe, tmp_path / "plain", *model)
+    cached = ("--data.cached", "--data.accumulation=3")
+    launch(file, 2, recipe, tmp_path / "cached", *model, *cached)
+    same(tmp_path / "cached", tmp_path / "plain")
+
+
+@slow
+@pytest.mark.parametrize("file", ["ddp_nodes", "ddp_nodes_c10d", "fsdp2_nodes"])
+def test_two_machines_train_as_one(file, recipe, one, tmp_path):
+    port = free_port()
+    machines = [
+        start(
+            *(file, 2, recipe, tmp_path / "run"),
+            options=(f"--machine_rank={rank}", f"--main_process_port={port}"),
+        )
+        for rank in (0, 1)
+    ]
+    for machine in machines:
+        output, _ = machine.communicate(timeout=200)
+        assert machine.returncode == 0, output
+    same(tmp_path / "run", one)
+
+
+@slow
+def test_sigusr1_to_the_ranks_saves_and_another_number_of_ranks_goes_on(recipe, one, tmp_path):
+    run = tmp_path / "run"
+    process = start("ddp", 2, recipe, run)
+    while not (run / "log.jsonl").exists() or len(log(run)) < 4:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    # As launch/slurm.sh does, but that other runs of this machine are left alone.
+    subprocess.run(
+        ["pkill", "-USR1", "-f", f"python[0-9.]* (-u )?train/main[.]py .*{run}"], check=True
+    )
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode != 0
+    assert "stopped after step" in output
+    step = log(run)[-1]["step"]
+    assert step < 20
+    assert f"resuming at step {step}" in launch("ddp", 3, recipe, run, "--resume")
+    same(run, one)
+
+
+def test_fp16_is_refused_where_its_loss_scale_would_be_lost(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(UserError, match=r"found fp16, .* use bf16, or launch/ddp\.yaml"):
+        open_accelerator(Config(precision="fp16"))
+
+
+@slow
+@pytest.mark.parametrize("file", ["fsdp2", *SHARDED])
+def test_bf16_stays_near_fp32(file, recipe, one, tmp_path):
+    launch(file, 2, recipe, tmp_path / "run", "--precision=bf16")
+    losses = [
+        [v for x in log(r) for k, v in x.items() if k.endswith("/loss")]
+        for r in (tmp_path / "run", one)
+    ]
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+    state = safetensors.torch.load_file(
+        tmp_path / "run/checkpoints/step-00000020/optimizer.safetensors"
+    )
+    assert {tensor.dtype for tensor in state.values()} == {torch.float32}

@@ -225,7 +225,8 @@ class Loop:
             model, None, accumulation, name="sgd", weight_decay=0.0, clip_norm=0.5
         )
         self.model = model
-        self.config = SimpleNamespace(data=SimpleNamespace(accumulation=accumulation))
+        self.config = SimpleNamespace(data=SimpleNamespace(accumulation=accumulation, cached=False))
+        self.loads = accumulation
         self.objective = SimpleNamespace(encoder=self.terms)
         self.order = SimpleNamespace(steps_per_epoch=PER_EPOCH)
         self.meter = SimpleNamespace(add=lambda scalars, items: self.losses.append(scalars["loss"]))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import runpy
 import shlex
 import shutil
@@ -155,6 +156,17 @@ def test_pick_prints_a_command_that_parses(tiny_shards, tmp_path, capsys, monkey
 def test_a_batch_that_cannot_be_shared_out_names_the_nearest(size, accumulation, ranks, message):
     with pytest.raises(UserError, match=message):
         micro_batch(Data(batch_size=size, accumulation=accumulation), ranks)
+
+
+def test_the_commands_of_the_docs_parse():
+    text = (ROOT / "docs" / "scaling.md").read_text() + (LAUNCH / "README.md").read_text()
+    lines = [shlex.split(line) for line in text.splitlines() if line.startswith("    ")]
+    commands = [line[line.index("launch") :] for line in lines if line[0] == "accelerate"]
+    assert len(commands) == 4
+    for found in commands:
+        launched(found)
+    for name in re.findall(r"launch/[\w/]+\.\w+", text):
+        assert (ROOT / name).exists(), name
 
 
 # Templates
@@ -323,8 +335,7 @@ def launched(call):
     options = dict(zip(call[1:at:2], call[2:at:2]))
     file = options.pop("--config_file")
     assert Path(file).stem in FILES
-    config, resume = parse(call[at + 1 :])
-    assert resume
+    config, _ = parse(call[at + 1 :])
     return {"file": file, **{k.lstrip("-"): v for k, v in options.items()}}, config
 
 
@@ -350,6 +361,7 @@ def test_a_kubernetes_template_fits_its_kind_and_starts_the_right_node(name, stu
             ["bash", "-c", script], env={"PATH": stubs.path, **environment}, check=True, cwd=ROOT
         )
     for call in stubs.calls("accelerate"):
+        assert "--resume" in call
         options, config = launched(call)
         assert options["num_machines"] == "2"
         assert options["num_processes"] == "16"

@@ -115,6 +115,7 @@ class Run:
         self._close_strategy()
         self._strategy = open_strategy(self.accelerator, self._bare, self.config)
         self._restore_strategy(name)
+        self._park()
         self.model = self._strategy.model
         self.model.train()
         return self.position.stage_step < self.total_steps
@@ -205,7 +206,7 @@ class Run:
         """Sets the memory to the prototypes of the encoder as it stands (stage 2)."""
         if self.position.stage == "adde":
             return
-        model = self._gather()
+        model = self._gather().to(self.device)
         prototypes, counts = self._evaluator.prototypes(model)
         self._close_strategy()
         if model is not self._bare:
@@ -227,7 +228,7 @@ class Run:
 
     def evaluate(self) -> None:
         """Validates the weights that would be exported; in stage 3 the best are kept."""
-        model = self._gather()
+        model = self._gather().to(self.device)
         encoded = self._evaluator.encode(model, "val")
         figures = self._log_evaluation(model, encoded) if self.main else {}
         better = self.position.stage == "adde" and self.main
@@ -236,6 +237,7 @@ class Run:
         # Saving takes all ranks, and the main one alone knows.
         if sum_over_ranks(torch.tensor([float(better)], device=self.device)).item():
             self.save(figures)
+        self._park()
         self.accelerator.wait_for_everyone()
         self.meter.restart()
 
@@ -342,13 +344,20 @@ class Run:
     def _gather(self) -> ADDE:
         """Brings the whole weights up to date, on all ranks; those that would be exported."""
         if self._strategy is None:
-            return self._bare.to(self.device)
+            return self._bare
         self._strategy.copy_to(self._bare)
         averages = self._strategy.averaged
         if self._average is None or averages is None or not averages.tensors:
-            return self._bare.to(self.device)
+            return self._bare
         self._strategy.copy_to(self._average, averages.tensors)
-        return self._average.to(self.device)
+        return self._average
+
+    def _park(self) -> None:
+        """Whole copies of what is cut over the ranks leave the GPU until they are evaluated."""
+        if self._strategy is not None and self._strategy.sharded:
+            for copied in (self._bare, self._average):
+                if copied is not None:
+                    copied.to("cpu")
 
     def _close_strategy(self) -> None:
         if self._strategy is not None:

@@ -190,10 +190,12 @@ def test_adamw_trains_as_one_and_goes_on_in_one_process(file, recipe, tmp_path):
 @pytest.mark.parametrize("file", ["ddp", "fsdp2", "zero2", "zero3"])
 def test_cached_embeddings_train_as_one_plain_batch(file, recipe, tmp_path):
     # Layer norms: batch norms would see the micro-batches.
-    model = ("--model.backbone=test_vit", "--model.backbone-options", "img_size", "32")
-    launch("cpu", 1, recipe, tmp_path / "plain", *model)
+    options = "backbone_options = {img_size = 32}"
+    text = recipe.read_text().replace('"test_resnet"', f'"test_vit"\n{options}')
+    (tmp_path / "vit.toml").write_text(text)
+    launch("cpu", 1, tmp_path / "vit.toml", tmp_path / "plain")
     cached = ("--data.cached", "--data.accumulation=3")
-    launch(file, 2, recipe, tmp_path / "cached", *model, *cached)
+    launch(file, 2, tmp_path / "vit.toml", tmp_path / "cached", *cached)
     same(tmp_path / "cached", tmp_path / "plain")
 
 

@@ -187,6 +187,16 @@ def test_adamw_trains_as_one_and_goes_on_in_one_process(file, recipe, tmp_path):
 
 
 @slow
+def test_a_run_of_cut_weights_is_exported(recipe, tmp_path):
+    launch("zero3", 2, recipe, tmp_path / "run")
+    program = [sys.executable, "export/to_onnx.py", f"--run={tmp_path / 'run'}"]
+    for which in ("best", "last"):
+        more = [f"--checkpoint={which}", f"--out={tmp_path / which}"]
+        subprocess.run([*program, *more], cwd=ROOT, check=True)
+        assert (tmp_path / which / "encoder.onnx").exists()
+
+
+@slow
 @pytest.mark.parametrize("file", ["ddp", "fsdp2", "zero2", "zero3"])
 def test_cached_embeddings_train_as_one_plain_batch(file, recipe, tmp_path):
     # Layer norms: batch norms would see the micro-batches.

@@ -27,9 +27,9 @@ from adde.shards.loader import BatchStream
 from adde.shards.order import SampleOrder
 from adde.shards.resize import load_for_training
 from adde.shards.shares import RankShare
-from adde.training.config import AddeStage, Augmentation, EncoderStage, Optimizer
+from adde.training.config import AddeStage, Augmentation, Config, EncoderStage, Optimizer
 from adde.training.objectives import Objective, global_mean
-from adde.training.optimisation import StageOptimizer, build_optimizer
+from adde.training.strategies import Replicated
 
 
 def measure(
@@ -107,8 +107,7 @@ def whole_step(
     """The step of train/main.py, and the seconds its parts take, filled as it runs."""
     model = ADDE(settings, index.schema).to(accelerator.device)
     model.memory.requires_grad_(stage == "adde")
-    optimizer = build_optimizer(Optimizer(), model)
-    stepper = StageOptimizer(accelerator, Optimizer(clip_norm=1.0), model, optimizer)
+    stepper = Replicated(accelerator, model, Config(optimizer=Optimizer(clip_norm=1.0)))
     objective = Objective(index.schema, Augmentation(), margin=0.5)
     order = SampleOrder(index.split("train"), batch_size, seed=0)
     share = RankShare(order, rank=0, ranks=1, accumulation=1)

@@ -11,6 +11,7 @@ over the training split; encoder and memory together on manipulation triplets fr
 
 from adde.errors import run_program
 from adde.training.config import AddeStage, EncoderStage, parse
+from adde.training.gradient_cache import cached_backward
 from adde.training.objectives import global_mean
 from adde.training.optimisation import learning_rate
 from adde.training.run import Run
@@ -30,20 +31,25 @@ def train_stage(run: Run, name: str, stage: EncoderStage | AddeStage) -> None:
     if not run.enter(name, stage.schedule):
         return
     terms_of = getattr(run.objective, name)
-    accumulation = run.config.data.accumulation
+    parts = run.config.data.accumulation
 
     for step in run.steps():
         rate = learning_rate(stage.schedule, step, run.total_steps, run.order.steps_per_epoch)
-        run.optimizer.set_rate(rate)
+        run.strategy.set_rate(rate)
         stopping = False
-        for part in range(accumulation):
+        for part in range(run.loads):
             batch, draws = run.next_batch()
-            with run.sync_gradients(part == accumulation - 1):
-                terms = terms_of(run.model, batch, draws)
-                loss, scalars, stopping = global_mean(terms, stage, run.stop_asked)
-                run.accelerator.backward(loss / accumulation)
+            if run.config.data.cached:
+                scalars, stopping = cached_backward(
+                    run.strategy, run.objective, name, stage, batch, draws, parts, run.stop_asked
+                )
+            else:
+                with run.strategy.micro_batch(last=part == parts - 1):
+                    terms = terms_of(run.model, batch, draws)
+                    loss, scalars, stopping = global_mean(terms, stage, run.stop_asked)
+                    run.strategy.backward(loss)
             run.meter.add(scalars, len(batch.labels))
-        norm = run.optimizer.step()
+        norm = run.strategy.step()
 
         run.log(name, rate, norm)
         if run.evaluation_due(step):

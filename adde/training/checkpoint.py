@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 
 from adde.errors import UserError
 from adde.files import atomic_path, read_json, remove_leftovers, sha256_of_file, write_json
@@ -61,46 +60,26 @@ class Checkpoint:
         """Content of one of the safetensors files."""
         return safetensors.torch.load_file(self.path / name)
 
-    def restore_optimizer(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
-        """Puts the optimiser's state back, matching parameters by name."""
-        stored = self.tensors("optimizer.safetensors")
-        state: dict[Tensor, dict[str, Tensor]] = {}
-        parameters = dict(model.named_parameters())
-        for key, value in stored.items():
-            name, _, entry = key.rpartition("/")
-            parameter = parameters[name]
-            # Step counts too: the fused AdamW keeps them with the parameter, and it takes for
-            # granted that averages lie in memory as the parameter does.
-            value = value.to(parameter.device)
-            if value.shape == parameter.shape:
-                value = torch.empty_like(parameter.detach()).copy_(value)
-            state.setdefault(parameter, {})[entry] = value
-        optimizer.state.clear()
-        optimizer.state.update(state)
-
 
 def save_checkpoint(
     run: Path,
     position: Position,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    ema: nn.Module | None,
+    files: dict[str, dict[str, Tensor]],
     config: Config,
     index: ShardIndex,
     scaler: dict[str, Any] | None,
 ) -> Path:
-    """Writes one checkpoint; on the main rank, with the bare (unwrapped) modules."""
+    """Writes one checkpoint, on the main rank.
+
+    Args:
+        run: the run's folder.
+        position: where training stands.
+        files: whole tensors by name: of `model`, `optimizer` and, where there is one, `ema`.
+        config: of the run.
+        index: of the shards that it is trained on, with the model's schema.
+        scaler: state of the loss scale, in fp16.
+    """
     path = run / "checkpoints" / f"step-{position.step:08d}"
-    names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
-    optimizer_state = {
-        f"{names[parameter]}/{entry}": value
-        for parameter, entries in optimizer.state.items()
-        for entry, value in entries.items()
-        if isinstance(value, Tensor)
-    }
-    files = {"model": model.state_dict(), "optimizer": optimizer_state}
-    if ema is not None:
-        files["ema"] = ema.state_dict()
     with atomic_path(path) as temporary:
         temporary.mkdir()
         for name, tensors in files.items():

@@ -49,6 +49,10 @@ class Data:
     accumulation: int = 1
     """Forward passes per step; triplets are mined within each one's share of the batch."""
 
+    cached: bool = False
+    """With accumulation, mine triplets in the whole batch all the same: it is encoded twice, first
+    for embeddings alone (GradCache). For batches beyond memory, at one more forward pass."""
+
     workers: int = 2
     """Decoding processes per rank; 0 decodes in the training process."""
 
@@ -204,6 +208,10 @@ class Config:
 
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of the forward pass; losses and embeddings stay in float32."""
+
+    batch_norm: Literal["auto", "sync", "local"] = "auto"
+    """Batch norms' statistics in training: sync: of the micro-batches of all ranks, as if one rank
+    had them; local: of each rank's own; auto: sync where a rank's has fewer than 32 items."""
 
     margin: float = 0.5
     """m of all triplet losses."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from adde import losses
 from adde.distributed import RankRows, sum_over_ranks, world_size
 from adde.losses import Term
-from adde.mining import draw_edits, joint_labels, semihard_negatives
+from adde.mining import Edits, draw_edits, joint_labels, semihard_negatives
 from adde.model import Forward, multi_hot
 from adde.schema import Schema
 from adde.shards.loader import Batch
@@ -45,28 +45,63 @@ class Objective:
 
         `ranks` says how the global batch is shared out; None: as many items on every rank.
         """
-        ranks = ranks or RankRows.equal(len(batch.labels))
-        out = model(self._augment(batch, draws, ranks))
-        context = _Context.gather(out.embeddings, batch.labels, ranks)
-        terms, shares = self._label_triplets(context)
-        terms["cls"] = losses.classification(out.logits, batch.labels, self.schema.sizes)
-        return Terms(terms, {**shares, "skipped": _skipped(batch)})
+        plan = self.plan("encoder", batch.labels, draws, ranks)
+        return self.terms("encoder", model(*self.inputs(plan, batch.images)), batch, plan)
 
     def adde(
         self, model: Any, batch: Batch, draws: torch.Generator, ranks: RankRows | None = None
     ) -> Terms:
         """Stage 3: manipulation triplets mined in the global batch; `ranks` as in `encoder`."""
-        ranks = ranks or RankRows.equal(len(batch.labels))
-        images = self._augment(batch, draws, ranks)
-        labels = batch.labels
+        plan = self.plan("adde", batch.labels, draws, ranks)
+        return self.terms("adde", model(*self.inputs(plan, batch.images)), batch, plan)
+
+    # The parts of both, for those who encode a batch in pieces
+
+    def plan(
+        self, stage: str, labels: Tensor, draws: torch.Generator, ranks: RankRows | None = None
+    ) -> "Plan":
+        """All that is drawn for this rank's items, of labels (b, A), before they are encoded."""
+        ranks = ranks or RankRows.equal(len(labels))
+        # Every rank draws for the whole global batch, so that draws follow items, not ranks.
+        moves = ranks.local(_uniform((sum(ranks.counts), DRAWS), draws, labels.device))
         all_labels = ranks.gather(labels)
+        if stage == "encoder":
+            return Plan(ranks, moves, all_labels)
         noise = _uniform((len(all_labels), self.schema.num_values + 1), draws, labels.device)
         offsets = labels.new_tensor(self.schema.offsets)
         edits = draw_edits(labels, all_labels, ranks.local(noise[:, 1:]), noise[:, 0], offsets)
-        own_hot = multi_hot(labels, self.schema)
-        out = model(images, own_hot, multi_hot(edits.targets, self.schema))
+        hot = (multi_hot(labels, self.schema), multi_hot(edits.targets, self.schema))
+        return Plan(ranks, moves, all_labels, edits, hot)
 
-        context = _Context.gather(out.embeddings, labels, ranks, all_labels)
+    def inputs(self, plan: "Plan", images: Tensor, rows: slice = slice(None)) -> tuple[Tensor, ...]:
+        """What the model is given for some rows of this rank's images (b, S, S, 3) uint8."""
+        moved = augment(images[rows], plan.moves[rows], self.augmentation)
+        return (moved, *(hot[rows] for hot in plan.hot))
+
+    def terms(self, stage: str, out: Forward, batch: Batch, plan: "Plan") -> Terms:
+        """The stage's losses of what the model gave for all of this rank's items."""
+        context = _Context(
+            out.embeddings,
+            batch.labels,
+            plan.ranks.gather(out.embeddings),
+            plan.all_labels,
+            plan.ranks,
+        )
+        terms, shares = self._label_triplets(context)
+        shares["skipped"] = _skipped(batch)
+        if plan.edits is None:
+            terms["cls"] = losses.classification(out.logits, batch.labels, self.schema.sizes)
+            return Terms(terms, shares)
+        return self._manipulation_terms(out, context, plan.edits, Terms(terms, shares))
+
+    def _manipulation_terms(
+        self, out: Forward, context: "_Context", edits: Edits, found: Terms
+    ) -> Terms:
+        terms, shares = found.losses, found.shares
+        labels, all_labels, ranks = context.labels, context.all_labels, context.ranks
+        assert out.edited is not None
+        assert out.own_prototypes is not None and out.target_prototypes is not None
+        assert out.off_block is not None
         queries = losses.normalise(out.edited.flatten(1))
         refs = losses.normalise(context.all_embeddings.flatten(1))
         negative, has_negative = semihard_negatives(
@@ -75,8 +110,6 @@ class Objective:
         roles = sum_over_ranks(losses.triplet_roles(edits, negative, has_negative, len(all_labels)))
         as_positive, as_negative = ranks.local(roles.T).unbind(1)
         usable = edits.usable.float()
-
-        terms, shares = self._label_triplets(context)
         terms["cls"] = self._classification(
             out, labels, edits.targets, usable, as_positive, as_negative
         )
@@ -97,7 +130,7 @@ class Objective:
         everyone = torch.tensor([float(len(labels))], device=labels.device)
         shares["exact_targets"] = Term(edits.exact.float().sum()[None], everyone)
         shares["usable_edits"] = Term(usable.sum()[None], everyone)
-        return Terms(terms, {**shares, "skipped": _skipped(batch)})
+        return found
 
     def _classification(
         self,
@@ -140,16 +173,30 @@ class Objective:
             context.ranks.columns(joint.device),
             self.margin,
         )
+        items = torch.tensor([float(len(context.labels))], device=joint.device)
         shares = {
+            # Mined pairs of each item: fewer where accumulation cuts the batch mining sees.
+            "pairs_local": Term(local.counts.sum()[None], items),
+            "pairs_global": Term(whole.counts, items),
             "active_local": Term(local_active.sum()[None].float(), local.counts.sum()[None]),
             "active_global": Term(whole_active.float(), whole.counts),
         }
         return {"local_triplet": local, "global_triplet": whole}, shares
 
-    def _augment(self, batch: Batch, draws: torch.Generator, ranks: RankRows) -> Tensor:
-        """Every rank draws for the whole global batch, so that draws follow items, not ranks."""
-        everyone = _uniform((sum(ranks.counts), DRAWS), draws, batch.images.device)
-        return augment(batch.images, ranks.local(everyone), self.augmentation)
+
+@dataclass(frozen=True)
+class Plan:
+    """What is drawn for a rank's b items of the global batch of M."""
+
+    ranks: RankRows
+    moves: Tensor
+    """(b, DRAWS) float32, of the augmentation."""
+    all_labels: Tensor
+    """(M, A) int64."""
+    edits: Edits | None = None
+    """Of stage 3."""
+    hot: tuple[Tensor, ...] = ()
+    """Multi-hot labels before and after the edit, (b, V) float32 each."""
 
 
 @dataclass(frozen=True)
@@ -161,13 +208,6 @@ class _Context:
     all_embeddings: Tensor
     all_labels: Tensor
     ranks: RankRows
-
-    @classmethod
-    def gather(
-        cls, embeddings: Tensor, labels: Tensor, ranks: RankRows, all_labels: Tensor | None = None
-    ) -> "_Context":
-        all_labels = ranks.gather(labels) if all_labels is None else all_labels
-        return cls(embeddings, labels, ranks.gather(embeddings), all_labels, ranks)
 
 
 def global_mean(

@@ -4,9 +4,8 @@ import math
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from adde.training.config import Optimizer, Schedule
 
@@ -38,31 +37,21 @@ def build_optimizer(settings: Optimizer, model: nn.Module) -> torch.optim.Optimi
     return torch.optim.AdamW(groups, lr=0.0, fused=True)
 
 
-class StageOptimizer:
-    """The optimiser of one stage, with clipping and averaging, as the loop uses it."""
+class Averages:
+    """Exponential moving averages of named tensors, from the first step's values on."""
 
-    def __init__(
-        self, accelerator: Accelerator, settings: Optimizer, model: nn.Module, optimizer: Any
-    ) -> None:
-        self._accelerator, self._settings = accelerator, settings
-        self._model, self._optimizer = model, optimizer
-        self._bare: Any = accelerator.unwrap_model(model)
-        self.averaged: AveragedModel | None = None
-        if settings.ema:
-            average = get_ema_multi_avg_fn(settings.ema)
-            self.averaged = AveragedModel(self._bare, multi_avg_fn=average, use_buffers=True)
+    def __init__(self, decay: float) -> None:
+        self._average = get_ema_multi_avg_fn(decay)
+        self.tensors: dict[str, Tensor] = {}
 
-    def set_rate(self, rate: float) -> None:
-        """Sets the learning rate of all groups."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
-
-    def step(self) -> float:
-        """Clips, steps, averages, clears; returns the gradient's global norm before clipping."""
-        largest = self._settings.clip_norm or math.inf
-        norm = self._accelerator.clip_grad_norm_(self._model.parameters(), largest)
-        self._optimizer.step()
-        self._optimizer.zero_grad()
-        if self.averaged is not None:
-            self.averaged.update_parameters(self._bare)
-        return float(norm) if norm is not None else 0.0
+    @torch.no_grad()
+    def update(self, current: dict[str, Tensor]) -> None:
+        """Moves the averages towards `current`; counters (integers) are taken as they are."""
+        if not self.tensors:
+            self.tensors = {name: value.detach().clone() for name, value in current.items()}
+            return
+        floating = [name for name, value in current.items() if value.is_floating_point()]
+        mine = [self.tensors[name] for name in floating]
+        self._average(mine, [current[name] for name in floating], 1)  # pyright: ignore[reportArgumentType]
+        for name in current.keys() - set(floating):
+            self.tensors[name].copy_(current[name])

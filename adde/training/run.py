@@ -1,8 +1,8 @@
 """A run: everything the visible loop in train/main.py stands on."""
 
-import contextlib
+import copy
+import functools
 import math
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -11,11 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
 from tqdm import tqdm
 
-from adde.distributed import rank, world_size
+from adde.distributed import rank, sum_over_ranks, world_size
 from adde.errors import UserError
 from adde.model import ADDE
 from adde.schema import Schema
@@ -26,15 +24,18 @@ from adde.shards.order import SampleOrder
 from adde.shards.resize import load_for_training
 from adde.shards.shares import RankShare
 from adde.training import checkpoint as checkpoints
+from adde.training.background import Background, snapshot
+from adde.training.batch_norm import synchronise
 from adde.training.checkpoint import Checkpoint, Position
 from adde.training.config import CONFIG_NAME, Config, Schedule, first_difference, write_config
-from adde.training.evaluation import Evaluator, picture_rows, validate
+from adde.training.evaluation import Encoded, Evaluator, picture_rows, validate
 from adde.training.faults import Faults
 from adde.training.meter import Meter
 from adde.training.objectives import Objective
-from adde.training.optimisation import StageOptimizer, build_optimizer
 from adde.training.report import write_report
+from adde.training.shares import micro_batch
 from adde.training.stopping import StopSignals
+from adde.training.strategies import Replicated, open_accelerator, open_strategy
 from adde.training.tracking import Tracker
 
 STAGES = ("encoder", "adde")
@@ -49,7 +50,7 @@ class Run:
 
     def __init__(self, config: Config, resume: bool) -> None:
         self.config = config
-        self.accelerator = _open_accelerator(config)
+        self.accelerator = open_accelerator(config)
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
         self.index = ShardIndex.read(config.data.shards)
         self.index.split("val")
@@ -60,12 +61,16 @@ class Run:
             config.data.window,
             config.data.last_batch,
         )
-        _check_batch(config)
+        micro_batch(config.data, world_size())
         checkpoint = _open_folder(config, resume, self.main)
         self.accelerator.wait_for_everyone()
 
         torch.manual_seed(config.seed)
         self._bare = ADDE(config.model, self.index.schema).to(self.device)
+        synchronise(self._bare, config, self.device)
+        # Whole and averaged weights, for evaluation and checkpoints.
+        self._average = copy.deepcopy(self._bare) if config.optimizer.ema else None
+        self._strategy: Replicated | None = None
         self.objective = Objective(self.index.schema, config.augmentation, config.margin)
         self.position = Position(STAGES[0], 0, 0)
         self._checkpoint = checkpoint
@@ -85,6 +90,8 @@ class Run:
         self._stop = StopSignals()
         self.meter = Meter()
         self._stream: BatchStream | None = None
+        self._background = Background()
+        self._stalled = 0.0  # seconds that saving took from training since the last step
         self._faults = Faults(config.run, rank())
         if self.main and self.order.dropped_per_epoch:
             print(
@@ -109,24 +116,29 @@ class Run:
             self.position = Position(name, 0, at.step)
         # Prototypes have no part in the first stage, and no gradient: DDP would wait for one.
         self._bare.memory.requires_grad_(name != "encoder")
-        self.accelerator.free_memory()
-        self.accelerator.unwrap_model(self._bare, keep_fp32_wrapper=False)
-        # Still marked as prepared, it would be left as it is: without autocast in the next stage.
-        self._bare.__dict__.pop("_is_accelerate_prepared", None)
-        optimizer = build_optimizer(self.config.optimizer, self._bare)
-        self.model, prepared = self.accelerator.prepare(self._bare, optimizer)
-        self.optimizer = StageOptimizer(
-            self.accelerator, self.config.optimizer, self.model, prepared
-        )
-        self._torch_optimizer = optimizer
-        self._restore_optimizer(name)
+        self._close_strategy()
+        self._strategy = open_strategy(self.accelerator, self._bare, self.config)
+        self._restore_strategy(name)
+        self._park()
+        self.model = self._strategy.model
         self.model.train()
         return self.position.stage_step < self.total_steps
+
+    @property
+    def strategy(self) -> Replicated:
+        """The model, gradients and optimiser of the stage entered last."""
+        assert self._strategy is not None
+        return self._strategy
+
+    @property
+    def loads(self) -> int:
+        """Batches that a rank loads for a step: cached embeddings are cut up later."""
+        return 1 if self.config.data.cached else self.config.data.accumulation
 
     def steps(self) -> Iterator[int]:
         """The stage's steps still to do, under a progress bar."""
         start = self.position.stage_step
-        accumulation = self.config.data.accumulation
+        accumulation = self.loads
         first = self.position.step * accumulation
         numbers = range(first, first + (self.total_steps - start) * accumulation)
         share = RankShare(self.order, rank(), world_size(), accumulation)
@@ -167,12 +179,12 @@ class Run:
         draws = torch.Generator().manual_seed(_seed(self.config.seed, number))
         return batch, draws
 
-    def sync_gradients(self, now: bool) -> contextlib.AbstractContextManager[Any]:
-        """Gradients are averaged over ranks only with a step's last micro-batch."""
-        return contextlib.nullcontext() if now else self.accelerator.no_sync(self.model)
-
     def log(self, stage: str, rate: float, norm: float) -> None:
-        """Writes one step's figures to the log, the dashboard and the progress bar."""
+        """Writes one step's figures to the log, the dashboard and the progress bar.
+
+        Raises what writing a checkpoint raised since the step before.
+        """
+        self._background.check()
         self.position = Position(stage, self.position.stage_step + 1, self.position.step + 1)
         scalars = self.meter.take(world_size())
         terms = {f"{stage}/{name}": value for name, value in scalars.items()}
@@ -180,8 +192,17 @@ class Run:
         self._faults.require_few(scalars["skipped"], self.config.data, self.order.steps_per_epoch)
         counts = {f"data/{k}": v for k, v in self.order.counts(self.position.step).items()}
         self._tracker.log(
-            self.position.step, {**terms, **speed, **counts, "lr": rate, "grad_norm": norm}
+            self.position.step,
+            {
+                **terms,
+                **speed,
+                **counts,
+                "lr": rate,
+                "grad_norm": norm,
+                "checkpoint_stall": self._stalled,
+            },
         )
+        self._stalled = 0.0
         if self.main:
             self._bar.set_postfix_str(
                 f"loss {scalars['loss']:.3f}, {speed['images_per_second']:.0f} images/s, "
@@ -194,16 +215,16 @@ class Run:
         """Sets the memory to the prototypes of the encoder as it stands (stage 2)."""
         if self.position.stage == "adde":
             return
-        if self._averaged is not None:
-            self._bare.load_state_dict(self._averaged.state_dict())
-        prototypes, counts = self._evaluator.prototypes(self._bare)
+        model = self._gather().to(self.device)
+        prototypes, counts = self._evaluator.prototypes(model)
+        self._close_strategy()
+        if model is not self._bare:
+            self._bare.load_state_dict(model.state_dict())
         self._bare.memory.set_prototypes(prototypes.to(self.device))
         empty = [n for n, c in zip(value_names(self.index.schema), counts.tolist()) if not c]
         if empty and self.main:
             print(f"warning: no training item shows {', '.join(empty)}: their prototypes are zero")
         self.position = Position("adde", 0, self.position.step)
-        self._torch_optimizer.state.clear()
-        self.optimizer.averaged = None
         self.evaluate()
         self.save()
 
@@ -216,28 +237,36 @@ class Run:
 
     def evaluate(self) -> None:
         """Validates the weights that would be exported; in stage 3 the best are kept."""
-        model = self._evaluated
+        model = self._gather().to(self.device)
         encoded = self._evaluator.encode(model, "val")
-        if self.main:
-            figures = validate(model, encoded)
-            if self.position.stage == "encoder":
-                # There is no memory yet: what an edit answers means nothing.
-                figures = {"accuracy": figures["accuracy"]}
-            rows = picture_rows(self.index, "val", model, encoded, self.config.evaluation.rows)
-            self._tracker.log_evaluation(
-                self.position.step,
-                {f"val/{name}": value for name, value in figures.items()},
-                rows if self.position.stage == "adde" else [],
-                model.memory.weight.detach().float().cpu().numpy().T,
-                value_names(self.index.schema),
-                self.index.schema.sizes,
-            )
-            shown = ", ".join(f"{k} {v:.4f}" for k, v in figures.items() if k != "queries")
-            tqdm.write(f"step {self.position.step}: {shown}")
-            if self.position.stage == "adde" and checkpoints.is_best(self.config.run, figures):
-                checkpoints.mark_best(self.config.run, self.save(), figures)
+        figures = self._log_evaluation(model, encoded) if self.main else {}
+        better = self.position.stage == "adde" and self.main
+        self._background.wait()  # the best so far may still be on its way
+        better = better and checkpoints.is_best(self.config.run, figures)
+        # Saving takes all ranks, and the main one alone knows.
+        if sum_over_ranks(torch.tensor([float(better)], device=self.device)).item():
+            self.save(figures)
+        self._park()
         self.accelerator.wait_for_everyone()
         self.meter.restart()
+
+    def _log_evaluation(self, model: ADDE, encoded: Encoded) -> dict[str, float]:
+        figures = validate(model, encoded)
+        if self.position.stage == "encoder":
+            # There is no memory yet: what an edit answers means nothing.
+            figures = {"accuracy": figures["accuracy"]}
+        rows = picture_rows(self.index, "val", model, encoded, self.config.evaluation.rows)
+        self._tracker.log_evaluation(
+            self.position.step,
+            {f"val/{name}": value for name, value in figures.items()},
+            rows if self.position.stage == "adde" else [],
+            model.memory.weight.detach().float().cpu().numpy().T,
+            value_names(self.index.schema),
+            self.index.schema.sizes,
+        )
+        shown = ", ".join(f"{k} {v:.4f}" for k, v in figures.items() if k != "queries")
+        tqdm.write(f"step {self.position.step}: {shown}")
+        return figures
 
     def checkpoint_due(self, step: int, stopping: bool) -> bool:
         """At the set pace, at the end of the stage, and before a stop."""
@@ -247,22 +276,38 @@ class Run:
             or step + 1 == self.total_steps
         )
 
-    def save(self) -> Any:
-        """Writes a checkpoint on the main rank and deletes those no longer kept."""
-        if not self.main:
-            return None
-        path = checkpoints.save_checkpoint(
-            self.config.run,
-            self.position,
-            self._bare,
-            self._torch_optimizer,
-            self._averaged,
-            self.config,
-            self.index,
-            self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
-        )
-        checkpoints.delete_old(self.config.run, self.config.checkpoints.keep)
-        return path
+    def save(self, best: dict[str, float] | None = None) -> None:
+        """Has a checkpoint written and those no longer kept deleted; called on all ranks.
+
+        What lies cut over the ranks is made whole first, so that any strategy on any number of
+        ranks goes on from it. Training waits for that and for a copy in the CPU's memory; the
+        disk's work is done beside it. `best` are validation figures that make it the best.
+        """
+        started = time.perf_counter()
+        averaged = self._gather()
+        optimizer = self._strategy.optimizer_state() if self._strategy else {}
+        if self.main:
+            files = {"model": snapshot(self._bare.state_dict()), "optimizer": snapshot(optimizer)}
+            if averaged is not self._bare:
+                files["ema"] = snapshot(averaged.state_dict())
+            scaler = self.accelerator.scaler
+            scale = scaler.state_dict() if scaler else None
+            write = functools.partial(self._write, self.position, files, scale, best)
+            self._background.start(write)
+        self._stalled += time.perf_counter() - started
+
+    def _write(
+        self,
+        position: Position,
+        files: dict[str, dict[str, torch.Tensor]],
+        scaler: dict[str, Any] | None,
+        best: dict[str, float] | None,
+    ) -> None:
+        run = self.config.run
+        path = checkpoints.save_checkpoint(run, position, files, self.config, self.index, scaler)
+        if best is not None:
+            checkpoints.mark_best(run, path, best)
+        checkpoints.delete_old(run, self.config.checkpoints.keep)
 
     @property
     def stop_asked(self) -> bool:
@@ -271,6 +316,7 @@ class Run:
 
     def stop(self) -> None:
         """Ends the program after a stop that all ranks have agreed on."""
+        self._background.wait()
         if self.main:
             tqdm.write(
                 f"stopped after step {self.position.step}; go on with: accelerate launch "
@@ -281,6 +327,7 @@ class Run:
 
     def finish(self) -> None:
         """Says where everything lies."""
+        self._background.wait()
         if self.main:
             self._tracker.close()
             report = write_report(self.config.run)
@@ -295,6 +342,7 @@ class Run:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._background.close()
         self._tracker.close()
         self._stop.close()
         if isinstance(error, RuntimeError) and self._stream is not None:
@@ -308,14 +356,29 @@ class Run:
 
     # Inside
 
-    @property
-    def _averaged(self) -> torch.nn.Module | None:
-        averaged = self.optimizer.averaged
-        return None if averaged is None else averaged.module
+    def _gather(self) -> ADDE:
+        """Brings the whole weights up to date, on all ranks; those that would be exported."""
+        if self._strategy is None:
+            return self._bare
+        self._strategy.copy_to(self._bare)
+        averages = self._strategy.averaged
+        if self._average is None or averages is None or not averages.tensors:
+            return self._bare
+        self._strategy.copy_to(self._average, averages.tensors)
+        return self._average
 
-    @property
-    def _evaluated(self) -> Any:
-        return self._bare if self._averaged is None else self._averaged
+    def _park(self) -> None:
+        """Whole copies of what is cut over the ranks leave the GPU until they are evaluated."""
+        if self._strategy is not None and self._strategy.sharded:
+            for copied in (self._bare, self._average):
+                if copied is not None:
+                    copied.to("cpu")
+
+    def _close_strategy(self) -> None:
+        if self._strategy is not None:
+            self._strategy.close()
+        self._strategy = None
+        self._bare.to(self.device)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         where = str(checkpoint.path)
@@ -332,15 +395,15 @@ class Run:
         if self.main:
             print(f"resuming at step {self.position.step} from {where}")
 
-    def _restore_optimizer(self, stage: str) -> None:
+    def _restore_strategy(self, stage: str) -> None:
         checkpoint, self._checkpoint = self._checkpoint, None
-        if checkpoint is None or checkpoint.position.stage != stage:
+        if checkpoint is None or checkpoint.position.stage != stage or self._strategy is None:
             return
-        checkpoint.restore_optimizer(self._torch_optimizer, self._bare)
-        averaged = self.optimizer.averaged
-        if averaged is not None and (checkpoint.path / "ema.safetensors").exists():
-            averaged.module.load_state_dict(checkpoint.tensors("ema.safetensors"))
-            averaged.n_averaged.fill_(checkpoint.position.stage_step)
+        averaged = (checkpoint.path / "ema.safetensors").exists()
+        self._strategy.restore(
+            checkpoint.tensors("optimizer.safetensors"),
+            checkpoint.tensors("ema.safetensors") if averaged else None,
+        )
         if self.accelerator.scaler and checkpoint.state["scaler"]:
             self.accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
 
@@ -352,35 +415,6 @@ def value_names(schema: Schema) -> list[str]:
 
 def _seed(*key: int) -> int:
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _open_accelerator(config: Config) -> Accelerator:
-    handlers: list[Any] = []
-    # Without being told, Accelerate under DeepSpeed takes CPU ranks for lone processes.
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available():
-        handlers.append(InitProcessGroupKwargs(backend="gloo"))
-    precision = "no" if config.precision == "fp32" else config.precision
-    try:
-        accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=handlers)
-    except ValueError as error:
-        raise UserError(f"precision: {config.precision!r} cannot be had here: {error}") from None
-    # Accelerate would train in float32 and say nothing.
-    if config.precision == "fp16" and accelerator.device.type == "cpu":
-        raise UserError(
-            "precision: expected fp32 or bf16 on the CPU, found fp16, which needs a GPU"
-        )
-    return accelerator
-
-
-def _check_batch(config: Config) -> None:
-    parts = config.data.accumulation * world_size()
-    if config.data.batch_size % parts:
-        size = config.data.batch_size
-        raise UserError(
-            f"data.batch_size: expected a multiple of {parts} (accumulation "
-            f"{config.data.accumulation} x {world_size()} ranks), found {size}; the nearest is "
-            f"{max(1, round(size / parts)) * parts}"
-        )
 
 
 def _open_folder(config: Config, resume: bool, main: bool) -> Checkpoint | None:

@@ -4,13 +4,16 @@ import signal
 import sys
 from types import FrameType
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""SIGUSR1 is what cluster schedulers send ahead of a preemption; launchers do not act on it."""
+
 
 class StopSignals:
-    """Remembers SIGINT and SIGTERM, so that a step is finished first; a second one is obeyed."""
+    """Remembers the first of `SIGNALS`, so that a step is finished first; a second is obeyed."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        self._before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        self._before = {s: signal.signal(s, self._ask) for s in SIGNALS}
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.signal = number

@@ -72,10 +72,14 @@ def run_rank(rank, counts, port, stage, queue):
         dist.destroy_process_group()
 
 
-def on_ranks(counts, stage):
+def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def on_ranks(counts, stage):
+    port = free_port()
     context = mp.get_context("spawn")
     queue = context.JoinableQueue()
     arguments = (counts, port, stage, queue)

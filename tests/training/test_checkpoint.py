@@ -1,18 +1,22 @@
 """Checkpoints: whole, found damaged, kept and deleted."""
 
+import threading
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from adde.errors import UserError
 from adde.model import ADDE, ModelSettings
 from adde.schema import Attribute, Schema
 from adde.shards.index import Shard, ShardIndex
 from adde.training import checkpoint as checkpoints
+from adde.training.background import Background, snapshot
 from adde.training.checkpoint import Position
 from adde.training.config import Config, write_config
-from adde.training.optimisation import build_optimizer
+from adde.training.strategies import Replicated
 
 SCHEMA = Schema((Attribute("colour", ("red", "blue")),))
 SHARD = Shard("train-000000.tar", "train", 2, 9, "0" * 64, [2], [[0, 1, 2, 3, 4]] * 2)
@@ -24,17 +28,20 @@ CONFIG = Config(model=ModelSettings(backbone="test_resnet", image_size=32, width
 def trained(tmp_path):
     torch.manual_seed(0)
     model = ADDE(CONFIG.model, SCHEMA)
-    optimizer = build_optimizer(CONFIG.optimizer, model)
-    model.encode(torch.zeros(2, 32, 32, 3, dtype=torch.uint8))[0].sum().backward()
-    optimizer.step()
+    strategy = Replicated(Accelerator(cpu=True), model, CONFIG)
+    strategy.backward(model.encode(torch.zeros(2, 32, 32, 3, dtype=torch.uint8))[0].sum())
+    strategy.set_rate(0.1)
+    strategy.step()
     write_config(CONFIG, tmp_path)
-    return tmp_path, model, optimizer
+    yield tmp_path, model, strategy.optimizer_state()
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def save(trained, step):
     run, model, optimizer = trained
     position = Position("encoder", step, step)
-    return checkpoints.save_checkpoint(run, position, model, optimizer, None, CONFIG, INDEX, None)
+    files = {"model": snapshot(model.state_dict()), "optimizer": snapshot(optimizer)}
+    return checkpoints.save_checkpoint(run, position, files, CONFIG, INDEX, None)
 
 
 def figures(hit_30, hit_1=0.0):
@@ -59,13 +66,13 @@ def test_weights_and_optimiser_come_back(trained):
     assert found.position == Position("encoder", 3, 3)
     for key, value in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[key], value), key
-    fresh = build_optimizer(CONFIG.optimizer, loaded)
-    found.restore_optimizer(fresh, loaded)
-    names = {p: n for n, p in loaded.named_parameters()}
-    restored = {names[p]: state for p, state in fresh.state.items()}
-    for name, parameter in model.named_parameters():
-        for entry, value in optimizer.state.get(parameter, {}).items():
-            assert torch.equal(restored[name][entry], value), (name, entry)
+    fresh = Replicated(Accelerator(cpu=True), loaded, CONFIG)
+    fresh.restore(found.tensors("optimizer.safetensors"), None)
+    restored = fresh.optimizer_state()
+    assert restored.keys() == optimizer.keys()
+    assert {key.rpartition("/")[2] for key in restored} == {"step", "exp_avg", "exp_avg_sq"}
+    for key, value in optimizer.items():
+        assert torch.equal(restored[key], value), key
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(trained, capsys):
@@ -125,3 +132,33 @@ def test_what_is_no_run_is_named(tmp_path):
         checkpoints.load_model(tmp_path)
     with pytest.raises(UserError, match="found none; train first"):
         checkpoints.load_model(tmp_path, "last")
+
+
+def test_training_goes_on_while_a_checkpoint_is_written_and_hears_of_a_failure():
+    background, written, go_on = Background(), [], threading.Event()
+    background.start(lambda: go_on.wait(10) and written.append(1))
+    background.check()
+    assert not written  # nobody waited
+    go_on.set()
+    background.start(lambda: written.append(2))  # after the first
+    background.wait()
+    assert written == [1, 2]
+
+    def fail():
+        raise UserError("no room")
+
+    background.start(fail)
+    with pytest.raises(UserError, match="no room"):
+        while True:
+            background.check()
+    background.check()  # told once
+    background.close()
+
+
+def test_a_snapshot_is_not_touched_by_training():
+    weight = torch.nn.Parameter(torch.ones(3))
+    taken = snapshot({"weight": weight})
+    with torch.no_grad():
+        weight.zero_()
+    assert taken["weight"].tolist() == [1, 1, 1]
+    assert not taken["weight"].requires_grad

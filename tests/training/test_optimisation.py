@@ -4,7 +4,6 @@ import json
 import math
 import runpy
 import warnings
-from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,9 +20,10 @@ from torch.optim import lr_scheduler
 from adde.losses import Term
 from adde.model import ADDE, ModelSettings
 from adde.schema import Attribute, Schema
-from adde.training.config import EncoderStage, Optimizer, Schedule
+from adde.training.config import Config, Data, EncoderStage, Optimizer, Schedule
 from adde.training.objectives import Terms
-from adde.training.optimisation import StageOptimizer, build_optimizer, learning_rate
+from adde.training.optimisation import build_optimizer, learning_rate
+from adde.training.strategies import Replicated
 
 ROOT = Path(__file__).parents[2]
 STEPS, PER_EPOCH = 40, 10
@@ -120,16 +120,14 @@ def test_only_matrices_and_kernels_decay():
     assert {f"{kernel}.weight" for kernel in kernels} <= decayed
 
 
-def stage(model, scaler=None, **settings):
+def stage(model, scaler=None, accumulation=1, **settings):
     """A model's optimiser as a run makes it, and its accelerator; fp16 where there is a scaler."""
     AcceleratorState._reset_state(reset_partial_state=True)
     own = Accelerator(cpu=True, mixed_precision="fp16" if scaler else "no")
     # What Accelerate itself does on GPUs only.
     own.scaler, own.native_amp = scaler, scaler is not None
-    settings = Optimizer(**settings)
-    optimizer = build_optimizer(settings, model)
-    model, prepared = own.prepare(model, optimizer)
-    return own, StageOptimizer(own, settings, model, prepared)
+    config = Config(optimizer=Optimizer(**settings), data=Data(accumulation=accumulation))
+    return own, Replicated(own, model, config)
 
 
 def parameters(model):
@@ -161,7 +159,7 @@ def test_sgd_on_a_clipped_gradient_with_averaged_weights(clip):
         averages = [0.8 * a + 0.2 * w for a, w in zip(averages, weights)]
         for found, wanted in zip(parameters(model), weights):
             np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
-        for found, wanted in zip(parameters(optimizer.averaged.module), averages):
+        for found, wanted in zip(optimizer.averaged.tensors.values(), averages):
             np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
         assert all(p.grad is None or not p.grad.any() for p in model.parameters())
     assert (clipped > 0) == (clip == 0.5)
@@ -223,9 +221,12 @@ class Loop:
     """What train_stage asks of a run, over a least-squares model in place of an encoder."""
 
     def __init__(self, model, batches, accumulation):
-        self.accelerator, self.optimizer = stage(model, name="sgd", weight_decay=0.0, clip_norm=0.5)
+        _, self.strategy = stage(
+            model, None, accumulation, name="sgd", weight_decay=0.0, clip_norm=0.5
+        )
         self.model = model
-        self.config = SimpleNamespace(data=SimpleNamespace(accumulation=accumulation))
+        self.config = SimpleNamespace(data=SimpleNamespace(accumulation=accumulation, cached=False))
+        self.loads = accumulation
         self.objective = SimpleNamespace(encoder=self.terms)
         self.order = SimpleNamespace(steps_per_epoch=PER_EPOCH)
         self.meter = SimpleNamespace(add=lambda scalars, items: self.losses.append(scalars["loss"]))
@@ -233,6 +234,8 @@ class Loop:
         self.total_steps = len(batches) // accumulation
         self.stop_asked = False
         self.losses, self.logged, self.synced = [], [], []
+        micro_batch = self.strategy.micro_batch
+        self.strategy.micro_batch = lambda last: self.synced.append(last) or micro_batch(last)
 
     def enter(self, name, schedule):
         return True
@@ -246,10 +249,6 @@ class Loop:
     def terms(self, model, batch, draws):
         errors = (model(batch.inputs) - batch.labels).square()
         return Terms({"cls": Term(errors.sum()[None], torch.tensor([float(len(errors))]))}, {})
-
-    def sync_gradients(self, now):
-        self.synced.append(now)
-        return nullcontext()
 
     def log(self, name, rate, norm):
         self.logged.append((rate, norm))

@@ -1,0 +1,87 @@
+"""Which strategy `accelerate launch` asked for, read from what it leaves in the environment."""
+
+import os
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
+
+from adde.distributed import world_size
+from adde.errors import UserError
+from adde.model import ADDE
+from adde.training.config import Config
+from adde.training.strategies.replicated import Replicated
+
+
+def open_accelerator(config: Config) -> Accelerator:
+    """This process's Accelerator.
+
+    Raises:
+        UserError: the precision cannot be had here, or DeepSpeed is not installed.
+    """
+    handlers: list[Any] = []
+    # Without being told, Accelerate under DeepSpeed takes CPU ranks for lone processes.
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available():
+        handlers.append(InitProcessGroupKwargs(backend="gloo"))
+    if _asked("DEEPSPEED"):
+        _ready_deepspeed()
+    _check_precision(config.precision)
+    # Under DeepSpeed autocast is the engine's.
+    plain = config.precision == "fp32" or _asked("DEEPSPEED")
+    # Accelerate's own FSDP wraps nothing on the CPU: it is to see plain ranks (see fsdp.py).
+    fsdp = os.environ.pop("ACCELERATE_USE_FSDP", None)
+    try:
+        return Accelerator(
+            mixed_precision="no" if plain else config.precision, kwargs_handlers=handlers
+        )
+    except ValueError as error:
+        raise UserError(f"precision: {config.precision!r} cannot be had here: {error}") from None
+    finally:
+        if fsdp is not None:
+            os.environ["ACCELERATE_USE_FSDP"] = fsdp
+
+
+def open_strategy(accelerator: Accelerator, plain: ADDE, config: Config) -> Replicated:
+    """The launched strategy around `plain`, for one stage."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        from adde.training.strategies.zero import Zero
+
+        return Zero(accelerator, plain, config)
+    if _asked("FSDP") and world_size() > 1:
+        from adde.training.strategies.fsdp import FullyShard
+
+        return FullyShard(accelerator, plain, config)
+    return Replicated(accelerator, plain, config)
+
+
+def _asked(strategy: str) -> bool:
+    return os.environ.get(f"ACCELERATE_USE_{strategy}", "false").lower() == "true"
+
+
+def _check_precision(precision: str) -> None:
+    if precision != "fp16":
+        return
+    # Accelerate would train in float32 and say nothing.
+    if not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU") == "true":
+        raise UserError(
+            "precision: expected fp32 or bf16 on the CPU, found fp16, which needs a GPU"
+        )
+    if _asked("DEEPSPEED") or _asked("FSDP"):
+        raise UserError(
+            "precision: expected fp32 or bf16 under FSDP2 and DeepSpeed, found fp16, whose loss "
+            "scale they keep out of checkpoints; use bf16, or launch/ddp.yaml"
+        )
+
+
+def _ready_deepspeed() -> None:
+    try:
+        import deepspeed.ops
+    except ImportError as error:
+        raise UserError(
+            f"DeepSpeed was asked for and cannot be imported ({error}): "
+            "pip install 'adde[train,deepspeed]'"
+        ) from None
+    if not torch.cuda.is_available():
+        # Else it compiles a shared-memory extension for 90 s that gloo does as well without.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

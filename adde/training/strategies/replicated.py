@@ -1,0 +1,163 @@
+"""The whole model on every rank, gradients averaged (DDP); and what every strategy can do."""
+
+import contextlib
+import math
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from torch import Tensor
+
+from adde.distributed import world_size
+from adde.model import ADDE
+from adde.training.config import Config
+from adde.training.optimisation import Averages, build_optimizer
+
+
+class Replicated:
+    """One stage's model and optimiser, as the loop uses them.
+
+    Other strategies override what lies elsewhere. `shard` below is this rank's part of a
+    parameter, in whatever form the strategy keeps it; here it is the parameter.
+
+    Args:
+        accelerator: of this process.
+        plain: the model as it stands, whole, with `requires_grad` as the stage wants it; here it
+            is trained in place.
+        config: of the run.
+    """
+
+    sharded = False
+    """Whether the model that is trained is another than `plain`."""
+
+    def __init__(self, accelerator: Accelerator, plain: ADDE, config: Config) -> None:
+        self._accelerator, self._settings = accelerator, config.optimizer
+        self._accumulation = config.data.accumulation
+        self.model: Any = None
+        self._bare: Any = None
+        self._optimizer: Any = None
+        self.averaged = Averages(config.optimizer.ema) if config.optimizer.ema else None
+        self._open(plain)
+
+    def _open(self, plain: ADDE) -> None:
+        self._bare = plain
+        optimizer = build_optimizer(self._settings, plain)
+        self.model, self._optimizer = self._accelerator.prepare(plain, optimizer)
+
+    # A step
+
+    def set_rate(self, rate: float) -> None:
+        """Sets the learning rate of all groups; before the step's first backward pass."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+
+    def micro_batch(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Around forward and backward: gradients are averaged over ranks with the last only."""
+        return contextlib.nullcontext() if last else self._accelerator.no_sync(self.model)
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds one micro-batch's share to the step's gradients."""
+        self._accelerator.backward(loss / self._accumulation)
+
+    def step(self) -> float:
+        """Clips, steps, averages, clears; returns the gradient's global norm before clipping."""
+        norm = self._clip_and_step(self._settings.clip_norm or math.inf)
+        if self.averaged is not None:
+            self.averaged.update(self.state())
+        return norm
+
+    def _clip_and_step(self, largest: float) -> float:
+        norm = self._accelerator.clip_grad_norm_(self.model.parameters(), largest)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return float(norm) if norm is not None else 0.0
+
+    # What evaluation and checkpoints need: the same names and shapes under every strategy
+
+    def state(self) -> dict[str, Tensor]:
+        """This rank's shards of the parameters, and the persistent buffers, as they lie."""
+        parameters = {name: self._shard(p) for name, p in self._bare.named_parameters()}
+        stored = self._bare.state_dict(keep_vars=True)
+        return parameters | {n: b for n, b in self._bare.named_buffers() if n in stored}
+
+    @torch.no_grad()
+    def copy_to(self, plain: ADDE, tensors: dict[str, Tensor] | None = None) -> None:
+        """Writes the whole state, or `tensors` that lie as it does, into `plain`; on all ranks.
+
+        Buffers are those of rank 0, so that every rank evaluates what is saved.
+        """
+        parameters = dict(self._bare.named_parameters())
+        targets = plain.state_dict(keep_vars=True)
+        for name, value in (self.state() if tensors is None else tensors).items():
+            if name in parameters:
+                value = self._whole(parameters[name], value)
+            elif world_size() > 1:
+                value = value.clone()
+                dist.broadcast(value, 0)
+            if value.data_ptr() != targets[name].data_ptr():
+                targets[name].copy_(value)
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """The optimiser's whole state as "<parameter>/<entry>"; on all ranks."""
+        found: dict[str, Tensor] = {}
+        for name, parameter in self._bare.named_parameters():
+            for entry, value in self._entries(parameter).items():
+                local = self._shard(value)
+                whole = self._whole(parameter, local) if value.ndim else local
+                found[f"{name}/{entry}"] = whole.detach()
+        return found
+
+    def restore(self, optimizer: dict[str, Tensor], averaged: dict[str, Tensor] | None) -> None:
+        """Puts back an optimiser's state by name, and whole averaged weights where there are."""
+        parameters = dict(self._bare.named_parameters())
+        entries: dict[str, dict[str, Tensor]] = {}
+        for key, value in optimizer.items():
+            name, _, entry = key.rpartition("/")
+            entries.setdefault(name, {})[entry] = value
+        self._restore_entries({parameters[name]: found for name, found in entries.items()})
+        if self.averaged is not None and averaged is not None:
+            self.averaged.tensors = {
+                name: self._cut(parameters[name], averaged[name]).clone()
+                if name in parameters
+                else averaged[name].to(value.device)
+                for name, value in self.state().items()
+            }
+
+    def close(self) -> None:
+        """Lets go of the model, which another strategy or stage may then take."""
+        self._accelerator.free_memory()
+        self._accelerator.unwrap_model(self._bare, keep_fp32_wrapper=False)
+        # Still marked as prepared, it would be left as it is: without autocast in the next stage.
+        self._bare.__dict__.pop("_is_accelerate_prepared", None)
+
+    # Where things lie
+
+    def _shard(self, tensor: Tensor) -> Tensor:
+        """This rank's part of a parameter or of its optimiser's state."""
+        return tensor
+
+    def _whole(self, parameter: Tensor, shard: Tensor) -> Tensor:
+        """All ranks' shards as one tensor of the parameter's shape; on all ranks."""
+        return shard
+
+    def _cut(self, parameter: Tensor, whole: Tensor) -> Tensor:
+        """This rank's shard of a whole tensor, where the parameter's lies."""
+        # The fused AdamW takes for granted that averages lie in memory as the parameter does.
+        return torch.empty_like(parameter.detach()).copy_(whole)
+
+    def _entries(self, parameter: Tensor) -> dict[str, Tensor]:
+        state = self._optimizer.state.get(parameter, {})
+        return {entry: value for entry, value in state.items() if isinstance(value, Tensor)}
+
+    def _restore_entries(self, entries: dict[Tensor, dict[str, Tensor]]) -> None:
+        state = {
+            parameter: {
+                # Step counts too: the fused AdamW keeps them with the parameter.
+                entry: self._cut(parameter, value) if value.ndim else value.to(parameter.device)
+                for entry, value in found.items()
+            }
+            for parameter, found in entries.items()
+        }
+        self._optimizer.state.clear()
+        self._optimizer.state.update(state)

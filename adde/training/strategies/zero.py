@@ -1,0 +1,171 @@
+"""DeepSpeed ZeRO 1, 2 and 3, with what the recipe says in place of DeepSpeed's own defaults.
+
+The engine is asked for directly: Accelerate's launcher says which stage and what is offloaded,
+and the micro-batch that DeepSpeed cannot infer, clipping, accumulation and precision come from the
+recipe. Mixed precision is DeepSpeed's `torch_autocast`: weights stay float32, as everywhere else.
+"""
+
+import contextlib
+import copy
+import math
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from adde.distributed import rank, world_size
+from adde.model import ADDE
+from adde.training.config import Config
+from adde.training.optimisation import build_optimizer
+from adde.training.shares import micro_batch
+from adde.training.strategies.replicated import Replicated
+
+
+class Zero(Replicated):
+    """Optimiser (1), gradients (2) and parameters (3) cut over ranks by a DeepSpeed engine."""
+
+    sharded = True
+
+    def __init__(self, accelerator: Any, plain: ADDE, config: Config) -> None:
+        self._zero: Any = None
+        self._config = engine_config(accelerator.state.deepspeed_plugin.deepspeed_config, config)
+        self._stage = self._config["zero_optimization"]["stage"]
+        super().__init__(accelerator, plain, config)
+
+    def _open(self, plain: ADDE) -> None:
+        import deepspeed  # an extra
+
+        self._bare = copy.deepcopy(plain).to(memory_format=torch.contiguous_format)
+        self._bare.to(self._accelerator.device)
+        optimizer = build_optimizer(self._settings, self._bare)
+        opened: Any = deepspeed.initialize(
+            model=self._bare, optimizer=optimizer, config=self._config
+        )
+        self.model, self._zero = opened[:2]
+        self._optimizer = optimizer
+
+    def micro_batch(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """The engine counts micro-batches itself."""
+        return contextlib.nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        """The engine divides by the accumulation, and steps with the last micro-batch."""
+        self.model.backward(loss)
+        self.model.step()
+
+    def _clip_and_step(self, largest: float) -> float:
+        norm = self.model.get_global_grad_norm()
+        return math.nan if norm is None else float(norm)
+
+    def close(self) -> None:
+        """Frees the engine's hooks and buffers."""
+        self.model.destroy()
+
+    # Stage 3 keeps of every parameter a flat piece, padded so that all ranks' are as long
+
+    def _shard(self, tensor: Any) -> Tensor:
+        return tensor.ds_tensor.data if hasattr(tensor, "ds_tensor") else tensor
+
+    def _whole(self, parameter: Any, shard: Tensor) -> Tensor:
+        if self._stage < 3 or shard.ndim != 1:
+            return shard
+        shard = shard.to(self._accelerator.device).contiguous()
+        whole = shard.new_empty(world_size() * shard.numel())
+        dist.all_gather_into_tensor(whole, shard)
+        return whole[: parameter.ds_numel].view(parameter.ds_shape)
+
+    def _cut(self, parameter: Any, whole: Tensor) -> Tensor:
+        if self._stage < 3:
+            return whole.to(parameter.device)
+        piece = parameter.ds_tensor
+        padded = whole.new_zeros(world_size() * piece.numel())
+        padded[: whole.numel()] = whole.flatten()
+        return padded[rank() * piece.numel() :][: piece.numel()].to(piece.device)
+
+    # The optimiser steps on flat tensors; DeepSpeed knows which part of them is whose
+
+    def _flats(self) -> list[Tensor]:
+        if self._stage == 3:
+            return self._zero.fp32_partitioned_groups_flat
+        return self._zero.single_partition_of_fp32_groups
+
+    def _entries(self, parameter: Any) -> dict[str, Tensor]:
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        state = self._optimizer.state
+        flats = [flat for flat in self._flats() if flat in state]
+        if not parameter.requires_grad or not flats:
+            return {}
+        # All groups step together: any one's count is every parameter's.
+        gather: Any = safe_get_full_optimizer_state
+        return {
+            entry: value if value.ndim == 0 else gather(parameter, entry)
+            for entry, value in state[flats[0]].items()
+        }
+
+    def _link(self) -> None:
+        """Tells stages 1 and 2 where each parameter's state lies.
+
+        DeepSpeed does so after the first group's first step, when the others have no state yet.
+        """
+        from deepspeed.utils.mixed_precision_linkage import lazy_init_hp_params_optimizer_state
+
+        if self._stage < 3:
+            for group, flat in zip(self._zero.bit16_groups, self._flats()):
+                lazy_init_hp_params_optimizer_state(group, flat, self._optimizer.state)
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """As for the others, but that DeepSpeed gathers; on all ranks."""
+        self._link()
+        return {
+            f"{name}/{entry}": value.detach().clone()
+            for name, parameter in self._bare.named_parameters()
+            for entry, value in self._entries(parameter).items()
+        }
+
+    def _restore_entries(self, entries: dict[Tensor, dict[str, Tensor]]) -> None:
+        for flat in self._flats():
+            some = next(iter(entries.values()))
+            self._optimizer.state[flat] = {
+                entry: torch.zeros_like(flat) if value.ndim else value.to(flat.device)
+                for entry, value in some.items()
+            }
+        self._link()
+        for parameter, found in entries.items():
+            for entry, value in found.items():
+                if value.ndim:
+                    self._restore_entry(parameter, entry, value)
+
+    def _restore_entry(self, parameter: Tensor, entry: str, value: Tensor) -> None:
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+        if self._stage == 3:
+            piece = self._cut(parameter, value)
+            safe_set_local_optimizer_state(parameter, piece, entry)
+        else:
+            safe_set_full_optimizer_state(parameter, value.to(parameter.device), entry)
+
+
+def engine_config(launched: dict[str, Any], config: Config) -> dict[str, Any]:
+    """DeepSpeed's configuration: topology as launched, everything else from the recipe."""
+    zero = {key: v for key, v in launched["zero_optimization"].items() if v not in ("auto", None)}
+    for key in ("offload_optimizer", "offload_param"):
+        if zero.get(key, {}).get("device") in ("none", None):
+            zero.pop(key, None)
+    return {
+        "train_micro_batch_size_per_gpu": micro_batch(config.data, world_size()),
+        "gradient_accumulation_steps": config.data.accumulation,
+        # 0 does not clip; left out, DeepSpeed would clip at 1.
+        "gradient_clipping": config.optimizer.clip_norm,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "torch_autocast": {
+            "enabled": config.precision == "bf16",
+            "dtype": "bfloat16",
+            # Of no module are weights and gradients sent in lower precision: DDP does not either.
+            "lower_precision_safe_modules": [],
+        },
+        "steps_per_print": 10**9,
+    }

@@ -1,0 +1,34 @@
+"""Looks at this machine and a recipe, and says which file of launch/ to use and why.
+
+python launch/pick.py --recipe train/recipes/quickstart.toml
+"""
+
+from pathlib import Path
+
+import tyro
+
+from adde.errors import run_program
+from adde.shards.index import ShardIndex
+from adde.training.config import read_recipe
+from adde.training.topology import Machine, choose, command, count_parameters
+
+
+def pick(recipe: Path, shards: str | None = None) -> None:
+    """Prints the file, the reasons, and the command.
+
+    Args:
+        recipe: of the run.
+        shards: folder or address of shards; default: the recipe's.
+    """
+    config = read_recipe(recipe)
+    index = ShardIndex.read(shards or config.data.shards)
+    machine = Machine.look()
+    choice = choose(machine, config, count_parameters(config, index.schema))
+    print(f"launch/{choice.file}.yaml")
+    for reason in choice.why:
+        print(f"  {reason}")
+    print(f"\n    {command(choice, machine, recipe)}")
+
+
+if __name__ == "__main__":
+    run_program(lambda: tyro.cli(pick))

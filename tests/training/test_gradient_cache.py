@@ -1,0 +1,134 @@
+"""Cached embeddings: the gradients of a batch that was encoded in one piece."""
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import nn
+
+from adde.model import ADDE, ModelSettings
+from adde.model.adde import Forward
+from adde.schema import Attribute, Schema
+from adde.shards.loader import Batch
+from adde.training.config import AddeStage, Augmentation, Config, Data, EncoderStage
+from adde.training.gradient_cache import cached_backward
+from adde.training.objectives import Objective, global_mean
+from adde.training.strategies import Replicated
+
+SCHEMA = Schema((Attribute("colour", ("r", "g", "b")), Attribute("size", ("s", "l"))))
+ITEMS = 12
+STAGES = {"encoder": EncoderStage(), "adde": AddeStage(global_triplet=0.5)}
+OBJECTIVE = Objective(SCHEMA, Augmentation(), margin=0.5)
+
+
+def build(dropout=0.0, norm=False):
+    torch.manual_seed(0)
+    settings = ModelSettings(
+        backbone="test_resnet", image_size=32, width=4, hidden=6, dropout=dropout
+    )
+    model = ADDE(settings, SCHEMA)
+    if not norm:  # batch norms see micro-batches, whatever is cached
+        model.backbone = nn.Sequential(
+            nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 96), nn.Tanh()
+        )
+    nn.init.normal_(model.memory.weight, std=0.1)
+    return model
+
+
+def batch():
+    random = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (ITEMS, 32, 32, 3), generator=random, dtype=torch.uint8)
+    labels = [torch.randint(-1, size, (ITEMS,), generator=random) for size in SCHEMA.sizes]
+    return Batch(images, torch.stack(labels, 1), [])
+
+
+def draws():
+    return torch.Generator().manual_seed(3)
+
+
+@pytest.fixture
+def accelerator():
+    yield Accelerator(cpu=True)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def cached(accelerator, stage, parts, **options):
+    model = build(**options)
+    model.memory.requires_grad_(stage == "adde")
+    strategy = Replicated(accelerator, model, Config(data=Data(accumulation=parts)))
+    torch.manual_seed(7)
+    scalars, flag = cached_backward(
+        strategy, OBJECTIVE, stage, STAGES[stage], batch(), draws(), parts, flag=True
+    )
+    assert flag
+    return model, scalars
+
+
+def same_gradients(model, expected):
+    found = 0
+    for (name, parameter), other in zip(model.named_parameters(), expected.parameters()):
+        assert (parameter.grad is None) == (other.grad is None), name
+        if parameter.grad is not None:
+            found += parameter.grad.any().item()
+            torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-5, atol=1e-6, msg=name)
+    assert found >= 8
+
+
+@pytest.mark.parametrize("parts", [1, 3, 12])
+@pytest.mark.parametrize("stage", STAGES)
+def test_gradients_and_figures_equal_the_plain_batch(accelerator, stage, parts):
+    expected = build()
+    expected.memory.requires_grad_(stage == "adde")
+    terms = getattr(OBJECTIVE, stage)(expected, batch(), draws())
+    loss, scalars, _ = global_mean(terms, STAGES[stage])
+    loss.backward()
+    model, found = cached(accelerator, stage, parts)
+    same_gradients(model, expected)
+    assert found == pytest.approx(scalars, rel=1e-6)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_dropout_and_batch_norms_are_those_of_one_graph_over_all_parts(accelerator, stage):
+    expected = build(dropout=0.3, norm=True)
+    expected.memory.requires_grad_(stage == "adde")
+    items, rows = batch(), [slice(0, 4), slice(4, 8), slice(8, 12)]
+    plan = OBJECTIVE.plan(stage, items.labels, draws())
+    outputs = []
+    for part, some in enumerate(rows):
+        torch.manual_seed(7 + part)
+        outputs.append(expected(*OBJECTIVE.inputs(plan, items.images, some)))
+    whole = Forward(
+        *(None if v[0] is None else torch.cat(v) if v[0].ndim else v[0] for v in zip(*outputs))
+    )
+    terms = OBJECTIVE.terms(stage, whole, items, plan)
+    global_mean(terms, STAGES[stage])[0].backward()
+    model, _ = cached(accelerator, stage, 3, dropout=0.3, norm=True)
+    same_gradients(model, expected)
+    for name, buffer in model.named_buffers():  # running statistics moved once a part
+        torch.testing.assert_close(buffer, dict(expected.named_buffers())[name], msg=name)
+
+
+def test_accumulation_without_the_cache_mines_fewer_pairs():
+    """What docs/scaling.md says, counted by plain loops."""
+    model, items = build(), batch()
+    labels = items.labels
+
+    def pairs(rows):
+        """Pairs of equal known labels, per attribute, of anchors that have a negative."""
+        total = 0
+        for column in labels[rows].T.tolist():
+            for i, one in enumerate(column):
+                if one != -1 and any(other not in (-1, one) for other in column):
+                    total += sum(j != i and other == one for j, other in enumerate(column))
+        return total
+
+    def mined(rows):
+        part = Batch(items.images[rows], labels[rows], [])
+        counts = OBJECTIVE.encoder(model, part, draws()).shares["pairs_local"]
+        return (counts.sums.sum() / counts.counts).item() * len(part.labels)
+
+    whole = mined(slice(None))
+    parts = [mined(slice(i, i + 4)) for i in (0, 4, 8)]
+    assert whole == pytest.approx(pairs(slice(None)))
+    assert sum(parts) == pytest.approx(sum(pairs(slice(i, i + 4)) for i in (0, 4, 8)))
+    assert 0 < sum(parts) < whole

@@ -25,11 +25,10 @@ PROGRAM = Path(__file__).parents[3] / "serve_onnx" / "server.py"
 
 
 class InThread:
-    """A server in a thread: `url`, `service`, and `call` for code of its event loop."""
+    """A server in a thread: `url` and `service`."""
 
-    def __init__(self, source, settings, keys=None):
-        self.decoders = Decoders(1, settings.decode_seconds, settings.max_pixels)
-        self.service = Service(source, source.open(), self.decoders, settings, keys)
+    def __init__(self, source, settings, decoders, keys=None):
+        self.service = Service(source, source.open(), decoders, settings, keys)
         self.server = Server(self.service)
         self._socket = listen("127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
@@ -39,29 +38,33 @@ class InThread:
             assert self._thread.is_alive()
             time.sleep(0.01)
 
-    @property
-    def loop(self):
-        return self.server._loop
-
-    def call(self, function, *arguments):
-        self.loop.call_soon_threadsafe(function, *arguments)
-
     def close(self):
         self.server.should_exit = True
         self._thread.join(30)
         assert not self._thread.is_alive()
-        self.decoders.close()
         self._socket.close()
 
 
+@pytest.fixture(scope="session")
+def decoders():
+    """A pool for all servers that ask for no other limits: processes take time to start."""
+    usual = Settings()
+    opened = Decoders(1, usual.decode_seconds, usual.max_pixels)
+    yield opened
+    opened.close()
+
+
 @pytest.fixture
-def serve(tiny_bundle, tiny_gallery):
+def serve(tiny_bundle, tiny_gallery, decoders):
     """Starts servers: `serve(queue=3, ...)`."""
     with contextlib.ExitStack() as opened:
 
-        def start(keys=None, source=None, **settings):
-            source = source or Source(tiny_bundle, tiny_gallery)
-            server = InThread(source, Settings(**{"drain_seconds": 0, **settings}), keys)
+        def start(keys=None, **changed):
+            settings, pool = Settings(**{"drain_seconds": 0, **changed}), decoders
+            if "decode_seconds" in changed:
+                pool = Decoders(1, settings.decode_seconds, settings.max_pixels)
+                opened.callback(pool.close)
+            server = InThread(Source(tiny_bundle, tiny_gallery), settings, pool, keys)
             opened.callback(server.close)
             return server
 
@@ -69,9 +72,9 @@ def serve(tiny_bundle, tiny_gallery):
 
 
 @pytest.fixture(scope="session")
-def server(tiny_bundle, tiny_gallery):
+def server(tiny_bundle, tiny_gallery, decoders):
     """One server for all tests that change nothing in it."""
-    started = InThread(Source(tiny_bundle, tiny_gallery), Settings(drain_seconds=0))
+    started = InThread(Source(tiny_bundle, tiny_gallery), Settings(drain_seconds=0), decoders)
     yield started
     started.close()
 

@@ -28,7 +28,7 @@ TRAIN_EXTRA = (
     "webdataset",
 )
 LAYER_0 = ("schema", "preprocess", "metrics", "bundle", "errors", "files", "shards", "serving")
-NEEDS_TORCH = {"adde.shards.loader", "adde.shards.resize"}
+NEEDS_TORCH = {"adde.shards.gpu_decode", "adde.shards.loader", "adde.shards.resize"}
 
 IMPORT_ALL = """
 import importlib, runpy, sys

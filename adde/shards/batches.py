@@ -31,6 +31,8 @@ class Companions:
     """What could not be read, each with shard, position and reason."""
     stood_in: list[int]
     """Rows of the items that could not be read; others of the batch stand in their places."""
+    encoded: dict[int, bytes]
+    """Rows whose pictures are still to be decoded, with their files."""
 
 
 class Batches:
@@ -44,6 +46,7 @@ class Batches:
         on_fault: what an unreadable sample does: `raise`, or `skip`, which puts the next readable
             one of the same batch in its place, so that ranks stay in step.
         load: makes the pictures.
+        leave: says of a file that it is not to be decoded here, but given as it is.
     """
 
     def __init__(
@@ -54,9 +57,10 @@ class Batches:
         places: Callable[[int], Places],
         on_fault: OnFault = "raise",
         load: Load = Preprocess.load,
+        leave: Callable[[bytes], bool] | None = None,
     ) -> None:
         self._index, self._shards = index, index.split(split)
-        self._preprocess, self._load = preprocess, load
+        self._preprocess, self._load, self._leave = preprocess, load, leave
         self._places, self._on_fault = places, on_fault
         self._reader: ShardReader | None = None
 
@@ -84,12 +88,15 @@ class Batches:
             shards = dict.fromkeys(shard for shard, _ in [*places, *following])
             reader.prefetch(self._shards[shard] for shard in shards)
         labels = np.full((len(places), len(self._index.schema.names)), UNKNOWN, np.int64)
-        found = Companions(labels, [""] * len(places), [], [])
+        found = Companions(labels, [""] * len(places), [], [], {})
         for item, (shard, position) in enumerate(places):
             say(number, item)
             try:
                 sample = reader.read(self._shards[shard], position)
-                images[item] = self._load(self._preprocess, sample.picture, sample.where)
+                if self._leave is not None and self._leave(sample.picture):
+                    found.encoded[item] = sample.picture
+                else:
+                    images[item] = self._load(self._preprocess, sample.picture, sample.where)
                 found.labels[item], found.item_ids[item] = sample.labels, sample.item_id
             except (UserError, OSError) as error:
                 fault = self._name_place(error, shard, position)
@@ -123,3 +130,5 @@ def _fill_gaps(images: Picture, found: Companions) -> None:
         following = there[bisect(there, gap) % len(there)]
         images[gap], found.labels[gap] = images[following], found.labels[following]
         found.item_ids[gap] = found.item_ids[following]
+        if following in found.encoded:
+            found.encoded[gap] = found.encoded[following]

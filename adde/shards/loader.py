@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from adde.errors import UserError
 from adde.shards.batches import Batches, Companions
+from adde.shards.gpu_decode import decode_into
 
 READ_AHEAD = 4
 """Batches that each worker process holds ready."""
@@ -156,9 +157,18 @@ class BatchStream(Iterator[Batch]):
         try:
             for number, found in loader:
                 images = torch.from_numpy(slots[number % len(slots)][: len(found.item_ids)])
-                yield Batch.of(self._empty(images.shape).copy_(images), found)
+                yield self._batch(number, self._empty(images.shape).copy_(images), found)
         finally:
             self._end_workers()
+
+    def _batch(self, number: int, images: Tensor, found: Companions) -> Batch:
+        """The batch, with what was left encoded decoded on the device."""
+        batch = Batch.of(images, found)
+        if found.encoded:
+            batch = batch.to(self._device)
+            names = {row: self._batches.where(number, row) for row in found.encoded}
+            decode_into(batch.images, found.encoded, names)
+        return batch
 
     def _empty(self, shape: tuple[int, ...]) -> Tensor:
         """Room for pictures; page-locked for a GPU."""
@@ -183,7 +193,7 @@ class BatchStream(Iterator[Batch]):
                     images = self._empty(self._batches.shape(number))
                     found = self._batches.read(number, images.numpy(), self._say)
                     self._say(NOBODY, NOBODY)
-                    put(Batch.of(images, found))
+                    put(self._batch(number, images, found))
                 put(None)
             except BaseException as error:
                 put(error)
@@ -248,11 +258,12 @@ def _to_gpu(batches: Generator[Batch], device: torch.device) -> Generator[Batch]
         return batch
 
     with contextlib.closing(batches):
-        for batch in batches:
-            with torch.cuda.stream(copies):
-                sent = batch.to(device), copies.record_event()
+        while True:
+            with torch.cuda.stream(copies):  # on which pictures are decoded, too
+                batch = next(batches, None)
+                sent = None if batch is None else (batch.to(device), copies.record_event())
             if ahead is not None:
                 yield arrived()
+            if sent is None:
+                return
             ahead = sent
-        if ahead is not None:
-            yield arrived()

@@ -56,6 +56,10 @@ class Data:
     workers: int = 2
     """Decoding processes per rank; 0 decodes in the training process."""
 
+    decode: Literal["cpu", "device"] = "cpu"
+    """Where upright JPEGs in colour are decoded: by the workers, or by the device that trains
+    (nvJPEG on a GPU), for machines with few cores per GPU. Everything else is the workers'."""
+
     window: int = 16
     """Shards whose edit groups are shuffled together."""
 

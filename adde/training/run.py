@@ -18,6 +18,7 @@ from adde.errors import UserError
 from adde.model import ADDE
 from adde.schema import Schema
 from adde.shards.batches import Batches
+from adde.shards.gpu_decode import is_plain_jpeg
 from adde.shards.index import ShardIndex
 from adde.shards.loader import Batch, BatchStream
 from adde.shards.order import SampleOrder
@@ -144,7 +145,13 @@ class Run:
         share = RankShare(self.order, rank(), world_size(), accumulation)
         data = self.config.data
         batches = Batches(
-            self.index, "train", self._bare.preprocess, share, data.on_fault, load_for_training
+            self.index,
+            "train",
+            self._bare.preprocess,
+            share,
+            data.on_fault,
+            load_for_training,
+            is_plain_jpeg if data.decode == "device" else None,
         )
         self._numbers = iter(numbers)
         self._stream = BatchStream(

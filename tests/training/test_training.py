@@ -88,6 +88,15 @@ def wait_for_step(run, step, process):
         time.sleep(0.002)
 
 
+def wait_for_checkpoint(run, process):
+    """They are written beside the training, and a step's may come a few steps later."""
+    deadline = time.monotonic() + 120
+    while not any((run / "checkpoints").glob("step-*")):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
 def last_weights(run):
     folder = sorted((run / "checkpoints").glob("step-*"))[-1]
     return folder.name, {
@@ -120,6 +129,7 @@ def test_a_run_leaves_what_it_promises(uninterrupted):
 def test_killed_and_resumed_ends_in_the_same_weights(tiny_shards, tmp_path, uninterrupted, step):
     process = start(tiny_shards, tmp_path / "run")
     wait_for_step(tmp_path / "run", step, process)
+    wait_for_checkpoint(tmp_path / "run", process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()
@@ -154,6 +164,7 @@ def killed_on_two_ranks(tiny_shards, tmp_path_factory):
     whole = start(tiny_shards, place / "whole", *COMPARABLE)
     process = start(tiny_shards, place / "killed", *COMPARABLE, launcher=on_ranks(2))
     wait_for_step(place / "killed", 8, process)
+    wait_for_checkpoint(place / "killed", process)
     for one in (*psutil.Process(process.pid).children(recursive=True), process):
         one.kill()
     process.communicate()

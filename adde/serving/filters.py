@@ -6,6 +6,7 @@ included and either left out. All must hold. An item that does not have the name
 """
 
 import json
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -40,18 +41,26 @@ def _condition(name: str, wanted: Any, names: Collection[str]) -> Condition:
     if isinstance(wanted, Mapping):
         bounds = cast(Mapping[Any, Any], wanted)
         if not bounds or any(
-            key not in BOUNDS or not isinstance(value, int | float) for key, value in bounds.items()
+            key not in BOUNDS or isinstance(value, str) or not _storable(value)
+            for key, value in bounds.items()
         ):
             raise UserError(
                 f'filters: {name!r}: expected {{"min": number, "max": number}}, found {bounds}'
             )
         return Condition(name, bounds=tuple((BOUNDS[key], bounds[key]) for key in bounds))
     values = cast(list[Any], wanted) if isinstance(wanted, list | tuple) else [wanted]
-    if not values or any(not isinstance(value, str | int | float) for value in values):
+    if not values or not all(map(_storable, values)):
         raise UserError(
             f"filters: {name!r}: expected a value, a list of values or bounds, found {wanted!r}"
         )
     return Condition(name, values=tuple(values))
+
+
+def _storable(value: Any) -> bool:
+    """Text, a finite number, or an integer of 64 bits: what either gallery can hold."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, str) or (isinstance(value, int) and -(2**63) <= value < 2**63)
 
 
 def to_sql(conditions: list[Condition]) -> tuple[str, list[Any]]:

@@ -124,6 +124,10 @@ def test_filters_know_the_catalogues_labels(empty, random_items):
 @pytest.mark.parametrize(
     ("filters", "message"),
     [
+        ({"price": 2**70}, r"filters: 'price': expected a value, .* found 1180591620717411303424"),
+        ({"price": float("nan")}, "filters: 'price': expected a value"),
+        ({"price": {"max": 2**70}}, "filters: 'price': expected .*min"),
+        ({"price": {"min": float("-inf")}}, "filters: 'price': expected .*min"),
         ({"prise": 3}, "no item has 'prise'"),
         ({"colour": {}}, "'colour': expected .*min.*found {}"),
         ({"colour": {"above": 3}}, "'colour': expected .*min.*above"),

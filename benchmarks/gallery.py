@@ -58,7 +58,7 @@ class Catalogue:
         )
 
     def block(self, number: int, count: int) -> tuple[Vector, Vector]:
-        """Vectors (count, A, D) and labels (count, A) of one block, the same for the same number."""
+        """Vectors (count, A, D) and labels (count, A) of one block; a number's are always the same."""
         draws = np.random.default_rng((1, number))
         families = draws.integers(VALUES, size=(max(1, count // 8), ATTRIBUTES))
         labels = families[draws.integers(len(families), size=count)]
@@ -85,7 +85,7 @@ def fill(gallery: EmbeddedGallery, catalogue: Catalogue, items: int) -> None:
 
 
 def make_queries(catalogue: Catalogue, count: int) -> Vector:
-    """Edited items that are not in the gallery: one subspace is another item's. (count, A, D)"""
+    """Edited items that are not in the gallery: one subspace is another's; (count, A, D)."""
     vectors, _ = catalogue.block(2**30, 2 * count)
     queries, others = vectors[:count].copy(), vectors[count:]
     edited = np.random.default_rng(2).integers(ATTRIBUTES, size=count)

@@ -24,7 +24,8 @@ class Encoder(ls.LitAPI):
     def setup(self, device: str) -> None:
         self._embedder = Embedder(self._arguments)
 
-    def decode_request(self, request: Any, **_: Any) -> Picture:
+    # LitServe takes an annotation here for the kind of body; without one it reads JSON.
+    def decode_request(self, request, **_):
         return self._embedder.load(request)
 
     def batch(self, inputs: list[Picture]) -> list[Picture]:

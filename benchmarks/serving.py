@@ -82,12 +82,18 @@ def running(folder: Path, program: Sequence[str], ready: str, ask_at: str) -> It
         wait_until_up(url + ready, process, log)
         yield Running(url + ask_at, process, time.perf_counter() - start)
     finally:
-        if process.poll() is None:
-            children = process.children(recursive=True)
-            process.send_signal(signal.SIGTERM)
-            process.wait(60)
-            for child in psutil.wait_procs(children, timeout=10)[1]:
-                child.kill()
+        end(process)
+
+
+def end(process: psutil.Popen) -> None:
+    """SIGTERM, and SIGKILL for what is left of it and of its children (LitServe, mostly)."""
+    if process.poll() is not None:
+        return
+    every = [process, *process.children(recursive=True)]
+    process.send_signal(signal.SIGTERM)
+    for left in psutil.wait_procs(every, timeout=15)[1]:
+        left.kill()
+    process.wait()
 
 
 def adde(folder: Path, pair: tuple[Path, Path], route: str = "/v1/embed") -> Any:

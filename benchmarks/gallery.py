@@ -58,7 +58,7 @@ class Catalogue:
         )
 
     def block(self, number: int, count: int) -> tuple[Vector, Vector]:
-        """Vectors (count, A, D) and labels (count, A) of one block; the same number, the same items."""
+        """Vectors (count, A, D) and labels (count, A) of a block; same number, same items."""
         draws = np.random.default_rng((1, number))
         families = draws.integers(VALUES, size=(max(1, count // 8), ATTRIBUTES))
         labels = families[draws.integers(len(families), size=count)]

@@ -26,7 +26,7 @@ from figures import publish
 from tqdm import tqdm
 
 from adde.errors import UserError, run_program
-from adde.schema import Attribute, Schema, Vector
+from adde.schema import Attribute, Labels, Schema, Vector
 from adde.serving import index as indexing
 from adde.serving.embedded import EmbeddedGallery
 from adde.serving.gallery import Header, Item, augmented, augmented_query
@@ -57,7 +57,7 @@ class Catalogue:
             spread * (0.9 / np.sqrt(1 + np.arange(DIRECTIONS, dtype=np.float32)))[:, None]
         )
 
-    def block(self, number: int, count: int) -> tuple[Vector, Vector]:
+    def block(self, number: int, count: int) -> tuple[Vector, Labels]:
         """Vectors (count, A, D) and labels (count, A) of a block; same number, same items."""
         draws = np.random.default_rng((1, number))
         families = draws.integers(VALUES, size=(max(1, count // 8), ATTRIBUTES))

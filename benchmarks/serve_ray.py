@@ -10,9 +10,9 @@ import signal
 import sys
 from typing import Any
 
-import ray
+import ray  # pyright: ignore[reportMissingImports]
 from embedder import BATCH, INSIDE, WAIT, Arguments, Embedder, answer_of, run_server
-from ray import serve
+from ray import serve  # pyright: ignore[reportMissingImports]
 from starlette.requests import Request
 
 

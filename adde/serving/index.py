@@ -187,10 +187,11 @@ def nearest_of_all(rows: Vector, allowed: Mask, vectors: Vector, k: int) -> Rows
     for at in range(0, len(rows), step):
         scores = vectors @ np.ascontiguousarray(rows[at : at + step, :used]).T
         scores[:, ~allowed[at : at + step]] = -np.inf
-        numbers = np.broadcast_to(np.arange(at, at + scores.shape[1]), scores.shape)
+        numbers: Rows = np.tile(np.arange(at, at + scores.shape[1], dtype=np.int64), (count, 1))
         scores, numbers = np.hstack([best, scores]), np.hstack([found, numbers])
         first = np.argpartition(-scores, k - 1, axis=1)[:, :k]
-        best, found = (np.take_along_axis(array, first, axis=1) for array in (scores, numbers))
+        best = np.take_along_axis(scores, first, axis=1)
+        found = np.take_along_axis(numbers, first, axis=1)
     return found
 
 

@@ -5,9 +5,10 @@ and ends replicas, and hands them requests.
 """
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
-from ray import serve
+from ray import serve as untyped  # pyright: ignore
 from starlette.types import ASGIApp
 
 from adde.serving.http.app import create_app
@@ -17,6 +18,8 @@ from adde.serving.http.run import find_keys
 from adde.serving.http.service import Service
 from adde.serving.http.settings import Settings
 from adde.serving.providers import Device
+
+serve: Any = untyped
 
 
 class Arguments(BaseModel):
@@ -34,7 +37,7 @@ class Arguments(BaseModel):
     """Fields of `adde.serving.http.settings.Settings`."""
 
 
-def build(args: Arguments) -> serve.Application:
+def build(args: Arguments) -> Any:
     """The application that Ray Serve's `import_path` names.
 
     Raises:

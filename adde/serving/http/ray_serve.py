@@ -4,11 +4,11 @@ Each replica is a whole server: its own sessions, decoders, batches, queue and r
 and ends replicas, and hands them requests.
 """
 
+import importlib
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
-from ray import serve as untyped  # pyright: ignore
 from starlette.types import ASGIApp
 
 from adde.serving.http.app import create_app
@@ -18,8 +18,6 @@ from adde.serving.http.run import find_keys
 from adde.serving.http.service import Service
 from adde.serving.http.settings import Settings
 from adde.serving.providers import Device
-
-serve: Any = untyped
 
 
 class Arguments(BaseModel):
@@ -53,5 +51,6 @@ def build(args: Arguments) -> Any:
         # Decoders end with the replica's process, at the end of their pipes.
         return create_app(Service(source, opened, decoders, settings, keys))
 
+    serve: Any = importlib.import_module("ray.serve")  # of the extra `ray`
     deployment = serve.deployment(serve.ingress(app)())
     return deployment.options(name="Server").bind()

@@ -167,9 +167,9 @@ def benchmark(
         items: vectors; each takes 17 KB of disk.
         folder: a disk with room for them; default: that of temporary files.
         json: file of the figures.
-        quick: 50,000 items.
+        quick: 10,000 items.
     """
-    items = 50_000 if quick else items
+    items = 10_000 if quick else items
     room, needed = shutil.disk_usage(folder or tempfile.gettempdir()).free, 18_000 * items
     if room < needed:
         raise UserError(f"--folder: expected {needed / 1e9:.0f} GB free, found {room / 1e9:.0f}")

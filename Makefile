@@ -79,6 +79,8 @@ bench: setup data/wardrobe/index.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/loader.py --json docs/loader.json
 	# One compute thread: on two cores the loader's process needs the other.
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/training_step.py --shards data/wardrobe --json docs/training_step.json
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/serving.py --json docs/serving.json
+	$(BIN)/python benchmarks/gallery.py --items 200000 --json docs/gallery.json
 	$(BIN)/python benchmarks/table.py
 
 # The checks that need a GPU: they say so and fail where there is none. Figures of every card add

@@ -1,0 +1,124 @@
+"""A bundle as a model repository of NVIDIA Triton: its two graphs under the onnxruntime backend.
+
+Layout::
+
+    adde_encoder/config.pbtxt, adde_encoder/1/encoder.onnx
+    adde_memory/config.pbtxt, adde_memory/1/memory.onnx
+
+Triton batches concurrent requests itself, up to the session's largest bucket. It does not fill
+batches up to a bucket, and a picture alone is multiplied by other code than one in company: on the
+CPU its last bits may then differ from those of `adde.serving`.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx
+
+from adde.bundle import ENCODER, MEMORY, Bundle
+from adde.errors import UserError
+from adde.files import atomic_path, write_text
+from adde.serving.session import BUCKETS, STREAMS
+
+MODELS = {"adde_encoder": ENCODER, "adde_memory": MEMORY}
+TYPES = {
+    onnx.TensorProto.UINT8: "TYPE_UINT8",
+    onnx.TensorProto.FLOAT: "TYPE_FP32",
+    onnx.TensorProto.FLOAT16: "TYPE_FP16",
+}
+PREFERRED = tuple(bucket for bucket in BUCKETS if bucket >= 8)
+
+Kind = Literal["cpu", "gpu"]
+
+
+def write_repository(
+    bundle: Bundle,
+    out: Path,
+    kind: Kind = "gpu",
+    delay_us: int = 2000,
+    instances: int | None = None,
+) -> None:
+    """Writes the repository `out`, in place of one that is there; all or nothing.
+
+    Args:
+        bundle: whose graphs are copied.
+        out: new, empty, or with nothing but such a repository.
+        kind: where Triton runs the graphs.
+        delay_us: microseconds that a request waits for others.
+        instances: of each graph on every GPU, or in all on the CPU; default: those of the session.
+
+    Raises:
+        UserError: `out` holds anything else, or a number is out of its range.
+    """
+    count = (STREAMS if kind == "gpu" else 1) if instances is None else instances
+    if not (1 <= count <= 64 and 0 <= delay_us <= 1_000_000):
+        raise UserError(
+            f"expected 1 to 64 instances and 0 to 1000000 us, found {count} and {delay_us}"
+        )
+    _require_replaceable(out)
+    with atomic_path(out) as folder:
+        for name, graph in MODELS.items():
+            version = folder / name / "1"
+            version.mkdir(parents=True)
+            for file in (graph, f"{graph}.data"):  # large weights lie beside the graph
+                if (bundle.path / file).exists():
+                    shutil.copyfile(bundle.path / file, version / file)
+            text = config(name, bundle, kind, delay_us, count)
+            write_text(folder / name / "config.pbtxt", text)
+
+
+def config(name: str, bundle: Bundle, kind: Kind, delay_us: int, instances: int) -> str:
+    """config.pbtxt of one graph, whose inputs and outputs are read from the graph itself."""
+    file = MODELS[name]
+    graph = onnx.load(bundle.path / file, load_external_data=False).graph
+    lines = [
+        _field("name", name),
+        _field("backend", "onnxruntime"),
+        _field("default_model_filename", file),
+        f"max_batch_size: {BUCKETS[-1]}",
+        *_tensors("input", graph.input),
+        *_tensors("output", graph.output),
+        "dynamic_batching {",
+        f"  preferred_batch_size: {list(PREFERRED)}",
+        f"  max_queue_delay_microseconds: {delay_us}",
+        "}",
+        f"instance_group [{{ count: {instances} kind: KIND_{kind.upper()} }}]",
+    ]
+    about = {"bundle": bundle.hash, "precision": bundle.details["precision"]}
+    if kind == "gpu" and about["precision"] == "fp32":
+        about["use_tf32"] = "0"  # as the session tells its CUDA provider
+    lines += [_parameter(key, value) for key, value in about.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _tensors(side: str, tensors: Any) -> list[str]:
+    """Entries of the graph's inputs or outputs; Triton adds the batch in front of `dims`."""
+    entries = []
+    for tensor in tensors:
+        kind = TYPES[tensor.type.tensor_type.elem_type]
+        dims = [dim.dim_value for dim in tensor.type.tensor_type.shape.dim[1:]]
+        fields = f"{_field('name', tensor.name)} data_type: {kind} dims: {dims}"
+        entries.append(f"{side} [{{ {fields} }}]")
+    return entries
+
+
+def _field(name: str, value: str) -> str:
+    return f"{name}: {json.dumps(value)}"
+
+
+def _parameter(key: str, value: str) -> str:
+    shown = f"{_field('key', key)} value {{ {_field('string_value', value)} }}"
+    return f"parameters {{ {shown} }}"
+
+
+def _require_replaceable(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: expected a folder for the repository, found a file; name another")
+    others = sorted({p.name for p in out.iterdir()} - set(MODELS)) if out.exists() else []
+    if others:
+        raise UserError(
+            f"{out}: expected a new folder or one with nothing but {', '.join(MODELS)}, which are "
+            f"replaced, found {', '.join(others[:3])}; name another"
+        )

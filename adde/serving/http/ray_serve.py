@@ -1,0 +1,56 @@
+"""The server's app under Ray Serve, on more than one GPU or machine; see launch/ray_serve.yaml.
+
+Each replica is a whole server: its own sessions, decoders, batches, queue and rate limits. Ray adds
+and ends replicas, and hands them requests.
+"""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from starlette.types import ASGIApp
+
+from adde.serving.http.app import create_app
+from adde.serving.http.decoders import Decoders
+from adde.serving.http.pair import Source
+from adde.serving.http.run import find_keys
+from adde.serving.http.service import Service
+from adde.serving.http.settings import Settings
+from adde.serving.providers import Device
+
+
+class Arguments(BaseModel):
+    """`args` of the application, named as the flags of serve_onnx/server.py."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    bundle: Path
+    gallery: Path
+    device: tuple[Device, ...] = ("cpu",)
+    allow_fallback: bool = False
+    key_file: Path | None = None
+    require_key: bool = True
+    limits: dict[str, int | float] = {}
+    """Fields of `adde.serving.http.settings.Settings`."""
+
+
+def build(args: Arguments) -> Any:
+    """The application that Ray Serve's `import_path` names.
+
+    Raises:
+        UserError: of a limit here; of keys, bundle, gallery or device where a replica starts.
+    """
+    settings = Settings(**args.limits)  # pyright: ignore[reportArgumentType]
+
+    def app() -> ASGIApp:
+        keys = find_keys("0.0.0.0", args.key_file, args.require_key)
+        source = Source(args.bundle, args.gallery, args.device, args.allow_fallback)
+        opened = source.open()
+        decoders = Decoders(settings.decoders, settings.decode_seconds, settings.max_pixels)
+        # Decoders end with the replica's process, at the end of their pipes.
+        return create_app(Service(source, opened, decoders, settings, keys))
+
+    serve: Any = importlib.import_module("ray.serve")  # of the extra `ray`
+    deployment = serve.deployment(serve.ingress(app)())
+    return deployment.options(name="Server").bind()

@@ -1,0 +1,182 @@
+"""A large gallery: bytes per item, build time, latency, and recall against looking at everything.
+
+    python benchmarks/gallery.py --items 200000 --json docs/gallery.json
+    python benchmarks/gallery.py --items 1000000 --folder /disk/of/50/GB
+    python benchmarks/gallery.py --quick
+
+Synthetic unit vectors of 12 subspaces x 340. A subspace lies near one of ten values' prototypes, as
+a trained encoder's does, and moves about it along a few directions, with a little noise in all;
+values hang together as in families of variants. Made block by block and never all in memory.
+
+`recall30` is of plain queries not seen by the build, against exact distances computed block by
+block. `bytes_per_item` is what the index holds in memory; the vectors that candidates are ranked
+anew by lie mapped on disk (`disk_bytes_per_item`).
+"""
+
+import shutil
+import statistics
+import tempfile
+import time
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import tyro
+from figures import publish
+from tqdm import tqdm
+
+from adde.errors import UserError, run_program
+from adde.schema import Attribute, Labels, Schema, Vector
+from adde.serving import index as indexing
+from adde.serving.embedded import EmbeddedGallery
+from adde.serving.gallery import Header, Item, augmented, augmented_query
+
+ATTRIBUTES, WIDTH, VALUES = 12, 340, 10
+DIRECTIONS = 24
+"""Along which the items of one value differ; what is left is noise."""
+
+BLOCK = 4096
+K = 30
+SCHEMA = Schema(
+    tuple(
+        Attribute(f"attribute_{a}", tuple(f"value_{v}" for v in range(VALUES)))
+        for a in range(ATTRIBUTES)
+    )
+)
+
+
+class Catalogue:
+    """Unit vectors (n, A, D) of a catalogue that exists only while it is drawn."""
+
+    def __init__(self, seed: int = 0) -> None:
+        draws = np.random.default_rng(seed)
+        self._means = draws.normal(size=(ATTRIBUTES, VALUES, WIDTH)).astype(np.float32)
+        spread = draws.normal(size=(ATTRIBUTES, DIRECTIONS, WIDTH)).astype(np.float32)
+        # Directions of falling weight, as principal components have.
+        self._spread = (
+            spread * (0.9 / np.sqrt(1 + np.arange(DIRECTIONS, dtype=np.float32)))[:, None]
+        )
+
+    def block(self, number: int, count: int) -> tuple[Vector, Labels]:
+        """Vectors (count, A, D) and labels (count, A) of a block; same number, same items."""
+        draws = np.random.default_rng((1, number))
+        families = draws.integers(VALUES, size=(max(1, count // 8), ATTRIBUTES))
+        labels = families[draws.integers(len(families), size=count)]
+        changed = draws.random((count, ATTRIBUTES)) < 0.1
+        labels = np.where(changed, draws.integers(VALUES, size=labels.shape), labels)
+        places = draws.normal(size=(count, ATTRIBUTES, DIRECTIONS)).astype(np.float32)
+        vectors = draws.standard_normal((count, ATTRIBUTES, WIDTH), np.float32) * np.float32(0.1)
+        for a in range(ATTRIBUTES):
+            vectors[:, a] += self._means[a][labels[:, a]] + places[:, a] @ self._spread[a]
+        vectors /= np.linalg.norm(vectors, axis=(1, 2), keepdims=True)
+        return vectors, labels.astype(np.int64)
+
+
+def fill(gallery: EmbeddedGallery, catalogue: Catalogue, items: int) -> None:
+    """Inserts the catalogue."""
+    for at in tqdm(range(0, items, BLOCK), "insert", unit="block", disable=None):
+        vectors, labels = catalogue.block(at // BLOCK, min(BLOCK, items - at))
+        gallery.upsert(
+            [
+                Item(f"item-{at + row}", labels[row], labels[row], vectors[row], 1.0)
+                for row in range(len(vectors))
+            ]
+        )
+
+
+def make_queries(catalogue: Catalogue, count: int) -> Vector:
+    """Edited items that are not in the gallery: one subspace is another's; (count, A, D)."""
+    vectors, _ = catalogue.block(2**30, 2 * count)
+    queries, others = vectors[:count].copy(), vectors[count:]
+    edited = np.random.default_rng(2).integers(ATTRIBUTES, size=count)
+    queries[np.arange(count), edited] = others[np.arange(count), edited]
+    return queries / np.linalg.norm(queries, axis=(1, 2), keepdims=True)
+
+
+def exact(catalogue: Catalogue, queries: Vector, items: int) -> list[set[str]]:
+    """Ids of the K nearest of each query, from every vector, block by block."""
+    weights = np.ones(ATTRIBUTES, np.float32)
+    asked = np.stack([augmented_query(query, weights) for query in queries])
+    best = np.full((len(queries), K), -np.inf, np.float32)
+    rows = np.zeros((len(queries), K), np.int64)
+    for at in range(0, items, BLOCK):
+        vectors, _ = catalogue.block(at // BLOCK, min(BLOCK, items - at))
+        scores = np.concatenate([best, asked @ augmented(vectors).T], axis=1)
+        known = np.broadcast_to(np.arange(at, at + len(vectors)), (len(queries), len(vectors)))
+        names = np.concatenate([rows, known], axis=1)
+        first = np.argsort(-scores, axis=1, kind="stable")[:, :K]
+        best, rows = (np.take_along_axis(array, first, axis=1) for array in (scores, names))
+    return [{f"item-{row}" for row in found} for found in rows]
+
+
+def ask(gallery: EmbeddedGallery, queries: Vector, truth: list[set[str]]) -> tuple[float, list]:
+    """Recall of the first K, and seconds of each query."""
+    weights, hits, seconds = np.ones(ATTRIBUTES, np.float32), 0, []
+    for query, wanted in zip(queries, truth):
+        start = time.perf_counter()
+        found = gallery.nearest(query, weights, K, {})
+        seconds.append(time.perf_counter() - start)
+        hits += len(wanted & {item.item_id for item in found[:K]})
+    return hits / (K * len(queries)), seconds
+
+
+def measure(folder: Path, items: int, count: int) -> dict[str, float]:
+    """All figures."""
+    catalogue = Catalogue()
+    queries = make_queries(catalogue, count)
+    start = time.perf_counter()
+    header = Header("embedded", "synthetic", SCHEMA, WIDTH, None, "synthetic")
+    with closing(EmbeddedGallery.create(folder / "gallery", header)) as gallery:
+        fill(gallery, catalogue, items)
+        inserted = time.perf_counter()
+        gallery.build_index()
+        built = time.perf_counter()
+    truth = exact(catalogue, queries, items)
+    with closing(EmbeddedGallery(folder / "gallery")) as gallery:
+        assert gallery.index is not None
+        report = gallery.index.report
+        recall, seconds = ask(gallery, queries, truth)
+        figures = {
+            "items": items,
+            "bytes_per_item": report["bytes_per_item"],
+            "recall30": recall,
+            "p50_ms": 1000 * statistics.median(seconds),
+            "p99_ms": 1000 * float(np.percentile(seconds, 99)),
+            "insert_s": inserted - start,
+            "build_s": built - inserted,
+            "probes": gallery.index.probes,
+            "lists": gallery.index.lists.nlist,
+            "rerank_depth": indexing.OVERSAMPLE,
+        }
+        for depth in (2, 4, 16):
+            indexing.OVERSAMPLE = depth
+            figures[f"recall30_rerank_{depth}"] = ask(gallery, queries, truth)[0]
+    stored = sum(file.stat().st_size for file in (folder / "gallery").iterdir())
+    return figures | {"disk_bytes_per_item": stored / items}
+
+
+def benchmark(
+    items: int = 1_000_000,
+    folder: Path | None = None,
+    json: Path | None = None,
+    quick: bool = False,
+) -> None:
+    """Builds a gallery of synthetic vectors, asks it, and removes it.
+
+    Args:
+        items: vectors; each takes 17 KB of disk.
+        folder: a disk with room for them; default: that of temporary files.
+        json: file of the figures.
+        quick: 10,000 items.
+    """
+    items = 10_000 if quick else items
+    room, needed = shutil.disk_usage(folder or tempfile.gettempdir()).free, 18_000 * items
+    if room < needed:
+        raise UserError(f"--folder: expected {needed / 1e9:.0f} GB free, found {room / 1e9:.0f}")
+    with tempfile.TemporaryDirectory(prefix="adde-gallery-", dir=folder) as temporary:
+        figures = measure(Path(temporary), items, 100)
+    publish(figures, ("faiss-cpu", "numpy"), json)
+
+
+if __name__ == "__main__":
+    run_program(lambda: tyro.cli(benchmark))

@@ -1,0 +1,289 @@
+"""The server against bare onnxruntime, and against Ray Serve and LitServe on the same bundle.
+
+    python benchmarks/serving.py --json docs/serving.json
+    python benchmarks/serving.py --quick
+    python benchmarks/serving.py --memory-requests 100000     # minutes: all of them
+
+serve_onnx/server.py runs as a process of its own, as everything it is held against; contenders take
+turns in one run and are compared by medians. Clients, decoders and the model share this machine's
+cores, so the server's throughput is also given against what bare onnxruntime would have if it
+paid for clients and decoding as well. Pictures are JPEGs of 800 x 800 pixels; the bundle is an
+untrained ResNet-18 at 224 px with the paper's widths.
+"""
+
+import json as jsons
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import tyro
+from embedder import BATCH
+from figures import publish
+from load import Load, ask, cpu_seconds, wait_until_up
+from stand import ROOT, body_of, make_pair, make_pictures, make_shards
+
+from adde.bundle import Bundle
+from adde.errors import UserError, run_program
+from adde.model import ModelSettings
+from adde.serving import Searcher
+from adde.serving.session import Session
+
+CLIENTS = (1, 8, 32, 128)
+SIDE, SMALL_SIDE = 800, 256
+"""Pixels: what a shop's clients send, and what a page that resizes first sends."""
+
+PICTURES = 64
+"""Different ones."""
+
+
+@dataclass
+class Running:
+    """A server process: where it is asked, and its process."""
+
+    url: str
+    process: psutil.Popen
+    up_seconds: float
+
+    def groups(self) -> dict[str, Sequence[psutil.Process]]:
+        """Whose CPU time is told apart."""
+        children = self.process.children(recursive=True)
+        return {"client": [psutil.Process()], "decoders": children, "server": [self.process]}
+
+    def rss_mb(self) -> float:
+        """Of the process and its decoders."""
+        every = [self.process, *self.process.children(recursive=True)]
+        return sum(process.memory_info().rss for process in every) / 1e6
+
+
+@contextmanager
+def running(folder: Path, program: Sequence[str], ready: str, ask_at: str) -> Iterator[Running]:
+    """A program with --port of its own, up; ended with SIGTERM."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = folder / "log"
+    with log.open("w") as output:
+        start = time.perf_counter()
+        command = [sys.executable, *program, "--port", str(port)]
+        process = psutil.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_until_up(url + ready, process, log)
+        yield Running(url + ask_at, process, time.perf_counter() - start)
+    finally:
+        end(process)
+
+
+def end(process: psutil.Popen) -> None:
+    """SIGTERM, and SIGKILL for what is left of it and of its children (LitServe, mostly)."""
+    if process.poll() is not None:
+        return
+    every = [process, *process.children(recursive=True)]
+    process.send_signal(signal.SIGTERM)
+    for left in psutil.wait_procs(every, timeout=15)[1]:
+        left.kill()
+    process.wait()
+
+
+def adde(folder: Path, pair: tuple[Path, Path], route: str = "/v1/embed") -> Any:
+    """This project's server, as it is by default."""
+    words = ["--bundle", str(pair[0]), "--gallery", str(pair[1]), "--drain-seconds", "0"]
+    program = [str(ROOT / "serve_onnx" / "server.py"), *words]
+    return running(folder, program, "/readyz", route)
+
+
+def contender(folder: Path, pair: tuple[Path, Path], name: str) -> Any:
+    """The server of serve_<name>.py."""
+    words = ["--bundle", str(pair[0]), "--gallery", str(pair[1])]
+    program = [str(ROOT / "benchmarks" / f"serve_{name}.py"), *words]
+    return running(folder, program, {"ray": "/", "litserve": "/up"}[name], "/")
+
+
+class Bare:
+    """onnxruntime's session.run on one full batch that lies in memory."""
+
+    def __init__(self, bundle: Bundle, pictures: Sequence[bytes]) -> None:
+        session = Session(bundle)
+        self._run = session._encoder._session.run
+        loaded = [bundle.preprocess.load(picture) for picture in pictures[:BATCH]]
+        self._inputs = {"images": np.stack(loaded)}
+        self.per_second(2)
+
+    def per_second(self, runs: int) -> float:
+        """Pictures a second."""
+        times = []
+        for _ in range(runs):
+            start = time.perf_counter()
+            self._run(["embeddings", "logits"], self._inputs)
+            times.append(time.perf_counter() - start)
+        return BATCH / statistics.median(times)
+
+
+def require_same_answers(load: Load, alone: Load, what: str) -> None:
+    """Answers under load must be those one by one, to the last bit."""
+    different = [body for body, seen in load.answers.items() if seen != alone.answers[body]]
+    if different:
+        raise UserError(f"{what}: expected the answers one by one, found {len(different)} others")
+
+
+def require_same_embeddings(url: str, bodies: Sequence[bytes], alone: Load) -> None:
+    """A contender that answers something else proves nothing."""
+    for body, answers in ask(url, bodies, 8, len(bodies)).answers.items():
+        expected = jsons.loads(next(iter(alone.answers[body])))
+        for found in map(jsons.loads, answers):
+            ours, theirs = (np.float32(each["embedding"]) for each in (expected, found))
+            same = np.array_equal(ours, theirs)
+            if not same or found["seen"] != expected["seen"]:
+                raise UserError(f"{url}: expected this project's answer, found another")
+
+
+def encoder_seconds(server: Running) -> float:
+    """Seconds that this project's server has spent in the encoder."""
+    with urllib.request.urlopen(server.url.replace("/v1/embed", "/metrics")) as response:
+        lines = response.read().decode().splitlines()
+    return next(float(line.split()[1]) for line in lines if "encode_seconds_sum" in line)
+
+
+def throughput(server: Running, bare: Bare, bodies: list[bytes], count: int, rounds: int) -> Any:
+    """Median ratio, medians of both, and shares while the server ran.
+
+    Of this machine's CPU, and of the time in which the encoder was at work: where that is 1, what
+    is missing to bare onnxruntime is CPU that others took, not waiting.
+    """
+    ours, theirs, ratios = [], [], []
+    groups, cores = server.groups(), psutil.cpu_count() or 1
+    shares: dict[str, list[float]] = {name: [] for name in (*groups, "encoder_busy")}
+    for _ in range(rounds):
+        theirs.append(bare.per_second(max(3, count // BATCH // 2)))
+        start, encoding = time.perf_counter(), encoder_seconds(server)
+        with cpu_seconds(groups) as taken:
+            ours.append(ask(server.url, bodies, BATCH, count).per_second)
+        wall = time.perf_counter() - start
+        for name, seconds in taken.items():
+            shares[name].append(seconds / (wall * cores))
+        shares["encoder_busy"].append((encoder_seconds(server) - encoding) / wall)
+        ratios.append(ours[-1] / theirs[-1])
+    medians = {name: statistics.median(values) for name, values in shares.items()}
+    return statistics.median(ratios), statistics.median(ours), statistics.median(theirs), medians
+
+
+def against(server: Running, other: Running, bodies: list[bytes], count: int, rounds: int) -> Any:
+    """Median ratio of throughputs in turn, and the other's median."""
+    pairs = [
+        [ask(each.url, bodies, BATCH, count).per_second for each in (server, other)]
+        for _ in range(rounds)
+    ]
+    return statistics.median(a / b for a, b in pairs), statistics.median(b for _, b in pairs)
+
+
+def latencies(url: str, bodies: list[bytes], count: int, alone: Load) -> dict[str, float]:
+    """p50 and p99 in ms at every number of clients."""
+    figures: dict[str, float] = {}
+    for clients in CLIENTS:
+        load = ask(url, bodies, clients, count * (1 + clients // 64))
+        require_same_answers(load, alone, f"{clients} clients")
+        figures |= {f"p{p}_ms_c{clients}": load.ms(p) for p in (50, 99)}
+    return figures
+
+
+def memory(folder: Path, pair: tuple[Path, Path], bodies: list[bytes], count: int) -> Any:
+    """MB that the server grows by in 100,000 requests: the slope over the last four fifths."""
+    with adde(folder, pair) as server:
+        sizes = [server.rss_mb()]
+        for _ in range(20):
+            ask(server.url, bodies, BATCH, count // 20)
+            sizes.append(server.rss_mb())
+    done = np.arange(21) * (count // 20)
+    slope = np.polyfit(done[4:], sizes[4:], 1)[0]
+    figures = {"rss_growth_mb_100k": float(slope) * 100_000, "rss_requests": count // 20 * 20}
+    return figures | {"rss_mb_start": sizes[0], "rss_mb_end": sizes[-1]}
+
+
+def measure(folder: Path, quick: bool, memory_requests: int, given: Any) -> dict[str, float]:
+    """All figures."""
+    rounds, count = (1, 160) if quick else (3, 320)
+    shards = make_shards(folder / "shards")
+    size = ModelSettings(image_size=64 if quick else 224)
+    pair = given or make_pair(folder / "large", shards, size)
+    small = ModelSettings(backbone="test_resnet", image_size=32, hidden=64)
+    small_pair = make_pair(folder / "small", shards, small)
+    pictures = make_pictures(PICTURES, SIDE)
+    bodies = [body_of(picture) for picture in pictures]
+    smaller = [body_of(picture) for picture in make_pictures(PICTURES, SMALL_SIDE)]
+    bundle = Bundle.read(pair[0])
+    bare = Bare(bundle, pictures)
+    starts: list[float] = []
+    for _ in range(0 if quick else 2):
+        with adde(folder, pair) as server:
+            starts.append(server.up_seconds)
+    with adde(folder, pair) as server:
+        starts.append(server.up_seconds)
+        alone = ask(server.url, bodies, 1, PICTURES)
+        searcher = Searcher(bundle, pair[1])
+        for number, picture in enumerate(pictures):
+            wanted = searcher.embed([searcher.picture(picture)])[0].embedding
+            found = jsons.loads(next(iter(alone.answers[number])))["embedding"]
+            if not np.array_equal(np.asarray(found, np.float32), wanted):
+                raise UserError("expected the server's embedding to be the library's")
+        ratio, ours, theirs, shares = throughput(server, bare, bodies, count, rounds)
+        spent = shares["client"] + shares["decoders"]
+        figures = {
+            "server_vs_bare": ratio,
+            "server_vs_bare_less_clients_and_decoding": ratio / (1 - spent),
+            f"server_vs_bare_{SMALL_SIDE}px": throughput(server, bare, smaller, count, rounds)[0],
+            "pictures_per_second": ours,
+            "pictures_per_second_bare": theirs,
+            "encoder_busy_share": shares.pop("encoder_busy"),
+            **{f"cpu_share_{name}": share for name, share in shares.items()},
+            "cold_start_s": statistics.median(starts),
+            "latency_requests": count,
+            **latencies(server.url, bodies, count, alone),
+        }
+        for name, key in (("ray", "ray_serve"), ("litserve", "litserve")):
+            with contender(folder, pair, name) as other:
+                require_same_embeddings(other.url, bodies, alone)
+                ratio, theirs = against(server, other, bodies, count, 1 if quick else 3)
+            figures |= {f"server_vs_{key}": ratio, f"pictures_per_second_{key}": theirs}
+    return figures | memory(folder, small_pair, bodies, memory_requests)
+
+
+def benchmark(
+    bundle: Path | None = None,
+    gallery: Path | None = None,
+    memory_requests: int | None = None,
+    json: Path | None = None,
+    quick: bool = False,
+) -> None:
+    """Throughput, latency, memory and start of the server.
+
+    Args:
+        bundle: folder of a bundle to serve; default: an untrained one made on the spot.
+        gallery: its gallery.
+        memory_requests: requests that memory's growth is measured over, of a small bundle;
+            default: 10,000, or 1,000 if quick. The figure is per 100,000.
+        json: file of the figures.
+        quick: a 64 px bundle and one round each.
+    """
+    if (bundle is None) != (gallery is None):
+        raise UserError("expected --bundle and --gallery, found one of them")
+    requests = memory_requests or (1_000 if quick else 10_000)
+    with tempfile.TemporaryDirectory(prefix="adde-serving-") as folder:
+        figures = measure(Path(folder), quick, requests, bundle and (bundle, gallery))
+    packages = ("onnxruntime-gpu", "fastapi", "uvicorn", "ray", "litserve")
+    publish(figures, packages, json)
+
+
+if __name__ == "__main__":
+    run_program(lambda: tyro.cli(benchmark))

@@ -1,0 +1,192 @@
+"""Dockerfile and manifests, held against the program's own flags and paths."""
+
+import json
+import os
+import re
+import runpy
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+
+from adde.serving.http.settings import Settings
+
+ROOT = Path(__file__).parents[3]
+DOCKERFILE = (ROOT / "serve_onnx" / "Dockerfile").read_text()
+DEPLOYMENT, SERVICE = yaml.safe_load_all((ROOT / "launch/kubernetes/server.yaml").read_text())
+RAY = yaml.safe_load((ROOT / "launch" / "ray_serve.yaml").read_text())
+UVICORN_MORE = 2
+"""Seconds that the process may take after the deadline of the last request."""
+
+
+def instruction(name):
+    """What the last instruction of that name says; lines that go on are joined."""
+    joined = DOCKERFILE.replace("\\\n", " ")
+    return re.findall(rf"^{name}\s+(.+)$", joined, re.MULTILINE)[-1].strip()
+
+
+def started(monkeypatch, words):
+    """What serve_onnx/server.py calls `serve` with, given these words."""
+    called = []
+    monkeypatch.setattr("adde.serving.http.run.serve", lambda *given: called.append(given))
+    monkeypatch.setattr(sys, "argv", ["server.py", *words])
+    runpy.run_path(str(ROOT / "serve_onnx" / "server.py"), run_name="__main__")
+    return called[0]
+
+
+def paths():
+    """Paths that the app answers."""
+    from adde.serving.http.routes import router
+
+    return {route.path for route in router.routes}
+
+
+@pytest.fixture
+def pod():
+    return DEPLOYMENT["spec"]["template"]["spec"]
+
+
+@pytest.fixture
+def container(pod):
+    (only,) = pod["containers"]
+    return only
+
+
+def test_the_image_starts_the_program_with_flags_it_has(monkeypatch):
+    program, *words = json.loads(instruction("ENTRYPOINT"))[1:]
+    assert program == "/app/server.py"
+    assert "serve_onnx/server.py" in instruction("COPY") and instruction("COPY").endswith("/app/")
+    source, settings, host, port, key_file, require_key = started(monkeypatch, words)
+    assert [str(source.bundle), str(source.gallery)] == json.loads(instruction("VOLUME"))
+    # Off loopback and nothing said of keys: it asks for them.
+    assert (host, key_file, require_key) == ("0.0.0.0", None, None)
+    assert settings == Settings()
+    assert port == int(instruction("EXPOSE"))
+
+
+def test_the_image_is_no_root_has_a_check_and_what_it_copies_is_there():
+    user, group = map(int, instruction("USER").split(":"))
+    assert user and group
+    check = instruction("HEALTHCHECK")
+    address = re.search(r"http://127\.0\.0\.1:(\d+)(/\w+)'", check)
+    assert (address[1], address[2]) == (instruction("EXPOSE"), "/healthz")
+    assert address[2] in paths()
+    compile(json.loads(check[check.index("CMD ") + 4 :])[2], "check", "exec")
+    for line in re.findall(r"^COPY (?!--from)(.+)$", DOCKERFILE, re.MULTILINE):
+        for name in line.split()[:-1]:
+            assert (ROOT / name).exists(), name
+    ignored = (ROOT / "serve_onnx" / "Dockerfile.dockerignore").read_text().split()
+    assert {"!adde", "!serve_onnx", "!pyproject.toml", "!README.md", "!LICENSE"} < set(ignored)
+
+
+def test_the_image_holds_no_torch():
+    (install,) = re.findall(r"pip install .+", DOCKERFILE)
+    assert "/src[serve]" in install and "torch" not in install
+    tomllib = pytest.importorskip("tomllib")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["serve"]]
+    assert not [name for name in wanted if name.startswith(("torch", "timm", "accelerate"))]
+
+
+def test_the_deployment_starts_the_image_with_flags_it_has(monkeypatch, pod, container):
+    words = json.loads(instruction("ENTRYPOINT"))[2:] + container["args"]
+    source, settings, _, port, key_file, _ = started(monkeypatch, words)
+    longest = settings.drain_seconds + settings.deadline_seconds + UVICORN_MORE
+    assert pod["terminationGracePeriodSeconds"] > longest
+    mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+    assert {str(source.bundle), str(source.gallery)} < set(mounts)
+    assert all(mounts[path]["readOnly"] for path in mounts if path != "/tmp")
+    assert str(key_file.parent) in mounts
+    assert {mount["name"] for mount in mounts.values()} == {v["name"] for v in pod["volumes"]}
+    assert container["ports"] == [{"name": "http", "containerPort": port}]
+    assert settings.decoders <= int(container["resources"]["limits"]["cpu"])
+    # Whoever balances sees that it is not ready, before the listener closes.
+    probe = container["readinessProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] < settings.drain_seconds
+
+
+def test_probes_ask_paths_that_need_no_key(container):
+    from adde.serving.http.guard import KEYED
+
+    asked = {
+        name: container[f"{name}Probe"]["httpGet"]["path"]
+        for name in ("startup", "readiness", "liveness")
+    }
+    assert asked == {"startup": "/readyz", "readiness": "/readyz", "liveness": "/healthz"}
+    for path in asked.values():
+        assert path in paths() and not path.startswith(KEYED)
+    assert {container[f"{n}Probe"]["httpGet"]["port"] for n in asked} == {"http"}
+
+
+def test_the_pod_is_no_root_and_the_service_finds_it(pod, container):
+    user = int(instruction("USER").split(":")[0])
+    assert (pod["securityContext"]["runAsNonRoot"], pod["securityContext"]["runAsUser"]) == (
+        True,
+        user,
+    )
+    assert container["securityContext"]["readOnlyRootFilesystem"]
+    assert instruction("ENV").endswith("XDG_CACHE_HOME=/tmp/cache")  # the one place to write
+    labels = DEPLOYMENT["spec"]["template"]["metadata"]["labels"]
+    assert SERVICE["spec"]["selector"].items() <= labels.items()
+    assert DEPLOYMENT["spec"]["selector"]["matchLabels"] == labels
+    assert SERVICE["spec"]["ports"][0]["targetPort"] == "http"
+
+
+def test_ray_serves_the_limits_that_the_server_has():
+    (application,) = RAY["applications"]
+    (deployment,) = application["deployments"]
+    settings = Settings(**application["args"]["limits"])
+    # Above the replica's queue Ray would hold requests back instead of a 429.
+    assert deployment["max_ongoing_requests"] == settings.queue
+    assert deployment["graceful_shutdown_timeout_s"] > settings.deadline_seconds
+    assert RAY["http_options"]["request_timeout_s"] > settings.deadline_seconds
+    assert deployment["autoscaling_config"]["target_ongoing_requests"] < settings.queue
+
+
+@pytest.mark.slow
+def test_under_ray_serve_the_app_answers_as_the_server(tmp_path, tiny_bundle, tiny_gallery, server):
+    """launch/ray_serve.yaml itself, with this bundle, this port and one replica."""
+    pytest.importorskip("ray.serve", reason="ray is not installed: pip install 'adde[ray]'")
+    content = json.loads(json.dumps(RAY))
+    content["http_options"] |= {"host": "127.0.0.1", "port": 18_734}
+    (application,) = content["applications"]
+    application["args"] |= {"bundle": str(tiny_bundle), "gallery": str(tiny_gallery)}
+    application["deployments"][0]["ray_actor_options"]["num_cpus"] = 1
+    (tmp_path / "serve.yaml").write_text(yaml.safe_dump(content))
+    key = "a-key-of-some-length"
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "ADDE_API_KEYS": f"shop: {key}", "PYTHONPATH": path}
+    environment |= {"RAY_DEDUP_LOGS": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+    command = [str(Path(sys.executable).with_name("serve")), "run", str(tmp_path / "serve.yaml")]
+    log = tmp_path / "log"
+    with log.open("w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
+    url = "http://127.0.0.1:18734"
+    try:
+        wait_until_ready(url, process, log)
+        asked = {"item": "test-000000-003", "edits": {"colour": "red"}, "k": 6}
+        headers = {"authorization": f"Bearer {key}"}
+        assert httpx.post(f"{url}/v1/search", json=asked).status_code == 401
+        found = httpx.post(f"{url}/v1/search", json=asked, headers=headers)
+        assert found.status_code == 200
+        assert found.json() == httpx.post(f"{server.url}/v1/search", json=asked).json()
+        assert httpx.get(f"{url}/").headers["content-security-policy"]
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def wait_until_ready(url, process, log):
+    end = time.monotonic() + 120
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            if httpx.get(f"{url}/readyz").status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.2)
+    raise AssertionError(log.read_text())

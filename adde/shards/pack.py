@@ -89,7 +89,9 @@ def pack(
         ours |= {QUERIES_NAME} if queries is not None else set()
         for entry in folder.iterdir():
             if entry.name not in ours:
-                entry.unlink()  # receipts, and tars of a build of something else
+                # Receipts, tars of a build of something else, and what workers of a build that was
+                # killed are just clearing away themselves.
+                entry.unlink(missing_ok=True)
     return summary
 
 

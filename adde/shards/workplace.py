@@ -62,7 +62,7 @@ def _keep_finished(folder: Path) -> None:
     whole = {*finished, *(name.removesuffix(RECEIPT) for name in finished)}
     for entry in folder.iterdir():
         if entry.name not in whole:
-            entry.unlink()
+            entry.unlink(missing_ok=True)
     print(
         f"{len(finished)} finished shards are kept in {folder}; the same command goes on from them",
         file=sys.stderr,

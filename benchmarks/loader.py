@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import litdata.streaming
+import litdata.streaming  # pyright: ignore[reportMissingImports]
 import numpy as np
 import torch
 import tyro

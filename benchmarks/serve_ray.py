@@ -40,7 +40,7 @@ def run(arguments: Arguments) -> None:
     ray.init(include_dashboard=False, runtime_env={"env_vars": path}, object_store_memory=100 << 20)
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": arguments.port})
-        serve.run(Encoder.bind(arguments))
+        serve.run(Encoder.bind(arguments))  # pyright: ignore[reportAttributeAccessIssue]
         signal.pause()
     finally:
         serve.shutdown()

@@ -25,7 +25,7 @@ from adde.training.topology import Machine, bytes_per_parameter, choose, command
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "launch"
-FILES = sorted(path.stem for path in LAUNCH.glob("*.yaml"))
+FILES = sorted({path.stem for path in LAUNCH.glob("*.yaml")} - {"ray_serve"})  # Accelerate's
 
 TOPOLOGY = {
     "type": "object",

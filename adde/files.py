@@ -51,7 +51,9 @@ def atomic_path(path: Path) -> Generator[Path]:
     try:
         with naming(path):
             yield temporary
-            _sync(temporary)
+            inside = temporary.iterdir() if temporary.is_dir() else ()
+            for made in (*filter(Path.is_file, inside), temporary):
+                _sync(made)
             if temporary.is_dir() and path.exists():
                 path.rename(aside)
             temporary.replace(path)
@@ -141,10 +143,9 @@ def _remove(path: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Has the disk hold what `path` (file, or folder with its files) says before a rename."""
-    for entry in path.iterdir() if path.is_dir() else ():
-        if entry.is_file():
-            _sync(entry)
+    """Has the disk hold a file's content, or the names in a folder; not what these lead to, which
+    may be other processes' files that are gone a moment later.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -5,6 +5,7 @@ import inspect
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -215,3 +216,13 @@ def test_programs_end_with_one_line(capsys, tmp_path):
     # A defect is not dressed up as bad input.
     with pytest.raises(ZeroDivisionError):
         run_program(lambda: 1 // 0)
+
+
+def test_writers_in_one_folder_do_not_mind_each_other(tmp_path):
+    def write(writer):
+        for number in range(150):
+            write_json(tmp_path / f"{writer}-{number % 3}.json", number)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    assert len(list(tmp_path.iterdir())) == 12

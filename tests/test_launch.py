@@ -18,8 +18,8 @@ import pytest
 import yaml
 
 from adde.errors import UserError
+from adde.training.batch_size import micro_batch
 from adde.training.config import Config, Data, Optimizer, parse
-from adde.training.shares import micro_batch
 from adde.training.stopping import StopSignals
 from adde.training.topology import Machine, bytes_per_parameter, choose, command, nodes
 

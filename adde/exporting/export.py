@@ -14,13 +14,7 @@ from adde.bundle import BUNDLE_NAME, CARD, FILES, GOLDEN, LARGE_FILES, Bundle, G
 from adde.errors import UserError
 from adde.exporting import parity
 from adde.exporting.card import model_card
-from adde.exporting.graphs import (
-    BLOCK_SHARE,
-    OPSET,
-    TorchSession,
-    off_block_share,
-    write_graphs,
-)
+from adde.exporting.graphs import OPSET, TorchSession, write_graphs
 from adde.exporting.precision import (
     LIMITS,
     Precision,
@@ -74,7 +68,7 @@ def export_bundle(
     torch_session = TorchSession(model)
     with atomic_path(out) as folder:
         folder.mkdir()
-        write_graphs(model, folder)
+        memory = write_graphs(model, folder)
         bundle = Bundle(folder, model.schema, model.preprocess, model.settings.width, {})
         if precision == "fp32":
             report = compare(torch_session, bundle, index)
@@ -88,7 +82,7 @@ def export_bundle(
         details = {
             "precision": precision,
             "parts": parts,
-            "memory": "blocks" if off_block_share(model) <= BLOCK_SHARE else "dense",
+            "memory": memory,
             "opset": OPSET,
             "versions": {package: version(package) for package in PACKAGES},
             "parity": report,

@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -106,8 +106,8 @@ class TorchSession:
         return self._memory(torch.from_numpy(embeddings), torch.from_numpy(indicator)).numpy()
 
 
-def write_graphs(model: ADDE, folder: Path) -> None:
-    """Writes encoder.onnx and memory.onnx into `folder`, batch dynamic.
+def write_graphs(model: ADDE, folder: Path) -> Literal["blocks", "dense"]:
+    """Writes encoder.onnx and memory.onnx into `folder`, batch dynamic; what the memory multiplies.
 
     Weights are inside; those of a graph with more than LARGE lie beside it in `<graph>.data`.
 
@@ -130,6 +130,7 @@ def write_graphs(model: ADDE, folder: Path) -> None:
     blocks = off_block_share(model) <= BLOCK_SHARE
     memory = BlockMemoryGraph(model) if blocks else MemoryGraph(model)
     _export(memory, inputs, ("query",), folder / MEMORY)
+    return "blocks" if blocks else "dense"
 
 
 def _export(

@@ -26,6 +26,7 @@ from onnxruntime.transformers import float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 
 from adde.bundle import ENCODER
+from adde.exporting.parity import MAX_ERROR
 from adde.preprocess import Picture, Preprocess
 from adde.shards.index import ShardIndex
 from adde.shards.reader import ShardReader
@@ -59,7 +60,7 @@ class Limits:
 
 
 LIMITS: dict[str, Limits] = {
-    "fp32": Limits(1e-4, None),
+    "fp32": Limits(MAX_ERROR, None),
     "fp16": Limits(0.02, 0.1),
     "int8": Limits(0.1, 1.0),
 }

@@ -36,9 +36,9 @@ Kind = Literal["cpu", "gpu"]
 def write_repository(
     bundle: Bundle,
     out: Path,
-    kind: Kind = "gpu",
-    delay_us: int = 2000,
-    instances: int | None = None,
+    kind: Kind,
+    delay_us: int,
+    instances: int | None,
 ) -> None:
     """Writes the repository `out`, in place of one that is there; all or nothing.
 
@@ -47,7 +47,7 @@ def write_repository(
         out: new, empty, or with nothing but such a repository.
         kind: where Triton runs the graphs.
         delay_us: microseconds that a request waits for others.
-        instances: of each graph on every GPU, or in all on the CPU; default: those of the session.
+        instances: of each graph on every GPU, or in all on the CPU; None: those of the session.
 
     Raises:
         UserError: `out` holds anything else, or a number is out of its range.

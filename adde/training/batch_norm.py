@@ -7,8 +7,8 @@ from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
 
 from adde.distributed import RankRows, world_size
+from adde.training.batch_size import micro_batch
 from adde.training.config import Config
-from adde.training.shares import micro_batch
 
 SMALL = 32
 """Items on a rank below which its own statistics are too noisy."""

@@ -32,7 +32,7 @@ NOT_TRAINING = (
     *("workers", "on_fault", "max_faults", "timeout"),
 )
 """Settings that may change between a run and its resumption: the weights do not depend on them
-(the shards are held against the checkpoint by schema instead)."""
+(the shards are held against the checkpoint by schema and content instead)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -107,9 +107,11 @@ class Evaluator:
                     tqdm.write(f"rank {rank()}, encoding {split}: skipped {fault}")
                 rows = torch.arange(first, first + len(batch.labels), device=self._device)
                 first += len(rows)
-                whole = torch.ones_like(rows, dtype=torch.bool)
-                whole[batch.stood_in] = False
-                yield batch.only(whole), rows[whole]
+                if batch.stood_in:
+                    whole = torch.ones_like(rows, dtype=torch.bool)
+                    whole[batch.stood_in] = False
+                    batch, rows = batch.only(whole), rows[whole]
+                yield batch, rows
         finally:
             stream.close()
             model.train(was_training)

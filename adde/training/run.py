@@ -27,6 +27,7 @@ from adde.shards.shares import RankShare
 from adde.training import checkpoint as checkpoints
 from adde.training.background import Background, snapshot
 from adde.training.batch_norm import synchronise
+from adde.training.batch_size import micro_batch
 from adde.training.checkpoint import Checkpoint, Position
 from adde.training.config import CONFIG_NAME, Config, Schedule, first_difference, write_config
 from adde.training.evaluation import Encoded, Evaluator, picture_rows, validate
@@ -34,7 +35,6 @@ from adde.training.faults import Faults
 from adde.training.meter import Meter
 from adde.training.objectives import Objective
 from adde.training.report import write_report
-from adde.training.shares import micro_batch
 from adde.training.stopping import StopSignals
 from adde.training.strategies import Replicated, open_accelerator, open_strategy
 from adde.training.tracking import Tracker
@@ -139,10 +139,9 @@ class Run:
     def steps(self) -> Iterator[int]:
         """The stage's steps still to do, under a progress bar."""
         start = self.position.stage_step
-        accumulation = self.loads
-        first = self.position.step * accumulation
-        numbers = range(first, first + (self.total_steps - start) * accumulation)
-        share = RankShare(self.order, rank(), world_size(), accumulation)
+        first = self.position.step * self.loads
+        numbers = range(first, first + (self.total_steps - start) * self.loads)
+        share = RankShare(self.order, rank(), world_size(), self.loads)
         data = self.config.data
         batches = Batches(
             self.index,

@@ -11,8 +11,8 @@ import torch
 from adde.errors import UserError
 from adde.model import ADDE
 from adde.schema import Schema
+from adde.training.batch_size import micro_batch
 from adde.training.config import Config
-from adde.training.shares import micro_batch
 
 FOR_STATES = 0.5
 """Share of a GPU's memory that weights, gradients and optimiser may take; activations have the

@@ -144,7 +144,6 @@ ItemId = Annotated[str, Path(max_length=1000)]
 # Before the route of items, which takes ids with slashes.
 @router.get(
     "/v1/items/{item_id:path}/picture",
-    summary="An item's picture, as it was packed",
     response_class=Response,
     responses={
         200: {"content": {kind: {} for kind in SIGNATURES.values()}},
@@ -152,7 +151,7 @@ ItemId = Annotated[str, Path(max_length=1000)]
     },
 )
 async def picture(request: Request, item_id: ItemId) -> Response:
-    """Some items to start from."""
+    """An item's picture, as it was packed."""
     pair = service_of(request).pair
     gallery = pair.searcher.gallery
     with pair.in_use():
@@ -183,9 +182,7 @@ async def item(request: Request, item_id: ItemId) -> Response:
     return json_response(bodies.item_json(pair.searcher.gallery.header, found))
 
 
-@router.get(
-    "/healthz",
-)
+@router.get("/healthz")
 async def healthz(request: Request) -> bodies.Health:
     """Whether the process lives, and what it runs on."""
     service = service_of(request)

@@ -157,8 +157,7 @@ class Server(uvicorn.Server):
             self._loop.call_soon_threadsafe(self.drain)
 
     def drain(self) -> None:
-        """Refuses readiness now, and ends after the time for it."""
-        self._service.draining = True
+        """Ends after the time that balancers have to see that /readyz says 503."""
         seconds = self._service.settings.drain_seconds
         log.info("draining", extra={"seconds": seconds})
         asyncio.get_running_loop().call_later(seconds, self._end)

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from adde.distributed import rank, world_size
 from adde.model import ADDE
+from adde.training.batch_size import micro_batch
 from adde.training.config import Config
 from adde.training.optimisation import build_optimizer
-from adde.training.shares import micro_batch
 from adde.training.strategies.replicated import Replicated
 
 

@@ -170,7 +170,11 @@ def _available(impl: Implementation, anchors: Tensor) -> str:
 
 @functools.cache
 def _automatic(device: str, dtype: torch.dtype) -> Literal["tiled", "triton"]:
-    """The implementation for a device, said once in the log."""
+    """The implementation for a device, said once in the log.
+
+    Shape does not decide: tiles are faster than the definition from two items on, and whether a
+    GPU has shapes at which they are faster than the kernels is for `make gpu-check` to say.
+    """
     has_triton = importlib.util.find_spec("triton") is not None
     fits = device == "cuda" and dtype != torch.float64 and has_triton
     impl = "triton" if fits else "tiled"

@@ -14,7 +14,7 @@ from adde.bundle import BUNDLE_NAME, CARD, FILES, GOLDEN, LARGE_FILES, Bundle, G
 from adde.errors import UserError
 from adde.exporting import parity
 from adde.exporting.card import model_card
-from adde.exporting.graphs import OPSET, TorchSession, write_graphs
+from adde.exporting.graphs import LARGE, OPSET, TorchSession, write_graphs
 from adde.exporting.precision import (
     LIMITS,
     Precision,
@@ -105,8 +105,13 @@ def reduce_bits(
     """Replaces a float32 encoder by the smallest that passes the gate; report, and its parts.
 
     Raises:
-        UserError: none does; the last one's figures.
+        UserError: none does, with the last one's figures; or the encoder is too large.
     """
+    if (bundle.path / LARGE_FILES[0]).exists():
+        raise UserError(
+            f"precision: expected fp32 for an encoder whose weights lie beside its graph (above "
+            f"{LARGE / 1e9:g} GB), found {precision}; the quantiser keeps them in one file"
+        )
     limit = LIMITS[precision].drop if allow_drop is None else allow_drop
     assert limit is not None
     calibration = calibration_pictures(index, bundle.preprocess) if precision == "int8" else []

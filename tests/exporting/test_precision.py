@@ -53,9 +53,16 @@ def test_a_bundle_of_fewer_bits(tiny_model, tiny_bundle, index, tmp_path, precis
     assert "colour | red, green, blue" in card
 
 
-def test_figures_that_drop_too_far_leave_nothing(tiny_model, index, tmp_path, monkeypatch):
+def test_figures_that_drop_too_far_leave_nothing(tiny_model, index, tmp_path):
     with pytest.raises(UserError, match=r"int8: expected figures .* at most -101 points below"):
         export(tiny_model, index, tmp_path / "b", "int8", allow_drop=-101.0)
+    assert not (tmp_path / "b").exists()
+
+
+def test_an_encoder_too_large_for_one_file_is_refused(tiny_model, index, tmp_path, monkeypatch):
+    monkeypatch.setattr(graphs, "LARGE", 1000)
+    with pytest.raises(UserError, match=r"precision: expected fp32 .*, found fp16"):
+        export(tiny_model, index, tmp_path / "b", "fp16")
     assert not (tmp_path / "b").exists()
 
 

@@ -74,7 +74,7 @@ $(ANSWER): bundles/quickstart/bundle.json
 
 # Figures of the docs; docs/benchmarks.md is the table of them all.
 bench: setup data/wardrobe/index.json
-	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	$(BIN)/python -m pip install --quiet --editable '.[train,remote,deepspeed,dev,bench]'
 	$(BIN)/python benchmarks/mining.py --json docs/mining.json --plot docs/mining.png
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/loader.py --json docs/loader.json
 	# One compute thread: on two cores the loader's process needs the other.

@@ -86,7 +86,8 @@ def decode(
         if draft_size is not None:
             # Pillow keeps both sides at or above what is asked, so ask for the short side.
             image.draft("RGB", (draft_size, draft_size))
-        return _to_rgb(ImageOps.exif_transpose(image))
+        ImageOps.exif_transpose(image, in_place=True)
+        return _to_rgb(image)
     except FileNotFoundError:
         raise UserError(f"{name}: no such file") from None
     except UnidentifiedImageError:
@@ -99,13 +100,15 @@ def decode(
 
 def fit(image: Image.Image, size: int) -> Image.Image:
     """Cuts the largest square from the centre and resizes it to `size` (bicubic, antialiased)."""
-    return image.crop(centre_square(image)).resize((size, size), Image.Resampling.BICUBIC)
+    return image.crop(centre_square(image.size)).resize((size, size), Image.Resampling.BICUBIC)
 
 
-def centre_square(image: Image.Image) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom of the largest square in the centre, in whole pixels."""
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
+def centre_square(size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of the largest square in the centre of a picture of (width,
+    height), in whole pixels.
+    """
+    side = min(size)
+    left, top = (size[0] - side) // 2, (size[1] - side) // 2
     return left, top, left + side, top + side
 
 
@@ -120,4 +123,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         canvas = Image.new("RGBA", image.size, "white")
         canvas.alpha_composite(image.convert("RGBA"))
         return canvas.convert("RGB")
+    if image.mode == "RGB":
+        image.load()  # convert would copy it
+        return image
     return image.convert("RGB")

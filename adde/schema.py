@@ -108,12 +108,12 @@ class Schema:
         Raises:
             UserError: an attribute or value is not in the schema.
         """
-        encoded = np.full(len(self.attributes), UNKNOWN, dtype=np.int64)
+        encoded = [UNKNOWN] * len(self.attributes)
         for name, value in labels.items():
             index = self.attribute_index(name)
             if value is not None:
                 encoded[index] = self.value_index(name, value)
-        return encoded
+        return np.array(encoded, dtype=np.int64)
 
     def decode(self, labels: Labels) -> dict[str, str | None]:
         """Labels (A,) int64 of one item by name; UNKNOWN becomes None."""

@@ -67,7 +67,7 @@ def measure(
     """
     with tempfile.TemporaryDirectory() as scratch:
         index = ShardIndex.read(shards or make_shards(Path(scratch) / "shards", 3000))
-        load = partial(load_for_training, Preprocess(side))
+        load = partial(decoded, Preprocess(side))
         streams: dict[str, Callable[[], Stream]] = {
             "loader": lambda: ours(index, side, batch_size, workers),
             "webdataset": lambda: webdataset(index, side, batch_size, workers),
@@ -159,6 +159,13 @@ def write_litdata(index: ShardIndex, folder: Path) -> Path:
     writer.done()
     writer.merge()
     return folder
+
+
+def decoded(preprocess: Preprocess, content: bytes) -> np.ndarray:
+    """A picture (S, S, 3) uint8 by our decoder."""
+    picture = np.empty((preprocess.size, preprocess.size, 3), np.uint8)
+    load_for_training(preprocess, content, "picture", picture)
+    return picture
 
 
 def decode_only(index: ShardIndex, load: Any, samples: int, workers: int) -> float:

@@ -12,13 +12,18 @@ from adde.preprocess import Picture, Preprocess
 from adde.schema import UNKNOWN, Labels
 from adde.shards.index import ShardIndex
 from adde.shards.order import Places
-from adde.shards.reader import ShardReader
+from adde.shards.reader import Sample, ShardReader
 from adde.shards.sources import Remote
 
 OnFault = Literal["raise", "skip"]
 
-Load = Callable[[Preprocess, bytes, str], Picture]
-"""Makes a picture (S, S, 3) uint8 of a file's content and its name for messages."""
+Load = Callable[[Preprocess, bytes, str, Picture], None]
+"""Makes a picture of a file's content and its name for messages, in (S, S, 3) uint8."""
+
+
+def load_exactly(preprocess: Preprocess, source: bytes, name: str, into: Picture) -> None:
+    """The picture that is measured and served."""
+    into[:] = preprocess.load(source, name)
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class Batches:
         preprocess: Preprocess,
         places: Callable[[int], Places],
         on_fault: OnFault = "raise",
-        load: Load = Preprocess.load,
+        load: Load = load_exactly,
         leave: Callable[[bytes], bool] | None = None,
     ) -> None:
         self._index, self._shards = index, index.split(split)
@@ -89,25 +94,43 @@ class Batches:
             reader.prefetch(self._shards[shard] for shard in shards)
         labels = np.full((len(places), len(self._index.schema.names)), UNKNOWN, np.int64)
         found = Companions(labels, [""] * len(places), [], [], {})
-        for item, (shard, position) in enumerate(places):
-            say(number, item)
-            try:
-                sample = reader.read(self._shards[shard], position)
-                if self._leave is not None and self._leave(sample.picture):
-                    found.encoded[item] = sample.picture
-                else:
-                    images[item] = self._load(self._preprocess, sample.picture, sample.where)
-                found.labels[item], found.item_ids[item] = sample.labels, sample.item_id
-            except (UserError, OSError) as error:
-                fault = self._name_place(error, shard, position)
-                if self._on_fault == "raise":
-                    raise UserError(
-                        f"{fault}; mend it, or go on without it: data.on_fault = 'skip'"
-                    ) from None
-                found.faults.append(fault)
-                found.stood_in.append(item)
+        samples: dict[int, Sample] = {}
+
+        def fetch(row: int) -> None:
+            shard, position = places[row]
+            sample = samples[row] = reader.read(self._shards[shard], position)
+            found.labels[row], found.item_ids[row] = sample.labels, sample.item_id
+
+        def decode(row: int) -> None:
+            sample = samples[row]
+            if self._leave is not None and self._leave(sample.picture):
+                found.encoded[row] = sample.picture
+            else:
+                self._load(self._preprocess, sample.picture, sample.where, images[row])
+
+        # All are fetched, then all decoded: in turns, each would push the other's code out of the
+        # processor's caches.
+        for work in (fetch, decode):
+            for row in sorted(set(range(len(places))) - set(found.stood_in)):
+                say(number, row)
+                try:
+                    work(row)
+                except (UserError, OSError) as error:
+                    self._record(error, places[row], row, found)
         _fill_gaps(images, found)
         return found
+
+    def _record(
+        self, error: UserError | OSError, place: list[int], row: int, found: Companions
+    ) -> None:
+        """Counts a row among those that could not be read, or raises."""
+        fault = self._name_place(error, *place)
+        if self._on_fault == "raise":
+            raise UserError(
+                f"{fault}; mend it, or go on without it: data.on_fault = 'skip'"
+            ) from None
+        found.faults.append(fault)
+        found.stood_in.append(row)
 
     def where(self, number: int, item: int) -> str:
         """The shard and position of a batch's item."""

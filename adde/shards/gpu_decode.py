@@ -1,34 +1,11 @@
 # pyright: standard
 """JPEGs decoded on the device that trains on them, where `data.decode` asks for it (layer 1)."""
 
-import io
-
 import torch
-from PIL import Image
 from torch import Tensor
 from torchcodec.decoders import decode_jpeg  # pyright: ignore[reportPrivateImportUsage]
 
 from adde.errors import UserError
-from adde.preprocess import MAX_PIXELS
-
-ORIENTATION = 0x0112
-"""EXIF's tag; 1 is upright."""
-
-
-def is_plain_jpeg(content: bytes) -> bool:
-    """Whether a device's decoder makes of a file what `adde.preprocess.decode` does: an upright
-    JPEG in colour, of a size that is not refused. Reads the head only.
-    """
-    try:
-        image = Image.open(io.BytesIO(content))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return False
-    return (
-        image.format == "JPEG"
-        and image.mode == "RGB"
-        and image.width * image.height <= MAX_PIXELS
-        and image.getexif().get(ORIENTATION, 1) == 1
-    )
 
 
 def decode_into(images: Tensor, encoded: dict[int, bytes], names: dict[int, str]) -> None:
@@ -39,7 +16,7 @@ def decode_into(images: Tensor, encoded: dict[int, bytes], names: dict[int, str]
 
     Args:
         images: (b, S, S, 3) uint8.
-        encoded: row of `images` to a file for which `is_plain_jpeg` holds.
+        encoded: row of `images` to a file for which `adde.shards.jpeg.is_plain` holds.
         names: of the same rows, for errors.
 
     Raises:

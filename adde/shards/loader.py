@@ -7,7 +7,9 @@ import multiprocessing
 import os
 import queue
 import threading
-from collections.abc import Generator, Iterator
+import weakref
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,6 +24,10 @@ from adde.shards.gpu_decode import decode_into
 
 READ_AHEAD = 4
 """Batches that each worker process holds ready."""
+
+LENT = 2
+"""Batches whose pictures lie in the workers' memory while they are used; those beyond are copied.
+One is trained on while the next is taken."""
 
 NOBODY = -1
 
@@ -142,22 +148,24 @@ class BatchStream(Iterator[Batch]):
                 child.terminate()
 
     def _from_workers(self, numbers: range, workers: int) -> Generator[Batch]:
-        # A slot is written anew once the batch that was in it has been copied out of it: while one
-        # is, as many more are under way as all workers read ahead.
-        slots = _shared((workers * READ_AHEAD + 1, *self._batches.shape(numbers[0])), np.uint8)
-        loader: DataLoader[tuple[int, Companions]] = DataLoader(
-            _IntoSlots(self._batches, slots, self._reading),
+        slots = _Slots(workers * READ_AHEAD + 1 + LENT, self._batches.shape(numbers[0]))
+        loader: DataLoader[tuple[int, int, Companions]] = DataLoader(
+            _IntoSlots(self._batches, slots.pictures, self._reading),
             batch_size=None,
-            sampler=numbers,
+            sampler=slots.claim(numbers),
             num_workers=workers,
             prefetch_factor=READ_AHEAD,
             timeout=self._timeout,
             multiprocessing_context="fork",  # shares the slots
         )
         try:
-            for number, found in loader:
-                images = torch.from_numpy(slots[number % len(slots)][: len(found.item_ids)])
-                yield self._batch(number, self._empty(images.shape).copy_(images), found)
+            for number, slot, found in loader:
+                if self._device.type == "cuda":
+                    images = slots.copy(slot, len(found.item_ids), pinned=True)
+                else:
+                    images = slots.lend(slot, len(found.item_ids))
+                yield self._batch(number, images, found)
+                del images  # while the caller works on the next
         finally:
             self._end_workers()
 
@@ -169,10 +177,6 @@ class BatchStream(Iterator[Batch]):
             names = {row: self._batches.where(number, row) for row in found.encoded}
             decode_into(batch.images, found.encoded, names)
         return batch
-
-    def _empty(self, shape: tuple[int, ...]) -> Tensor:
-        """Room for pictures; page-locked for a GPU."""
-        return torch.empty(shape, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
 
     def _from_a_thread(self, numbers: range) -> Generator[Batch]:
         """Reads one batch ahead; a read that never ends holds up nobody but its thread."""
@@ -190,7 +194,7 @@ class BatchStream(Iterator[Batch]):
                 for number in numbers:
                     if closed.is_set():
                         return
-                    images = self._empty(self._batches.shape(number))
+                    images = _room(self._batches.shape(number), self._device.type == "cuda")
                     found = self._batches.read(number, images.numpy(), self._say)
                     self._say(NOBODY, NOBODY)
                     put(self._batch(number, images, found))
@@ -211,7 +215,44 @@ class BatchStream(Iterator[Batch]):
         self._reading[0] = os.getpid(), number, item
 
 
-class _IntoSlots(Dataset[tuple[int, Companions]]):
+class _Slots:
+    """Room for the pictures of some batches, in memory shared with worker processes."""
+
+    def __init__(self, count: int, shape: tuple[int, ...]) -> None:
+        self.pictures = _shared((count, *shape), np.uint8)
+        self._free = deque(range(count))
+        self._lent = 0
+
+    def claim(self, numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
+        """Each number with a slot that nobody writes or reads, when DataLoader sends it off."""
+        for number in numbers:
+            yield number, self._free.popleft()
+
+    def copy(self, slot: int, rows: int, pinned: bool = False) -> Tensor:
+        """The first rows of a slot, page-locked for a GPU; the slot is free again."""
+        pictures = torch.from_numpy(self.pictures[slot][:rows])
+        copied = _room(pictures.shape, pinned).copy_(pictures)
+        self._free.append(slot)
+        return copied
+
+    def lend(self, slot: int, rows: int) -> Tensor:
+        """The first rows of a slot as they lie there; it is free again when they are used no
+        more. A copy where LENT are out already.
+        """
+        if self._lent == LENT:
+            return self.copy(slot, rows)
+        pictures = self.pictures[slot][:rows]
+        self._lent += 1
+        # The tensor and its views hold the array.
+        weakref.finalize(pictures, self._give_back, slot).atexit = False
+        return torch.from_numpy(pictures)
+
+    def _give_back(self, slot: int) -> None:
+        self._lent -= 1
+        self._free.append(slot)
+
+
+class _IntoSlots(Dataset[tuple[int, int, Companions]]):
     """Batches whose pictures are written into memory that is shared, what comes with them given.
 
     Tensors handed over by DataLoader would each be new shared memory, whose pages cost more to
@@ -221,17 +262,22 @@ class _IntoSlots(Dataset[tuple[int, Companions]]):
     def __init__(self, batches: Batches, slots: np.ndarray, reading: np.ndarray) -> None:
         self._batches, self._slots, self._reading = batches, slots, reading
 
-    def __getitem__(self, number: int) -> tuple[int, Companions]:
+    def __getitem__(self, place: tuple[int, int]) -> tuple[int, int, Companions]:
         info = get_worker_info()
         assert info is not None
 
         def say(number: int, item: int) -> None:
             self._reading[info.id] = os.getpid(), number, item
 
-        slot = self._slots[number % len(self._slots)]
-        found = self._batches.read(number, slot, say)
+        number, slot = place
+        found = self._batches.read(number, self._slots[slot], say)
         say(NOBODY, NOBODY)
-        return number, found
+        return number, slot, found
+
+
+def _room(shape: Sequence[int], pinned: bool) -> Tensor:
+    """Memory for pictures, page-locked for a GPU."""
+    return torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
 
 
 def _shared(shape: tuple[int, ...], dtype: type) -> np.ndarray:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from adde.errors import UserError
 from adde.preprocess import decode
+from adde.shards.jpeg import ORIENTATION
 from adde.shards.table import Table
 
 EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
@@ -23,8 +24,6 @@ LOOKED_AT = 200
 """Cells of a column that decide whether it names pictures."""
 
 JPEG_QUALITY = 92
-ORIENTATION = 0x0112
-"""EXIF tag; 1 is upright."""
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from adde.errors import UserError
 from adde.model import ADDE
 from adde.schema import Schema
 from adde.shards.batches import Batches
-from adde.shards.gpu_decode import is_plain_jpeg
 from adde.shards.index import ShardIndex
+from adde.shards.jpeg import is_plain
 from adde.shards.loader import Batch, BatchStream
 from adde.shards.order import SampleOrder
 from adde.shards.resize import load_for_training
@@ -150,7 +150,7 @@ class Run:
             share,
             data.on_fault,
             load_for_training,
-            is_plain_jpeg if data.decode == "device" else None,
+            is_plain if data.decode == "device" else None,
         )
         self._numbers = iter(numbers)
         self._stream = BatchStream(

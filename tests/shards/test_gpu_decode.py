@@ -15,8 +15,9 @@ from adde.schema import Attribute, Schema
 from adde.shards.batches import Batches, OnFault
 from adde.shards.catalogue import Items
 from adde.shards.engine import engine
-from adde.shards.gpu_decode import decode_into, is_plain_jpeg
+from adde.shards.gpu_decode import decode_into
 from adde.shards.index import ShardIndex
+from adde.shards.jpeg import is_plain
 from adde.shards.loader import BatchStream
 from adde.shards.pack import PackOptions, pack
 from adde.shards.reader import iterate
@@ -86,12 +87,12 @@ def stream(index, workers, leave=None, on_fault: OnFault = "raise", device="cpu"
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_the_pictures_are_those_of_the_workers(index, workers):
-    plain = [is_plain_jpeg(sample.picture) for sample in iterate(index, "train")]
+    plain = [is_plain(sample.picture) for sample in iterate(index, "train")]
     assert sum(plain) == 8  # the upright and the progressive ones
     asked = []
 
     def leave(content):
-        asked.append(is_plain_jpeg(content))
+        asked.append(is_plain(content))
         return asked[-1]
 
     expected, found = stream(index, workers), stream(index, workers, leave)
@@ -108,7 +109,7 @@ def test_the_pictures_are_those_of_the_workers(index, workers):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("leave", [None, is_plain_jpeg])
+@pytest.mark.parametrize("leave", [None, is_plain])
 def test_batches_arrive_on_the_gpu(index, workers, leave):
     expected, found = stream(index, workers), stream(index, workers, leave, device="cuda")
     for one, other in zip(expected, found, strict=True):
@@ -120,12 +121,12 @@ def test_batches_arrive_on_the_gpu(index, workers, leave):
 
 def test_what_stands_in_for_a_sample_may_be_decoded_on_the_device(index, tmp_path):
     shard = index.split("train")[0]
-    rows = [is_plain_jpeg(sample.picture) for sample in iterate(index, "train")][:7]
+    rows = [is_plain(sample.picture) for sample in iterate(index, "train")][:7]
     gap = next(row for row in range(7) if rows[(row + 1) % 7])  # the next one is the device's
     kept = shard.members[gap][4]
     shard.members[gap][4] ^= 1
     try:
-        batch = stream(index, 0, is_plain_jpeg, "skip")[0]
+        batch = stream(index, 0, is_plain, "skip")[0]
     finally:
         shard.members[gap][4] = kept
     assert batch.stood_in == [gap]
@@ -135,8 +136,8 @@ def test_what_stands_in_for_a_sample_may_be_decoded_on_the_device(index, tmp_pat
 
 def test_a_picture_that_does_not_decode_is_named():
     whole = encoded(Image.effect_noise((64, 64), 50).convert("RGB")).content
-    assert is_plain_jpeg(whole[:-400])
-    assert not is_plain_jpeg(b"no picture")
+    assert is_plain(whole[:-400])
+    assert not is_plain(b"no picture")
     images = torch.zeros(3, 8, 8, 3, dtype=torch.uint8)
     with pytest.raises(UserError, match=r"a picture of a.tar, sample 4 and 0 more does not decode"):
         decode_into(images, {1: whole[:-400]}, {1: "a.tar, sample 4"})

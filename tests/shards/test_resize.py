@@ -11,6 +11,12 @@ from adde.preprocess import Preprocess
 from adde.shards.resize import load_for_training
 
 
+def load(preprocess, content, name="picture"):
+    picture = np.full((preprocess.size, preprocess.size, 3), 99, np.uint8)
+    load_for_training(preprocess, content, name, picture)
+    return picture
+
+
 def photograph(width, height, rng):
     """Noise at several scales: edges as a photograph has them."""
     layers = [
@@ -30,10 +36,8 @@ def test_few_numbers_differ_and_by_little(kind):
         buffer = io.BytesIO()
         photograph(width, height, rng).save(buffer, kind)
         preprocess = Preprocess(min(size, 300))
-        found = load_for_training(preprocess, buffer.getvalue())
+        found = load(preprocess, buffer.getvalue())
         expected = preprocess.load(buffer.getvalue())
-        assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
-        assert found.flags.c_contiguous
         apart = np.abs(found.astype(int) - expected)
         assert apart.max() <= 2
         assert (apart > 0).mean() < 0.02
@@ -46,10 +50,10 @@ def test_upright_and_of_the_same_size_it_is_the_same():
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", exif=exif)
     preprocess = Preprocess(40)
-    found = load_for_training(preprocess, buffer.getvalue())
+    found = load(preprocess, buffer.getvalue())
     np.testing.assert_array_equal(found, preprocess.load(buffer.getvalue()))
 
 
 def test_errors_are_those_of_decode():
     with pytest.raises(UserError, match=r"a.tar, sample 3: expected a picture that decodes"):
-        load_for_training(Preprocess(8), b"no picture", "a.tar, sample 3")
+        load(Preprocess(8), b"no picture", "a.tar, sample 3")

@@ -1,11 +1,44 @@
 """The only collectives over embeddings: everything in global-batch order, on any rank count."""
 
+import contextlib
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as functional
 from torch import Tensor
+
+_waits: list[Any] = []
+"""Of this process's collectives since they were last summed up: seconds, on a GPU a pair of events
+before and after, which cost no wait when they are recorded."""
+
+
+def waited_in_collectives() -> float:
+    """Seconds that this rank spent in the collectives below since it last asked.
+
+    Most of that is waiting for other ranks. On a GPU, ask after it was synchronised.
+    """
+    seconds = sum(w if isinstance(w, float) else w[0].elapsed_time(w[1]) / 1e3 for w in _waits)
+    _waits.clear()
+    return seconds
+
+
+@contextlib.contextmanager
+def _waiting(device: torch.device) -> Iterator[None]:
+    with torch.profiler.record_function("adde/collectives"):
+        if device.type != "cuda":
+            started = time.perf_counter()
+            yield
+            _waits.append(time.perf_counter() - started)
+            return
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+        events[0].record()
+        yield
+        events[1].record()
+        _waits.append(events)
 
 
 def world_size() -> int:
@@ -74,15 +107,20 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     """Element-wise sum over ranks; no gradient."""
     values = values.detach().clone()
     if world_size() > 1:
-        dist.all_reduce(values)
+        with _waiting(values.device):
+            dist.all_reduce(values)
     return values
 
 
 def _all_gather(rows: Tensor) -> Tensor:
-    if not rows.requires_grad:
-        gathered = rows.new_empty((world_size() * len(rows), *rows.shape[1:]))
-        dist.all_gather_into_tensor(gathered, rows)
+    with _waiting(rows.device):
+        if not rows.requires_grad:
+            gathered = rows.new_empty((world_size() * len(rows), *rows.shape[1:]))
+            dist.all_gather_into_tensor(gathered, rows)
+            return gathered
+        everyone = dist.group.WORLD
+        assert everyone is not None
+        gathered: Any = functional.all_gather_tensor_autograd(rows, gather_dim=0, group=everyone)
+        if isinstance(gathered, functional.AsyncCollectiveTensor):
+            gathered.wait()  # it would when first looked at: here the clock sees it
         return gathered
-    everyone = dist.group.WORLD
-    assert everyone is not None
-    return functional.all_gather_tensor_autograd(rows, gather_dim=0, group=everyone)

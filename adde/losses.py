@@ -50,6 +50,13 @@ def classification(
     return Term((losses * counted).sum(0), counted.sum(0))
 
 
+def accuracy(logits: Tensor, labels: Tensor, sizes: tuple[int, ...]) -> Term:
+    """Right predictions of each attribute among its known labels; arguments as above."""
+    predicted = torch.stack([part.argmax(1) for part in logits.split(sizes, dim=1)], dim=1)
+    known = labels != UNKNOWN
+    return Term(((predicted == labels) & known).sum(0).float(), known.sum(0).float())
+
+
 def label_triplets(
     embeddings: Tensor,
     labels: Tensor,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from adde import losses
-from adde.losses import Term
+from adde.losses import Term, accuracy
 from adde.mining import Edits, draw_edits, semihard_negatives
 from adde.training.config import AddeStage
 from adde.training.objectives import Terms, global_mean
@@ -118,3 +118,24 @@ def test_the_total_is_the_weighted_sum_of_means():
     assert float(loss) == pytest.approx(0.5 * 5 + 2 * 7)
     assert scalars == pytest.approx({"loss": 16.5, "cls": 5, "memory": 7, "exact_targets": 0.75})
     assert flag
+
+
+def test_figures_of_each_attribute_are_told_where_the_batch_has_any():
+    # Two roles of three attributes; of the third the batch knows nothing.
+    terms = Terms(
+        {"cls": Term(torch.tensor([4.0, 9, 0, 1, 6, 0]), torch.tensor([2.0, 3, 0, 1, 3, 0]))},
+        {"accuracy": Term(torch.tensor([1.0, 3, 0]), torch.tensor([2.0, 4, 0]))},
+        ("top", "hat", "shoes"),
+    )
+    _, scalars, _ = global_mean(terms, AddeStage(cls=1.0))
+    expected = {"loss": 8, "cls": 8, "cls/top": 3, "cls/hat": 5}
+    expected |= {"accuracy": 0.625, "accuracy/top": 0.5, "accuracy/hat": 0.75}
+    assert scalars == pytest.approx(expected)
+
+
+def test_accuracy_counts_right_predictions_of_known_labels():
+    logits = torch.tensor([[1.0, 2, 0, 5, 1], [3, 2, 0, 5, 1], [0, 2, 9, 0, 1]])
+    labels = torch.tensor([[1, -1], [1, 0], [2, 0]])
+    term = accuracy(logits, labels, (3, 2))
+    assert term.sums.tolist() == [2, 1]
+    assert term.counts.tolist() == [3, 2]

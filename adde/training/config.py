@@ -28,7 +28,7 @@ else:
 CONFIG_NAME = "config.toml"
 
 NOT_TRAINING = (
-    *("run", "wandb", "checkpoints", "evaluation", "shards"),
+    *("run", "wandb", "profile", "alarms", "checkpoints", "evaluation", "shards"),
     *("workers", "on_fault", "max_faults", "timeout"),
 )
 """Settings that may change between a run and its resumption: the weights do not depend on them
@@ -201,6 +201,20 @@ class Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Alarms:
+    """What is said as an alert: on the terminal, in the log, by W&B. 0 switches one off."""
+
+    divergence: float = 3.0
+    """A loss of more than this many times its running median, or one that is not finite."""
+
+    stall: float = 0.5
+    """Images per second under this share of their running median."""
+
+    straggler: float = 0.25
+    """A rank that the median rank is faster than by more than this share."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """One run."""
 
@@ -223,6 +237,10 @@ class Config:
     wandb: Literal["auto", "offline", "off"] = "auto"
     """auto: online where a login is found, else offline."""
 
+    profile: bool = False
+    """Records a few steps of each stage with torch.profiler: a trace and a page, in `run`/profile/,
+    of where a step's time goes."""
+
     data: Data = field(default_factory=Data)
     model: ModelSettings = field(default_factory=ModelSettings)
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -231,6 +249,7 @@ class Config:
     optimizer: Optimizer = field(default_factory=Optimizer)
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
     evaluation: Evaluation = field(default_factory=Evaluation)
+    alarms: Alarms = field(default_factory=Alarms)
 
     def to_json(self) -> dict[str, Any]:
         """Every setting by name, nested; paths as strings."""

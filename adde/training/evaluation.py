@@ -129,6 +129,15 @@ class MemoryEdit:
         return queries / np.maximum(np.linalg.norm(queries, axis=1, keepdims=True), 1e-12)
 
 
+class NoEdit:
+    """The embeddings as they are, as queries of the same form."""
+
+    def __call__(self, embeddings: Vector, indicator: Vector) -> Vector:
+        """The normalised r of each row."""
+        queries = embeddings.reshape(len(embeddings), -1)
+        return queries / np.maximum(np.linalg.norm(queries, axis=1, keepdims=True), 1e-12)
+
+
 def validate(model: ADDE, encoded: Encoded) -> dict[str, float]:
     """The figures watched during training: retrieval without baselines, attribute accuracy."""
     figures = metrics.evaluate_edits(
@@ -136,13 +145,16 @@ def validate(model: ADDE, encoded: Encoded) -> dict[str, float]:
     )
     predicted = metrics.predicted_labels(encoded.logits, model.schema)
     accuracy = metrics.attribute_accuracy(predicted, encoded.labels, model.schema.names)
-    return {**figures, "accuracy": accuracy["mean"]}
+    of_each = {f"accuracy/{name}": accuracy[name] for name in accuracy if name != "mean"}
+    return {**figures, "accuracy": accuracy["mean"], **of_each}
 
 
 def picture_rows(
     index: ShardIndex, split: str, model: ADDE, encoded: Encoded, rows: int
 ) -> list[PictureRow]:
-    """A few queries spread over all of a split's, each with its ten best answers as stored."""
+    """A few queries spread over all of a split's, each with its ten best answers as stored, and
+    those it had before the edit.
+    """
     schema, labels = model.schema, encoded.labels
     queries = metrics.manipulation_queries(labels)
     if not len(queries) or not rows:
@@ -151,6 +163,7 @@ def picture_rows(
     ranked = metrics.rank_edits(
         some, encoded.embeddings, encoded.logits, schema, MemoryEdit(model), k=10
     )
+    unedited = metrics.rank_edits(some, encoded.embeddings, encoded.logits, schema, NoEdit(), k=10)
     shards, reader = index.split(split), ShardReader(index)
     samples = tuple(shard.samples for shard in shards)
     places = StoredOrder(samples, sum(samples))(0)[encoded.rows].tolist()
@@ -159,18 +172,18 @@ def picture_rows(
         shard, position = places[row]
         return reader.read(shards[shard], position).picture
 
+    def shown(answers: list[int], wanted: Labels) -> list[tuple[bytes, bool]]:
+        matches = (labels[answers] == wanted).all(axis=1).tolist()
+        return [(picture(answer), good) for answer, good in zip(answers, matches)]
+
     result: list[PictureRow] = []
-    for row, answers in enumerate(ranked.tolist()):
+    for row, (answers, before) in enumerate(zip(ranked.tolist(), unedited.tolist())):
         reference, attribute = int(some.reference[row]), int(some.attribute[row])
         own = schema.decode(labels[reference])[schema.names[attribute]] or "unknown"
         new = schema.attributes[attribute].values[int(some.value[row])]
-        matches = (labels[answers] == some.targets[row]).all(axis=1).tolist()
-        result.append(
-            PictureRow(
-                picture(reference),
-                f"{schema.names[attribute]}: {own} -> {new}",
-                [(picture(answer), good) for answer, good in zip(answers, matches)],
-            )
-        )
+
+        edit = f"{schema.names[attribute]}: {own} -> {new}"
+        after_and_before = (shown(found, some.targets[row]) for found in (answers, before))
+        result.append(PictureRow(picture(reference), edit, *after_and_before))
     reader.close()
     return result

@@ -25,6 +25,9 @@ MAX_POINTS = 120
 LOG_RATIO = 30.0
 """Values of one panel that differ by more than this factor lie far apart."""
 
+SMALLEST = 1e-4
+"""Share of the largest value down to which a logarithmic axis reaches."""
+
 CELL = 11  # px of a heat map's row, so that its label is legible
 MAX_LABELLED = 150
 """Attribute values up to which each row of the heat map is named."""
@@ -54,9 +57,9 @@ def curves_svg(
     binned = [_binned(s) for s in series]
     steps = np.concatenate([b.steps for b in binned])
     middle = np.concatenate([b.middle for b in binned])
-    log = wide_range and bool((middle > 0).all() and middle.max() > LOG_RATIO * middle.min())
+    log = wide_range and _far_apart(middle)
     first, last = float(steps.min()), float(steps.max())
-    low = min(float((b.middle if log else b.low).min()) for b in binned)
+    low = _floor(middle) if log else min(float(b.low.min()) for b in binned)
     high = max(float(b.high.max()) for b in binned)
     ticks = _log_ticks(low, high) if log else _ticks(low, high)
     low, high = min(low, ticks[0]), max(high, ticks[-1])
@@ -86,7 +89,9 @@ def curves_svg(
         parts.append(f'<path class="boundary" d="M{at:.1f} {TOP}V{HEIGHT - BOTTOM}"/>')
     for number, curve in enumerate(binned):
         colour = f'style="color:var(--series-{number % 6})"'
-        parts.append(f"<g {colour}>{_curve(curve, x(curve.steps), y)}</g>")
+        # Of more curves than colours the second six are dashed.
+        dashed = ' class="dashed"' if number >= 6 else ""
+        parts.append(f"<g {colour}{dashed}>{_curve(curve, x(curve.steps), y)}</g>")
     return "".join(parts) + "</svg>"
 
 
@@ -130,10 +135,28 @@ def _points(x: Floats, y: Floats) -> str:
     return "L".join(f"{a:.1f} {b:.1f}" for a, b in zip(x, y))
 
 
+def _far_apart(values: Floats) -> bool:
+    positive = values[values > 0]
+    return bool((values >= 0).all() and len(positive)) and bool(
+        positive.max() > LOG_RATIO * positive.min()
+    )
+
+
+def _floor(values: Floats) -> float:
+    """Where a logarithmic axis begins: what is smaller, or zero, lies on it."""
+    positive = values[values > 0]
+    return max(float(positive.min()), float(positive.max()) * SMALLEST)
+
+
+def number(value: float) -> str:
+    """A value as a legend has it."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
 def _ticks(low: float, high: float, about: int = 4) -> list[float]:
     """Round numbers that span low..high, about so many."""
-    if not high > low:
-        low, high = low - (abs(low) / 2 or 1), high + (abs(high) / 2 or 1)
+    if not high - low > 1e-4 * max(abs(low), abs(high)):  # else all would read the same
+        low, high = low - abs(low) / 2, high + (abs(high) / 2 or 1)
     raw = (high - low) / about
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from adde.model import Forward
 from adde.shards.loader import Batch
+from adde.training import profiling
 from adde.training.config import AddeStage, EncoderStage
 from adde.training.objectives import Objective, global_mean
 from adde.training.strategies import Replicated
@@ -40,11 +41,12 @@ def cached_backward(
 
     def encode(part: int) -> Forward:
         torch.manual_seed((seed + part) % 2**63)  # the same dropout in both passes
-        return strategy.model(*objective.inputs(plan, batch.images, rows[part]))
+        return objective.encode(strategy.model, plan, batch.images, rows[part])
 
     cached = _join(_without_traces(strategy.model, encode, parts))
     loss, scalars, stopping = global_mean(objective.terms(name, cached, batch, plan), stage, flag)
-    loss.backward()
+    with profiling.part("backward"):
+        loss.backward()
     for part in range(parts):
         with strategy.micro_batch(last=part == parts - 1):
             share = _share(encode(part), cached, rows[part], first=part == 0)

@@ -1,17 +1,51 @@
-"""How a run is doing: means over a step, speed, memory."""
+"""How a run is doing: means over steps, speed, memory, and what each rank does by itself."""
 
 import resource
+import statistics
 import time
 
 import torch
 
+from adde.distributed import RankRows, waited_in_collectives, world_size
 
-class Meter:
-    """Means over a step's micro-batches, and how fast the steps go."""
+DETAIL_EVERY = 10
+"""Steps of which figures of single attributes and ranks are the mean: a log of them all would be
+several times as long."""
+
+MAX_NAMED_RANKS = 32
+"""Ranks up to which each has figures of its own in the log."""
+
+
+class Means:
+    """Means by name; a name that is missing at times is the mean of the times it was there."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, float] = {}
-        self._parts = self._images = 0
+        self._sums: dict[str, tuple[float, int]] = {}
+
+    def add(self, scalars: dict[str, float]) -> None:
+        """Adds one value of each name."""
+        for name, value in scalars.items():
+            total, count = self._sums.get(name, (0.0, 0))
+            self._sums[name] = (total + value, count + 1)
+
+    def take(self) -> dict[str, float]:
+        """The means, in the order the names came; starts anew."""
+        means = {name: total / count for name, (total, count) in self._sums.items()}
+        self._sums = {}
+        return means
+
+
+class Meter:
+    """Means over a step's micro-batches, and how fast the steps go.
+
+    Args:
+        device: that this rank trains on.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._step, self._window = Means(), Means()
+        self._images = self._steps = 0
         self.speed: dict[str, float] = {}
         self.restart()
 
@@ -19,30 +53,75 @@ class Meter:
         """Starts the clock again, after something that is not training."""
         self._started = time.perf_counter()
         self.waited = 0.0
+        waited_in_collectives()
 
     def add(self, scalars: dict[str, float], images: int) -> None:
         """Adds one micro-batch's scalars."""
-        self._parts += 1
+        self._step.add(scalars)
         self._images += images
-        for name, value in scalars.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
 
-    def take(self, ranks: int) -> dict[str, float]:
-        """The step's mean scalars; sets `speed` and starts the next step."""
-        means = {name: value / self._parts for name, value in self._sums.items()}
+    def take(self) -> dict[str, float]:
+        """The step's mean scalars; sets `speed` and starts the next step.
+
+        Figures of single attributes (`<name>/<attribute>`) wait for `details`.
+        """
+        means = self._step.take()
         elapsed = time.perf_counter() - self._started
+        # A rank that is alone would take this long; what is left it waited for the others.
+        alone = max(elapsed - waited_in_collectives(), 1e-9)
         self.speed = {
-            "images_per_second": self._images * ranks / elapsed,
+            "images_per_second": self._images * world_size() / elapsed,
             "data_wait": self.waited / elapsed,
-            "memory_gb": _memory_gb(),
+            "memory_gb": _memory_gb(self._device),
         }
-        self._sums, self._parts, self._images = {}, 0, 0
+        self._window.add({name: value for name, value in means.items() if "/" in name})
+        self._window.add({**self.speed, "images_per_second": self._images / alone})
+        self._images, self._steps = 0, self._steps + 1
         self.restart()
-        return means
+        return {name: value for name, value in means.items() if "/" not in name}
+
+    def details(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Means over the last DETAIL_EVERY steps, where so many are done: of single attributes,
+        and of single ranks (`rank_figures`); both empty otherwise. A small collective: all ranks
+        ask after the same steps.
+        """
+        if self._steps < DETAIL_EVERY:
+            return {}, {}
+        self._steps = 0
+        means = self._window.take()
+        own = [means.pop(name) for name in self.speed]
+        if world_size() == 1:
+            return means, {}
+        rows = RankRows.equal(1).gather(torch.tensor([own], device=self._device))
+        return means, rank_figures(rows.tolist())
 
 
-def _memory_gb() -> float:
+def rank_figures(rows: list[list[float]]) -> dict[str, float]:
+    """What the log says of ranks, from each one's images/s, share of waiting for data, and GB.
+
+    Images per second are those of a rank that waits for no other. The slowest rank is named by
+    `ranks/slowest`, and how much faster than it the median is by `ranks/slowest_lag`.
+    """
+    speeds, waits, memory = zip(*rows)
+    slowest = min(range(len(rows)), key=lambda rank: speeds[rank])
+    median = statistics.median(speeds)
+    found = {
+        "ranks/slowest": float(slowest),
+        "ranks/slowest_lag": median / speeds[slowest] - 1,
+        "ranks/images_per_second_median": median,
+        "ranks/images_per_second_min": speeds[slowest],
+        "ranks/data_wait_max": max(waits),
+        "ranks/memory_gb_max": max(memory),
+    }
+    if len(rows) <= MAX_NAMED_RANKS:
+        for rank, row in enumerate(rows):
+            for name, value in zip(("images_per_second", "data_wait", "memory_gb"), row):
+                found[f"ranks/{name}/{rank}"] = value
+    return found
+
+
+def _memory_gb(device: torch.device) -> float:
     """Peak memory: of the GPU where there is one, else of the process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e9
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

@@ -5,6 +5,7 @@ Sums stay local, counts are added over ranks, so that N ranks give the loss and,
 average of gradients that data parallelism makes, the gradients of one.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,11 @@ from adde.schema import Schema
 from adde.shards.loader import Batch
 from adde.training.augment import DRAWS, augment
 from adde.training.config import AddeStage, Augmentation, EncoderStage
+from adde.training.profiling import part
+
+PER_ATTRIBUTE = ("cls", "local_triplet", "accuracy")
+"""Terms and shares that are told of every attribute too: their parts are attributes, in order,
+once or for several roles."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,8 @@ class Terms:
 
     losses: dict[str, Term]
     shares: dict[str, Term]
+    attributes: tuple[str, ...] = ()
+    """Names of the attributes; none leaves the figures of each one out."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +54,14 @@ class Objective:
         `ranks` says how the global batch is shared out; None: as many items on every rank.
         """
         plan = self.plan("encoder", batch.labels, draws, ranks)
-        return self.terms("encoder", model(*self.inputs(plan, batch.images)), batch, plan)
+        return self.terms("encoder", self.encode(model, plan, batch.images), batch, plan)
 
     def adde(
         self, model: Any, batch: Batch, draws: torch.Generator, ranks: RankRows | None = None
     ) -> Terms:
         """Stage 3: manipulation triplets mined in the global batch; `ranks` as in `encoder`."""
         plan = self.plan("adde", batch.labels, draws, ranks)
-        return self.terms("adde", model(*self.inputs(plan, batch.images)), batch, plan)
+        return self.terms("adde", self.encode(model, plan, batch.images), batch, plan)
 
     # The parts of both, for those who encode a batch in pieces
 
@@ -73,11 +81,16 @@ class Objective:
         hot = (multi_hot(labels, self.schema), multi_hot(edits.targets, self.schema))
         return Plan(ranks, moves, all_labels, edits, hot)
 
-    def inputs(self, plan: "Plan", images: Tensor, rows: slice = slice(None)) -> tuple[Tensor, ...]:
-        """What the model is given for some rows of this rank's images (b, S, S, 3) uint8."""
-        moved = augment(images[rows], plan.moves[rows], self.augmentation)
-        return (moved, *(hot[rows] for hot in plan.hot))
+    def encode(
+        self, model: Any, plan: "Plan", images: Tensor, rows: slice = slice(None)
+    ) -> Forward:
+        """What the model gives for some rows of this rank's images (b, S, S, 3) uint8, moved."""
+        with part("augmentation"):
+            moved = augment(images[rows], plan.moves[rows], self.augmentation)
+        with part("forward"):
+            return model(moved, *(hot[rows] for hot in plan.hot))
 
+    @part("mining and losses")
     def terms(self, stage: str, out: Forward, batch: Batch, plan: "Plan") -> Terms:
         """The stage's losses of what the model gave for all of this rank's items."""
         context = _Context(
@@ -89,10 +102,13 @@ class Objective:
         )
         terms, shares = self._label_triplets(context)
         shares["skipped"] = _skipped(batch)
+        with torch.no_grad():
+            shares["accuracy"] = losses.accuracy(out.logits, batch.labels, self.schema.sizes)
+        found = Terms(terms, shares, self.schema.names)
         if plan.edits is None:
             terms["cls"] = losses.classification(out.logits, batch.labels, self.schema.sizes)
-            return Terms(terms, shares)
-        return self._manipulation_terms(out, context, plan.edits, Terms(terms, shares))
+            return found
+        return self._manipulation_terms(out, context, plan.edits, found)
 
     def _manipulation_terms(
         self, out: Forward, context: "_Context", edits: Edits, found: Terms
@@ -215,7 +231,9 @@ def global_mean(
 ) -> tuple[Tensor, dict[str, float], bool]:
     """The weighted loss over all ranks, its terms and shares, and whether any rank raised `flag`.
 
-    A term's weight is the stage's setting of the same name.
+    A term's weight is the stage's setting of the same name. Scalars are `loss`, every term and
+    share by its name, and `<name>/<attribute>` of those that are told of each attribute, where the
+    batch has any of it.
 
     One collective carries everything. The returned loss is scaled by the number of ranks, since
     data parallelism averages gradients.
@@ -227,17 +245,27 @@ def global_mean(
     reduced = sum_over_ranks(torch.cat([*packed, torch.tensor([float(flag)], device=device)]))
     loss = torch.zeros((), device=device)
     means: dict[str, Tensor] = {}
-    for (name, term), part in zip(named.items(), reduced[:-1].split([len(p) for p in packed])):
-        counts, sums = part.chunk(2)
-        counts = counts.clamp(min=1)
-        means[name] = (sums / counts).sum()
+    details: dict[str, Tensor] = {}
+    for (name, term), piece in zip(named.items(), reduced[:-1].split([len(p) for p in packed])):
+        found, sums = piece.chunk(2)
+        counts = found.clamp(min=1)
+        ratios = sums / counts
+        means[name] = ratios.sum()
         if name in terms.losses:
             loss = loss + weights[name] * (term.sums / counts).sum()
+        else:
+            means[name] = means[name] / (found > 0).sum().clamp(min=1)
+        if name in PER_ATTRIBUTE and terms.attributes:
+            width = len(terms.attributes)
+            known = found.view(-1, width).sum(0) > 0
+            details[name] = torch.where(known, ratios.view(-1, width).sum(0), torch.nan)
     total = torch.stack([weights[name] * means[name] for name in terms.losses]).sum()
     # One transfer for all values, and not one each.
-    values = torch.stack([total, *means.values(), reduced[-1]]).tolist()
-    scalars = dict(zip(["loss", *means], values[:-1]))
-    return loss * world_size(), scalars, values[-1] > 0
+    whole = torch.stack([reduced[-1], total, *means.values()])
+    flag_sum, *values = torch.cat([whole, *details.values()]).tolist()
+    names = ["loss", *means, *(f"{name}/{a}" for name in details for a in terms.attributes)]
+    scalars = {n: v for n, v in zip(names, values) if "/" not in n or not math.isnan(v)}
+    return loss * world_size(), scalars, flag_sum > 0
 
 
 def _skipped(batch: Batch) -> Term:

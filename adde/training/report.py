@@ -3,40 +3,33 @@
 report.html asks nothing of the network, and shows whatever the run folder holds so far.
 """
 
-import re
+import time
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 
 from adde.files import read_json, write_text
 from adde.metrics import BASELINES
 from adde.training.config import CONFIG_NAME
-from adde.training.figures import Series, curves_svg, heat_map_svg
+from adde.training.figures import Series, curves_svg, heat_map_svg, number
+from adde.training.pages import render
+from adde.training.panels import Panel, sections
+from adde.training.prototypes import nearest
 from adde.training.tracking import (
     LOG_NAME,
     PROTOTYPES_NAME,
     ROWS_NAME,
+    STARTS_NAME,
     read_log,
 )
 
 REPORT_NAME = "report.html"
 METRICS_NAME = "metrics.json"
 
-# Title, the scalars that share its panel by full match, whether they may lie far apart.
-PANELS = (
-    ("Encoder stage: loss terms", r"encoder/(?!active_|loss$).*", True),
-    ("ADDE stage: loss terms", r"adde/(?!active_|exact_|usable_|loss$).*", True),
-    ("Validation", r"val/(hit@1|hit@10|hit@30|ndcg@30|accuracy)", False),
-    ("Share of active triplets", r"(encoder|adde)/active_\w+", False),
-    ("Share of references with a target in the batch", r"adde/(exact_targets|usable_edits)", False),
-    ("Learning rate", r"lr", False),
-    ("Gradient norm", r"grad_norm", True),
-    ("Images per second", r"images_per_second", False),
-    ("Share of time waiting for data", r"data_wait", False),
-    ("Peak memory, GB", r"memory_gb", False),
-)
+MOST_CURVES = 12
+"""Curves that one plot holds; of more, the highest, the median and the lowest are drawn."""
+
 MEASURES = {
     "hit@1": "hit@1",
     "hit@10": "hit@10",
@@ -57,16 +50,11 @@ def write_report(run: Path) -> Path:
     prototypes, config = _read(run / PROTOTYPES_NAME), run / CONFIG_NAME
     log = read_log(run / LOG_NAME)
     series = _series(log)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("report.html.j2").render(
+    page = render(
+        "report.html.j2",
         name=run.resolve().name,
         progress=_progress(log),
+        alerts=[{"step": line["step"], **line["alert"]} for line in log if "alert" in line],
         split=metrics["split"] if metrics else "validation",
         headline=_headline(metrics, series),
         measures=list(MEASURES.values()),
@@ -74,8 +62,10 @@ def write_report(run: Path) -> Path:
         queries=metrics["adde"]["queries"] if metrics else 0,
         rows=rows["rows"] if rows else [],
         attributes=_attributes(metrics) if metrics else [],
-        panels=_panels(series),
+        sections=_sections(series),
         heat_map=_heat_map(prototypes) if prototypes else "",
+        prototypes=_prototypes(prototypes) if prototypes else [],
+        starts=_starts(run / STARTS_NAME),
         config=config.read_text(encoding="utf-8") if config.exists() else "",
     )
     write_text(run / REPORT_NAME, page)
@@ -145,27 +135,39 @@ def _series(log: list[dict[str, Any]]) -> dict[str, Series]:
     series: dict[str, Series] = {}
     for line in log:
         for name, value in line.items():
-            if name not in ("step", "time") and value is not None:
+            if name not in ("step", "time", "alert") and value is not None:
                 curve = series.setdefault(name, Series(name, [], []))
                 curve.steps.append(line["step"])
                 curve.values.append(value)
     return series
 
 
-def _panels(series: dict[str, Series]) -> list[dict[str, Any]]:
-    adde = [s.steps[0] for name, s in series.items() if name.startswith("adde/")]
-    panels: list[dict[str, Any]] = []
-    for title, pattern, wide_range in PANELS:
-        shown = _joined([s for name, s in series.items() if re.fullmatch(pattern, name)])
-        if shown:
-            legend = [(s.name, s.values[-1]) for s in shown]
-            drawing = curves_svg(shown, min(adde, default=None), wide_range)
-            panels.append({"title": title, "svg": drawing, "legend": legend})
-    return panels
+def _sections(series: dict[str, Series]) -> list[dict[str, Any]]:
+    """The headings under which a run has anything, with their panels."""
+    adde = min((s.steps[0] for name, s in series.items() if name.startswith("adde/")), default=None)
+    found: list[dict[str, Any]] = []
+    for heading, panels in sections().items():
+        drawn = [drawing for panel in panels if (drawing := _panel(panel, series, adde))]
+        if drawn:
+            found.append({"heading": heading, "panels": drawn})
+    return found
+
+
+def _panel(panel: Panel, series: dict[str, Series], boundary: int | None) -> dict[str, Any] | None:
+    shown = _joined([s for name, s in series.items() if panel.shows(name)])
+    if not shown:
+        return None
+    if len(shown) > MOST_CURVES:
+        shown = _spread(shown)
+    return {
+        "title": panel.title,
+        "svg": curves_svg(shown, boundary, panel.wide_range),
+        "legend": [(s.name, number(s.values[-1])) for s in shown],
+    }
 
 
 def _joined(series: list[Series]) -> list[Series]:
-    """Scalars of one name in both stages as one curve, named without the stage."""
+    """Scalars of one name in both stages as one curve, named without what they have in common."""
     joined: dict[str, Series] = {}
     for part in series:
         name = part.name.rpartition("/")[2]
@@ -175,6 +177,50 @@ def _joined(series: list[Series]) -> list[Series]:
     return list(joined.values())
 
 
+def _spread(series: list[Series]) -> list[Series]:
+    """The highest, the median and the lowest of many at each step; outer ones named at the end."""
+    at: dict[int, list[float]] = {}
+    for one in series:
+        for step, value in zip(one.steps, one.values):
+            at.setdefault(step, []).append(value)
+    steps = sorted(at)
+    order = sorted(series, key=lambda s: s.values[-1])
+    names = (f"highest: {order[-1].name}", f"median of {len(series)}", f"lowest: {order[0].name}")
+    values = ([f(at[step]) for step in steps] for f in (max, np.median, min))
+    return [Series(name, steps, [float(v) for v in found]) for name, found in zip(names, values)]
+
+
 def _heat_map(prototypes: dict[str, Any]) -> str:
     similarity = np.asarray(prototypes["similarity"], dtype=np.float64)
     return heat_map_svg(similarity, prototypes["names"], prototypes["sizes"])
+
+
+def _prototypes(prototypes: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every value: its block energy, and the values whose prototypes are nearest to its own."""
+    similarity = np.asarray(prototypes["similarity"], dtype=np.float32)
+    found = nearest(similarity, prototypes["names"])
+    return [
+        {"name": name, "energy": energy, "nearest": others}
+        for name, energy, others in zip(prototypes["names"], prototypes["block_energy"], found)
+    ]
+
+
+def _starts(path: Path) -> list[dict[str, Any]]:
+    """Start and resumptions of the run, oldest first."""
+    return [
+        {
+            "when": time.strftime("%Y-%m-%d %H:%M", time.localtime(start["time"])),
+            "step": start["step"],
+            "ranks": start["ranks"],
+            "device": start["device"],
+            "code": _code(start),
+            "versions": ", ".join(f"{name} {found}" for name, found in start["versions"].items()),
+        }
+        for start in read_log(path)
+    ]
+
+
+def _code(start: dict[str, Any]) -> str:
+    if start["commit"] is None:
+        return "no checkout"
+    return start["commit"][:10] + (" and changes" if start["dirty"] else "")

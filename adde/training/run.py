@@ -25,6 +25,7 @@ from adde.shards.order import SampleOrder
 from adde.shards.resize import load_for_training
 from adde.shards.shares import RankShare
 from adde.training import checkpoint as checkpoints
+from adde.training.alarms import Alarms
 from adde.training.background import Background, snapshot
 from adde.training.batch_norm import synchronise
 from adde.training.batch_size import micro_batch
@@ -34,12 +35,15 @@ from adde.training.evaluation import Encoded, Evaluator, picture_rows, validate
 from adde.training.faults import Faults
 from adde.training.meter import Meter
 from adde.training.objectives import Objective
+from adde.training.profiling import Profile, part
 from adde.training.report import write_report
 from adde.training.stopping import StopSignals
 from adde.training.strategies import Replicated, open_accelerator, open_strategy
 from adde.training.tracking import Tracker
 
 STAGES = ("encoder", "adde")
+SHOWN = ("hit@1", "hit@10", "hit@30", "ndcg@30", "accuracy")
+"""Validation figures on the terminal."""
 
 
 class Run:
@@ -89,9 +93,11 @@ class Run:
             config.run, config.to_json(), config.wandb, self.position.step, self.main
         )
         self._stop = StopSignals()
-        self.meter = Meter()
+        self.meter = Meter(self.device)
+        self._alarms = Alarms(config.alarms)
         self._stream: BatchStream | None = None
         self._background = Background()
+        self._profile = Profile(config.run / "profile", "", False)
         self._stalled = 0.0  # seconds that saving took from training since the last step
         self._faults = Faults(config.run, rank())
         if self.main and self.order.dropped_per_epoch:
@@ -123,6 +129,10 @@ class Run:
         self._park()
         self.model = self._strategy.model
         self.model.train()
+        self._profile.close()
+        self._profile = Profile(
+            self.config.run / "profile", name, self.config.profile and self.main
+        )
         return self.position.stage_step < self.total_steps
 
     @property
@@ -166,9 +176,11 @@ class Run:
         ) as self._bar:
             for step in range(start, self.total_steps):
                 yield step
+                self._profile.step()
                 self._bar.update()
         self._stream.close()
 
+    @part("loading")
     def next_batch(self) -> tuple[Batch, torch.Generator]:
         """This rank's next micro-batch, and the generator of everything drawn for it.
 
@@ -185,6 +197,7 @@ class Run:
         draws = torch.Generator().manual_seed(_seed(self.config.seed, number))
         return batch, draws
 
+    @part("logging")
     def log(self, stage: str, rate: float, norm: float) -> None:
         """Writes one step's figures to the log, the dashboard and the progress bar.
 
@@ -192,9 +205,10 @@ class Run:
         """
         self._background.check()
         self.position = Position(stage, self.position.stage_step + 1, self.position.step + 1)
-        scalars = self.meter.take(world_size())
-        terms = {f"{stage}/{name}": value for name, value in scalars.items()}
-        speed = self.meter.speed
+        scalars, speed = self.meter.take(), self.meter.speed
+        attributes, ranks = self.meter.details()
+        terms = {f"{stage}/{name}": value for name, value in {**scalars, **attributes}.items()}
+        blocks = {f"grad_norm/{name}": value for name, value in self.strategy.block_norms.items()}
         self._faults.require_few(scalars["skipped"], self.config.data, self.order.steps_per_epoch)
         counts = {f"data/{k}": v for k, v in self.order.counts(self.position.step).items()}
         self._tracker.log(
@@ -205,9 +219,13 @@ class Run:
                 **counts,
                 "lr": rate,
                 "grad_norm": norm,
+                **blocks,
+                **ranks,
                 "checkpoint_stall": self._stalled,
             },
         )
+        for alert in self._alarms.look(stage, scalars["loss"], speed["images_per_second"], ranks):
+            self._tracker.alert(self.position.step, alert)
         self._stalled = 0.0
         if self.main:
             self._bar.set_postfix_str(
@@ -260,7 +278,7 @@ class Run:
         figures = validate(model, encoded)
         if self.position.stage == "encoder":
             # There is no memory yet: what an edit answers means nothing.
-            figures = {"accuracy": figures["accuracy"]}
+            figures = {name: v for name, v in figures.items() if name.startswith("accuracy")}
         rows = picture_rows(self.index, "val", model, encoded, self.config.evaluation.rows)
         self._tracker.log_evaluation(
             self.position.step,
@@ -270,7 +288,7 @@ class Run:
             value_names(self.index.schema),
             self.index.schema.sizes,
         )
-        shown = ", ".join(f"{k} {v:.4f}" for k, v in figures.items() if k != "queries")
+        shown = ", ".join(f"{k} {v:.4f}" for k, v in figures.items() if k in SHOWN)
         tqdm.write(f"step {self.position.step}: {shown}")
         return figures
 
@@ -349,6 +367,7 @@ class Run:
         trace: TracebackType | None,
     ) -> None:
         self._background.close()
+        self._profile.close()
         self._tracker.close()
         self._stop.close()
         if isinstance(error, RuntimeError) and self._stream is not None:

@@ -2,14 +2,17 @@
 
 Written into the run folder:
 
-    log.jsonl                   one JSON object a line: step, time, scalars
+    log.jsonl                   one JSON object a line: step, time, scalars; or step, time, alert
+    starts.jsonl                one line per start or resumption: time, step, ranks, code, versions
     evaluation/rows.json        query -> answers rows of the last evaluation, pictures inline
-    evaluation/prototypes.json  cosine similarity of the prototypes, with names and block sizes
+    evaluation/prototypes.json  the prototypes' cosines and block energy, with names and block sizes
 """
 
 import base64
 import io
 import json
+import math
+import os
 import secrets
 import sys
 import time
@@ -20,14 +23,22 @@ from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from adde.files import naming, write_json, write_text
 from adde.schema import Vector
+from adde.training.alarms import Alert
 from adde.training.figures import heat_map_png
+from adde.training.prototypes import block_energy, cosines, nearest
+from adde.training.start import describe_start
 
 LOG_NAME = "log.jsonl"
+STARTS_NAME = "starts.jsonl"
 ROWS_NAME = "evaluation/rows.json"
 PROTOTYPES_NAME = "evaluation/prototypes.json"
+
+PROJECT = "adde"
+"""W&B's project, where WANDB_PROJECT names no other."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +51,9 @@ class PictureRow:
 
     answers: list[tuple[bytes, bool]]
     """Best first."""
+
+    before: list[tuple[bytes, bool]]
+    """What the unedited query would have answered, best first."""
 
 
 class Tracker:
@@ -68,21 +82,32 @@ class Tracker:
         run.mkdir(parents=True, exist_ok=True)
         _drop_after(run / LOG_NAME, resume_step)
         self._log = (run / LOG_NAME).open("a", encoding="utf-8")
+        start = {"time": round(time.time(), 3), "step": resume_step, **describe_start()}
+        with (run / STARTS_NAME).open("a", encoding="utf-8") as starts:
+            starts.write(json.dumps(start) + "\n")
         if mode != "off":
-            self._guarded(lambda: self._open_wandb(config, mode))
+            self._guarded(lambda: self._open_wandb({**config, "start": start}, mode))
 
     def log(self, step: int, scalars: dict[str, float]) -> None:
         """Writes one line, at once."""
         if not self._main:
             return
         # JSON has neither NaN nor infinity: a figure that became one is null.
-        finite = {k: float(v) if np.isfinite(v) else None for k, v in scalars.items()}
-        line = {"step": step, "time": round(time.time(), 3), **finite}
-        with naming(self._run / LOG_NAME):
-            self._log.write(json.dumps(line, allow_nan=False) + "\n")
-            self._log.flush()
+        finite = {k: float(v) if math.isfinite(v) else None for k, v in scalars.items()}
+        self._write(step, finite)
         if self._wandb is not None:
             self._guarded(lambda: self._wandb.log({**scalars, "step": step}))
+
+    def alert(self, step: int, alert: Alert) -> None:
+        """Says what is wrong: on the terminal, in the log, and by W&B to whom it notifies."""
+        if not self._main:
+            return
+        tqdm.write(f"alert: {alert.title} at step {step}: {alert.text}")
+        self._write(step, {"alert": alert._asdict()})
+        if self._wandb is not None:
+            title = f"{self._run.name}: {alert.title}"
+            text = f"Step {step}: {alert.text}"
+            self._guarded(lambda: self._wandb.alert(title=title, text=text, level="WARN"))
 
     def log_evaluation(
         self,
@@ -106,17 +131,31 @@ class Tracker:
         """
         if not self._main:
             return
+        energy = block_energy(prototypes, sizes)
+        if prototypes.any():
+            of_each = {f"prototypes/block_energy/{n}": float(e) for n, e in zip(names, energy)}
+            mean = {"prototypes/block_energy": float(np.nanmean(energy))}
+            scalars = {**scalars, **mean, **{n: e for n, e in of_each.items() if e == e}}
         self.log(step, scalars)
         if rows:
             content = {"step": step, "rows": [_row_json(r) for r in rows]}
             write_json(self._run / ROWS_NAME, content, indent=None)
-        similarity = _cosines(prototypes) if prototypes.any() else None
+        similarity = cosines(prototypes) if prototypes.any() else None
         if similarity is not None:
-            cosines = similarity.round(4).tolist()
-            content = {"names": names, "sizes": list(sizes), "similarity": cosines}
+            content = {
+                "names": names,
+                "sizes": list(sizes),
+                "similarity": similarity.round(4).tolist(),
+                "block_energy": [round(float(e), 4) if e == e else None for e in energy],
+            }
             write_json(self._run / PROTOTYPES_NAME, content, indent=None)
         if self._wandb is not None:
-            self._guarded(lambda: self._wandb_evaluation(step, rows, similarity, names, sizes))
+            media: dict[str, Any] = {"step": step}
+            self._guarded(
+                lambda: self._wandb.log(
+                    media | _wandb_media(rows, similarity, names, sizes, energy)
+                )
+            )
 
     def close(self) -> None:
         """Ends the W&B run and closes the log; more than once does no harm."""
@@ -130,13 +169,18 @@ class Tracker:
     def _open_wandb(self, config: dict[str, Any], mode: str) -> None:
         import wandb  # a run with W&B off does without it
 
-        online = mode == "auto" and _has_login()
+        online = mode == "auto" and has_login()
         identity = self._run / "wandb_id.txt"
         known = identity.read_text().strip() if identity.exists() else secrets.token_hex(4)
+        if "WANDB_SWEEP_ID" in os.environ:  # an agent has named the run
+            known = os.environ.get("WANDB_RUN_ID", known)
         self._wandb = wandb.init(
-            project="adde",
+            project=os.environ.get("WANDB_PROJECT", PROJECT),
             name=self._run.name,
             id=known,
+            # What a resumption, the other ranks or an evaluation add stands with it.
+            group=f"{self._run.name}-{known}",
+            job_type="train",
             resume="allow" if online else None,
             dir=self._run,
             config=config,
@@ -146,20 +190,11 @@ class Tracker:
         self._wandb.define_metric("*", step_metric="step")
         write_text(identity, known)
 
-    def _wandb_evaluation(
-        self,
-        step: int,
-        rows: list[PictureRow],
-        similarity: Vector | None,
-        names: list[str],
-        sizes: tuple[int, ...],
-    ) -> None:
-        content: dict[str, Any] = {"step": step}
-        if rows:
-            content["answers"] = _wandb_table(rows)
-        if similarity is not None:
-            content["prototypes"] = _wandb_picture(heat_map_png(similarity, names, sizes))
-        self._wandb.log(content)
+    def _write(self, step: int, content: dict[str, Any]) -> None:
+        line = {"step": step, "time": round(time.time(), 3), **content}
+        with naming(self._run / LOG_NAME):
+            self._log.write(json.dumps(line, allow_nan=False) + "\n")
+            self._log.flush()
 
     def _guarded(self, action: Callable[[], object]) -> None:
         """A dashboard that fails is given up with one line; the training goes on."""
@@ -170,22 +205,52 @@ class Tracker:
             self._wandb = None
 
 
-def _has_login() -> bool:
+def has_login() -> bool:
+    """Whether W&B knows who this is; asks nobody."""
     import wandb
 
     return bool(wandb.login(prompt=False))
 
 
-def _wandb_table(rows: list[PictureRow]) -> Any:
+def _wandb_media(
+    rows: list[PictureRow],
+    similarity: Vector | None,
+    names: list[str],
+    sizes: tuple[int, ...],
+    energy: Vector,
+) -> dict[str, Any]:
+    """What panels.TABLES and panels.PICTURES name."""
+    content: dict[str, Any] = {}
+    if rows:
+        content["answers"] = _answers_table(rows)
+    if similarity is not None:
+        content["prototypes"] = _wandb_picture(heat_map_png(similarity, names, sizes))
+        content["nearest_prototypes"] = _nearest_table(similarity, names, energy)
+    return content
+
+
+def _answers_table(rows: list[PictureRow]) -> Any:
     import wandb
 
     answers = max(len(row.answers) for row in rows)
-    columns: list[Any] = ["query", "edit", *(f"answer {i + 1}" for i in range(answers))]
-    table = wandb.Table(columns=columns)
+    numbers = [str(i + 1) for i in range(answers)]
+    table = wandb.Table(columns=["query", "edit", "answers", *numbers])
     for row in rows:
-        pictures = [_wandb_picture(p, "match" if ok else "no match") for p, ok in row.answers]
-        pictures += [None] * (answers - len(pictures))
-        table.add_data(_wandb_picture(row.query), row.edit, *pictures)
+        for when, found in (("before", row.before), ("after", row.answers)):
+            pictures = [_wandb_picture(p, "match" if ok else "no match") for p, ok in found]
+            pictures += [None] * (answers - len(pictures))
+            table.add_data(_wandb_picture(row.query), row.edit, when, *pictures)
+    return table
+
+
+def _nearest_table(similarity: Vector, names: list[str], energy: Vector) -> Any:
+    import wandb
+
+    found = nearest(similarity, names)
+    columns = [f"{word} {i + 1}" for i in range(len(found[0])) for word in ("nearest", "cosine")]
+    table = wandb.Table(columns=["value", "block energy", *columns])
+    for name, own, others in zip(names, energy, found):
+        table.add_data(name, float(own), *(cell for other in others for cell in other))
     return table
 
 
@@ -196,8 +261,15 @@ def _wandb_picture(encoded: bytes, caption: str = "") -> Any:
 
 
 def _row_json(row: PictureRow) -> dict[str, Any]:
-    answers = [{"picture": _inline(picture), "match": ok} for picture, ok in row.answers]
-    return {"query": _inline(row.query), "edit": row.edit, "answers": answers}
+    def inline(found: list[tuple[bytes, bool]]) -> list[dict[str, Any]]:
+        return [{"picture": _inline(picture), "match": ok} for picture, ok in found]
+
+    return {
+        "query": _inline(row.query),
+        "edit": row.edit,
+        "answers": inline(row.answers),
+        "before": inline(row.before),
+    }
 
 
 def _inline(picture: bytes) -> str:
@@ -224,9 +296,3 @@ def _drop_after(path: Path, step: int) -> None:
     if path.exists():
         kept = [json.dumps(line) + "\n" for line in read_log(path) if line["step"] <= step]
         write_text(path, "".join(kept))
-
-
-def _cosines(prototypes: Vector) -> Vector:
-    """(V, V) float32 between the rows of (V, width); 0 where a row is zero."""
-    unit = prototypes / np.maximum(np.linalg.norm(prototypes, axis=1, keepdims=True), 1e-12)
-    return unit @ unit.T

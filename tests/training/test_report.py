@@ -13,8 +13,9 @@ from PIL import Image
 
 from adde.errors import UserError
 from adde.metrics import BASELINES, METRIC_NAMES
-from adde.training.figures import Series, curves_svg, heat_map_svg
-from adde.training.report import write_report
+from adde.training.alarms import Alert
+from adde.training.figures import Series, curves_svg, heat_map_svg, number
+from adde.training.report import MOST_CURVES, write_report
 from adde.training.tracking import PictureRow, Tracker
 
 NAMES = ["top=red", "top=<b>", "hat=none", "hat=cap", "hat=crown"]
@@ -72,7 +73,12 @@ def write_run(run: Path) -> None:
         terms = {f"{stage}/{name}": random.random() for name in ("cls", "loss", "active_local")}
         tracker.log(step, {**terms, "lr": 1e-3 / step, "data_wait": float("nan")})
     rows = [
-        PictureRow(picture("red"), "top: red -> <b>", [(picture("blue"), i < 3) for i in range(10)])
+        PictureRow(
+            picture("red"),
+            "top: red -> <b>",
+            [(picture("blue"), i < 3) for i in range(10)],
+            [(picture("red"), i < 1) for i in range(10)],
+        )
     ]
     prototypes = random.standard_normal((5, 8)).astype(np.float32)
     tracker.log_evaluation(
@@ -119,7 +125,7 @@ def test_the_page_asks_nothing_of_the_network(run) -> None:
 def test_everything_the_run_holds_is_shown(run) -> None:
     write_metrics(run)
     _, page = read(run)
-    for title in ("my-run", "Encoder stage: loss terms", "ADDE stage: loss terms", "Learning rate"):
+    for title in ("my-run", "Encoder stage: terms", "ADDE stage: terms", "Learning rate"):
         assert title in page.text
     assert "data_wait" not in page.text  # never finite
     assert 'name = "a & b"' in page.text
@@ -131,8 +137,11 @@ def test_everything_the_run_holds_is_shown(run) -> None:
 def test_matching_answers_are_framed(run) -> None:
     _, page = read(run)
     assert len(page.all("img", "query")) == 1
-    assert len(page.all("img", "match")) == 3
-    assert len(page.all("img")) == 11
+    assert [found["alt"] for found in page.all("img", "match")] == [
+        "before, answer 1, as asked",
+        *(f"after, answer {k}, as asked" for k in (1, 2, 3)),
+    ]
+    assert len(page.all("img")) == 21
     shown = base64.b64decode(page.all("img", "query")[0]["src"].partition(",")[2])
     assert shown == picture("red")
 
@@ -156,6 +165,7 @@ def test_the_best_of_each_column_is_bold(run) -> None:
 def test_attributes_have_bars_as_long_as_their_shares(run) -> None:
     write_metrics(run)
     text, _ = read(run)
+    text = text[text.index("By attribute") : text.index(">Training<")]
     assert re.findall(r'class="bar (\w*)"><i><i style="width:([\d.]+)%', text) == [
         ("", "50.0"),
         ("", "100.0"),
@@ -167,7 +177,49 @@ def test_without_metrics_validation_is_shown(run) -> None:
     _, page = read(run)
     assert "50.0 %hit@30, validation" in page.text
     assert "87.5 %attribute accuracy, validation" in page.text
-    assert not page.all("table")
+    assert "Against the baselines" not in page.text
+
+
+def test_alerts_stand_on_top(run) -> None:
+    tracker = Tracker(run, {}, "off", 300, True)
+    tracker.alert(301, Alert("divergence", "the loss is <nan>"))
+    tracker.close()
+    _, page = read(run)
+    assert "divergence at step 301: the loss is <nan>" in page.text
+    assert page.text.index("Alerts") < page.text.index("What it answers")
+
+
+def test_every_value_has_its_block_energy_and_its_nearest(run) -> None:
+    text, page = read(run)
+    table = text[text.index('<table class="prototypes">') :]
+    assert len(re.findall("<tr>", table[: table.index("</table>")])) == 1 + len(NAMES)
+    assert table.count('class="near"') == 3 * len(NAMES)
+    assert "no checkout" not in page.text
+
+
+def test_of_many_curves_the_highest_the_median_and_the_lowest_are_drawn(tmp_path) -> None:
+    tracker = Tracker(tmp_path, {}, "off", 0, True)
+    for step in range(1, 4):
+        each = {f"encoder/accuracy/a{k:02d}": k / 40 for k in range(MOST_CURVES + 1)}
+        tracker.log(step, each)
+    tracker.close()
+    _, page = read(tmp_path)
+    assert "highest: a12 0.3" in page.text
+    assert "median of 13 0.15" in page.text
+    assert "lowest: a00 0" in page.text
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.12345, "0.123"), (4012.4, "4,012"), (0.0, "0")])
+def test_numbers_read_at_a_glance(value, text) -> None:
+    assert number(value) == text
+
+
+def test_zero_lies_at_the_bottom_of_a_logarithmic_axis() -> None:
+    drawing = curves_svg([Series("a", [0, 1, 2], [100.0, 0.0, 1.0])], wide_range=True)
+    line = re.search(r'class="line" d="M([^"]+)"', drawing)
+    assert line is not None
+    heights = [float(point.split()[1]) for point in line[1].split("L")]
+    assert heights[0] < heights[1] == heights[2]  # down is more in SVG; 1 is the least above zero
 
 
 def test_an_empty_run_has_a_page_too(tmp_path) -> None:

@@ -1,6 +1,7 @@
 import builtins
 import io
 import json
+import subprocess
 import sys
 import time
 from contextlib import closing
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from adde.training.alarms import Alert
+from adde.training.start import git_state
 from adde.training.tracking import PictureRow, Tracker, read_log
 
 NAMES = ["top=red", "top=blue", "hat=none", "hat=cap"]
@@ -22,7 +25,7 @@ def picture(colour: str, kind: str = "PNG") -> bytes:
 
 def rows() -> list[PictureRow]:
     answers = [(picture("blue", "WEBP"), True), (picture("green", "JPEG"), False)]
-    return [PictureRow(picture("red"), "top: red -> blue", answers)]
+    return [PictureRow(picture("red"), "top: red -> blue", answers, answers[::-1])]
 
 
 def open_tracker(run, wandb="off", resume_step=0, main=True) -> Tracker:
@@ -89,12 +92,76 @@ def test_an_evaluation_leaves_its_pictures_and_cosines(tmp_path) -> None:
     kinds = [answer["picture"].partition(";")[0] for answer in row["answers"]]
     assert kinds == ["data:image/webp", "data:image/jpeg"]
     assert [answer["match"] for answer in row["answers"]] == [True, False]
+    assert [answer["match"] for answer in row["before"]] == [False, True]
     found = json.loads((tmp_path / "evaluation/prototypes.json").read_text())
     assert (found["names"], found["sizes"]) == (NAMES, [2, 2])
     half = np.sqrt(0.5)
     wanted = [[1, half, 0, 0], [half, 1, -half, 0], [0, -half, 1, 0], [0, 0, 0, 0]]
     np.testing.assert_allclose(found["similarity"], wanted, atol=1e-4)
-    assert read_log(tmp_path / "log.jsonl")[0]["val/hit@30"] == 0.5
+    assert found["block_energy"] == [1, 0.5, 1, None]  # blocks are one wide
+    (line,) = read_log(tmp_path / "log.jsonl")
+    assert line["val/hit@30"] == 0.5
+    assert line["prototypes/block_energy"] == pytest.approx(2.5 / 3)
+    assert line["prototypes/block_energy/top=blue"] == 0.5
+    assert "prototypes/block_energy/hat=cap" not in line
+
+
+def test_an_alert_is_told_everywhere(tmp_path, monkeypatch, capsys) -> None:
+    import wandb
+
+    told = []
+
+    class Telling(Failing):
+        def alert(self, **named) -> None:
+            told.append(named)
+
+    monkeypatch.setattr(wandb, "init", lambda **_: Telling())
+    with closing(open_tracker(tmp_path / "shoes", wandb="offline")) as tracker:
+        tracker.alert(7, Alert("stall", "40 images/s"))
+    assert "alert: stall at step 7: 40 images/s" in capsys.readouterr().out
+    (line,) = read_log(tmp_path / "shoes/log.jsonl")
+    assert (line["step"], line["alert"]) == (7, {"title": "stall", "text": "40 images/s"})
+    assert told == [{"title": "shoes: stall", "text": "Step 7: 40 images/s", "level": "WARN"}]
+
+
+def test_a_sweeps_agent_names_the_run_and_all_starts_stand_in_one_group(
+    tmp_path, opened, monkeypatch
+) -> None:
+    for _ in range(2):
+        with closing(open_tracker(tmp_path, wandb="offline")):
+            pass
+    assert len({call["group"] for call in opened}) == 1
+    assert opened[0]["config"]["seed"] == 1 and "commit" in opened[0]["config"]["start"]
+    monkeypatch.setenv("WANDB_SWEEP_ID", "s")
+    monkeypatch.setenv("WANDB_RUN_ID", "given")
+    with closing(open_tracker(tmp_path / "other", wandb="offline")):
+        pass
+    assert opened[-1]["id"] == "given"
+
+
+def test_every_start_leaves_a_line(tmp_path) -> None:
+    for step in (0, 12):
+        with closing(open_tracker(tmp_path, resume_step=step)):
+            pass
+    starts = [json.loads(line) for line in (tmp_path / "starts.jsonl").read_text().splitlines()]
+    assert [start["step"] for start in starts] == [0, 12]
+
+
+def test_the_state_of_the_code_is_that_of_git(tmp_path) -> None:
+    def git(*words):
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        return subprocess.run(
+            ["git", *who, *words], cwd=tmp_path, check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    assert git_state(tmp_path) == {"commit": None, "dirty": None}
+    git("init")
+    (tmp_path / "file").write_text("one")
+    git("add", "file")
+    git("commit", "-m", "one")
+    assert git_state(tmp_path) == {"commit": git("rev-parse", "HEAD"), "dirty": False}
+    (tmp_path / "file").write_text("two")
+    assert git_state(tmp_path)["dirty"] is True
 
 
 def test_without_a_memory_and_rows_only_figures_are_logged(tmp_path) -> None:

@@ -20,6 +20,8 @@ from adde.shards.engine import engine
 from adde.shards.index import ShardIndex
 from adde.shards.pack import PackOptions, pack
 from adde.shards.wardrobe import wardrobe
+from adde.training.panels import NOT_SHOWN, PANELS, PICTURES, TABLES
+from adde.training.profiling import PARTS
 
 ROOT = Path(__file__).parents[2]
 TINY = [
@@ -252,9 +254,58 @@ def test_sigterm_saves_and_says_how_to_go_on(tiny_shards, tmp_path):
     assert (again.returncode, "expected an empty run folder" in output) == (1, True), output
 
 
-def test_two_ranks_train_and_are_evaluated(tiny_shards, tmp_path):
-    run = tmp_path / "run"
-    finish(start(tiny_shards, run, "--data.accumulation=2", launcher=on_ranks(2)))
+@pytest.fixture(scope="module")
+def two_ranks(tiny_shards, tmp_path_factory):
+    """A run of two ranks, watched as closely as can be."""
+    run = tmp_path_factory.mktemp("runs") / "two"
+    more = ("--data.accumulation=2", "--profile", "--wandb=offline")
+    finish(start(tiny_shards, run, *more, launcher=on_ranks(2)))
+    return run
+
+
+def test_panels_show_what_a_run_logs_and_nothing_else(two_ranks):
+    lines = [json.loads(line) for line in (two_ranks / "log.jsonl").read_text().splitlines()]
+    logged = {name for line in lines for name in line} - {"step", "time", "alert"}
+    for panel in PANELS:
+        assert any(panel.shows(name) for name in logged), panel
+    hidden = re.compile("|".join(NOT_SHOWN))
+    for name in logged:
+        shown = sum(panel.shows(name) for panel in PANELS)
+        assert shown == (0 if hidden.fullmatch(name) else 1), name
+    media = {path.name for path in (two_ranks / "wandb").rglob("media/**/*") if path.is_file()}
+    for name in (*TABLES, *PICTURES):
+        assert any(file.startswith(f"{name}_") for file in media), (name, media)
+    assert {line["ranks/slowest"] for line in lines if "ranks/slowest" in line} <= {0.0, 1.0}
+    norms = next(line for line in reversed(lines) if "grad_norm/memory" in line)
+    parts = [norms[f"grad_norm/{b}"] for b in ("backbone", "heads", "classifiers", "memory")]
+    assert norms["grad_norm"] == pytest.approx(sum(p**2 for p in parts) ** 0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize("stage", ["encoder", "adde"])
+def test_a_profile_says_where_a_steps_time_goes(two_ranks, stage):
+    trace = json.loads((two_ranks / "profile" / f"{stage}.json").read_text())
+    names = {event.get("name") for event in trace["traceEvents"]}
+    assert {f"adde/{part}" for part in PARTS} <= names
+    page = (two_ranks / "profile" / f"{stage}.html").read_text()
+    rows = dict(re.findall(r"</i>([a-z ]+)</td><td>([\d.]+)</td>", page))
+    assert list(rows) == [*PARTS, "other"]
+    step = re.search(r"Mean of [56] steps on the main rank, ([\d.]+) ms each", page)
+    assert step is not None
+    assert sum(map(float, rows.values())) == pytest.approx(float(step[1]), abs=0.2)
+    assert float(rows["backward"]) > float(rows["augmentation"]) > 0
+    assert not re.search(r"https?://|src=", page)
+
+
+def test_a_start_says_what_was_started(two_ranks):
+    (line,) = (two_ranks / "starts.jsonl").read_text().splitlines()
+    start = json.loads(line)
+    assert (start["step"], start["ranks"]) == (0, 2)
+    assert re.fullmatch("[0-9a-f]{40}", start["commit"]) and start["dirty"] in (True, False)
+    assert start["versions"]["torch"] == torch.__version__.partition("+")[0]
+
+
+def test_two_ranks_train_and_are_evaluated(two_ranks):
+    run = two_ranks
     assert steps(run) == list(range(1, 26))
     result = subprocess.run(
         [sys.executable, "train/evaluate.py", f"--run={run}", "--split=test"],

@@ -58,12 +58,6 @@ class FullyShard(Replicated):
         """Gradients stay whole until a step's last micro-batch."""
         return contextlib.nullcontext() if last else self._without_sync()
 
-    def _clip_and_step(self, largest: float) -> float:
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), largest)
-        self._optimizer.step()
-        self._optimizer.zero_grad()
-        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-
     def _shard(self, tensor: Tensor) -> Tensor:
         if not isinstance(tensor, DTensor):
             return tensor

@@ -9,10 +9,11 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor
 
-from adde.distributed import world_size
+from adde.distributed import sum_over_ranks, world_size
 from adde.model import ADDE
 from adde.training.config import Config
 from adde.training.optimisation import Averages, build_optimizer
+from adde.training.profiling import part
 
 
 class Replicated:
@@ -38,6 +39,9 @@ class Replicated:
         self._bare: Any = None
         self._optimizer: Any = None
         self.averaged = Averages(config.optimizer.ema) if config.optimizer.ema else None
+        self.block_norms: dict[str, float] = {}
+        """Norms of the last step's gradient by part of the model (backbone, heads, classifiers,
+        memory), before clipping; DeepSpeed keeps them to itself."""
         self._open(plain)
 
     def _open(self, plain: ADDE) -> None:
@@ -58,20 +62,47 @@ class Replicated:
 
     def backward(self, loss: Tensor) -> None:
         """Adds one micro-batch's share to the step's gradients."""
-        self._accelerator.backward(loss / self._accumulation)
+        with part("backward"):
+            self._accelerator.backward(loss / self._accumulation)
 
     def step(self) -> float:
         """Clips, steps, averages, clears; returns the gradient's global norm before clipping."""
-        norm = self._clip_and_step(self._settings.clip_norm or math.inf)
-        if self.averaged is not None:
-            self.averaged.update(self.state())
+        with part("optimiser"):
+            norm = self._clip_and_step(self._settings.clip_norm or math.inf)
+            if self.averaged is not None:
+                self.averaged.update(self.state())
         return norm
 
     def _clip_and_step(self, largest: float) -> float:
-        norm = self._accelerator.clip_grad_norm_(self.model.parameters(), largest)
+        self._accelerator.unscale_gradients()  # only in fp16 is there anything to it
+        norm = self._clip(largest)
         self._optimizer.step()
         self._optimizer.zero_grad()
-        return float(norm) if norm is not None else 0.0
+        return norm
+
+    @torch.no_grad()
+    def _clip(self, largest: float) -> float:
+        """Scales gradients so that their global norm is `largest` at most; returns that norm
+        before, and leaves that of each of the model's blocks in `block_norms`.
+        """
+        blocks: dict[str, list[Tensor]] = {}
+        for name, parameter in self._bare.named_parameters():
+            if parameter.grad is not None:
+                block = blocks.setdefault(name.partition(".")[0], [])
+                block.append(self._shard(parameter.grad))
+        norms = torch.stack([torch.nn.utils.get_total_norm(block) for block in blocks.values()])
+        squares = norms.square()
+        if self.sharded:
+            squares = sum_over_ranks(squares)
+        total = squares.sum().sqrt()
+        if largest < math.inf:
+            factor = (largest / (total + 1e-6)).clamp(max=1.0)
+            for block in blocks.values():
+                torch._foreach_mul_(block, factor)
+        # One transfer for all of them.
+        norm, *parts = torch.cat([total[None], squares.sqrt()]).tolist()
+        self.block_norms = dict(zip(blocks, parts))
+        return norm
 
     # What evaluation and checkpoints need: the same names and shapes under every strategy
 

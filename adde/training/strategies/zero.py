@@ -19,6 +19,7 @@ from adde.model import ADDE
 from adde.training.batch_size import micro_batch
 from adde.training.config import Config
 from adde.training.optimisation import build_optimizer
+from adde.training.profiling import part
 from adde.training.strategies.replicated import Replicated
 
 
@@ -51,8 +52,10 @@ class Zero(Replicated):
 
     def backward(self, loss: Tensor) -> None:
         """The engine divides by the accumulation, and steps with the last micro-batch."""
-        self.model.backward(loss)
-        self.model.step()
+        with part("backward"):
+            self.model.backward(loss)
+        with part("optimiser"):
+            self.model.step()
 
     def _clip_and_step(self, largest: float) -> float:
         norm = self.model.get_global_grad_norm()

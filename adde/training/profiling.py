@@ -1,0 +1,199 @@
+"""Where a step's time goes: torch.profiler over a few steps, a trace, and one page.
+
+Written into `run`/profile/ by the main rank, for each stage:
+
+    <stage>.json    trace for chrome://tracing or ui.perfetto.dev
+    <stage>.html    the page
+"""
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, record_function
+
+from adde.files import atomic_path, write_text
+from adde.training.pages import render
+
+PREFIX = "adde/"
+PARTS = (
+    "loading",
+    "augmentation",
+    "forward",
+    "mining and losses",
+    "collectives",
+    "backward",
+    "optimiser",
+    "logging",
+)
+"""Of a step, in its order; collectives are those of labels, embeddings and losses. Gradients travel
+within the backward pass, under a GPU's computation."""
+
+SKIPPED, WARM_UP, RECORDED = 3, 2, 6
+"""Steps of a stage before the profiler is on, before it counts, and that it counts."""
+
+
+def part(name: str) -> record_function:
+    """A range of that name in a profile, as a context; next to nothing where none is recorded."""
+    return record_function(PREFIX + name)
+
+
+@dataclass
+class Breakdown:
+    """Mean milliseconds of one recorded step."""
+
+    steps: int = 0
+    """That were recorded."""
+    step: float = 0.0
+    host: dict[str, float] = field(default_factory=dict)
+    """By part, without the parts within it; `other` is the rest of the step."""
+    device: dict[str, float] = field(default_factory=dict)
+    """Of a GPU's kernels, by the part that launched them; empty on a CPU."""
+    gradients: float = 0.0
+    """Within `backward`: gradients on their way over ranks, beside computation or not."""
+    operators: list[tuple[str, float, int]] = field(default_factory=list)
+    """The dearest: name, milliseconds without what they call, calls."""
+
+
+class Profile:
+    """The profile of one stage; does nothing where none is wanted, or on other ranks.
+
+    Args:
+        folder: `run`/profile.
+        stage: its name.
+        wanted: whether to record.
+    """
+
+    def __init__(self, folder: Path, stage: str, wanted: bool) -> None:
+        self._folder, self._stage = folder, stage
+        self._profiler: Any = None
+        if not wanted:
+            return
+        activities = [ProfilerActivity.CPU]
+        if torch.cuda.is_available():
+            activities.append(ProfilerActivity.CUDA)
+        self._profiler = torch.profiler.profile(
+            activities=activities,
+            schedule=torch.profiler.schedule(
+                skip_first=SKIPPED, wait=0, warmup=WARM_UP, active=RECORDED, repeat=1
+            ),
+            on_trace_ready=self._write,
+            acc_events=True,
+        )
+        self._profiler.start()
+
+    def step(self) -> None:
+        """A step is over."""
+        if self._profiler is not None:
+            self._profiler.step()
+
+    def close(self) -> None:
+        """Ends the recording; what it holds of a stage that was too short is written too."""
+        if self._profiler is not None:
+            self._profiler.stop()
+            self._profiler = None
+
+    def _write(self, profiler: Any) -> None:
+        found = break_down(profiler.events())
+        if not found.step:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with atomic_path(self._folder / f"{self._stage}.json") as temporary:
+            profiler.export_chrome_trace(str(temporary))
+        page = render("profile.html.j2", **page_content(self._stage, found))
+        write_text(self._folder / f"{self._stage}.html", page)
+
+
+def break_down(events: Any) -> Breakdown:
+    """Sums a profile's events up; steps are the profiler's own `ProfilerStep#` ranges."""
+    on_host = [e for e in events if e.device_type == DeviceType.CPU]
+    steps = [e for e in on_host if e.name.startswith("ProfilerStep")]
+    if not steps:
+        return Breakdown()
+    main = steps[0].thread
+    first = min(e.time_range.start for e in steps)
+    last = max(e.time_range.end for e in steps)
+    within = [e for e in on_host if first <= e.time_range.start < last]
+    ranges = [e for e in within if e.name.startswith(PREFIX) and e.thread == main]
+    per = 1e3 * len(steps)  # microseconds of all steps -> milliseconds of one
+    found = Breakdown(steps=len(steps), step=(last - first) / per)
+    spent: dict[str, float] = defaultdict(float)
+    kernels: dict[str, float] = defaultdict(float)
+    for one in ranges:
+        name = one.name.removeprefix(PREFIX)
+        spent[name] += _length(one)
+        kernels[name] += one.device_time_total
+        if outer := _smallest_around(one, ranges):
+            spent[outer.name.removeprefix(PREFIX)] -= _length(one)
+            kernels[outer.name.removeprefix(PREFIX)] -= one.device_time_total
+    for root in within:
+        # The backward pass has a thread of its own.
+        elsewhere = root.thread != main and root.cpu_parent is None and root.device_time_total
+        if elsewhere and (outer := _smallest_around(root, ranges)):
+            kernels[outer.name.removeprefix(PREFIX)] += root.device_time_total
+    found.host = {name: spent[name] / per for name in PARTS if spent[name]}
+    found.host["other"] = max(0.0, found.step - sum(found.host.values()))
+    found.device = {name: kernels[name] / per for name in PARTS if kernels[name] > 0}
+    backward = [e for e in ranges if e.name == PREFIX + "backward"]
+    found.gradients = (
+        sum(
+            _length(e)
+            for e in within
+            if e.name.startswith(("gloo:", "nccl:")) and _smallest_around(e, backward)
+        )
+        / per
+    )
+    own: Counter[str] = Counter()
+    calls: Counter[str] = Counter()
+    for one in within:
+        if not one.name.startswith((PREFIX, "ProfilerStep")):
+            own[one.name] += one.self_cpu_time_total
+            calls[one.name] += 1
+    found.operators = [
+        (name, time / per, round(calls[name] / len(steps))) for name, time in own.most_common(12)
+    ]
+    return found
+
+
+def page_content(stage: str, found: Breakdown) -> dict[str, Any]:
+    """What profile.html.j2 is given."""
+    names = [name for name in (*PARTS, "other") if name in found.host]
+    rows = [
+        {
+            "name": name,
+            "host": found.host[name],
+            "share": found.host[name] / found.step,
+            "device": found.device.get(name),
+            "colour": number,
+        }
+        for number, name in enumerate(names)
+    ]
+    return {
+        "stage": stage,
+        "step": found.step,
+        "steps": found.steps,
+        "rows": rows,
+        "gradients": found.gradients,
+        "operators": found.operators,
+        "on_gpu": bool(found.device),
+    }
+
+
+def _length(event: Any) -> float:
+    return event.time_range.end - event.time_range.start
+
+
+def _smallest_around(event: Any, ranges: list[Any]) -> Any:
+    """The innermost of `ranges` that the event's start lies in, but itself; None: in none."""
+    start = event.time_range.start
+    around = [
+        r
+        for r in ranges
+        if r is not event
+        and r.time_range.start <= start < r.time_range.end
+        and _length(r) >= _length(event)
+    ]
+    return min(around, key=_length, default=None)

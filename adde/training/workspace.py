@@ -1,0 +1,56 @@
+"""The panels of a run as a W&B workspace, for a team that opens one link."""
+
+import warnings
+from typing import Any
+
+from adde.errors import UserError
+from adde.training.panels import PICTURES, TABLES, Panel, sections
+
+
+def build_workspace(entity: str, project: str, run: str | None = None) -> Any:
+    """A workspace that is not saved yet; asks nothing of the network.
+
+    Args:
+        entity: user or team.
+        project: that the runs are logged to.
+        run: name of the only run to show; None: all of the project's.
+
+    Raises:
+        UserError: wandb-workspaces is not installed.
+    """
+    try:
+        with warnings.catch_warnings():
+            # It is written for an older pydantic, which says so at the import.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            import wandb_workspaces.reports.v2 as reports
+            import wandb_workspaces.workspaces as workspaces
+            from wandb_workspaces import expr
+    except ImportError:
+        raise UserError(
+            "wandb-workspaces cannot be imported: pip install 'adde[train,dashboard]'"
+        ) from None
+
+    def plot(panel: Panel) -> Any:
+        return reports.LinePlot(
+            title=panel.title,
+            x="step",
+            metric_regex=f"^(?:{panel.keys})$",
+            log_y=panel.wide_range or None,
+        )
+
+    found = [
+        workspaces.Section(name=name, panels=[plot(panel) for panel in panels], is_open=True)
+        for name, panels in sections().items()
+    ]
+    shown: list[Any] = [reports.WeavePanelSummaryTable(table_name=name) for name in TABLES]
+    shown.append(reports.MediaBrowser(title="Cosines of the prototypes", media_keys=[*PICTURES]))
+    found.insert(1, workspaces.Section(name="Answers", panels=shown, is_open=True))
+    only = expr.And(workspaces.Metric("Name") == run) if run else ""
+    return workspaces.Workspace(
+        entity=entity,
+        project=project,
+        name=f"ADDE: {run}" if run else "ADDE",
+        sections=found,
+        settings=workspaces.WorkspaceSettings(x_axis="step"),
+        runset_settings=workspaces.RunsetSettings(filters=only),
+    )

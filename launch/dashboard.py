@@ -1,0 +1,53 @@
+"""The dashboard of a run or of a project: a W&B workspace, or without a login the same as a page.
+
+python launch/dashboard.py --run runs/quickstart
+python launch/dashboard.py --project adde --entity my-team
+"""
+
+import os
+from pathlib import Path
+
+import tyro
+
+from adde.errors import UserError, run_program
+from adde.training.report import write_report
+from adde.training.tracking import LOG_NAME, PROJECT, has_login
+from adde.training.workspace import build_workspace
+
+
+def dashboard(
+    run: Path | None = None,
+    project: str = os.environ.get("WANDB_PROJECT", PROJECT),
+    entity: str | None = os.environ.get("WANDB_ENTITY"),
+) -> None:
+    """Prints the link of a new workspace, or the path of the page.
+
+    Args:
+        run: folder of the run; None: all runs of the project.
+        project: of W&B.
+        entity: user or team; default: the login's own.
+    """
+    if run is not None and not (run / LOG_NAME).exists():
+        raise UserError(f"{run}: expected a run folder with {LOG_NAME}, found none")
+    if not has_login():
+        if run is None:
+            raise UserError(
+                f"project {project}: expected a W&B login, found none; `wandb login`, or --run "
+                "FOLDER for a page of one run"
+            )
+        print(f"no W&B login: the same panels are in {write_report(run)}")
+        return
+    print(_save(project, entity, run.name if run else None))
+
+
+def _save(project: str, entity: str | None, run: str | None) -> str:
+    import wandb
+
+    entity = entity or wandb.Api().default_entity
+    if not entity:
+        raise UserError("expected a user or team, found none at W&B; give --entity")
+    return build_workspace(entity, project, run).save().url
+
+
+if __name__ == "__main__":
+    run_program(lambda: tyro.cli(dashboard))

@@ -96,7 +96,7 @@ def test_dropout_and_batch_norms_are_those_of_one_graph_over_all_parts(accelerat
     outputs = []
     for part, some in enumerate(rows):
         torch.manual_seed(7 + part)
-        outputs.append(expected(*OBJECTIVE.inputs(plan, items.images, some)))
+        outputs.append(OBJECTIVE.encode(expected, plan, items.images, some))
     whole = Forward(
         *(None if v[0] is None else torch.cat(v) if v[0].ndim else v[0] for v in zip(*outputs))
     )

@@ -185,6 +185,9 @@ class Checkpoints:
     keep: int = 2
     """Newest checkpoints kept, beside the best."""
 
+    timeout: float = 1800.0
+    """Seconds after which the run ends if a rank's part of a checkpoint is not on the disk."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:

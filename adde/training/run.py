@@ -1,20 +1,20 @@
 """A run: everything the visible loop in train/main.py stands on."""
 
 import copy
-import functools
 import math
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from adde.distributed import rank, sum_over_ranks, world_size
+from adde.distributed import from_main, rank, sum_over_ranks, world_size
 from adde.errors import UserError
+from adde.files import this_process
 from adde.model import ADDE
 from adde.schema import Schema
 from adde.shards.batches import Batches
@@ -25,7 +25,6 @@ from adde.shards.order import SampleOrder
 from adde.shards.resize import load_for_training
 from adde.shards.shares import RankShare
 from adde.training import checkpoint as checkpoints
-from adde.training.background import Background, snapshot
 from adde.training.batch_norm import synchronise
 from adde.training.batch_size import micro_batch
 from adde.training.checkpoint import Checkpoint, Position
@@ -34,7 +33,9 @@ from adde.training.evaluation import Encoded, Evaluator, picture_rows, validate
 from adde.training.faults import Faults
 from adde.training.meter import Meter
 from adde.training.objectives import Objective
+from adde.training.pieces import Piece, shares
 from adde.training.report import write_report
+from adde.training.saving import Saver
 from adde.training.stopping import StopSignals
 from adde.training.strategies import Replicated, open_accelerator, open_strategy
 from adde.training.tracking import Tracker
@@ -63,8 +64,8 @@ class Run:
             config.data.last_batch,
         )
         micro_batch(config.data, world_size())
-        checkpoint = _open_folder(config, resume, self.main)
-        self.accelerator.wait_for_everyone()
+        found, writer = from_main(lambda: (_open_folder(config, resume), this_process()))
+        checkpoint = found and checkpoints.open_checkpoint(found)
 
         torch.manual_seed(config.seed)
         self._bare = ADDE(config.model, self.index.schema).to(self.device)
@@ -91,8 +92,7 @@ class Run:
         self._stop = StopSignals()
         self.meter = Meter()
         self._stream: BatchStream | None = None
-        self._background = Background()
-        self._stalled = 0.0  # seconds that saving took from training since the last step
+        self._saver = Saver(config, self.index, writer)
         self._faults = Faults(config.run, rank())
         if self.main and self.order.dropped_per_epoch:
             print(
@@ -190,7 +190,7 @@ class Run:
 
         Raises what writing a checkpoint raised since the step before.
         """
-        self._background.check()
+        self._saver.check()
         self.position = Position(stage, self.position.stage_step + 1, self.position.step + 1)
         scalars = self.meter.take(world_size())
         terms = {f"{stage}/{name}": value for name, value in scalars.items()}
@@ -205,10 +205,9 @@ class Run:
                 **counts,
                 "lr": rate,
                 "grad_norm": norm,
-                "checkpoint_stall": self._stalled,
+                "checkpoint_stall": self._saver.take_stall(),
             },
         )
-        self._stalled = 0.0
         if self.main:
             self._bar.set_postfix_str(
                 f"loss {scalars['loss']:.3f}, {speed['images_per_second']:.0f} images/s, "
@@ -247,7 +246,7 @@ class Run:
         encoded = self._evaluator.encode(model, "val")
         figures = self._log_evaluation(model, encoded) if self.main else {}
         better = self.position.stage == "adde" and self.main
-        self._background.wait()  # the best so far may still be on its way
+        self._saver.wait()  # the best so far may still be on its way
         better = better and checkpoints.is_best(self.config.run, figures)
         # Saving takes all ranks, and the main one alone knows.
         if sum_over_ranks(torch.tensor([float(better)], device=self.device)).item():
@@ -283,37 +282,18 @@ class Run:
         )
 
     def save(self, best: dict[str, float] | None = None) -> None:
-        """Has a checkpoint written and those no longer kept deleted; called on all ranks.
+        """Has a checkpoint written beside the training; on all ranks.
 
-        What lies cut over the ranks is made whole first, so that any strategy on any number of
-        ranks goes on from it. Training waits for that and for a copy in the CPU's memory; the
-        disk's work is done beside it. `best` are validation figures that make it the best.
+        `best` are validation figures that make it the best.
         """
-        started = time.perf_counter()
-        averaged = self._gather()
-        optimizer = self._strategy.optimizer_state() if self._strategy else {}
-        if self.main:
-            files = {"model": snapshot(self._bare.state_dict()), "optimizer": snapshot(optimizer)}
-            if averaged is not self._bare:
-                files["ema"] = snapshot(averaged.state_dict())
-            scaler = self.accelerator.scaler
-            scale = scaler.state_dict() if scaler else None
-            write = functools.partial(self._write, self.position, files, scale, best)
-            self._background.start(write)
-        self._stalled += time.perf_counter() - started
+        scaler = self.accelerator.scaler
+        self._saver.save(self.position, self._pieces, scaler and scaler.state_dict(), best)
 
-    def _write(
-        self,
-        position: Position,
-        files: dict[str, dict[str, torch.Tensor]],
-        scaler: dict[str, Any] | None,
-        best: dict[str, float] | None,
-    ) -> None:
-        run = self.config.run
-        path = checkpoints.save_checkpoint(run, position, files, self.config, self.index, scaler)
-        if best is not None:
-            checkpoints.mark_best(run, path, best)
-        checkpoints.delete_old(run, self.config.checkpoints.keep)
+    def _pieces(self) -> dict[str, Piece]:
+        """What this rank writes of a checkpoint."""
+        if self._strategy is not None:
+            return self._strategy.pieces()
+        return shares({f"model/{name}": v for name, v in self._bare.state_dict().items()})
 
     @property
     def stop_asked(self) -> bool:
@@ -322,7 +302,7 @@ class Run:
 
     def stop(self) -> None:
         """Ends the program after a stop that all ranks have agreed on."""
-        self._background.wait()
+        self._saver.wait()
         if self.main:
             tqdm.write(
                 f"stopped after step {self.position.step}; go on with: accelerate launch "
@@ -333,7 +313,7 @@ class Run:
 
     def finish(self) -> None:
         """Says where everything lies."""
-        self._background.wait()
+        self._saver.wait()
         if self.main:
             self._tracker.close()
             report = write_report(self.config.run)
@@ -348,7 +328,7 @@ class Run:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._background.close()
+        self._saver.close(failed=error is not None)
         self._tracker.close()
         self._stop.close()
         if isinstance(error, RuntimeError) and self._stream is not None:
@@ -396,7 +376,8 @@ class Run:
                 f"{checkpoint.state['shards']}), found others in {self.index.root} ({found}); "
                 "their samples come in another order, train into another --run"
             )
-        self._bare.load_state_dict(checkpoint.tensors("model.safetensors"))
+        tensors = checkpoint.tensors("model")
+        self._bare.load_state_dict({name: stored.whole() for name, stored in tensors.items()})
         self.position = checkpoint.position
         if self.main:
             print(f"resuming at step {self.position.step} from {where}")
@@ -405,11 +386,7 @@ class Run:
         checkpoint, self._checkpoint = self._checkpoint, None
         if checkpoint is None or checkpoint.position.stage != stage or self._strategy is None:
             return
-        averaged = (checkpoint.path / "ema.safetensors").exists()
-        self._strategy.restore(
-            checkpoint.tensors("optimizer.safetensors"),
-            checkpoint.tensors("ema.safetensors") if averaged else None,
-        )
+        self._strategy.restore(checkpoint.tensors("optimizer"), checkpoint.tensors("ema"))
         if self.accelerator.scaler and checkpoint.state["scaler"]:
             self.accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
 
@@ -423,14 +400,12 @@ def _seed(*key: int) -> int:
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _open_folder(config: Config, resume: bool, main: bool) -> Checkpoint | None:
-    """The checkpoint to go on from; a fresh run's folder gets its config.toml."""
-    if main:
-        checkpoints.delete_unfinished(config.run)
+def _open_folder(config: Config, resume: bool) -> Path | None:
+    """The checkpoint to go on from; a fresh run's folder gets its config.toml. On the main rank."""
+    checkpoints.delete_unfinished(config.run)
     found = checkpoints.last_checkpoint(config.run)
     if found is None:
-        if main:
-            write_config(config, config.run)
+        write_config(config, config.run)
         return None
     if not resume:
         raise UserError(
@@ -442,4 +417,4 @@ def _open_folder(config: Config, resume: bool, main: bool) -> Checkpoint | None:
             f"{found.path}: is of another configuration; {difference} (asked for, and in the "
             f"checkpoint); use the run's own {config.run / CONFIG_NAME}, or another --run"
         )
-    return found
+    return found.path

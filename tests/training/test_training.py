@@ -13,13 +13,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-import safetensors.torch
 import torch
 
 from adde.shards.engine import engine
 from adde.shards.index import ShardIndex
 from adde.shards.pack import PackOptions, pack
 from adde.shards.wardrobe import wardrobe
+from adde.training.checkpoint import last_checkpoint
 
 ROOT = Path(__file__).parents[2]
 TINY = [
@@ -98,10 +98,10 @@ def wait_for_checkpoint(run, process):
 
 
 def last_weights(run):
-    folder = sorted((run / "checkpoints").glob("step-*"))[-1]
-    return folder.name, {
-        name: safetensors.torch.load_file(folder / f"{name}.safetensors")
-        for name in ("model", "ema", "optimizer")
+    found = last_checkpoint(run)
+    return found.path.name, {
+        kind: {name: stored.whole() for name, stored in found.tensors(kind).items()}
+        for kind in ("model", "ema", "optimizer")
     }
 
 

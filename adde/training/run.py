@@ -29,6 +29,7 @@ from adde.training.batch_norm import synchronise
 from adde.training.batch_size import micro_batch
 from adde.training.checkpoint import Checkpoint, Position
 from adde.training.config import CONFIG_NAME, Config, Schedule, first_difference, write_config
+from adde.training.cross_batch import CrossBatchMemory
 from adde.training.evaluation import Encoded, Evaluator, picture_rows, validate
 from adde.training.faults import Faults
 from adde.training.meter import Meter
@@ -73,7 +74,10 @@ class Run:
         # Whole and averaged weights, for evaluation and checkpoints.
         self._average = copy.deepcopy(self._bare) if config.optimizer.ema else None
         self._strategy: Replicated | None = None
-        self.objective = Objective(self.index.schema, config.augmentation, config.margin)
+        self._memory = _cross_batch_memory(config, self.index.schema, self.device)
+        self.objective = Objective(
+            self.index.schema, config.augmentation, config.margin, self._memory
+        )
         self.position = Position(STAGES[0], 0, 0)
         self._checkpoint = checkpoint
         if checkpoint is not None:
@@ -291,9 +295,12 @@ class Run:
 
     def _pieces(self) -> dict[str, Piece]:
         """What this rank writes of a checkpoint."""
+        alike = self._memory.state() if self._memory else {}
+        alike = {f"cross_batch/{name}": value for name, value in alike.items()}
         if self._strategy is not None:
-            return self._strategy.pieces()
-        return shares({f"model/{name}": v for name, v in self._bare.state_dict().items()})
+            return self._strategy.pieces() | shares(alike)
+        model = {f"model/{name}": value for name, value in self._bare.state_dict().items()}
+        return shares(model | alike)
 
     @property
     def stop_asked(self) -> bool:
@@ -378,6 +385,8 @@ class Run:
             )
         tensors = checkpoint.tensors("model")
         self._bare.load_state_dict({name: stored.whole() for name, stored in tensors.items()})
+        if self._memory is not None:
+            self._memory.restore(checkpoint.tensors("cross_batch"))
         self.position = checkpoint.position
         if self.main:
             print(f"resuming at step {self.position.step} from {where}")
@@ -394,6 +403,15 @@ class Run:
 def value_names(schema: Schema) -> list[str]:
     """`attribute=value` of every column."""
     return [f"{a.name}={value}" for a in schema.attributes for value in a.values]
+
+
+def _cross_batch_memory(
+    config: Config, schema: Schema, device: torch.device
+) -> CrossBatchMemory | None:
+    if not config.cross_batch.size:
+        return None
+    shape = (len(schema.sizes), config.model.width)
+    return CrossBatchMemory(config.cross_batch, config.data.batch_size, shape, device)
 
 
 def _seed(*key: int) -> int:

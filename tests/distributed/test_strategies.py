@@ -1,8 +1,8 @@
 """The same training under every file of launch/: losses, weights, optimiser, figures, on 2 ranks.
 
-20 steps of both stages, with all triplet losses, batch norms, clipping and averaged weights.
-SGD is held to 1e-5. AdamW takes a whole step in the direction of a gradient near zero, whose sign
-is rounding: there, few weights may be another step apart.
+20 steps of both stages, with all triplet losses, a memory of past batches, batch norms, clipping
+and averaged weights. SGD is held to 1e-5. AdamW takes a whole step in the direction of a gradient
+near zero, whose sign is rounding: there, few weights may be another step apart.
 """
 
 import json
@@ -47,6 +47,9 @@ learning_rate = 1e-2
 name = "sgd"
 ema = 0.9
 clip_norm = 1.0
+[cross_batch]
+size = 30
+warmup = 4
 [checkpoints]
 every = 7
 keep = 9

@@ -36,6 +36,8 @@ TINY = [
     "--evaluation.every-epochs=3",
     "--evaluation.rows=2",
     "--optimizer.ema=0.9",
+    "--cross-batch.size=31",
+    "--cross-batch.warmup=2",
     "--wandb=off",
 ]
 

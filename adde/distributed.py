@@ -2,14 +2,22 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as functional
 from torch import Tensor
+
+from adde.errors import UserError
+
+Answer = TypeVar("Answer")
+
+PATIENCE = timedelta(hours=4)
+"""How long ranks wait for what the main one reads, checks or downloads alone at the start."""
 
 _waits: list[Any] = []
 """Of this process's collectives since they were last summed up: seconds, on a GPU a pair of events
@@ -110,6 +118,28 @@ def sum_over_ranks(values: Tensor) -> Tensor:
         with _waiting(values.device):
             dist.all_reduce(values)
     return values
+
+
+def from_main(ask: Callable[[], Answer]) -> Answer:
+    """What `ask` answers on the main rank, on all ranks; the others do not call it.
+
+    Raises:
+        UserError: it was raised there; on all ranks.
+    """
+    found: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            found[0] = ask()
+        except UserError as error:
+            found[1] = str(error)
+    if world_size() > 1:
+        # A group of its own: NCCL's collectives time out after minutes.
+        group: Any = dist.new_group(backend="gloo", timeout=PATIENCE)
+        dist.broadcast_object_list(found, group=group)
+        dist.destroy_process_group(group)
+    if found[1] is not None:
+        raise UserError(found[1])
+    return found[0]
 
 
 def _all_gather(rows: Tensor) -> Tensor:

@@ -39,28 +39,48 @@ def naming(path: Path) -> Generator[None]:
 def atomic_path(path: Path) -> Generator[Path]:
     """Yields a temporary sibling of `path`, renamed to `path` on success and removed on failure.
 
-    What the body makes there may be a file or a folder. A folder that is replaced stands aside
-    under a temporary name until the new one is in its place. What a writer of `path` that was
-    killed has left is cleared away first.
+    What the body makes there may be a file or a folder. What a writer of `path` that was killed
+    has left is cleared away first.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path.parent, path.name)
-    # Where several machines or containers share a disk, process ids alone are not unique.
-    me = f"{os.getpid()}@{os.uname().nodename}"
-    temporary, aside = (path.with_name(f".{path.name}.{me}.{end}") for end in ("tmp", "old"))
+    temporary = temporary_sibling(path, this_process())
     try:
         with naming(path):
             yield temporary
             inside = temporary.iterdir() if temporary.is_dir() else ()
-            for made in (*filter(Path.is_file, inside), temporary):
-                _sync(made)
-            if temporary.is_dir() and path.exists():
-                path.rename(aside)
-            temporary.replace(path)
-            _sync(path.parent)
+            for made in filter(Path.is_file, inside):
+                sync(made)
+            put_in_place(temporary, path)
+    finally:
+        _remove(temporary)
+
+
+def this_process() -> str:
+    """This process by the name that `temporary_sibling` gives to what it writes."""
+    # Where several machines or containers share a disk, process ids alone are not unique.
+    return f"{os.getpid()}@{os.uname().nodename}"
+
+
+def temporary_sibling(path: Path, writer: str, end: str = "tmp") -> Path:
+    """Where `writer` makes what becomes `path`; `remove_leftovers` knows such names."""
+    return path.with_name(f".{path.name}.{writer}.{end}")
+
+
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Renames a sibling, file or folder, to `path`; the files in a folder are synced before.
+
+    A folder that is replaced stands aside until the new one is in its place.
+    """
+    aside = temporary_sibling(path, this_process(), "old")
+    try:
+        sync(temporary)
+        if temporary.is_dir() and path.exists():
+            path.rename(aside)
+        temporary.replace(path)
+        sync(path.parent)
     finally:
         _settle(path, aside)
-        _remove(temporary)
 
 
 def remove_leftovers(
@@ -142,7 +162,7 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Has the disk hold a file's content, or the names in a folder; not what these lead to, which
     may be other processes' files that are gone a moment later.
     """

@@ -4,8 +4,6 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from torch import Tensor
-
 
 class Background:
     """Runs jobs in one thread, in order."""
@@ -33,8 +31,3 @@ class Background:
     def close(self) -> None:
         """Waits for the job, whatever becomes of it."""
         self._pool.shutdown()
-
-
-def snapshot(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copies in the CPU's memory, which training does not touch any more."""
-    return {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}

@@ -2,11 +2,14 @@
 
 A run's checkpoints/ holds step-<global step>/ folders and best.json, which names the best one::
 
-    model.safetensors      weights and buffers
-    ema.safetensors        averaged weights, where the recipe asks for them
-    optimizer.safetensors  "<parameter>/<state>" tensors
-    state.json             position, schema, fingerprint of the training shards, configuration,
-                           sha256 of the files above
+    part-<rank>.safetensors  what one rank wrote: runs of elements of tensors (`pieces.py`)
+    tensors.json             of every tensor its shape, dtype and [part, start, stop] of its runs
+    state.json               position, schema, fingerprint of the training shards, configuration,
+                             sha256 of the files above; written last (`saving.py`)
+
+A tensor's name is `model/<name>`, `ema/<name>` (averaged weights, where the recipe asks for them),
+`optimizer/<parameter>/<entry>` or `cross_batch/<name>` (embeddings of past batches). How many
+ranks wrote them, and under which strategy, makes no difference to who reads them.
 
 The random state is not stored: every step seeds its generators from (seed, step, rank), and the
 sample order from (seed, epoch), so that (seed, step) is the whole of it on any number of ranks.
@@ -14,25 +17,35 @@ sample order from (seed, epoch), so that (seed, step) is the whole of it on any 
 
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from adde.errors import UserError
-from adde.files import atomic_path, read_json, remove_leftovers, sha256_of_file, write_json
+from adde.files import read_json, remove_leftovers, sha256_of_file, write_json
 from adde.model import ADDE
 from adde.schema import Schema
-from adde.shards.index import ShardIndex
 from adde.training.config import CONFIG_NAME, Config, read_recipe
 
-FORMAT = 2
+FORMAT = 3
+STATE_NAME = "state.json"
+TENSORS_NAME = "tensors.json"
+READERS = 4
+"""Files whose hashes are taken at a time."""
 
 DECIDING = ("hit@30", "hit@10", "hit@1")
 """Validation figures that choose the best checkpoint, in this order."""
+
+
+def part_name(number: int) -> str:
+    """File of what one rank wrote."""
+    return f"part-{number:05d}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -44,9 +57,48 @@ class Position:
     step: int
 
 
+class Parts:
+    """The part files of one checkpoint, opened when they are first read from."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._open = folder, {}
+
+    def read(self, part: int, name: str, start: int, stop: int) -> Tensor:
+        """Elements of the run of tensor `name` that lies in a part, counted from the run's."""
+        if part not in self._open:
+            self._open[part] = safe_open(self._folder / part_name(part), "pt")
+        return self._open[part].get_slice(name)[start:stop]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor of a checkpoint; what is read of it is all that comes into memory."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    runs: list[tuple[int, int, int]]
+    """(part, start, stop), in order and without a gap."""
+    parts: Parts
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Elements `start` to `stop` in row-major order, (stop - start,)."""
+        found = torch.empty(max(0, stop - start), dtype=self.dtype)
+        for part, first, last in self.runs:
+            begin, end = max(start, first), min(stop, last)
+            if begin < end:
+                values = self.parts.read(part, self.name, begin - first, end - first)
+                found[begin - start : end - start] = values
+        return found
+
+    def whole(self) -> Tensor:
+        """The tensor in its shape."""
+        return self.read(0, prod(self.shape)).view(self.shape)
+
+
 @dataclass(frozen=True)
 class Checkpoint:
-    """One checkpoint folder whose hashes have been found right."""
+    """One checkpoint folder."""
 
     path: Path
     state: dict[str, Any]
@@ -56,50 +108,20 @@ class Checkpoint:
         """Where training stood."""
         return Position(**self.state["position"])
 
-    def tensors(self, name: str) -> dict[str, Tensor]:
-        """Content of one of the safetensors files."""
-        return safetensors.torch.load_file(self.path / name)
-
-
-def save_checkpoint(
-    run: Path,
-    position: Position,
-    files: dict[str, dict[str, Tensor]],
-    config: Config,
-    index: ShardIndex,
-    scaler: dict[str, Any] | None,
-) -> Path:
-    """Writes one checkpoint, on the main rank.
-
-    Args:
-        run: the run's folder.
-        position: where training stands.
-        files: whole tensors by name: of `model`, `optimizer` and, where there is one, `ema`.
-        config: of the run.
-        index: of the shards that it is trained on, with the model's schema.
-        scaler: state of the loss scale, in fp16.
-    """
-    path = run / "checkpoints" / f"step-{position.step:08d}"
-    with atomic_path(path) as temporary:
-        temporary.mkdir()
-        for name, tensors in files.items():
-            contiguous = {key: value.contiguous() for key, value in tensors.items()}
-            try:
-                safetensors.torch.save_file(contiguous, temporary / f"{name}.safetensors")
-            except SafetensorError as error:  # its own, where the disk is full
-                raise UserError(f"{path}: the checkpoint is not written: {error}") from None
-        state = {
-            "format": FORMAT,
-            "position": vars(position),
-            "schema_hash": index.schema.hash,
-            "schema": index.schema.to_json(),
-            "shards": index.fingerprint("train"),
-            "config": config.to_json(),
-            "sha256": {f.name: sha256_of_file(f) for f in sorted(temporary.iterdir())},
-            "scaler": scaler,
+    def tensors(self, kind: str) -> dict[str, Stored]:
+        """Its tensors of a kind (`model`, `ema`, `optimizer`, `cross_batch`), by name within it."""
+        parts = Parts(self.path)
+        return {
+            name.removeprefix(f"{kind}/"): Stored(
+                name,
+                tuple(entry["shape"]),
+                getattr(torch, entry["dtype"]),
+                [tuple(run) for run in entry["runs"]],
+                parts,
+            )
+            for name, entry in read_json(self.path / TENSORS_NAME).items()
+            if name.startswith(f"{kind}/")
         }
-        write_json(temporary / "state.json", state)
-    return path
 
 
 def is_best(run: Path, figures: dict[str, float]) -> bool:
@@ -124,7 +146,7 @@ def delete_old(run: Path, keep: int) -> None:
     """Deletes all but the newest `keep` checkpoints and the best."""
     best = run / "checkpoints" / "best.json"
     kept = {read_json(best)["checkpoint"]} if best.exists() else set()
-    for path in _folders(run)[keep:]:
+    for path in folders(run)[keep:]:
         if path.name not in kept:
             shutil.rmtree(path)
 
@@ -143,14 +165,14 @@ def last_checkpoint(run: Path) -> Checkpoint | None:
     Raises:
         UserError: there are checkpoints, and all are damaged.
     """
-    folders = _folders(run)
-    for path in folders:
+    found = folders(run)
+    for path in found:
         try:
             return read_checkpoint(path)
         except UserError as error:
             print(f"warning: {error}; trying the one before it", file=sys.stderr)
-    if folders:
-        raise UserError(f"{run}: expected a whole checkpoint, found all {len(folders)} damaged")
+    if found:
+        raise UserError(f"{run}: expected a whole checkpoint, found all {len(found)} damaged")
     return None
 
 
@@ -160,15 +182,30 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         UserError: a file is missing or damaged, or the format is another; names it.
     """
-    state = read_json(path / "state.json")
+    found = open_checkpoint(path)
+    with ThreadPoolExecutor(READERS, "hash") as pool:
+        list(
+            pool.map(lambda item: _require(path / item[0], item[1]), found.state["sha256"].items())
+        )
+    return found
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """A checkpoint whose files another rank has checked.
+
+    Raises:
+        UserError: it cannot be read, or its format is another.
+    """
+    state = read_json(path / STATE_NAME)
     if state.get("format") != FORMAT:
         raise UserError(f"{path}: expected format {FORMAT}, found {state.get('format')}")
-    for name, expected in state["sha256"].items():
-        file = path / name
-        found = sha256_of_file(file) if file.exists() else "no file"
-        if found != expected:
-            raise UserError(f"{file}: damaged: expected sha256 {expected}, found {found}")
     return Checkpoint(path, state)
+
+
+def _require(file: Path, expected: str) -> None:
+    found = sha256_of_file(file) if file.exists() else "no file"
+    if found != expected:
+        raise UserError(f"{file}: damaged: expected sha256 {expected}, found {found}")
 
 
 def load_model(run: Path, which: str = "best") -> tuple[ADDE, Config, Checkpoint]:
@@ -186,15 +223,14 @@ def load_model(run: Path, which: str = "best") -> tuple[ADDE, Config, Checkpoint
     checkpoint = last_checkpoint(run) if which == "last" else _best_checkpoint(run)
     if checkpoint is None:
         raise UserError(f"{run}: expected a checkpoint, found none; train first")
-    schema = Schema.from_json(checkpoint.state["schema"], str(checkpoint.path / "state.json"))
+    schema = Schema.from_json(checkpoint.state["schema"], str(checkpoint.path / STATE_NAME))
     model = ADDE(config.model.without_start_weights(), schema)
-    averaged = (checkpoint.path / "ema.safetensors").exists()
-    name = "ema.safetensors" if averaged else "model.safetensors"
+    tensors = checkpoint.tensors("ema") or checkpoint.tensors("model")
     try:
-        model.load_state_dict(checkpoint.tensors(name))
+        model.load_state_dict({name: stored.whole() for name, stored in tensors.items()})
     except (RuntimeError, SafetensorError) as error:
         raise UserError(
-            f"{checkpoint.path / name}: expected weights of the model that {run / CONFIG_NAME} "
+            f"{checkpoint.path}: expected weights of the model that {run / CONFIG_NAME} "
             f"describes, found: {error}"
         ) from None
     return model.eval(), config, checkpoint
@@ -209,6 +245,6 @@ def _best_checkpoint(run: Path) -> Checkpoint:
     return read_checkpoint(best.parent / read_json(best)["checkpoint"])
 
 
-def _folders(run: Path) -> list[Path]:
+def folders(run: Path) -> list[Path]:
     """Checkpoint folders, newest first. Temporary names do not match."""
     return sorted((run / "checkpoints").glob("step-*"), reverse=True)

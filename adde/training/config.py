@@ -176,6 +176,17 @@ class Optimizer:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CrossBatch:
+    """Items of past batches among the positives and negatives of both label triplet terms."""
+
+    size: int = 0
+    """Items remembered, of all ranks; 0: none. Each rank keeps 4 A D bytes of every one."""
+
+    warmup: int = 1000
+    """Steps before they are used: embeddings that still move fast mislead."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Checkpoints:
     """What is kept to go on from."""
 
@@ -184,6 +195,9 @@ class Checkpoints:
 
     keep: int = 2
     """Newest checkpoints kept, beside the best."""
+
+    timeout: float = 1800.0
+    """Seconds after which the run ends if a rank's part of a checkpoint is not on the disk."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,6 +261,7 @@ class Config:
     encoder: EncoderStage = field(default_factory=EncoderStage)
     adde: AddeStage = field(default_factory=AddeStage)
     optimizer: Optimizer = field(default_factory=Optimizer)
+    cross_batch: CrossBatch = field(default_factory=CrossBatch)
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
     evaluation: Evaluation = field(default_factory=Evaluation)
     alarms: Alarms = field(default_factory=Alarms)

@@ -21,6 +21,7 @@ from adde.schema import Schema
 from adde.shards.loader import Batch
 from adde.training.augment import DRAWS, augment
 from adde.training.config import AddeStage, Augmentation, EncoderStage
+from adde.training.cross_batch import CrossBatchMemory
 from adde.training.profiling import part
 
 PER_ATTRIBUTE = ("cls", "local_triplet", "accuracy")
@@ -45,6 +46,7 @@ class Objective:
     schema: Schema
     augmentation: Augmentation
     margin: float
+    memory: CrossBatchMemory | None = None
 
     def encoder(
         self, model: Any, batch: Batch, draws: torch.Generator, ranks: RankRows | None = None
@@ -101,6 +103,8 @@ class Objective:
             plan.ranks,
         )
         terms, shares = self._label_triplets(context)
+        if self.memory is not None:
+            self.memory.push(context.all_embeddings, context.all_labels)
         shares["skipped"] = _skipped(batch)
         with torch.no_grad():
             shares["accuracy"] = losses.accuracy(out.logits, batch.labels, self.schema.sizes)
@@ -172,19 +176,22 @@ class Objective:
         )
 
     def _label_triplets(self, context: "_Context") -> tuple[dict[str, Term], dict[str, Term]]:
-        joint = joint_labels(context.all_labels)[:, None]
+        refs, ref_labels = context.all_embeddings, context.all_labels
+        if self.memory is not None:
+            refs, ref_labels = self.memory.beside(refs, ref_labels)
+        joint = joint_labels(ref_labels)[:, None]
         local, local_active = losses.label_triplets(
             context.embeddings,
             context.labels,
-            context.all_embeddings,
-            context.all_labels,
+            refs,
+            ref_labels,
             context.ranks.columns(joint.device),
             self.margin,
         )
         whole, whole_active = losses.label_triplets(
             context.embeddings.flatten(1)[:, None],
             context.ranks.local(joint),
-            context.all_embeddings.flatten(1)[:, None],
+            refs.flatten(1)[:, None],
             joint,
             context.ranks.columns(joint.device),
             self.margin,

@@ -1,20 +1,20 @@
 """A run: everything the visible loop in train/main.py stands on."""
 
 import copy
-import functools
 import math
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from adde.distributed import rank, sum_over_ranks, world_size
+from adde.distributed import from_main, rank, sum_over_ranks, world_size
 from adde.errors import UserError
+from adde.files import this_process
 from adde.model import ADDE
 from adde.schema import Schema
 from adde.shards.batches import Batches
@@ -26,17 +26,19 @@ from adde.shards.resize import load_for_training
 from adde.shards.shares import RankShare
 from adde.training import checkpoint as checkpoints
 from adde.training.alarms import Alarms
-from adde.training.background import Background, snapshot
 from adde.training.batch_norm import synchronise
 from adde.training.batch_size import micro_batch
 from adde.training.checkpoint import Checkpoint, Position
 from adde.training.config import CONFIG_NAME, Config, Schedule, first_difference, write_config
+from adde.training.cross_batch import CrossBatchMemory
 from adde.training.evaluation import Encoded, Evaluator, picture_rows, validate
 from adde.training.faults import Faults
 from adde.training.meter import Meter
 from adde.training.objectives import Objective
+from adde.training.pieces import Piece, shares
 from adde.training.profiling import Profile, part
 from adde.training.report import write_report
+from adde.training.saving import Saver
 from adde.training.stopping import StopSignals
 from adde.training.strategies import Replicated, open_accelerator, open_strategy
 from adde.training.tracking import Tracker
@@ -67,8 +69,8 @@ class Run:
             config.data.last_batch,
         )
         micro_batch(config.data, world_size())
-        checkpoint = _open_folder(config, resume, self.main)
-        self.accelerator.wait_for_everyone()
+        found, writer = from_main(lambda: (_open_folder(config, resume), this_process()))
+        checkpoint = found and checkpoints.open_checkpoint(found)
 
         torch.manual_seed(config.seed)
         self._bare = ADDE(config.model, self.index.schema).to(self.device)
@@ -76,7 +78,10 @@ class Run:
         # Whole and averaged weights, for evaluation and checkpoints.
         self._average = copy.deepcopy(self._bare) if config.optimizer.ema else None
         self._strategy: Replicated | None = None
-        self.objective = Objective(self.index.schema, config.augmentation, config.margin)
+        self._memory = _cross_batch_memory(config, self.index.schema, self.device)
+        self.objective = Objective(
+            self.index.schema, config.augmentation, config.margin, self._memory
+        )
         self.position = Position(STAGES[0], 0, 0)
         self._checkpoint = checkpoint
         if checkpoint is not None:
@@ -96,9 +101,8 @@ class Run:
         self.meter = Meter(self.device)
         self._alarms = Alarms(config.alarms)
         self._stream: BatchStream | None = None
-        self._background = Background()
         self._profile = Profile(config.run / "profile", "", False)
-        self._stalled = 0.0  # seconds that saving took from training since the last step
+        self._saver = Saver(config, self.index, writer)
         self._faults = Faults(config.run, rank())
         if self.main and self.order.dropped_per_epoch:
             print(
@@ -203,7 +207,7 @@ class Run:
 
         Raises what writing a checkpoint raised since the step before.
         """
-        self._background.check()
+        self._saver.check()
         self.position = Position(stage, self.position.stage_step + 1, self.position.step + 1)
         scalars, speed = self.meter.take(), self.meter.speed
         attributes, ranks = self.meter.details()
@@ -221,12 +225,11 @@ class Run:
                 "grad_norm": norm,
                 **blocks,
                 **ranks,
-                "checkpoint_stall": self._stalled,
+                "checkpoint_stall": self._saver.take_stall(),
             },
         )
         for alert in self._alarms.look(stage, scalars["loss"], speed["images_per_second"], ranks):
             self._tracker.alert(self.position.step, alert)
-        self._stalled = 0.0
         if self.main:
             self._bar.set_postfix_str(
                 f"loss {scalars['loss']:.3f}, {speed['images_per_second']:.0f} images/s, "
@@ -265,7 +268,7 @@ class Run:
         encoded = self._evaluator.encode(model, "val")
         figures = self._log_evaluation(model, encoded) if self.main else {}
         better = self.position.stage == "adde" and self.main
-        self._background.wait()  # the best so far may still be on its way
+        self._saver.wait()  # the best so far may still be on its way
         better = better and checkpoints.is_best(self.config.run, figures)
         # Saving takes all ranks, and the main one alone knows.
         if sum_over_ranks(torch.tensor([float(better)], device=self.device)).item():
@@ -301,37 +304,21 @@ class Run:
         )
 
     def save(self, best: dict[str, float] | None = None) -> None:
-        """Has a checkpoint written and those no longer kept deleted; called on all ranks.
+        """Has a checkpoint written beside the training; on all ranks.
 
-        What lies cut over the ranks is made whole first, so that any strategy on any number of
-        ranks goes on from it. Training waits for that and for a copy in the CPU's memory; the
-        disk's work is done beside it. `best` are validation figures that make it the best.
+        `best` are validation figures that make it the best.
         """
-        started = time.perf_counter()
-        averaged = self._gather()
-        optimizer = self._strategy.optimizer_state() if self._strategy else {}
-        if self.main:
-            files = {"model": snapshot(self._bare.state_dict()), "optimizer": snapshot(optimizer)}
-            if averaged is not self._bare:
-                files["ema"] = snapshot(averaged.state_dict())
-            scaler = self.accelerator.scaler
-            scale = scaler.state_dict() if scaler else None
-            write = functools.partial(self._write, self.position, files, scale, best)
-            self._background.start(write)
-        self._stalled += time.perf_counter() - started
+        scaler = self.accelerator.scaler
+        self._saver.save(self.position, self._pieces, scaler and scaler.state_dict(), best)
 
-    def _write(
-        self,
-        position: Position,
-        files: dict[str, dict[str, torch.Tensor]],
-        scaler: dict[str, Any] | None,
-        best: dict[str, float] | None,
-    ) -> None:
-        run = self.config.run
-        path = checkpoints.save_checkpoint(run, position, files, self.config, self.index, scaler)
-        if best is not None:
-            checkpoints.mark_best(run, path, best)
-        checkpoints.delete_old(run, self.config.checkpoints.keep)
+    def _pieces(self) -> dict[str, Piece]:
+        """What this rank writes of a checkpoint."""
+        alike = self._memory.state() if self._memory else {}
+        alike = {f"cross_batch/{name}": value for name, value in alike.items()}
+        if self._strategy is not None:
+            return self._strategy.pieces() | shares(alike)
+        model = {f"model/{name}": value for name, value in self._bare.state_dict().items()}
+        return shares(model | alike)
 
     @property
     def stop_asked(self) -> bool:
@@ -340,7 +327,7 @@ class Run:
 
     def stop(self) -> None:
         """Ends the program after a stop that all ranks have agreed on."""
-        self._background.wait()
+        self._saver.wait()
         if self.main:
             tqdm.write(
                 f"stopped after step {self.position.step}; go on with: accelerate launch "
@@ -351,7 +338,7 @@ class Run:
 
     def finish(self) -> None:
         """Says where everything lies."""
-        self._background.wait()
+        self._saver.wait()
         if self.main:
             self._tracker.close()
             report = write_report(self.config.run)
@@ -366,8 +353,8 @@ class Run:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._background.close()
         self._profile.close()
+        self._saver.close(failed=error is not None)
         self._tracker.close()
         self._stop.close()
         if isinstance(error, RuntimeError) and self._stream is not None:
@@ -415,7 +402,10 @@ class Run:
                 f"{checkpoint.state['shards']}), found others in {self.index.root} ({found}); "
                 "their samples come in another order, train into another --run"
             )
-        self._bare.load_state_dict(checkpoint.tensors("model.safetensors"))
+        tensors = checkpoint.tensors("model")
+        self._bare.load_state_dict({name: stored.whole() for name, stored in tensors.items()})
+        if self._memory is not None:
+            self._memory.restore(checkpoint.tensors("cross_batch"))
         self.position = checkpoint.position
         if self.main:
             print(f"resuming at step {self.position.step} from {where}")
@@ -424,11 +414,7 @@ class Run:
         checkpoint, self._checkpoint = self._checkpoint, None
         if checkpoint is None or checkpoint.position.stage != stage or self._strategy is None:
             return
-        averaged = (checkpoint.path / "ema.safetensors").exists()
-        self._strategy.restore(
-            checkpoint.tensors("optimizer.safetensors"),
-            checkpoint.tensors("ema.safetensors") if averaged else None,
-        )
+        self._strategy.restore(checkpoint.tensors("optimizer"), checkpoint.tensors("ema"))
         if self.accelerator.scaler and checkpoint.state["scaler"]:
             self.accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
 
@@ -438,18 +424,25 @@ def value_names(schema: Schema) -> list[str]:
     return [f"{a.name}={value}" for a in schema.attributes for value in a.values]
 
 
+def _cross_batch_memory(
+    config: Config, schema: Schema, device: torch.device
+) -> CrossBatchMemory | None:
+    if not config.cross_batch.size:
+        return None
+    shape = (len(schema.sizes), config.model.width)
+    return CrossBatchMemory(config.cross_batch, config.data.batch_size, shape, device)
+
+
 def _seed(*key: int) -> int:
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _open_folder(config: Config, resume: bool, main: bool) -> Checkpoint | None:
-    """The checkpoint to go on from; a fresh run's folder gets its config.toml."""
-    if main:
-        checkpoints.delete_unfinished(config.run)
+def _open_folder(config: Config, resume: bool) -> Path | None:
+    """The checkpoint to go on from; a fresh run's folder gets its config.toml. On the main rank."""
+    checkpoints.delete_unfinished(config.run)
     found = checkpoints.last_checkpoint(config.run)
     if found is None:
-        if main:
-            write_config(config, config.run)
+        write_config(config, config.run)
         return None
     if not resume:
         raise UserError(
@@ -461,4 +454,4 @@ def _open_folder(config: Config, resume: bool, main: bool) -> Checkpoint | None:
             f"{found.path}: is of another configuration; {difference} (asked for, and in the "
             f"checkpoint); use the run's own {config.run / CONFIG_NAME}, or another --run"
         )
-    return found
+    return found.path

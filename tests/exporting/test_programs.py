@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 
 from adde.bundle import Bundle
+from adde.files import this_process
 from adde.model import ModelSettings
 from adde.shards.index import ShardIndex
-from adde.training import checkpoint as checkpoints
+from adde.training.checkpoint import Position
 from adde.training.config import Config, Data, write_config
+from adde.training.pieces import shares
+from adde.training.saving import Saver
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,16 +32,12 @@ def run(tmp_path, tiny_model, tiny_shards):
     model = ModelSettings(backbone="test_resnet", image_size=32, width=6, hidden=8)
     config = Config(run=path, data=Data(shards=str(tiny_shards)), model=model)
     write_config(config, path)
-    position = checkpoints.Position("adde", 3, 17)
-    saved = checkpoints.save_checkpoint(
-        path,
-        position,
-        {"model": tiny_model.state_dict()},
-        config,
-        ShardIndex.read(tiny_shards),
-        None,
-    )
-    checkpoints.mark_best(path, saved, {"hit@30": 0.5, "hit@10": 0.3, "hit@1": 0.1})
+    saver = Saver(config, ShardIndex.read(tiny_shards), this_process())
+    pieces = shares({f"model/{name}": v for name, v in tiny_model.state_dict().items()})
+    best = {"hit@30": 0.5, "hit@10": 0.3, "hit@1": 0.1}
+    saver.save(Position("adde", 3, 17), lambda: pieces, best=best)
+    saver.wait()
+    saver.close()
     return path
 
 

@@ -160,6 +160,36 @@ def test_local_anchors_against_global_columns_add_up(impl):
         torch.testing.assert_close(total, getattr(whole, name))
 
 
+@pytest.mark.parametrize("impl", ["reference", *FAST])
+@pytest.mark.parametrize("strategy", ["semihard", "hardest"])
+def test_more_columns_than_the_batch_equal_the_definition(impl, strategy):
+    """As a queue of past items gives: no anchor is among them."""
+    vectors, labels = batch(2, 11, 5, 3, seed=8, dtype=torch.float32)
+    past, past_labels = batch(2, 30, 5, 4, seed=9, dtype=torch.float32)
+    past_labels[:, 20:] = -1
+    anchors = vectors.clone().requires_grad_()
+    refs, ref_labels = torch.cat([anchors, past], 1), torch.cat([labels, past_labels], 1)
+    mined = mine(
+        anchors,
+        labels,
+        refs=refs,
+        ref_labels=ref_labels,
+        self_index=torch.arange(11, device=DEVICE),
+        margin=MARGIN,
+        strategy=strategy,
+        impl=impl,
+    )
+    for group in range(2):
+        rows = (vectors[group].double(), labels[group].tolist())
+        columns = (refs[group].detach().double(), ref_labels[group].tolist())
+        expected = by_hand(*rows, *columns, range(11), strategy)
+        found = [float(part[group].detach()) for part in mined]
+        assert found == pytest.approx(expected, rel=1e-5)
+        assert expected[1] > by_hand(*rows, *rows, range(11), strategy)[1] > 0
+    mined.loss_sum.sum().backward()
+    assert anchors.grad.any()
+
+
 def test_gradcheck():
     vectors, labels = batch(2, 7, 3, 3, seed=3)
     refs, ref_labels = batch(2, 9, 3, 3, seed=4)

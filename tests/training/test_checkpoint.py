@@ -1,6 +1,7 @@
 """Checkpoints: whole, found damaged, kept and deleted."""
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,13 +10,16 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from adde.errors import UserError
+from adde.files import this_process
 from adde.model import ADDE, ModelSettings
 from adde.schema import Attribute, Schema
 from adde.shards.index import Shard, ShardIndex
 from adde.training import checkpoint as checkpoints
-from adde.training.background import Background, snapshot
+from adde.training.background import Background
 from adde.training.checkpoint import Position
-from adde.training.config import Config, write_config
+from adde.training.config import Checkpoints, Config, write_config
+from adde.training.pieces import Piece, snapshot
+from adde.training.saving import Saver
 from adde.training.strategies import Replicated
 
 SCHEMA = Schema((Attribute("colour", ("red", "blue")),))
@@ -33,15 +37,20 @@ def trained(tmp_path):
     strategy.set_rate(0.1)
     strategy.step()
     write_config(CONFIG, tmp_path)
-    yield tmp_path, model, strategy.optimizer_state()
+    yield tmp_path, model, strategy.pieces
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def save(trained, step):
-    run, model, optimizer = trained
-    position = Position("encoder", step, step)
-    files = {"model": snapshot(model.state_dict()), "optimizer": snapshot(optimizer)}
-    return checkpoints.save_checkpoint(run, position, files, CONFIG, INDEX, None)
+def save(trained, step, keep=9, best=None):
+    run, _, pieces = trained
+    config = replace(CONFIG, run=run, checkpoints=Checkpoints(keep=keep))
+    saver = Saver(config, INDEX, this_process())
+    saver.save(Position("encoder", step, step), pieces, best=best)
+    try:
+        saver.wait()
+    finally:
+        saver.close()
+    return run / "checkpoints" / f"step-{step:08d}"
 
 
 def figures(hit_30, hit_1=0.0):
@@ -51,7 +60,7 @@ def figures(hit_30, hit_1=0.0):
 def test_the_best_has_the_highest_hit_30_and_then_the_highest_hit_1(trained):
     run = trained[0]
     assert checkpoints.is_best(run, figures(0.1))
-    checkpoints.mark_best(run, save(trained, 1), figures(0.5, hit_1=0.3))
+    save(trained, 1, best=figures(0.5, hit_1=0.3))
     assert not checkpoints.is_best(run, figures(0.4, hit_1=0.9))
     assert not checkpoints.is_best(run, figures(0.5, hit_1=0.3))
     assert checkpoints.is_best(run, figures(0.5, hit_1=0.4))
@@ -59,32 +68,34 @@ def test_the_best_has_the_highest_hit_30_and_then_the_highest_hit_1(trained):
 
 
 def test_weights_and_optimiser_come_back(trained):
-    run, model, optimizer = trained
-    checkpoints.mark_best(run, save(trained, 3), figures(0.5))
+    run, model, pieces = trained
+    save(trained, 3, best=figures(0.5))
     loaded, config, found = checkpoints.load_model(run)
     assert config == CONFIG
     assert found.position == Position("encoder", 3, 3)
     for key, value in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[key], value), key
     fresh = Replicated(Accelerator(cpu=True), loaded, CONFIG)
-    fresh.restore(found.tensors("optimizer.safetensors"), None)
-    restored = fresh.optimizer_state()
-    assert restored.keys() == optimizer.keys()
-    assert {key.rpartition("/")[2] for key in restored} == {"step", "exp_avg", "exp_avg_sq"}
-    for key, value in optimizer.items():
-        assert torch.equal(restored[key], value), key
+    fresh.restore(found.tensors("optimizer"), found.tensors("ema"))
+    restored, expected = fresh.pieces(), pieces()
+    assert restored.keys() == expected.keys()
+    entries = {key.rpartition("/")[2] for key in restored if key.startswith("optimizer")}
+    assert entries == {"step", "exp_avg", "exp_avg_sq"}
+    for key, piece in expected.items():
+        assert torch.equal(restored[key].values, piece.values), key
+        assert restored[key][1:] == piece[1:]
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(trained, capsys):
     run = trained[0]
     save(trained, 1)
-    path = save(trained, 2) / "model.safetensors"
+    path = save(trained, 2) / "part-00000.safetensors"
     content = bytearray(path.read_bytes())
     content[-7] ^= 1
     path.write_bytes(content)
     assert checkpoints.last_checkpoint(run).position.step == 1
     warning = capsys.readouterr().err
-    assert "step-00000002/model.safetensors: damaged" in warning
+    assert "step-00000002/part-00000.safetensors: damaged" in warning
     assert "trying the one before it" in warning
 
     (run / "checkpoints" / "step-00000001" / "state.json").unlink()
@@ -95,10 +106,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(trained, capsy
 def test_the_newest_and_the_best_are_kept(trained):
     run = trained[0]
     for step in range(1, 6):
-        path = save(trained, step)
-        if step == 2:
-            checkpoints.mark_best(run, path, figures(0.9))
-    checkpoints.delete_old(run, keep=2)
+        save(trained, step, keep=2, best=figures(0.9) if step == 2 else None)
     kept = sorted(p.name for p in (run / "checkpoints").glob("step-*"))
     assert kept == ["step-00000002", "step-00000004", "step-00000005"]
 
@@ -157,8 +165,8 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_hears_of_a_failure()
 
 def test_a_snapshot_is_not_touched_by_training():
     weight = torch.nn.Parameter(torch.ones(3))
-    taken = snapshot({"weight": weight})
+    taken = snapshot({"weight": Piece(weight, 0, (3,))})["weight"].values
     with torch.no_grad():
         weight.zero_()
-    assert taken["weight"].tolist() == [1, 1, 1]
-    assert not taken["weight"].requires_grad
+    assert taken.tolist() == [1, 1, 1]
+    assert not taken.requires_grad

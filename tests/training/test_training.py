@@ -13,13 +13,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-import safetensors.torch
 import torch
 
 from adde.shards.engine import engine
 from adde.shards.index import ShardIndex
 from adde.shards.pack import PackOptions, pack
 from adde.shards.wardrobe import wardrobe
+from adde.training.checkpoint import last_checkpoint
 from adde.training.panels import NOT_SHOWN, PANELS, PICTURES, TABLES
 from adde.training.profiling import PARTS
 
@@ -38,6 +38,8 @@ TINY = [
     "--evaluation.every-epochs=3",
     "--evaluation.rows=2",
     "--optimizer.ema=0.9",
+    "--cross-batch.size=31",
+    "--cross-batch.warmup=2",
     "--wandb=off",
 ]
 
@@ -100,10 +102,10 @@ def wait_for_checkpoint(run, process):
 
 
 def last_weights(run):
-    folder = sorted((run / "checkpoints").glob("step-*"))[-1]
-    return folder.name, {
-        name: safetensors.torch.load_file(folder / f"{name}.safetensors")
-        for name in ("model", "ema", "optimizer")
+    found = last_checkpoint(run)
+    return found.path.name, {
+        kind: {name: stored.whole() for name, stored in found.tensors(kind).items()}
+        for kind in ("model", "ema", "optimizer")
     }
 
 

@@ -8,17 +8,20 @@ weights travel in float32 and a step's figures are those of DDP.
 import contextlib
 import copy
 from collections.abc import Iterator
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
-from adde.distributed import world_size
+from adde.distributed import rank, world_size
 from adde.model import ADDE
+from adde.training.checkpoint import Stored
 from adde.training.optimisation import build_optimizer
+from adde.training.pieces import Piece
 from adde.training.strategies.replicated import Replicated
 
 SMALLEST_BLOCK = 1 << 16
@@ -73,11 +76,19 @@ class FullyShard(Replicated):
             stride=parameter.stride(),
         ).full_tensor()
 
-    def _cut(self, parameter: Any, whole: Tensor) -> Tensor:
-        whole = whole.to(parameter.device).contiguous()
-        return distribute_tensor(whole, parameter.device_mesh, parameter.placements).to_local()
+    def _piece(self, parameter: Any, shard: Tensor) -> Piece:
+        # Rows are shared out in runs of as many on every rank, the last ones' shorter or empty.
+        rows = -(-parameter.shape[0] // world_size()) * rank()
+        start = min(rows, parameter.shape[0]) * prod(parameter.shape[1:])
+        return Piece(shard.reshape(-1), start, tuple(parameter.shape))
 
-    def _restore_entries(self, entries: dict[Tensor, dict[str, Tensor]]) -> None:
+    def _cut(self, parameter: Any, stored: Stored) -> Tensor:
+        local = parameter.detach().to_local()
+        start = self._piece(parameter, local).start
+        values = stored.read(start, start + local.numel())
+        return values.view(local.shape).to(local.device)
+
+    def _restore_entries(self, entries: dict[Tensor, dict[str, Stored]]) -> None:
         super()._restore_entries(entries)
         for parameter, state in self._optimizer.state.items():
             for entry, value in state.items():

@@ -9,10 +9,12 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor
 
-from adde.distributed import sum_over_ranks, world_size
+from adde.distributed import rank, sum_over_ranks, world_size
 from adde.model import ADDE
+from adde.training.checkpoint import Stored
 from adde.training.config import Config
 from adde.training.optimisation import Averages, build_optimizer
+from adde.training.pieces import Piece, shares, whole
 from adde.training.profiling import part
 
 
@@ -129,29 +131,51 @@ class Replicated:
             if value.data_ptr() != targets[name].data_ptr():
                 targets[name].copy_(value)
 
-    def optimizer_state(self) -> dict[str, Tensor]:
-        """The optimiser's whole state as "<parameter>/<entry>"; on all ranks."""
-        found: dict[str, Tensor] = {}
-        for name, parameter in self._bare.named_parameters():
-            for entry, value in self._entries(parameter).items():
-                local = self._shard(value)
-                whole = self._whole(parameter, local) if value.ndim else local
-                found[f"{name}/{entry}"] = whole.detach()
-        return found
+    def pieces(self) -> dict[str, Piece]:
+        """What this rank writes of a checkpoint; asks no other rank.
 
-    def restore(self, optimizer: dict[str, Tensor], averaged: dict[str, Tensor] | None) -> None:
-        """Puts back an optimiser's state by name, and whole averaged weights where there are."""
+        Where weights are cut over the ranks, its own part; of what all have alike, its share.
+        Buffers and counters, which may differ (statistics of its own items), are the main rank's.
+        """
         parameters = dict(self._bare.named_parameters())
-        entries: dict[str, dict[str, Tensor]] = {}
+        mine: dict[str, Piece] = {}
+        alike: dict[str, Tensor] = {}
+
+        def add(name: str, value: Tensor, piece: Piece | None) -> None:
+            if piece is None:
+                alike[name] = value
+            elif len(piece.values):
+                mine[name] = piece
+
+        averages = self.averaged.tensors if self.averaged is not None else {}
+        for kind, tensors in (("model", self.state()), ("ema", averages)):
+            for name, value in tensors.items():
+                if name in parameters:
+                    add(f"{kind}/{name}", value, self._piece(parameters[name], value))
+                elif rank() == 0:
+                    mine[f"{kind}/{name}"] = whole(value)
+        for name, parameter in parameters.items():
+            for entry, value in self._entries(parameter).items():
+                if value.ndim:
+                    found = self._entry_piece(parameter, value)
+                    add(f"optimizer/{name}/{entry}", value, found)
+                elif rank() == 0:
+                    mine[f"optimizer/{name}/{entry}"] = whole(value)
+        return mine | shares(alike)
+
+    def restore(self, optimizer: dict[str, Stored], averaged: dict[str, Stored]) -> None:
+        """Puts back an optimiser's state, "<parameter>/<entry>", and averages where there are."""
+        parameters = dict(self._bare.named_parameters())
+        entries: dict[str, dict[str, Stored]] = {}
         for key, value in optimizer.items():
             name, _, entry = key.rpartition("/")
             entries.setdefault(name, {})[entry] = value
         self._restore_entries({parameters[name]: found for name, found in entries.items()})
-        if self.averaged is not None and averaged is not None:
+        if self.averaged is not None and averaged:
             self.averaged.tensors = {
-                name: self._cut(parameters[name], averaged[name]).clone()
+                name: self._cut(parameters[name], averaged[name])
                 if name in parameters
-                else averaged[name].to(value.device)
+                else averaged[name].whole().to(value.device)
                 for name, value in self.state().items()
             }
 
@@ -172,21 +196,32 @@ class Replicated:
         """All ranks' shards as one tensor of the parameter's shape; on all ranks."""
         return shard
 
-    def _cut(self, parameter: Tensor, whole: Tensor) -> Tensor:
-        """This rank's shard of a whole tensor, where the parameter's lies."""
+    def _piece(self, parameter: Tensor, shard: Tensor) -> Piece | None:
+        """Which elements of a parameter a shard of this rank is; None: all, and all ranks' are."""
+        return None
+
+    def _entry_piece(self, parameter: Tensor, value: Tensor) -> Piece | None:
+        """The same of what `_entries` gives."""
+        return self._piece(parameter, self._shard(value))
+
+    def _cut(self, parameter: Tensor, stored: Stored) -> Tensor:
+        """This rank's shard of a tensor of the parameter's shape, where the parameter's lies."""
         # The fused AdamW takes for granted that averages lie in memory as the parameter does.
-        return torch.empty_like(parameter.detach()).copy_(whole)
+        return torch.empty_like(parameter.detach()).copy_(stored.whole())
 
     def _entries(self, parameter: Tensor) -> dict[str, Tensor]:
+        """The optimiser's state of a parameter, as it lies on this rank."""
         state = self._optimizer.state.get(parameter, {})
         return {entry: value for entry, value in state.items() if isinstance(value, Tensor)}
 
-    def _restore_entries(self, entries: dict[Tensor, dict[str, Tensor]]) -> None:
+    def _restore_entries(self, entries: dict[Tensor, dict[str, Stored]]) -> None:
         state = {
             parameter: {
                 # Step counts too: the fused AdamW keeps them with the parameter.
-                entry: self._cut(parameter, value) if value.ndim else value.to(parameter.device)
-                for entry, value in found.items()
+                entry: self._cut(parameter, stored)
+                if stored.shape
+                else stored.whole().to(parameter.device)
+                for entry, stored in found.items()
             }
             for parameter, found in entries.items()
         }

@@ -17,8 +17,10 @@ from torch import Tensor
 from adde.distributed import rank, world_size
 from adde.model import ADDE
 from adde.training.batch_size import micro_batch
+from adde.training.checkpoint import Stored
 from adde.training.config import Config
 from adde.training.optimisation import build_optimizer
+from adde.training.pieces import Piece
 from adde.training.profiling import part
 from adde.training.strategies.replicated import Replicated
 
@@ -78,13 +80,21 @@ class Zero(Replicated):
         dist.all_gather_into_tensor(whole, shard)
         return whole[: parameter.ds_numel].view(parameter.ds_shape)
 
-    def _cut(self, parameter: Any, whole: Tensor) -> Tensor:
+    def _piece(self, parameter: Any, shard: Tensor) -> Piece | None:
         if self._stage < 3:
-            return whole.to(parameter.device)
+            return None
+        start = min(rank() * shard.numel(), parameter.ds_numel)
+        return Piece(shard[: parameter.ds_numel - start], start, tuple(parameter.ds_shape))
+
+    def _cut(self, parameter: Any, stored: Stored) -> Tensor:
+        if self._stage < 3:
+            return stored.whole().to(parameter.device)
         piece = parameter.ds_tensor
-        padded = whole.new_zeros(world_size() * piece.numel())
-        padded[: whole.numel()] = whole.flatten()
-        return padded[rank() * piece.numel() :][: piece.numel()].to(piece.device)
+        start = rank() * piece.numel()
+        values = stored.read(start, min(start + piece.numel(), parameter.ds_numel))
+        padded = values.new_zeros(piece.numel())
+        padded[: len(values)] = values
+        return padded.to(piece.device)
 
     # The optimiser steps on flat tensors; DeepSpeed knows which part of them is whose
 
@@ -94,18 +104,26 @@ class Zero(Replicated):
         return self._zero.single_partition_of_fp32_groups
 
     def _entries(self, parameter: Any) -> dict[str, Tensor]:
-        from deepspeed.utils import safe_get_full_optimizer_state
+        from deepspeed.utils import safe_get_local_optimizer_state
 
         state = self._optimizer.state
         flats = [flat for flat in self._flats() if flat in state]
         if not parameter.requires_grad or not flats:
             return {}
         # All groups step together: any one's count is every parameter's.
-        gather: Any = safe_get_full_optimizer_state
-        return {
-            entry: value if value.ndim == 0 else gather(parameter, entry)
-            for entry, value in state[flats[0]].items()
-        }
+        found = {entry: value for entry, value in state[flats[0]].items() if not value.ndim}
+        if self._stage < 3:
+            fragment = parameter._hp_mapping  # None: all of it is other ranks'
+            return found | ({} if fragment is None else fragment.optim_fragment)
+        local: Any = safe_get_local_optimizer_state
+        entries = [entry for entry, value in state[flats[0]].items() if value.ndim]
+        return found | {entry: local(parameter, entry) for entry in entries}
+
+    def _entry_piece(self, parameter: Any, value: Tensor) -> Piece | None:
+        if self._stage == 3:
+            return self._piece(parameter, value)
+        start = parameter._hp_mapping.lp_fragment_address.start
+        return Piece(value, start, tuple(parameter.shape))
 
     def _link(self) -> None:
         """Tells stages 1 and 2 where each parameter's state lies.
@@ -118,36 +136,32 @@ class Zero(Replicated):
             for group, flat in zip(self._zero.bit16_groups, self._flats()):
                 lazy_init_hp_params_optimizer_state(group, flat, self._optimizer.state)
 
-    def optimizer_state(self) -> dict[str, Tensor]:
-        """As for the others, but that DeepSpeed gathers; on all ranks."""
+    def pieces(self) -> dict[str, Piece]:
+        """As for the others; of the optimiser's state what lies in this rank's flat tensors."""
         self._link()
-        return {
-            f"{name}/{entry}": value.detach().clone()
-            for name, parameter in self._bare.named_parameters()
-            for entry, value in self._entries(parameter).items()
-        }
+        return super().pieces()
 
-    def _restore_entries(self, entries: dict[Tensor, dict[str, Tensor]]) -> None:
+    def _restore_entries(self, entries: dict[Tensor, dict[str, Stored]]) -> None:
         for flat in self._flats():
             some = next(iter(entries.values()))
             self._optimizer.state[flat] = {
-                entry: torch.zeros_like(flat) if value.ndim else value.to(flat.device)
-                for entry, value in some.items()
+                entry: torch.zeros_like(flat) if stored.shape else stored.whole().to(flat.device)
+                for entry, stored in some.items()
             }
         self._link()
         for parameter, found in entries.items():
-            for entry, value in found.items():
-                if value.ndim:
-                    self._restore_entry(parameter, entry, value)
+            for entry, stored in found.items():
+                if stored.shape:
+                    self._restore_entry(parameter, entry, stored)
 
-    def _restore_entry(self, parameter: Tensor, entry: str, value: Tensor) -> None:
-        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+    def _restore_entry(self, parameter: Any, entry: str, stored: Stored) -> None:
+        from deepspeed.utils import safe_set_local_optimizer_state
 
         if self._stage == 3:
-            piece = self._cut(parameter, value)
-            safe_set_local_optimizer_state(parameter, piece, entry)
-        else:
-            safe_set_full_optimizer_state(parameter, value.to(parameter.device), entry)
+            safe_set_local_optimizer_state(parameter, self._cut(parameter, stored), entry)
+        elif (fragment := parameter._hp_mapping) is not None:
+            start, count = fragment.lp_fragment_address.start, fragment.lp_fragment_address.numel
+            fragment.optim_fragment[entry].copy_(stored.read(start, start + count))
 
 
 def engine_config(launched: dict[str, Any], config: Config) -> dict[str, Any]:

@@ -1,0 +1,237 @@
+"""Writing checkpoints: every rank its part, beside the training, complete or not there.
+
+Into a temporary folder every rank writes its part file and, once that is on the disk, a note with
+its hash and the runs of tensors in it. The main rank waits for all notes, checks that the runs
+make up every tensor, writes tensors.json and state.json and renames the folder. Ranks meet in the
+folder alone and in no collective: nothing can get between training's, or hang when a rank dies.
+Killed at any moment, the last complete checkpoint is what it was.
+"""
+
+import functools
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+
+from adde.distributed import rank, world_size
+from adde.errors import UserError
+from adde.files import naming, put_in_place, read_json, sha256_of_file, sync, write_json
+from adde.files import temporary_sibling as sibling
+from adde.shards.index import ShardIndex
+from adde.training import checkpoint as checkpoints
+from adde.training.background import Background
+from adde.training.checkpoint import FORMAT, STATE_NAME, TENSORS_NAME, Position, part_name
+from adde.training.config import Config
+from adde.training.pieces import Piece, snapshot
+
+GRACE = 5.0
+"""Seconds for the other ranks' parts when the run ends by an error."""
+
+
+class Saver:
+    """Writes a run's checkpoints; on all ranks.
+
+    Args:
+        config: of the run.
+        index: of the shards that it is trained on, with the model's schema.
+        writer: the main rank's process (`adde.files.this_process`).
+    """
+
+    def __init__(self, config: Config, index: ShardIndex, writer: str) -> None:
+        self._config, self._index, self._writer = config, index, writer
+        self._background = Background()
+        self._abandoned = threading.Event()
+        self._saved: Position | None = None
+        self._stalled = 0.0
+
+    def save(
+        self,
+        position: Position,
+        pieces: Callable[[], dict[str, Piece]],
+        scaler: dict[str, Any] | None = None,
+        best: dict[str, float] | None = None,
+    ) -> None:
+        """Has a checkpoint written and those no longer kept deleted; called on all ranks.
+
+        Training waits for a copy of this rank's pieces in the CPU's memory, and for the checkpoint
+        before, should that not be complete yet. Of a position that was just saved nothing is
+        written again.
+
+        Args:
+            position: where training stands.
+            pieces: gives what this rank writes, by tensors' names.
+            scaler: state of the loss scale, in fp16.
+            best: validation figures that make it the best.
+        """
+        started = time.perf_counter()
+        path = self._config.run / "checkpoints" / f"step-{position.step:08d}"
+        if position != self._saved:
+            self._background.wait()  # its copies are gone before others are made
+            copies = snapshot(pieces())
+            self._background.start(functools.partial(self._write, path, position, copies, scaler))
+            self._saved = position
+        if best is not None and rank() == 0:
+            self._background.start(functools.partial(self._mark, path, best))
+        self._stalled += time.perf_counter() - started
+
+    def take_stall(self) -> float:
+        """Seconds that saving took from training since the last call."""
+        stalled, self._stalled = self._stalled, 0.0
+        return stalled
+
+    def check(self) -> None:
+        """Raises what writing raised; waits for nothing."""
+        self._background.check()
+
+    def wait(self) -> None:
+        """Waits until all is written, by this rank, and on the main one by all; raises as above."""
+        self._background.wait()
+
+    def close(self, failed: bool = False) -> None:
+        """Waits for what is being written; where the run has failed, for few seconds only."""
+        if failed:
+            self._abandoned.set()
+        self._background.close()
+
+    def _write(
+        self,
+        path: Path,
+        position: Position,
+        pieces: dict[str, Piece],
+        scaler: dict[str, Any] | None,
+    ) -> None:
+        folder = sibling(path, self._writer)
+        try:
+            _write_part(folder, path, pieces)
+            if rank() == 0:
+                self._complete(folder, path, position, scaler)
+                checkpoints.delete_old(self._config.run, self._config.checkpoints.keep)
+        finally:
+            if rank() == 0:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _complete(
+        self, folder: Path, path: Path, position: Position, scaler: dict[str, Any] | None
+    ) -> None:
+        notes = _wait_for_notes(folder, path, self._config.checkpoints.timeout, self._abandoned)
+        write_json(folder / TENSORS_NAME, _tensors(path, notes), indent=None)
+        hashes = {part_name(part): note["sha256"] for part, note in enumerate(notes)}
+        hashes[TENSORS_NAME] = sha256_of_file(folder / TENSORS_NAME)
+        state = {
+            "format": FORMAT,
+            "position": vars(position),
+            "schema_hash": self._index.schema.hash,
+            "schema": self._index.schema.to_json(),
+            "shards": self._index.fingerprint("train"),
+            "config": self._config.to_json(),
+            "sha256": hashes,
+            "scaler": scaler,
+        }
+        write_json(folder / STATE_NAME, state)
+        for part in range(len(notes)):
+            _note(folder, part).unlink()
+        put_in_place(folder, path)
+
+    def _mark(self, path: Path, best: dict[str, float]) -> None:
+        checkpoints.mark_best(self._config.run, path, best)
+        checkpoints.delete_old(self._config.run, self._config.checkpoints.keep)
+
+
+def _note(folder: Path, part: int) -> Path:
+    return folder / f"part-{part:05d}.json"
+
+
+def _write_part(folder: Path, path: Path, pieces: dict[str, Piece]) -> None:
+    """Writes this rank's part, then its note; what goes wrong is noted too, for the main rank."""
+    folder.mkdir(parents=True, exist_ok=True)  # whoever comes first
+    part = folder / part_name(rank())
+    try:
+        with naming(path):
+            try:
+                values = {name: piece.values for name, piece in pieces.items()}
+                safetensors.torch.save_file(values, part)
+            except SafetensorError as error:  # its own, where the disk is full
+                raise UserError(f"{path}: the checkpoint is not written: {error}") from None
+            sync(part)
+            runs = {
+                name: {
+                    "shape": piece.shape,
+                    "dtype": str(piece.values.dtype).removeprefix("torch."),
+                    "start": piece.start,
+                    "stop": piece.start + len(piece.values),
+                }
+                for name, piece in pieces.items()
+            }
+            write_json(
+                _note(folder, rank()), {"sha256": sha256_of_file(part), "runs": runs}, indent=None
+            )
+    except Exception as error:
+        with suppress(OSError):
+            write_json(_note(folder, rank()), {"error": str(error)})
+        raise
+
+
+def _wait_for_notes(
+    folder: Path, path: Path, timeout: float, abandoned: threading.Event
+) -> list[dict[str, Any]]:
+    """The notes of all ranks, once they are there.
+
+    Raises:
+        UserError: a rank failed, or its note is not there in time; names the ranks.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        there = {entry.name for entry in folder.iterdir()}
+        missing = [part for part in range(world_size()) if _note(folder, part).name not in there]
+        if not missing:
+            break
+        if abandoned.is_set():
+            deadline = min(deadline, time.monotonic() + GRACE)
+            abandoned.clear()
+        if time.monotonic() > deadline:
+            some = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
+            raise UserError(
+                f"{path}: expected the parts of {world_size()} ranks within {timeout:g} s "
+                f"(checkpoints.timeout), found none of ranks {some}; the run's folder must lie on "
+                "a disk that all machines share"
+            )
+        time.sleep(0.02)
+    notes = [read_json(_note(folder, part)) for part in range(world_size())]
+    for part, note in enumerate(notes):
+        if "error" in note:
+            raise UserError(f"{path}: rank {part} could not write its part: {note['error']}")
+    return notes
+
+
+def _tensors(path: Path, notes: list[dict[str, Any]]) -> dict[str, Any]:
+    """Every tensor's shape, dtype and runs in order, of all ranks' notes.
+
+    Raises:
+        UserError: some tensor's runs are not exactly all of it.
+    """
+    tensors: dict[str, Any] = {}
+    for part, note in enumerate(notes):
+        for name, run in note["runs"].items():
+            entry = tensors.setdefault(
+                name, {"shape": run["shape"], "dtype": run["dtype"], "runs": []}
+            )
+            entry["runs"].append([part, run["start"], run["stop"]])
+    for name, entry in tensors.items():
+        entry["runs"].sort(key=lambda run: run[1:])
+        at = 0
+        for part, start, stop in entry["runs"]:
+            if start != at:
+                raise UserError(
+                    f"{path}: {name}: expected rank {part} to go on at element {at}, found {start}"
+                )
+            at = stop
+        if at != prod(entry["shape"]):
+            raise UserError(f"{path}: {name}: expected {prod(entry['shape'])} elements, found {at}")
+    return tensors

@@ -30,7 +30,7 @@ from adde.serving.embedded import EmbeddedGallery
 from adde.serving.gallery import Header, Item, augmented, augmented_query
 
 ATTRIBUTES, WIDTH, VALUES = 12, 340, 10
-DIRECTIONS = 24
+DIRECTIONS = 16
 """Along which the items of one value differ; what is left is noise."""
 
 BLOCK = 4096
@@ -52,7 +52,7 @@ class Catalogue:
         spread = draws.normal(size=(ATTRIBUTES, DIRECTIONS, WIDTH)).astype(np.float32)
         # Directions of falling weight, as principal components have.
         self._spread = (
-            spread * (0.9 / np.sqrt(1 + np.arange(DIRECTIONS, dtype=np.float32)))[:, None]
+            spread * (0.3 / np.sqrt(1 + np.arange(DIRECTIONS, dtype=np.float32)))[:, None]
         )
 
     def block(self, number: int, count: int) -> tuple[Vector, Labels]:
@@ -63,7 +63,7 @@ class Catalogue:
         changed = draws.random((count, ATTRIBUTES)) < 0.1
         labels = np.where(changed, draws.integers(VALUES, size=labels.shape), labels)
         places = draws.normal(size=(count, ATTRIBUTES, DIRECTIONS)).astype(np.float32)
-        vectors = draws.standard_normal((count, ATTRIBUTES, WIDTH), np.float32) * np.float32(0.1)
+        vectors = draws.standard_normal((count, ATTRIBUTES, WIDTH), np.float32) * np.float32(0.05)
         for a in range(ATTRIBUTES):
             vectors[:, a] += self._means[a][labels[:, a]] + places[:, a] @ self._spread[a]
         vectors /= np.linalg.norm(vectors, axis=(1, 2), keepdims=True)

@@ -24,7 +24,15 @@ from adde.metrics import predicted_labels
 from adde.preprocess import Picture
 from adde.schema import Labels, Schema, Vector
 from adde.serving.embedded import EmbeddedGallery
-from adde.serving.gallery import GALLERY_NAME, BusyError, Gallery, Header, Item, Place
+from adde.serving.gallery import (
+    GALLERY_NAME,
+    BusyError,
+    Gallery,
+    Header,
+    Item,
+    Place,
+    UnavailableError,
+)
 from adde.serving.session import Session
 from adde.shards.index import INDEX_NAME, Shard, ShardIndex
 from adde.shards.reader import Sample, ShardReader
@@ -195,8 +203,8 @@ def _resume(
         header = Header.read(partial)
         if (header.bundle, header.source) == (bundle.hash, source):
             return reopen(partial)
-    except BusyError:
-        raise
+    except (BusyError, UnavailableError):
+        raise  # later it may be of use
     except UserError:
         pass  # of no use any more
     shutil.rmtree(partial)

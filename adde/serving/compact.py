@@ -21,6 +21,8 @@ ROOM = 1008
 MULTIPLE = 16
 """faiss multiplies so many numbers at once."""
 
+Counts = npt.NDArray[np.int64]
+
 
 @dataclass(frozen=True)
 class Directions:
@@ -30,7 +32,7 @@ class Directions:
     """(A, D)."""
     bases: Vector
     """(D, R) orthonormal columns within each attribute, attributes in order."""
-    kept: npt.NDArray[np.int64]
+    kept: Counts
     """(A,) r_a."""
 
     @property
@@ -95,14 +97,14 @@ class Directions:
         return laid
 
 
-def _kept(variances: npt.NDArray[np.float64], room: int) -> npt.NDArray[np.int64]:
+def _kept(variances: npt.NDArray[np.float64], room: int) -> Counts:
     """(A,) directions of each attribute: those that explain it, or as many as there is room for,
     the strongest of their subspace first.
     """
     shares = variances / np.maximum(variances.sum(axis=1, keepdims=True), 1e-30)
     before = np.cumsum(shares, axis=1) - shares
     wanted = (before < EXPLAINED) & (shares > 0)
-    strongest = np.zeros(shares.size, np.bool_)
-    strongest[np.argsort(-shares, axis=None, kind="stable")[:room]] = True
-    kept = (wanted & strongest.reshape(shares.shape)).sum(axis=1)
-    return np.maximum(kept, 1)
+    strongest = np.zeros(shares.shape, np.bool_)
+    strongest.flat[np.argsort(-shares, axis=None, kind="stable")[:room]] = True
+    chosen = np.logical_and(wanted, strongest)
+    return np.maximum(np.bincount(np.nonzero(chosen)[0], minlength=len(shares)), 1)

@@ -109,6 +109,10 @@ class EmbeddedGallery:
     def __len__(self) -> int:
         return int(np.count_nonzero(self._state.live))
 
+    def probe(self) -> int:
+        """See `Gallery`."""
+        return len(self)
+
     def nearest(
         self,
         query: Vector,

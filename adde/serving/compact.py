@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from adde.schema import Vector
 
-EXPLAINED = 0.995
+EXPLAINED = 0.998
 """Share of a subspace's variance that its directions are to carry, where there is room."""
 
 ROOM = 1008

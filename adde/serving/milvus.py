@@ -229,13 +229,25 @@ class MilvusGallery:
 
 @contextmanager
 def _told(uri: str) -> Generator[None]:
-    milvus, grpc = _pymilvus(), importlib.import_module("grpc")
+    milvus: Any = _pymilvus()
+    grpc: Any = importlib.import_module("grpc")
     try:
         yield
-    except (milvus.MilvusException, grpc.RpcError, OSError) as error:
-        # gRPC's errors that pymilvus does not try anew come as they are; they fill a page.
-        reason = error.details() if isinstance(error, grpc.RpcError) else error
-        raise UnavailableError(f"{uri}: Milvus did not answer as expected: {reason}") from error
+    except grpc.RpcError as error:  # those that pymilvus does not try anew come as they are
+        reason: Any = error
+        raise UnavailableError(f"{uri}: Milvus did not answer: {reason.details()}") from error
+    except (milvus.MilvusException, OSError) as error:
+        raise UnavailableError(f"{uri}: Milvus did not answer as expected: {error}") from error
+
+
+def drop(uri: str, collection: str) -> None:
+    """Removes a collection, if it is there. Raises UnavailableError."""
+    client = _connect(uri)
+    try:
+        with _told(uri):
+            client.drop_collection(collection, timeout=TIMEOUT)
+    finally:
+        client.close()
 
 
 def _create_collection(client: Any, name: str, header: Header) -> None:

@@ -138,7 +138,7 @@ def test_the_server_says_so_and_goes_on_by_itself(client, milvus, how, seconds):
     assert (after.status_code, after.content) == (200, before.content)
 
 
-@pytest.mark.parametrize("how", ["killed", "stopped"])
+@pytest.mark.parametrize("how", ["killed", pytest.param("stopped", marks=pytest.mark.slow)])
 def test_what_is_put_in_meanwhile_is_refused_aloud(folder, milvus, random_items, how, monkeypatch):
     monkeypatch.setattr("adde.serving.milvus.TIMEOUT", 1.0)
     new, old = random_items(2, prefix="new"), random_items(1, seed=3, prefix="test-000000-003")
@@ -176,7 +176,7 @@ def there(gallery):
 def test_a_build_that_loses_milvus_goes_on_where_it_was(
     bundle, session, tiny_shards, milvus, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("adde.serving.build.BATCH", 16)
+    monkeypatch.setattr("adde.serving.embedding.BATCH", 16)
     monkeypatch.setattr("adde.serving.milvus.TIMEOUT", 1.0)
 
     class Going:

@@ -14,7 +14,6 @@ anew by lie mapped on disk (`disk_bytes_per_item`).
 """
 
 import shutil
-import statistics
 import tempfile
 import time
 from contextlib import closing
@@ -27,12 +26,11 @@ from tqdm import tqdm
 
 from adde.errors import UserError, run_program
 from adde.schema import Attribute, Labels, Schema, Vector
-from adde.serving import index as indexing
 from adde.serving.embedded import EmbeddedGallery
 from adde.serving.gallery import Header, Item, augmented, augmented_query
 
 ATTRIBUTES, WIDTH, VALUES = 12, 340, 10
-DIRECTIONS = 24
+DIRECTIONS = 16
 """Along which the items of one value differ; what is left is noise."""
 
 BLOCK = 4096
@@ -54,7 +52,7 @@ class Catalogue:
         spread = draws.normal(size=(ATTRIBUTES, DIRECTIONS, WIDTH)).astype(np.float32)
         # Directions of falling weight, as principal components have.
         self._spread = (
-            spread * (0.9 / np.sqrt(1 + np.arange(DIRECTIONS, dtype=np.float32)))[:, None]
+            spread * (0.3 / np.sqrt(1 + np.arange(DIRECTIONS, dtype=np.float32)))[:, None]
         )
 
     def block(self, number: int, count: int) -> tuple[Vector, Labels]:
@@ -65,7 +63,7 @@ class Catalogue:
         changed = draws.random((count, ATTRIBUTES)) < 0.1
         labels = np.where(changed, draws.integers(VALUES, size=labels.shape), labels)
         places = draws.normal(size=(count, ATTRIBUTES, DIRECTIONS)).astype(np.float32)
-        vectors = draws.standard_normal((count, ATTRIBUTES, WIDTH), np.float32) * np.float32(0.1)
+        vectors = draws.standard_normal((count, ATTRIBUTES, WIDTH), np.float32) * np.float32(0.05)
         for a in range(ATTRIBUTES):
             vectors[:, a] += self._means[a][labels[:, a]] + places[:, a] @ self._spread[a]
         vectors /= np.linalg.norm(vectors, axis=(1, 2), keepdims=True)
@@ -93,31 +91,39 @@ def make_queries(catalogue: Catalogue, count: int) -> Vector:
     return queries / np.linalg.norm(queries, axis=(1, 2), keepdims=True)
 
 
-def exact(catalogue: Catalogue, queries: Vector, items: int) -> list[set[str]]:
-    """Ids of the K nearest of each query, from every vector, block by block."""
-    weights = np.ones(ATTRIBUTES, np.float32)
-    asked = np.stack([augmented_query(query, weights) for query in queries])
-    best = np.full((len(queries), K), -np.inf, np.float32)
-    rows = np.zeros((len(queries), K), np.int64)
-    for at in range(0, items, BLOCK):
+def ask_for(queries: Vector, alike: int) -> Vector:
+    """Weights (Q, A) of 1 for so many subspaces of each query, of 0 for the others."""
+    draws = np.random.default_rng(3)
+    order = draws.permuted(np.tile(np.arange(ATTRIBUTES), (len(queries), 1)), axis=1)
+    return (order < alike).astype(np.float32)
+
+
+def exact(catalogue: Catalogue, asked: Vector, items: int) -> list[set[str]]:
+    """Ids of the K nearest of each query (Q, A D + A), from every vector, block by block."""
+    best = np.full((len(asked), K), -np.inf, np.float32)
+    rows = np.zeros((len(asked), K), np.int64)
+    for at in tqdm(range(0, items, BLOCK), "look at all", unit="block", disable=None):
         vectors, _ = catalogue.block(at // BLOCK, min(BLOCK, items - at))
         scores = np.concatenate([best, asked @ augmented(vectors).T], axis=1)
-        known = np.broadcast_to(np.arange(at, at + len(vectors)), (len(queries), len(vectors)))
+        known = np.broadcast_to(np.arange(at, at + len(vectors)), (len(asked), len(vectors)))
         names = np.concatenate([rows, known], axis=1)
-        first = np.argsort(-scores, axis=1, kind="stable")[:, :K]
+        first = np.argpartition(-scores, K, axis=1)[:, :K]
         best, rows = (np.take_along_axis(array, first, axis=1) for array in (scores, names))
     return [{f"item-{row}" for row in found} for found in rows]
 
 
-def ask(gallery: EmbeddedGallery, queries: Vector, truth: list[set[str]]) -> tuple[float, list]:
-    """Recall of the first K, and seconds of each query."""
-    weights, hits, seconds = np.ones(ATTRIBUTES, np.float32), 0, []
-    for query, wanted in zip(queries, truth):
+def ask(
+    gallery: EmbeddedGallery, queries: Vector, weights: Vector, truth: list[set[str]]
+) -> dict[str, float]:
+    """Recall of the first K, and milliseconds of a query."""
+    hits, seconds = 0, []
+    for query, weight, wanted in zip(queries, weights, truth):
         start = time.perf_counter()
-        found = gallery.nearest(query, weights, K, {})
+        found = gallery.nearest(query, weight, K, {})
         seconds.append(time.perf_counter() - start)
         hits += len(wanted & {item.item_id for item in found[:K]})
-    return hits / (K * len(queries)), seconds
+    p50, p99 = 1000 * np.percentile(seconds, (50, 99))
+    return {"recall30": hits / (K * len(queries)), "p50_ms": float(p50), "p99_ms": float(p99)}
 
 
 def measure(folder: Path, items: int, count: int) -> dict[str, float]:
@@ -131,26 +137,28 @@ def measure(folder: Path, items: int, count: int) -> dict[str, float]:
         inserted = time.perf_counter()
         gallery.build_index()
         built = time.perf_counter()
-    truth = exact(catalogue, queries, items)
+    kinds = {"": ATTRIBUTES, "_half": ATTRIBUTES // 2, "_one": 1}
+    weights = {kind: ask_for(queries, alike) for kind, alike in kinds.items()}
+    asked = [augmented_query(q, w) for every in weights.values() for q, w in zip(queries, every)]
+    truth = exact(catalogue, np.stack(asked), items)
+    figures: dict[str, float] = {"items": items}
     with closing(EmbeddedGallery(folder / "gallery")) as gallery:
         assert gallery.index is not None
         report = gallery.index.report
-        recall, seconds = ask(gallery, queries, truth)
-        figures = {
-            "items": items,
-            "bytes_per_item": report["bytes_per_item"],
-            "recall30": recall,
-            "p50_ms": 1000 * statistics.median(seconds),
-            "p99_ms": 1000 * float(np.percentile(seconds, 99)),
-            "insert_s": inserted - start,
-            "build_s": built - inserted,
-            "probes": gallery.index.probes,
-            "lists": gallery.index.lists.nlist,
-            "rerank_depth": indexing.OVERSAMPLE,
-        }
-        for depth in (2, 4, 16):
-            indexing.OVERSAMPLE = depth
-            figures[f"recall30_rerank_{depth}"] = ask(gallery, queries, truth)[0]
+        figures["bytes_per_item"] = report["bytes_per_item"]
+        for number, (kind, every) in enumerate(weights.items()):
+            wanted = truth[number * count : (number + 1) * count]
+            found = ask(gallery, queries, every, wanted)
+            figures |= {name + kind: value for name, value in found.items()}
+    figures |= {
+        "insert_s": inserted - start,
+        "build_s": built - inserted,
+        "numbers_per_item": sum(report["directions"]),
+        "rerank_depth": report["depth"],
+        "lists": report["lists"],
+    }
+    for kind, settings in report["kinds"].items():
+        figures[f"probes_{kind}"] = settings["probes"]
     stored = sum(file.stat().st_size for file in (folder / "gallery").iterdir())
     return figures | {"disk_bytes_per_item": stored / items}
 

@@ -4,9 +4,12 @@ python serve_onnx/build_gallery.py --bundle bundles/quickstart --catalogue data/
     --out galleries/wardrobe
 python serve_onnx/build_gallery.py --bundle bundles/quickstart --catalogue data/wardrobe \
     --out galleries/wardrobe --engine milvus --uri http://localhost:19530
+RAY_ADDRESS=auto python serve_onnx/build_gallery.py --bundle bundles/shop --catalogue data/shop \
+    --out galleries/shop --engine-embed ray --device cuda
 """
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -14,8 +17,10 @@ import tyro
 
 from adde.bundle import Bundle
 from adde.errors import UserError, run_program
-from adde.serving.build import Split, build_gallery, open_gallery
+from adde.serving.build import build_with, open_gallery
 from adde.serving.embedded import EmbeddedGallery
+from adde.serving.embedding import Split, embed_here
+from adde.serving.embedding_ray import on_ray
 from adde.serving.providers import Device
 from adde.serving.session import Session
 
@@ -26,6 +31,7 @@ def build(
     out: Path,
     split: Split = "all",
     engine: Literal["embedded", "milvus"] = "embedded",
+    engine_embed: Literal["here", "ray"] = "here",
     uri: str | None = None,
     device: tuple[Device, ...] = ("cpu",),
     allow_fallback: bool = False,
@@ -38,6 +44,8 @@ def build(
         out: folder of the gallery, replaced where there is one.
         split: which part of the shards.
         engine: where vectors lie: in the folder, or in Milvus.
+        engine_embed: this process, or Ray Data with an actor per GPU, or per core for the CPU, on
+            the cluster that RAY_ADDRESS names or one started here.
         uri: Milvus' address or a file of Milvus Lite; a token is read from MILVUS_TOKEN.
         device: where onnxruntime runs, in the order of preference.
         allow_fallback: go on where a device is not to be had.
@@ -45,14 +53,17 @@ def build(
     if (engine == "milvus") != (uri is not None):
         raise UserError("expected --uri with --engine milvus, and not without")
     opened = Bundle.read(bundle)
-    session = Session(opened, device, allow_fallback)
+    if engine_embed == "ray":
+        embed = on_ray(opened, device, allow_fallback)
+    else:
+        embed = partial(embed_here, opened, Session(opened, device, allow_fallback))
     if uri is None:
-        build_gallery(opened, session, catalogue, out, split)
+        build_with(embed, opened, catalogue, out, split)
     else:
         from adde.serving.milvus import MilvusGallery  # of the extra `milvus`
 
         engines = MilvusGallery.creator(uri), MilvusGallery.open
-        build_gallery(opened, session, catalogue, out, split, *engines)
+        build_with(embed, opened, catalogue, out, split, *engines)
     gallery = open_gallery(out, opened)
     print(f"{out}: {len(gallery)} items, engine {gallery.header.engine}")
     if isinstance(gallery, EmbeddedGallery) and gallery.index is not None:

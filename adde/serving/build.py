@@ -6,40 +6,51 @@ import os
 import shutil
 import sys
 import tempfile
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from itertools import islice
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from adde.bundle import Bundle
 from adde.errors import UserError
 from adde.files import atomic_path, cache_folder, sha256_of_file
-from adde.metrics import predicted_labels
-from adde.preprocess import Picture
-from adde.schema import Labels, Schema, Vector
 from adde.serving.embedded import EmbeddedGallery
-from adde.serving.gallery import GALLERY_NAME, BusyError, Gallery, Header, Item, Place
+from adde.serving.embedding import Embed, Split, embed_here, shards_of
+from adde.serving.gallery import (
+    GALLERY_NAME,
+    BusyError,
+    Gallery,
+    Header,
+    Item,
+    UnavailableError,
+)
 from adde.serving.session import Session
-from adde.shards.index import INDEX_NAME, Shard, ShardIndex
-from adde.shards.reader import Sample, ShardReader
+from adde.shards.index import INDEX_NAME, ShardIndex
 
-Split = Literal["all", "train", "val", "test"]
-BATCH = 64
-AHEAD = 3
-"""Batches that are decoded while one is embedded."""
-
-Stored = tuple[Sample, Place]
+KEPT = 10
+"""Galleries of folders of shards that are kept; of more, those not opened for longest go."""
 
 
 def build_gallery(
     bundle: Bundle,
     session: Session,
+    shards: Path,
+    out: Path,
+    split: Split = "all",
+    create: Callable[[Path, Header], Gallery] = EmbeddedGallery.create,
+    reopen: Callable[[Path], Gallery] | None = None,
+) -> None:
+    """Embeds a folder of shards into the gallery `out` in this process; see `build_with`."""
+    build_with(partial(embed_here, bundle, session), bundle, shards, out, split, create, reopen)
+
+
+def build_with(
+    embed: Embed,
+    bundle: Bundle,
     shards: Path,
     out: Path,
     split: Split = "all",
@@ -57,19 +68,51 @@ def build_gallery(
     """
     index = ShardIndex.read(shards)
     bundle.schema.require_same(index.schema, str(bundle.path), str(shards))
-    chosen = _shards(index, split)
-    total = sum(shard.samples for shard in chosen)
+    total = sum(shard.samples for shard in shards_of(index, split))
     source = f"{sha256_of_file(shards / INDEX_NAME)} {split}"
-    partial = out.with_name(f".{out.name}.building")
-    gallery = _resume(partial, bundle, source, reopen or _writable)
+    building = out.with_name(f".{out.name}.building")
+    gallery = _resume(building, bundle, source, reopen or _writable)
     if gallery is None:
         header = Header.of(bundle, "embedded", shards, source)
-        gallery = create(partial, header)
+        gallery = create(building, header)
     with closing(gallery):
-        _embed(bundle, session, _samples(index, chosen, len(gallery)), gallery, total)
+        _store(embed(index, split, len(gallery)), gallery, total)
         gallery.finish()
+    _replace(out, building)
+
+
+def _replace(out: Path, made: Path) -> None:
+    """Puts a gallery in the place of another.
+
+    Servers may still answer from a collection of Milvus that is replaced: it goes when the one
+    that came after it is replaced as well.
+    """
+    old = _extra(out)
+    if "collection" in old:
+        header = Header.read(made)
+        replaced = {name: old[name] for name in ("uri", "collection")}
+        replace(header, extra={**header.extra, "replaced": replaced}).write(made)
     with atomic_path(out) as temporary:
-        partial.rename(temporary)
+        made.rename(temporary)
+    if "replaced" in old:
+        try:
+            _drop(old["replaced"])
+        except UnavailableError as error:
+            print(f"warning: {old['replaced']['collection']} stays: {error}", file=sys.stderr)
+
+
+def _extra(folder: Path) -> Mapping[str, Any]:
+    """What an engine wrote of its own into a gallery's header; nothing where there is no header."""
+    try:
+        return Header.read(folder).extra
+    except UserError:
+        return {}
+
+
+def _drop(extra: Mapping[str, Any]) -> None:
+    from adde.serving.milvus import drop  # pymilvus is no part of the base install
+
+    drop(extra["uri"], extra["collection"])
 
 
 def open_gallery(folder: Path, bundle: Bundle, writable: bool = False) -> Gallery:
@@ -90,11 +133,14 @@ def open_or_build(bundle: Bundle, session: Session, folder: Path, split: Split =
     key = f"{bundle.hash} {sha256_of_index(folder)} {folder.resolve()} {split}"
     kept = cache_folder() / f"gallery-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
     try:
-        return open_gallery(kept, bundle)
-    except UserError:
+        opened = open_gallery(kept, bundle)
+        os.utime(kept)
+        return opened
+    except (UserError, OSError):
         pass  # not there, or damaged: it is made again
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
+        _forget(kept.parent)
     except OSError as error:
         # The answer does not depend on it: say so and go on.
         print(f"warning: {kept}: the gallery is not kept for next time: {error}", file=sys.stderr)
@@ -103,6 +149,13 @@ def open_or_build(bundle: Bundle, session: Session, folder: Path, split: Split =
         kept = Path(temporary.name) / "gallery"
     build_gallery(bundle, session, folder, kept, split)
     return open_gallery(kept, bundle)
+
+
+def _forget(cache: Path) -> None:
+    """Makes room for one more gallery in the cache. Whoever has one open goes on with it."""
+    opened = sorted(cache.glob("gallery-*"), key=lambda folder: folder.stat().st_mtime)
+    for folder in opened[: max(0, len(opened) - KEPT + 1)]:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def sha256_of_index(folder: Path) -> str:
@@ -115,45 +168,11 @@ def sha256_of_index(folder: Path) -> str:
     return sha256_of_file(folder / INDEX_NAME)
 
 
-def embed(
-    session: Session, schema: Schema, pictures: Picture
-) -> list[tuple[Vector, float, Labels]]:
-    """Pictures (B, S, S, 3) -> for each its unit vector (A, D), norm and predicted labels (A,)."""
-    embeddings, logits = session.encode(pictures)
-    norms = np.maximum(np.sqrt(np.square(embeddings).sum(axis=(1, 2))), 1e-12)
-    unit = embeddings / norms[:, None, None]
-    return list(zip(unit, norms.tolist(), predicted_labels(logits, schema)))
-
-
-def _shards(index: ShardIndex, split: Split) -> list[Shard]:
-    names = tuple(index.splits) if split == "all" else (split,)
-    return [shard for name in names for shard in index.split(name)]
-
-
-def _samples(index: ShardIndex, shards: Sequence[Shard], skip: int) -> Iterator[Stored]:
-    reader = ShardReader(index)
-    places = ((shard, position) for shard in shards for position in range(shard.samples))
-    try:
-        for shard, position in islice(places, skip, None):
-            offset, size = shard.members[position][:2]
-            yield reader.read(shard, position), (shard.name, offset, size)
-    finally:
-        reader.close()
-
-
-def _embed(
-    bundle: Bundle, session: Session, samples: Iterator[Stored], gallery: Gallery, total: int
-) -> None:
+def _store(batches: Iterator[list[Item]], gallery: Gallery, total: int) -> None:
     done = len(gallery)
     bar = tqdm(total=total, initial=done, desc="embed gallery", unit="picture", disable=None)
     with bar:
-        for batch, pictures in _decoded(bundle, samples):
-            items = [
-                Item(sample.item_id, sample.labels, seen, vector, norm, place=place)
-                for (sample, place), (vector, norm, seen) in zip(
-                    batch, embed(session, bundle.schema, pictures)
-                )
-            ]
+        for items in batches:
             gallery.upsert(items)
             done += len(items)
             if len(gallery) != done:
@@ -164,40 +183,30 @@ def _embed(
             bar.update(len(items))
 
 
-def _decoded(bundle: Bundle, samples: Iterator[Stored]) -> Iterator[tuple[list[Stored], Picture]]:
-    """Batches with their pictures, some of them decoded ahead by threads."""
-
-    def load(stored: Stored) -> Picture:
-        return bundle.preprocess.load(stored[0].picture, stored[0].where)
-
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        ahead: deque[tuple[list[Stored], list[Future[Picture]]]] = deque()
-        while True:
-            while len(ahead) < AHEAD and (batch := list(islice(samples, BATCH))):
-                ahead.append((batch, [pool.submit(load, stored) for stored in batch]))
-            if not ahead:
-                return
-            batch, futures = ahead.popleft()
-            yield batch, np.stack([future.result() for future in futures])
-
-
 def _writable(folder: Path) -> Gallery:
     return EmbeddedGallery(folder, writable=True)
 
 
 def _resume(
-    partial: Path, bundle: Bundle, source: str, reopen: Callable[[Path], Gallery]
+    building: Path, bundle: Bundle, source: str, reopen: Callable[[Path], Gallery]
 ) -> Gallery | None:
     """The interrupted gallery of the same bundle and source; any other is removed."""
-    if not partial.exists():
+    if not building.exists():
         return None
     try:
-        header = Header.read(partial)
+        header = Header.read(building)
         if (header.bundle, header.source) == (bundle.hash, source):
-            return reopen(partial)
-    except BusyError:
-        raise
+            return reopen(building)
+    except (BusyError, UnavailableError):
+        raise  # later it may be of use
     except UserError:
         pass  # of no use any more
-    shutil.rmtree(partial)
+    _discard(building)
     return None
+
+
+def _discard(folder: Path) -> None:
+    """Removes a gallery, with what it has in Milvus."""
+    if "collection" in (extra := _extra(folder)):
+        _drop(extra)
+    shutil.rmtree(folder)

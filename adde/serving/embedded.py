@@ -5,7 +5,7 @@ Layout of the folder, beside gallery.json::
     items.sqlite   a row per stored vector; what SQLite has committed is what the gallery holds
     vectors.f32    row r at r * (A D + A + 1) floats: unit vector, squared lengths of its
                    subspaces, length before normalising
-    index.faiss    above EXACT_ITEMS only: see `adde.serving.index`
+    index.*        above EXACT_ITEMS only: see `adde.serving.index`
 
 Vectors are written and synced before SQLite commits their rows, so a process killed at any
 moment leaves the last committed state, and at most bytes behind the last row that the next write
@@ -107,7 +107,11 @@ class EmbeddedGallery:
         return cls(folder, writable=True)
 
     def __len__(self) -> int:
-        return int(self._state.live.sum())
+        return int(np.count_nonzero(self._state.live))
+
+    def probe(self) -> int:
+        """See `Gallery`."""
+        return len(self)
 
     def nearest(
         self,
@@ -120,7 +124,7 @@ class EmbeddedGallery:
         """See `Gallery`. Ties go to the item stored first."""
         state = self._state
         allowed = self._allowed(state, filters, exclude)
-        wanted = min(k + SLACK, int(allowed.sum()))
+        wanted = min(k + SLACK, int(np.count_nonzero(allowed)))
         if not wanted:
             return []
         vector = augmented_query(query, weights)
@@ -197,10 +201,12 @@ class EmbeddedGallery:
         with self._writing():
             start = len(self._state.live)
             self._append(start, items)
+            live = np.append(self._state.live, np.ones(len(items), np.bool_))
             with self._transaction():
                 for row, (item, known) in enumerate(records, start):
+                    live[self._bury(item.item_id)] = False
                     self._insert(row, item, known)
-            self._state = self._read_state()
+            self._state = self._map(live)
 
     def _append(self, start: int, items: Sequence[Item]) -> None:
         unit = np.stack([item.vector for item in items]).astype(np.float32)
@@ -216,7 +222,6 @@ class EmbeddedGallery:
 
     def _insert(self, row: int, item: Item, known: Mapping[str, Any]) -> None:
         execute = self._database.execute
-        execute("UPDATE items SET live = 0 WHERE live AND id = ?", (item.item_id,))
         values = (item.labels.tolist(), item.predicted.tolist(), item.fields, known, item.place)
         texts = [json.dumps(value) for value in values]
         execute("INSERT INTO items VALUES (?, ?, 1, ?, ?, ?, ?, ?)", (row, item.item_id, *texts))
@@ -227,14 +232,18 @@ class EmbeddedGallery:
         """See `Gallery`. Raises UserError where the gallery was not opened for writing."""
         with self._writing():
             with self._transaction():
-                taken = sum(
-                    self._database.execute(
-                        "UPDATE items SET live = 0 WHERE live AND id = ?", (item_id,)
-                    ).rowcount
-                    for item_id in item_ids
-                )
-            self._state = self._read_state()
-        return taken
+                buried = [row for item_id in item_ids for row in self._bury(item_id)]
+            live = self._state.live.copy()
+            live[buried] = False
+            self._state = self._map(live)
+        return len(buried)
+
+    def _bury(self, item_id: str) -> list[int]:
+        """Marks an item dead, if there is one; the rows that it had."""
+        query = "SELECT row FROM items WHERE live AND id = ?"
+        rows = [row for (row,) in self._database.execute(query, (item_id,))]
+        self._database.executemany("UPDATE items SET live = 0 WHERE row = ?", zip(rows))
+        return rows
 
     def _writing(self) -> threading.RLock:
         if not self._writable:
@@ -251,7 +260,9 @@ class EmbeddedGallery:
 
     def _read_state(self) -> _State:
         found = self._database.execute("SELECT live FROM items ORDER BY row")
-        live = np.fromiter((value for (value,) in found), np.bool_)
+        return self._map(np.fromiter((value for (value,) in found), np.bool_))
+
+    def _map(self, live: Mask) -> _State:
         expected = len(live) * self._stride * 4
         size = os.fstat(self._vectors.fileno()).st_size
         if size < expected:

@@ -119,6 +119,10 @@ class BusyError(UserError):
     """Another process writes the gallery."""
 
 
+class UnavailableError(UserError):
+    """The service that the gallery lies in does not answer now; later it may."""
+
+
 class Gallery(Protocol):
     """Items that can be searched and changed at once, from several threads."""
 
@@ -126,6 +130,10 @@ class Gallery(Protocol):
 
     def __len__(self) -> int:
         """Number of items."""
+        ...
+
+    def probe(self) -> int:
+        """Number of items, in little time. Raises UnavailableError where nothing answers."""
         ...
 
     def nearest(
@@ -149,6 +157,7 @@ class Gallery(Protocol):
 
         Raises:
             UserError: a filter asks for what no item has, or is none.
+            UnavailableError: the service that the gallery lies in does not answer.
         """
         ...
 
@@ -157,7 +166,12 @@ class Gallery(Protocol):
         ...
 
     def upsert(self, items: Sequence[Item]) -> None:
-        """Adds items, or puts them in the place of those with their ids; all or none."""
+        """Adds items, or puts them in the place of those with their ids; all or none.
+
+        Raises:
+            UnavailableError: it is not known whether they were stored. Do it again: what is
+                stored already is put in its own place.
+        """
         ...
 
     def delete(self, item_ids: Sequence[str]) -> int:

@@ -25,6 +25,7 @@ from adde.serving.gallery import (
     Header,
     Item,
     ItemNotFoundError,
+    UnavailableError,
     augmented,
     augmented_query,
     facts,
@@ -32,7 +33,12 @@ from adde.serving.gallery import (
 )
 
 TIMEOUT = 10.0
-"""Seconds a call may take, its tries anew included; then the caller is told."""
+"""Seconds a write may take, its tries anew included; then the caller is told."""
+
+LOOK_TIMEOUT = 4.0
+"""Seconds a search may take: it is someone's request, which has a deadline."""
+
+PROBE_TIMEOUT = 1.0
 
 ID_LENGTH = 512
 FIELDS = ["id", "vector", "norm", "record"]
@@ -60,6 +66,7 @@ class MilvusGallery:
             )
         with self._told():
             self._client.load_collection(self._collection, timeout=TIMEOUT)
+        self._loaded = True
 
     @classmethod
     def open(cls, folder: Path) -> "Gallery":
@@ -74,7 +81,8 @@ class MilvusGallery:
             # A name of its own: the gallery that is served meanwhile is not touched, nor removed.
             collection = f"adde_{header.bundle}_{uuid.uuid4().hex[:8]}"
             client = _connect(uri)
-            _create_collection(client, collection, header)
+            with _told(uri):
+                _create_collection(client, collection, header)
             folder.mkdir(parents=True)
             extra = {"uri": uri, "collection": collection}
             replace(header, engine="milvus", extra=extra).write(folder)
@@ -83,9 +91,21 @@ class MilvusGallery:
         return create
 
     def __len__(self) -> int:
+        return self._count(LOOK_TIMEOUT)
+
+    def probe(self) -> int:
+        """See `Gallery`."""
+        with self._told():
+            if not self._loaded:  # a server that was started anew may have to
+                self._client.load_collection(self._collection, timeout=PROBE_TIMEOUT)
+        items = self._count(PROBE_TIMEOUT)
+        self._loaded = True
+        return items
+
+    def _count(self, seconds: float) -> int:
         with self._told():
             found = self._client.query(
-                self._collection, filter="", output_fields=["count(*)"], timeout=TIMEOUT
+                self._collection, filter="", output_fields=["count(*)"], timeout=seconds
             )
         return int(found[0]["count(*)"])
 
@@ -110,7 +130,7 @@ class MilvusGallery:
                 limit=k + SLACK,
                 filter=" and ".join(clause for clause in clauses if clause),
                 output_fields=FIELDS,
-                timeout=TIMEOUT,
+                timeout=LOOK_TIMEOUT,
             )
         return [self._item(hit["entity"]) for hit in hits]
 
@@ -125,7 +145,7 @@ class MilvusGallery:
                         filter=f"exists facts[{json.dumps(name)}]",
                         output_fields=["id"],
                         limit=1,
-                        timeout=TIMEOUT,
+                        timeout=LOOK_TIMEOUT,
                     )
                 names += [name] if found else []
         return names
@@ -134,7 +154,7 @@ class MilvusGallery:
         """See `Gallery`."""
         with self._told():
             found = self._client.get(
-                self._collection, ids=[item_id], output_fields=FIELDS, timeout=TIMEOUT
+                self._collection, ids=[item_id], output_fields=FIELDS, timeout=LOOK_TIMEOUT
             )
         if not found:
             raise ItemNotFoundError(f"no item {item_id!r} in the gallery")
@@ -199,21 +219,35 @@ class MilvusGallery:
     @contextmanager
     def _told(self) -> Generator[None]:
         """What Milvus or the way to it refuses, as one line."""
-        with _told(self._uri):
-            yield
+        try:
+            with _told(self._uri):
+                yield
+        except UnavailableError:
+            self._loaded = False
+            raise
 
 
 @contextmanager
 def _told(uri: str) -> Generator[None]:
-    milvus = _pymilvus()
+    milvus: Any = _pymilvus()
+    grpc: Any = importlib.import_module("grpc")
     try:
         yield
+    except grpc.RpcError as error:  # those that pymilvus does not try anew come as they are
+        reason: Any = error
+        raise UnavailableError(f"{uri}: Milvus did not answer: {reason.details()}") from error
     except (milvus.MilvusException, OSError) as error:
         raise UnavailableError(f"{uri}: Milvus did not answer as expected: {error}") from error
 
 
-class UnavailableError(UserError):
-    """A service that the gallery lies in cannot be reached now."""
+def drop(uri: str, collection: str) -> None:
+    """Removes a collection, if it is there. Raises UnavailableError."""
+    client = _connect(uri)
+    try:
+        with _told(uri):
+            client.drop_collection(collection, timeout=TIMEOUT)
+    finally:
+        client.close()
 
 
 def _create_collection(client: Any, name: str, header: Header) -> None:
@@ -236,7 +270,11 @@ def _create_collection(client: Any, name: str, header: Header) -> None:
 def _connect(uri: str) -> Any:
     with _told(uri):
         token = os.environ.get("MILVUS_TOKEN", "")
-        return _pymilvus().MilvusClient(uri, token=token, timeout=TIMEOUT)
+        # Left to itself gRPC waits up to two minutes before it tries again to connect.
+        options = {"grpc.max_reconnect_backoff_ms": 1000, "grpc.min_reconnect_backoff_ms": 200}
+        return _pymilvus().MilvusClient(
+            uri, token=token, timeout=LOOK_TIMEOUT, grpc_options=options
+        )
 
 
 def _pymilvus() -> Any:

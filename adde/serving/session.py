@@ -33,6 +33,7 @@ class Session:
         devices: one, or several in the order of preference. TensorRT leaves to the next what it
             cannot do; whatever is named must be had.
         allow_fallback: go on with what onnxruntime gives, and say on stderr what is missing.
+        threads: of the CPU that one batch is shared by; None: as many as this process may use.
 
     Raises:
         UserError: onnxruntime cannot read a graph, or does not give a device that was asked
@@ -44,6 +45,7 @@ class Session:
         bundle: Bundle,
         devices: Device | Sequence[Device] = "cpu",
         allow_fallback: bool = False,
+        threads: int | None = None,
     ) -> None:
         asked: Sequence[Device] = (devices,) if isinstance(devices, str) else devices
         side, attributes = bundle.preprocess.size, len(bundle.schema.sizes)
@@ -59,8 +61,10 @@ class Session:
         )
         preload(asked)
         obtained = _obtainable(asked, allow_fallback)
-        self._encoder = _Runner(bundle, bundle.encoder, encoder, obtained)
-        self._memory = _Runner(bundle, bundle.memory, memory, obtained)
+        # Left to itself onnxruntime counts the machine's cores, not those this process may use.
+        count = threads or len(os.sched_getaffinity(0))
+        self._encoder = _Runner(bundle, bundle.encoder, encoder, obtained, count)
+        self._memory = _Runner(bundle, bundle.memory, memory, obtained, count)
 
     @property
     def providers(self) -> tuple[str, ...]:
@@ -89,9 +93,13 @@ class Session:
 class _Runner:
     """One graph on its devices: checks, fills up and cuts batches, hands them to a lane."""
 
-    def __init__(self, bundle: Bundle, path: Path, graph: Graph, devices: Sequence[Device]) -> None:
+    def __init__(
+        self, bundle: Bundle, path: Path, graph: Graph, devices: Sequence[Device], threads: int
+    ) -> None:
         self._graph = graph
-        self._session = _open(path, {name: _options(name, graph, bundle) for name in devices})
+        self._session = _open(
+            path, {name: _options(name, graph, bundle) for name in devices}, threads
+        )
         self.providers = tuple(str(name) for name in self._session.get_providers())
         self._on_cpu = self.providers[0] == PROVIDERS["cpu"]
         self._lanes: queue.SimpleQueue[Lane] = queue.SimpleQueue()
@@ -197,10 +205,9 @@ def _obtainable(devices: Sequence[Device], allow_fallback: bool) -> Sequence[Dev
     return [device for device in devices if device not in lacking] or ["cpu"]
 
 
-def _open(path: Path, devices: Mapping[Device, dict[str, str]]) -> Any:
+def _open(path: Path, devices: Mapping[Device, dict[str, str]], threads: int) -> Any:
     settings = onnxruntime.SessionOptions()
-    # Left to itself onnxruntime counts the machine's cores, not those this process may use.
-    settings.intra_op_num_threads = len(os.sched_getaffinity(0))
+    settings.intra_op_num_threads = threads
     wanted = [PROVIDERS[device] for device in devices]
     try:
         with contextlib.redirect_stdout(sys.stderr):  # where it says that it falls back

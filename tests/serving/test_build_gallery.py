@@ -9,14 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pymilvus
 import pytest
 
 from adde.errors import UserError
 from adde.files import read_json, write_json
 from adde.schema import Schema
-from adde.serving import build
+from adde.serving import build, embedding
 from adde.serving.build import build_gallery, open_gallery, open_or_build
 from adde.serving.embedded import EmbeddedGallery
+from adde.serving.milvus import MilvusGallery
 from adde.serving.session import Session
 from adde.shards.index import ShardIndex
 from adde.shards.reader import iterate
@@ -53,7 +55,7 @@ def contents(folder, shards):
 def test_interrupted_it_goes_on_and_ends_as_if_it_had_not_been(
     bundle, session, tiny_shards, tiny_gallery, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(build, "BATCH", 7)
+    monkeypatch.setattr(embedding, "BATCH", 7)
     out = tmp_path / "g"
     with pytest.raises(KeyboardInterrupt):
         build_gallery(bundle, Counting(session, most=40), tiny_shards, out)
@@ -157,3 +159,61 @@ def test_the_program(tiny_bundle, tiny_shards, bundle, tmp_path, engine):
         check=False,
     )
     assert (done.returncode, done.stderr[:7]) == (1, "error: ")
+
+
+def test_ray_makes_the_same_gallery_and_goes_on_where_it_was(
+    tiny_bundle, tiny_shards, tiny_gallery, bundle, session, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(embedding, "BATCH", 5)
+    with pytest.raises(KeyboardInterrupt):
+        build_gallery(bundle, Counting(session, most=20), tiny_shards, tmp_path / "g")
+    (tmp_path / ".g.building" / "begun").touch()
+    command = [sys.executable, PROGRAM, "--bundle", tiny_bundle, "--catalogue", tiny_shards]
+    command += ["--out", tmp_path / "g", "--engine-embed", "ray"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{tmp_path / 'g'}: 96 items, engine embedded\n"
+    assert (tmp_path / "g" / "begun").exists()
+    for one, two in zip(contents(tmp_path / "g", tiny_shards), contents(tiny_gallery, tiny_shards)):
+        assert (one.item_id, one.place, one.fields) == (two.item_id, two.place, two.fields)
+        assert np.array_equal(one.labels, two.labels)
+        assert np.array_equal(one.predicted, two.predicted)
+        assert np.abs(one.vector - two.vector).max() <= 1e-6
+        assert one.norm == pytest.approx(two.norm, rel=1e-6)
+
+
+def test_of_kept_galleries_those_not_opened_for_longest_go(
+    bundle, session, tiny_shards, cache, monkeypatch
+):
+    monkeypatch.setattr(build, "KEPT", 2)
+    for split in ("val", "test"):
+        open_or_build(bundle, session, tiny_shards, split).close()
+    for at, folder in enumerate(sorted(cache.iterdir(), key=lambda folder: folder.stat().st_mtime)):
+        os.utime(folder, (at, at))
+    open_or_build(bundle, Counting(session, most=0), tiny_shards, "val").close()
+    old = open_or_build(bundle, Counting(session, most=0), tiny_shards, "test")
+    open_or_build(bundle, Counting(session, most=0), tiny_shards, "val").close()
+    open_or_build(bundle, session, tiny_shards, "train").close()
+    assert len(old.nearest(old.get("test-000000-003").vector, np.ones(3, np.float32), 3, {})) > 2
+    old.close()
+    open_or_build(bundle, Counting(session, most=0), tiny_shards, "val").close()
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_a_replaced_collection_goes_when_its_successor_is_replaced(
+    bundle, session, tiny_shards, tmp_path
+):
+    engines = MilvusGallery.creator(str(tmp_path / "milvus.db")), MilvusGallery.open
+    names = []
+    for _ in range(3):
+        build_gallery(bundle, session, tiny_shards, tmp_path / "g", "val", *engines)
+        names.append(read_json(tmp_path / "g" / "gallery.json")["extra"]["collection"])
+    with pytest.raises(KeyboardInterrupt):  # begun, and of no use to the next
+        build_gallery(
+            bundle, Counting(session, most=0), tiny_shards, tmp_path / "g", "test", *engines
+        )
+    build_gallery(bundle, session, tiny_shards, tmp_path / "g", "val", *engines)
+    names.append(read_json(tmp_path / "g" / "gallery.json")["extra"]["collection"])
+    client = pymilvus.MilvusClient(str(tmp_path / "milvus.db"))
+    assert set(client.list_collections()) == set(names[-2:])
+    client.close()

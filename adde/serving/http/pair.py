@@ -14,6 +14,7 @@ from adde.serving.http.batching import Batcher
 from adde.serving.http.gate import Gate
 from adde.serving.http.metrics import Metrics
 from adde.serving.http.settings import Settings
+from adde.serving.http.watch import Watch
 from adde.serving.providers import Device
 from adde.serving.search import Searcher
 from adde.serving.session import STREAMS, Session
@@ -61,13 +62,17 @@ class Pair:
             max_batch=settings.max_batch,
             max_wait=settings.max_wait_ms / 1000,
         )
-        self._threads = ThreadPoolExecutor(len(os.sched_getaffinity(0)), "search")
+        cores = len(os.sched_getaffinity(0))
+        self._threads = ThreadPoolExecutor(cores, "work")
+        # Threads that wait for a service are not at work.
+        remote = searcher.gallery.header.engine != "embedded"
+        self.gallery = Watch(searcher.gallery, settings.max_batch if remote else cores)
         self._users = 0
         self._unused = asyncio.Event()
         self._unused.set()
         metrics.serving.clear()
         metrics.serving.labels(bundle, self.providers[0]).set(1)
-        metrics.items.set_function(lambda: len(searcher.gallery))
+        metrics.items.set_function(lambda: self.gallery.items)
 
     @contextmanager
     def in_use(self) -> Generator[None]:
@@ -91,4 +96,4 @@ class Pair:
         await self._unused.wait()
         await self.batcher.close()
         await asyncio.to_thread(self._threads.shutdown)
-        self.searcher.gallery.close()
+        await self.gallery.close()

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, ValidationError
 from starlette.exceptions import HTTPException
 
 from adde.errors import UserError
-from adde.serving.gallery import ItemNotFoundError
+from adde.serving.gallery import ItemNotFoundError, UnavailableError
 from adde.serving.http.pictures import BROKEN, TOO_LARGE, WRONG_FORMAT, PictureError
 
 MEDIA_TYPE = "application/problem+json"
@@ -21,6 +21,9 @@ PICTURES = {
     TOO_LARGE: (413, "picture-too-large"),
     BROKEN: (422, "picture-broken"),
 }
+AWAY_SECONDS = 2
+"""After which to come back, where the gallery's service does not answer."""
+
 CLIENT_GONE = 499
 """As nginx has it: nobody reads the answer, and logs and metrics say why there is none."""
 
@@ -53,9 +56,9 @@ class Problem(Exception):  # noqa: N818  # RFC 9457's word
         self.headers = dict(headers or {})
 
 
-def come_back(code: str, detail: str, seconds: float) -> Problem:
-    """429 with Retry-After, in whole seconds."""
-    return Problem(429, code, detail, {"Retry-After": str(max(1, math.ceil(seconds)))})
+def come_back(code: str, detail: str, seconds: float, status: int = 429) -> Problem:
+    """With Retry-After, in whole seconds."""
+    return Problem(status, code, detail, {"Retry-After": str(max(1, math.ceil(seconds)))})
 
 
 def of_validation(errors: list[Any]) -> Problem:
@@ -71,6 +74,9 @@ def of_exception(error: Exception) -> Problem:
         return error
     if isinstance(error, ItemNotFoundError):
         return Problem(404, "no-such-item", str(error))
+    if isinstance(error, UnavailableError):
+        detail = "the service that the gallery lies in does not answer now; come back"
+        return come_back("gallery-away", detail, AWAY_SECONDS, 503)
     if isinstance(error, PictureError):
         return Problem(*PICTURES[error.kind], str(error))
     if isinstance(error, UserError):

@@ -12,10 +12,10 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 
 from adde.errors import UserError
-from adde.serving.gallery import Item, read_picture
+from adde.serving.gallery import Item, UnavailableError, read_picture
 from adde.serving.http import bodies
 from adde.serving.http.pair import Pair
-from adde.serving.http.problems import MEDIA_TYPE, Problem, ProblemBody
+from adde.serving.http.problems import MEDIA_TYPE, Problem, ProblemBody, of_exception
 from adde.serving.http.reading import FORM, JSON
 from adde.serving.http.service import Service
 
@@ -37,8 +37,8 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return cast(dict[int | str, dict[str, Any]], texts)
 
 
-WORK = (400, 401, 408, 413, 415, 422, 429, 500, 504)
-LOOK = (401, 404, 422, 429, 500)
+WORK = (400, 401, 408, 413, 415, 422, 429, 500, 503, 504)
+LOOK = (401, 404, 422, 429, 500, 503)
 
 
 def body_of(kind: type[BaseModel], needs_image: bool) -> dict[str, Any]:
@@ -100,7 +100,7 @@ async def schema(request: Request) -> bodies.SchemaResult:
             bodies.AttributeBody(name=a.name, values=list(a.values))
             for a in searcher.schema.attributes
         ],
-        items=len(searcher.gallery),
+        items=service.pair.gallery.items,
         max_bytes=service.settings.max_bytes,
     )
 
@@ -117,7 +117,7 @@ async def some_items(
     """Some items to start from."""
     pair = service_of(request).pair
     with pair.in_use():
-        items = await pair.in_thread(draw, pair, count, seed)
+        items = await pair.gallery.ask(draw, pair, count, seed)
     header = pair.searcher.gallery.header
     return json_response({"items": [bodies.item_json(header, item) for item in items]})
 
@@ -147,7 +147,7 @@ ItemId = Annotated[str, Path(max_length=1000)]
     response_class=Response,
     responses={
         200: {"content": {kind: {} for kind in SIGNATURES.values()}},
-        **problems(*LOOK, 503),
+        **problems(*LOOK),
     },
 )
 async def picture(request: Request, item_id: ItemId) -> Response:
@@ -155,7 +155,7 @@ async def picture(request: Request, item_id: ItemId) -> Response:
     pair = service_of(request).pair
     gallery = pair.searcher.gallery
     with pair.in_use():
-        item = await pair.in_thread(gallery.get, item_id)
+        item = await pair.gallery.ask(gallery.get, item_id)
         try:
             content = await pair.in_thread(read_picture, gallery.header, item)
         except UserError as error:
@@ -178,7 +178,7 @@ async def item(request: Request, item_id: ItemId) -> Response:
     """An item of the gallery."""
     pair = service_of(request).pair
     with pair.in_use():
-        found = await pair.in_thread(pair.searcher.gallery.get, item_id)
+        found = await pair.gallery.ask(pair.searcher.gallery.get, item_id)
     return json_response(bodies.item_json(pair.searcher.gallery.header, found))
 
 
@@ -191,7 +191,7 @@ async def healthz(request: Request) -> bodies.Health:
         version=version("adde"),
         bundle=service.pair.bundle,
         providers=list(service.pair.providers),
-        items=len(service.pair.searcher.gallery),
+        items=service.pair.gallery.items,
         swap=service.swap,
     )
 
@@ -199,8 +199,11 @@ async def healthz(request: Request) -> bodies.Health:
 @router.get("/readyz", responses=problems(503))
 async def readyz(request: Request) -> bodies.Ready:
     """Whether to send requests here."""
-    if service_of(request).draining:
+    service = service_of(request)
+    if service.draining:
         raise Problem(503, "draining", "this server is about to end; ask another")
+    if service.pair.gallery.away:
+        raise of_exception(UnavailableError("away"))
     return bodies.Ready(ready=True)
 
 

@@ -144,7 +144,7 @@ class Server(uvicorn.Server):
             host, port = listener.getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
             pair = self._service.pair
-            about = {"bundle": pair.bundle, "items": len(pair.searcher.gallery)}
+            about = {"bundle": pair.bundle, "items": pair.gallery.items}
             about |= {"providers": pair.providers, "keys": self._service.keys is not None}
             log.info("ready", extra={"address": f"http://{shown}:{port}", **about})
 

@@ -113,11 +113,11 @@ class Service:
             pair.searcher.check(search)
             if content is None:
                 place.settle()
-                start = await pair.in_thread(pair.searcher.start_of, search.item)
+                start = await pair.gallery.ask(pair.searcher.start_of, search.item)
             else:
                 start = await self._start_of(pair, place, content)
             with self.metrics.stage("search"):
-                return await pair.in_thread(_found, pair, search, start)
+                return await pair.gallery.ask(_found, pair, search, start)
 
     async def _start_of(self, pair: Pair, place: Place, content: bytes) -> Start:
         size = pair.searcher.bundle.preprocess.size

@@ -1,0 +1,99 @@
+"""Samples of shards become items: read, decoded ahead, embedded in batches, in stored order."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import Literal
+
+import numpy as np
+
+from adde.bundle import Bundle
+from adde.metrics import predicted_labels
+from adde.preprocess import Picture
+from adde.schema import Labels, Schema, Vector
+from adde.serving.gallery import Item, Place
+from adde.serving.session import Session
+from adde.shards.index import Shard, ShardIndex
+from adde.shards.reader import Sample, ShardReader
+
+Split = Literal["all", "train", "val", "test"]
+
+BATCH = 64
+AHEAD = 3
+"""Batches that are decoded while one is embedded."""
+
+Stored = tuple[Sample, Place]
+
+Embed = Callable[[ShardIndex, Split, int], Iterator[list[Item]]]
+"""Index, split and how many samples to leave out -> the items of the others, in stored order."""
+
+
+def shards_of(index: ShardIndex, split: Split) -> list[Shard]:
+    """The shards of a split, or of all."""
+    names = tuple(index.splits) if split == "all" else (split,)
+    return [shard for name in names for shard in index.split(name)]
+
+
+def embed_here(
+    bundle: Bundle,
+    session: Session,
+    index: ShardIndex,
+    split: Split,
+    start: int = 0,
+    stop: int | None = None,
+) -> Iterator[list[Item]]:
+    """Items of the samples from `start` to `stop`, in batches.
+
+    Raises:
+        UserError: a sample cannot be read, or its picture does not decode; names it.
+    """
+    samples = _samples(index, shards_of(index, split), start, stop)
+    for batch, pictures in _decoded(bundle, samples):
+        yield [
+            Item(sample.item_id, sample.labels, seen, vector, norm, place=place)
+            for (sample, place), (vector, norm, seen) in zip(
+                batch, embed(session, bundle.schema, pictures)
+            )
+        ]
+
+
+def embed(
+    session: Session, schema: Schema, pictures: Picture
+) -> list[tuple[Vector, float, Labels]]:
+    """Pictures (B, S, S, 3) -> for each its unit vector (A, D), norm and predicted labels (A,)."""
+    embeddings, logits = session.encode(pictures)
+    norms = np.maximum(np.sqrt(np.square(embeddings).sum(axis=(1, 2))), 1e-12)
+    unit = embeddings / norms[:, None, None]
+    return list(zip(unit, norms.tolist(), predicted_labels(logits, schema)))
+
+
+def _samples(
+    index: ShardIndex, shards: Sequence[Shard], start: int, stop: int | None
+) -> Iterator[Stored]:
+    reader = ShardReader(index)
+    places = ((shard, position) for shard in shards for position in range(shard.samples))
+    try:
+        for shard, position in islice(places, start, stop):
+            offset, size = shard.members[position][:2]
+            yield reader.read(shard, position), (shard.name, offset, size)
+    finally:
+        reader.close()
+
+
+def _decoded(bundle: Bundle, samples: Iterator[Stored]) -> Iterator[tuple[list[Stored], Picture]]:
+    """Batches with their pictures, some of them decoded ahead by threads."""
+
+    def load(stored: Stored) -> Picture:
+        return bundle.preprocess.load(stored[0].picture, stored[0].where)
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        ahead: deque[tuple[list[Stored], list[Future[Picture]]]] = deque()
+        while True:
+            while len(ahead) < AHEAD and (batch := list(islice(samples, BATCH))):
+                ahead.append((batch, [pool.submit(load, stored) for stored in batch]))
+            if not ahead:
+                return
+            batch, futures = ahead.popleft()
+            yield batch, np.stack([future.result() for future in futures])

@@ -1,0 +1,87 @@
+"""Whether a gallery that lies in a service can be asked; so that not every request finds out."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import TypeVar
+
+from adde.errors import UserError
+from adde.serving.gallery import Gallery, UnavailableError
+
+T = TypeVar("T")
+
+EVERY = 1.0
+"""Seconds between looks."""
+
+log = logging.getLogger(__name__)
+
+
+class Watch:
+    """Looks after one gallery from an event loop; one that lies in files needs no looking after.
+
+    While the service does not answer, `ask` refuses at once: requests neither wait for it nor
+    hold the threads that others need. It goes on by itself when the service is back.
+
+    Args:
+        threads: calls of the gallery at a time.
+    """
+
+    def __init__(self, gallery: Gallery, threads: int) -> None:
+        self._gallery = gallery
+        self._threads = ThreadPoolExecutor(threads, "search")
+        self._away: str | None = None
+        self._remote = gallery.header.engine != "embedded"
+        self._items = 0
+        try:
+            self._items = gallery.probe()
+        except UnavailableError as error:
+            self._away = str(error)
+        self._task = asyncio.create_task(self._look()) if self._remote else None
+        self._looking = ThreadPoolExecutor(1, "watch")
+
+    @property
+    def away(self) -> bool:
+        """The service does not answer."""
+        return self._away is not None
+
+    @property
+    def items(self) -> int:
+        """Number of items; of a service, as it last said."""
+        return self._items if self._remote else len(self._gallery)
+
+    async def ask(self, work: Callable[..., T], *arguments: object) -> T:
+        """Runs in a thread what asks the gallery. Raises UnavailableError."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self._asked, work, *arguments)
+
+    def _asked(self, work: Callable[..., T], *arguments: object) -> T:
+        if self._away is not None:  # also for those who waited for a thread since it is
+            raise UnavailableError(self._away)
+        return work(*arguments)
+
+    async def _look(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(EVERY)
+            try:
+                self._items = await loop.run_in_executor(self._looking, self._gallery.probe)
+            except UserError as error:
+                if self._away is None:
+                    log.error("gallery away: %s", error)
+                self._away = str(error)
+            else:
+                if self._away is not None:
+                    log.info("gallery back", extra={"items": self._items})
+                self._away = None
+
+    async def close(self) -> None:
+        """Ends after what is asked at present, and lets go of the gallery."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+        for pool in (self._looking, self._threads):
+            await asyncio.to_thread(pool.shutdown)
+        await asyncio.to_thread(self._gallery.close)

@@ -3,7 +3,7 @@
 One file holds the space, the figure to improve, and the command of a trial; `wandb sweep` reads it,
 and so does `train/search.py`. Offline, trials lie in one folder:
 
-    search.db         Optuna's study (SQLite), from which a search that was cut off goes on
+    search.log        Optuna's journal, from which a search that was cut off goes on
     trial-0000/       run folder of each trial, with its output.txt
     results.png       values by trial and by setting
     best.json         settings and figure of the best trial
@@ -27,7 +27,7 @@ from adde.files import write_json
 from adde.training.config import parse
 from adde.training.tracking import LOG_NAME, read_log
 
-POLL = 0.5  # s between two looks at a trial's log
+POLL = 0.2  # s between two looks at a trial's log
 PATIENCE = 60.0  # s that a trial has to save before it is killed
 
 
@@ -158,9 +158,12 @@ class Search:
         self._optuna: Any = optuna
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.folder.mkdir(parents=True, exist_ok=True)
+        storages: Any = optuna.storages
         self.study: Any = optuna.create_study(
             study_name=self.sweep.name,
-            storage=f"sqlite:///{self.folder / 'search.db'}",
+            storage=storages.JournalStorage(
+                storages.journal.JournalFileBackend(str(self.folder / "search.log"))
+            ),
             pruner=self._pruner(),
             direction=self.sweep.metric.goal,
             load_if_exists=True,

@@ -43,7 +43,7 @@ class Replicated:
         self.averaged = Averages(config.optimizer.ema) if config.optimizer.ema else None
         self.block_norms: dict[str, float] = {}
         """Norms of the last step's gradient by part of the model (backbone, heads, classifiers,
-        memory), before clipping; DeepSpeed keeps them to itself."""
+        memory), before clipping."""
         self._open(plain)
 
     def _open(self, plain: ADDE) -> None:

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from adde.distributed import rank, world_size
+from adde.distributed import rank, sum_over_ranks, world_size
 from adde.model import ADDE
 from adde.training.batch_size import micro_batch
 from adde.training.checkpoint import Stored
@@ -56,8 +56,30 @@ class Zero(Replicated):
         """The engine divides by the accumulation, and steps with the last micro-batch."""
         with part("backward"):
             self.model.backward(loss)
+        if self.model.is_gradient_accumulation_boundary():
+            self.block_norms = self._norms()  # with its step the gradients are gone
         with part("optimiser"):
             self.model.step()
+
+    @torch.no_grad()
+    def _norms(self) -> dict[str, float]:
+        """`block_norms`, of the pieces of the gradient that DeepSpeed keeps on this rank."""
+        zero = self._zero
+        block_of = {id(p): name.partition(".")[0] for name, p in self._bare.named_parameters()}
+        names = list(dict.fromkeys(block_of[id(p)] for p in self._trained()))
+        squares = torch.zeros(len(names), device=self._accelerator.device)
+        groups = zero.fp16_groups if self._stage == 3 else zero.params_in_partition
+        for number, group in enumerate(groups):
+            for place, parameter in enumerate(group):
+                if "offload_optimizer" in self._config["zero_optimization"]:
+                    norm = zero.norm_for_param_grads.get(zero.get_param_id(parameter), 0.0)
+                else:
+                    norm = zero.averaged_gradients[number][place].norm()
+                squares[names.index(block_of[id(parameter)])] += norm**2
+        return dict(zip(names, sum_over_ranks(squares).sqrt().tolist()))
+
+    def _trained(self) -> list[Tensor]:
+        return [p for p in self._bare.parameters() if p.requires_grad]
 
     def _clip_and_step(self, largest: float) -> float:
         norm = self.model.get_global_grad_norm()

@@ -27,17 +27,22 @@ from adde.shards.shares import RankShare
 from adde.training import checkpoint as checkpoints
 from adde.training.alarms import Alarms
 from adde.training.background import Background, snapshot
+from adde.training.bad_steps import BadSteps
 from adde.training.batch_norm import synchronise
 from adde.training.batch_size import micro_batch
 from adde.training.checkpoint import Checkpoint, Position
-from adde.training.config import CONFIG_NAME, Config, Schedule, first_difference, write_config
+from adde.training.config import Config, Schedule
+from adde.training.endings import explain
 from adde.training.evaluation import Encoded, Evaluator, picture_rows, validate
 from adde.training.faults import Faults
+from adde.training.heartbeat import Heartbeat
 from adde.training.meter import Meter
 from adde.training.objectives import Objective
+from adde.training.preflight import preflight, require_room, require_same
 from adde.training.profiling import Profile, part
 from adde.training.report import write_report
-from adde.training.stopping import StopSignals
+from adde.training.run_folder import open_folder, say_what_is_left
+from adde.training.stopping import StopSignals, exit_status
 from adde.training.strategies import Replicated, open_accelerator, open_strategy
 from adde.training.tracking import Tracker
 
@@ -56,9 +61,11 @@ class Run:
     def __init__(self, config: Config, resume: bool) -> None:
         self.config = config
         self.accelerator = open_accelerator(config)
+        self._heartbeat = Heartbeat(config.limits)
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
         self.index = ShardIndex.read(config.data.shards)
         self.index.split("val")
+        looked = preflight(config, self.index, self.device)
         self.order = SampleOrder(
             self.index.split("train"),
             config.data.batch_size,
@@ -67,8 +74,9 @@ class Run:
             config.data.last_batch,
         )
         micro_batch(config.data, world_size())
-        checkpoint = _open_folder(config, resume, self.main)
-        self.accelerator.wait_for_everyone()
+        resume = resume or looked.resumes(config.run)
+        checkpoint = open_folder(config, resume, self.main)
+        require_same({"checkpoint to go on from": checkpoint.path.name if checkpoint else "none"})
 
         torch.manual_seed(config.seed)
         self._bare = ADDE(config.model, self.index.schema).to(self.device)
@@ -79,6 +87,9 @@ class Run:
         self.objective = Objective(self.index.schema, config.augmentation, config.margin)
         self.position = Position(STAGES[0], 0, 0)
         self._checkpoint = checkpoint
+        if self.main:
+            require_room(config, self._bare)
+            looked.write(config.run, checkpoint.position.step if checkpoint else 0)
         if checkpoint is not None:
             self._restore(checkpoint)
         self._evaluator = Evaluator(
@@ -100,16 +111,9 @@ class Run:
         self._profile = Profile(config.run / "profile", "", False)
         self._stalled = 0.0  # seconds that saving took from training since the last step
         self._faults = Faults(config.run, rank())
-        if self.main and self.order.dropped_per_epoch:
-            print(
-                f"{self.order.dropped_per_epoch} items at the end of each epoch's order fill no "
-                f"batch of {config.data.batch_size} and wait for the next epoch"
-            )
-        if self.main and self.order.repeated_per_epoch:
-            print(
-                f"{self.order.repeated_per_epoch} items of each epoch are shown again to fill its "
-                f"last batch of {config.data.batch_size}"
-            )
+        self._bad = BadSteps(config, self.objective, self.main)
+        if self.main:
+            say_what_is_left(self.order)
 
     # Stages
 
@@ -189,13 +193,20 @@ class Run:
         """
         started = time.perf_counter()
         assert self._stream is not None
+        self._heartbeat.say("loading a batch", self.position.step)
         batch = next(self._stream)
+        self._heartbeat.say("training", self.position.step)
         self.meter.waited += time.perf_counter() - started
         self._faults.report(batch.faults, self.position.step)
         number = next(self._numbers)
         torch.manual_seed(_seed(self.config.seed, number, rank()))  # dropout
         draws = torch.Generator().manual_seed(_seed(self.config.seed, number))
         return batch, draws
+
+    def note(self, scalars: dict[str, float], batch: Batch, draws: torch.Generator) -> None:
+        """Takes down one micro-batch's scalars after its backward pass; on all ranks alike."""
+        self.meter.add(scalars, len(batch.labels))
+        self._bad.look(self.strategy, self.position.stage, scalars, batch, draws)
 
     @part("logging")
     def log(self, stage: str, rate: float, norm: float) -> None:
@@ -210,6 +221,8 @@ class Run:
         terms = {f"{stage}/{name}": value for name, value in {**scalars, **attributes}.items()}
         blocks = {f"grad_norm/{name}": value for name, value in self.strategy.block_norms.items()}
         self._faults.require_few(scalars["skipped"], self.config.data, self.order.steps_per_epoch)
+        scaler = self.accelerator.scaler
+        self._bad.settle(norm, self.position.step, scaler.get_scale() if scaler else None)
         counts = {f"data/{k}": v for k, v in self.order.counts(self.position.step).items()}
         self._tracker.log(
             self.position.step,
@@ -219,6 +232,7 @@ class Run:
                 **counts,
                 "lr": rate,
                 "grad_norm": norm,
+                "bad_steps": self._bad.count,
                 **blocks,
                 **ranks,
                 "checkpoint_stall": self._stalled,
@@ -227,6 +241,7 @@ class Run:
         for alert in self._alarms.look(stage, scalars["loss"], speed["images_per_second"], ranks):
             self._tracker.alert(self.position.step, alert)
         self._stalled = 0.0
+        self._bad.require_few()
         if self.main:
             self._bar.set_postfix_str(
                 f"loss {scalars['loss']:.3f}, {speed['images_per_second']:.0f} images/s, "
@@ -239,6 +254,7 @@ class Run:
         """Sets the memory to the prototypes of the encoder as it stands (stage 2)."""
         if self.position.stage == "adde":
             return
+        self._heartbeat.say("computing the prototypes", self.position.step)
         model = self._gather().to(self.device)
         prototypes, counts = self._evaluator.prototypes(model)
         self._close_strategy()
@@ -261,6 +277,7 @@ class Run:
 
     def evaluate(self) -> None:
         """Validates the weights that would be exported; in stage 3 the best are kept."""
+        self._heartbeat.say("evaluating", self.position.step)
         model = self._gather().to(self.device)
         encoded = self._evaluator.encode(model, "val")
         figures = self._log_evaluation(model, encoded) if self.main else {}
@@ -308,6 +325,7 @@ class Run:
         disk's work is done beside it. `best` are validation figures that make it the best.
         """
         started = time.perf_counter()
+        self._heartbeat.say("saving a checkpoint", self.position.step)
         averaged = self._gather()
         optimizer = self._strategy.optimizer_state() if self._strategy else {}
         if self.main:
@@ -347,7 +365,7 @@ class Run:
                 f"train/main.py --resume --run {self.config.run}"
             )
         self.accelerator.wait_for_everyone()
-        raise SystemExit(128 + (self._stop.signal or signal.SIGTERM))
+        raise SystemExit(exit_status(self._stop.signal or signal.SIGTERM))
 
     def finish(self) -> None:
         """Says where everything lies."""
@@ -366,16 +384,19 @@ class Run:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        explained = error
+        if error is not None and not isinstance(error, SystemExit):
+            explained = explain(error, self.position.step, self._stream, self._heartbeat)
+            self._heartbeat.close(explained)
+        self._heartbeat.close()
         self._background.close()
         self._profile.close()
         self._tracker.close()
         self._stop.close()
-        if isinstance(error, RuntimeError) and self._stream is not None:
-            # Of a worker that was killed torch tells in the middle of anything.
-            explained = self._stream.explain(error)
+        if self._stream is not None and error is not None:
             self._stream.close()
-            if explained is not error:
-                raise explained from None
+        if explained is not None and explained is not error:
+            raise explained from None
         if torch.distributed.is_initialized() and error is None:
             torch.distributed.destroy_process_group()
 
@@ -440,25 +461,3 @@ def value_names(schema: Schema) -> list[str]:
 
 def _seed(*key: int) -> int:
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _open_folder(config: Config, resume: bool, main: bool) -> Checkpoint | None:
-    """The checkpoint to go on from; a fresh run's folder gets its config.toml."""
-    if main:
-        checkpoints.delete_unfinished(config.run)
-    found = checkpoints.last_checkpoint(config.run)
-    if found is None:
-        if main:
-            write_config(config, config.run)
-        return None
-    if not resume:
-        raise UserError(
-            f"{config.run}: expected an empty run folder, found {found.path.name}; go on with "
-            "--resume, or name another folder with --run"
-        )
-    if difference := first_difference(config.to_json(), found.state["config"]):
-        raise UserError(
-            f"{found.path}: is of another configuration; {difference} (asked for, and in the "
-            f"checkpoint); use the run's own {config.run / CONFIG_NAME}, or another --run"
-        )
-    return found

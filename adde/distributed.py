@@ -142,6 +142,15 @@ def from_main(ask: Callable[[], Answer]) -> Answer:
     return found[0]
 
 
+def gather_objects(mine: Any) -> list[Any]:
+    """What every rank has, in rank order, on all ranks; of anything that can be pickled."""
+    everyone = [mine]
+    if world_size() > 1:
+        everyone = [None] * world_size()
+        dist.all_gather_object(everyone, mine)
+    return everyone
+
+
 def _all_gather(rows: Tensor) -> Tensor:
     with _waiting(rows.device):
         if not rows.requires_grad:

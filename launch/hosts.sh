@@ -27,7 +27,7 @@ trap stop INT TERM
 for number in "${!hosts[@]}"; do
     # In a session of its own, so that Ctrl-C comes to `stop` alone.
     setsid ssh "${hosts[$number]}" "cd $(printf %q "$PWD") && exec accelerate launch \
-        --config_file launch/$file.yaml --num_machines ${#hosts[@]} \
+        --config_file launch/$file.yaml --max_restarts 3 --num_machines ${#hosts[@]} \
         --num_processes $((${#hosts[@]} * gpus)) --machine_rank $number \
         --main_process_ip $first --main_process_port $port \
         train/main.py --recipe $(printf %q "$recipe") --run $(printf %q "$run") --resume" &

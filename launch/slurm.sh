@@ -34,7 +34,7 @@ trap go_on_later USR1
 # --resume starts afresh where there is no checkpoint yet. The batch is the recipe's whatever the
 # number of GPUs.
 export file recipe run nodes first port
-srun bash -c 'exec accelerate launch --config_file "launch/$file.yaml" \
+srun bash -c 'exec accelerate launch --config_file "launch/$file.yaml" --max_restarts 3 \
     --num_machines "$nodes" --num_processes $((nodes * SLURM_GPUS_ON_NODE)) \
     --machine_rank "$SLURM_NODEID" --main_process_ip "$first" --main_process_port "$port" \
     train/main.py --recipe "$recipe" --run "$run" --resume' &

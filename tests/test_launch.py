@@ -363,6 +363,7 @@ def test_a_kubernetes_template_fits_its_kind_and_starts_the_right_node(name, stu
     for call in stubs.calls("accelerate"):
         assert "--resume" in call
         options, config = launched(call)
+        assert options["max_restarts"] == "3"
         assert options["num_machines"] == "2"
         assert options["num_processes"] == "16"
         assert options["machine_rank"] == "1"
@@ -430,6 +431,7 @@ def test_slurm_starts_the_nodes_and_requeues_when_told_to_stop(stubs, tmp_path):
         "machine_rank": "1",
         "main_process_ip": "",
         "main_process_port": "24711",
+        "max_restarts": "3",
     }
     assert config.run == Path("runs/a b")
     assert stubs.calls("scontrol") == [["show", "hostnames", "n[1-2]"], ["requeue", "4711"]]
@@ -468,6 +470,7 @@ def test_hosts_are_started_with_their_numbers(stubs):
     assert sorted(options["machine_rank"] for options, _ in calls) == ["0", "1", "2"]
     for options, config in calls:
         assert options["num_processes"] == "12"
+        assert options["max_restarts"] == "3"
         assert options["main_process_ip"] == "n1"
         assert config.run == Path("runs/a b")
 

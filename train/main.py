@@ -35,7 +35,7 @@ def train_stage(run: Run, name: str, stage: EncoderStage | AddeStage) -> None:
 
     for step in run.steps():
         rate = learning_rate(stage.schedule, step, run.total_steps, run.order.steps_per_epoch)
-        run.strategy.set_rate(rate)
+        run.strategy.begin_step(rate)
         stopping = False
         for part in range(run.loads):
             batch, draws = run.next_batch()
@@ -48,7 +48,7 @@ def train_stage(run: Run, name: str, stage: EncoderStage | AddeStage) -> None:
                     terms = terms_of(run.model, batch, draws)
                     loss, scalars, stopping = global_mean(terms, stage, run.stop_asked)
                     run.strategy.backward(loss)
-            run.meter.add(scalars, len(batch.labels))
+            run.note(scalars, batch, draws)
         norm = run.strategy.step()
 
         run.log(name, rate, norm)

@@ -28,8 +28,8 @@ else:
 CONFIG_NAME = "config.toml"
 
 NOT_TRAINING = (
-    *("run", "wandb", "profile", "alarms", "checkpoints", "evaluation", "shards"),
-    *("workers", "on_fault", "max_faults", "timeout"),
+    *("run", "wandb", "profile", "alarms", "checkpoints", "evaluation"),
+    *("limits", "shards", "workers", "on_fault", "max_faults", "timeout"),
 )
 """Settings that may change between a run and its resumption: the weights do not depend on them
 (the shards are held against the checkpoint by schema and content instead)."""
@@ -229,6 +229,24 @@ class Alarms:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a run bears before it ends; docs/scaling.md says how each end looks."""
+
+    bad_steps: int = 10
+    """Steps with NaN or infinity in losses or gradients that are skipped since the run was started
+    or resumed; one more ends it. A skipped step changes no weight; its items are written to
+    bad_steps.jsonl in the run's folder."""
+
+    silence: float = 60.0
+    """Seconds without a sign of life from a rank, whose process or machine was stopped, after which
+    the others end and name it; 0: never."""
+
+    stall: float = 1800.0
+    """Seconds without progress on any rank after which the run ends and names the rank that the
+    others wait for. More than an evaluation takes on the main rank, and than data.timeout."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """One run."""
 
@@ -265,6 +283,7 @@ class Config:
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
     evaluation: Evaluation = field(default_factory=Evaluation)
     alarms: Alarms = field(default_factory=Alarms)
+    limits: Limits = field(default_factory=Limits)
 
     def to_json(self) -> dict[str, Any]:
         """Every setting by name, nested; paths as strings."""

@@ -13,6 +13,7 @@ Every rank remembers the whole global batch, which mining gathers anyway: all ha
 import torch
 from torch import Tensor
 
+from adde.schema import UNKNOWN
 from adde.training.checkpoint import Stored
 from adde.training.config import CrossBatch
 
@@ -35,7 +36,7 @@ class CrossBatchMemory:
     ) -> None:
         self._size, self._used_from = settings.size, settings.warmup * batch_size
         self._embeddings = torch.zeros(settings.size, *shape, device=device)
-        self._labels = torch.full((settings.size, shape[0]), -1, device=device)
+        self._labels = torch.full((settings.size, shape[0]), UNKNOWN, device=device)
         self._seen = 0
 
     def beside(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,7 +50,12 @@ class CrossBatchMemory:
 
     @torch.no_grad()
     def push(self, embeddings: Tensor, labels: Tensor) -> None:
-        """Remembers a global batch, (M, A, D) and (M, A), in the place of the oldest items."""
+        """Remembers a global batch, (M, A, D) and (M, A), in the place of the oldest items.
+
+        Items whose embedding is zero, as NaN is mined, are remembered without labels.
+        """
+        nothing = (embeddings == 0).flatten(1).all(1)
+        labels = labels.masked_fill(nothing[:, None], UNKNOWN)
         count = min(len(labels), self._size)
         self._seen += len(labels)
         places = torch.arange(self._seen - count, self._seen, device=labels.device) % self._size

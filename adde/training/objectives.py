@@ -94,7 +94,12 @@ class Objective:
 
     @part("mining and losses")
     def terms(self, stage: str, out: Forward, batch: Batch, plan: "Plan") -> Terms:
-        """The stage's losses of what the model gave for all of this rank's items."""
+        """The stage's losses of what the model gave for all of this rank's items.
+
+        NaN and infinity are mined as zeros, so that ranks stay in step; the share of items that
+        had them, `nonfinite`, tells `global_mean` that the step is void.
+        """
+        out, broken = _finite(out)
         context = _Context(
             out.embeddings,
             batch.labels,
@@ -106,6 +111,7 @@ class Objective:
         if self.memory is not None:
             self.memory.push(context.all_embeddings, context.all_labels)
         shares["skipped"] = _skipped(batch)
+        shares["nonfinite"] = broken
         with torch.no_grad():
             shares["accuracy"] = losses.accuracy(out.logits, batch.labels, self.schema.sizes)
         found = Terms(terms, shares, self.schema.names)
@@ -243,7 +249,8 @@ def global_mean(
     batch has any of it.
 
     One collective carries everything. The returned loss is scaled by the number of ranks, since
-    data parallelism averages gradients.
+    data parallelism averages gradients. Where any rank's figures are not finite it is NaN on all,
+    and so are its gradients, by which every strategy knows a step that must not be taken.
     """
     weights = {name: getattr(stage, name) for name in terms.losses}
     named = {**terms.losses, **terms.shares}
@@ -272,7 +279,32 @@ def global_mean(
     flag_sum, *values = torch.cat([whole, *details.values()]).tolist()
     names = ["loss", *means, *(f"{name}/{a}" for name in details for a in terms.attributes)]
     scalars = {n: v for n, v in zip(names, values) if "/" not in n or not math.isnan(v)}
+    if not_finite(scalars):
+        loss = loss * math.nan
     return loss * world_size(), scalars, flag_sum > 0
+
+
+def not_finite(scalars: dict[str, float]) -> list[str]:
+    """Names of the scalars that are NaN or infinite, and `embeddings` where any item's are."""
+    names = [name for name, value in scalars.items() if not math.isfinite(value)]
+    return names + ["embeddings"] * (scalars.get("nonfinite", 0.0) > 0)
+
+
+def finite_rows(out: Forward) -> Tensor:
+    """(b,) bool: whether all that the model gives for an item is finite."""
+    found = [v.detach().flatten(1).sum(1) for v in out if v is not None and v.ndim]
+    return torch.stack(found).isfinite().all(0)
+
+
+def _finite(out: Forward) -> tuple[Forward, Term]:
+    """The outputs with zeros for NaN and infinity where they are mined; the share of such items."""
+    finite = finite_rows(out)
+    items = torch.tensor([float(len(finite))], device=finite.device)
+    mined = {
+        name: None if value is None else value.nan_to_num(0.0, 0.0, 0.0)
+        for name, value in (("embeddings", out.embeddings), ("edited", out.edited))
+    }
+    return out._replace(**mined), Term(items - finite.sum(), items)
 
 
 def _skipped(batch: Batch) -> Term:

@@ -55,3 +55,27 @@ class Averages:
         self._average(mine, [current[name] for name in floating], 1)  # pyright: ignore[reportArgumentType]
         for name in current.keys() - set(floating):
             self.tensors[name].copy_(current[name])
+
+
+class Kept:
+    """Copies of a few tensors that are changed in place, to go back to."""
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        # By type: copied together, in one launch instead of one for each.
+        self._pairs: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+        for tensor in tensors:
+            live, kept = self._pairs.setdefault(tensor.dtype, ([], []))
+            live.append(tensor)
+            kept.append(tensor.detach().clone())
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        """Takes the tensors as they are now."""
+        for live, kept in self._pairs.values():
+            torch._foreach_copy_(kept, live)
+
+    @torch.no_grad()
+    def undo(self) -> None:
+        """Makes the tensors what they were."""
+        for live, kept in self._pairs.values():
+            torch._foreach_copy_(live, kept)

@@ -5,7 +5,6 @@ import math
 import signal
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from types import TracebackType
 
 import numpy as np
@@ -26,20 +25,25 @@ from adde.shards.resize import load_for_training
 from adde.shards.shares import RankShare
 from adde.training import checkpoint as checkpoints
 from adde.training.alarms import Alarms
+from adde.training.bad_steps import BadSteps
 from adde.training.batch_norm import synchronise
 from adde.training.batch_size import micro_batch
 from adde.training.checkpoint import Checkpoint, Position
-from adde.training.config import CONFIG_NAME, Config, Schedule, first_difference, write_config
+from adde.training.config import Config, Schedule
 from adde.training.cross_batch import CrossBatchMemory
+from adde.training.endings import explain
 from adde.training.evaluation import Encoded, Evaluator, picture_rows, validate
 from adde.training.faults import Faults
+from adde.training.heartbeat import Heartbeat
 from adde.training.meter import Meter
 from adde.training.objectives import Objective
 from adde.training.pieces import Piece, shares
+from adde.training.preflight import preflight, require_room
 from adde.training.profiling import Profile, part
 from adde.training.report import write_report
+from adde.training.run_folder import open_folder, say_what_is_left
 from adde.training.saving import Saver
-from adde.training.stopping import StopSignals
+from adde.training.stopping import StopSignals, exit_status
 from adde.training.strategies import Replicated, open_accelerator, open_strategy
 from adde.training.tracking import Tracker
 
@@ -58,9 +62,11 @@ class Run:
     def __init__(self, config: Config, resume: bool) -> None:
         self.config = config
         self.accelerator = open_accelerator(config)
+        self._heartbeat = Heartbeat(config.limits)
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
         self.index = ShardIndex.read(config.data.shards)
         self.index.split("val")
+        looked = preflight(config, self.index, self.device)
         self.order = SampleOrder(
             self.index.split("train"),
             config.data.batch_size,
@@ -69,7 +75,8 @@ class Run:
             config.data.last_batch,
         )
         micro_batch(config.data, world_size())
-        found, writer = from_main(lambda: (_open_folder(config, resume), this_process()))
+        resume = resume or looked.resumes(config.run)
+        found, writer = from_main(lambda: (open_folder(config, resume), this_process()))
         checkpoint = found and checkpoints.open_checkpoint(found)
 
         torch.manual_seed(config.seed)
@@ -84,6 +91,9 @@ class Run:
         )
         self.position = Position(STAGES[0], 0, 0)
         self._checkpoint = checkpoint
+        if self.main:
+            require_room(config, self._bare)
+            looked.write(config.run, checkpoint.position.step if checkpoint else 0)
         if checkpoint is not None:
             self._restore(checkpoint)
         self._evaluator = Evaluator(
@@ -104,16 +114,9 @@ class Run:
         self._profile = Profile(config.run / "profile", "", False)
         self._saver = Saver(config, self.index, writer)
         self._faults = Faults(config.run, rank())
-        if self.main and self.order.dropped_per_epoch:
-            print(
-                f"{self.order.dropped_per_epoch} items at the end of each epoch's order fill no "
-                f"batch of {config.data.batch_size} and wait for the next epoch"
-            )
-        if self.main and self.order.repeated_per_epoch:
-            print(
-                f"{self.order.repeated_per_epoch} items of each epoch are shown again to fill its "
-                f"last batch of {config.data.batch_size}"
-            )
+        self._bad = BadSteps(config, self.objective, self.main)
+        if self.main:
+            say_what_is_left(self.order)
 
     # Stages
 
@@ -193,13 +196,20 @@ class Run:
         """
         started = time.perf_counter()
         assert self._stream is not None
+        self._heartbeat.say("loading a batch", self.position.step)
         batch = next(self._stream)
+        self._heartbeat.say("training", self.position.step)
         self.meter.waited += time.perf_counter() - started
         self._faults.report(batch.faults, self.position.step)
         number = next(self._numbers)
         torch.manual_seed(_seed(self.config.seed, number, rank()))  # dropout
         draws = torch.Generator().manual_seed(_seed(self.config.seed, number))
         return batch, draws
+
+    def note(self, scalars: dict[str, float], batch: Batch, draws: torch.Generator) -> None:
+        """Takes down one micro-batch's scalars after its backward pass; on all ranks alike."""
+        self.meter.add(scalars, len(batch.labels))
+        self._bad.look(self.strategy, self.position.stage, scalars, batch, draws)
 
     @part("logging")
     def log(self, stage: str, rate: float, norm: float) -> None:
@@ -214,6 +224,8 @@ class Run:
         terms = {f"{stage}/{name}": value for name, value in {**scalars, **attributes}.items()}
         blocks = {f"grad_norm/{name}": value for name, value in self.strategy.block_norms.items()}
         self._faults.require_few(scalars["skipped"], self.config.data, self.order.steps_per_epoch)
+        scaler = self.accelerator.scaler
+        self._bad.settle(norm, self.position.step, scaler.get_scale() if scaler else None)
         counts = {f"data/{k}": v for k, v in self.order.counts(self.position.step).items()}
         self._tracker.log(
             self.position.step,
@@ -223,6 +235,7 @@ class Run:
                 **counts,
                 "lr": rate,
                 "grad_norm": norm,
+                "bad_steps": self._bad.count,
                 **blocks,
                 **ranks,
                 "checkpoint_stall": self._saver.take_stall(),
@@ -230,6 +243,7 @@ class Run:
         )
         for alert in self._alarms.look(stage, scalars["loss"], speed["images_per_second"], ranks):
             self._tracker.alert(self.position.step, alert)
+        self._bad.require_few()
         if self.main:
             self._bar.set_postfix_str(
                 f"loss {scalars['loss']:.3f}, {speed['images_per_second']:.0f} images/s, "
@@ -242,6 +256,7 @@ class Run:
         """Sets the memory to the prototypes of the encoder as it stands (stage 2)."""
         if self.position.stage == "adde":
             return
+        self._heartbeat.say("computing the prototypes", self.position.step)
         model = self._gather().to(self.device)
         prototypes, counts = self._evaluator.prototypes(model)
         self._close_strategy()
@@ -264,6 +279,7 @@ class Run:
 
     def evaluate(self) -> None:
         """Validates the weights that would be exported; in stage 3 the best are kept."""
+        self._heartbeat.say("evaluating", self.position.step)
         model = self._gather().to(self.device)
         encoded = self._evaluator.encode(model, "val")
         figures = self._log_evaluation(model, encoded) if self.main else {}
@@ -308,6 +324,7 @@ class Run:
 
         `best` are validation figures that make it the best.
         """
+        self._heartbeat.say("saving a checkpoint", self.position.step)
         scaler = self.accelerator.scaler
         self._saver.save(self.position, self._pieces, scaler and scaler.state_dict(), best)
 
@@ -334,7 +351,7 @@ class Run:
                 f"train/main.py --resume --run {self.config.run}"
             )
         self.accelerator.wait_for_everyone()
-        raise SystemExit(128 + (self._stop.signal or signal.SIGTERM))
+        raise SystemExit(exit_status(self._stop.signal or signal.SIGTERM))
 
     def finish(self) -> None:
         """Says where everything lies."""
@@ -353,16 +370,19 @@ class Run:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        explained = error
+        if error is not None and not isinstance(error, SystemExit):
+            explained = explain(error, self.position.step, self._stream, self._heartbeat)
+            self._heartbeat.close(explained)
+        self._heartbeat.close()
         self._profile.close()
         self._saver.close(failed=error is not None)
         self._tracker.close()
         self._stop.close()
-        if isinstance(error, RuntimeError) and self._stream is not None:
-            # Of a worker that was killed torch tells in the middle of anything.
-            explained = self._stream.explain(error)
+        if self._stream is not None and error is not None:
             self._stream.close()
-            if explained is not error:
-                raise explained from None
+        if explained is not None and explained is not error:
+            raise explained from None
         if torch.distributed.is_initialized() and error is None:
             torch.distributed.destroy_process_group()
 
@@ -435,23 +455,3 @@ def _cross_batch_memory(
 
 def _seed(*key: int) -> int:
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _open_folder(config: Config, resume: bool) -> Path | None:
-    """The checkpoint to go on from; a fresh run's folder gets its config.toml. On the main rank."""
-    checkpoints.delete_unfinished(config.run)
-    found = checkpoints.last_checkpoint(config.run)
-    if found is None:
-        write_config(config, config.run)
-        return None
-    if not resume:
-        raise UserError(
-            f"{config.run}: expected an empty run folder, found {found.path.name}; go on with "
-            "--resume, or name another folder with --run"
-        )
-    if difference := first_difference(config.to_json(), found.state["config"]):
-        raise UserError(
-            f"{found.path}: is of another configuration; {difference} (asked for, and in the "
-            f"checkpoint); use the run's own {config.run / CONFIG_NAME}, or another --run"
-        )
-    return found.path

@@ -1,7 +1,9 @@
 """Stopping between two steps."""
 
+import os
 import signal
 import sys
+from collections.abc import Mapping
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -24,3 +26,13 @@ class StopSignals:
         """Puts the former handlers back."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+
+def exit_status(number: int, environment: Mapping[str, str] = os.environ) -> int:
+    """The status to end with after a signal that all ranks have obeyed: 128 and its number.
+
+    0 under a launcher that restarts ranks (`--max_restarts`): it would take anything else for a
+    failure, and start again what was asked to stop.
+    """
+    restarting = int(environment.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+    return 0 if restarting else 128 + number

@@ -67,15 +67,15 @@ slow = pytest.mark.slow
 SHARDED = ["zero1", "zero2", "zero3", "zero3_offload"]
 
 
-def start(file, ranks, recipe, run, *more, options=()):
-    """train/main.py under one of launch/'s files, on CPU ranks."""
+def start(file, ranks, recipe, run, *more, options=(), program="train/main.py"):
+    """A training program under one of launch/'s files, on CPU ranks."""
     command = [sys.executable, "-m", "accelerate.commands.launch"]
     command += [f"--config_file=launch/{file}.yaml", f"--num_processes={ranks}"]
     if (ranks > 1 or file.startswith("zero")) and not options:
         command += [f"--main_process_port={free_port()}"]
     cpu = {"DS_ACCELERATOR": "cpu"} if file.startswith("zero") else {"ACCELERATE_USE_CPU": "true"}
     return subprocess.Popen(
-        [*command, *options, "train/main.py", f"--recipe={recipe}", f"--run={run}", *more],
+        [*command, *options, program, f"--recipe={recipe}", f"--run={run}", *more],
         cwd=ROOT,
         env={**os.environ, **cpu, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"},
         stdout=subprocess.PIPE,
@@ -84,8 +84,8 @@ def start(file, ranks, recipe, run, *more, options=()):
     )
 
 
-def launch(*arguments, status=0):
-    process = start(*arguments)
+def launch(*arguments, status=0, **options):
+    process = start(*arguments, **options)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == status, output
     return output

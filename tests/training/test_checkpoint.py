@@ -34,7 +34,7 @@ def trained(tmp_path):
     model = ADDE(CONFIG.model, SCHEMA)
     strategy = Replicated(Accelerator(cpu=True), model, CONFIG)
     strategy.backward(model.encode(torch.zeros(2, 32, 32, 3, dtype=torch.uint8))[0].sum())
-    strategy.set_rate(0.1)
+    strategy.begin_step(0.1)
     strategy.step()
     write_config(CONFIG, tmp_path)
     yield tmp_path, model, strategy.pieces

@@ -147,7 +147,7 @@ def test_sgd_on_a_clipped_gradient_with_averaged_weights(clip):
         inputs = torch.randn(4, 3)
         own.backward(model(inputs).square().sum())
         gradients = [p.grad.numpy().astype(np.float64) for p in model.parameters()]
-        optimizer.set_rate(0.01 * (step + 1))
+        optimizer.begin_step(0.01 * (step + 1))
         norm = optimizer.step()
         expected = math.sqrt(sum((g**2).sum() for g in gradients))
         assert norm == pytest.approx(expected)
@@ -178,7 +178,7 @@ def test_fp16_with_a_scaled_loss_trains_as_fp32(name):
         torch.manual_seed(0)
         model = nn.Linear(3, 2)
         own, optimizer = stage(model, scaler, name=name, clip_norm=0.5)
-        optimizer.set_rate(0.1)
+        optimizer.begin_step(0.1)
         norms = []
         for _ in range(4):
             outputs = model(torch.randn(4, 3))
@@ -199,7 +199,7 @@ def test_a_gradient_that_overflows_is_skipped_and_the_scale_lowered(name):
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     model = nn.Linear(3, 2)
     own, optimizer = stage(model, scaler, name=name, ema=0.9)
-    optimizer.set_rate(0.1)
+    optimizer.begin_step(0.1)
     own.backward(model(torch.ones(4, 3)).square().mean())
     optimizer.step()
     before = parameters(model)
@@ -229,7 +229,6 @@ class Loop:
         self.loads = accumulation
         self.objective = SimpleNamespace(encoder=self.terms)
         self.order = SimpleNamespace(steps_per_epoch=PER_EPOCH)
-        self.meter = SimpleNamespace(add=lambda scalars, items: self.losses.append(scalars["loss"]))
         self.batches = iter(batches)
         self.total_steps = len(batches) // accumulation
         self.stop_asked = False
@@ -249,6 +248,9 @@ class Loop:
     def terms(self, model, batch, draws):
         errors = (model(batch.inputs) - batch.labels).square()
         return Terms({"cls": Term(errors.sum()[None], torch.tensor([float(len(errors))]))}, {})
+
+    def note(self, scalars, batch, draws):
+        self.losses.append(scalars["loss"])
 
     def log(self, name, rate, norm):
         self.logged.append((rate, norm))

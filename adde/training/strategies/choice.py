@@ -1,9 +1,11 @@
 """Which strategy `accelerate launch` asked for, read from what it leaves in the environment."""
 
 import os
+from datetime import timedelta
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
 
@@ -11,6 +13,7 @@ from adde.distributed import world_size
 from adde.errors import UserError
 from adde.model import ADDE
 from adde.training.config import Config
+from adde.training.preflight import require_device
 from adde.training.strategies.replicated import Replicated
 
 
@@ -18,12 +21,15 @@ def open_accelerator(config: Config) -> Accelerator:
     """This process's Accelerator.
 
     Raises:
-        UserError: the precision cannot be had here, or DeepSpeed is not installed.
+        UserError: the precision or a GPU cannot be had here, or DeepSpeed is not installed.
     """
+    require_device()
     handlers: list[Any] = []
-    # Without being told, Accelerate under DeepSpeed takes CPU ranks for lone processes.
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available():
-        handlers.append(InitProcessGroupKwargs(backend="gloo"))
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        _join_ranks(config.limits.stall)
+        # Without being told, Accelerate under DeepSpeed takes CPU ranks for lone processes.
+        if not torch.cuda.is_available():
+            handlers.append(InitProcessGroupKwargs(backend="gloo"))
     if _asked("DEEPSPEED"):
         _ready_deepspeed()
     _check_precision(config.precision)
@@ -40,6 +46,27 @@ def open_accelerator(config: Config) -> Accelerator:
     finally:
         if fsdp is not None:
             os.environ["ACCELERATE_USE_FSDP"] = fsdp
+
+
+def _join_ranks(stall: float) -> None:
+    """Opens the process group, under keys of this start.
+
+    The launcher's store may outlive a restart, and ranks that look there under the same keys as
+    before would wait for addresses of ranks that are gone (torchrun's static rendezvous).
+    """
+    # The heartbeat is to speak first: it knows for whom the others wait.
+    timeout = timedelta(seconds=stall + 60) if stall else timedelta(days=365)
+    store, own, ranks = next(dist.rendezvous("env://", timeout=timedelta(minutes=30)))
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group(
+        "nccl" if cuda else "gloo",
+        store=dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store),
+        rank=own,
+        world_size=ranks,
+        timeout=timeout,
+    )
 
 
 def open_strategy(accelerator: Accelerator, plain: ADDE, config: Config) -> Replicated:

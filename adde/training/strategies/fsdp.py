@@ -7,7 +7,7 @@ weights travel in float32 and a step's figures are those of DDP.
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import prod
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from adde.distributed import rank, world_size
-from adde.model import ADDE
+from adde.model import ADDE, Forward
 from adde.training.checkpoint import Stored
 from adde.training.optimisation import build_optimizer
 from adde.training.pieces import Piece
@@ -60,6 +60,14 @@ class FullyShard(Replicated):
     def micro_batch(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Gradients stay whole until a step's last micro-batch."""
         return contextlib.nullcontext() if last else self._without_sync()
+
+    def look(self, encode: Callable[[Any], Forward]) -> Forward:
+        """As for the others."""
+        out = super().look(encode)
+        # Without a backward pass to do so, the outermost weights would stay whole, and gradients
+        # would be looked for there.
+        self._bare.reshard()
+        return out
 
     def _shard(self, tensor: Tensor) -> Tensor:
         if not isinstance(tensor, DTensor):

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,10 +11,10 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from adde.distributed import rank, sum_over_ranks, world_size
-from adde.model import ADDE
+from adde.model import ADDE, Forward
 from adde.training.checkpoint import Stored
 from adde.training.config import Config
-from adde.training.optimisation import Averages, build_optimizer
+from adde.training.optimisation import Averages, Kept, build_optimizer
 from adde.training.pieces import Piece, shares, whole
 from adde.training.profiling import part
 
@@ -45,6 +46,7 @@ class Replicated:
         """Norms of the last step's gradient by part of the model (backbone, heads, classifiers,
         memory), before clipping."""
         self._open(plain)
+        self._buffers = Kept(list(self._bare.buffers()))
 
     def _open(self, plain: ADDE) -> None:
         self._bare = plain
@@ -53,10 +55,11 @@ class Replicated:
 
     # A step
 
-    def set_rate(self, rate: float) -> None:
-        """Sets the learning rate of all groups; before the step's first backward pass."""
+    def begin_step(self, rate: float) -> None:
+        """Sets the learning rate of all groups, and remembers what a void step must not change."""
         for group in self._optimizer.param_groups:
             group["lr"] = rate
+        self._buffers.keep()
 
     def micro_batch(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Around forward and backward: gradients are averaged over ranks with the last only."""
@@ -68,17 +71,40 @@ class Replicated:
             self._accelerator.backward(loss / self._accumulation)
 
     def step(self) -> float:
-        """Clips, steps, averages, clears; returns the gradient's global norm before clipping."""
+        """Clips, steps, averages, clears; returns the gradient's global norm before clipping.
+
+        Where that is NaN or infinite, which all ranks see alike, the step is void: weights,
+        optimiser, averages and running statistics stay as they were.
+        """
         with part("optimiser"):
             norm = self._clip_and_step(self._settings.clip_norm or math.inf)
-            if self.averaged is not None:
+            if not math.isfinite(norm):
+                self.undo_buffers()
+            elif self.averaged is not None:
                 self.averaged.update(self.state())
         return norm
+
+    @torch.no_grad()
+    def look(self, encode: Callable[[Any], Forward]) -> Forward:
+        """What `encode` makes of the model in eval mode; the step under way is not disturbed.
+
+        On all ranks.
+        """
+        self.model.eval()
+        out = encode(self.model)
+        self.model.train()
+        return out
+
+    def undo_buffers(self) -> None:
+        """Puts back the running statistics from before the step."""
+        self._buffers.undo()
 
     def _clip_and_step(self, largest: float) -> float:
         self._accelerator.unscale_gradients()  # only in fp16 is there anything to it
         norm = self._clip(largest)
-        self._optimizer.step()
+        # fp16's GradScaler skips by itself, and must be asked in order to lower its scale.
+        if math.isfinite(norm) or self._accelerator.scaler is not None:
+            self._optimizer.step()
         self._optimizer.zero_grad()
         return norm
 

@@ -53,7 +53,10 @@ class Zero(Replicated):
         return contextlib.nullcontext()
 
     def backward(self, loss: Tensor) -> None:
-        """The engine divides by the accumulation, and steps with the last micro-batch."""
+        """The engine divides by the accumulation, and steps with the last micro-batch.
+
+        Gradients that are not finite it does not step on, whatever the precision.
+        """
         with part("backward"):
             self.model.backward(loss)
         if self.model.is_gradient_accumulation_boundary():

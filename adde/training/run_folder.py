@@ -1,0 +1,47 @@
+"""The folder of a run, fresh or with something to go on from."""
+
+from pathlib import Path
+
+from adde.errors import UserError
+from adde.shards.order import SampleOrder
+from adde.training import checkpoint as checkpoints
+from adde.training.config import CONFIG_NAME, Config, first_difference, write_config
+
+
+def open_folder(config: Config, resume: bool) -> Path | None:
+    """The checkpoint to go on from; a fresh run's folder gets its config.toml. On the main rank.
+
+    Raises:
+        UserError: there is a checkpoint and it is not to be gone on from, or of another
+            configuration.
+    """
+    checkpoints.delete_unfinished(config.run)
+    found = checkpoints.last_checkpoint(config.run)
+    if found is None:
+        write_config(config, config.run)
+        return None
+    if not resume:
+        raise UserError(
+            f"{config.run}: expected an empty run folder, found {found.path.name}; go on with "
+            "--resume, or name another folder with --run"
+        )
+    if difference := first_difference(config.to_json(), found.state["config"]):
+        raise UserError(
+            f"{found.path}: is of another configuration; {difference} (asked for, and in the "
+            f"checkpoint); use the run's own {config.run / CONFIG_NAME}, or another --run"
+        )
+    return found.path
+
+
+def say_what_is_left(order: SampleOrder) -> None:
+    """Prints how an epoch's items that fill no batch are dealt with."""
+    if order.dropped_per_epoch:
+        print(
+            f"{order.dropped_per_epoch} items at the end of each epoch's order fill no batch of "
+            f"{order.batch_size} and wait for the next epoch"
+        )
+    if order.repeated_per_epoch:
+        print(
+            f"{order.repeated_per_epoch} items of each epoch are shown again to fill its last "
+            f"batch of {order.batch_size}"
+        )

@@ -1,0 +1,128 @@
+"""A picture that gives NaN on one of two ranks: its steps change nothing, and it is named."""
+
+import json
+
+import numpy as np
+import pytest
+from test_strategies import RECIPE, launch
+
+from adde.preprocess import Preprocess
+from adde.shards.index import ShardIndex
+from adde.shards.order import SampleOrder
+from adde.shards.reader import ShardReader
+from adde.shards.resize import load_for_training
+
+PROGRAM = '''
+"""train/main.py with one picture that becomes NaN, and a look at every step that is skipped."""
+import hashlib, math, runpy, sys
+import torch
+from adde.errors import run_program
+from adde.training import objectives
+from adde.training.strategies import Replicated
+
+plain, begin, end = objectives.augment, Replicated.begin_step, Replicated.step
+
+def augment(images, moves, settings):
+    out = plain(images, moves, settings)
+    poisoned = images.flatten(1).long().sum(1) == {total}
+    return torch.where(poisoned[:, None, None, None], {value}, out)
+
+def digest(strategy):
+    found = {{**strategy.state(), **strategy.optimizer_state()}}
+    if strategy.averaged:
+        found |= {{"ema/" + n: t for n, t in strategy.averaged.tensors.items()}}
+    return {{name: t.detach().clone() for name, t in found.items()}}
+
+def begin_step(self, rate):
+    begin(self, rate)
+    self.before = digest(self)
+
+def step(self):
+    norm = end(self)
+    after = digest(self)
+    same = [torch.equal(self.before[name], t) for name, t in after.items() if name in self.before]
+    assert len(same) > 50
+    if math.isfinite(norm):
+        assert not all(same)
+    else:
+        assert all(same) and len(same) == len(after)
+        print("untouched", flush=True)
+    return norm
+
+objectives.augment, Replicated.begin_step, Replicated.step = augment, begin_step, step
+program = runpy.run_path("train/main.py")
+run_program(program["main"])
+'''
+BATCH = 12
+
+
+@pytest.fixture
+def poisoned(tiny_shards, tmp_path):
+    """Recipe and program for a run in which one item is NaN; the item, and the places it has."""
+
+    def make(value="math.nan", **settings):
+        index = ShardIndex.read(tiny_shards)
+        shards = index.split("train")
+        order = SampleOrder(shards, BATCH, seed=3)
+        shard, position = order.batch(3)[BATCH - 1].tolist()  # on the second rank
+        sample = ShardReader(index).read(shards[shard], position)
+        picture = load_for_training(Preprocess(32, (0, 0, 0), (1, 1, 1)), sample.picture, "")
+        program = tmp_path / "main.py"
+        program.write_text(PROGRAM.format(total=picture.astype(np.int64).sum(), value=value))
+        recipe = tmp_path / "recipe.toml"
+        recipe.write_text(RECIPE.replace("[data]", f'[data]\nshards = "{tiny_shards}"'))
+        places = {}
+        for step in range(20):
+            for row in (order.batch(step) == [shard, position]).all(1).nonzero()[0].tolist():
+                places[step + 1] = row
+        assert len(places) == 4  # once an epoch
+        return recipe, program, sample.item_id, places
+
+    return make
+
+
+def bad_steps(run):
+    return [json.loads(line) for line in (run / "bad_steps.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("file", "more"),
+    [
+        ("ddp", ()),
+        *(
+            pytest.param(file, more, marks=pytest.mark.slow)
+            for file, more in [
+                ("ddp", ("--data.accumulation=3",)),
+                ("ddp", ("--data.accumulation=3", "--data.cached")),
+                ("ddp", ("--optimizer.name=adamw",)),
+                ("ddp", ("--precision=bf16",)),
+                ("fsdp2", ("--data.accumulation=2",)),
+                ("fsdp2", ("--data.accumulation=2", "--data.cached")),
+                *((f"zero{n}", ("--data.accumulation=2",)) for n in (1, 2, 3)),
+                ("zero3", ("--precision=bf16", "--optimizer.name=adamw")),
+                ("zero3_offload", ()),
+            ]
+        ),
+    ],
+)
+def test_a_step_with_nan_changes_nothing_and_its_item_is_named(file, more, poisoned, tmp_path):
+    recipe, program, item, places = poisoned()
+    run = tmp_path / "run"
+    output = launch(file, 2, recipe, run, *more, program=program)
+    assert output.count("untouched") == 2 * len(places)
+    found = bad_steps(run)
+    assert [line["step"] for line in found] == list(places)
+    assert {tuple(line["items"]) for line in found} == {(item,)}
+    parts = int(more[0][-1]) if "--data.accumulation" in " ".join(more) else 1
+    micro = BATCH // (2 * (1 if "--data.cached" in more else parts))
+    assert [line["rank"] for line in found] == [row // micro % 2 for row in places.values()]
+    assert 1 in {line["rank"] for line in found}
+    assert all("embeddings" in line["terms"] for line in found)
+    for line in found:
+        assert f"step {line['step']}: " in output
+        assert f"rank {line['rank']}, items {item}" in output
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    steps = [line for line in log if "lr" in line]
+    assert [line["step"] for line in steps if line["grad_norm"] is None] == list(places)
+    assert steps[-1]["bad_steps"] == len(places)
+    assert all(line["val/accuracy"] >= 0 for line in log if "val/accuracy" in line)

@@ -1,0 +1,263 @@
+"""Ranks killed at random places under a launcher that restarts them: the order of samples holds.
+
+What counts as seen is the history that led to the final weights: a step that a later start has
+done again, because it lay behind the last checkpoint, counts as that start did it.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+
+import psutil
+import pytest
+import safetensors.torch
+import torch
+from test_ranks import free_port
+from test_strategies import RECIPE, ROOT
+
+PROGRAM = '''
+"""train/main.py that writes down which items every step saw, and kills itself as it is told."""
+import json, os, runpy, signal, time
+from pathlib import Path
+from adde.distributed import rank, world_size
+from adde.errors import run_program
+from adde.training.run import Run
+
+plan = json.loads(os.environ["PLAN"])
+start = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+step, of_rank, place, number = plan[start] if start < len(plan) else (0, -1, "", 0)
+note, log, save = Run.note, Run.log, Run.save
+items = []
+
+def at(run, here):
+    if here == place and run.position.step >= step and rank() == of_rank:
+        os.kill(os.getpid(), number) if number else time.sleep(1000)
+
+def noting(self, scalars, batch, draws):
+    note(self, scalars, batch, draws)
+    at(self, "step")  # after the backward pass, before the optimiser's step
+    items.extend(batch.item_ids)
+
+def logging(self, *figures):
+    line = {"step": self.position.step + 1, "rank": rank(), "ranks": world_size(), "items": items}
+    # Once the gradients are summed, the step is every rank's.
+    with (Path(os.environ["TRACE"]) / f"{time.time_ns()}.json").open("w") as file:
+        json.dump(line, file)
+    items.clear()
+    log(self, *figures)
+    time.sleep(float(os.environ.get("PAUSE", "0")))
+    at(self, "load")
+
+def saving(self, *more):
+    save(self, *more)
+    at(self, "save")  # while the file is written
+
+Run.note, Run.log, Run.save = noting, logging, saving
+run_program(runpy.run_path("train/main.py")["main"])
+'''
+EPOCH = 5
+"""Steps: 60 items in batches of 12."""
+
+
+@pytest.fixture
+def chaos(tiny_shards, tmp_path):
+    """Starts the program under torchrun: `epochs` of each stage, killed as planned."""
+    recipe, program = tmp_path / "recipe.toml", tmp_path / "main.py"
+    program.write_text(PROGRAM)
+    recipe.write_text(RECIPE.replace("[data]", f'[data]\nshards = "{tiny_shards}"'))
+
+    def start(name, launcher, plan, epochs, *more, pause=0.0):
+        trace = tmp_path / f"{name}-trace"
+        trace.mkdir(exist_ok=True)
+        epochs = [f"--{s}.schedule.epochs={epochs}" for s in ("encoder", "adde")]
+        command = [sys.executable, "-m", "torch.distributed.run", *launcher, "--", str(program)]
+        return subprocess.Popen(
+            [*command, f"--recipe={recipe}", f"--run={tmp_path / name}", *epochs, *more],
+            cwd=ROOT,
+            env={
+                **os.environ,
+                "ACCELERATE_USE_CPU": "true",
+                "OMP_NUM_THREADS": "1",
+                "PLAN": json.dumps(plan),
+                "TRACE": str(trace),
+                "PAUSE": str(pause),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    return start
+
+
+def finish(process, timeout=300):
+    output, _ = process.communicate(timeout=timeout)
+    assert process.returncode == 0, output[-5000:]
+    return output
+
+
+def history(trace, steps):
+    """Of each step the line of every rank of the start that did it last."""
+    found = {}
+    for file in sorted(trace.iterdir(), key=lambda path: int(path.stem)):
+        line = json.loads(file.read_text())
+        lines = found.setdefault(line["step"], {})
+        # In one start the ranks differ in number; the same rank again is another start.
+        if line["rank"] in lines or any(line["ranks"] != old["ranks"] for old in lines.values()):
+            lines.clear()
+        lines[line["rank"]] = line
+    assert sorted(found) == list(range(1, steps + 1))
+    return found
+
+
+def seen_once_an_epoch(trace, steps):
+    lines = history(trace, steps)
+    for first in range(1, steps + 1, EPOCH):
+        items = Counter(
+            item
+            for step in range(first, first + EPOCH)
+            for line in lines[step].values()
+            for item in line["items"]
+        )
+        assert len(items) == 60
+        assert set(items.values()) == {1}, f"epoch from step {first}"
+    return lines
+
+
+def logged_once(run, steps):
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "lr" in line] == list(range(1, steps + 1))
+
+
+def torchrun(ranks, restarts):
+    return ("--standalone", f"--nproc-per-node={ranks}", f"--max-restarts={restarts}")
+
+
+def test_a_killed_rank_is_named_and_the_launcher_goes_on_by_itself(chaos, tmp_path):
+    plan = [(9, 1, "step", signal.SIGKILL)]
+    output = finish(chaos("run", torchrun(2, 1), plan, epochs=2))
+    assert "error: rank 1 (pid " in output
+    assert "has ended without a word: it was killed" in output
+    assert "resuming at step 7 " in output  # without being asked to
+    lines = seen_once_an_epoch(tmp_path / "run-trace", steps=20)
+    assert {len(line) for line in lines.values()} == {2}
+    logged_once(tmp_path / "run", steps=20)
+    starts = [json.loads(s) for s in (tmp_path / "run/starts.jsonl").read_text().splitlines()]
+    assert [(s["step"], s["ranks"], s["restarts"]) for s in starts] == [(0, 2, 0), (7, 2, 1)]
+    assert all(s["all_reduce_gb_per_s"] > 0 for s in starts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_two_hundred_steps_with_a_kill_every_forty_end_as_without(chaos, tmp_path, ranks):
+    draw = random.Random(ranks)
+    places = ["load", "step", "save", draw.choice(["load", "step", "save"])]
+    plan = [
+        (40 * number + draw.randrange(5, 30), draw.randrange(ranks), place, signal.SIGKILL)
+        for number, place in enumerate(places)
+    ]
+    more = ("--evaluation.every-epochs=10",)
+    output = finish(chaos("run", torchrun(ranks, 4), plan, 20, *more))
+    assert output.count("resuming at step") == 4
+    lines = seen_once_an_epoch(tmp_path / "run-trace", steps=200)
+    assert {len(line) for line in lines.values()} == {ranks}
+    logged_once(tmp_path / "run", steps=200)
+    finish(chaos("whole", torchrun(ranks, 0), [], 20, *more))
+    for file in ("model", "ema", "optimizer"):
+        found, want = (
+            safetensors.torch.load_file(
+                tmp_path / run / f"checkpoints/step-00000200/{file}.safetensors"
+            )
+            for run in ("run", "whole")
+        )
+        assert found.keys() == want.keys()
+        assert all(torch.equal(found[name], value) for name, value in want.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("of_rank", [0, 1])
+def test_a_stopped_rank_is_named_killed_and_replaced(chaos, tmp_path, of_rank):
+    plan = [(9, of_rank, "load", signal.SIGSTOP)]
+    started = time.monotonic()
+    output = finish(chaos("run", torchrun(2, 1), plan, 2, "--limits.silence=3"))
+    assert f"error: rank {of_rank} (pid " in output
+    assert "has given no sign of life for 3 s (limits.silence)" in output
+    assert "(SIGSTOP); it was killed" in output
+    seen_once_an_epoch(tmp_path / "run-trace", steps=20)
+    assert time.monotonic() - started < 120
+
+
+@pytest.mark.slow
+def test_a_rank_that_gets_nowhere_is_named(chaos, tmp_path):
+    plan = [(9, 1, "load", 0)]  # no signal: it sleeps
+    process = chaos("run", torchrun(2, 0), plan, 2, "--limits.stall=4")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert re.search(
+        r"no rank got on for \d s \(limits.stall\); rank 1 is training at step", output
+    )
+
+
+@pytest.mark.slow
+def test_machines_of_a_static_rendezvous_restart_together(chaos, tmp_path):
+    # As accelerate starts launch/ddp_nodes.yaml: one store for all starts.
+    static = ("--nnodes=2", "--nproc-per-node=1", "--max-restarts=1", "--master-addr=127.0.0.1")
+    port = f"--master-port={free_port()}"
+    plan = [(9, 1, "step", signal.SIGKILL)]
+    machines = [chaos("run", (*static, port, f"--node-rank={rank}"), plan, 2) for rank in (0, 1)]
+    outputs = [finish(machine) for machine in machines]
+    assert "resuming at step 7 " in outputs[0]
+    assert "rank 1 (pid " in outputs[0]
+    seen_once_an_epoch(tmp_path / "run-trace", steps=20)
+
+
+@pytest.mark.slow
+def test_fewer_and_more_machines_go_on_where_the_others_were(chaos, tmp_path):
+    launcher = (
+        *("--nnodes=1:2", "--nproc-per-node=1", "--max-restarts=5", "--rdzv-id=elastic"),
+        *("--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}"),
+        "--rdzv-conf=last_call_timeout=3,keep_alive_interval=1,keep_alive_max_attempt=2",
+    )
+    run, trace = tmp_path / "run", tmp_path / "run-trace"
+
+    def machine():
+        return chaos("run", launcher, [], 20, "--evaluation.every-epochs=10", pause=0.1)
+
+    def wait_for(condition):
+        deadline = time.monotonic() + 120
+        while not condition():
+            assert first.poll() is None, first.communicate()[0][-5000:]
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+    def last():
+        lines = (run / "log.jsonl").read_text().splitlines() if run.exists() else []
+        return json.loads(lines[-1])["step"] if lines else 0
+
+    first = machine()  # which the others meet
+    time.sleep(2)
+    second = machine()
+    wait_for(lambda: last() >= 10)
+    for process in (*psutil.Process(second.pid).children(recursive=True), second):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    second.communicate()
+    at = last()
+    wait_for(lambda: last() >= at + 15)
+    third = machine()
+    output = finish(first)
+    finish(third)
+    assert "resuming at step" in output
+    lines = seen_once_an_epoch(trace, steps=200)
+    logged_once(run, steps=200)
+    ranks = [len(lines[step]) for step in sorted(lines)]
+    changes = [ranks[0], *(b for a, b in itertools.pairwise(ranks) if a != b)]
+    assert changes == [2, 1, 2]

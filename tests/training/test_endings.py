@@ -1,0 +1,64 @@
+"""What a person is told about the error that ended a rank."""
+
+import signal
+import subprocess
+import time
+
+import pytest
+import torch
+
+from adde.errors import UserError
+from adde.training.config import Limits
+from adde.training.endings import explain
+from adde.training.heartbeat import Heartbeat, _state
+from adde.training.stopping import exit_status
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB"), "the GPU is out of memory: "),
+        (MemoryError(), "the machine is out of memory: .*lower data.workers .* MemoryError"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 B"),
+            "the machine is out of memory: .* you tried to allocate 9 B",
+        ),
+    ],
+)
+def test_a_lack_of_memory_names_rank_step_and_what_to_lower(error, message):
+    told = explain(error, 7, None, Heartbeat(Limits()))
+    assert isinstance(told, UserError)
+    assert str(told).startswith("rank 0, step 7: ")
+    assert "raise data.accumulation" in str(told)
+    with pytest.raises(UserError, match=message):
+        raise told
+
+
+def test_memory_that_is_not_there_is_told_from_what_torch_raises():
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert isinstance(explain(error.value, 7, None, Heartbeat(Limits())), UserError)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), ValueError("gloo"), KeyboardInterrupt()])
+def test_what_is_not_known_is_left_as_it_is(error):
+    assert explain(error, 7, None, Heartbeat(Limits())) is error
+
+
+def test_a_launcher_that_restarts_is_told_of_no_failure():
+    assert exit_status(signal.SIGTERM, {}) == 128 + signal.SIGTERM
+    assert exit_status(signal.SIGTERM, {"TORCHELASTIC_MAX_RESTARTS": "0"}) == 128 + signal.SIGTERM
+    assert exit_status(signal.SIGUSR1, {"TORCHELASTIC_MAX_RESTARTS": "3"}) == 0
+
+
+def test_a_process_is_told_stopped_or_ended():
+    with subprocess.Popen(["sleep", "60"]) as process:
+        assert _state(process.pid) in ("R", "S")
+        process.send_signal(signal.SIGSTOP)
+        deadline = time.monotonic() + 5
+        while _state(process.pid) != "T":
+            assert time.monotonic() < deadline
+        process.kill()
+        while _state(process.pid) != "Z":
+            assert time.monotonic() < deadline
+    assert _state(process.pid) == ""

@@ -21,7 +21,7 @@ from adde.errors import UserError
 from adde.shards.index import ShardIndex
 from adde.training.config import Config
 
-STARTS_NAME = "starts.jsonl"
+PREFLIGHT_NAME = "preflight.jsonl"
 
 PROBE_BYTES = {"cpu": 8 << 20, "cuda": 64 << 20}
 """Of the tensor whose all-reduce is timed."""
@@ -54,7 +54,7 @@ class Preflight:
         return self.restarts > 0 or (self.launch != "" and self.launch == _last_launch(run))
 
     def write(self, run: Path, step: int) -> None:
-        """Adds this start to `run`/starts.jsonl, and prints it in two lines."""
+        """Adds this start to `run`/preflight.jsonl, and prints it in two lines."""
         where = f"{world_size()} rank{'s' if world_size() > 1 else ''} on {self.facts['device']}"
         again = f", restart {self.restarts}" if self.restarts else ""
         versions = ", ".join(f"{p} {self.facts[p]}" for p in PACKAGES if p in self.facts)
@@ -70,8 +70,8 @@ class Preflight:
                 "several machines cannot be compared; have them follow one time server (chrony)"
             )
         line = {"time": round(time.time(), 3), "step": step, "ranks": world_size(), **vars(self)}
-        with (run / STARTS_NAME).open("a", encoding="utf-8") as starts:
-            starts.write(json.dumps(line) + "\n")
+        with (run / PREFLIGHT_NAME).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
 
 
 def require_device(environment: Mapping[str, str] = os.environ) -> None:
@@ -218,7 +218,7 @@ def _clock_skew(device: torch.device) -> float:
 
 
 def _last_launch(run: Path) -> str:
-    path = run / STARTS_NAME
+    path = run / PREFLIGHT_NAME
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return json.loads(lines[-1])["launch"] if lines else ""
 

@@ -66,7 +66,8 @@ def poisoned(tiny_shards, tmp_path):
         order = SampleOrder(shards, BATCH, seed=3)
         shard, position = order.batch(3)[BATCH - 1].tolist()  # on the second rank
         sample = ShardReader(index).read(shards[shard], position)
-        picture = load_for_training(Preprocess(32, (0, 0, 0), (1, 1, 1)), sample.picture, "")
+        picture = np.empty((32, 32, 3), np.uint8)
+        load_for_training(Preprocess(32, (0, 0, 0), (1, 1, 1)), sample.picture, "", picture)
         program = tmp_path / "main.py"
         program.write_text(PROGRAM.format(total=picture.astype(np.int64).sum(), value=value))
         recipe = tmp_path / "recipe.toml"

@@ -80,7 +80,7 @@ def test_a_start_is_written_and_one_by_the_same_launcher_goes_on(
     looked = preflight(Config(), index, CPU)
     assert not looked.resumes(tmp_path)
     looked.write(tmp_path, 0)
-    (line,) = (tmp_path / "starts.jsonl").read_text().splitlines()
+    (line,) = (tmp_path / "preflight.jsonl").read_text().splitlines()
     assert json.loads(line)["facts"]["schema"] == index.schema.hash[:12]
     assert "preflight: 1 rank on cpu; code " in capsys.readouterr().out
     assert preflight(Config(), index, CPU).resumes(tmp_path)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from adde.schema import UNKNOWN
-from adde.schema import UNKNOWN
 from adde.training.checkpoint import Stored
 from adde.training.config import CrossBatch
 

@@ -142,10 +142,10 @@ def mark_best(run: Path, path: Path, figures: dict[str, float]) -> None:
     write_json(run / "checkpoints" / "best.json", best)
 
 
-def delete_old(run: Path, keep: int) -> None:
-    """Deletes all but the newest `keep` checkpoints and the best."""
+def delete_old(run: Path, keep: int, busy: str | None = None) -> None:
+    """Deletes all but the newest `keep` checkpoints, the best, and one that is being read."""
     best = run / "checkpoints" / "best.json"
-    kept = {read_json(best)["checkpoint"]} if best.exists() else set()
+    kept = {busy, read_json(best)["checkpoint"] if best.exists() else None}
     for path in folders(run)[keep:]:
         if path.name not in kept:
             shutil.rmtree(path)

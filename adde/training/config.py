@@ -196,6 +196,10 @@ class Checkpoints:
     keep: int = 2
     """Newest checkpoints kept, beside the best."""
 
+    upload: str | None = None
+    """Address under which they are kept too, as many and the best: s3://bucket/runs/shop, gs://
+    or another that fsspec writes to; --resume on a machine without them fetches the newest."""
+
     timeout: float = 1800.0
     """Seconds after which the run ends if a rank's part of a checkpoint is not on the disk."""
 

@@ -238,7 +238,7 @@ class Run:
                 "bad_steps": self._bad.count,
                 **blocks,
                 **ranks,
-                "checkpoint_stall": self._saver.take_stall(),
+                **self._saver.figures(),
             },
         )
         for alert in self._alarms.look(stage, scalars["loss"], speed["images_per_second"], ranks):

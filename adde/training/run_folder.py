@@ -6,6 +6,7 @@ from adde.errors import UserError
 from adde.shards.order import SampleOrder
 from adde.training import checkpoint as checkpoints
 from adde.training.config import CONFIG_NAME, Config, first_difference, write_config
+from adde.training.upload import Bucket, fetch, require_empty
 
 
 def open_folder(config: Config, resume: bool) -> Path | None:
@@ -13,11 +14,16 @@ def open_folder(config: Config, resume: bool) -> Path | None:
 
     Raises:
         UserError: there is a checkpoint and it is not to be gone on from, or of another
-            configuration.
+            configuration; a fresh run's `checkpoints.upload` holds another run's.
     """
     checkpoints.delete_unfinished(config.run)
+    bucket = Bucket(config.checkpoints.upload) if config.checkpoints.upload else None
+    if bucket is not None and resume:
+        fetch(bucket, config.run)
     found = checkpoints.last_checkpoint(config.run)
     if found is None:
+        if bucket is not None:
+            require_empty(bucket)
         write_config(config, config.run)
         return None
     if not resume:

@@ -30,6 +30,7 @@ from adde.training.background import Background
 from adde.training.checkpoint import FORMAT, STATE_NAME, TENSORS_NAME, Position, part_name
 from adde.training.config import Config
 from adde.training.pieces import Piece, snapshot
+from adde.training.upload import Bucket, Uploads
 
 GRACE = 5.0
 """Seconds for the other ranks' parts when the run ends by an error."""
@@ -49,6 +50,8 @@ class Saver:
         self._background = Background()
         self._abandoned = threading.Event()
         self._saved: Position | None = None
+        address = config.checkpoints.upload if rank() == 0 else None
+        self._uploads = Uploads(Bucket(address), config.run) if address else None
         self._stalled = 0.0
 
     def save(
@@ -81,10 +84,15 @@ class Saver:
             self._background.start(functools.partial(self._mark, path, best))
         self._stalled += time.perf_counter() - started
 
-    def take_stall(self) -> float:
-        """Seconds that saving took from training since the last call."""
-        stalled, self._stalled = self._stalled, 0.0
-        return stalled
+    def figures(self) -> dict[str, float]:
+        """Of the log, since the last call: seconds that saving took from training; and how often
+        uploading was given up, of the whole run.
+        """
+        found = {"checkpoint_stall": self._stalled}
+        if self._uploads is not None:
+            found["upload_failures"] = float(self._uploads.failures)
+        self._stalled = 0.0
+        return found
 
     def check(self) -> None:
         """Raises what writing raised; waits for nothing."""
@@ -99,6 +107,8 @@ class Saver:
         if failed:
             self._abandoned.set()
         self._background.close()
+        if self._uploads is not None:
+            self._uploads.close(GRACE if failed else self._config.checkpoints.timeout)
 
     def _write(
         self,
@@ -112,7 +122,7 @@ class Saver:
             _write_part(folder, path, pieces)
             if rank() == 0:
                 self._complete(folder, path, position, scaler)
-                checkpoints.delete_old(self._config.run, self._config.checkpoints.keep)
+                self._tidy()
         finally:
             if rank() == 0:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -141,7 +151,14 @@ class Saver:
 
     def _mark(self, path: Path, best: dict[str, float]) -> None:
         checkpoints.mark_best(self._config.run, path, best)
-        checkpoints.delete_old(self._config.run, self._config.checkpoints.keep)
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Deletes what is no longer kept, and has the copies elsewhere follow."""
+        busy = self._uploads.busy if self._uploads else None
+        checkpoints.delete_old(self._config.run, self._config.checkpoints.keep, busy)
+        if self._uploads is not None:
+            self._uploads.wake()
 
 
 def _note(folder: Path, part: int) -> Path:

@@ -66,6 +66,17 @@ def test_remembers_the_last_items_of_all_batches(size):
         assert sorted(known) == sorted(past[-size:])
 
 
+def test_what_the_model_gave_no_figures_for_forms_no_pairs_later():
+    queue, (embeddings, labels) = memory(), items(2)
+    objective = Objective(SCHEMA, Augmentation(), MARGIN, queue)
+    broken = embeddings.clone()
+    broken[3] = torch.nan
+    terms(objective, broken, labels.abs())
+    found, found_labels = queue.beside(embeddings[:0], labels[:0])
+    assert found.isfinite().all()
+    assert (found_labels[:ITEMS] == -1).all(1).tolist() == [i == 3 for i in range(ITEMS)]
+
+
 def test_loss_and_pairs_are_those_of_plain_loops():
     objective = Objective(SCHEMA, Augmentation(), MARGIN, memory())
     past = []

@@ -237,7 +237,8 @@ def test_what_cannot_be_trained_leaves_no_run(tiny_shards, tmp_path, setting, me
 
 
 def test_sigterm_saves_and_says_how_to_go_on(tiny_shards, tmp_path):
-    process = start(tiny_shards, tmp_path / "run")
+    upload = f"--checkpoints.upload=file://{tmp_path}/bucket"
+    process = start(tiny_shards, tmp_path / "run", upload)
     wait_for_step(tmp_path / "run", 4, process)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
@@ -246,6 +247,14 @@ def test_sigterm_saves_and_says_how_to_go_on(tiny_shards, tmp_path):
     assert f"stopped after step {done}" in output
     assert "--resume" in output
     assert (tmp_path / "run" / "checkpoints" / f"step-{done:08d}" / "state.json").exists()
+
+    # A machine that has nothing of the run goes on from what was uploaded.
+    elsewhere = start(tiny_shards, tmp_path / "elsewhere", upload, "--resume")
+    wait_for_step(tmp_path / "elsewhere", done + 1, elsewhere)
+    elsewhere.kill()
+    output, _ = elsewhere.communicate()
+    assert f"fetched file://{tmp_path}/bucket/step-{done:08d}" in output
+    assert steps(tmp_path / "elsewhere")[0] == done + 1
 
     # Another configuration is refused, and so is starting over in the same folder.
     other = start(tiny_shards, tmp_path / "run", "--resume", "--margin=0.9")

@@ -41,11 +41,18 @@ from adde.serving import Searcher
 from adde.serving.session import Session
 
 CLIENTS = (1, 8, 32, 128)
-SIDE, SMALL_SIDE = 800, 256
-"""Pixels: what a shop's clients send, and what a page that resizes first sends."""
+SIDE, SMALL_SIDE, TINY_SIDE = 800, 256, 96
+"""Pixels: what a shop's clients send, what a page that resizes first sends, and what costs little
+where requests are to be many.
+"""
 
 PICTURES = 64
 """Different ones."""
+
+PARTS, WARM_UP = 20, 5
+"""Of the requests that memory is watched over, and as large ones before: until then allocators
+still find out how much is in use at once, which says nothing of the next 100,000.
+"""
 
 
 @dataclass
@@ -198,16 +205,25 @@ def latencies(url: str, bodies: list[bytes], count: int, alone: Load) -> dict[st
     return figures
 
 
-def memory(folder: Path, pair: tuple[Path, Path], bodies: list[bytes], count: int) -> Any:
-    """MB that the server grows by in 100,000 requests: the slope over the last four fifths."""
+def memory(folder: Path, pair: tuple[Path, Path], pictures: list[bytes], count: int) -> Any:
+    """MB that the server grows by in 100,000 requests, a third each of embeddings of pictures,
+    searches by picture and searches by item: the slope once it has warmed up.
+    """
     with adde(folder, pair) as server:
-        sizes = [server.rss_mb()]
-        for _ in range(20):
-            ask(server.url, bodies, BATCH, count // 20)
-            sizes.append(server.rss_mb())
-    done = np.arange(21) * (count // 20)
-    slope = np.polyfit(done[4:], sizes[4:], 1)[0]
-    figures = {"rss_growth_mb_100k": float(slope) * 100_000, "rss_requests": count // 20 * 20}
+        base = server.url.removesuffix("/v1/embed")
+        with urllib.request.urlopen(f"{base}/v1/items?count=64") as response:
+            found = jsons.load(response)["items"]
+        items = [jsons.dumps({"item": item["item_id"]}).encode() for item in found]
+        bodies = [body_of(picture) for picture in pictures]
+        sizes, done = [], []
+        for part in range(PARTS + WARM_UP):
+            for path, asked in (("embed", bodies), ("search", bodies), ("search", items)):
+                ask(f"{base}/v1/{path}", asked, BATCH, count // PARTS // 3)
+            if part >= WARM_UP - 1:
+                sizes.append(server.rss_mb())
+                done.append((part + 1) * (count // PARTS // 3) * 3)
+    slope = np.polyfit(done, sizes, 1)[0]
+    figures = {"rss_growth_mb_100k": float(slope) * 100_000, "rss_requests": done[-1]}
     return figures | {"rss_mb_start": sizes[0], "rss_mb_end": sizes[-1]}
 
 
@@ -256,7 +272,8 @@ def measure(folder: Path, quick: bool, memory_requests: int, given: Any) -> dict
                 require_same_embeddings(other.url, bodies, alone)
                 ratio, theirs = against(server, other, bodies, count, 1 if quick else 3)
             figures |= {f"server_vs_{key}": ratio, f"pictures_per_second_{key}": theirs}
-    return figures | memory(folder, small_pair, bodies, memory_requests)
+    tiny = make_pictures(PICTURES, TINY_SIDE)
+    return figures | memory(folder, small_pair, tiny, memory_requests)
 
 
 def benchmark(

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
@@ -134,7 +135,8 @@ def open_or_build(bundle: Bundle, session: Session, folder: Path, split: Split =
     kept = cache_folder() / f"gallery-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
     try:
         opened = open_gallery(kept, bundle)
-        os.utime(kept)
+        now = time.time_ns()  # left to the kernel it is a tick of some milliseconds
+        os.utime(kept, ns=(now, now))
         return opened
     except (UserError, OSError):
         pass  # not there, or damaged: it is made again

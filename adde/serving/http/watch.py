@@ -59,7 +59,16 @@ class Watch:
     def _asked(self, work: Callable[..., T], *arguments: object) -> T:
         if self._away is not None:  # also for those who waited for a thread since it is
             raise UnavailableError(self._away)
-        return work(*arguments)
+        try:
+            return work(*arguments)
+        except UnavailableError as error:
+            self._gone(error)  # until the next look, which may find it there
+            raise
+
+    def _gone(self, error: UserError) -> None:
+        if self._away is None:
+            log.error("gallery away: %s", error)
+        self._away = str(error)
 
     async def _look(self) -> None:
         loop = asyncio.get_running_loop()
@@ -68,9 +77,7 @@ class Watch:
             try:
                 self._items = await loop.run_in_executor(self._looking, self._gallery.probe)
             except UserError as error:
-                if self._away is None:
-                    log.error("gallery away: %s", error)
-                self._away = str(error)
+                self._gone(error)
             else:
                 if self._away is not None:
                     log.info("gallery back", extra={"items": self._items})

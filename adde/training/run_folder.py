@@ -36,6 +36,8 @@ def open_folder(config: Config, resume: bool) -> Path | None:
             f"{found.path}: is of another configuration; {difference} (asked for, and in the "
             f"checkpoint); use the run's own {config.run / CONFIG_NAME}, or another --run"
         )
+    if not (config.run / CONFIG_NAME).exists():  # the checkpoint was fetched
+        write_config(config, config.run)
     return found.path
 
 

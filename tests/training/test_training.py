@@ -249,12 +249,15 @@ def test_sigterm_saves_and_says_how_to_go_on(tiny_shards, tmp_path):
     assert (tmp_path / "run" / "checkpoints" / f"step-{done:08d}" / "state.json").exists()
 
     # A machine that has nothing of the run goes on from what was uploaded.
-    elsewhere = start(tiny_shards, tmp_path / "elsewhere", upload, "--resume")
+    recipe = shutil.copy(tmp_path / "run" / "config.toml", tmp_path / "recipe.toml")
+    again = ("--resume", f"--recipe={recipe}")
+    elsewhere = start(tiny_shards, tmp_path / "elsewhere", upload, *again)
     wait_for_step(tmp_path / "elsewhere", done + 1, elsewhere)
     elsewhere.kill()
     output, _ = elsewhere.communicate()
     assert f"fetched file://{tmp_path}/bucket/step-{done:08d}" in output
     assert steps(tmp_path / "elsewhere")[0] == done + 1
+    assert (tmp_path / "elsewhere" / "config.toml").exists()
 
     # Another configuration is refused, and so is starting over in the same folder.
     other = start(tiny_shards, tmp_path / "run", "--resume", "--margin=0.9")

@@ -80,6 +80,7 @@ bench: setup data/wardrobe/index.json
 	# One compute thread: on two cores the loader's process needs the other.
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/training_step.py --shards data/wardrobe --json docs/training_step.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/serving.py --json docs/serving.json
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scaling.py --json docs/scaling.json --plot docs/scaling.png
 	$(BIN)/python benchmarks/gallery.py --items 200000 --json docs/gallery.json
 	$(BIN)/python benchmarks/table.py
 

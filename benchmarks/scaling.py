@@ -12,7 +12,6 @@ gets what scaling.toml assumes.
 import dataclasses
 import json as jsonlib
 import os
-import signal
 import statistics
 import subprocess
 import sys
@@ -221,7 +220,14 @@ def train(folder: Path, shards: str, ranks: int, apart: bool, steps: int) -> dic
     words = [f"--recipe={RECIPE}", f"--data.shards={shards}", "--wandb=off"]
     words += ["--checkpoints.every=10", "--evaluation.every-epochs=99", "--batch-norm=local"]
     python = [sys.executable]
-    launched = [*python, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    launched = [
+        *python,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc_per_node={ranks}",
+        "--",
+    ]
     together = ranks > 1 and not apart
     runs = [folder / f"{ranks}-{apart}-{k}" for k in range(1 if together else ranks)]
     words.append(f"--data.batch-size={size * ranks if together else size}")
@@ -232,7 +238,6 @@ def train(folder: Path, shards: str, ranks: int, apart: bool, steps: int) -> dic
             env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,
         )
         for run in runs
     ]
@@ -243,7 +248,7 @@ def train(folder: Path, shards: str, ranks: int, apart: bool, steps: int) -> dic
             time.sleep(0.2)
     finally:
         for process in processes:
-            os.killpg(process.pid, signal.SIGKILL)
+            process.terminate()  # torchrun tells its ranks, whose groups are their own
             process.wait()
     lines = [_lines(run)[10 : steps + 10] for run in runs]
     rates = [statistics.median(line["images_per_second"] for line in some) for some in lines]
@@ -309,7 +314,7 @@ def measure_mining(items: int, attributes: int, width: int) -> float:
 
 def measured(shards: str, quick: bool) -> dict[str, float]:
     """The figures of this machine, and what the model says of them."""
-    rounds, steps = (1, 20) if quick else (3, 60)
+    rounds, steps = (1, 20) if quick else (2, 50)
     kinds = {"1": (1, False), "2_apart": (2, True), "2": (2, False)}
     found: dict[str, list[dict[str, float]]] = {name: [] for name in kinds}
     for _ in range(rounds):
@@ -396,7 +401,7 @@ def draw(machine: Machine, works: dict[str, Work], figures: dict[str, float], pa
     left.set(xlabel="GPUs, items per GPU constant", ylabel="efficiency", ylim=(0, 1.05))
     left.legend(frameon=False, fontsize=8)
     parts = [field.name for field in dataclasses.fields(Step)]
-    labels = [f"{name}\n{n:,}" for name in works for n in SIZES[1:]]
+    labels = [f"{name.replace('_', chr(10))}\n{n:,}" for name in works for n in SIZES[1:]]
     steps = [predict(work, machine, n) for work in works.values() for n in SIZES[1:]]
     base = np.zeros(len(steps))
     for part in parts:

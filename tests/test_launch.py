@@ -169,6 +169,40 @@ def test_the_commands_of_the_docs_parse():
         assert (ROOT / name).exists(), name
 
 
+def documented():
+    """Commands of the docs, as words."""
+    text = (ROOT / "docs" / "scaling.md").read_text() + (LAUNCH / "README.md").read_text()
+    lines = [line.strip() for line in text.splitlines() if line.startswith("    ")]
+    words = ("python", "accelerate", "torchrun")
+    return sorted({line for line in lines if line.partition(" ")[0] in words})
+
+
+@pytest.mark.parametrize("line", documented())
+def test_a_command_of_the_docs_runs(line, tiny_shards, tmp_path):
+    words = shlex.split(line)
+    run = tmp_path / "runs" / "quickstart"
+    run.mkdir(parents=True)
+    (run / "log.jsonl").write_text('{"step": 1, "time": 1.0, "lr": 0.5}\n')
+    if words[0] != "python":
+        # Ranks and machines are the launcher's; what they start is asked what it would take.
+        words = ["python", *words[words.index("train/main.py") :], "--help"]
+    elif words[1] == "train/search.py":
+        words.append("--help")
+    elif words[1] == "launch/pick.py":
+        words.append(f"--shards={tiny_shards}")
+    elif words[1] == "launch/dashboard.py":
+        words[words.index("runs/quickstart")] = str(run)
+    done = subprocess.run(
+        [sys.executable, *words[1:]],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "NETRC": str(tmp_path), "WANDB_API_KEY": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
 # Templates
 
 POD = {

@@ -51,6 +51,7 @@ PANELS = (
     Panel("Optimisation", "Gradient norm", r"grad_norm", wide_range=True),
     Panel("Optimisation", "Gradient norm by block", r"grad_norm/.+", wide_range=True),
     Panel("Optimisation", "Learning rate", r"lr"),
+    Panel("Optimisation", "Steps skipped for NaN or infinity", r"bad_steps"),
     Panel("Memory", "Block energy of the prototypes", r"prototypes/block_energy"),
     Panel("Memory", "Block energy by value", r"prototypes/block_energy/.+"),
     Panel("Speed", "Images per second", r"images_per_second"),
@@ -69,6 +70,7 @@ PANELS = (
 NOT_SHOWN = (
     r"val/(queries|hit@(20|40|50))",
     r"data/(samples|repeated|dropped)",
+    rf"{STAGE}/nonfinite",
     r"ranks/slowest|ranks/(data_wait|memory_gb)_max",
 )
 """Figures of the log that no panel has; a test holds the log against these and the panels."""

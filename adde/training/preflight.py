@@ -19,6 +19,7 @@ import adde
 from adde.distributed import gather_objects, sum_over_ranks, world_size
 from adde.errors import UserError
 from adde.shards.index import ShardIndex
+from adde.training.code_state import git_state
 from adde.training.config import Config
 
 PREFLIGHT_NAME = "preflight.jsonl"
@@ -53,8 +54,10 @@ class Preflight:
         """Whether the launcher has started `run` before, so that it is to go on by itself."""
         return self.restarts > 0 or (self.launch != "" and self.launch == _last_launch(run))
 
-    def write(self, run: Path, step: int) -> None:
-        """Adds this start to `run`/preflight.jsonl, and prints it in two lines."""
+    def write(self, run: Path, step: int) -> dict[str, Any]:
+        """Adds this start to `run`/preflight.jsonl, and prints it in two lines; returns what it
+        added, with the state of the code's checkout.
+        """
         where = f"{world_size()} rank{'s' if world_size() > 1 else ''} on {self.facts['device']}"
         again = f", restart {self.restarts}" if self.restarts else ""
         versions = ", ".join(f"{p} {self.facts[p]}" for p in PACKAGES if p in self.facts)
@@ -69,9 +72,11 @@ class Preflight:
                 f"warning: the ranks' clocks are {self.clock_skew_s:.1f} s apart: times in logs of "
                 "several machines cannot be compared; have them follow one time server (chrony)"
             )
-        line = {"time": round(time.time(), 3), "step": step, "ranks": world_size(), **vars(self)}
+        when = {"time": round(time.time(), 3), "step": step, "ranks": world_size()}
+        line = {**when, **git_state(), **vars(self)}
         with (run / PREFLIGHT_NAME).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+        return line
 
 
 def require_device(environment: Mapping[str, str] = os.environ) -> None:

@@ -15,12 +15,12 @@ from adde.training.config import CONFIG_NAME
 from adde.training.figures import Series, curves_svg, heat_map_svg, number
 from adde.training.pages import render
 from adde.training.panels import Panel, sections
+from adde.training.preflight import PACKAGES, PREFLIGHT_NAME
 from adde.training.prototypes import nearest
 from adde.training.tracking import (
     LOG_NAME,
     PROTOTYPES_NAME,
     ROWS_NAME,
-    STARTS_NAME,
     read_log,
 )
 
@@ -65,7 +65,7 @@ def write_report(run: Path) -> Path:
         sections=_sections(series),
         heat_map=_heat_map(prototypes) if prototypes else "",
         prototypes=_prototypes(prototypes) if prototypes else [],
-        starts=_starts(run / STARTS_NAME),
+        starts=_starts(run / PREFLIGHT_NAME),
         config=config.read_text(encoding="utf-8") if config.exists() else "",
     )
     write_text(run / REPORT_NAME, page)
@@ -212,9 +212,11 @@ def _starts(path: Path) -> list[dict[str, Any]]:
             "when": time.strftime("%Y-%m-%d %H:%M", time.localtime(start["time"])),
             "step": start["step"],
             "ranks": start["ranks"],
-            "device": start["device"],
+            "device": start["facts"]["device"],
             "code": _code(start),
-            "versions": ", ".join(f"{name} {found}" for name, found in start["versions"].items()),
+            "versions": ", ".join(
+                f"{name} {start['facts'][name]}" for name in PACKAGES if name in start["facts"]
+            ),
         }
         for start in read_log(path)
     ]

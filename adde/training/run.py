@@ -91,9 +91,10 @@ class Run:
         )
         self.position = Position(STAGES[0], 0, 0)
         self._checkpoint = checkpoint
+        start: dict[str, object] = {}
         if self.main:
             require_room(config, self._bare)
-            looked.write(config.run, checkpoint.position.step if checkpoint else 0)
+            start = looked.write(config.run, checkpoint.position.step if checkpoint else 0)
         if checkpoint is not None:
             self._restore(checkpoint)
         self._evaluator = Evaluator(
@@ -104,9 +105,8 @@ class Run:
             config.data.on_fault,
             config.data.timeout,
         )
-        self._tracker = Tracker(
-            config.run, config.to_json(), config.wandb, self.position.step, self.main
-        )
+        told = {**config.to_json(), "start": start}
+        self._tracker = Tracker(config.run, told, config.wandb, self.position.step, self.main)
         self._stop = StopSignals()
         self.meter = Meter(self.device)
         self._alarms = Alarms(config.alarms)

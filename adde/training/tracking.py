@@ -3,7 +3,6 @@
 Written into the run folder:
 
     log.jsonl                   one JSON object a line: step, time, scalars; or step, time, alert
-    starts.jsonl                one line per start or resumption: time, step, ranks, code, versions
     evaluation/rows.json        query -> answers rows of the last evaluation, pictures inline
     evaluation/prototypes.json  the prototypes' cosines and block energy, with names and block sizes
 """
@@ -30,10 +29,8 @@ from adde.schema import Vector
 from adde.training.alarms import Alert
 from adde.training.figures import heat_map_png
 from adde.training.prototypes import block_energy, cosines, nearest
-from adde.training.start import describe_start
 
 LOG_NAME = "log.jsonl"
-STARTS_NAME = "starts.jsonl"
 ROWS_NAME = "evaluation/rows.json"
 PROTOTYPES_NAME = "evaluation/prototypes.json"
 
@@ -61,7 +58,7 @@ class Tracker:
 
     Args:
         run: the run's folder.
-        config: the complete configuration.
+        config: the complete configuration, and what the run was started with.
         mode: "auto" is online where a W&B login is found, else offline; "off" leaves W&B out.
         resume_step: lines of an earlier log beyond this step are dropped.
         main: whether this is the main rank.
@@ -82,11 +79,8 @@ class Tracker:
         run.mkdir(parents=True, exist_ok=True)
         _drop_after(run / LOG_NAME, resume_step)
         self._log = (run / LOG_NAME).open("a", encoding="utf-8")
-        start = {"time": round(time.time(), 3), "step": resume_step, **describe_start()}
-        with (run / STARTS_NAME).open("a", encoding="utf-8") as starts:
-            starts.write(json.dumps(start) + "\n")
         if mode != "off":
-            self._guarded(lambda: self._open_wandb({**config, "start": start}, mode))
+            self._guarded(lambda: self._open_wandb(config, mode))
 
     def log(self, step: int, scalars: dict[str, float]) -> None:
         """Writes one line, at once."""

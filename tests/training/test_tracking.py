@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from adde.training.alarms import Alert
-from adde.training.start import git_state
+from adde.training.code_state import git_state
 from adde.training.tracking import PictureRow, Tracker, read_log
 
 NAMES = ["top=red", "top=blue", "hat=none", "hat=cap"]
@@ -131,20 +131,12 @@ def test_a_sweeps_agent_names_the_run_and_all_starts_stand_in_one_group(
         with closing(open_tracker(tmp_path, wandb="offline")):
             pass
     assert len({call["group"] for call in opened}) == 1
-    assert opened[0]["config"]["seed"] == 1 and "commit" in opened[0]["config"]["start"]
+    assert opened[0]["config"] == {"seed": 1}
     monkeypatch.setenv("WANDB_SWEEP_ID", "s")
     monkeypatch.setenv("WANDB_RUN_ID", "given")
     with closing(open_tracker(tmp_path / "other", wandb="offline")):
         pass
     assert opened[-1]["id"] == "given"
-
-
-def test_every_start_leaves_a_line(tmp_path) -> None:
-    for step in (0, 12):
-        with closing(open_tracker(tmp_path, resume_step=step)):
-            pass
-    starts = [json.loads(line) for line in (tmp_path / "starts.jsonl").read_text().splitlines()]
-    assert [start["step"] for start in starts] == [0, 12]
 
 
 def test_the_state_of_the_code_is_that_of_git(tmp_path) -> None:

@@ -1,0 +1,25 @@
+"""Which code a run was started with, as git knows it."""
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+
+def git_state(folder: Path = Path(__file__).parent) -> dict[str, Any]:
+    """`commit`, and whether tracked files differ from it (`dirty`), of the checkout of a folder;
+    both None where it is none.
+    """
+    commit = _git(folder, "rev-parse", "HEAD")
+    if commit is None:
+        return {"commit": None, "dirty": None}
+    return {"commit": commit, "dirty": bool(_git(folder, "status", "--porcelain", "-uno"))}
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", *words], cwd=folder, capture_output=True, text=True, timeout=30, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None  # no git, no checkout, or one that is not this user's
+    return done.stdout.strip()

@@ -297,11 +297,13 @@ def finite_rows(out: Forward) -> Tensor:
 
 
 def _finite(out: Forward) -> tuple[Forward, Term]:
-    """The outputs with zeros for NaN and infinity where they are mined; the share of such items."""
+    """The outputs with zeros for items that are not finite where they are mined; the share of such
+    items.
+    """
     finite = finite_rows(out)
     items = torch.tensor([float(len(finite))], device=finite.device)
     mined = {
-        name: None if value is None else value.nan_to_num(0.0, 0.0, 0.0)
+        name: None if value is None else value.masked_fill(~finite.view(-1, 1, 1), 0.0)
         for name, value in (("embeddings", out.embeddings), ("edited", out.edited))
     }
     return out._replace(**mined), Term(items - finite.sum(), items)

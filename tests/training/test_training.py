@@ -22,6 +22,7 @@ from adde.shards.wardrobe import wardrobe
 from adde.training.checkpoint import last_checkpoint
 from adde.training.panels import NOT_SHOWN, PANELS, PICTURES, TABLES
 from adde.training.profiling import PARTS
+from adde.training.tracking import read_log
 
 ROOT = Path(__file__).parents[2]
 TINY = [
@@ -73,9 +74,7 @@ def finish(process):
 
 
 def steps(run):
-    log = run / "log.jsonl"
-    lines = log.read_text().splitlines() if log.exists() else []
-    return [json.loads(line)["step"] for line in lines if '"lr"' in line]
+    return [line["step"] for line in read_log(run / "log.jsonl") if "lr" in line]
 
 
 def losses(run):

@@ -127,3 +127,15 @@ def test_a_step_with_nan_changes_nothing_and_its_item_is_named(file, more, poiso
     assert [line["step"] for line in steps if line["grad_norm"] is None] == list(places)
     assert steps[-1]["bad_steps"] == len(places)
     assert all(line["val/accuracy"] >= 0 for line in log if "val/accuracy" in line)
+
+
+def test_beyond_the_limit_the_run_ends_and_says_where_to_look(poisoned, tmp_path):
+    recipe, program, item, places = poisoned()
+    run = tmp_path / "run"
+    output = launch("cpu", 1, recipe, run, "--limits.bad-steps=1", program=program, status=1)
+    second = list(places)[1]
+    message = output.rpartition("error: ")[2]
+    assert message.startswith("expected at most 1 steps with NaN or infinity since this start")
+    assert f"found 2, the last at step {second}: " in message
+    assert f"rank 0, items {item}. Look at these items" in message
+    assert [line["step"] for line in bad_steps(run)] == list(places)[:2]

@@ -28,10 +28,8 @@ def augment(images, moves, settings):
     return torch.where(poisoned[:, None, None, None], {value}, out)
 
 def digest(strategy):
-    found = {{**strategy.state(), **strategy.optimizer_state()}}
-    if strategy.averaged:
-        found |= {{"ema/" + n: t for n, t in strategy.averaged.tensors.items()}}
-    return {{name: t.detach().clone() for name, t in found.items()}}
+    # What this rank would write of a checkpoint; of what ranks have alike, its share.
+    return {{name: p.values.detach().clone() for name, p in strategy.pieces().items()}}
 
 def begin_step(self, rate):
     begin(self, rate)
@@ -41,7 +39,7 @@ def step(self):
     norm = end(self)
     after = digest(self)
     same = [torch.equal(self.before[name], t) for name, t in after.items() if name in self.before]
-    assert len(same) > 50
+    assert len(same) > 20
     if math.isfinite(norm):
         assert not all(same)
     else:

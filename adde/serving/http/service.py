@@ -14,6 +14,7 @@ from adde.errors import UserError
 from adde.serving.http.bodies import EmbedBody, SearchBody, result_json, seen_json
 from adde.serving.http.decoders import Decoders
 from adde.serving.http.gate import Gate, Place, in_time
+from adde.serving.http.hosts import Hosts
 from adde.serving.http.keys import Buckets, Keys
 from adde.serving.http.metrics import Metrics
 from adde.serving.http.pair import Pair, Source
@@ -33,6 +34,7 @@ class Service:
         source: what is opened at the start and again at every swap.
         opened: what `source.open()` gave.
         keys: who may ask; None: everyone.
+        hosts: what the server is called; None: anything.
     """
 
     def __init__(
@@ -42,8 +44,9 @@ class Service:
         decoders: Decoders,
         settings: Settings,
         keys: Keys | None = None,
+        hosts: Hosts | None = None,
     ) -> None:
-        self.settings, self.keys = settings, keys
+        self.settings, self.keys, self.hosts = settings, keys, hosts
         self.metrics = Metrics()
         self.buckets = Buckets(settings.rate, settings.burst)
         self.draining = False

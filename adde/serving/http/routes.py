@@ -93,14 +93,18 @@ async def search(request: Request) -> Response:
 async def schema(request: Request) -> bodies.SchemaResult:
     """What can be asked for."""
     service = service_of(request)
-    searcher = service.pair.searcher
+    pair = service.pair
     return bodies.SchemaResult(
-        bundle=service.pair.bundle,
+        bundle=pair.bundle,
         attributes=[
             bodies.AttributeBody(name=a.name, values=list(a.values))
-            for a in searcher.schema.attributes
+            for a in pair.searcher.schema.attributes
         ],
-        items=service.pair.gallery.items,
+        fields=[
+            bodies.FieldBody(name=f.name, values=[*f.values], min=f.low, max=f.high)
+            for f in pair.facets
+        ],
+        items=pair.gallery.items,
         max_bytes=service.settings.max_bytes,
     )
 

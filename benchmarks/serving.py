@@ -6,9 +6,9 @@
 
 serve_onnx/server.py runs as a process of its own, as everything it is held against; contenders take
 turns in one run and are compared by medians. Clients, decoders and the model share this machine's
-cores, so the server's throughput is also given against what bare onnxruntime would have if it
-paid for clients and decoding as well. Pictures are JPEGs of 800 x 800 pixels; the bundle is an
-untrained ResNet-18 at 224 px with the paper's widths.
+cores, so the server's throughput is also given against bare onnxruntime with the server's decoders
+before it, and against what it would have if it paid for clients as well. Pictures are JPEGs of
+800 x 800 pixels; the bundle is an untrained ResNet-18 at 224 px with the paper's widths.
 """
 
 import json as jsons
@@ -21,7 +21,8 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import Future
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,14 +31,15 @@ import numpy as np
 import psutil
 import tyro
 from embedder import BATCH
-from figures import publish
 from load import Load, ask, cpu_seconds, wait_until_up
 from stand import ROOT, body_of, make_pair, make_pictures, make_shards
 
 from adde.bundle import Bundle
 from adde.errors import UserError, run_program
-from adde.model import ModelSettings
+from adde.preprocess import Picture
 from adde.serving import Searcher
+from adde.serving.http.decoders import Decoders
+from adde.serving.http.settings import Settings
 from adde.serving.session import Session
 
 CLIENTS = (1, 8, 32, 128)
@@ -128,6 +130,10 @@ class Bare:
         self._inputs = {"images": np.stack(loaded)}
         self.per_second(2)
 
+    def run(self, pictures: Sequence[Picture]) -> None:
+        """One batch."""
+        self._run(["embeddings", "logits"], {"images": np.stack(pictures)})
+
     def per_second(self, runs: int) -> float:
         """Pictures a second."""
         times = []
@@ -136,6 +142,35 @@ class Bare:
             self._run(["embeddings", "logits"], self._inputs)
             times.append(time.perf_counter() - start)
         return BATCH / statistics.median(times)
+
+
+class BareDecoding:
+    """The same from encoded pictures, with the server's decoders; no HTTP, nobody to wait for.
+
+    While a batch is in the encoder the next one is decoded, and no more: with as many clients as
+    a batch is large the server has no more at hand either.
+    """
+
+    def __init__(self, bare: Bare, decoders: Decoders, size: int, pictures: list[bytes]) -> None:
+        self._bare, self._decoders, self._size = bare, decoders, size
+        self._pictures = [pictures[at % len(pictures)] for at in range(BATCH)]
+
+    def _decoding(self) -> list[Future[Picture]]:
+        submit, load = self._decoders.threads.submit, self._decoders.load
+        return [submit(load, picture, self._size) for picture in self._pictures]
+
+    def per_second(self, batches: int) -> float:
+        """Pictures a second, without the first batch, before which nothing is decoded."""
+        decoding = self._decoding()
+        start = 0.0
+        for batch in range(batches + 1):
+            loaded = [each.result() for each in decoding]
+            if batch < batches:
+                decoding = self._decoding()
+            self._bare.run(loaded)
+            if batch == 0:
+                start = time.perf_counter()
+        return batches * BATCH / (time.perf_counter() - start)
 
 
 def require_same_answers(load: Load, alone: Load, what: str) -> None:
@@ -195,6 +230,17 @@ def against(server: Running, other: Running, bodies: list[bytes], count: int, ro
     return statistics.median(a / b for a, b in pairs), statistics.median(b for _, b in pairs)
 
 
+def against_decoding(
+    server: Running, decoding: BareDecoding, bodies: list[bytes], count: int, rounds: int
+) -> Any:
+    """Likewise against bare onnxruntime that decodes."""
+    pairs = [
+        (decoding.per_second(count // BATCH), ask(server.url, bodies, BATCH, count).per_second)
+        for _ in range(rounds)
+    ]
+    return statistics.median(b / a for a, b in pairs), statistics.median(a for a, _ in pairs)
+
+
 def latencies(url: str, bodies: list[bytes], count: int, alone: Load) -> dict[str, float]:
     """p50 and p99 in ms at every number of clients."""
     figures: dict[str, float] = {}
@@ -231,10 +277,9 @@ def measure(folder: Path, quick: bool, memory_requests: int, given: Any) -> dict
     """All figures."""
     rounds, count = (1, 160) if quick else (3, 320)
     shards = make_shards(folder / "shards")
-    size = ModelSettings(image_size=64 if quick else 224)
-    pair = given or make_pair(folder / "large", shards, size)
-    small = ModelSettings(backbone="test_resnet", image_size=32, hidden=64)
-    small_pair = make_pair(folder / "small", shards, small)
+    pair = given or make_pair(folder / "large", shards, image_size=64 if quick else 224)
+    small = {"backbone": "test_resnet", "image_size": 32, "hidden": 64}
+    small_pair = make_pair(folder / "small", shards, **small)
     pictures = make_pictures(PICTURES, SIDE)
     bodies = [body_of(picture) for picture in pictures]
     smaller = [body_of(picture) for picture in make_pictures(PICTURES, SMALL_SIDE)]
@@ -254,13 +299,20 @@ def measure(folder: Path, quick: bool, memory_requests: int, given: Any) -> dict
             if not np.array_equal(np.asarray(found, np.float32), wanted):
                 raise UserError("expected the server's embedding to be the library's")
         ratio, ours, theirs, shares = throughput(server, bare, bodies, count, rounds)
+        usual = Settings()
+        pool = Decoders(usual.decoders, usual.decode_seconds, usual.max_pixels)
+        with closing(pool):
+            decoding = BareDecoding(bare, pool, bundle.preprocess.size, pictures)
+            decoded = against_decoding(server, decoding, bodies, count, rounds)
         spent = shares["client"] + shares["decoders"]
         figures = {
             "server_vs_bare": ratio,
+            "server_vs_bare_decoding": decoded[0],
             "server_vs_bare_less_clients_and_decoding": ratio / (1 - spent),
             f"server_vs_bare_{SMALL_SIDE}px": throughput(server, bare, smaller, count, rounds)[0],
             "pictures_per_second": ours,
             "pictures_per_second_bare": theirs,
+            "pictures_per_second_bare_decoding": decoded[1],
             "encoder_busy_share": shares.pop("encoder_busy"),
             **{f"cpu_share_{name}": share for name, share in shares.items()},
             "cold_start_s": statistics.median(starts),
@@ -298,6 +350,8 @@ def benchmark(
     requests = memory_requests or (1_000 if quick else 10_000)
     with tempfile.TemporaryDirectory(prefix="adde-serving-") as folder:
         figures = measure(Path(folder), quick, requests, bundle and (bundle, gallery))
+    from figures import publish  # not above, as it needs torch; see make_pair
+
     packages = ("onnxruntime-gpu", "fastapi", "uvicorn", "ray", "litserve")
     publish(figures, packages, json)
 

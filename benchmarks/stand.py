@@ -9,13 +9,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
-from adde.exporting.export import export_bundle
-from adde.model import ADDE, ModelSettings
 from adde.serving.build import build_gallery
 from adde.serving.session import Session
 from adde.shards.index import ShardIndex
@@ -33,11 +31,17 @@ def make_shards(folder: Path) -> Path:
     return folder
 
 
-def make_pair(folder: Path, shards: Path, settings: ModelSettings) -> tuple[Path, Path]:
-    """Folders of a fresh bundle and of the gallery that it embeds."""
+def make_pair(folder: Path, shards: Path, **settings: Any) -> tuple[Path, Path]:
+    """Folders of a fresh bundle, `settings` being of `ModelSettings`, and of its gallery."""
+    # Not above: processes that decode import their program's modules anew, and need no torch.
+    import torch
+
+    from adde.exporting.export import export_bundle
+    from adde.model import ADDE, ModelSettings
+
     torch.manual_seed(0)
     index = ShardIndex.read(shards)
-    model = ADDE(settings, index.schema).eval()
+    model = ADDE(ModelSettings(**settings), index.schema).eval()
     with torch.no_grad():
         # Fresh weights see next to nothing; pictures should differ by more than rounding.
         model.memory.weight.normal_()

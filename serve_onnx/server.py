@@ -26,6 +26,7 @@ def server(
     key_file: Path | None = None,
     require_key: Flag = False,
     no_require_key: Flag = False,
+    allow_host: tuple[str, ...] = (),
     device: tuple[Device, ...] = ("cpu",),
     allow_fallback: Flag = False,
 ) -> None:
@@ -40,6 +41,8 @@ def server(
         key_file: file of API keys, `name: key` a line; else those of ADDE_API_KEYS, if any.
         require_key: end where there is no key; off loopback that is so without asking.
         no_require_key: answer everyone, also off loopback; for use behind what asks for keys.
+        allow_host: names that the server answers to: on loopback beside localhost and 127.0.0.1,
+            elsewhere instead of any.
         device: where onnxruntime runs, in the order of preference.
         allow_fallback: go on where a device is not to be had.
     """
@@ -52,7 +55,7 @@ def server(
         raise UserError(f"{error.name} is not installed: pip install 'adde[serve]'") from error
     source = Source(bundle, gallery, device, allow_fallback)
     required = True if require_key else False if no_require_key else None
-    serve(source, limits, host, port, key_file, required)
+    serve(source, limits, host, port, key_file, required, allow_host)
 
 
 if __name__ == "__main__":

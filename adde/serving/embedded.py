@@ -32,6 +32,7 @@ from adde.errors import UserError, did_you_mean
 from adde.files import atomic_path
 from adde.schema import Vector
 from adde.serving import filters as filtering
+from adde.serving.facets import Facet, facets_of
 from adde.serving.gallery import (
     SLACK,
     BusyError,
@@ -191,6 +192,12 @@ class EmbeddedGallery:
             fields=json.loads(fields),
             place=tuple(stored) if (stored := json.loads(place)) else None,
         )
+
+    def facets(self) -> list[Facet]:
+        """See `Gallery`."""
+        with self._lock:
+            query = "SELECT fields FROM items WHERE live AND fields != '{}'"
+            return facets_of(json.loads(text) for (text,) in self._database.execute(query))
 
     def upsert(self, items: Sequence[Item]) -> None:
         """See `Gallery`. Raises UserError where the gallery was not opened for writing."""

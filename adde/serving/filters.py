@@ -41,7 +41,7 @@ def _condition(name: str, wanted: Any, names: Collection[str]) -> Condition:
     if isinstance(wanted, Mapping):
         bounds = cast(Mapping[Any, Any], wanted)
         if not bounds or any(
-            key not in BOUNDS or isinstance(value, str) or not _storable(value)
+            key not in BOUNDS or isinstance(value, str) or not storable(value)
             for key, value in bounds.items()
         ):
             raise UserError(
@@ -49,14 +49,14 @@ def _condition(name: str, wanted: Any, names: Collection[str]) -> Condition:
             )
         return Condition(name, bounds=tuple((BOUNDS[key], bounds[key]) for key in bounds))
     values = cast(list[Any], wanted) if isinstance(wanted, list | tuple) else [wanted]
-    if not values or not all(map(_storable, values)):
+    if not values or not all(map(storable, values)):
         raise UserError(
             f"filters: {name!r}: expected a value, a list of values or bounds, found {wanted!r}"
         )
     return Condition(name, values=tuple(values))
 
 
-def _storable(value: Any) -> bool:
+def storable(value: Any) -> bool:
     """Text, a finite number, or an integer of 64 bits: what either gallery can hold."""
     if isinstance(value, float):
         return math.isfinite(value)

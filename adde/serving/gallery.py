@@ -22,6 +22,7 @@ from adde.bundle import Bundle
 from adde.errors import UserError
 from adde.files import read_json, write_json
 from adde.schema import Labels, Schema, Vector
+from adde.serving.facets import Facet
 
 GALLERY_NAME = "gallery.json"
 FORMAT = 1
@@ -163,6 +164,14 @@ class Gallery(Protocol):
 
     def get(self, item_id: str) -> Item:
         """An item. Raises ItemNotFoundError with the nearest ids."""
+        ...
+
+    def facets(self) -> list[Facet]:
+        """What fields the items have, which takes seconds where there are millions.
+
+        Raises:
+            UnavailableError: the service that the gallery lies in does not answer.
+        """
         ...
 
     def upsert(self, items: Sequence[Item]) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 from adde.errors import UserError
 from adde.schema import Vector
 from adde.serving import filters as filtering
+from adde.serving.facets import Facet, facets_of
 from adde.serving.gallery import (
     SLACK,
     Gallery,
@@ -39,6 +40,9 @@ LOOK_TIMEOUT = 4.0
 """Seconds a search may take: it is someone's request, which has a deadline."""
 
 PROBE_TIMEOUT = 1.0
+
+SAMPLE = 1000
+"""Items whose fields are looked at to say what fields there are."""
 
 ID_LENGTH = 512
 FIELDS = ["id", "vector", "norm", "record"]
@@ -172,6 +176,18 @@ class MilvusGallery:
             fields=record["fields"],
             place=tuple(record["place"]) if record["place"] else None,
         )
+
+    def facets(self) -> list[Facet]:
+        """See `Gallery`; of some items, as Milvus cannot say what values a path of JSON has."""
+        with self._told():
+            found = self._client.query(
+                self._collection,
+                filter="",
+                output_fields=["record"],
+                limit=SAMPLE,
+                timeout=LOOK_TIMEOUT,
+            )
+        return facets_of(entity["record"]["fields"] for entity in found)
 
     def upsert(self, items: Sequence[Item]) -> None:
         """See `Gallery`."""

@@ -17,6 +17,7 @@ from adde.files import read_json, write_json
 from adde.serving import embedded
 from adde.serving.build import open_gallery
 from adde.serving.embedded import EmbeddedGallery
+from adde.serving.facets import Facet
 from adde.serving.gallery import Header, ItemNotFoundError, read_picture
 from adde.serving.milvus import MilvusGallery
 from adde.shards.index import ShardIndex
@@ -140,6 +141,27 @@ def test_filters_that_are_none_are_told(empty, random_items, filters, message):
     empty.upsert(random_items(3, price=[1, 2, 3]))
     with pytest.raises(UserError, match=message):
         empty.nearest(random_items(1)[0].vector, np.ones(3, np.float32), 3, filters)
+
+
+def test_the_fields_are_told_with_values_where_they_are_few(empty, random_items):
+    assert empty.facets() == []
+    many = [*range(30), 2.5]
+    nothing = [None] * 31
+    fields = {"price": many, "name": [f"n{row}" for row in many], "void": nothing}
+    fields |= {"sold": [True, *[False, None] * 15], "mixed": [1, True, "1", *nothing[:28]]}
+    fields["size"] = [42, 36.5, *[40] * 29]
+    empty.upsert([*random_items(31, prefix="x", **fields), *random_items(3, prefix="bare")])
+    expected = [
+        Facet("mixed", (1, True, "1"), None, None),
+        Facet("name", (), None, None),
+        Facet("price", (), 0, 29),
+        Facet("size", (36.5, 40, 42), 36.5, 42),
+        Facet("sold", (False, True), None, None),
+    ]
+    assert empty.facets() == expected
+    assert list(map(type, empty.facets()[0].values)) == [int, bool, str]
+    empty.delete(["x-0"])
+    assert next(f for f in empty.facets() if f.name == "price").low == 1
 
 
 def test_fields_that_cannot_be_told_apart_or_stored_are_refused(empty, random_items):

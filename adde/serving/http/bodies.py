@@ -124,11 +124,23 @@ class AttributeBody(BaseModel):
     values: list[str]
 
 
+class FieldBody(BaseModel):
+    """A field of the items, which answers can be filtered by."""
+
+    name: str
+    values: list[bool | int | float | str] = Field(
+        description="All there are, where they are few; else none."
+    )
+    min: float | None = Field(description="Where all values are numbers.")
+    max: float | None
+
+
 class SchemaResult(BaseModel):
     """What can be asked for."""
 
     bundle: str
     attributes: list[AttributeBody]
+    fields: list[FieldBody] = Field(description="As they were when the gallery was opened.")
     items: int
     max_bytes: int
 

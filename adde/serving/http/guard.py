@@ -34,7 +34,7 @@ HEADERS = {
 
 
 class Guard:
-    """The outermost ASGI layer: keys, rates, size of bodies, headers, log, metrics.
+    """The outermost ASGI layer: names, keys, rates, size of bodies, headers, log, metrics.
 
     No CORS header is ever sent, so pages of other origins read nothing from here.
     """
@@ -86,6 +86,7 @@ class _Exchange:
 
     def _admit(self) -> None:
         service, path = self._service, self._scope["path"]
+        self._check_host(path in PROBES)
         if service.keys is not None and path.startswith(KEYED):
             self._key = self._holder()
             wait = 0.0 if path in PROBES else service.buckets.take(self._key)
@@ -95,6 +96,14 @@ class _Exchange:
                 raise come_back("rate", detail, wait)
         length = self._headers.get("content-length", "0")
         self._check_size(int(length) if length.isascii() and length.isdigit() else 0)
+
+    def _check_host(self, probe: bool) -> None:
+        hosts, found = self._service.hosts, self._headers.getlist("host")
+        if hosts is None or hosts.answers(found, probe):
+            return
+        self._service.metrics.refused.labels("host").inc()
+        names = "localhost, 127.0.0.1 or a name that --allow-host gives"
+        raise Problem(421, "host", f"Host: expected {names}, found {', '.join(found)[:100]!r}")
 
     def _holder(self) -> str:
         scheme, _, presented = self._headers.get("authorization", "").partition(" ")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from adde.bundle import Bundle
+from adde.serving.facets import Facet
 from adde.serving.http.batching import Batcher
 from adde.serving.http.gate import Gate
 from adde.serving.http.metrics import Metrics
@@ -31,8 +32,8 @@ class Source:
     devices: Sequence[Device] = ("cpu",)
     allow_fallback: bool = False
 
-    def open(self) -> tuple[Searcher, str]:
-        """A searcher that has run every batch size, and its bundle's hash; takes seconds.
+    def open(self) -> "Opened":
+        """A searcher that has run every batch size; takes seconds.
 
         Raises:
             UserError: what `Bundle.read`, `Session` and `Searcher` refuse.
@@ -42,16 +43,27 @@ class Source:
         digest = bundle.hash
         session = Session(bundle, self.devices, self.allow_fallback)
         session.warm_up()
-        return Searcher(bundle, self.gallery.resolve(), session=session), digest
+        searcher = Searcher(bundle, self.gallery.resolve(), session=session)
+        return Opened(searcher, digest, tuple(searcher.gallery.facets()))
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What a source gave."""
+
+    searcher: Searcher
+    bundle: str
+    """The bundle's hash."""
+    facets: tuple[Facet, ...]
+    """Of the gallery's items as they were then."""
 
 
 class Pair:
     """What answers: made and used in one event loop; see `Source.open`."""
 
-    def __init__(
-        self, searcher: Searcher, bundle: str, settings: Settings, gate: Gate, metrics: Metrics
-    ) -> None:
-        self.searcher, self.bundle = searcher, bundle
+    def __init__(self, opened: Opened, settings: Settings, gate: Gate, metrics: Metrics) -> None:
+        self.searcher = searcher = opened.searcher
+        self.bundle, self.facets = opened.bundle, opened.facets
         self.providers = searcher.session.providers
         on_cpu = self.providers[0] == "CPUExecutionProvider"
         self.batcher = Batcher(
@@ -71,7 +83,7 @@ class Pair:
         self._unused = asyncio.Event()
         self._unused.set()
         metrics.serving.clear()
-        metrics.serving.labels(bundle, self.providers[0]).set(1)
+        metrics.serving.labels(self.bundle, self.providers[0]).set(1)
         metrics.items.set_function(lambda: self.gallery.items)
 
     @contextmanager

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp
 
 from adde.serving.http.app import create_app
 from adde.serving.http.decoders import Decoders
+from adde.serving.http.hosts import Hosts
 from adde.serving.http.pair import Source
 from adde.serving.http.run import find_keys
 from adde.serving.http.service import Service
@@ -31,6 +32,7 @@ class Arguments(BaseModel):
     allow_fallback: bool = False
     key_file: Path | None = None
     require_key: bool = True
+    allow_host: tuple[str, ...] = ()
     limits: dict[str, int | float] = {}
     """Fields of `adde.serving.http.settings.Settings`."""
 
@@ -39,9 +41,11 @@ def build(args: Arguments) -> Any:
     """The application that Ray Serve's `import_path` names.
 
     Raises:
-        UserError: of a limit here; of keys, bundle, gallery or device where a replica starts.
+        UserError: of a limit or a name here; of keys, bundle, gallery or device where a replica
+            starts.
     """
     settings = Settings(**args.limits)  # pyright: ignore[reportArgumentType]
+    hosts = Hosts("0.0.0.0", args.allow_host)
 
     def app() -> ASGIApp:
         keys = find_keys("0.0.0.0", args.key_file, args.require_key)
@@ -49,7 +53,7 @@ def build(args: Arguments) -> Any:
         opened = source.open()
         decoders = Decoders(settings.decoders, settings.decode_seconds, settings.max_pixels)
         # Decoders end with the replica's process, at the end of their pipes.
-        return create_app(Service(source, opened, decoders, settings, keys))
+        return create_app(Service(source, opened, decoders, settings, keys, hosts))
 
     serve: Any = importlib.import_module("ray.serve")  # of the extra `ray`
     deployment = serve.deployment(serve.ingress(app)())

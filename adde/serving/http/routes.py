@@ -37,8 +37,8 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return cast(dict[int | str, dict[str, Any]], texts)
 
 
-WORK = (400, 401, 408, 413, 415, 422, 429, 500, 503, 504)
-LOOK = (401, 404, 422, 429, 500, 503)
+WORK = (400, 401, 408, 413, 415, 421, 422, 429, 500, 503, 504)
+LOOK = (401, 404, 421, 422, 429, 500, 503)
 
 
 def body_of(kind: type[BaseModel], needs_image: bool) -> dict[str, Any]:
@@ -89,18 +89,22 @@ async def search(request: Request) -> Response:
     return json_response(await service_of(request).search(request))
 
 
-@router.get("/v1/schema", responses=problems(401, 429))
+@router.get("/v1/schema", responses=problems(401, 421, 429))
 async def schema(request: Request) -> bodies.SchemaResult:
     """What can be asked for."""
     service = service_of(request)
-    searcher = service.pair.searcher
+    pair = service.pair
     return bodies.SchemaResult(
-        bundle=service.pair.bundle,
+        bundle=pair.bundle,
         attributes=[
             bodies.AttributeBody(name=a.name, values=list(a.values))
-            for a in searcher.schema.attributes
+            for a in pair.searcher.schema.attributes
         ],
-        items=service.pair.gallery.items,
+        fields=[
+            bodies.FieldBody(name=f.name, values=[*f.values], min=f.low, max=f.high)
+            for f in pair.facets
+        ],
+        items=pair.gallery.items,
         max_bytes=service.settings.max_bytes,
     )
 
@@ -182,7 +186,7 @@ async def item(request: Request, item_id: ItemId) -> Response:
     return json_response(bodies.item_json(pair.searcher.gallery.header, found))
 
 
-@router.get("/healthz")
+@router.get("/healthz", responses=problems(421))
 async def healthz(request: Request) -> bodies.Health:
     """Whether the process lives, and what it runs on."""
     service = service_of(request)
@@ -196,7 +200,7 @@ async def healthz(request: Request) -> bodies.Health:
     )
 
 
-@router.get("/readyz", responses=problems(503))
+@router.get("/readyz", responses=problems(421, 503))
 async def readyz(request: Request) -> bodies.Ready:
     """Whether to send requests here."""
     service = service_of(request)
@@ -210,7 +214,7 @@ async def readyz(request: Request) -> bodies.Ready:
 @router.get(
     "/metrics",
     response_class=Response,
-    responses={200: {"content": {"text/plain": {}}}, **problems(401)},
+    responses={200: {"content": {"text/plain": {}}}, **problems(401, 421)},
 )
 async def metrics(request: Request) -> Response:
     """For Prometheus."""

@@ -1,7 +1,6 @@
 """A process that serves: its socket, its signals, its end."""
 
 import asyncio
-import ipaddress
 import logging
 import os
 import signal
@@ -16,6 +15,7 @@ from adde.errors import UserError
 from adde.serving.http import logs
 from adde.serving.http.app import create_app
 from adde.serving.http.decoders import Decoders
+from adde.serving.http.hosts import Hosts, is_loopback
 from adde.serving.http.keys import VARIABLE, Keys
 from adde.serving.http.pair import Source
 from adde.serving.http.service import Service
@@ -37,6 +37,7 @@ def serve(
     port: int = 8000,
     key_file: Path | None = None,
     require_key: bool | None = None,
+    allow_host: Sequence[str] = (),
 ) -> None:
     """Serves until SIGTERM or SIGINT, and returns when the last request is answered.
 
@@ -47,16 +48,19 @@ def serve(
         port: 0 takes any that is free; the log says which.
         key_file: API keys; else those of the environment's ADDE_API_KEYS.
         require_key: None: where there are keys, and wherever `host` is not loopback.
+        allow_host: see `Hosts`.
 
     Raises:
-        UserError: the address is taken, keys are required and missing, or the source is no good.
+        UserError: the address is taken, keys are required and missing, a name is none, or the
+            source is no good.
     """
     logs.install()
     keys = find_keys(host, key_file, require_key)
+    hosts = Hosts(host, allow_host)
     listener = listen(host, port)
     decoders = Decoders(settings.decoders, settings.decode_seconds, settings.max_pixels)
     try:
-        service = Service(source, source.open(), decoders, settings, keys)
+        service = Service(source, source.open(), decoders, settings, keys, hosts)
         Server(service).run(sockets=[listener])
     finally:
         decoders.close()
@@ -78,14 +82,6 @@ def find_keys(host: str, path: Path | None, require: bool | None) -> Keys | None
             "asks for keys, --no-require-key"
         )
     return None
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches it."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def listen(host: str, port: int) -> socket.socket:

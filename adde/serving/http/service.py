@@ -14,14 +14,15 @@ from adde.errors import UserError
 from adde.serving.http.bodies import EmbedBody, SearchBody, result_json, seen_json
 from adde.serving.http.decoders import Decoders
 from adde.serving.http.gate import Gate, Place, in_time
+from adde.serving.http.hosts import Hosts
 from adde.serving.http.keys import Buckets, Keys
 from adde.serving.http.metrics import Metrics
-from adde.serving.http.pair import Pair, Source
+from adde.serving.http.pair import Opened, Pair, Source
 from adde.serving.http.problems import Problem
 from adde.serving.http.reading import read
 from adde.serving.http.settings import Settings
 from adde.serving.search import Request as Search
-from adde.serving.search import Searcher, Start
+from adde.serving.search import Start
 
 log = logging.getLogger(__name__)
 
@@ -33,17 +34,19 @@ class Service:
         source: what is opened at the start and again at every swap.
         opened: what `source.open()` gave.
         keys: who may ask; None: everyone.
+        hosts: what the server is called; None: anything.
     """
 
     def __init__(
         self,
         source: Source,
-        opened: tuple[Searcher, str],
+        opened: Opened,
         decoders: Decoders,
         settings: Settings,
         keys: Keys | None = None,
+        hosts: Hosts | None = None,
     ) -> None:
-        self.settings, self.keys = settings, keys
+        self.settings, self.keys, self.hosts = settings, keys, hosts
         self.metrics = Metrics()
         self.buckets = Buckets(settings.rate, settings.burst)
         self.draining = False
@@ -55,7 +58,7 @@ class Service:
 
     async def start(self) -> None:
         """Begins to serve."""
-        self.pair = self._pair(*self._opened)
+        self.pair = self._pair(self._opened)
 
     async def close(self) -> None:
         """Ends after the requests at hand."""
@@ -77,7 +80,7 @@ class Service:
                 trace = None if isinstance(error, UserError) else error
                 log.error("swap failed, bundle stays: %s", error, exc_info=trace)
                 return
-            old, self.pair = self.pair, self._pair(*opened)
+            old, self.pair = self.pair, self._pair(opened)
             self.swap = "done"
             self.metrics.swaps.labels("done").inc()
             log.info("swapped", extra={"was": old.bundle, "bundle": self.pair.bundle})
@@ -129,8 +132,8 @@ class Service:
         with self.metrics.stage("batch"):
             return await pair.batcher.embed(picture)
 
-    def _pair(self, searcher: Searcher, bundle: str) -> Pair:
-        return Pair(searcher, bundle, self.settings, self._gate, self.metrics)
+    def _pair(self, opened: Opened) -> Pair:
+        return Pair(opened, self.settings, self._gate, self.metrics)
 
     def _left(self, request: Request) -> float:
         """Seconds until a request's deadline."""

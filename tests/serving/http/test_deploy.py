@@ -60,10 +60,11 @@ def test_the_image_starts_the_program_with_flags_it_has(monkeypatch):
     program, *words = json.loads(instruction("ENTRYPOINT"))[1:]
     assert program == "/app/server.py"
     assert "serve_onnx/server.py" in instruction("COPY") and instruction("COPY").endswith("/app/")
-    source, settings, host, port, key_file, require_key = started(monkeypatch, words)
+    source, settings, host, port, key_file, require_key, allow_host = started(monkeypatch, words)
     assert [str(source.bundle), str(source.gallery)] == json.loads(instruction("VOLUME"))
     # Off loopback and nothing said of keys: it asks for them.
     assert (host, key_file, require_key) == ("0.0.0.0", None, None)
+    assert not allow_host  # probes and balancers ask at addresses that nobody knows before
     assert settings == Settings()
     assert port == int(instruction("EXPOSE"))
 
@@ -94,7 +95,7 @@ def test_the_image_holds_no_torch():
 
 def test_the_deployment_starts_the_image_with_flags_it_has(monkeypatch, pod, container):
     words = json.loads(instruction("ENTRYPOINT"))[2:] + container["args"]
-    source, settings, _, port, key_file, _ = started(monkeypatch, words)
+    source, settings, _, port, key_file, *_ = started(monkeypatch, words)
     longest = settings.drain_seconds + settings.deadline_seconds + UVICORN_MORE
     assert pod["terminationGracePeriodSeconds"] > longest
     mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}

@@ -76,6 +76,7 @@ def test_an_embedding_is_the_librarys(client, searcher, picture_of):
 def test_the_schema_is_told(client, bundle):
     content = client.get("/v1/schema").json()
     assert {"attributes": content["attributes"]} == bundle.schema.to_json()
+    assert content["fields"] == []
     assert content["items"] == 96
     assert content["bundle"] == bundle.hash
 

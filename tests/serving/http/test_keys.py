@@ -7,8 +7,9 @@ import httpx
 import pytest
 
 from adde.errors import UserError
+from adde.serving.http.hosts import is_loopback
 from adde.serving.http.keys import Buckets, Keys, parse
-from adde.serving.http.run import find_keys, is_loopback
+from adde.serving.http.run import find_keys
 
 OLD, NEW = "k" * 15 + "1", "k" * 15 + "2"
 

@@ -5,12 +5,17 @@ Slow, as a browser cannot be taken for granted: `apt-get install chromium`.
 
 import json
 import re
+import shutil
 import time
+from contextlib import closing
+from dataclasses import replace
 
 import httpx
+import numpy as np
 import pytest
 from picture_files import as_bytes
 
+from adde.serving.embedded import EmbeddedGallery
 from adde.serving.http.keys import Keys
 
 ITEM = "test-000000-002"
@@ -33,7 +38,7 @@ def test_the_files_of_the_page_are_served_and_name_nothing_elsewhere(client):
         assert set(elsewhere) <= {"http://www.w3.org/2000/svg"}
         again = client.get(path, headers={"if-none-match": answer.headers["etag"]})
         assert again.status_code == 304
-    assert {f"/page/{n}.js" for n in ("main", "api", "state", "answers", "attributes")} <= seen
+    assert {f"/page/{n}.js" for n in ("main", "api", "state", "answers", "filters")} <= seen
     assert "<script>" not in html and "style=" not in html  # the policy would not run them
     assert client.get("/page/../app.py").status_code == 404
 
@@ -206,6 +211,120 @@ def test_all_of_it_by_keyboard(visit, server):
     page.keyboard.press("Escape")
     page.wait_for_selector("#menu:popover-open", state="hidden")
     assert page.evaluate(focused) == "colour"
+
+
+@pytest.fixture(scope="module")
+def shop(tiny_gallery, tmp_path_factory):
+    """The tiny gallery with fields: prices, few makers, many names, sizes, and what is sold."""
+    folder = shutil.copytree(tiny_gallery, tmp_path_factory.mktemp("shop") / "gallery")
+    with closing(EmbeddedGallery(folder, writable=True)) as gallery:
+        every = gallery.nearest(gallery.get(ITEM).vector, np.ones(3, np.float32), 96, {})
+        for row, item in enumerate(every):
+            fields = {"price": 10 + row / 2, "maker": ["acme", "Bär & Co", "x_y"][row % 3]}
+            fields |= {"size": 36 + row % 5, "sold": row % 2 == 0, "model": f"m{row}"}
+            gallery.upsert([replace(item, fields=fields)])
+    return folder
+
+
+@pytest.mark.slow
+def test_answers_are_filtered_by_the_fields_of_the_items(visit, serve, shop):
+    server = serve(gallery=shop)
+    page = visit(f"/?item={ITEM}", url=server.url)
+    page.wait_for_selector("#filters .chip")
+    chips = page.locator("#filters .chip")
+    names = [chip.inner_text().lower() for chip in chips.all()]
+    assert names == ["maker", "model", "price", "size", "sold"]
+    plain = answers(page)
+
+    page.click('[data-filter="price"]')
+    low, high = page.locator("#menu input").all()
+    assert (low.get_attribute("placeholder"), high.get_attribute("placeholder")) == ("10", "57.5")
+    low.fill("12.5")
+    high.fill("40")
+    high.press("Enter")
+    page.wait_for_url("**&min.price=12.5&max.price=40")
+    wanted = {"price": {"min": 12.5, "max": 40.0}}
+    assert answers(page) == expected(server, item=ITEM, filters=wanted) != plain
+    assert page.locator('[data-filter="price"] .told').inner_text() == "12.5 \u2013 40"
+    assert page.locator(".facts").first.inner_text().startswith("Price ")
+    until(page, "document.activeElement.dataset.filter === 'price'")
+
+    # By keyboard alone: two makers.
+    page.focus('[data-filter="maker"]')
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Space")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Space")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**is.maker=B*")
+    wanted["maker"] = ["Bär & Co", "x_y"]
+    assert answers(page) == expected(server, item=ITEM, filters=wanted)
+    page.click('[data-filter="size"]')
+    page.check("#menu .choice:has-text('38') input")
+    page.click("#menu .go")
+    page.wait_for_url("**is.size=38")
+    wanted["size"] = [38]
+    found = answers(page)
+    assert found == expected(server, item=ITEM, filters=wanted)
+
+    # The address is all it takes, and whoever goes on from an answer keeps the filters.
+    other = visit(page.url.removeprefix(server.url), url=server.url)
+    other.wait_for_selector(".chip")
+    assert answers(other) == found
+    other.locator(".card a").first.click()
+    other.wait_for_url(f"**/?item={found[0]}&min.price=12.5&*")
+    assert answers(other) == expected(server, item=found[0], filters=wanted)
+
+    page.go_back()
+    until(page, "document.querySelectorAll('#filters .edited').length === 2")
+    del wanted["size"]
+    assert answers(page) == expected(server, item=ITEM, filters=wanted)
+    page.click('[aria-label="Do not filter by price"]')
+    page.wait_for_url(f"**/?item={ITEM}&is.maker=*")
+    assert answers(page) == expected(server, item=ITEM, filters={"maker": wanted["maker"]})
+    page.click('[data-filter="maker"]')
+    page.click("#menu button:has-text('Any')")
+    page.wait_for_url(f"**/?item={ITEM}")
+    assert answers(page) == plain
+
+
+@pytest.mark.slow
+def test_filters_that_nothing_passes_or_that_are_none_can_be_taken_away(visit, serve, shop):
+    server = serve(gallery=shop)
+    url, wanted = server.url, {"sold": [True], "colour": ["red"]}
+    page = visit(f"/?item={ITEM}&is.sold=true&is.colour=red", url=url)
+    page.wait_for_selector("#filters .chip")
+    assert answers(page) == expected(server, item=ITEM, filters=wanted)
+    page.click('[data-filter="model"]')
+    page.fill("#menu input", "none of these")
+    page.keyboard.press("Enter")
+    until(page, "document.querySelector('#heading').innerText.startsWith('Nothing else passes')")
+    assert answers(page) == []
+    page = visit(f"/?item={ITEM}&is.prise=3", url=url, allowed=("Failed to load resource",))
+    page.wait_for_selector("#problem:not([hidden])")
+    assert "no item has 'prise'" in page.locator("#problem").inner_text()
+    page.click('[aria-label="Do not filter by prise"]')
+    page.wait_for_selector("#problem", state="hidden")
+    assert len(answers(page)) == 12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(1280, 860), (390, 844)])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_filters_fit_desktop_and_phone(visit, serve, shop, size, scheme, tmp_path):
+    query = f"/?item={ITEM}&min.price=12.5&is.maker=acme&is.maker=x_y&but.colour=blue"
+    page = visit(query, url=serve(gallery=shop).url, size=size, color_scheme=scheme)
+    page.wait_for_selector("#filters .chip")
+    for name in ("price", "maker", "model"):
+        page.click(f'[data-filter="{name}"]')
+        menu = page.locator("#menu").bounding_box()
+        assert menu["x"] >= 0 and menu["x"] + menu["width"] <= size[0]
+        assert menu["y"] >= 0 and menu["y"] + menu["height"] <= size[1]
+        page.screenshot(path=tmp_path / f"{name}.png")
+        page.keyboard.press("Escape")
+        page.wait_for_selector("#menu:popover-open", state="hidden")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 @pytest.mark.slow

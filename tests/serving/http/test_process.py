@@ -155,11 +155,12 @@ def flip(path, at=100):
 
 
 def test_sigterm_refuses_readiness_first_answers_on_and_ends_with_0(process):
-    server = process("--drain-seconds", 1.5)
+    server = process("--drain-seconds", 1.5, "--allow-host", "shop.example")
+    assert httpx.get(f"{server.url}/readyz", headers={"host": "evil.example"}).status_code == 421
     with socket.create_connection(server.url[7:].split(":")) as raw:
         with asking(server.url) as (answers, failures):
             body = b'{"item": "test-000000-003"}'
-            head = "Host: x\r\nContent-Type: application/json\r\nContent-Length"
+            head = "Host: shop.example\r\nContent-Type: application/json\r\nContent-Length"
             head = f"POST /v1/search HTTP/1.1\r\n{head}: {len(body)}\r\n\r\n"
             raw.sendall(head.encode() + body[:9])
             time.sleep(0.2)
@@ -209,6 +210,7 @@ def test_what_keeps_it_from_starting_is_one_line(tiny_bundle, tiny_gallery, othe
             ((*pair, "--host", "0.0.0.0", "--port", 0), "expected API keys, found none"),
             ((*pair, "--require-key"), "expected API keys, found none"),
             ((*pair, "--queue", 0), "--queue: expected 1"),
+            ((*pair, "--allow-host", "https://x", "--port", 0), "--allow-host: expected a name"),
             (("--bundle", damaged, "--gallery", tiny_gallery, "--port", 0), "memory.onnx: damaged"),
             (("--bundle", tiny_bundle, "--gallery", other[1], "--port", 0), "gallery of bundle"),
             ((*pair, "--device", "cuda", "--port", 0), "which it cannot"),

@@ -1,7 +1,7 @@
 // Items as a grid: answers with what matches marked, or items to start from.
 
 import { pictureAddress } from "./api.js";
-import { byId, h, shown, words } from "./dom.js";
+import { byId, h, shown, told, words } from "./dom.js";
 import { empty, toQuery } from "./state.js";
 
 const SHOWN_TAGS = 4;
@@ -12,7 +12,7 @@ export function showAnswers(answers, state, go) {
 }
 
 export function showItems(items, go) {
-  grid.replaceChildren(...items.map((item) => card(item, go, describe(item), h("p", { class: "id" }, item.item_id))));
+  grid.replaceChildren(...items.map((item) => card(item, empty(), go, describe(item), h("p", { class: "id" }, item.item_id))));
 }
 
 function answerCard(answer, rank, state, go) {
@@ -27,7 +27,14 @@ function answerCard(answer, rank, state, go) {
   );
   const bar = h("div", { class: "bars", "aria-hidden": "true" }, ...matches.map(([name, match]) => segment(name, match, state)));
   const alt = `${answer.item_id}: ${good} of ${matches.length} match`;
-  return card(answer, go, alt, head, bar, tags(matches, state));
+  return card(answer, state, go, alt, head, bar, facts(answer, state), tags(matches, state));
+}
+
+// What was filtered by.
+function facts({ fields }, { filters }) {
+  const names = [...filters.keys()].filter((name) => fields[name] !== undefined);
+  const texts = names.map((name) => `${words(name)} ${told(fields[name])}`);
+  return texts.length ? h("p", { class: "facts" }, texts.join(" · ")) : null;
 }
 
 function segment(name, match, state) {
@@ -57,8 +64,8 @@ function tags(matches, state) {
 }
 
 // The whole card leads on; a link, so that it opens in another tab too.
-function card(item, go, alt, ...below) {
-  const next = { ...empty(), item: item.item_id };
+function card(item, { filters }, go, alt, ...below) {
+  const next = { ...empty(), filters, item: item.item_id };
   const click = (event) => {
     if (event.ctrlKey || event.metaKey || event.shiftKey || event.button) return;
     event.preventDefault();

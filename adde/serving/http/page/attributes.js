@@ -1,11 +1,10 @@
 // The query's attributes as chips, and the menu that changes one.
 
 import { byId, h, shown, words } from "./dom.js";
+import * as menu from "./menu.js";
 import { withChange } from "./state.js";
 
-const menu = byId("menu");
 const WEIGHTS = [0, 0.5, 1, 2, 4];
-let opener = null; // the chip whose menu is open
 
 // `seen`: {name: {value, confidence}} of the query before edits.
 export function show(schema, state, seen, change) {
@@ -38,7 +37,7 @@ function row(attribute, state, seen, change) {
         "data-attribute": name,
         "aria-haspopup": "menu",
         "aria-label": label(name, seen, edit),
-        onclick: (event) => open(event.currentTarget, attribute, state, seen, change),
+        onclick: () => open(attribute, state, seen, change),
       },
       ...(edit === undefined ? [] : [h("s", {}, shown(seen.value)), h("span", { class: "arrow" }, "→")]),
       shown(edit ?? seen.value),
@@ -67,15 +66,16 @@ function undo(name, state, change) {
   return h("button", { class: "undo", type: "button", "aria-label": text, title: text, onclick: click }, "×");
 }
 
-function open(button, attribute, state, seen, change) {
-  opener = button;
+function open(attribute, state, seen, change) {
   const { name, values } = attribute;
   const chosen = state.edits[name] ?? seen.value;
   const choose = (value) => {
-    menu.hidePopover();
+    menu.close();
     change(withChange(state, name, { edit: value === seen.value ? null : value }));
   };
-  menu.replaceChildren(
+  menu.open(
+    () => chip(name),
+    ['[aria-checked="true"]', "button"],
     h("h3", { id: "menu-title" }, words(name)),
     h(
       "div",
@@ -85,9 +85,6 @@ function open(button, attribute, state, seen, change) {
     weights(name, state, change),
     onlyThis(name, state, change),
   );
-  menu.showPopover({ source: button });
-  place(button);
-  (menu.querySelector('[aria-checked="true"]') ?? menu.querySelector("button")).focus();
 }
 
 function choice(value, chosen, isSeen, choose) {
@@ -115,7 +112,7 @@ function weights(name, state, change) {
         "aria-pressed": String(each === weight),
         disabled: state.only.length > 0,
         onclick: () => {
-          menu.hidePopover();
+          menu.close();
           change(withChange(state, name, { weight: each }));
         },
       },
@@ -128,7 +125,7 @@ function weights(name, state, change) {
 function onlyThis(name, state, change) {
   const box = h("input", { type: "checkbox", checked: state.only.includes(name) });
   box.addEventListener("change", () => {
-    menu.hidePopover();
+    menu.close();
     change(withChange(state, name, { only: box.checked }));
   });
   return h("label", { class: "only" }, box, "Alike only in this");
@@ -146,18 +143,3 @@ function arrows(event) {
   event.preventDefault();
   choices[next].focus();
 }
-
-// Under the chip, within the window. On a phone the style sheet makes it a sheet at the bottom.
-function place(button) {
-  const chip = button.getBoundingClientRect();
-  const { width, height } = menu.getBoundingClientRect();
-  const left = Math.max(8, Math.min(chip.left, innerWidth - width - 8));
-  const below = chip.bottom + 6;
-  const top = below + height < innerHeight - 8 ? below : Math.max(8, innerHeight - height - 8);
-  menu.style.setProperty("--left", `${left}px`);
-  menu.style.setProperty("--top", `${top}px`);
-}
-
-menu.addEventListener("toggle", (event) => {
-  if (event.newState === "closed" && opener) chip(opener.dataset.attribute)?.focus();
-});

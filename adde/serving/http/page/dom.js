@@ -16,6 +16,13 @@ export function h(tag, properties = {}, ...children) {
 
 export const words = (name) => name.replaceAll("_", " ");
 
+// A field's value, or its text in an address.
+export function told(value) {
+  const text = String(value);
+  if (text === "true") return "yes";
+  return text === "false" ? "no" : words(text);
+}
+
 // A dot of the colour that a value names, if it names one.
 export function swatch(value) {
   if (!CSS.supports("color", value)) return null;

@@ -4,6 +4,8 @@ import * as answers from "./answers.js";
 import * as api from "./api.js";
 import * as attributes from "./attributes.js";
 import { byId, h, words } from "./dom.js";
+import * as filters from "./filters.js";
+import * as menu from "./menu.js";
 import * as pictures from "./pictures.js";
 import { MOST, changed, empty, fromQuery, started, toQuery, toRequest } from "./state.js";
 
@@ -42,6 +44,7 @@ async function showStart() {
   if (asked !== state) return;
   document.title = "This item, but …";
   byId("query").hidden = byId("more").hidden = true;
+  filters.hide();
   byId("others").hidden = false;
   byId("heading").textContent = "Start from an item, or drop a picture";
   answers.showItems(items, go);
@@ -52,7 +55,8 @@ async function showSearch(signal) {
   const upload = state.upload === null ? null : pictures.get(state.upload);
   if (upload === undefined)
     throw new Error("The picture of this address stayed in the tab in which it was chosen. Choose it again.");
-  const result = await api.search(toRequest(state), upload?.file, signal);
+  filters.show(schema, state, go); // first: one that is refused can be taken away
+  const result = await api.search(toRequest(state, schema.fields), upload?.file, signal);
   if (signal.aborted) return;
   showQuery(upload);
   attributes.show(schema, state, result.seen, go);
@@ -60,8 +64,8 @@ async function showSearch(signal) {
   const count = result.answers.length;
   byId("others").hidden = true;
   byId("more").hidden = count < state.k || state.k >= MOST;
-  byId("heading").textContent = count ? heading() : "Nothing else is in this catalogue";
-  say(`${count} answers: ${heading()}`);
+  byId("heading").textContent = count ? heading() : nothing();
+  say(`${count} answers: ${byId("heading").textContent}`);
 }
 
 function showQuery(upload) {
@@ -74,6 +78,10 @@ function showQuery(upload) {
   image.alt = `What to start from: ${state.item ?? "your picture"}`;
   if (upload) image.src = upload.address;
   else answers.fill(image, state.item);
+}
+
+function nothing() {
+  return state.filters.size ? "Nothing else passes these filters" : "Nothing else is in this catalogue";
 }
 
 function heading() {
@@ -109,7 +117,7 @@ function keyForm() {
 async function startFrom(file) {
   try {
     schema ??= await api.schema();
-    await go({ ...empty(), upload: await pictures.add(file, schema.max_bytes) });
+    await go({ ...empty(), filters: state.filters, upload: await pictures.add(file, schema.max_bytes) });
   } catch (error) {
     complain(error);
   }
@@ -126,10 +134,10 @@ byId("home").addEventListener("click", (event) => {
 });
 byId("others").addEventListener("click", () => go({ ...state, seed: state.seed + 1 }));
 byId("more").addEventListener("click", () => go({ ...state, k: Math.min(MOST, state.k * 2) }));
-byId("reset").addEventListener("click", () => go({ ...empty(), item: state.item, upload: state.upload }));
+byId("reset").addEventListener("click", () => go({ ...empty(), item: state.item, upload: state.upload, filters: state.filters }));
 addEventListener("popstate", () => {
   state = fromQuery(location.search);
-  byId("menu").hidePopover();
+  menu.close();
   show();
 });
 

@@ -1,13 +1,14 @@
 // What the page shows, as an object and as the query string that can be shared.
 //
-// {item, upload, edits: {name: value}, weights: {name: number}, only: [name], k, seed}
+// {item, upload, edits: {name: value}, weights: {name: number}, only: [name], k, seed,
+//  filters: Map of a field's name to {values: [text]} or {min: number, max: number}, one or both}
 // `upload` names a picture that lies in this tab alone: it is kept out of the address's reach.
 
 export const FIRST = 12;
 export const MOST = 96;
 
 export function empty() {
-  return { item: null, upload: null, edits: {}, weights: {}, only: [], k: FIRST, seed: 0 };
+  return { item: null, upload: null, edits: {}, weights: {}, only: [], filters: new Map(), k: FIRST, seed: 0 };
 }
 
 export function fromQuery(search) {
@@ -19,10 +20,18 @@ export function fromQuery(search) {
     else if (name.startsWith("weight.") && value !== "" && Number(value) >= 0)
       state.weights[name.slice(7)] = Number(value);
     else if (name === "only") state.only.push(value);
+    else if (name.startsWith("is.")) (filterOf(state, name.slice(3)).values ??= []).push(value);
+    else if (/^(min|max)\./.test(name) && value.trim() !== "" && Number.isFinite(Number(value)))
+      filterOf(state, name.slice(4))[name.slice(0, 3)] = Number(value);
     else if (name === "k" && Number(value) >= 1) state.k = Math.min(MOST, Math.floor(Number(value)));
     else if (name === "seed" && Number(value) >= 0) state.seed = Math.floor(Number(value)) % 2 ** 32;
   }
   return state;
+}
+
+function filterOf(state, name) {
+  if (!state.filters.has(name)) state.filters.set(name, {});
+  return state.filters.get(name);
 }
 
 export function toQuery(state) {
@@ -32,6 +41,11 @@ export function toQuery(state) {
   for (const [name, value] of Object.entries(state.edits)) query.set(`but.${name}`, value);
   for (const [name, value] of Object.entries(state.weights)) query.set(`weight.${name}`, value);
   for (const name of state.only) query.append("only", name);
+  for (const [name, { values, min, max }] of state.filters) {
+    for (const value of values ?? []) query.append(`is.${name}`, value);
+    if (!values && min !== undefined) query.set(`min.${name}`, min);
+    if (!values && max !== undefined) query.set(`max.${name}`, max);
+  }
   if (state.k !== FIRST) query.set("k", state.k);
   if (state.seed && !started(state)) query.set("seed", state.seed);
   const text = query.toString();
@@ -46,10 +60,30 @@ export function changed(state) {
   return [state.edits, state.weights, state.only].some((part) => Object.keys(part).length > 0);
 }
 
-// What /v1/search is asked, but for the picture.
-export function toRequest(state) {
+// What /v1/search is asked, but for the picture. `fields` are the schema's.
+export function toRequest(state, fields) {
   const { edits, weights, only: like, k } = state;
-  return { edits, weights, like, k, ...(state.item === null ? {} : { item: state.item }) };
+  const asked = [...state.filters].map(([name, { values, min, max }]) => {
+    const field = fields.find((each) => each.name === name);
+    return [name, values ? values.flatMap((text) => typed(text, field)) : { min, max }];
+  });
+  return { edits, weights, like, k, filters: Object.fromEntries(asked), ...(state.item === null ? {} : { item: state.item }) };
+}
+
+// What a field holds that reads as the text of an address: 40 is not "40" to a filter.
+function typed(text, field) {
+  const held = field?.values.filter((value) => String(value) === text) ?? [];
+  if (held.length) return held;
+  const number = text.trim() === "" ? NaN : Number(text);
+  return [typeof field?.min === "number" && Number.isFinite(number) ? number : text];
+}
+
+// A copy with the filter of one field changed; null takes it away.
+export function withFilter(state, name, filter) {
+  const next = { ...structuredClone(state), k: FIRST };
+  if (filter === null) next.filters.delete(name);
+  else next.filters.set(name, filter);
+  return next;
 }
 
 // A copy with one attribute's value, weight or "only" changed; null takes it away.

@@ -61,7 +61,7 @@ def poisoned(tiny_shards, tmp_path):
     def make(value="math.nan", **settings):
         index = ShardIndex.read(tiny_shards)
         shards = index.split("train")
-        order = SampleOrder(shards, BATCH, seed=3)
+        order = SampleOrder(shards, BATCH, seed=5)
         shard, position = order.batch(3)[BATCH - 1].tolist()  # on the second rank
         sample = ShardReader(index).read(shards[shard], position)
         picture = np.empty((32, 32, 3), np.uint8)

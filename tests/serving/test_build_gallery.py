@@ -164,6 +164,7 @@ def test_the_program(tiny_bundle, tiny_shards, bundle, tmp_path, engine):
 def test_ray_makes_the_same_gallery_and_goes_on_where_it_was(
     tiny_bundle, tiny_shards, tiny_gallery, bundle, session, tmp_path, monkeypatch
 ):
+    pytest.importorskip("ray", reason="ray is not installed: pip install 'adde[ray]'")
     monkeypatch.setattr(embedding, "BATCH", 5)
     with pytest.raises(KeyboardInterrupt):
         build_gallery(bundle, Counting(session, most=20), tiny_shards, tmp_path / "g")

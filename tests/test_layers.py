@@ -27,7 +27,17 @@ TRAIN_EXTRA = (
     "wandb",
     "webdataset",
 )
-LAYER_0 = ("schema", "preprocess", "metrics", "bundle", "errors", "files", "shards", "serving")
+LAYER_0 = (
+    "schema",
+    "preprocess",
+    "metrics",
+    "bundle",
+    "errors",
+    "files",
+    "pages",
+    "shards",
+    "serving",
+)
 NEEDS_TORCH = {"adde.shards.gpu_decode", "adde.shards.loader", "adde.shards.resize"}
 
 IMPORT_ALL = """

@@ -25,7 +25,7 @@ from adde.schema import Labels, Schema, Vector
 from adde.serving.facets import Facet
 
 GALLERY_NAME = "gallery.json"
-FORMAT = 1
+FORMAT = 2
 
 SLACK = 16
 """Candidates beyond k: the last bits of two ways to compute a distance may order them anew."""

@@ -5,12 +5,12 @@ import io
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from PIL import Image
 
 from adde.errors import UserError
 from adde.files import write_text
+from adde.pages import render
 from adde.preprocess import decode
 from adde.shards.doctor import Looked
 from adde.shards.index import ShardIndex
@@ -61,17 +61,11 @@ def write_page(index: ShardIndex, found: dict[str, Any], looked: Looked, path: P
         looked: what it was found in.
         path: of the page.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     pictures = _Pictures(index)
     total = sum(found["items"].values())
     pairs = found["near_duplicates"]
-    page = environment.get_template("doctor.html.j2").render(
+    page = render(
+        Path(__file__).with_name("doctor.html.j2"),
         name=found["name"],
         items=found["items"],
         total=total,

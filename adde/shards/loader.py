@@ -221,7 +221,6 @@ class _Slots:
     def __init__(self, count: int, shape: tuple[int, ...]) -> None:
         self.pictures = _shared((count, *shape), np.uint8)
         self._free = deque(range(count))
-        self._lent = 0
 
     def claim(self, numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
         """Each number with a slot that nobody writes or reads, when DataLoader sends it off."""
@@ -237,19 +236,14 @@ class _Slots:
 
     def lend(self, slot: int, rows: int) -> Tensor:
         """The first rows of a slot as they lie there; it is free again when they are used no
-        more. A copy where LENT are out already.
+        more. A copy where LENT are out already, and no slot is left to claim.
         """
-        if self._lent == LENT:
+        if not self._free:
             return self.copy(slot, rows)
         pictures = self.pictures[slot][:rows]
-        self._lent += 1
-        # The tensor and its views hold the array.
-        weakref.finalize(pictures, self._give_back, slot).atexit = False
+        # The tensor and its views hold the array, and may be let go of in any thread.
+        weakref.finalize(pictures, self._free.append, slot).atexit = False
         return torch.from_numpy(pictures)
-
-    def _give_back(self, slot: int) -> None:
-        self._lent -= 1
-        self._free.append(slot)
 
 
 class _IntoSlots(Dataset[tuple[int, int, Companions]]):

@@ -36,6 +36,7 @@ from adde.training.config import CONFIG_NAME, Config, read_recipe
 FORMAT = 3
 STATE_NAME = "state.json"
 TENSORS_NAME = "tensors.json"
+BEST_NAME = "best.json"
 READERS = 4
 """Files whose hashes are taken at a time."""
 
@@ -129,7 +130,7 @@ def is_best(run: Path, figures: dict[str, float]) -> bool:
 
     hit@30 decides. Where an easy catalogue has it at 1 from early on, hit@10 and then hit@1 do.
     """
-    path = run / "checkpoints" / "best.json"
+    path = run / "checkpoints" / BEST_NAME
     if not path.exists():
         return True
     best = read_json(path)
@@ -139,12 +140,12 @@ def is_best(run: Path, figures: dict[str, float]) -> bool:
 def mark_best(run: Path, path: Path, figures: dict[str, float]) -> None:
     """Names `path` as the best checkpoint, with the validation figures that made it so."""
     best = {"checkpoint": path.name, **{name: figures[name] for name in DECIDING}}
-    write_json(run / "checkpoints" / "best.json", best)
+    write_json(run / "checkpoints" / BEST_NAME, best)
 
 
 def delete_old(run: Path, keep: int, busy: str | None = None) -> None:
     """Deletes all but the newest `keep` checkpoints, the best, and one that is being read."""
-    best = run / "checkpoints" / "best.json"
+    best = run / "checkpoints" / BEST_NAME
     kept = {busy, read_json(best)["checkpoint"] if best.exists() else None}
     for path in folders(run)[keep:]:
         if path.name not in kept:
@@ -237,7 +238,7 @@ def load_model(run: Path, which: str = "best") -> tuple[ADDE, Config, Checkpoint
 
 
 def _best_checkpoint(run: Path) -> Checkpoint:
-    best = run / "checkpoints" / "best.json"
+    best = run / "checkpoints" / BEST_NAME
     if not best.exists():
         raise UserError(
             f"{best}: no such file; the run was not evaluated yet, use its last checkpoint"

@@ -17,6 +17,7 @@ from adde.shards.loader import Batch
 from adde.training import profiling
 from adde.training.config import AddeStage, EncoderStage
 from adde.training.objectives import Objective, global_mean
+from adde.training.optimisation import Kept
 from adde.training.strategies import Replicated
 
 
@@ -57,10 +58,9 @@ def cached_backward(
 @torch.no_grad()
 def _without_traces(model: nn.Module, encode: Any, parts: int) -> list[Forward]:
     """All parts' outputs; buffers (running statistics) are as before, for the second pass."""
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    before = Kept(list(model.buffers()))
     outputs = [encode(part) for part in range(parts)]
-    for buffer, before in buffers:
-        buffer.copy_(before)
+    before.undo()
     return outputs
 
 

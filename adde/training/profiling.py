@@ -16,7 +16,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, record_function
 
 from adde.files import atomic_path, write_text
-from adde.training.pages import render
+from adde.pages import render
 
 PREFIX = "adde/"
 PARTS = (
@@ -103,7 +103,9 @@ class Profile:
         self._folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(self._folder / f"{self._stage}.json") as temporary:
             profiler.export_chrome_trace(str(temporary))
-        page = render("profile.html.j2", **page_content(self._stage, found))
+        page = render(
+            Path(__file__).with_name("profile.html.j2"), **page_content(self._stage, found)
+        )
         write_text(self._folder / f"{self._stage}.html", page)
 
 

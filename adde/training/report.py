@@ -11,9 +11,9 @@ import numpy as np
 
 from adde.files import read_json, write_text
 from adde.metrics import BASELINES
+from adde.pages import render
 from adde.training.config import CONFIG_NAME
 from adde.training.figures import Series, curves_svg, heat_map_svg, number
-from adde.training.pages import render
 from adde.training.panels import Panel, sections
 from adde.training.preflight import PACKAGES, PREFLIGHT_NAME
 from adde.training.prototypes import nearest
@@ -51,7 +51,7 @@ def write_report(run: Path) -> Path:
     log = read_log(run / LOG_NAME)
     series = _series(log)
     page = render(
-        "report.html.j2",
+        Path(__file__).with_name("report.html.j2"),
         name=run.resolve().name,
         progress=_progress(log),
         alerts=[{"step": line["step"], **line["alert"]} for line in log if "alert" in line],

@@ -17,9 +17,8 @@ from urllib.parse import urlsplit
 from adde.errors import UserError
 from adde.files import atomic_path, read_json, sha256_of_file
 from adde.shards.transport import HTTP, shown
-from adde.training.checkpoint import STATE_NAME, folders, read_checkpoint
+from adde.training.checkpoint import BEST_NAME, STATE_NAME, folders, read_checkpoint
 
-BEST_NAME = "best.json"
 TRIES = 5
 BACKOFF = 1.0
 """Seconds of the longest first pause between tries; doubles. Drawn at random below it."""

@@ -234,7 +234,7 @@ def test_damage_is_told(tiny_gallery, tmp_path):
         EmbeddedGallery(folder)
     folder, path = damaged("gallery.json")
     write_json(path, {**read_json(path), "format": 9})
-    with pytest.raises(UserError, match="expected format 1, found 9"):
+    with pytest.raises(UserError, match="expected format 2, found 9"):
         EmbeddedGallery(folder)
     with pytest.raises(UserError, match=r"expected a gallery with gallery\.json, found none"):
         EmbeddedGallery(tmp_path)

@@ -6,13 +6,16 @@ from typing import Any
 import jinja2
 
 
-def render(template: str, **content: Any) -> str:
-    """A page of this folder's templates; text is escaped, and a name that is missing an error."""
+def render(template: Path, **content: Any) -> str:
+    """A page of a template, which may include others of its folder.
+
+    Text is escaped, and a name that is missing is an error.
+    """
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader(template.parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template).render(**content)
+    return environment.get_template(template.name).render(**content)

@@ -113,23 +113,24 @@ def _combinations_and_keys(labels: Labels) -> tuple[Labels, Labels]:
     rows: Labels = unique[0].astype(np.int64)
     # Its shape is (N,) or (N, 1), as numpy's version has it.
     combination: Labels = unique[1].reshape(-1)
-    before = _numbered_prefixes(rows)
-    after = _numbered_prefixes(rows[:, ::-1])[::-1]
     keys = np.full(rows.shape[::-1], -1, dtype=np.int64)
-    for attribute in range(rows.shape[1]):
+    # Made, and let go of, as they are needed: all at once are twice the labels.
+    *afters, _ = _numbered_prefixes(rows[:, ::-1])
+    for attribute, before in zip(range(rows.shape[1]), _numbered_prefixes(rows)):
         known = rows[:, attribute] != UNKNOWN
-        rest = before[attribute] * len(rows) + after[attribute + 1]
+        rest = before * len(rows) + afters.pop()
         keys[attribute, known] = _dense(rest[known])
     return combination, keys
 
 
-def _numbered_prefixes(rows: Labels) -> list[Labels]:
+def _numbered_prefixes(rows: Labels) -> Iterator[Labels]:
     """A + 1 arrays (C,): equal numbers where rows (C, A) agree in their first 0..A attributes."""
-    numbers = [np.zeros(len(rows), dtype=np.int64)]
+    numbers: Labels = np.zeros(len(rows), dtype=np.int64)
+    yield numbers
     for attribute in range(rows.shape[1]):
         column: Labels = rows[:, attribute] + 1  # UNKNOWN is 0
-        numbers.append(_dense(numbers[-1] * (int(column.max()) + 1) + column))
-    return numbers
+        numbers = _dense(numbers * (int(column.max()) + 1) + column)
+        yield numbers
 
 
 def _dense(keys: Labels) -> Labels:

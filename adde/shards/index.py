@@ -18,7 +18,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,7 @@ class ShardIndex:
             "name": self.name,
             "schema_hash": self.schema.hash,
             "schema": self.schema.to_json(),
-            "shards": [asdict(shard) for shard in self.shards],
+            "shards": [vars(shard) for shard in self.shards],  # no copy of a list for every sample
         }
         write_json(self.root / INDEX_NAME, content, indent=None)
 

@@ -4,6 +4,8 @@ python serve_onnx/build_gallery.py --bundle bundles/quickstart --catalogue data/
     --out galleries/wardrobe
 python serve_onnx/build_gallery.py --bundle bundles/quickstart --catalogue data/wardrobe \
     --out galleries/wardrobe --engine milvus --uri http://localhost:19530
+python serve_onnx/build_gallery.py --bundle bundles/shop --catalogue data/shop \
+    --out galleries/shop --fields items.csv --id-column sku
 RAY_ADDRESS=auto python serve_onnx/build_gallery.py --bundle bundles/shop --catalogue data/shop \
     --out galleries/shop --engine-embed ray --device cuda
 """
@@ -21,6 +23,7 @@ from adde.serving.build import build_with, open_gallery
 from adde.serving.embedded import EmbeddedGallery
 from adde.serving.embedding import Split, embed_here
 from adde.serving.embedding_ray import on_ray
+from adde.serving.fields import FieldTable
 from adde.serving.providers import Device
 from adde.serving.session import Session
 
@@ -33,6 +36,9 @@ def build(
     engine: Literal["embedded", "milvus"] = "embedded",
     engine_embed: Literal["here", "ray"] = "here",
     uri: str | None = None,
+    fields: Path | None = None,
+    id_column: str | None = None,
+    field_columns: tuple[str, ...] = (),
     device: tuple[Device, ...] = ("cpu",),
     allow_fallback: bool = False,
 ) -> None:
@@ -47,25 +53,37 @@ def build(
         engine_embed: this process, or Ray Data with an actor per GPU, or per core for the CPU, on
             the cluster that RAY_ADDRESS names or one started here.
         uri: Milvus' address or a file of Milvus Lite; a token is read from MILVUS_TOKEN.
+        fields: a CSV or Parquet table of what answers are filtered by: price, brand, stock.
+        id_column: its column of item ids.
+        field_columns: its columns that are taken; all but attributes and ids if not given.
         device: where onnxruntime runs, in the order of preference.
         allow_fallback: go on where a device is not to be had.
     """
     if (engine == "milvus") != (uri is not None):
         raise UserError("expected --uri with --engine milvus, and not without")
+    if (fields is None) != (id_column is None) or (field_columns and fields is None):
+        raise UserError(
+            "expected --fields and --id-column together, and --field-columns only with them"
+        )
     opened = Bundle.read(bundle)
+    table = None
+    if fields is not None and id_column is not None:
+        table = FieldTable(fields, id_column, field_columns, opened.schema)
     if engine_embed == "ray":
         embed = on_ray(opened, device, allow_fallback)
     else:
         embed = partial(embed_here, opened, Session(opened, device, allow_fallback))
     if uri is None:
-        build_with(embed, opened, catalogue, out, split)
+        build_with(embed, opened, catalogue, out, split, fields=table)
     else:
         from adde.serving.milvus import MilvusGallery  # of the extra `milvus`
 
         engines = MilvusGallery.creator(uri), MilvusGallery.open
-        build_with(embed, opened, catalogue, out, split, *engines)
+        build_with(embed, opened, catalogue, out, split, *engines, fields=table)
     gallery = open_gallery(out, opened)
     print(f"{out}: {len(gallery)} items, engine {gallery.header.engine}")
+    if table is not None:
+        print(f"fields {', '.join(table.names)} of {fields}; {table.unmatched} items not in it")
     if isinstance(gallery, EmbeddedGallery) and gallery.index is not None:
         print(json.dumps(gallery.index.report, indent=2))
     gallery.close()

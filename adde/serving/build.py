@@ -21,6 +21,7 @@ from adde.errors import UserError
 from adde.files import atomic_path, cache_folder, sha256_of_file
 from adde.serving.embedded import EmbeddedGallery
 from adde.serving.embedding import Embed, Split, embed_here, shards_of
+from adde.serving.fields import FieldTable
 from adde.serving.gallery import (
     GALLERY_NAME,
     BusyError,
@@ -57,20 +58,24 @@ def build_with(
     split: Split = "all",
     create: Callable[[Path, Header], Gallery] = EmbeddedGallery.create,
     reopen: Callable[[Path], Gallery] | None = None,
+    fields: FieldTable | None = None,
 ) -> None:
     """Embeds a folder of shards into the gallery `out`, replacing one that is there.
 
     Until it is done it lies beside `out` as `.<name>.building`, from where the next call with
-    the same bundle, shards and split goes on.
+    the same bundle, shards, split and fields goes on.
 
     Raises:
         UserError: the shards have another schema than the bundle, the split is empty, an item id
-            appears twice, or a picture does not decode.
+            appears twice, a picture does not decode, or the fields are of other items.
     """
     index = ShardIndex.read(shards)
     bundle.schema.require_same(index.schema, str(bundle.path), str(shards))
     total = sum(shard.samples for shard in shards_of(index, split))
     source = f"{sha256_of_file(shards / INDEX_NAME)} {split}"
+    if fields is not None:
+        source += f" {fields.sha256} {fields.id_column} {' '.join(fields.names)}"
+        embed = fields.with_fields(embed)
     building = out.with_name(f".{out.name}.building")
     gallery = _resume(building, bundle, source, reopen or _writable)
     if gallery is None:

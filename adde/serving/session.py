@@ -22,7 +22,10 @@ BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 """Batch sizes a GPU is given; batches between are filled up, larger ones are cut."""
 
 STREAMS = 2
-"""Batches at a time on a GPU: one is copied while another is computed."""
+"""Batches at a time. On a GPU one is copied while another is computed. On a CPU each has half of
+the threads, as decoders and clients take turns on the same cores: threads of one batch wait for the
+slowest of them after every layer, those of two batches never for each other.
+"""
 
 
 class Session:
@@ -63,7 +66,7 @@ class Session:
         obtained = _obtainable(asked, allow_fallback)
         # Left to itself onnxruntime counts the machine's cores, not those this process may use.
         count = threads or len(os.sched_getaffinity(0))
-        self._encoder = _Runner(bundle, bundle.encoder, encoder, obtained, count)
+        self._encoder = _Runner(bundle, bundle.encoder, encoder, obtained, count, count // STREAMS)
         self._memory = _Runner(bundle, bundle.memory, memory, obtained, count)
 
     @property
@@ -91,20 +94,33 @@ class Session:
 
 
 class _Runner:
-    """One graph on its devices: checks, fills up and cuts batches, hands them to a lane."""
+    """One graph on its devices: checks, fills up and cuts batches, hands them to a lane.
+
+    `shared_threads`: of a batch that is not alone on the CPU; 0: as many as of one that is. They
+    cost a second session, and the same bits come out.
+    """
 
     def __init__(
-        self, bundle: Bundle, path: Path, graph: Graph, devices: Sequence[Device], threads: int
+        self,
+        bundle: Bundle,
+        path: Path,
+        graph: Graph,
+        devices: Sequence[Device],
+        threads: int,
+        shared_threads: int = 0,
     ) -> None:
         self._graph = graph
-        self._session = _open(
-            path, {name: _options(name, graph, bundle) for name in devices}, threads
-        )
+        options: dict[Device, dict[str, str]] = {
+            name: _options(name, graph, bundle) for name in devices
+        }
+        self._session = self._shared = _open(path, options, threads)
         self.providers = tuple(str(name) for name in self._session.get_providers())
         self._on_cpu = self.providers[0] == PROVIDERS["cpu"]
-        self._lanes: queue.SimpleQueue[Lane] = queue.SimpleQueue()
-        for _ in range(0 if self._on_cpu else STREAMS):
-            self._lanes.put(Lane(self._session, graph, "cuda"))
+        if self._on_cpu and shared_threads:
+            self._shared = _open(path, options, shared_threads)
+        self._lanes: queue.SimpleQueue[Lane | None] = queue.SimpleQueue()
+        for _ in range(STREAMS):
+            self._lanes.put(None if self._on_cpu else Lane(self._session, graph, "cuda"))
 
     def run(self, inputs: Mapping[str, Array]) -> list[Array]:
         """Inputs of any one batch size -> outputs in the graph's order."""
@@ -129,21 +145,26 @@ class _Runner:
             # onnxruntime multiplies a single row by other code than several, which differs in
             # the last bits; so a row is never alone, and answers do not depend on company.
             filled = max(2, batch)
-            outputs = self._session.run(list(self._graph.outputs), _filled(inputs, filled))
         else:
             filled = next(bucket for bucket in BUCKETS if bucket >= batch)
-            lane = self._lanes.get()
-            try:
-                outputs = lane.run(_filled(inputs, filled))
-            finally:
-                self._lanes.put(lane)
+        rows = _filled(inputs, filled)
+        lane = self._lanes.get()
+        try:
+            if lane is not None:
+                outputs = lane.run(rows)
+            else:
+                alone = self._lanes.qsize() == STREAMS - 1
+                session = self._session if alone else self._shared
+                outputs = session.run(list(self._graph.outputs), rows)
+        finally:
+            self._lanes.put(lane)
         return outputs if filled == batch else [output[:batch] for output in outputs]
 
     def warm_up(self, batch: int) -> None:
         """Runs zeros of one batch size through every lane."""
         inputs = self._graph.inputs.items()
         zeros = {name: np.zeros((batch, *row), kind) for name, (row, kind) in inputs}
-        for _ in range(max(1, self._lanes.qsize())):  # a lane goes to the end of the queue
+        for _ in range(1 if self._on_cpu else STREAMS):  # a lane goes to the end of the queue
             self._run_part(zeros)
 
 

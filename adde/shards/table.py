@@ -83,11 +83,11 @@ def read_table(path: Path) -> Table:
             header, a column name that repeats, or a Parquet file that cannot be read.
     """
     if not path.is_file():
-        raise UserError(f"--catalogue: expected a CSV or Parquet file, found none at {path}")
+        raise UserError(f"{path}: expected a CSV or Parquet file, found none")
     readers = {".csv": _read_csv, ".tsv": _read_csv, ".parquet": _read_parquet}
     if path.suffix.lower() not in readers:
         raise UserError(
-            f"--catalogue: expected a file that ends in .csv or .parquet, found {path.name!r}"
+            f"{path}: expected a table whose name ends in .csv or .parquet, found another"
         )
     return readers[path.suffix.lower()](path)
 

@@ -214,3 +214,28 @@ def test_a_graph_that_does_not_open_is_named(bundle, tmp_path):
     (tmp_path / "encoder.onnx").write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"encoder\.onnx: onnxruntime cannot open it"):
         Session(replace(bundle, path=tmp_path))
+
+
+def test_batches_at_once_on_the_cpu_have_half_of_the_threads_each_and_the_same_bits(bundle):
+    session = Session(bundle, threads=2)
+    runner = session._encoder
+    images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+    alone = session.encode(images)
+    used, whole, shared = [], runner._session, runner._shared
+
+    def recording(name, of):
+        def run(*arguments):
+            used.append(name)
+            return of.run(*arguments)
+
+        return SimpleNamespace(run=run)
+
+    runner._session, runner._shared = recording("whole", whole), recording("shared", shared)
+    session.encode(images)
+    lane = runner._lanes.get()  # another batch is under way
+    together = session.encode(images)
+    runner._lanes.put(lane)
+    assert used == ["whole", "shared"]
+    assert whole.get_session_options().intra_op_num_threads == 2
+    assert shared.get_session_options().intra_op_num_threads == 1
+    assert all(np.array_equal(a, b) for a, b in zip(alone, together))

@@ -284,7 +284,7 @@ def test_folders_of_something_else_are_not_replaced(shop, rows, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--catalogue", "wardrob"), "expected a CSV or Parquet file, found none at wardrob"),
+        (("--catalogue", "wardrob"), "wardrob: expected a CSV or Parquet file, found none"),
         (("--catalogue", "wardrobe", "--items", 3), "items: expected at least 60"),
         (("--catalogue", "x.csv", "--size", 0), "--size: expected at least 1 pixel, found 0"),
         (("--catalogue", "celba:x"), "unknown kind 'celba'; did you mean 'celeba'?"),

@@ -194,9 +194,9 @@ def test_table_errors(tmp_path):
         read_table(broken)
     sheet = tmp_path / "t.xlsx"
     sheet.touch()
-    with pytest.raises(UserError, match=r"ends in .csv or .parquet, found 't.xlsx'"):
+    with pytest.raises(UserError, match=r"t.xlsx: expected a table whose name ends in"):
         read_table(sheet)
-    with pytest.raises(UserError, match=r"expected a CSV or Parquet file, found none at no.csv"):
+    with pytest.raises(UserError, match=r"no.csv: expected a CSV or Parquet file, found none"):
         read_table(Path("no.csv"))
 
 

@@ -12,6 +12,11 @@ from adde.preprocess import Picture
 from adde.serving.http.metrics import Metrics
 from adde.serving.search import Start
 
+PATIENCE = 0.2
+"""Of the seconds that the last batch took: what the first of the next may wait for others, where
+that is more than `max_wait`. It would else start with the few that are decoded already.
+"""
+
 
 @dataclass
 class _Entry:
@@ -24,7 +29,8 @@ class Batcher:
     """Collects pictures into batches; all calls come from one event loop.
 
     A batch starts when the encoder is free and: it is full, or its first picture has waited
-    `max_wait` seconds, or no other picture is on its way. A lone request so never waits.
+    `max_wait` seconds (see also PATIENCE), or no other picture is on its way. A lone request so
+    never waits.
 
     Args:
         embed: pictures -> their starts, in one run; called in a thread.
@@ -45,6 +51,7 @@ class Batcher:
     ) -> None:
         self._embed, self._coming, self._metrics = embed, coming, metrics
         self._max_batch, self._max_wait = max_batch, max_wait
+        self._last_seconds = 0.0
         self._waiting: deque[_Entry] = deque()
         self._news = asyncio.Event()
         self._threads = ThreadPoolExecutor(lanes, "encode")
@@ -76,7 +83,7 @@ class Batcher:
     async def _collect(self) -> list[_Entry]:
         while not self._waiting:
             await self._wait(None)
-        limit = self._waiting[0].arrived + self._max_wait
+        limit = self._waiting[0].arrived + max(self._max_wait, PATIENCE * self._last_seconds)
         while self._waiting and len(self._waiting) < self._max_batch and self._coming():
             left = limit - time.monotonic()
             if left <= 0:
@@ -95,6 +102,7 @@ class Batcher:
     async def _run(self, batch: Sequence[_Entry]) -> None:
         loop, pictures = asyncio.get_running_loop(), [entry.picture for entry in batch]
         self._metrics.batches.observe(len(batch))
+        began = time.monotonic()
         try:
             with self._metrics.encode.time():
                 starts = await loop.run_in_executor(self._threads, self._embed, pictures)
@@ -103,6 +111,7 @@ class Batcher:
                 if not entry.future.done():
                     entry.future.set_exception(error)
             return
+        self._last_seconds = time.monotonic() - began
         for entry, start in zip(batch, starts):
             if not entry.future.done():
                 entry.future.set_result(start)

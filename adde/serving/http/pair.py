@@ -70,8 +70,9 @@ class Pair:
             searcher.embed,
             lambda: gate.coming,
             metrics,
-            lanes=1 if on_cpu else STREAMS,
-            max_batch=settings.max_batch,
+            lanes=STREAMS,
+            # Batches on a CPU share its cores, and so what is embedded at once.
+            max_batch=-(-settings.max_batch // (STREAMS if on_cpu else 1)),
             max_wait=settings.max_wait_ms / 1000,
         )
         cores = len(os.sched_getaffinity(0))

@@ -105,15 +105,15 @@ def test_a_client_that_leaves_frees_its_place_and_its_picture_is_not_embedded(
     serve, slow, contents
 ):
     slow(0.3)
-    server = serve(queue=3, max_batch=1)
+    server = serve(queue=4, max_batch=1)
     request = httpx.Request("POST", f"{server.url}/v1/embed", files={"image": contents[0]})
     head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
     message = f"POST /v1/embed HTTP/1.1\r\n{head}\r\n".encode() + request.read()
-    gone = [socket.create_connection(server.url[7:].split(":")) for _ in range(3)]
+    gone = [socket.create_connection(server.url[7:].split(":")) for _ in range(4)]
     for raw in gone:
         raw.sendall(message)
-    for _ in range(200):  # until all three are inside
-        if server.service._gate._inside == 3:
+    for _ in range(200):  # until all four are inside
+        if server.service._gate._inside == 4:
             break
         time.sleep(0.01)
     assert httpx.post(f"{server.url}/v1/embed", files={"image": contents[0]}).status_code == 429
@@ -126,12 +126,12 @@ def test_a_client_that_leaves_frees_its_place_and_its_picture_is_not_embedded(
         time.sleep(0.01)
     assert server.service._gate._inside == server.service._gate.coming == 0
     assert httpx.post(f"{server.url}/v1/embed", files={"image": contents[0]}).status_code == 200
-    # One was in the encoder when they left; the two that waited never went in.
+    # Two were in the encoder when they left; the two that waited never went in.
     embedded = server.service.metrics.batches.collect()[0].samples
-    assert next(s.value for s in embedded if s.name.endswith("_count")) == 2
+    assert next(s.value for s in embedded if s.name.endswith("_count")) == 3
     routes = server.service.metrics.requests.collect()[0].samples
     left = [s.value for s in routes if s.labels.get("status") == "499" and "_count" in s.name]
-    assert left == [3]
+    assert left == [4]
 
 
 def test_a_client_that_leaves_while_it_sends_frees_its_place(serve):

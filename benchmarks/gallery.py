@@ -1,7 +1,7 @@
 """A large gallery: bytes per item, build time, latency, and recall against looking at everything.
 
-    python benchmarks/gallery.py --items 200000 --json docs/gallery.json
-    python benchmarks/gallery.py --items 1000000 --folder /disk/of/50/GB
+    python benchmarks/gallery.py --json docs/gallery.json
+    python benchmarks/gallery.py --folder /disk/with/20/GB
     python benchmarks/gallery.py --quick
 
 Synthetic unit vectors of 12 subspaces x 340. A subspace lies near one of ten values' prototypes, as

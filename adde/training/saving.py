@@ -51,7 +51,8 @@ class Saver:
         self._abandoned = threading.Event()
         self._saved: Position | None = None
         address = config.checkpoints.upload if rank() == 0 else None
-        self._uploads = Uploads(Bucket(address), config.run) if address else None
+        keep = config.checkpoints.keep
+        self._uploads = Uploads(Bucket(address), config.run, keep) if address else None
         self._stalled = 0.0
 
     def save(
@@ -155,10 +156,10 @@ class Saver:
 
     def _tidy(self) -> None:
         """Deletes what is no longer kept, and has the copies elsewhere follow."""
-        busy = self._uploads.busy if self._uploads else None
-        checkpoints.delete_old(self._config.run, self._config.checkpoints.keep, busy)
-        if self._uploads is not None:
-            self._uploads.wake()
+        if self._uploads is None:
+            checkpoints.delete_old(self._config.run, self._config.checkpoints.keep)
+        else:
+            self._uploads.follow()
 
 
 def _note(folder: Path, part: int) -> Path:

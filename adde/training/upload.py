@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from adde.errors import UserError
 from adde.files import atomic_path, read_json, sha256_of_file
 from adde.shards.transport import HTTP, shown
-from adde.training.checkpoint import BEST_NAME, STATE_NAME, folders, read_checkpoint
+from adde.training.checkpoint import BEST_NAME, STATE_NAME, delete_old, folders, read_checkpoint
 
 TRIES = 5
 BACKOFF = 1.0
@@ -121,21 +121,18 @@ class Uploads:
         failures: times that this was given up.
     """
 
-    def __init__(self, bucket: Bucket, run: Path) -> None:
+    def __init__(self, bucket: Bucket, run: Path, keep: int) -> None:
         self.failures = 0
-        self._bucket, self._run = bucket, run
+        self._bucket, self._run, self._keep = bucket, run, keep
         self._work, self._close = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._loop, name="upload", daemon=True)
+        self._tidying = threading.Lock()
         self._busy: str | None = None
         self._thread.start()
 
-    @property
-    def busy(self) -> str | None:
-        """Name of the checkpoint that is being read, and must not be deleted."""
-        return self._busy
-
-    def wake(self) -> None:
-        """Says that the run's checkpoints are others than before."""
+    def follow(self) -> None:
+        """Says that the run's checkpoints are others than before; deletes those no longer kept."""
+        self._tidy()
         self._work.set()
 
     def close(self, seconds: float) -> None:
@@ -164,6 +161,7 @@ class Uploads:
             if path.exists() and not self._is_there(path):
                 self._bucket.upload(path)
         self._busy = None
+        self._tidy()
         best = self._run / "checkpoints" / BEST_NAME
         if best.exists():
             self._bucket.put(best, BEST_NAME)
@@ -171,6 +169,11 @@ class Uploads:
         for name in self._bucket.folders():
             if name not in kept:
                 self._bucket.delete(name)
+
+    def _tidy(self) -> None:
+        """Deletes what is no longer kept, but for what is being read; that goes after it."""
+        with self._tidying:
+            delete_old(self._run, self._keep, self._busy)
 
     def _is_there(self, path: Path) -> bool:
         return self._bucket.read(f"{path.name}/{STATE_NAME}") == (path / STATE_NAME).read_bytes()

@@ -71,36 +71,42 @@ EPOCH = 5
 @pytest.fixture
 def chaos(tiny_shards, tmp_path):
     """Starts the program under torchrun: `epochs` of each stage, killed as planned."""
-    recipe, program = tmp_path / "recipe.toml", tmp_path / "main.py"
+    recipe, program, count = tmp_path / "recipe.toml", tmp_path / "main.py", itertools.count()
     program.write_text(PROGRAM)
     recipe.write_text(RECIPE.replace("[data]", f'[data]\nshards = "{tiny_shards}"'))
 
-    def start(name, launcher, plan, epochs, *more, pause=0.0):
+    def start(name, launcher, plan, epochs, *more, pause=0.0, **variables):
         trace = tmp_path / f"{name}-trace"
         trace.mkdir(exist_ok=True)
         epochs = [f"--{s}.schedule.epochs={epochs}" for s in ("encoder", "adde")]
         command = [sys.executable, "-m", "torch.distributed.run", *launcher, "--", str(program)]
-        return subprocess.Popen(
-            [*command, f"--recipe={recipe}", f"--run={tmp_path / name}", *epochs, *more],
-            cwd=ROOT,
-            env={
-                **os.environ,
-                "ACCELERATE_USE_CPU": "true",
-                "OMP_NUM_THREADS": "1",
-                "PLAN": json.dumps(plan),
-                "TRACE": str(trace),
-                "PAUSE": str(pause),
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        # A file, not a pipe: nobody reads while it runs, and a full pipe would stop it.
+        output = tmp_path / f"{name}-{next(count)}.log"
+        with output.open("w") as file:
+            process = subprocess.Popen(
+                [*command, f"--recipe={recipe}", f"--run={tmp_path / name}", *epochs, *more],
+                cwd=ROOT,
+                env={
+                    **os.environ,
+                    "ACCELERATE_USE_CPU": "true",
+                    "OMP_NUM_THREADS": "1",
+                    "PLAN": json.dumps(plan),
+                    "TRACE": str(trace),
+                    "PAUSE": str(pause),
+                    **variables,
+                },
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+        process.output = output
+        return process
 
     return start
 
 
 def finish(process, timeout=900):
-    output, _ = process.communicate(timeout=timeout)
+    process.wait(timeout)
+    output = process.output.read_text()
     assert process.returncode == 0, output[-5000:]
     return output
 
@@ -200,10 +206,10 @@ def test_a_stopped_rank_is_named_killed_and_replaced(chaos, tmp_path, of_rank):
 def test_a_rank_that_gets_nowhere_is_named(chaos, tmp_path):
     plan = [(9, 1, "load", 0)]  # no signal: it sleeps
     process = chaos("run", torchrun(2, 0), plan, 2, "--limits.stall=4")
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode != 0
+    assert process.wait(120) != 0
     assert re.search(
-        r"no rank got on for \d s \(limits.stall\); rank 1 is training at step", output
+        r"no rank got on for \d s \(limits.stall\); rank 1 is training at step",
+        process.output.read_text(),
     )
 
 
@@ -230,12 +236,13 @@ def test_fewer_and_more_machines_go_on_where_the_others_were(chaos, tmp_path):
     run, trace = tmp_path / "run", tmp_path / "run-trace"
 
     def machine():
-        return chaos("run", launcher, [], 20, "--evaluation.every-epochs=10", pause=0.3)
+        more = {"pause": 0.3, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # see docs/scaling.md
+        return chaos("run", launcher, [], 20, "--evaluation.every-epochs=10", **more)
 
     def wait_for(condition):
         deadline = time.monotonic() + 120
         while not condition():
-            assert first.poll() is None, first.communicate()[0][-5000:]
+            assert first.poll() is None, first.output.read_text()[-5000:]
             assert time.monotonic() < deadline
             time.sleep(0.1)
 
@@ -251,13 +258,13 @@ def test_fewer_and_more_machines_go_on_where_the_others_were(chaos, tmp_path):
     for process in (*psutil.Process(second.pid).children(recursive=True), second):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    second.communicate()
+    second.wait()
     at = last()
     wait_for(lambda: last() >= at + 15)
     third = machine()
     output = finish(first)
     # Its launcher may fail at the very end: that of the first, whose store they met at, is gone.
-    third.communicate(timeout=60)
+    third.wait(60)
     assert "resuming at step" in output
     lines = seen_once_an_epoch(trace, steps=200)
     logged_once(run, steps=200)

@@ -1,11 +1,14 @@
 """Copies of checkpoints behind an address: kept, tried again, fetched, never in training's way."""
 
+from itertools import count
 from pathlib import Path
 
 import fsspec
 import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
+from moto.server import ThreadedMotoServer
+from s3fs import S3FileSystem
 
 from adde.errors import UserError
 from adde.files import this_process
@@ -23,12 +26,35 @@ SCHEMA = Schema((Attribute("colour", ("red", "blue")),))
 SHARD = Shard("train-000000.tar", "train", 2, 9, "0" * 64, [2], [[0, 1, 2, 3, 4]] * 2)
 INDEX = ShardIndex(Path("shards"), "toy", SCHEMA, (SHARD,))
 
+COUNT = count()
 
-@pytest.fixture(params=["memory", "file"])
+
+@pytest.fixture(scope="module")
+def s3():
+    """A server of S3's protocol."""
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture(params=["memory", "file", "s3"])
 def address(request, tmp_path, monkeypatch):
     monkeypatch.setattr(upload, "BACKOFF", 0.01)
-    yield f"{request.param}://{tmp_path}/bucket/shop"
-    MemoryFileSystem.store.clear()
+    if request.param == "s3":
+        monkeypatch.setenv("AWS_ENDPOINT_URL", request.getfixturevalue("s3"))
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "me")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cret")
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        S3FileSystem.clear_instance_cache()
+        bucket = f"bucket-{next(COUNT)}"
+        S3FileSystem().mkdir(bucket)
+        yield f"s3://{bucket}/runs/shop"
+        S3FileSystem.clear_instance_cache()
+    else:
+        yield f"{request.param}://{tmp_path}/bucket/shop"
+        MemoryFileSystem.store.clear()
 
 
 def saver_of(run, address):
@@ -104,14 +130,14 @@ def test_a_fresh_run_does_not_push_out_another(uploaded):
 
 def test_failures_are_tried_again(address, tmp_path, monkeypatch):
     bucket, fail = Bucket(address), [OSError("reset"), TimeoutError("slow")]
-    put = type(bucket._system).put_file
+    put = bucket._system.put_file
 
-    def put_file(self, *arguments, **options):
+    def put_file(*arguments, **options):
         if fail:
             raise fail.pop()
-        return put(self, *arguments, **options)
+        return put(*arguments, **options)
 
-    monkeypatch.setattr(type(bucket._system), "put_file", put_file)
+    monkeypatch.setattr(bucket._system, "put_file", put_file)  # fsspec gives it out again
     saver = saver_of(tmp_path / "run", address)
     save(saver, 1)
     saver.close()
@@ -121,7 +147,7 @@ def test_failures_are_tried_again(address, tmp_path, monkeypatch):
 
 
 def test_training_goes_on_without_uploads_and_counts_them(address, tmp_path, monkeypatch, capsys):
-    system = type(Bucket(address)._system)
+    system = Bucket(address)._system
 
     def refuse(*_, **__):
         raise PermissionError("no write access")

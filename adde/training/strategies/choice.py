@@ -52,17 +52,21 @@ def _join_ranks(stall: float) -> None:
     """Opens the process group, under keys of this start.
 
     The launcher's store may outlive a restart, and ranks that look there under the same keys as
-    before would wait for addresses of ranks that are gone (torchrun's static rendezvous).
+    before would wait for addresses of ranks that are gone (torchrun's static rendezvous). A store
+    that rank 0 opens is new, and there the count of restarts must not be looked at: a machine
+    that came later has seen fewer.
     """
     # The heartbeat is to speak first: it knows for whom the others wait.
     timeout = timedelta(seconds=stall + 60) if stall else timedelta(days=365)
     store, own, ranks = next(dist.rendezvous("env://", timeout=timedelta(minutes=30)))
+    of_launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if of_launcher else "of this store"
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group(
         "nccl" if cuda else "gloo",
-        store=dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store),
+        store=dist.PrefixStore(f"start {start}", store),
         rank=own,
         world_size=ranks,
         timeout=timeout,

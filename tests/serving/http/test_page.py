@@ -3,6 +3,7 @@
 Slow, as a browser cannot be taken for granted: `apt-get install chromium`.
 """
 
+import io
 import json
 import re
 import shutil
@@ -14,6 +15,7 @@ import httpx
 import numpy as np
 import pytest
 from picture_files import as_bytes
+from PIL import Image
 
 from adde.serving.embedded import EmbeddedGallery
 from adde.serving.http.keys import Keys
@@ -325,6 +327,32 @@ def test_filters_fit_desktop_and_phone(visit, serve, shop, size, scheme, tmp_pat
         page.keyboard.press("Escape")
         page.wait_for_selector("#menu:popover-open", state="hidden")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.mark.slow
+def test_a_large_picture_is_sent_smaller_and_laid_on_white(visit, serve, monkeypatch, tmp_path):
+    server, sent = serve(), []
+    load = server.service._decoders.load
+
+    def seeing(content, size):
+        sent.append(content)
+        return load(content, size)
+
+    monkeypatch.setattr(server.service._decoders, "load", seeing)
+    picture = Image.new("RGBA", (3000, 1500))
+    picture.paste((210, 40, 40, 255), (0, 0, 1500, 1500))
+    picture.save(tmp_path / "large.png")
+    page = visit(url=server.url)
+    page.set_input_files("#file", tmp_path / "large.png")
+    page.wait_for_selector(".chip")
+    page.wait_for_load_state("networkidle")
+    image = Image.open(io.BytesIO(sent[0]))
+    assert (image.format, image.size) == ("JPEG", (1024, 512))
+    left, right = (
+        np.asarray(image.crop(box)).mean((0, 1)) for box in ((0, 0, 500, 512), (524, 0, 1024, 512))
+    )
+    assert np.abs(left - (210, 40, 40)).max() < 6
+    assert np.abs(right - 255).max() < 3
 
 
 @pytest.mark.slow

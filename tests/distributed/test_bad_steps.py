@@ -39,7 +39,7 @@ def step(self):
     norm = end(self)
     after = digest(self)
     same = [torch.equal(self.before[name], t) for name, t in after.items() if name in self.before]
-    assert len(same) > 20
+    assert len(same) > 5, len(same)
     if math.isfinite(norm):
         assert not all(same)
     else:

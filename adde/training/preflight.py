@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 import adde
-from adde.distributed import gather_objects, sum_over_ranks, world_size
+from adde.distributed import from_main, gather_objects, rank, sum_over_ranks, world_size
 from adde.errors import UserError
+from adde.files import temporary_sibling
 from adde.shards.index import ShardIndex
 from adde.training.code_state import git_state
 from adde.training.config import Config
@@ -29,6 +30,11 @@ PROBE_BYTES = {"cpu": 8 << 20, "cuda": 64 << 20}
 
 LARGEST_SKEW = 1.0
 """Seconds that the ranks' clocks may be apart without a warning."""
+
+SEEN_WITHIN = 30.0
+"""Seconds after which a file that one machine has made is on the others: NFS remembers for a while
+that there was none.
+"""
 
 OWN = ("data.shards", "data.workers")
 """Settings that ranks may have of their own; what the shards hold is compared by fingerprint."""
@@ -118,6 +124,34 @@ def preflight(config: Config, index: ShardIndex, device: torch.device) -> Prefli
         all_reduce_gb_per_s=_bandwidth(device),
         clock_skew_s=_clock_skew(device),
     )
+
+
+def require_shared(run: Path, writer: str) -> None:
+    """Refuses ranks that do not see the run's folder of the main one; on all ranks.
+
+    Checkpoints are written there by all, which would come out only at the first of them.
+
+    Args:
+        run: folder, which the main rank has made.
+        writer: the main rank's process (`adde.files.this_process`).
+
+    Raises:
+        UserError: names the ranks and their machines.
+    """
+    note = temporary_sibling(run / PREFLIGHT_NAME, writer)
+    from_main(note.touch)
+    deadline = time.monotonic() + SEEN_WITHIN
+    while not note.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    nodes = gather_objects(None if note.exists() else os.uname().nodename)
+    if rank() == 0:
+        note.unlink()
+    if blind := {number: node for number, node in enumerate(nodes) if node is not None}:
+        raise UserError(
+            f"{run}: expected a folder that all ranks share, found that what {writer} writes there "
+            f"is not seen by {'; '.join(f'rank {n} on {node}' for n, node in blind.items())}; put "
+            "--run on a disk that all machines have at the same path"
+        )
 
 
 def require_same(facts: dict[str, str]) -> None:

@@ -38,7 +38,7 @@ from adde.training.heartbeat import Heartbeat
 from adde.training.meter import Meter
 from adde.training.objectives import Objective
 from adde.training.pieces import Piece, shares
-from adde.training.preflight import preflight, require_room
+from adde.training.preflight import preflight, require_room, require_shared
 from adde.training.profiling import Profile, part
 from adde.training.report import write_report
 from adde.training.run_folder import open_folder, say_what_is_left
@@ -77,6 +77,7 @@ class Run:
         micro_batch(config.data, world_size())
         resume = resume or looked.resumes(config.run)
         found, writer = from_main(lambda: (open_folder(config, resume), this_process()))
+        require_shared(config.run, writer)
         checkpoint = found and checkpoints.open_checkpoint(found)
 
         torch.manual_seed(config.seed)

@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+from test_strategies import RECIPE, launch
 
 SCRIPT = """
 import sys
@@ -58,3 +59,30 @@ def test_the_others_go_down_with_the_message(fault, message, tmp_path):
     assert done.returncode != 0
     assert re.search(message, done.stderr)
     assert time.monotonic() - started < 60  # gloo's own timeout is 30 minutes
+
+
+ELSEWHERE = """
+import os, runpy
+from pathlib import Path
+from adde.errors import run_program
+from adde.training import preflight
+
+main = runpy.run_path("train/main.py")["main"]
+preflight.SEEN_WITHIN = 0.5
+folder = Path(__file__).parent / os.environ["RANK"]  # every rank has a disk of its own
+folder.mkdir()
+os.chdir(folder)
+run_program(main)
+"""
+
+
+def test_a_run_folder_that_machines_do_not_share_is_refused_before_the_first_step(
+    tiny_shards, tmp_path
+):
+    recipe, program = tmp_path / "recipe.toml", tmp_path / "main.py"
+    recipe.write_text(RECIPE.replace("[data]", f'[data]\nshards = "{tiny_shards}"'))
+    program.write_text(ELSEWHERE)
+    output = launch("ddp", 2, recipe, "run", program=program, status=1)
+    assert "error: run: expected a folder that all ranks share, found that what" in output
+    assert f"is not seen by rank 1 on {os.uname().nodename}; put --run on a disk" in output
+    assert not list((tmp_path / "0" / "run").glob(".*"))

@@ -28,7 +28,8 @@ def section(name: str, figures: dict[str, Any]) -> list[str]:
         lines += [f"![{name}]({name}.png)", ""]
     numbers = {key: value for key, value in figures.items() if isinstance(value, int | float)}
     lines += ["| figure | value |", "|---|---:|"]
-    lines += [f"| {key} | {value:.4g} |" for key, value in numbers.items()]
+    for key, value in numbers.items():
+        lines.append(f"| {key} | {format(value, ',' if isinstance(value, int) else '.4g')} |")
     return [*lines, ""]
 
 

@@ -83,7 +83,10 @@ def build(
     gallery = open_gallery(out, opened)
     print(f"{out}: {len(gallery)} items, engine {gallery.header.engine}")
     if table is not None:
-        print(f"fields {', '.join(table.names)} of {fields}; {table.unmatched} items not in it")
+        print(
+            f"fields {', '.join(table.names)} of {fields}; of the items embedded now it lacks "
+            f"{table.unmatched}"
+        )
     if isinstance(gallery, EmbeddedGallery) and gallery.index is not None:
         print(json.dumps(gallery.index.report, indent=2))
     gallery.close()

@@ -14,7 +14,7 @@ from adde.schema import Schema
 from adde.serving.embedding import Embed, Split
 from adde.serving.gallery import Fields, Item
 from adde.shards.index import ShardIndex
-from adde.shards.table import Table, read_table
+from adde.shards.table import read_table
 
 WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})")
 """Not 007, which is a name."""
@@ -39,12 +39,11 @@ class FieldTable:
 
     def __init__(self, path: Path, id_column: str, columns: Sequence[str], schema: Schema) -> None:
         table = read_table(path)
-        ids = table.column(id_column)
         self.path, self.id_column = path, id_column
         self.sha256 = sha256_of_file(path)
         self.unmatched = 0
         """Items asked for that the table does not have."""
-        self._rows = _rows(table, id_column, ids)
+        self._rows = table.rows_by_id(id_column)
         if taken := sorted(set(columns) & {*schema.names, id_column}):
             raise UserError(
                 f"{path}: expected columns that are neither attributes nor the ids, found "
@@ -82,26 +81,13 @@ class FieldTable:
     ) -> Iterator[list[Item]]:
         for number, items in enumerate(embed(index, split, start)):
             found = [replace(item, fields=self.fields(item.item_id)) for item in items]
-            if number == 0 and self.unmatched == len(items):
+            if number == 0 and not any(item.item_id in self._rows for item in items):
                 raise UserError(
                     f"{self.path}: expected item ids in column {self.id_column!r}, found none of "
                     f"{items[0].item_id!r} to {items[-1].item_id!r}; name their column with "
                     "--id-column"
                 )
             yield found
-
-
-def _rows(table: Table, id_column: str, ids: Sequence[str]) -> dict[str, int]:
-    rows: dict[str, int] = {}
-    for row, item_id in enumerate(ids):
-        if not item_id or item_id in rows:
-            found = f"{item_id!r} as in {table.places[rows[item_id]]}" if item_id else "none"
-            raise UserError(
-                f"{table.places[row]}: expected an item id of its own in column {id_column!r}, "
-                f"found {found}"
-            )
-        rows[item_id] = row
-    return rows
 
 
 def _typed(cells: Sequence[str]) -> Callable[[int], Any]:

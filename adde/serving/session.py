@@ -66,8 +66,10 @@ class Session:
         obtained = _obtainable(asked, allow_fallback)
         # Left to itself onnxruntime counts the machine's cores, not those this process may use.
         count = threads or len(os.sched_getaffinity(0))
-        self._encoder = _Runner(bundle, bundle.encoder, encoder, obtained, count, count // STREAMS)
-        self._memory = _Runner(bundle, bundle.memory, memory, obtained, count)
+        self._encoder = _Runner(
+            bundle, bundle.encoder, encoder, obtained, count, -(-count // STREAMS)
+        )
+        self._memory = _Runner(bundle, bundle.memory, memory, obtained, count, count)
 
     @property
     def providers(self) -> tuple[str, ...]:
@@ -96,8 +98,8 @@ class Session:
 class _Runner:
     """One graph on its devices: checks, fills up and cuts batches, hands them to a lane.
 
-    `shared_threads`: of a batch that is not alone on the CPU; 0: as many as of one that is. They
-    cost a second session, and the same bits come out.
+    `threads` are those of a batch that is alone on the CPU, `shared_threads` those of one that is
+    not. Where they differ they cost a second session; the same bits come out.
     """
 
     def __init__(
@@ -107,7 +109,7 @@ class _Runner:
         graph: Graph,
         devices: Sequence[Device],
         threads: int,
-        shared_threads: int = 0,
+        shared_threads: int,
     ) -> None:
         self._graph = graph
         options: dict[Device, dict[str, str]] = {
@@ -116,7 +118,7 @@ class _Runner:
         self._session = self._shared = _open(path, options, threads)
         self.providers = tuple(str(name) for name in self._session.get_providers())
         self._on_cpu = self.providers[0] == PROVIDERS["cpu"]
-        if self._on_cpu and shared_threads:
+        if self._on_cpu and shared_threads < threads:
             self._shared = _open(path, options, shared_threads)
         self._lanes: queue.SimpleQueue[Lane | None] = queue.SimpleQueue()
         for _ in range(STREAMS):
@@ -161,7 +163,9 @@ class _Runner:
         return outputs if filled == batch else [output[:batch] for output in outputs]
 
     def warm_up(self, batch: int) -> None:
-        """Runs zeros of one batch size through every lane."""
+        """Runs zeros of one batch size through every lane; on a CPU once, as it has no buffers and
+        no engines: the first run of `_shared` takes no longer than its next.
+        """
         inputs = self._graph.inputs.items()
         zeros = {name: np.zeros((batch, *row), kind) for name, (row, kind) in inputs}
         for _ in range(1 if self._on_cpu else STREAMS):  # a lane goes to the end of the queue

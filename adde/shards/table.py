@@ -57,6 +57,26 @@ class Table:
             raise UserError(f"{self.path}: no column {name!r}; {did_you_mean(name, self.columns)}")
         return self.columns[name]
 
+    def rows_by_id(self, name: str) -> dict[str, int]:
+        """The row of each item id of a column, in order.
+
+        Raises:
+            UserError: there is no such column, an id is missing, or there twice; names the places.
+        """
+        rows: dict[str, int] = {}
+        for row, item_id in enumerate(self.column(name)):
+            if not item_id:
+                place = self.places[row]
+                raise UserError(f"{place}: expected an item id in column {name!r}, found none")
+            if item_id in rows:
+                raise UserError(
+                    f"{self.places[row]}: expected an item id of its own in column {name!r}, found "
+                    f"{item_id!r} as in {self.places[rows[item_id]]}; name a column of unique ids "
+                    "with --id-column"
+                )
+            rows[item_id] = row
+        return rows
+
 
 class Cells:
     """A column being read: equal cells are one object while the distinct ones are few."""

@@ -86,7 +86,7 @@ def table_catalogue(
     id_column = options.id_column or image_column
     if id_column is None:
         raise UserError(f"{table.path}: expected a column of item ids; name it with --id-column")
-    item_ids = _item_ids(table, id_column)
+    item_ids = tuple(table.rows_by_id(id_column))
     split_column = _split_column(table, options)
     splits = _splits(table, item_ids, split_column, options)
     schema, labels, label_notices = label_attributes(
@@ -111,23 +111,6 @@ def table_catalogue(
             *label_notices,
         ),
     )
-
-
-def _item_ids(table: Table, column: str) -> Sequence[str]:
-    item_ids = table.column(column)
-    seen: dict[str, int] = {}
-    for row, item_id in enumerate(item_ids):
-        if not item_id:
-            place = table.places[row]
-            raise UserError(f"{place}: expected an item id in column {column!r}, found none")
-        if item_id in seen:
-            raise UserError(
-                f"{table.places[row]}: expected an item id of its own in column {column!r}, found "
-                f"{item_id!r} as in {table.places[seen[item_id]]}; name a column of unique ids "
-                "with --id-column"
-            )
-        seen[item_id] = row
-    return item_ids
 
 
 def _split_column(table: Table, options: TableOptions) -> str | None:

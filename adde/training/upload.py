@@ -117,6 +117,11 @@ class Bucket:
 class Uploads:
     """Keeps an address like the run's folder, in a thread of its own.
 
+    Args:
+        bucket: the address.
+        run: folder of the run.
+        keep: newest checkpoints that are kept in it, beside the best.
+
     Attributes:
         failures: times that this was given up.
     """
@@ -157,7 +162,8 @@ class Uploads:
     def _mirror(self) -> None:
         here = folders(self._run)
         for path in here:
-            self._busy = path.name
+            with self._tidying:
+                self._busy = path.name
             if path.exists() and not self._is_there(path):
                 self._bucket.upload(path)
         self._busy = None

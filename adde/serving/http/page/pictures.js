@@ -18,11 +18,14 @@ async function smaller(file, fits) {
     if (!fits) throw unreadable;
   });
   if (!bitmap) return file; // the server may know more of it than the browser
-  const scale = SIDE / Math.max(bitmap.width, bitmap.height);
-  if (fits && scale >= 1) return file;
+  const scale = Math.min(1, SIDE / Math.max(bitmap.width, bitmap.height));
+  if (fits && scale === 1) {
+    bitmap.close();
+    return file;
+  }
   const canvas = document.createElement("canvas");
-  canvas.width = Math.max(1, Math.round(bitmap.width * Math.min(1, scale)));
-  canvas.height = Math.max(1, Math.round(bitmap.height * Math.min(1, scale)));
+  canvas.width = Math.max(1, Math.round(bitmap.width * scale));
+  canvas.height = Math.max(1, Math.round(bitmap.height * scale));
   const context = canvas.getContext("2d");
   context.imageSmoothingQuality = "high";
   context.fillStyle = "white"; // as the server does where a picture is transparent

@@ -124,13 +124,13 @@ def from_main(ask: Callable[[], Answer]) -> Answer:
     """What `ask` answers on the main rank, on all ranks; the others do not call it.
 
     Raises:
-        UserError: it was raised there; on all ranks.
+        UserError: it was raised there, or the disk refused something; on all ranks.
     """
     found: list[Any] = [None, None]
     if rank() == 0:
         try:
             found[0] = ask()
-        except UserError as error:
+        except (UserError, OSError) as error:
             found[1] = str(error)
     if world_size() > 1:
         # A group of its own: NCCL's collectives time out after minutes.

@@ -74,6 +74,7 @@ def build_with(
     total = sum(shard.samples for shard in shards_of(index, split))
     source = f"{sha256_of_file(shards / INDEX_NAME)} {split}"
     if fields is not None:
+        fields.require_some(index, split)
         source += f" {fields.sha256} {fields.id_column} {' '.join(fields.names)}"
         embed = fields.with_fields(embed)
     building = out.with_name(f".{out.name}.building")

@@ -36,6 +36,22 @@ def shards_of(index: ShardIndex, split: Split) -> list[Shard]:
     return [shard for name in names for shard in index.split(name)]
 
 
+def spaced_ids(index: ShardIndex, split: Split, most: int) -> list[str]:
+    """Item ids of at most so many samples, evenly spaced over the split's stored order.
+
+    Raises:
+        UserError: the split is empty, or a sample cannot be read; names it.
+    """
+    shards = shards_of(index, split)
+    every = -(-sum(shard.samples for shard in shards) // most)
+    places = ((shard, position) for shard in shards for position in range(shard.samples))
+    reader = ShardReader(index)
+    try:
+        return [reader.read(*place).item_id for place in islice(places, 0, None, every)]
+    finally:
+        reader.close()
+
+
 def embed_here(
     bundle: Bundle,
     session: Session,

@@ -11,13 +11,16 @@ from typing import Any
 from adde.errors import UserError
 from adde.files import sha256_of_file
 from adde.schema import Schema
-from adde.serving.embedding import Embed, Split
+from adde.serving.embedding import Embed, Split, spaced_ids
 from adde.serving.gallery import Fields, Item
 from adde.shards.index import ShardIndex
 from adde.shards.table import read_table
 
 WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})")
 """Not 007, which is a name."""
+
+LOOKED_AT = 1000
+"""Items of which a table must have one: enough to meet a table of a thousandth of a catalogue."""
 
 
 class FieldTable:
@@ -68,26 +71,28 @@ class FieldTable:
         values = ((name, cells(row)) for name, cells in self._columns.items())
         return {name: value for name, value in values if value is not None}
 
-    def with_fields(self, embed: Embed) -> Embed:
-        """The same items with their fields.
+    def require_some(self, index: ShardIndex, split: Split) -> None:
+        """Looks at up to `LOOKED_AT` items, evenly spaced, before any is embedded.
 
         Raises:
-            UserError: not one of the first batch is in the table; before more is embedded.
+            UserError: the table has none of them, or one cannot be read.
         """
+        ids = spaced_ids(index, split, LOOKED_AT)
+        if not any(item_id in self._rows for item_id in ids):
+            raise UserError(
+                f"{self.path}: expected item ids in column {self.id_column!r}, found none of "
+                f"{len(ids):,} from {ids[0]!r} to {ids[-1]!r}; name their column with --id-column"
+            )
+
+    def with_fields(self, embed: Embed) -> Embed:
+        """The same items with their fields."""
         return partial(self._with_fields, embed)
 
     def _with_fields(
         self, embed: Embed, index: ShardIndex, split: Split, start: int
     ) -> Iterator[list[Item]]:
-        for number, items in enumerate(embed(index, split, start)):
-            found = [replace(item, fields=self.fields(item.item_id)) for item in items]
-            if number == 0 and not any(item.item_id in self._rows for item in items):
-                raise UserError(
-                    f"{self.path}: expected item ids in column {self.id_column!r}, found none of "
-                    f"{items[0].item_id!r} to {items[-1].item_id!r}; name their column with "
-                    "--id-column"
-                )
-            yield found
+        for items in embed(index, split, start):
+            yield [replace(item, fields=self.fields(item.item_id)) for item in items]
 
 
 def _typed(cells: Sequence[str]) -> Callable[[int], Any]:

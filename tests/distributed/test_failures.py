@@ -13,7 +13,7 @@ SCRIPT = """
 import sys
 import torch
 import torch.distributed as dist
-from adde.distributed import RankRows
+from adde.distributed import RankRows, from_main
 from adde.mining import mine
 
 dist.init_process_group("gloo")
@@ -23,6 +23,8 @@ labels = torch.tensor([[0, 0, 1, 1]])
 ranks = RankRows.equal(4)
 if fault == "nan" and rank == 1:
     vectors[0, 2] = torch.nan
+if fault == "disk":
+    from_main(lambda: open("/nowhere/note"))
 if fault == "before the collective" and rank == 1:
     raise RuntimeError("no picture on rank 1")
 refs = ranks.gather(vectors[0])[None]
@@ -41,6 +43,7 @@ dist.barrier()  # where the healthy rank would wait
         # All ranks see it in the gathered rows; the first to say so ends the others.
         ("nan", r"anchors: .* row 2 of group 0, seen on rank 1|refs: .* row 6 .* seen on rank 0"),
         ("label", "labels: expected >= -1, found -7, seen on rank 1"),
+        ("disk", "UserError: .*No such file or directory: '/nowhere/note'"),
         ("before the collective", "no picture on rank 1"),
     ],
 )

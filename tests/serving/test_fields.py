@@ -10,10 +10,12 @@ import pytest
 
 from adde.errors import UserError
 from adde.schema import Attribute, Schema
+from adde.serving import embedding
 from adde.serving.build import build_with, open_gallery
-from adde.serving.embedding import embed_here
+from adde.serving.embedding import embed_here, spaced_ids
 from adde.serving.facets import Facet
 from adde.serving.fields import FieldTable
+from adde.shards.index import ShardIndex
 
 SCHEMA = Schema((Attribute("colour", ("red", "green")),))
 PROGRAM = Path(__file__).parents[2] / "serve_onnx" / "build_gallery.py"
@@ -91,18 +93,36 @@ def test_the_program_stores_them(tiny_bundle, tiny_shards, bundle, table, tmp_pa
         assert (price.low, price.high) == (10, 19)
 
 
-def test_fields_of_other_items_are_refused_before_more_is_embedded(
+def test_fields_of_other_items_are_refused_before_any_is_embedded(
     bundle, session, tiny_shards, table, tmp_path
 ):
-    path = table("sku,price,brand\nx,1,acme\n")
-    embed = partial(embed_here, bundle, session)
-    other = FieldTable(path, "sku", (), bundle.schema)
-    message = "expected item ids in column 'sku', found none of 'val-.*; name their column"
+    other = FieldTable(table("sku,price,brand\nx,1,acme\n"), "sku", (), bundle.schema)
+    message = "column 'sku', found none of 12 from 'val-.*-000' to 'val-.*-011'; name their column"
     with pytest.raises(UserError, match=message):
-        build_with(embed, bundle, tiny_shards, tmp_path / "g", "val", fields=other)
-    # What that left is not gone on from with another table.
-    path.write_text("sku,price,brand\n" + rows(1))
-    fields = FieldTable(path, "sku", (), bundle.schema)
+        build_with(
+            partial(embed_here, bundle, session),
+            *(bundle, tiny_shards, tmp_path / "g", "val"),
+            fields=other,
+        )
+    assert not list(tmp_path.glob(".g*"))
+
+
+@pytest.mark.parametrize("number", [0, 5, 11])
+def test_a_table_of_few_items_is_found_wherever_they_stand(
+    number, bundle, session, tiny_shards, table, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(embedding, "BATCH", 4)
+    fields = FieldTable(table("sku,price,brand\n" + rows(number)), "sku", (), bundle.schema)
+    embed = partial(embed_here, bundle, session)
     build_with(embed, bundle, tiny_shards, tmp_path / "g", "val", fields=fields)
+    assert fields.unmatched == 11
     with closing(open_gallery(tmp_path / "g", bundle)) as gallery:
-        assert gallery.get("val-000000-001").fields == {"price": 11, "brand": "acme"}
+        assert gallery.get(f"val-000000-{number:03d}").fields["price"] == 10 + number
+
+
+def test_looked_at_are_few_of_many_and_evenly_spaced(tiny_shards):
+    index = ShardIndex.read(tiny_shards)
+    whole = spaced_ids(index, "val", 1000)
+    assert len(whole) == index.count("val") == 12
+    assert spaced_ids(index, "val", 5) == whole[::3]
+    assert spaced_ids(index, "val", 1) == whole[:1]

@@ -20,7 +20,7 @@ import tyro
 from adde.bundle import Bundle
 from adde.errors import UserError, run_program
 from adde.serving.build import build_with, open_gallery
-from adde.serving.embedded import EmbeddedGallery
+from adde.serving.embedded import EXACT_ITEMS, EmbeddedGallery
 from adde.serving.embedding import Split, embed_here
 from adde.serving.embedding_ray import on_ray
 from adde.serving.fields import FieldTable
@@ -39,6 +39,7 @@ def build(
     fields: Path | None = None,
     id_column: str | None = None,
     field_columns: tuple[str, ...] = (),
+    exact_items: int = EXACT_ITEMS,
     device: tuple[Device, ...] = ("cpu",),
     allow_fallback: bool = False,
 ) -> None:
@@ -56,6 +57,8 @@ def build(
         fields: a CSV or Parquet table of what answers are filtered by: price, brand, stock.
         id_column: its column of item ids.
         field_columns: its columns that are taken; all but attributes and ids if not given.
+        exact_items: up to so many a search looks at each; among more, at those that an index
+            finds. Of the embedded engine: Milvus has an index of its own.
         device: where onnxruntime runs, in the order of preference.
         allow_fallback: go on where a device is not to be had.
     """
@@ -74,12 +77,13 @@ def build(
     else:
         embed = partial(embed_here, opened, Session(opened, device, allow_fallback))
     if uri is None:
-        build_with(embed, opened, catalogue, out, split, fields=table)
+        create = partial(EmbeddedGallery.create, exact_items=exact_items)
+        reopen = partial(EmbeddedGallery, writable=True, exact_items=exact_items)
     else:
         from adde.serving.milvus import MilvusGallery  # of the extra `milvus`
 
-        engines = MilvusGallery.creator(uri), MilvusGallery.open
-        build_with(embed, opened, catalogue, out, split, *engines, fields=table)
+        create, reopen = MilvusGallery.creator(uri), MilvusGallery.open
+    build_with(embed, opened, catalogue, out, split, create, reopen, table)
     gallery = open_gallery(out, opened)
     print(f"{out}: {len(gallery)} items, engine {gallery.header.engine}")
     if table is not None:

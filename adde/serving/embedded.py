@@ -5,7 +5,7 @@ Layout of the folder, beside gallery.json::
     items.sqlite   a row per stored vector; what SQLite has committed is what the gallery holds
     vectors.f32    row r at r * (A D + A + 1) floats: unit vector, squared lengths of its
                    subspaces, length before normalising
-    index.*        above EXACT_ITEMS only: see `adde.serving.index`
+    index.*        where there are too many items to look at each: see `adde.serving.index`
 
 Vectors are written and synced before SQLite commits their rows, so a process killed at any
 moment leaves the last committed state, and at most bytes behind the last row that the next write
@@ -49,7 +49,7 @@ from adde.serving.index import Index, Mask, exact
 ITEMS, VECTORS, LOCK = "items.sqlite", "vectors.f32", "lock"
 
 EXACT_ITEMS = 200_000
-"""Up to here every item is looked at."""
+"""Up to here every item is looked at, if not asked otherwise."""
 
 TABLES = """
 CREATE TABLE IF NOT EXISTS items (row INTEGER PRIMARY KEY, id TEXT NOT NULL,
@@ -76,18 +76,25 @@ class EmbeddedGallery:
 
     A reader sees what was committed when it opened the folder.
 
+    Args:
+        folder: where it lies.
+        writable: may be changed.
+        exact_items: `finish` builds an index for more than these.
+
     Raises:
         UserError: no gallery there, it is damaged, or another process writes it.
     """
 
-    def __init__(self, folder: Path, writable: bool = False) -> None:
+    def __init__(
+        self, folder: Path, writable: bool = False, exact_items: int = EXACT_ITEMS
+    ) -> None:
         self.header = Header.read(folder)
         self._folder = folder
         self._lock = threading.RLock()
         attributes = len(self.header.schema.sizes)
         self._shape = (attributes, self.header.width)
         self._stride = attributes * self.header.width + attributes + 1
-        self._writable = writable
+        self._writable, self._exact_items = writable, exact_items
         with ExitStack() as opened:
             if writable:
                 opened.callback(os.close, _only_writer(folder))
@@ -100,12 +107,14 @@ class EmbeddedGallery:
             self._close = weakref.finalize(self, opened.pop_all().close)
 
     @classmethod
-    def create(cls, folder: Path, header: Header) -> "EmbeddedGallery":
+    def create(
+        cls, folder: Path, header: Header, exact_items: int = EXACT_ITEMS
+    ) -> "EmbeddedGallery":
         """A new empty gallery, open for writing."""
         folder.mkdir(parents=True)
         (folder / VECTORS).touch()
         header.write(folder)
-        return cls(folder, writable=True)
+        return cls(folder, True, exact_items)
 
     def __len__(self) -> int:
         return int(np.count_nonzero(self._state.live))
@@ -284,7 +293,7 @@ class EmbeddedGallery:
 
     def finish(self) -> None:
         """Builds the index where there are too many items to look at each."""
-        if len(self) > EXACT_ITEMS:
+        if len(self) > self._exact_items:
             self.build_index()
 
     def build_index(self) -> None:
@@ -303,7 +312,10 @@ class EmbeddedGallery:
             rows = np.flatnonzero(state.live)
             for at in range(0, len(rows), 1024):
                 copy.upsert(self._items(state, rows[at : at + 1024]))
-            copy.finish()
+            if self.index is None:
+                copy.finish()
+            else:
+                copy.build_index()
 
     def close(self) -> None:
         """Lets go of the files."""

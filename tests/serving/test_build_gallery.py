@@ -161,6 +161,16 @@ def test_the_program(tiny_bundle, tiny_shards, bundle, tmp_path, engine):
     assert (done.returncode, done.stderr[:7]) == (1, "error: ")
 
 
+def test_the_program_indexes_what_it_is_asked_to(tiny_bundle, tiny_shards, bundle, tmp_path):
+    command = [sys.executable, PROGRAM, "--bundle", tiny_bundle, "--catalogue", tiny_shards]
+    command += ["--out", tmp_path / "g", "--exact-items", "50"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert '"rows": 96' in done.stdout
+    with closing(open_gallery(tmp_path / "g", bundle)) as gallery:
+        assert gallery.index.count == 96
+
+
 def test_ray_makes_the_same_gallery_and_goes_on_where_it_was(
     tiny_bundle, tiny_shards, tiny_gallery, bundle, session, tmp_path, monkeypatch
 ):

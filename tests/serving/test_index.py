@@ -1,11 +1,13 @@
 """The index of large galleries: recall as it says, and no answer that is not allowed."""
 
+from contextlib import closing
+
 import numpy as np
 import pytest
 
 from adde.errors import UserError
 from adde.files import read_json
-from adde.serving import compact, embedded, index
+from adde.serving import compact, index
 from adde.serving.build import open_gallery
 from adde.serving.compact import Directions
 from adde.serving.embedded import EmbeddedGallery
@@ -25,10 +27,9 @@ def items(random_items):
 
 @pytest.fixture
 def gallery(tmp_path, bundle, items, monkeypatch):
-    monkeypatch.setattr(embedded, "EXACT_ITEMS", 1000)
     monkeypatch.setattr(index, "FEW", 50)
     header = Header.of(bundle, "embedded", None, "test")
-    gallery = EmbeddedGallery.create(tmp_path / "g", header)
+    gallery = EmbeddedGallery.create(tmp_path / "g", header, exact_items=1000)
     gallery.upsert(items)
     gallery.finish()
     yield gallery
@@ -76,6 +77,13 @@ def test_filters_hold_whether_they_leave_few_or_many(gallery, items):
         wanted = brute(items[low:], items[5].vector, ones, 20)
         assert all(item.fields["price"] >= low for item in found)
         assert len(wanted & {item.item_id for item in found}) >= 0.9 * len(wanted)
+
+
+def test_a_snapshot_has_an_index_too(gallery, bundle, tmp_path):
+    gallery.delete(["item-0"])
+    gallery.snapshot(tmp_path / "s")
+    with closing(open_gallery(tmp_path / "s", bundle)) as copy:
+        assert copy.index.count == len(copy) == 2999
 
 
 def test_a_damaged_index_is_told(gallery, bundle, tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import tyro
 
+from adde.bundle import Bundle
 from adde.errors import run_program
 from adde.exporting.check import check_bundle
 from adde.serving.providers import PROVIDERS, Device, missing
@@ -21,8 +22,7 @@ def check(bundle: list[Path]) -> None:
     Args:
         bundle: folders of bundles.
     """
-    devices: list[Device] = [device for device in PROVIDERS if not missing(device)]
-    checked = [check_bundle(path, devices) for path in bundle]
+    checked = [check_bundle(path, _devices(path)) for path in bundle]
     for found, _ in checked:
         details = found.details
         print(
@@ -43,6 +43,11 @@ def check(bundle: list[Path]) -> None:
                 f"{row['max_error']:12.1e}{row['encoder_ms']:12.2f}{row['memory_ms']:12.3f}"
                 f"{speed:12.0f}"
             )
+
+
+def _devices(path: Path) -> list[Device]:
+    precision = Bundle.read(path).details["precision"]
+    return [device for device in PROVIDERS if not missing(device, precision)]
 
 
 if __name__ == "__main__":

@@ -17,14 +17,26 @@ import tyro
 
 from adde.bundle import Bundle
 from adde.errors import UserError, run_program
-from adde.serving.providers import PROVIDERS, Device, missing, onnxruntime, preload
+from adde.serving.providers import (
+    CUDNN,
+    DRIVER,
+    PROVIDERS,
+    TENSORRT,
+    Device,
+    decimal,
+    filled,
+    missing,
+    onnxruntime,
+    preload,
+    tensorrt_version,
+)
 from adde.serving.session import Session
 
-PRODUCT = base64.b64decode(
-    "CAg6QAoRCgF4CgF4EgF5IgZNYXRNdWwSAWdaEwoBeBIOCgwIARIICgIIAgoCCAJiEwoBeRIOCgwIARIICgIIAgoCCAJC"
-    "BAoAEA0="
+CONVOLUTION = base64.b64decode(
+    "CAg6TgoPCgF4CgF4EgF5IgRDb252EgFnWhsKAXgSFgoUCAESEAoCCAEKAggBCgIIAgoCCAJiGwoBeRIWChQIARIQCgIIAQ"
+    "oCCAEKAggBCgIIAUIECgAQDQ=="
 )
-"""The smallest graph worth running: y = x x, two by two."""
+"""The smallest graph worth running: y = x * x, two by two; a product alone would not open cuDNN."""
 
 
 def doctor(bundle: Path | None = None, require: tuple[Device, ...] = ()) -> None:
@@ -55,13 +67,13 @@ def versions() -> dict[str, str]:
     return {
         "python": platform.python_version(),
         "onnxruntime": f"{onnxruntime.__version__}, made for CUDA {cuda or 'none'}",
-        "driver": _library("libcuda.so.1", lambda lib: _thousands(_filled(lib.cuDriverGetVersion))),
+        "driver": _library(DRIVER, lambda lib: decimal(filled(lib.cuDriverGetVersion))),
         "CUDA": _library(
             f"libcudart.so.{cuda.split('.')[0] or 12}",
-            lambda lib: _thousands(_filled(lib.cudaRuntimeGetVersion)),
+            lambda lib: decimal(filled(lib.cudaRuntimeGetVersion)),
         ),
-        "cuDNN": _library("libcudnn.so.9", lambda lib: str(lib.cudnnGetVersion())),
-        "TensorRT": _library("libnvinfer.so.10", lambda lib: str(lib.getInferLibVersion())),
+        "cuDNN": _library(CUDNN, lambda lib: str(lib.cudnnGetVersion())),
+        "TensorRT": str(tensorrt_version() or f"not found ({TENSORRT})"),
     }
 
 
@@ -72,33 +84,21 @@ def _library(name: str, version: Callable[[Any], str]) -> str:
         return f"not found ({name})"
 
 
-def _filled(function: Callable[[Any], int]) -> int:
-    """The integer that a C function writes where its argument points."""
-    value = ctypes.c_int()
-    function(ctypes.byref(value))
-    return value.value
-
-
-def _thousands(version: int) -> str:
-    """CUDA's 13020 is 13.2; a driver says the newest CUDA that it can run."""
-    return f"{version // 1000}.{version % 1000 // 10}"
-
-
 def try_device(device: Device) -> str | None:
-    """Runs one product on a device; None, or what is wrong."""
+    """Runs one convolution on a device; None, or what is wrong."""
     if lacking := missing(device):
         return "; ".join(lacking)
     provider = PROVIDERS[device]
     options = onnxruntime.SessionOptions()
     try:
-        session = onnxruntime.InferenceSession(PRODUCT, options, providers=[provider])
-        x = np.array([[1, 2], [3, 4]], np.float32)
-        right = np.array_equal(session.run(None, {"x": x})[0], [[7, 10], [15, 22]])
+        session = onnxruntime.InferenceSession(CONVOLUTION, options, providers=[provider])
+        x = np.array([[[[1, 2], [3, 4]]]], np.float32)
+        right = session.run(None, {"x": x})[0].tolist() == [[[[30]]]]
     except Exception as error:  # onnxruntime's exceptions have no common base but this one
         return str(error)
     if provider not in session.get_providers():
         return f"onnxruntime took {session.get_providers()[0]} and logged why"
-    return None if right else "it computes a wrong product"
+    return None if right else "it computes a wrong number"
 
 
 def try_bundle(bundle: Bundle, device: Device) -> str | None:
@@ -106,12 +106,12 @@ def try_bundle(bundle: Bundle, device: Device) -> str | None:
     golden = bundle.golden()
     try:
         session = Session(bundle, device)
-    except UserError as error:
+        embeddings = session.encode(golden.images)[0]
+        start = time.perf_counter()
+        session.encode(golden.images)
+        milliseconds = (time.perf_counter() - start) * 1e3
+    except Exception as error:  # onnxruntime's exceptions have no common base but this one
         return str(error)
-    embeddings = session.encode(golden.images)[0]
-    start = time.perf_counter()
-    session.encode(golden.images)
-    milliseconds = (time.perf_counter() - start) * 1e3
     error = float(np.abs(embeddings - golden.embeddings).max())
     print(
         f"{device:14} {len(golden.images)} golden pictures: {milliseconds:.1f} ms, largest "

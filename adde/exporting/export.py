@@ -69,7 +69,8 @@ def export_bundle(
     with atomic_path(out) as folder:
         folder.mkdir()
         memory = write_graphs(model, folder)
-        bundle = Bundle(folder, model.schema, model.preprocess, model.settings.width, {})
+        width, details = model.settings.width, dict[str, Any](precision=precision)
+        bundle = Bundle(folder, model.schema, model.preprocess, width, details)
         if precision == "fp32":
             report = compare(torch_session, bundle, index)
             parity.require(report)
@@ -79,8 +80,7 @@ def export_bundle(
             golden = make_golden(model, Session(bundle), pictures)
         golden.write(folder / GOLDEN)
         report["golden_error_allowed"] = LIMITS[precision].golden_error
-        details = {
-            "precision": precision,
+        details |= {
             "parts": parts,
             "memory": memory,
             "opset": OPSET,

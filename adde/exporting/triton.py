@@ -12,6 +12,7 @@ CPU its last bits may then differ from those of `adde.serving`.
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ import onnx
 from adde.bundle import ENCODER, MEMORY, Bundle
 from adde.errors import UserError
 from adde.files import atomic_path, write_text
-from adde.serving.session import BUCKETS, STREAMS
+from adde.serving.session import BUCKETS, STREAMS, cuda_options
 
 MODELS = {"adde_encoder": ENCODER, "adde_memory": MEMORY}
 TYPES = {
@@ -28,6 +29,7 @@ TYPES = {
     onnx.TensorProto.FLOAT: "TYPE_FP32",
     onnx.TensorProto.FLOAT16: "TYPE_FP16",
 }
+SEARCHES = {"EXHAUSTIVE": "0", "HEURISTIC": "1", "DEFAULT": "2"}
 PREFERRED = tuple(bucket for bucket in BUCKETS if bucket >= 8)
 
 Kind = Literal["cpu", "gpu"]
@@ -87,10 +89,23 @@ def config(name: str, bundle: Bundle, kind: Kind, delay_us: int, instances: int)
         f"instance_group [{{ count: {instances} kind: KIND_{kind.upper()} }}]",
     ]
     about = {"bundle": bundle.hash, "precision": bundle.details["precision"]}
-    if kind == "gpu" and about["precision"] == "fp32":
-        about["use_tf32"] = "0"  # as the session tells its CUDA provider
+    if kind == "gpu":
+        options = cuda_options(about["precision"] == "fp16")
+        # Where there are parameters, the backend takes this one from them, by number.
+        about["cudnn_conv_algo_search"] = SEARCHES[options.pop("cudnn_conv_algo_search")]
+        lines += _accelerator(options)
     lines += [_parameter(key, value) for key, value in about.items()]
     return "\n".join(lines) + "\n"
+
+
+def _accelerator(options: Mapping[str, str]) -> list[str]:
+    fields = [f"{_field('key', key)} {_field('value', value)}" for key, value in options.items()]
+    return [
+        "optimization { execution_accelerators { gpu_execution_accelerator [{",
+        f"  {_field('name', 'cuda')}",
+        *(f"  parameters {{ {field} }}" for field in fields),
+        "}] } }",
+    ]
 
 
 def _tensors(side: str, tensors: Any) -> list[str]:

@@ -42,11 +42,10 @@ class Lane:
         binding, buffers, outputs = self._bound.get(batch) or self._bind(batch)
         for name, array in inputs.items():
             buffers[name].update_inplace(np.ascontiguousarray(array))
-        # Copies run on a stream of their own: have them end before the graph begins, and the
-        # graph before its outputs are read.
-        binding.synchronize_inputs()
-        self.session.run_with_iobinding(binding)
-        binding.synchronize_outputs()
+        # The copies have ended, and the graph has when this returns: it waits for the stream it ran
+        # on. A binding's own synchronize_inputs and synchronize_outputs wait for all of a device's
+        # streams, the other lanes' too, and let no other thread of Python go on meanwhile.
+        self.session.run_with_iobinding(binding, _waiting())
         # On the CPU numpy() may be a view of the buffer, which the next run overwrites.
         return tuple(np.array(outputs[name].numpy()) for name in self.graph.outputs)
 
@@ -67,3 +66,9 @@ class Lane:
             binding.bind_ortvalue_output(name, value)
         self._bound[batch] = binding, inputs, outputs
         return self._bound[batch]
+
+
+def _waiting() -> Any:
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry("disable_synchronize_execution_providers", "0")
+    return options

@@ -16,7 +16,14 @@ from adde.files import cache_folder
 from adde.preprocess import Picture
 from adde.schema import Vector
 from adde.serving.binding import Array, Graph, Lane
-from adde.serving.providers import PROVIDERS, Device, missing, onnxruntime, preload
+from adde.serving.providers import (
+    PROVIDERS,
+    Device,
+    missing,
+    onnxruntime,
+    preload,
+    tensorrt_version,
+)
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 """Batch sizes a GPU is given; batches between are filled up, larger ones are cut."""
@@ -63,7 +70,7 @@ class Session:
             {"query": ((attributes * bundle.width,), f32)},
         )
         preload(asked)
-        obtained = _obtainable(asked, allow_fallback)
+        obtained = _obtainable(asked, bundle.details["precision"], allow_fallback)
         # Left to itself onnxruntime counts the machine's cores, not those this process may use.
         count = threads or len(os.sched_getaffinity(0))
         self._encoder = _Runner(
@@ -113,7 +120,7 @@ class _Runner:
     ) -> None:
         self._graph = graph
         options: dict[Device, dict[str, str]] = {
-            name: _options(name, graph, bundle) for name in devices
+            name: _options(name, graph, bundle, path) for name in devices
         }
         self._session = self._shared = _open(path, options, threads)
         self.providers = tuple(str(name) for name in self._session.get_providers())
@@ -189,15 +196,16 @@ def _check(name: str, array: Array, row: tuple[int, ...], kind: type[np.generic]
     return len(array)
 
 
-def _options(device: Device, graph: Graph, bundle: Bundle) -> dict[str, str]:
+def _options(device: Device, graph: Graph, bundle: Bundle, path: Path) -> dict[str, str]:
     """What a provider is told."""
+    half = bundle.details["precision"] == "fp16"
     if device == "cuda":
-        # TF32 rounds to 10 bits, which is not what a float32 bundle's parity report vouches for.
-        return {"use_tf32": "0"}
+        return cuda_options(half)
     if device == "cpu":
         return {}
-    # An engine takes minutes to build: kept, and built once for all buckets.
-    engines = cache_folder() / "tensorrt" / bundle.hash[:32]
+    # An engine takes minutes to build: kept, and built once for all buckets. Another version of
+    # TensorRT cannot read it.
+    engines = cache_folder() / "tensorrt" / f"{bundle.hash[:32]}-{tensorrt_version()}"
     engines.mkdir(parents=True, exist_ok=True)
 
     def profile(batch: int) -> str:
@@ -209,18 +217,33 @@ def _options(device: Device, graph: Graph, bundle: Bundle) -> dict[str, str]:
         "trt_engine_cache_path": str(engines),
         "trt_timing_cache_enable": "1",
         "trt_timing_cache_path": str(engines),
-        "trt_fp16_enable": "1" if bundle.details["precision"] == "fp16" else "0",
+        # The memory is float32 in every bundle.
+        "trt_fp16_enable": "1" if half and path == bundle.encoder else "0",
         "trt_profile_min_shapes": profile(BUCKETS[0]),
         "trt_profile_opt_shapes": profile(BUCKETS[-1] // 2),
         "trt_profile_max_shapes": profile(BUCKETS[-1]),
     }
 
 
-def _obtainable(devices: Sequence[Device], allow_fallback: bool) -> Sequence[Device]:
+def cuda_options(half: bool) -> dict[str, str]:
+    """What CUDA's provider is told for a graph in fp16, or in float32."""
+    return {
+        # TF32 rounds to 10 bits, which is not what a float32 bundle's parity report vouches for.
+        # Without it fp16 would not run on tensor cores either.
+        "use_tf32": "1" if half else "0",
+        # A convolution plans anew when the batch size changes, as it does all the time here; by
+        # default it would measure every algorithm each time (onnxruntime 23006).
+        "cudnn_conv_algo_search": "HEURISTIC",
+    }
+
+
+def _obtainable(
+    devices: Sequence[Device], precision: str, allow_fallback: bool
+) -> Sequence[Device]:
     """The devices, or what is left of them. Left to itself onnxruntime logs a line, takes the
     CPU, and still lists the device as available (onnxruntime 23372).
     """
-    lacking = {device: why for device in devices if (why := missing(device))}
+    lacking = {device: why for device in devices if (why := missing(device, precision))}
     if lacking:
         reasons = "; ".join(dict.fromkeys(reason for why in lacking.values() for reason in why))
         message = f"expected onnxruntime to run on {', '.join(lacking)}, which it cannot: {reasons}"

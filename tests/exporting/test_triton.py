@@ -33,6 +33,10 @@ MESSAGES = {
     ],
     "Value": [("string_value", 1, F.TYPE_STRING)],
     "Parameter": [("key", 1, F.TYPE_STRING), ("value", 2, "Value")],
+    "Option": [("key", 1, F.TYPE_STRING), ("value", 2, F.TYPE_STRING)],
+    "Accelerator": [("name", 1, F.TYPE_STRING), ("parameters*", 2, "Option")],
+    "Accelerators": [("gpu_execution_accelerator*", 1, "Accelerator")],
+    "Optimization": [("execution_accelerators", 5, "Accelerators")],
     "Config": [
         ("name", 1, F.TYPE_STRING),
         ("backend", 17, F.TYPE_STRING),
@@ -42,6 +46,7 @@ MESSAGES = {
         ("instance_group*", 7, "Group"),
         ("default_model_filename", 8, F.TYPE_STRING),
         ("dynamic_batching", 11, "Batching"),
+        ("optimization", 10, "Optimization"),
         ("parameters*", 14, "Parameter"),
     ],
 }
@@ -113,7 +118,11 @@ def test_configs_say_what_the_graphs_take_and_give(monkeypatch, tmp_path, tiny_b
         assert (group.kind, group.count) == ((2, 1) if kind == "cpu" else (1, 2))
         parameters = {p.key: p.value.string_value for p in config.parameters}
         assert parameters["bundle"] == Bundle.read(tiny_bundle).hash
-        assert ("use_tf32" in parameters) == (kind == "gpu")
+        assert parameters.get("cudnn_conv_algo_search") == ("1" if kind == "gpu" else None)
+        cuda = config.optimization.execution_accelerators.gpu_execution_accelerator
+        assert [(c.name, {o.key: o.value for o in c.parameters}) for c in cuda] == (
+            [("cuda", {"use_tf32": "0"})] if kind == "gpu" else []
+        )
 
 
 def test_the_graphs_of_the_repository_answer_as_the_bundle(monkeypatch, tmp_path, tiny_bundle):

@@ -1,9 +1,11 @@
 """The session's entrances: shapes, and a device that is there or refused."""
 
+import os
 import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -91,7 +93,7 @@ def as_on_a_gpu(bundle, monkeypatch):
             runs.append({name: array.shape for name, array in inputs.items()})
             return super().run(inputs)
 
-    monkeypatch.setattr(sessions, "missing", lambda device: [])
+    monkeypatch.setattr(sessions, "missing", lambda device, _: [])
     monkeypatch.setattr(sessions, "preload", lambda devices: None)
     monkeypatch.setattr(sessions, "Lane", lambda session, graph, _: Recorder(session, graph, "cpu"))
     monkeypatch.setattr(onnxruntime, "InferenceSession", Pretender)
@@ -137,7 +139,7 @@ def test_warming_up_visits_every_bucket_on_every_lane(as_on_a_gpu):
 
 def test_a_device_that_lacks_a_library_is_an_error_that_names_it(monkeypatch, capsys, bundle):
     lacks = {"tensorrt": ["libnvinfer.so.10 is not found: pip install it"]}
-    monkeypatch.setattr(sessions, "missing", lambda device: lacks.get(device, []))
+    monkeypatch.setattr(sessions, "missing", lambda device, _: lacks.get(device, []))
     message = r"to run on tensorrt, which it cannot: libnvinfer\.so\.10 .*pip install it; or allow"
     with pytest.raises(UserError, match=message):
         Session(bundle, ("tensorrt", "cpu"))
@@ -152,33 +154,79 @@ def test_a_device_that_lacks_a_library_is_an_error_that_names_it(monkeypatch, ca
 def test_a_device_that_onnxruntime_did_not_take_is_an_error(monkeypatch, bundle):
     # Nothing seems to be missing, and still onnxruntime logs a line and takes the CPU.
     fallen_back = SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"])
-    monkeypatch.setattr(sessions, "missing", lambda device: [])
+    monkeypatch.setattr(sessions, "missing", lambda device, _: [])
     monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: fallen_back)
     for allow in (False, True):
         with pytest.raises(UserError, match=r"run on CUDAExecutionProvider, found CPUExecution"):
             Session(bundle, "cuda", allow)
 
 
+def driver(monkeypatch, code=0, newest=13020):
+    def filled(version):
+        version._obj.value = newest
+
+    found = SimpleNamespace(cuInit=lambda flags: code, cuDriverGetVersion=filled)
+    monkeypatch.setattr(providers.ctypes, "CDLL", lambda name: found)
+
+
 @pytest.mark.parametrize(
-    ("absent", "expected"),
+    ("library", "expected"),
     [
-        ({"providers_tensorrt": "libnvinfer.so.10"}, r"libnvinfer\.so\.10 .*'tensorrt-cu1\d>=10"),
-        ({"providers_tensorrt": "libcudnn.so.9"}, r"libcudnn\.so\.9 is not found: pip install"),
-        ({"libcuda.so.1": "libcuda.so.1"}, r"libcuda\.so\.1 is not found: install the NVIDIA dr"),
-        ({}, r"driver finds no device \(cuInit: 100\)"),
+        ("libnvinfer.so.10", r"libnvinfer\.so\.10 is not found: pip install 'tensorrt-cu1\d>=10"),
+        ("libcudnn.so.9", r"libcudnn\.so\.9 is not found: pip install 'onnxruntime-gpu\[cuda,cud"),
+        ("libcublas.so.13", r"libcublas\.so\.13 is not found: pip install 'onnxruntime-gpu\[cuda"),
     ],
 )
-def test_what_is_missing_is_read_from_the_loader(monkeypatch, absent, expected):
-    def load(path, mode=0):
-        for part, library in absent.items():
-            if part in path:
-                raise OSError(f"{library}: cannot open shared object file: No such file")
-        return SimpleNamespace(cuInit=lambda flags: 0 if absent else 100)
-
-    monkeypatch.setattr(providers.ctypes, "CDLL", load)
+def test_what_the_loader_does_not_find_is_told_with_what_to_install(monkeypatch, library, expected):
+    driver(monkeypatch)
+    found = SimpleNamespace(stdout=f"{library}\n")
+    monkeypatch.setattr(providers.subprocess, "run", lambda *_, **__: found)
     (reason,) = providers.missing("tensorrt")
     assert re.search(expected, reason)
     assert providers.missing("cpu") == []
+
+
+def test_what_the_loader_finds_is_asked_in_another_process(monkeypatch):
+    driver(monkeypatch)
+    monkeypatch.setattr(providers, "CUDNN", "libnone.so.9")
+    loaded = "import sys, ctypes; sys.argv[2:] = sys.argv[-1:]" + providers.LOAD
+    monkeypatch.setattr(providers, "LOAD", loaded)  # the provider itself needs a driver
+    (reason,) = providers.missing("cuda")
+    assert reason.startswith("libnone.so.9 is not found: pip install")
+    monkeypatch.setattr(providers, "CUDNN", "libc.so.6")
+    assert providers.missing("cuda") == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"code": 100}, r"driver finds no device \(cuInit: 100\)"),
+        ({"newest": 11080}, r"driver runs CUDA 11\.8 and older, .* CUDA 1\d: install a newer"),
+    ],
+)
+def test_a_driver_that_does_not_do_is_told(monkeypatch, settings, expected):
+    driver(monkeypatch, **settings)
+    monkeypatch.setattr(providers.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=""))
+    (reason,) = providers.missing("cuda")
+    assert re.search(expected, reason)
+
+
+def test_without_a_driver_nothing_else_is_to_be_had():
+    try:
+        providers.ctypes.CDLL(providers.DRIVER)
+        pytest.skip("this machine has a driver")
+    except OSError:
+        pass
+    for device in ("cuda", "tensorrt"):
+        assert re.search(r"libcuda\.so\.1 is not found: install the", providers.missing(device)[-1])
+
+
+def test_int8_is_not_for_tensorrt(monkeypatch):
+    driver(monkeypatch)
+    monkeypatch.setattr(providers.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=""))
+    (reason,) = providers.missing("tensorrt", "int8")
+    assert "zero point: export --precision fp16 for it" in reason
+    assert providers.missing("cuda", "int8") == providers.missing("tensorrt", "fp16") == []
 
 
 def test_libraries_that_pip_installed_are_loaded_and_nothing_is_printed(monkeypatch, capsys):
@@ -191,23 +239,54 @@ def test_libraries_that_pip_installed_are_loaded_and_nothing_is_printed(monkeypa
     assert "libcudart" in printed.err
 
 
-def test_tensorrt_is_told_every_batch_size_and_keeps_its_engines(
-    bundle, as_on_a_gpu, monkeypatch, cache
-):
-    pretender, asked = onnxruntime.InferenceSession, []
+def test_tensorrt_keeps_float32_whole(monkeypatch):
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "")
+    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE")
+    providers.preload(["cuda"])
+    assert "NVIDIA_TF32_OVERRIDE" not in os.environ
+    providers.preload(["tensorrt"])
+    assert os.environ["NVIDIA_TF32_OVERRIDE"] == "0"
+
+
+@pytest.fixture
+def asked(as_on_a_gpu, monkeypatch, cache):
+    """What is asked of providers, of the encoder's and then of the memory's."""
+    pretender, options_of = onnxruntime.InferenceSession, []
 
     def record(path, options, providers):
-        asked.append(dict(providers))
+        options_of.append(dict(providers))
         return pretender(path, options, providers)
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", record)
+    monkeypatch.setattr(sessions, "tensorrt_version", lambda: 101302)
+    return options_of
+
+
+def test_tensorrt_is_told_every_batch_size_and_keeps_its_engines(bundle, asked, cache):
     Session(bundle, ("tensorrt", "cuda"))
     encoder, memory = (options["TensorrtExecutionProvider"] for options in asked)
     assert encoder["trt_profile_max_shapes"] == "images:64x32x32x3"
     assert memory["trt_profile_min_shapes"] == "embeddings:1x3x6,indicator:1x7"
     assert encoder["trt_engine_cache_enable"] == "1"
-    assert encoder["trt_engine_cache_path"].startswith(str(cache / "tensorrt"))
+    engines = Path(encoder["trt_engine_cache_path"])
+    assert engines.parent == cache / "tensorrt" and engines.name.endswith("-101302")
     assert list(asked[0]) == ["TensorrtExecutionProvider", "CUDAExecutionProvider"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_tensor_cores_are_for_what_was_exported_for_them(bundle, asked, precision):
+    half = replace(bundle, details={**bundle.details, "precision": precision})
+    Session(half, ("tensorrt", "cuda"))
+    enabled = "1" if precision == "fp16" else "0"
+    encoder, memory = asked
+    assert encoder["TensorrtExecutionProvider"]["trt_fp16_enable"] == enabled
+    assert memory["TensorrtExecutionProvider"]["trt_fp16_enable"] == "0"
+    for options in asked:
+        assert options["CUDAExecutionProvider"] == {
+            "use_tf32": enabled,
+            "cudnn_conv_algo_search": "HEURISTIC",
+        }
 
 
 def test_a_graph_that_does_not_open_is_named(bundle, tmp_path):

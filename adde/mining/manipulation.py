@@ -6,6 +6,7 @@ through tiles of rows, attribute by attribute: no tensor is larger than tile x M
 items, and nothing is read back from the device.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -51,13 +52,27 @@ def draw_edits(
         positive_noise: (M,) float, uniform noise in [0, 1) per item.
         offsets: (A,) int64, first column of each attribute.
     """
-    # About four int64 tensors of a tile's size live at once.
-    tile = tile_rows(4 * len(all_labels), labels.device)
-    tiles = [
-        _draw_tile(rows, all_labels, noise, positive_noise, offsets)
-        for rows, noise in zip(labels.split(tile), edit_noise.split(tile))
-    ]
-    return Edits(*(torch.cat(parts) for parts in zip(*tiles)))
+    count = len(labels)
+    edits = Edits(
+        torch.empty_like(labels),
+        labels.new_empty(count),
+        *(labels.new_empty(count, dtype=torch.bool) for _ in range(2)),
+    )
+    for rows in _tiles(count, len(all_labels), labels.device):
+        tile = _draw_tile(labels[rows], all_labels, edit_noise[rows], positive_noise, offsets)
+        for whole, part in zip(edits, tile):
+            whole[rows] = part
+    return edits
+
+
+def _tiles(rows: int, columns: int, device: torch.device) -> Iterator[slice]:
+    """Slices of the rows, of which about four int64 tensors against all columns live at once.
+
+    What a tile gives is written into tensors made before: kept one by one, such small ones would
+    lie between the large, and malloc finds no room between them for the next (a GB at M = 16,384).
+    """
+    tile = tile_rows(4 * columns, device)
+    return (slice(start, start + tile) for start in range(0, rows, tile))
 
 
 def _draw_tile(
@@ -101,11 +116,12 @@ def semihard_negatives(
         (N,) int64 row of the negative, and (N,) bool whether there is any.
     """
     with torch.no_grad(), full_precision(queries):
-        columns = accumulator(refs)[None]
-        tile = tile_rows(4 * len(refs), refs.device)
-        rows = zip(accumulator(queries).split(tile), targets.split(tile), positive.split(tile))
-        tiles = [_negative_tile(*part, columns, ref_labels) for part in rows]
-        negative, found = (torch.cat(parts) for parts in zip(*tiles))
+        columns, queries = accumulator(refs)[None], accumulator(queries)
+        negative, found = torch.empty_like(positive), torch.empty_like(positive, dtype=torch.bool)
+        for rows in _tiles(len(queries), len(refs), refs.device):
+            negative[rows], found[rows] = _negative_tile(
+                queries[rows], targets[rows], positive[rows], columns, ref_labels
+            )
         return negative, found
 
 

@@ -101,6 +101,13 @@ def test_the_plainest_strategy_that_fits_is_chosen(machine, parameters, file, pr
     assert everyone == ("cannot be shared out" not in " ".join(choice.why))
     typed = command(choice, machine, Path("r.toml"))
     assert ("--machine_rank" in typed) == (machine.nodes > 1)
+    assert ("--num_cpu_threads_per_process" in typed) == (file == "zero3_offload")
+
+
+def test_an_optimiser_on_the_cpu_has_all_its_cores():
+    machine = Machine(8, 80 * 10**9, 10**12, nodes=1, cores=100)
+    typed = command(choose(machine, Config(), 30 * LARGE // 4), machine, Path("r.toml"))
+    assert "--num_processes 8 --num_cpu_threads_per_process 12 train/main.py" in typed
 
 
 def test_what_fits_nowhere_is_refused_with_figures():

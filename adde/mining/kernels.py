@@ -105,8 +105,12 @@ def _distances(
     return tl.maximum(row_norm[:, None] + column_norm[None, :] - 2.0 * products, 0.0)
 
 
-@triton.autotune(_CONFIGS, key=["num_columns", "width"])
-@triton.jit
+# How many there are changes with every batch: neither compiled nor tuned for anew.
+VARYING = ["num_rows", "num_columns", "num_slots"]
+
+
+@triton.autotune(_CONFIGS, key=["width"])
+@triton.jit(do_not_specialize=VARYING)
 def _positives_kernel(
     rows,
     columns,
@@ -147,8 +151,8 @@ def _positives_kernel(
         tl.store(keys + at, key, mask=(slot >= 0) & (slot < size[:, None]))
 
 
-@triton.autotune(_CONFIGS, key=["num_columns", "width"])
-@triton.jit
+@triton.autotune(_CONFIGS, key=["width"])
+@triton.jit(do_not_specialize=[*VARYING, "search_steps"])
 def _negatives_kernel(
     rows,
     columns,

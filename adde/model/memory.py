@@ -1,5 +1,7 @@
 """The prototype memory M in R^(A D x V): one column per attribute value."""
 
+from functools import cache
+
 import torch
 from torch import Tensor, nn
 
@@ -37,9 +39,15 @@ class Memory(nn.Module):
         self.weight.copy_(torch.where(self.off_block, 0, prototypes.repeat(1, attributes).T))
 
 
+@cache
+def first_columns(schema: Schema, device: torch.device) -> Tensor:
+    """(A,) int64, each attribute's first column; kept on the device, which a copy would hold up."""
+    return torch.tensor(schema.offsets, device=device)
+
+
 def multi_hot(labels: Tensor, schema: Schema) -> Tensor:
     """(B, V) float32 with 1 at each known value's column, of labels (B, A) int64."""
-    columns = labels + labels.new_tensor(schema.offsets)
+    columns = labels + first_columns(schema, labels.device)
     spare = schema.num_values  # UNKNOWN goes to a column that is cut off again
     columns = torch.where(labels == UNKNOWN, spare, columns)
     hot = torch.zeros(len(labels), spare + 1, device=labels.device)

@@ -16,7 +16,7 @@ from adde import losses
 from adde.distributed import RankRows, sum_over_ranks, world_size
 from adde.losses import Term
 from adde.mining import Edits, draw_edits, joint_labels, semihard_negatives
-from adde.model import Forward, multi_hot
+from adde.model import Forward, first_columns, multi_hot
 from adde.schema import Schema
 from adde.shards.loader import Batch
 from adde.training.augment import DRAWS, augment
@@ -78,7 +78,7 @@ class Objective:
         if stage == "encoder":
             return Plan(ranks, moves, all_labels)
         noise = _uniform((len(all_labels), self.schema.num_values + 1), draws, labels.device)
-        offsets = labels.new_tensor(self.schema.offsets)
+        offsets = first_columns(self.schema, labels.device)
         edits = draw_edits(labels, all_labels, ranks.local(noise[:, 1:]), noise[:, 0], offsets)
         hot = (multi_hot(labels, self.schema), multi_hot(edits.targets, self.schema))
         return Plan(ranks, moves, all_labels, edits, hot)
@@ -153,7 +153,7 @@ class Objective:
             losses.consistency(own, out.embeddings, labels, as_negative),
         )
         terms["memory"] = Term(out.off_block[None], torch.ones(1, device=labels.device))
-        everyone = torch.tensor([float(len(labels))], device=labels.device)
+        everyone = torch.full((1,), float(len(labels)), device=labels.device)
         shares["exact_targets"] = Term(edits.exact.float().sum()[None], everyone)
         shares["usable_edits"] = Term(usable.sum()[None], everyone)
         return found
@@ -202,7 +202,7 @@ class Objective:
             context.ranks.columns(joint.device),
             self.margin,
         )
-        items = torch.tensor([float(len(context.labels))], device=joint.device)
+        items = torch.full((1,), float(len(context.labels)), device=joint.device)
         shares = {
             # Mined pairs of each item: fewer where accumulation cuts the batch mining sees.
             "pairs_local": Term(local.counts.sum()[None], items),
@@ -256,7 +256,7 @@ def global_mean(
     named = {**terms.losses, **terms.shares}
     packed = [torch.cat([term.counts, term.sums.detach()]) for term in named.values()]
     device = packed[0].device
-    reduced = sum_over_ranks(torch.cat([*packed, torch.tensor([float(flag)], device=device)]))
+    reduced = sum_over_ranks(torch.cat([*packed, torch.full((1,), float(flag), device=device)]))
     loss = torch.zeros((), device=device)
     means: dict[str, Tensor] = {}
     details: dict[str, Tensor] = {}
@@ -301,7 +301,7 @@ def _finite(out: Forward) -> tuple[Forward, Term]:
     items.
     """
     finite = finite_rows(out)
-    items = torch.tensor([float(len(finite))], device=finite.device)
+    items = torch.full((1,), float(len(finite)), device=finite.device)
     mined = {
         name: None if value is None else value.masked_fill(~finite.view(-1, 1, 1), 0.0)
         for name, value in (("embeddings", out.embeddings), ("edited", out.edited))
@@ -311,8 +311,8 @@ def _finite(out: Forward) -> tuple[Forward, Term]:
 
 def _skipped(batch: Batch) -> Term:
     """The share of samples that could not be read and have another in their place."""
-    counts = batch.labels.new_tensor([len(batch.faults), len(batch.labels)]).float()
-    return Term(counts[:1], counts[1:])
+    counted = (len(batch.faults), len(batch.labels))
+    return Term(*(torch.full((1,), float(n), device=batch.labels.device) for n in counted))
 
 
 def _stack(*terms: Term) -> Term:

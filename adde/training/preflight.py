@@ -85,14 +85,19 @@ class Preflight:
         return line
 
 
+def asked_for_cpu(environment: Mapping[str, str] = os.environ) -> bool:
+    """Accelerate or DeepSpeed was told to train on the CPU, whatever GPUs there are."""
+    cpu = environment.get("ACCELERATE_USE_CPU", "").lower() == "true"
+    return cpu or environment.get("DS_ACCELERATOR") == "cpu"
+
+
 def require_device(environment: Mapping[str, str] = os.environ) -> None:
     """Refuses to train on the CPU where GPUs were asked for.
 
     Raises:
         UserError: several ranks, or CUDA_VISIBLE_DEVICES, ask for GPUs, and torch sees too few.
     """
-    cpu = environment.get("ACCELERATE_USE_CPU", "").lower() == "true"
-    if cpu or environment.get("DS_ACCELERATOR") == "cpu":
+    if asked_for_cpu(environment):
         return
     several = int(environment.get("WORLD_SIZE", "1")) > 1
     asked = environment.get("CUDA_VISIBLE_DEVICES", "-1") not in ("", "-1")
@@ -101,8 +106,8 @@ def require_device(environment: Mapping[str, str] = os.environ) -> None:
         raise UserError(
             f"rank {environment.get('RANK', '0')}: expected GPU {local} on {os.uname().nodename}, "
             f"found {there} that torch sees (nvidia-smi, CUDA_VISIBLE_DEVICES); start fewer "
-            "processes, or set ACCELERATE_USE_CPU=true (DS_ACCELERATOR=cpu for DeepSpeed) to train "
-            "on the CPU"
+            "processes, or set ACCELERATE_USE_CPU=true (for DeepSpeed DS_ACCELERATOR=cpu and "
+            "CUDA_VISIBLE_DEVICES=) to train on the CPU"
         )
 
 

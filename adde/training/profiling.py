@@ -6,6 +6,7 @@ Written into `run`/profile/ by the main rank, for each stage:
     <stage>.html    the page
 """
 
+import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -140,14 +141,16 @@ def break_down(events: Any) -> Breakdown:
     found.host["other"] = max(0.0, found.step - sum(found.host.values()))
     found.device = {name: kernels[name] / per for name in PARTS if kernels[name] > 0}
     backward = [e for e in ranges if e.name == PREFIX + "backward"]
-    found.gradients = (
-        sum(
-            _length(e)
-            for e in within
-            if e.name.startswith(("gloo:", "nccl:")) and _smallest_around(e, backward)
-        )
-        / per
-    )
+    travel = [e for e in within if e.name.startswith("gloo:") and _smallest_around(e, backward)]
+    # NCCL's ranges on the host end when it is queued. The other sums over ranks are of some bytes.
+    travel += [
+        e
+        for e in events
+        if e.device_type != DeviceType.CPU
+        and re.match("ncclDevKernel_(AllReduce|ReduceScatter)", e.name)
+        and first <= e.time_range.start < last
+    ]
+    found.gradients = sum(map(_length, travel)) / per
     own: Counter[str] = Counter()
     calls: Counter[str] = Counter()
     for one in within:

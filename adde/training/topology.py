@@ -31,6 +31,8 @@ class Machine:
     """Memory of the smallest of them."""
     host_bytes: int
     nodes: int
+    cores: int = 1
+    """Of this node that this process may use."""
 
     @classmethod
     def look(cls, environment: Mapping[str, str] = os.environ) -> "Machine":
@@ -38,7 +40,8 @@ class Machine:
         gpus = torch.cuda.device_count()
         sizes = [torch.cuda.get_device_properties(i).total_memory for i in range(gpus)]
         host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return cls(gpus, min(sizes, default=0), host, nodes(environment))
+        cores = len(os.sched_getaffinity(0))
+        return cls(gpus, min(sizes, default=0), host, nodes(environment), cores)
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,10 @@ def command(choice: Choice, machine: Machine, recipe: Path) -> str:
             f"--num_machines {machine.nodes} --machine_rank RANK_OF_NODE "
             "--main_process_ip FIRST_NODE "
         )
+    if choice.file == "zero3_offload":
+        # The optimiser's arithmetic is the CPU's, to which accelerate gives a thread a process.
+        threads = machine.cores * machine.nodes // choice.processes
+        many += f"--num_cpu_threads_per_process {max(1, threads)} "
     return (
         f"accelerate launch --config_file launch/{choice.file}.yaml "
         f"--num_processes {choice.processes} {many}train/main.py --recipe {recipe}"

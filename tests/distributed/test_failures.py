@@ -64,6 +64,42 @@ def test_the_others_go_down_with_the_message(fault, message, tmp_path):
     assert time.monotonic() - started < 60  # gloo's own timeout is 30 minutes
 
 
+CPU = """
+import torch
+from accelerate import Accelerator
+from adde.training.config import Config
+from adde.training.strategies import open_accelerator
+import torch.distributed as dist
+
+torch.cuda.is_available = lambda: True  # as on a machine with GPUs
+accelerator = open_accelerator(Config())
+print(dist.get_backend(), accelerator.device.type)
+"""
+
+
+def test_ranks_on_the_cpu_of_a_machine_with_gpus_talk_by_gloo(tmp_path):
+    script = tmp_path / "cpu.py"
+    script.write_text(CPU)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "--", str(script)],
+        env={**environment, "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.splitlines() == ["gloo cpu"] * 2, done.stderr
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        env={**environment, "DS_ACCELERATOR": "cpu", "ACCELERATE_USE_DEEPSPEED": "true"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "UserError: expected no GPUs in sight of DeepSpeed on the CPU" in done.stderr
+
+
 ELSEWHERE = """
 import os, runpy
 from pathlib import Path

@@ -76,6 +76,7 @@ def start(file, ranks, recipe, run, *more, options=(), program="train/main.py"):
     if (ranks > 1 or file.startswith("zero")) and not options:
         command += [f"--main_process_port={free_port()}"]
     cpu = {"DS_ACCELERATOR": "cpu"} if file.startswith("zero") else {"ACCELERATE_USE_CPU": "true"}
+    cpu["CUDA_VISIBLE_DEVICES"] = ""
     return subprocess.Popen(
         [*command, *options, program, f"--recipe={recipe}", f"--run={run}", *more],
         cwd=ROOT,

@@ -15,10 +15,13 @@ pytestmark = pytest.mark.gpu
     ("dtype", "rtol"), [(torch.float64, 1e-7), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)]
 )
 def test_mining_equals_the_cpu(items, dtype, rtol):
-    """`auto` takes tiles for float64 and the kernels for the others."""
+    """`auto` takes tiles for float64 and the kernels for the others.
+
+    Distances are exact in every dtype: in another order of sums rounding would else choose another
+    negative here and there.
+    """
     draws = torch.Generator().manual_seed(items)
-    vectors = torch.randn(4, items, 64, generator=draws, dtype=torch.float64)
-    vectors = torch.nn.functional.normalize(vectors, dim=-1).to(dtype)
+    vectors = (torch.randint(-8, 9, (4, items, 64), generator=draws) / 64).to(dtype)
     labels = torch.randint(-1, 6, (4, items), generator=draws)
     results = []
     for device in ("cpu", "cuda"):

@@ -13,7 +13,7 @@ from adde.distributed import world_size
 from adde.errors import UserError
 from adde.model import ADDE
 from adde.training.config import Config
-from adde.training.preflight import require_device
+from adde.training.preflight import asked_for_cpu, require_device
 from adde.training.strategies.replicated import Replicated
 
 
@@ -28,7 +28,7 @@ def open_accelerator(config: Config) -> Accelerator:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         _join_ranks(config.limits.stall)
         # Without being told, Accelerate under DeepSpeed takes CPU ranks for lone processes.
-        if not torch.cuda.is_available():
+        if not _on_gpus():
             handlers.append(InitProcessGroupKwargs(backend="gloo"))
     if _asked("DEEPSPEED"):
         _ready_deepspeed()
@@ -61,7 +61,7 @@ def _join_ranks(stall: float) -> None:
     store, own, ranks = next(dist.rendezvous("env://", timeout=timedelta(minutes=30)))
     of_launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
     start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if of_launcher else "of this store"
-    cuda = torch.cuda.is_available()
+    cuda = _on_gpus()
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group(
@@ -86,6 +86,10 @@ def open_strategy(accelerator: Accelerator, plain: ADDE, config: Config) -> Repl
     return Replicated(accelerator, plain, config)
 
 
+def _on_gpus() -> bool:
+    return torch.cuda.is_available() and not asked_for_cpu()
+
+
 def _asked(strategy: str) -> bool:
     return os.environ.get(f"ACCELERATE_USE_{strategy}", "false").lower() == "true"
 
@@ -94,7 +98,7 @@ def _check_precision(precision: str) -> None:
     if precision != "fp16":
         return
     # Accelerate would train in float32 and say nothing.
-    if not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU") == "true":
+    if not _on_gpus():
         raise UserError(
             "precision: expected fp32 or bf16 on the CPU, found fp16, which needs a GPU"
         )
@@ -113,6 +117,11 @@ def _ready_deepspeed() -> None:
             f"DeepSpeed was asked for and cannot be imported ({error}): "
             "pip install 'adde[train,deepspeed]'"
         ) from None
+    if asked_for_cpu() and torch.cuda.is_available():
+        raise UserError(
+            "expected no GPUs in sight of DeepSpeed on the CPU, which Accelerate would take: set "
+            "CUDA_VISIBLE_DEVICES= beside DS_ACCELERATOR=cpu"
+        )
     if not torch.cuda.is_available():
         # Else it compiles a shared-memory extension for 90 s that gloo does as well without.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

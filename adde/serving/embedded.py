@@ -312,10 +312,10 @@ class EmbeddedGallery:
             rows = np.flatnonzero(state.live)
             for at in range(0, len(rows), 1024):
                 copy.upsert(self._items(state, rows[at : at + 1024]))
-            if self.index is None:
-                copy.finish()
-            else:
+            if self.index is not None and len(copy):
                 copy.build_index()
+            else:
+                copy.finish()
 
     def close(self) -> None:
         """Lets go of the files."""

@@ -79,11 +79,15 @@ def test_filters_hold_whether_they_leave_few_or_many(gallery, items):
         assert len(wanted & {item.item_id for item in found}) >= 0.9 * len(wanted)
 
 
-def test_a_snapshot_has_an_index_too(gallery, bundle, tmp_path):
+def test_a_snapshot_has_an_index_too(gallery, items, bundle, tmp_path):
     gallery.delete(["item-0"])
     gallery.snapshot(tmp_path / "s")
     with closing(open_gallery(tmp_path / "s", bundle)) as copy:
         assert copy.index.count == len(copy) == 2999
+    gallery.delete([item.item_id for item in items])
+    gallery.snapshot(tmp_path / "s")
+    with closing(open_gallery(tmp_path / "s", bundle)) as copy:
+        assert copy.index is None and len(copy) == 0
 
 
 def test_a_damaged_index_is_told(gallery, bundle, tmp_path):

@@ -4,7 +4,7 @@ Symbols: N gallery items, Q queries, A attributes, V columns, E width of a whole
 ranks looked at.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,12 @@ from adde.schema import UNKNOWN, Labels, Schema, Vector
 Places = npt.NDArray[np.int64]
 Edit = Callable[[Vector, Vector], Vector]
 """Embeddings (Q, A, D) and indicator (Q, V) to L2-normalised queries (Q, A D), all float32."""
+
+Search = Callable[[Vector, Vector, int], Places]
+"""Queries (Q, E), gallery (N, E) and k to what `top_k` gives of them."""
+
+Watch = Callable[[list[slice]], Iterable[slice]]
+"""Hands on the blocks of a ranking, one after the other: a progress bar."""
 
 HIT_RANKS = (1, 10, 20, 30, 40, 50)
 NDCG_RANKS = 30
@@ -95,7 +101,7 @@ def top_k(queries: Vector, gallery: Vector, k: int = 50) -> Places:
     norms = np.einsum("ne,ne->n", gallery, gallery)
     blocks = [
         smallest(norms - 2 * (queries[block] @ gallery.T), k)
-        for block in _blocks(len(queries), len(gallery))
+        for block in blocks_of(len(queries), len(gallery))
     ]
     return np.concatenate(blocks) if blocks else np.zeros((0, min(k, len(gallery))), np.int64)
 
@@ -130,7 +136,7 @@ def retrieval_metrics(ranked: Places, labels: Labels, queries: Queries) -> dict[
     if not len(queries):
         return {**dict.fromkeys(METRIC_NAMES, 0.0), "queries": 0}
     sums = dict.fromkeys(METRIC_NAMES, 0.0)
-    for block in _blocks(len(queries), ranked.shape[1] * labels.shape[1]):
+    for block in blocks_of(len(queries), ranked.shape[1] * labels.shape[1]):
         part = queries[block]
         match = labels[ranked[block]] == part.targets[:, None, :]
         hits = match.all(axis=2)
@@ -185,7 +191,14 @@ def attribute_accuracy(
 
 
 def rank_edits(
-    queries: Queries, embeddings: Vector, logits: Vector, schema: Schema, edit: Edit, k: int = 50
+    queries: Queries,
+    embeddings: Vector,
+    logits: Vector,
+    schema: Schema,
+    edit: Edit,
+    k: int = 50,
+    search: Search = top_k,
+    watch: Watch = iter,
 ) -> Places:
     """(Q, k) answers of the edited embeddings.
 
@@ -195,11 +208,11 @@ def rank_edits(
     predicted = predicted_labels(logits, schema)
     gallery = _normalised(embeddings)
     blocks: list[Places] = []
-    for block in _blocks(len(queries), gallery.shape[1] + schema.num_values):
+    for block in watch(blocks_of(len(queries), gallery.shape[1] + schema.num_values)):
         part = queries[block]
         own = predicted[part.reference]
         indicator = schema.indicator(own, _swapped(own, part))
-        blocks.append(top_k(edit(embeddings[part.reference], indicator), gallery, k))
+        blocks.append(search(edit(embeddings[part.reference], indicator), gallery, k))
     return np.concatenate(blocks) if blocks else np.zeros((0, min(k, len(gallery))), np.int64)
 
 
@@ -219,6 +232,8 @@ def evaluate_split(
     schema: Schema,
     edit: Edit,
     queries: Queries | None = None,
+    search: Search = top_k,
+    watch: Watch = iter,
 ) -> dict[str, object]:
     """The content of metrics.json but for the split's name: ADDE, its baselines, accuracy.
 
@@ -229,10 +244,12 @@ def evaluate_split(
         schema: of the catalogue.
         edit: the memory's edit.
         queries: those given with the dataset; None asks all of `manipulation_queries`.
+        search: ranks ADDE's queries.
+        watch: is told of the blocks of both rankings.
     """
     queries = manipulation_queries(labels) if queries is None else queries
-    ranked = rank_edits(queries, embeddings, logits, schema, edit)
-    rankings = baseline_rankings(queries, embeddings, logits, schema)
+    ranked = rank_edits(queries, embeddings, logits, schema, edit, search=search, watch=watch)
+    rankings = baseline_rankings(queries, embeddings, logits, schema, watch=watch)
     predicted = predicted_labels(logits, schema)
     return {
         "adde": retrieval_metrics(ranked, labels, queries),
@@ -245,7 +262,12 @@ def evaluate_split(
 
 
 def baseline_rankings(
-    queries: Queries, embeddings: Vector, logits: Vector, schema: Schema, k: int = 50
+    queries: Queries,
+    embeddings: Vector,
+    logits: Vector,
+    schema: Schema,
+    k: int = 50,
+    watch: Watch = iter,
 ) -> dict[str, Places]:
     """(Q, k) answers of each baseline of DESIGN 5, on pictures alone.
 
@@ -263,7 +285,7 @@ def baseline_rankings(
     random_gallery = random.standard_normal((len(gallery), 16), dtype=np.float32)
     shape = (len(queries), min(k, len(gallery)))
     ranked = {name: np.zeros(shape, np.int64) for name in BASELINES}
-    for block in _blocks(len(queries), BASELINE_ARRAYS * len(gallery)):
+    for block in watch(blocks_of(len(queries), BASELINE_ARRAYS * len(gallery))):
         part = queries[block]
         wanted = schema.multi_hot(_swapped(predicted[part.reference], part))
         # Queries stand in the order of their items, of which a block has far fewer.
@@ -301,8 +323,7 @@ def _log_softmax(logits: Vector, schema: Schema) -> Vector:
     )
 
 
-def _blocks(rows: int, width: int) -> Iterator[slice]:
+def blocks_of(rows: int, width: int) -> list[slice]:
     """Slices of `rows` so that a block of `width` columns stays within BLOCK_ELEMENTS."""
     step = max(1, BLOCK_ELEMENTS // max(1, width))
-    for start in range(0, rows, step):
-        yield slice(start, min(start + step, rows))
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]

@@ -1,14 +1,16 @@
-"""Measures a run's checkpoint on a split: a table, and metrics.json beside the run.
+"""Measures a run's checkpoint on a split: a table, and metrics.json in the run's folder.
 
 python train/evaluate.py --run runs/quickstart --split test
 python train/evaluate.py --run runs/quickstart --split val --checkpoint last
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import tyro
+from tqdm import tqdm
 
 from adde import metrics
 from adde.errors import run_program
@@ -17,7 +19,7 @@ from adde.schema import Schema
 from adde.shards.index import ShardIndex
 from adde.shards.queries import read_queries
 from adde.training.checkpoint import load_model
-from adde.training.evaluation import Evaluator, MemoryEdit
+from adde.training.evaluation import Evaluator, MemoryEdit, top_k_on
 from adde.training.report import write_report
 
 COLUMNS = ("hit@1", "hit@10", "hit@30", "ndcg@30", "ndcg_target@30", "ndcg_others@30")
@@ -31,6 +33,9 @@ def evaluate(
     batch_size: int = 256,
 ) -> None:
     """Attribute manipulation retrieval and attribute accuracy (DESIGN 5).
+
+    The test split's figures are metrics.json, from which report and model card are made; another
+    split's are metrics-<split>.json.
 
     Args:
         run: folder of the run.
@@ -54,12 +59,20 @@ def evaluate(
     if given is not None:
         print(f"{len(given)} queries given with the shards are asked, and no others")
     figures = metrics.evaluate_split(
-        encoded.embeddings, encoded.logits, encoded.labels, model.schema, MemoryEdit(model), given
+        encoded.embeddings,
+        encoded.logits,
+        encoded.labels,
+        model.schema,
+        MemoryEdit(model),
+        given,
+        top_k_on(device),
+        partial(tqdm, desc="rank", unit="block", leave=False, disable=None),
     )
     content = {"split": split, "checkpoint": found.path.name, **figures}
-    write_json(run / "metrics.json", content)
+    path = run / ("metrics.json" if split == "test" else f"metrics-{split}.json")
+    write_json(path, content)
     print_tables(figures, model.schema)
-    print(f"\n{found.path.name} of {run} on {split}: {run / 'metrics.json'}, {write_report(run)}")
+    print(f"\n{found.path.name} of {run} on {split}: {path}, {write_report(run)}")
 
 
 def print_tables(figures: dict[str, Any], schema: Schema) -> None:

@@ -1,5 +1,8 @@
 """Squared Euclidean distances through one matrix product."""
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -9,9 +12,19 @@ def accumulator(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def full_precision(tensor: Tensor) -> torch.autocast:
-    """Context in which autocast leaves products alone: negatives are told apart by last digits."""
-    return torch.autocast(tensor.device.type, enabled=False)
+@contextlib.contextmanager
+def full_precision(tensor: Tensor) -> Iterator[None]:
+    """Products without autocast and without TF32: negatives are told apart by last digits.
+
+    TF32 is switched on by whoever sets it: Accelerate with a dynamo backend, some containers.
+    """
+    matmul = torch.backends.cuda.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, "ieee"
+    try:
+        with torch.autocast(tensor.device.type, enabled=False):
+            yield
+    finally:
+        matmul.fp32_precision = before
 
 
 def squared_distances(rows: Tensor, columns: Tensor) -> Tensor:

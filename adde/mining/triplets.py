@@ -95,8 +95,7 @@ def mine(
     chosen = _available(impl, anchors)
     with_gradient = torch.is_grad_enabled() and (anchors.requires_grad or refs.requires_grad)
     arguments = (anchors, labels, refs, ref_labels, self_index, margin, strategy, chosen)
-    with full_precision(anchors):
-        return Mined(*_mine_op(*arguments, with_gradient)[:3])
+    return Mined(*_mine_op(*arguments, with_gradient)[:3])
 
 
 # One opaque operator, so that torch.compile keeps the graph around it whole. What is read back
@@ -122,7 +121,8 @@ def _mine_op(
         choose = tiled.choose_by_sorting
         anchors, refs = accumulator(anchors), accumulator(refs)
     arguments = (anchors, labels, refs, ref_labels, self_index, margin, strategy)
-    return tiled.mine_in_tiles(*arguments, with_gradient, choose)
+    with full_precision(anchors):
+        return tiled.mine_in_tiles(*arguments, with_gradient, choose)
 
 
 @_mine_op.register_fake

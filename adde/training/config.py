@@ -214,6 +214,9 @@ class Evaluation:
     batch_size: int = 256
     """Pictures encoded at a time on each rank."""
 
+    queries: int = 20_000
+    """Most queries asked, evenly spaced over all of the validation split's; 0: all."""
+
     rows: int = 6
     """Query -> answers rows shown in the dashboard and the report."""
 

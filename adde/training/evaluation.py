@@ -1,7 +1,8 @@
 """What a model is worth: its embeddings of a split, and the figures that follow from them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,8 +11,9 @@ from tqdm import tqdm
 
 from adde import metrics
 from adde.distributed import RankRows, rank, sum_over_ranks, world_size
+from adde.mining.distances import full_precision
 from adde.model import ADDE
-from adde.schema import UNKNOWN, Labels, Vector
+from adde.schema import UNKNOWN, Labels, Schema, Vector
 from adde.shards.batches import Batches, OnFault
 from adde.shards.index import ShardIndex
 from adde.shards.loader import Batch, BatchStream
@@ -35,6 +37,7 @@ class Evaluator:
     """Encodes splits, each rank its share, in batches that stream through `workers` processes.
 
     Samples that cannot be read end it, or with `on_fault` `skip` are told and left out.
+    `get_on` is called after every batch.
     """
 
     def __init__(
@@ -45,7 +48,9 @@ class Evaluator:
         device: torch.device,
         on_fault: OnFault = "raise",
         timeout: float = 0.0,
+        get_on: Callable[[], None] = lambda: None,
     ) -> None:
+        self._get_on = get_on
         self._index, self._batch_size = index, batch_size
         self._workers, self._device = workers, device
         self._on_fault: OnFault = on_fault
@@ -54,7 +59,8 @@ class Evaluator:
     @torch.no_grad()
     def encode(self, model: ADDE, split: str) -> Encoded:
         """Embeddings, logits and labels of a whole split, on every rank."""
-        parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        # A rank may have no item of a small split, and still gathers with the others.
+        parts = [_no_rows(model, self._device)]
         for batch, rows in self._batches(model, split):
             embeddings, logits = model.encode(batch.images)
             parts.append((embeddings, logits, batch.labels, rows))
@@ -112,6 +118,7 @@ class Evaluator:
                     whole[batch.stood_in] = False
                     batch, rows = batch.only(whole), rows[whole]
                 yield batch, rows
+                self._get_on()
         finally:
             stream.close()
             model.train(was_training)
@@ -138,15 +145,86 @@ class NoEdit:
         return queries / np.maximum(np.linalg.norm(queries, axis=1, keepdims=True), 1e-12)
 
 
-def validate(model: ADDE, encoded: Encoded) -> dict[str, float]:
-    """The figures watched during training: retrieval without baselines, attribute accuracy."""
-    figures = metrics.evaluate_edits(
-        encoded.embeddings, encoded.logits, encoded.labels, model.schema, MemoryEdit(model)
+def _no_rows(model: ADDE, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Embeddings, logits, labels and rows of no item."""
+    schema = model.schema
+    width, attributes = model.settings.width, len(schema.sizes)
+    floats = ((0, attributes, width), (0, schema.num_values))
+    embeddings, logits = (torch.empty(shape, device=device) for shape in floats)
+    labels, rows = (
+        torch.empty(shape, dtype=torch.int64, device=device) for shape in ((0, attributes), (0,))
     )
-    predicted = metrics.predicted_labels(encoded.logits, model.schema)
-    accuracy = metrics.attribute_accuracy(predicted, encoded.labels, model.schema.names)
+    return embeddings, logits, labels, rows
+
+
+def top_k_on(device: torch.device) -> metrics.Search:
+    """`metrics.top_k`, on a GPU where there is one."""
+    return metrics.top_k if device.type == "cpu" else partial(top_k, device)
+
+
+def top_k(device: torch.device, queries: Vector, gallery: Vector, k: int) -> metrics.Places:
+    """As `metrics.top_k`, ties to the lowest row; products and sorting on `device`."""
+    rows = torch.from_numpy(gallery).to(device)
+    norms = rows.square().sum(1)
+    found = [torch.empty((0, min(k, len(rows))), dtype=torch.int64, device=device)]
+    with full_precision(rows):
+        for block in metrics.blocks_of(len(queries), len(rows)):
+            part = torch.from_numpy(queries[block]).to(device)
+            found.append(_smallest(torch.addmm(norms, part, rows.mT, alpha=-2.0), k))
+    return torch.cat(found).cpu().numpy()
+
+
+def _smallest(costs: Tensor, k: int) -> Tensor:
+    """As `metrics.smallest`."""
+    chosen = costs.topk(min(k, costs.shape[1]), largest=False, sorted=False).indices.sort(1).values
+    order = costs.gather(1, chosen).argsort(dim=1, stable=True)
+    ranked = chosen.gather(1, order)
+    # topk keeps any of those equal to the last one in; there, sort the whole row.
+    tied = (costs <= costs.gather(1, ranked[:, -1:])).sum(1) > ranked.shape[1]
+    ranked[tied] = costs[tied].argsort(dim=1, stable=True)[:, : ranked.shape[1]]
+    return ranked
+
+
+def attribute_accuracy(encoded: Encoded, schema: Schema) -> dict[str, float]:
+    """`accuracy`, the mean over attributes, and `accuracy/<attribute>`."""
+    predicted = metrics.predicted_labels(encoded.logits, schema)
+    accuracy = metrics.attribute_accuracy(predicted, encoded.labels, schema.names)
     of_each = {f"accuracy/{name}": accuracy[name] for name in accuracy if name != "mean"}
-    return {**figures, "accuracy": accuracy["mean"], **of_each}
+    return {"accuracy": accuracy["mean"], **of_each}
+
+
+def retrieval(
+    model: ADDE, encoded: Encoded, device: torch.device, most: int = 0
+) -> dict[str, float]:
+    """`metrics.retrieval_metrics` of the edited embeddings, each rank asking its share; on all.
+
+    Args:
+        model: whose memory edits.
+        encoded: the split, the same on every rank.
+        device: ranks the gallery.
+        most: queries asked, evenly spaced over all that there are; 0: all.
+    """
+    queries = metrics.manipulation_queries(encoded.labels)
+    if 0 < most < len(queries):
+        queries = queries[np.linspace(0, len(queries) - 1, most).astype(np.int64)]
+    mine = queries[rank() :: world_size()]
+    ranked = metrics.rank_edits(
+        mine,
+        encoded.embeddings,
+        encoded.logits,
+        model.schema,
+        MemoryEdit(model),
+        search=top_k_on(device),
+        watch=partial(tqdm, desc="rank", unit="block", leave=False, disable=rank() > 0 or None),
+    )
+    figures = metrics.retrieval_metrics(ranked, encoded.labels, mine)
+    sums = torch.tensor(
+        [figures[name] * len(mine) for name in metrics.METRIC_NAMES],
+        dtype=torch.float64,
+        device=device,
+    )
+    sums = sum_over_ranks(sums) / max(1, len(queries))
+    return {**dict(zip(metrics.METRIC_NAMES, sums.tolist())), "queries": len(queries)}
 
 
 def picture_rows(

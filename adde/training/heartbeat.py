@@ -44,7 +44,7 @@ class Heartbeat:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._interval = min(INTERVAL, limits.silence / 5) if limits.silence else INTERVAL
-        self._step, self._phase, self._moves = 0, "starting", 0
+        self._step, self._phase, self._moves, self._parts = 0, "starting", 0, 0
         self._verdict: str | None = None
         self._closed = threading.Event()
         if world_size() == 1:
@@ -65,6 +65,10 @@ class Heartbeat:
     def say(self, phase: str, step: int) -> None:
         """Says what this rank does from now on, all ranks in the same order."""
         self._step, self._phase, self._moves = step, phase, self._moves + 1
+
+    def get_on(self) -> None:
+        """Says that part of a long phase is done, of which ranks may have more or fewer."""
+        self._parts += 1
 
     def explain(self, error: BaseException) -> BaseException:
         """A UserError that names the rank at fault, if `error` is about a peer; else `error`.
@@ -123,7 +127,7 @@ class Heartbeat:
 
     def _beat(self) -> None:
         self._beats += 1
-        state = {"beat": self._beats, "moves": self._moves, "step": self._step, "at": self._phase}
+        state = {"beat": self._beats, "parts": self._parts, **self._own_state()}
         self._store.set(f"beat/{rank()}", json.dumps(state))
 
     def _look(self) -> str | None:
@@ -136,6 +140,9 @@ class Heartbeat:
         if found is not None:
             self._store.set("verdict", found)
         return found
+
+    def _own_state(self) -> dict[str, Any]:
+        return {"moves": self._moves, "step": self._step, "at": self._phase}
 
     def _read(self, watched: Any) -> None:
         values = self._store.multi_get([f"beat/{r}" for r in watched]) if watched else []
@@ -178,7 +185,8 @@ class Heartbeat:
     def _find_stalled(self) -> str | None:
         if rank() or not self._limits.stall:
             return None
-        moves = self._moves + sum(state["moves"] for state, _ in self._seen.values())
+        moves = sum(state["moves"] + state["parts"] for state, _ in self._seen.values())
+        moves += self._moves + self._parts
         now = time.monotonic()
         if moves != self._moved[0]:
             self._moved = moves, now
@@ -192,7 +200,7 @@ class Heartbeat:
             self._read([other for other in range(world_size()) if other != rank()])
         except dist.DistError:
             return f"{what}; and rank 0, or the launcher that holds the ranks' store, is gone"
-        mine = {"moves": self._moves, "step": self._step, "at": self._phase}
+        mine = self._own_state()
         states = {other: state for other, (state, _) in self._seen.items()} | {rank(): mine}
         least = min(state["moves"] for state in states.values())
         behind = sorted(other for other, state in states.items() if state["moves"] == least)

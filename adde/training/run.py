@@ -32,7 +32,13 @@ from adde.training.checkpoint import Checkpoint, Position
 from adde.training.config import Config, Schedule
 from adde.training.cross_batch import CrossBatchMemory
 from adde.training.endings import explain
-from adde.training.evaluation import Encoded, Evaluator, picture_rows, validate
+from adde.training.evaluation import (
+    Encoded,
+    Evaluator,
+    attribute_accuracy,
+    picture_rows,
+    retrieval,
+)
 from adde.training.faults import Faults
 from adde.training.heartbeat import Heartbeat
 from adde.training.meter import Meter
@@ -105,6 +111,7 @@ class Run:
             self.device,
             config.data.on_fault,
             config.data.timeout,
+            self._heartbeat.get_on,
         )
         told = {**config.to_json(), "start": start}
         self._tracker = Tracker(config.run, told, config.wandb, self.position.step, self.main)
@@ -283,10 +290,14 @@ class Run:
         self._heartbeat.say("evaluating", self.position.step)
         model = self._gather().to(self.device)
         encoded = self._evaluator.encode(model, "val")
-        figures = self._log_evaluation(model, encoded) if self.main else {}
-        better = self.position.stage == "adde" and self.main
+        figures = attribute_accuracy(encoded, self.index.schema)
+        retrieves = self.position.stage == "adde"  # before, there is no memory that edits
+        if retrieves:
+            figures |= retrieval(model, encoded, self.device, self.config.evaluation.queries)
+        if self.main:
+            self._log_evaluation(model, encoded, figures)
         self._saver.wait()  # the best so far may still be on its way
-        better = better and checkpoints.is_best(self.config.run, figures)
+        better = retrieves and self.main and checkpoints.is_best(self.config.run, figures)
         # Saving takes all ranks, and the main one alone knows.
         if sum_over_ranks(torch.tensor([float(better)], device=self.device)).item():
             self.save(figures)
@@ -294,23 +305,18 @@ class Run:
         self.accelerator.wait_for_everyone()
         self.meter.restart()
 
-    def _log_evaluation(self, model: ADDE, encoded: Encoded) -> dict[str, float]:
-        figures = validate(model, encoded)
-        if self.position.stage == "encoder":
-            # There is no memory yet: what an edit answers means nothing.
-            figures = {name: v for name, v in figures.items() if name.startswith("accuracy")}
-        rows = picture_rows(self.index, "val", model, encoded, self.config.evaluation.rows)
+    def _log_evaluation(self, model: ADDE, encoded: Encoded, figures: dict[str, float]) -> None:
+        count = self.config.evaluation.rows if self.position.stage == "adde" else 0
         self._tracker.log_evaluation(
             self.position.step,
             {f"val/{name}": value for name, value in figures.items()},
-            rows if self.position.stage == "adde" else [],
+            picture_rows(self.index, "val", model, encoded, count),
             model.memory.weight.detach().float().cpu().numpy().T,
             value_names(self.index.schema),
             self.index.schema.sizes,
         )
         shown = ", ".join(f"{k} {v:.4f}" for k, v in figures.items() if k in SHOWN)
         tqdm.write(f"step {self.position.step}: {shown}")
-        return figures
 
     def checkpoint_due(self, step: int, stopping: bool) -> bool:
         """At the set pace, at the end of the stage, and before a stop."""

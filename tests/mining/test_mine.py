@@ -208,6 +208,34 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(loss, (vectors.requires_grad_(), refs.requires_grad_()))
 
 
+@pytest.fixture
+def tf32():
+    """TF32 as Accelerate or a container switches it on."""
+    matmul = torch.backends.cuda.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
+    yield matmul
+    matmul.fp32_precision = before
+
+
+def test_autocast_and_tf32_are_kept_out_and_put_back(tf32, monkeypatch):
+    """Products in fewer bits would choose other negatives."""
+    vectors = torch.nn.functional.normalize(torch.randn(1, 40, 16), dim=-1)
+    labels = torch.arange(40)[None] % 5
+    seen = []
+    choose = tiled.choose_by_sorting
+
+    def look(*arguments):
+        seen.append((tf32.fp32_precision, (vectors[0] @ vectors[0].T).dtype))
+        return choose(*arguments)
+
+    monkeypatch.setattr(tiled, "choose_by_sorting", look)
+    with torch.autocast("cpu", torch.bfloat16):
+        mine(vectors, labels, margin=0.5, impl="tiled")
+        assert (vectors[0] @ vectors[0].T).dtype == torch.bfloat16
+    assert set(seen) == {("ieee", torch.float32)}
+    assert tf32.fp32_precision == "tf32"
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # opcheck looks at it
 def test_is_one_operator_that_compiles_whole():
     vectors, labels = batch(2, 9, 5, 3, seed=1, dtype=torch.float32)

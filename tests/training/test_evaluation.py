@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from adde import metrics
 from adde.errors import UserError
 from adde.shards.index import ShardIndex
 from adde.shards.reader import iterate
-from adde.training.evaluation import Evaluator, picture_rows
+from adde.training.evaluation import Evaluator, picture_rows, top_k
 
 
 @pytest.fixture
@@ -50,3 +51,15 @@ def test_what_cannot_be_read_is_left_out(damaged, tiny_shards, tiny_model, worke
     assert len(queries) > 10
     assert stored[5] not in queries
     assert queries <= set(stored)
+
+
+@pytest.mark.parametrize(("items", "k"), [(3000, 50), (40, 50), (50, 50), (1, 3), (300, 7)])
+def test_a_device_ranks_as_numpy_does_ties_included(items, k):
+    random = np.random.default_rng(items)
+    # Sums of small whole numbers are exact in any order, and many distances are equal.
+    gallery = random.integers(-2, 3, (items, 6)).astype(np.float32)
+    queries = random.integers(-2, 3, (33, 6)).astype(np.float32)
+    expected = metrics.top_k(queries, gallery, k)
+    found = top_k(torch.device("cpu"), queries, gallery, k)
+    np.testing.assert_array_equal(found, expected)
+    assert top_k(torch.device("cpu"), queries[:0], gallery, k).shape == (0, min(k, items))

@@ -1,0 +1,69 @@
+"""A split that several ranks evaluate has the figures that one rank finds."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from test_ranks import free_port
+
+from adde.metrics import evaluate_edits
+from adde.shards.index import ShardIndex
+from adde.training.evaluation import Evaluator, MemoryEdit, retrieval
+
+CPU = torch.device("cpu")
+
+
+def first_items(index, count):
+    """The index with a test split of so many items."""
+    (shard,) = index.split("test")
+    short = replace(shard, samples=count, members=shard.members[:count], groups=[count])
+    return replace(index, shards=(short,))
+
+
+def evaluate(index, model, most=0):
+    encoded = Evaluator(index, 5, 0, CPU).encode(model, "test")
+    return encoded, retrieval(model, encoded, CPU, most)
+
+
+def run_rank(rank, port, splits, model, queue):
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=3)
+    torch.set_num_threads(1)
+    try:
+        found = [evaluate(index, model) for index in splits]
+        queue.put([(encoded.rows, figures) for encoded, figures in found])
+        queue.join()
+    finally:
+        dist.destroy_process_group()
+
+
+def test_three_ranks_find_what_one_does(tiny_shards, tiny_model):
+    """Also where there are fewer items than ranks."""
+    index = ShardIndex.read(tiny_shards)
+    splits = [first_items(index, items) for items in (24, 2)]
+    expected = [evaluate(index, tiny_model) for index in splits]
+    context = mp.get_context("spawn")
+    queue = context.JoinableQueue()
+    arguments = (free_port(), splits, tiny_model, queue)
+    processes = mp.spawn(run_rank, arguments, 3, join=False, start_method="spawn")
+    results = [queue.get(timeout=240) for _ in range(3)]
+    for _ in results:
+        queue.task_done()
+    while not processes.join():
+        pass
+    for result in results:
+        for (rows, figures), (encoded, alone) in zip(result, expected):
+            np.testing.assert_array_equal(rows, encoded.rows)
+            assert figures == pytest.approx(alone, abs=1e-12)
+    for encoded, alone in expected:
+        ours = (encoded.embeddings, encoded.logits, encoded.labels, tiny_model.schema)
+        assert alone == pytest.approx(evaluate_edits(*ours, MemoryEdit(tiny_model)), abs=1e-12)
+
+
+def test_fewer_queries_are_spread_over_all(tiny_shards, tiny_model):
+    index = ShardIndex.read(tiny_shards)
+    whole, few = (evaluate(index, tiny_model, most)[1] for most in (0, 30))
+    assert few["queries"] == 30 < whole["queries"]
+    assert few["hit@10"] == pytest.approx(whole["hit@10"], abs=0.25)

@@ -250,7 +250,8 @@ class Limits:
 
     stall: float = 1800.0
     """Seconds without progress on any rank after which the run ends and names the rank that the
-    others wait for. More than an evaluation takes on the main rank, and than data.timeout."""
+    others wait for; 0: never, as a debugger wants it. More than an evaluation takes on the main
+    rank, and than data.timeout."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,11 +31,17 @@ INTERVAL = 2.0
 GRACE = 5.0
 """Seconds that a main thread has to end by itself once the run is known to have failed."""
 
+PAUSE = 3
+"""Intervals without a look at the others after which this process itself was stopped, a whole job
+as a rule (`scontrol suspend`): what it has seen before says nothing about them."""
+
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
 _COLLECTIVE = re.compile(r"gloo|NCCL|ProcessGroup|TCPStore|Connection (closed|reset)|peer")
 
 
 class Heartbeat:
-    """This rank's signs of life, and a look at the others'; does nothing for a rank alone.
+    """This rank's signs of life, and a look at the others'; of a rank alone, whether it gets on.
 
     Made and closed on all ranks. It ends the process (exit status 1) where the main thread waits
     in a collective for a rank that will not come.
@@ -47,16 +53,18 @@ class Heartbeat:
         self._step, self._phase, self._moves, self._parts = 0, "starting", 0, 0
         self._verdict: str | None = None
         self._closed = threading.Event()
-        if world_size() == 1:
+        self._thread: threading.Thread | None = None
+        if world_size() == 1 and not limits.stall:
             return
-        self._oom_kills = _oom_kills()
-        self._store = self._open_store()
-        self._beats = 0
-        self._beat()
-        me = (socket.gethostname(), os.getpid(), _pid_namespace())
-        self._places: list[tuple[str, int, str]] = gather_objects(me)
         self._seen: dict[int, tuple[dict[str, Any], float]] = {}
-        self._moved = (0, time.monotonic())
+        self._looked = time.monotonic()
+        self._moved = (0, self._looked)
+        if world_size() > 1:
+            self._oom_kills = _oom_kills()
+            self._store = self._open_store()
+            self._beats = 0
+            self._beat()
+            self._places: list[tuple[str, int, str]] = gather_objects(_place())
         self._thread = threading.Thread(target=self._live, name="heartbeat", daemon=True)
         self._thread.start()
 
@@ -89,13 +97,13 @@ class Heartbeat:
     def close(self, error: BaseException | None = None) -> None:
         """Ends the signs; the others are told what this rank ended with, if it did not end well."""
         self._closed.set()
-        if world_size() > 1:
+        if self._thread is not None:
             self._thread.join(GRACE)  # in torch's code it must not meet the interpreter's end
         if world_size() > 1 and error is not None and self._verdict is None:
             words = str(error) or type(error).__name__
             words = words.removeprefix(f"rank {rank()}: ")[:2000]
             with contextlib.suppress(dist.DistError):  # whoever held the store went first
-                self._store.set(f"words/{rank()}", words)
+                self._tell(f"rank {rank()} ended with: {words}")
 
     # The thread
 
@@ -114,7 +122,6 @@ class Heartbeat:
     def _live(self) -> None:
         while not self._closed.wait(self._interval):
             try:
-                self._beat()
                 verdict = self._look()
             except dist.DistError as error:
                 verdict = (
@@ -131,42 +138,50 @@ class Heartbeat:
         self._store.set(f"beat/{rank()}", json.dumps(state))
 
     def _look(self) -> str | None:
-        """What ends the run, where this rank is the one to find it."""
-        if self._store.check(["verdict"]):
-            return self._store.get("verdict").decode()
-        watched = range(1, world_size()) if rank() == 0 else [0] if rank() == 1 else []
-        self._read(watched)
-        found = self._find_ended() or self._find_silent() or self._find_stalled()
-        if found is not None:
-            self._store.set("verdict", found)
-        return found
+        """What ends the run, found by this rank or another."""
+        if world_size() == 1:
+            self._read([])
+            return self._find_stalled()
+        self._beat()
+        if (ended := self._find_ended()) is not None:
+            return ended
+        # Only these look at many: a thousand ranks that each asked for a thousand were too much.
+        self._read(range(1, world_size()) if rank() == 0 else [0] if rank() == 1 else [])
+        found = self._find_silent() or self._find_stalled()
+        return found and self._tell(found)
+
+    def _tell(self, verdict: str) -> str:
+        """Tells all ranks what ends the run, and returns what they were told first."""
+        return self._store.compare_set("verdict", "", verdict).decode()
 
     def _own_state(self) -> dict[str, Any]:
         return {"moves": self._moves, "step": self._step, "at": self._phase}
 
     def _read(self, watched: Any) -> None:
         values = self._store.multi_get([f"beat/{r}" for r in watched]) if watched else []
-        now = time.monotonic()
+        before, self._looked = self._looked, time.monotonic()
+        paused = self._looked - before > PAUSE * self._interval
+        if paused:
+            self._moved = self._moved[0], self._looked
         for other, value in zip(watched, values):
             state = json.loads(value)
-            if other not in self._seen or self._seen[other][0] != state:
-                self._seen[other] = state, now
+            if paused or other not in self._seen or self._seen[other][0] != state:
+                self._seen[other] = state, self._looked
 
     def _find_ended(self) -> str | None:
-        for other in range(world_size()):
-            try:
-                if self._store.check([f"words/{other}"]):
-                    words = self._store.get(f"words/{other}").decode()
-                    return f"rank {other} ended with: {words}"
-            except dist.DistError:
-                break
-        for other in self._mates():
-            if _state(self._places[other][1]) in ("", "Z"):
-                return f"{self._name(other)} has ended without a word: {self._why_killed()}"
-        return None
+        gone = [r for r in self._mates() if _state(self._places[r][1]) in ("", "Z")]
+        found = None
+        if gone:
+            found = f"{self._name(gone[0])} has ended without a word: {self._why_killed()}"
+        with contextlib.suppress(dist.DistError):  # whoever held the store went first
+            if found is not None:
+                return self._tell(found)  # its last words, where it has left any
+            if self._store.check(["verdict"]):
+                return self._store.get("verdict").decode()
+        return found
 
     def _find_silent(self) -> str | None:
-        now = time.monotonic()
+        now = self._looked  # a pause since then is not theirs
         for other, (_, since) in self._seen.items():
             if not self._limits.silence or now - since < self._limits.silence:
                 continue
@@ -187,7 +202,7 @@ class Heartbeat:
             return None
         moves = sum(state["moves"] + state["parts"] for state, _ in self._seen.values())
         moves += self._moves + self._parts
-        now = time.monotonic()
+        now = self._looked
         if moves != self._moved[0]:
             self._moved = moves, now
         if now - self._moved[1] < self._limits.stall:
@@ -219,12 +234,8 @@ class Heartbeat:
 
     def _mates(self) -> list[int]:
         """The other ranks whose processes this one can see."""
-        host, _, namespace = self._places[rank()]
-        return [
-            other
-            for other, (its_host, _, its_namespace) in enumerate(self._places)
-            if other != rank() and (its_host, its_namespace) == (host, namespace)
-        ]
+        here = self._places[rank()][2]
+        return [r for r, (_, _, there) in enumerate(self._places) if r != rank() and there == here]
 
     def _name(self, other: int) -> str:
         host, pid, _ = self._places[other]
@@ -261,9 +272,14 @@ def _state(pid: int) -> str:
         return ""
 
 
-def _pid_namespace() -> str:
-    """Containers may share a machine's name and yet count processes apart."""
-    return str(Path("/proc/self/ns/pid").readlink())
+def _place() -> tuple[str, int, str]:
+    """Machine's name and process id, for messages; and who counts processes.
+
+    Machines may share a name (cloned ones all are "localhost"), but not the id of their kernel's
+    start; containers of one machine may share both, and yet count processes apart.
+    """
+    counted = f"{BOOT_ID.read_text().strip()} {Path('/proc/self/ns/pid').readlink()}"
+    return socket.gethostname(), os.getpid(), counted
 
 
 def _oom_kills() -> int:

@@ -26,7 +26,7 @@ from adde.training.stopping import exit_status
     ],
 )
 def test_a_lack_of_memory_names_rank_step_and_what_to_lower(error, message):
-    told = explain(error, 7, None, Heartbeat(Limits()))
+    told = explain(error, 7, None, Heartbeat(Limits(stall=0)))
     assert isinstance(told, UserError)
     assert str(told).startswith("rank 0, step 7: ")
     assert "raise data.accumulation" in str(told)
@@ -37,12 +37,12 @@ def test_a_lack_of_memory_names_rank_step_and_what_to_lower(error, message):
 def test_memory_that_is_not_there_is_told_from_what_torch_raises():
     with pytest.raises(RuntimeError) as error:
         torch.empty(1 << 60, dtype=torch.uint8)
-    assert isinstance(explain(error.value, 7, None, Heartbeat(Limits())), UserError)
+    assert isinstance(explain(error.value, 7, None, Heartbeat(Limits(stall=0))), UserError)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a bug"), ValueError("gloo"), KeyboardInterrupt()])
 def test_what_is_not_known_is_left_as_it_is(error):
-    assert explain(error, 7, None, Heartbeat(Limits())) is error
+    assert explain(error, 7, None, Heartbeat(Limits(stall=0))) is error
 
 
 def test_a_launcher_that_restarts_is_told_of_no_failure():

@@ -69,6 +69,17 @@ class Run:
         self.config = config
         self.accelerator = open_accelerator(config)
         self._heartbeat = Heartbeat(config.limits)
+        self.position = Position(STAGES[0], 0, 0)
+        self._stream: BatchStream | None = None
+        try:
+            self._open(config, resume)
+        except BaseException as error:
+            if (explained := self._explain(error)) is not error:
+                raise explained from None
+            raise
+
+    def _open(self, config: Config, resume: bool) -> None:
+        """What may fail on one rank alone, with the others waiting for it."""
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
         self.index = ShardIndex.read(config.data.shards)
         self.index.split("val")
@@ -96,11 +107,10 @@ class Run:
         self.objective = Objective(
             self.index.schema, config.augmentation, config.margin, self._memory
         )
-        self.position = Position(STAGES[0], 0, 0)
         self._checkpoint = checkpoint
+        from_main(lambda: require_room(config, self._bare))
         start: dict[str, object] = {}
         if self.main:
-            require_room(config, self._bare)
             start = looked.write(config.run, checkpoint.position.step if checkpoint else 0)
         if checkpoint is not None:
             self._restore(checkpoint)
@@ -118,7 +128,6 @@ class Run:
         self._stop = StopSignals()
         self.meter = Meter(self.device)
         self._alarms = Alarms(config.alarms)
-        self._stream: BatchStream | None = None
         self._profile = Profile(config.run / "profile", "", False)
         self._saver = Saver(config, self.index, writer)
         self._faults = Faults(config.run, rank())
@@ -361,8 +370,13 @@ class Run:
         raise SystemExit(exit_status(self._stop.signal or signal.SIGTERM))
 
     def finish(self) -> None:
-        """Says where everything lies."""
+        """Ends what the ranks have in common, then says where everything lies."""
         self._saver.wait()
+        self.accelerator.wait_for_everyone()
+        # The others go, while the main rank still uploads for W&B and writes the report.
+        self._heartbeat.close()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
         if self.main:
             self._tracker.close()
             report = write_report(self.config.run)
@@ -377,23 +391,26 @@ class Run:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        explained = error
+        explained = None
         if error is not None and not isinstance(error, SystemExit):
-            explained = explain(error, self.position.step, self._stream, self._heartbeat)
-            self._heartbeat.close(explained)
+            explained = self._explain(error)
         self._heartbeat.close()
         self._profile.close()
         self._saver.close(failed=error is not None)
-        self._tracker.close()
+        self._tracker.close(self.position.step, explained)
         self._stop.close()
         if self._stream is not None and error is not None:
             self._stream.close()
         if explained is not None and explained is not error:
             raise explained from None
-        if torch.distributed.is_initialized() and error is None:
-            torch.distributed.destroy_process_group()
 
     # Inside
+
+    def _explain(self, error: BaseException) -> BaseException:
+        """What this rank has failed with, in the words that the other ranks are told."""
+        explained = explain(error, self.position.step, self._stream, self._heartbeat)
+        self._heartbeat.close(explained)
+        return explained
 
     def _gather(self) -> ADDE:
         """Brings the whole weights up to date, on all ranks; those that would be exported."""

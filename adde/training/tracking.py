@@ -98,10 +98,7 @@ class Tracker:
             return
         tqdm.write(f"alert: {alert.title} at step {step}: {alert.text}")
         self._write(step, {"alert": alert._asdict()})
-        if self._wandb is not None:
-            title = f"{self._run.name}: {alert.title}"
-            text = f"Step {step}: {alert.text}"
-            self._guarded(lambda: self._wandb.alert(title=title, text=text, level="WARN"))
+        self._notify(step, alert, "WARN")
 
     def log_evaluation(
         self,
@@ -151,14 +148,26 @@ class Tracker:
                 )
             )
 
-    def close(self) -> None:
-        """Ends the W&B run and closes the log; more than once does no harm."""
+    def close(self, step: int = 0, error: BaseException | None = None) -> None:
+        """Ends the W&B run and closes the log; more than once does no harm.
+
+        What the training has failed with stands in the log as an alert, W&B notifies of it, and
+        shows the run as failed. The person at the terminal is told by the program.
+        """
         if not self._main or self._log.closed:
             return
+        alert = error and Alert("failed", (str(error) or type(error).__name__)[:2000])
+        if alert is not None:
+            self._notify(step, alert, "ERROR")
         if self._wandb is not None:
-            self._guarded(self._wandb.finish)
-        with naming(self._run / LOG_NAME):
-            self._log.close()
+            self._guarded(lambda: self._wandb.finish(exit_code=int(alert is not None)))
+        try:
+            with naming(self._run / LOG_NAME), self._log:
+                if alert is not None:
+                    self._write(step, {"alert": alert._asdict()})
+        except OSError:
+            if alert is None:  # else a full disk may be what it failed with
+                raise
 
     def _open_wandb(self, config: dict[str, Any], mode: str) -> None:
         import wandb  # a run with W&B off does without it
@@ -183,6 +192,11 @@ class Tracker:
         )
         self._wandb.define_metric("*", step_metric="step")
         write_text(identity, known)
+
+    def _notify(self, step: int, alert: Alert, level: str) -> None:
+        if self._wandb is not None:
+            title, text = f"{self._run.name}: {alert.title}", f"Step {step}: {alert.text}"
+            self._guarded(lambda: self._wandb.alert(title=title, text=text, level=level))
 
     def _write(self, step: int, content: dict[str, Any]) -> None:
         line = {"step": step, "time": round(time.time(), 3), **content}

@@ -7,7 +7,8 @@ import sys
 import time
 
 import pytest
-from test_strategies import RECIPE, launch
+from test_ranks import free_port
+from test_strategies import RECIPE, ROOT, launch, log
 
 SCRIPT = """
 import sys
@@ -125,3 +126,110 @@ def test_a_run_folder_that_machines_do_not_share_is_refused_before_the_first_ste
     assert "error: run: expected a folder that all ranks share, found that what" in output
     assert f"is not seen by rank 1 on {os.uname().nodename}; put --run on a disk" in output
     assert not list((tmp_path / "0" / "run").glob(".*"))
+
+
+AROUND = """
+import os, time
+from pathlib import Path
+import torch
+from adde.errors import UserError, run_program
+from adde.training import heartbeat
+from adde.training import run as of_run
+from adde.training.config import parse
+from adde.training.tracking import Tracker
+
+fault, pid = os.environ["FAULT"], Path(__file__).parent / "pid"
+heartbeat.INTERVAL = 0.2
+if os.environ["RANK"] == "1":
+    pid.write_text(str(os.getpid()))
+
+def closing(self, *failure):
+    if fault == "slow" and self._main and not self._log.closed:
+        deadline = time.monotonic() + 120
+        while heartbeat._state(int(pid.read_text())) not in ("", "Z"):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        time.sleep(3)  # more than the heartbeat would wait
+    close(self, *failure)
+
+def no_room(*_):
+    raise UserError("no room")
+
+if fault == "slow":
+    heartbeat.GRACE = 1.0
+if fault == "room":
+    of_run.require_room = no_room
+close, Tracker.close = Tracker.close, closing
+
+def main():
+    config, resume = parse()
+    with of_run.Run(config, resume) as run:
+        if fault == "memory":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB")
+        run.finish()
+
+run_program(main)
+"""
+
+
+@pytest.fixture
+def around(tiny_shards, tmp_path):
+    """Ranks through all but the training, without a launcher that would end one for another."""
+    recipe, program = tmp_path / "recipe.toml", tmp_path / "main.py"
+    recipe.write_text(RECIPE.replace("[data]", f'[data]\nshards = "{tiny_shards}"'))
+    program.write_text(AROUND)
+
+    def run(fault, *of_rank_1, ranks=2):
+        port = str(free_port())
+        world = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        processes = [
+            subprocess.Popen(
+                [sys.executable, program, f"--recipe={recipe}", f"--run={tmp_path / 'run'}", *more],
+                cwd=ROOT,
+                env={
+                    **os.environ,
+                    **world,
+                    "RANK": str(rank),
+                    "LOCAL_RANK": str(rank),
+                    "ACCELERATE_USE_CPU": "true",
+                    "OMP_NUM_THREADS": "1",
+                    "FAULT": fault,
+                },
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for rank, more in enumerate([(), of_rank_1][:ranks])
+        ]
+        outputs = [process.communicate(timeout=300)[0] for process in processes]
+        return [process.returncode for process in processes], outputs
+
+    return run
+
+
+def test_the_main_rank_may_take_its_time_at_the_end(around, tmp_path):
+    statuses, outputs = around("slow")
+    assert statuses == [0, 0], outputs
+    assert f"report: {tmp_path / 'run/report.html'}" in outputs[0]
+
+
+@pytest.mark.parametrize(
+    ("fault", "of_rank_1", "messages"),
+    [
+        ("shards", ("--data.shards=/nowhere",), ["rank 1 ended with: /nowhere", "error: /nowhere"]),
+        ("room", (), ["error: no room", "error: no room"]),
+    ],
+)
+def test_what_ends_one_rank_before_the_training_is_told_to_all(around, fault, of_rank_1, messages):
+    statuses, outputs = around(fault, *of_rank_1)
+    assert statuses == [1, 1], outputs
+    for message, output in zip(messages, outputs):
+        assert message in output
+
+
+def test_what_the_run_failed_with_stands_in_its_log(around, tmp_path):
+    statuses, outputs = around("memory", ranks=1)
+    assert statuses == [1], outputs
+    (line,) = log(tmp_path / "run")
+    assert line["alert"]["title"] == "failed"
+    assert line["alert"]["text"].startswith("rank 0, step 0: the GPU is out of memory")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from adde.errors import UserError
 from adde.training.alarms import Alert
 from adde.training.code_state import git_state
 from adde.training.tracking import PictureRow, Tracker, read_log
@@ -190,7 +191,38 @@ class Failing:
         self.logged += 1
         raise RuntimeError("the network is down")
 
-    def finish(self) -> None: ...
+    def finish(self, exit_code: int) -> None: ...
+
+
+def test_a_run_that_failed_is_told_so(tmp_path, monkeypatch) -> None:
+    import wandb
+
+    told = []
+
+    class Telling(Failing):
+        def alert(self, **named) -> None:
+            told.append(named)
+
+        def finish(self, exit_code: int) -> None:
+            told.append(exit_code)
+
+    monkeypatch.setattr(wandb, "init", lambda **_: Telling())
+    open_tracker(tmp_path / "well", wandb="offline").close()
+    assert (told, read_log(tmp_path / "well/log.jsonl")) == ([0], [])
+    told.clear()
+    tracker = open_tracker(tmp_path / "shoes", wandb="offline")
+    tracker.close(7, UserError("rank 1 ended with: no picture"))
+    tracker.close(7, UserError("and again"))
+    text = "Step 7: rank 1 ended with: no picture"
+    assert told == [{"title": "shoes: failed", "text": text, "level": "ERROR"}, 1]
+    (line,) = read_log(tmp_path / "shoes/log.jsonl")
+    assert line["alert"] == {"title": "failed", "text": "rank 1 ended with: no picture"}
+
+
+def test_a_full_disk_does_not_hide_what_a_run_failed_with(tmp_path, little_room) -> None:
+    tracker = open_tracker(tmp_path)
+    little_room(10)
+    tracker.close(7, UserError("no room for a checkpoint"))
 
 
 def test_a_failing_wandb_is_said_once_and_training_goes_on(tmp_path, monkeypatch, capsys) -> None:

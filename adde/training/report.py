@@ -154,7 +154,7 @@ def _sections(series: dict[str, Series]) -> list[dict[str, Any]]:
 
 
 def _panel(panel: Panel, series: dict[str, Series], boundary: int | None) -> dict[str, Any] | None:
-    shown = _joined([s for name, s in series.items() if panel.shows(name)])
+    shown = _joined(panel, [s for name, s in series.items() if panel.shows(name)])
     if not shown:
         return None
     if len(shown) > MOST_CURVES:
@@ -166,11 +166,11 @@ def _panel(panel: Panel, series: dict[str, Series], boundary: int | None) -> dic
     }
 
 
-def _joined(series: list[Series]) -> list[Series]:
+def _joined(panel: Panel, series: list[Series]) -> list[Series]:
     """Scalars of one name in both stages as one curve, named without what they have in common."""
     joined: dict[str, Series] = {}
     for part in series:
-        name = part.name.rpartition("/")[2]
+        name = panel.label(part.name)
         whole = joined.setdefault(name, Series(name, [], []))
         whole.steps.extend(part.steps)
         whole.values.extend(part.values)

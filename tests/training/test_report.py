@@ -15,6 +15,7 @@ from adde.errors import UserError
 from adde.metrics import BASELINES, METRIC_NAMES
 from adde.training.alarms import Alert
 from adde.training.figures import Series, curves_svg, heat_map_svg, number
+from adde.training.meter import MAX_NAMED_RANKS, rank_figures
 from adde.training.report import MOST_CURVES, write_report
 from adde.training.tracking import PictureRow, Tracker
 
@@ -207,6 +208,29 @@ def test_of_many_curves_the_highest_the_median_and_the_lowest_are_drawn(tmp_path
     assert "highest: a12 0.3" in page.text
     assert "median of 13 0.15" in page.text
     assert "lowest: a00 0" in page.text
+
+
+def test_values_that_end_alike_behind_a_slash_stay_apart(tmp_path) -> None:
+    tracker = Tracker(tmp_path, {}, "off", 0, True)
+    for stage, step in (("encoder", 1), ("adde", 2)):
+        figures = {f"{stage}/accuracy/hem/3": 0.25, f"{stage}/accuracy/leg/3": 0.75}
+        tracker.log(step, figures)
+    energies = {"sleeve=3/4": 0.1, "leg=3/4": 0.9}
+    tracker.log(2, {f"prototypes/block_energy/{name}": e for name, e in energies.items()})
+    tracker.close()
+    _, page = read(tmp_path)
+    for shown in ("sleeve=3/4 0.1", "leg=3/4 0.9", "hem/3 0.25", "leg/3 0.75"):
+        assert page.text.count(shown) == 1, shown
+
+
+def test_of_many_ranks_the_slowest_is_named(tmp_path) -> None:
+    rows = [[500.0 - 100 * (rank == 37), 0.1, 2.0] for rank in range(MAX_NAMED_RANKS + 8)]
+    tracker = Tracker(tmp_path, {}, "off", 0, True)
+    tracker.log(10, rank_figures(rows))
+    tracker.close()
+    _, page = read(tmp_path)
+    assert "Number of the slowest" in page.text
+    assert "slowest 37" in page.text
 
 
 @pytest.mark.parametrize(("value", "text"), [(0.12345, "0.123"), (4012.4, "4,012"), (0.0, "0")])

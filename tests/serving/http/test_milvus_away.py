@@ -21,7 +21,7 @@ from tests.serving.http.conftest import InThread
 
 pytest.importorskip("milvus_lite")
 
-DEADLINE = 6.0
+DEADLINE = 12.0
 SEARCH = {"item": "test-000000-003", "edits": {"colour": "green"}, "k": 5}
 
 

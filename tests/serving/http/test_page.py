@@ -434,11 +434,18 @@ def test_a_key_is_asked_for_and_used(visit, serve):
 @pytest.mark.parametrize("size", [(1280, 860), (390, 844), (320, 568)])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_desktop_and_phone(visit, size, scheme, tmp_path):
-    page = visit(f"/?item={ITEM}&but.colour=blue", size=size, color_scheme=scheme)
+    query = f"/?item={ITEM}&but.colour=blue&weight.colour=4"
+    page = visit(query, size=size, color_scheme=scheme)
     page.wait_for_selector(".chip")
     until(page, "document.querySelector('#picture').naturalWidth === 32")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     page.screenshot(path=tmp_path / "page.png")
+    boxes = [part.bounding_box() for part in page.locator(".attribute.edited > *").all()]
+    if size[0] > 1000:  # all of a row stands in one line
+        middles = [box["y"] + box["height"] / 2 for box in boxes]
+        assert max(middles) - min(middles) < 4
+    elif size[0] > 380:  # and what a chip says does too
+        assert page.locator(".edited .chip").bounding_box()["height"] < 45
     paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
     lightness = int(re.findall(r"\d+", paper)[0])
     assert (lightness > 128) == (scheme == "light")

@@ -149,9 +149,8 @@ def torchrun(ranks, restarts):
     return ("--standalone", f"--nproc-per-node={ranks}", f"--max-restarts={restarts}")
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_launcher_that_is_told_to_stop_has_its_ranks_save(tiny_shards, tmp_path, number):
     recipe, run = tmp_path / "recipe.toml", tmp_path / "run"
     recipe.write_text(RECIPE.replace("[data]", f'[data]\nshards = "{tiny_shards}"'))

@@ -118,7 +118,7 @@ def test_no_worker_outlives_a_rank_that_is_killed(tmp_path):
     with output.open("w") as file:
         killed = subprocess.run([sys.executable, "-c", KILLED], stdout=file)
     assert killed.returncode == -signal.SIGKILL
-    workers = [int(pid) for pid in output.read_text().split()]
+    left = workers = [int(pid) for pid in output.read_text().split()]
     assert len(workers) == 2
     deadline = time.monotonic() + 30
     try:

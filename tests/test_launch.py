@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import jsonschema
+import psutil
 import pytest
 import yaml
 
@@ -212,117 +213,139 @@ def test_a_command_of_the_docs_runs(line, tiny_shards, tmp_path):
 
 # Templates
 
-POD = {
-    "type": "object",
-    "required": ["containers", "volumes", "terminationGracePeriodSeconds"],
-    "properties": {
-        "terminationGracePeriodSeconds": {"type": "integer", "minimum": 60},
-        "restartPolicy": {"enum": ["Never", "OnFailure"]},
-        "volumes": {"type": "array", "minItems": 1, "items": {"required": ["name"]}},
-        "containers": {
-            "type": "array",
-            "minItems": 1,
-            "items": {
-                "required": ["name", "volumeMounts"],
-                "properties": {
-                    "volumeMounts": {"items": {"required": ["name", "mountPath"]}},
-                    "env": {"items": {"required": ["name", "value"]}},
-                    "resources": {"required": ["limits"]},
-                },
-            },
-        },
-    },
-}
-REPLICA = {
-    "required": ["replicas", "restartPolicy", "template"],
-    "properties": {"template": {"required": ["spec"], "properties": {"spec": POD}}},
-}
 
-
-def kind(version, name, spec):
+def fields(required="", **properties):
+    """An object of these fields and no other, as the API server takes it (strict validation)."""
     return {
         "type": "object",
-        "required": ["apiVersion", "kind", "metadata", "spec"],
+        "required": required.split(),
         "additionalProperties": False,
-        "properties": {
-            "apiVersion": {"const": version},
-            "kind": {"const": name},
-            "metadata": {"required": ["name"]},
-            "spec": spec,
-        },
+        "properties": properties,
     }
 
 
+def each(items):
+    return {"type": "array", "minItems": 1, "items": items}
+
+
+# Of what each kind may have, as far as the templates use it: kubeflow/trainer
+# pkg/apis/trainer/v1alpha1 (v2.2), kubeflow/training-operator pkg/apis/kubeflow.org/v1,
+# kubernetes-sigs/jobset api/jobset/v1alpha2, and core/v1.
+TEXT, NUMBER, MAP = {"type": "string"}, {"type": "integer", "minimum": 0}, {"type": "object"}
+ENV = each(fields("name value", name=TEXT, value=TEXT))
+RESOURCES = fields(limits=MAP, requests=MAP)
+CONTAINER = fields(
+    "name image volumeMounts",
+    name=TEXT,
+    image=TEXT,
+    resources=RESOURCES,
+    env=ENV,
+    command=each(TEXT),
+    args=each(TEXT),
+    volumeMounts=each(fields("name mountPath", name=TEXT, mountPath=TEXT)),
+)
+POD = fields(
+    "containers volumes terminationGracePeriodSeconds",
+    terminationGracePeriodSeconds={"type": "integer", "minimum": 60},
+    restartPolicy={"enum": ["Never", "OnFailure"]},
+    volumes=each(
+        fields(
+            "name",
+            name=TEXT,
+            persistentVolumeClaim=fields("claimName", claimName=TEXT),
+            emptyDir=fields(medium={"const": "Memory"}),
+        )
+    ),
+    containers=each(CONTAINER),
+)
+JOB = fields(
+    "template",
+    completionMode={"const": "Indexed"},
+    completions=NUMBER,
+    parallelism=NUMBER,
+    backoffLimit=NUMBER,
+    template=fields("spec", spec=POD),
+)
+JOBSET = fields(
+    "replicatedJobs failurePolicy",
+    network=fields(enableDNSHostnames={"type": "boolean"}),
+    failurePolicy=fields(maxRestarts=NUMBER),
+    replicatedJobs=each(
+        fields(
+            "name template",
+            name=TEXT,
+            replicas=NUMBER,
+            template=fields("spec", metadata=fields(labels=MAP), spec=JOB),
+        )
+    ),
+)
+REPLICA = fields(
+    "replicas restartPolicy template",
+    replicas=NUMBER,
+    restartPolicy={"enum": ["Always", "OnFailure", "Never", "ExitCode"]},
+    template=fields("spec", spec=POD),
+)
+
+
+def kind(version, name, spec):
+    return fields(
+        "apiVersion kind metadata spec",
+        apiVersion={"const": version},
+        kind={"const": name},
+        metadata=fields("name", name=TEXT),
+        spec=spec,
+    )
+
+
 KINDS = {
-    "trainjob": kind(
+    "TrainingRuntime": kind(
+        "trainer.kubeflow.org/v1alpha1",
+        "TrainingRuntime",
+        fields(
+            "mlPolicy template",
+            mlPolicy=fields(numNodes=NUMBER, torch=fields()),
+            template=fields("spec", spec=JOBSET),
+        ),
+    ),
+    "TrainJob": kind(
         "trainer.kubeflow.org/v1alpha1",
         "TrainJob",
-        {
-            "required": ["runtimeRef", "trainer"],
-            "additionalProperties": False,
-            "properties": {
-                "runtimeRef": {"required": ["name"]},
-                "trainer": {
-                    "additionalProperties": False,
-                    "required": ["image", "numNodes", "numProcPerNode", "command", "args"],
-                    "properties": {
-                        "image": {"type": "string"},
-                        "numNodes": {"type": "integer"},
-                        "numProcPerNode": {"type": "integer"},
-                        "resourcesPerNode": {"required": ["limits"]},
-                        "command": {"type": "array"},
-                        "args": {"type": "array"},
-                    },
-                },
-                "podTemplateOverrides": {
-                    "items": {"required": ["targetJobs", "spec"], "properties": {"spec": POD}}
-                },
-            },
-        },
+        fields(
+            "runtimeRef trainer",
+            runtimeRef=fields("name", name=TEXT, kind=TEXT, apiGroup=TEXT),
+            trainer=fields(
+                image=TEXT,
+                numNodes=NUMBER,
+                numProcPerNode=NUMBER,
+                resourcesPerNode=RESOURCES,
+                env=ENV,
+                command=each(TEXT),
+                args=each(TEXT),
+            ),
+        ),
     ),
-    "pytorchjob": kind(
+    "PyTorchJob": kind(
         "kubeflow.org/v1",
         "PyTorchJob",
-        {
-            "required": ["pytorchReplicaSpecs"],
-            "properties": {
-                "pytorchReplicaSpecs": {
-                    "required": ["Master", "Worker"],
-                    "additionalProperties": REPLICA,
-                    "properties": {"Master": {"properties": {"replicas": {"const": 1}}}},
-                }
-            },
-        },
+        fields("pytorchReplicaSpecs", pytorchReplicaSpecs=fields(Master=REPLICA, Worker=REPLICA)),
     ),
-    "jobset": kind(
-        "jobset.x-k8s.io/v1alpha2",
-        "JobSet",
-        {
-            "required": ["network", "replicatedJobs", "failurePolicy"],
-            "properties": {
-                "replicatedJobs": {
-                    "minItems": 1,
-                    "items": {
-                        "required": ["name", "replicas", "template"],
-                        "properties": {
-                            "template": {
-                                "properties": {
-                                    "spec": {
-                                        "required": ["completionMode", "completions", "template"],
-                                        "properties": {
-                                            "completionMode": {"const": "Indexed"},
-                                            "template": {"properties": {"spec": POD}},
-                                        },
-                                    }
-                                }
-                            }
-                        },
-                    },
-                }
-            },
-        },
-    ),
+    "JobSet": kind("jobset.x-k8s.io/v1alpha2", "JobSet", JOBSET),
 }
+TEMPLATES = ["trainjob", "pytorchjob", "jobset"]
+
+
+def read_template(name):
+    return list(yaml.safe_load_all((LAUNCH / "kubernetes" / f"{name}.yaml").read_text()))
+
+
+def found(value, key):
+    """All that a nested value has under a key."""
+    if isinstance(value, dict):
+        yield from [value[key]] if key in value else []
+        value = list(value.values())
+    if isinstance(value, list):
+        for part in value:
+            yield from found(part, key)
 
 
 def scripts(value):
@@ -380,10 +403,30 @@ def launched(call):
     return {"file": file, **{k.lstrip("-"): v for k, v in options.items()}}, config
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_a_kubernetes_template_fits_its_kind_and_starts_the_right_node(name, stubs):
-    content = yaml.safe_load((LAUNCH / "kubernetes" / f"{name}.yaml").read_text())
-    jsonschema.validate(content, KINDS[name])
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_kubernetes_template_fits_its_kinds(name):
+    documents = read_template(name)
+    for document in documents:
+        jsonschema.validate(document, KINDS[document["kind"]])
+    # Launchers let their ranks stop for nearly as long as the pod has.
+    (grace,) = set(found(documents, "terminationGracePeriodSeconds"))
+    variables = {v["name"]: v["value"] for env in found(documents, "env") for v in env}
+    assert grace - 60 <= int(variables["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]) < grace
+    mounted = {mount["name"] for mounts in found(documents, "volumeMounts") for mount in mounts}
+    assert mounted == {one["name"] for volumes in found(documents, "volumes") for one in volumes}
+
+
+def test_the_trainjob_runs_its_own_runtime():
+    runtime, job = read_template("trainjob")
+    assert job["spec"]["runtimeRef"] == {"kind": runtime["kind"], **runtime["metadata"]}
+    (node,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
+    labels = node["template"]["metadata"]["labels"]
+    assert labels == {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_kubernetes_template_starts_the_right_node(name, stubs):
+    content = read_template(name)
     stubs.add("accelerate")
     environment = {
         "trainjob": {
@@ -395,16 +438,17 @@ def test_a_kubernetes_template_fits_its_kind_and_starts_the_right_node(name, stu
         },
         "jobset": {"NODES": "2", "JOB_COMPLETION_INDEX": "1"},
     }[name]
-    found = list(scripts(content))
-    assert found
-    for script in found:
+    lines = list(scripts(content))
+    assert lines
+    for script in lines:
         subprocess.run(
             ["bash", "-c", script], env={"PATH": stubs.path, **environment}, check=True, cwd=ROOT
         )
     for call in stubs.calls("accelerate"):
         assert "--resume" in call
         options, config = launched(call)
-        assert options["max_restarts"] == "3"
+        # Else a stop would end with 0, and the job would be taken for done.
+        assert options["max_restarts"] == "0"
         assert options["num_machines"] == "2"
         assert options["num_processes"] == "16"
         assert options["machine_rank"] == "1"
@@ -413,14 +457,20 @@ def test_a_kubernetes_template_fits_its_kind_and_starts_the_right_node(name, stu
         assert config.run == Path("/runs/paper")
     # The first pod's name, as JobSet makes it.
     if name == "jobset":
-        job = content["spec"]["replicatedJobs"][0]["name"]
-        assert f"{content['metadata']['name']}-{job}-0-0" in found[0]
+        (jobset,) = content
+        job = jobset["spec"]["replicatedJobs"][0]["name"]
+        assert f"{jobset['metadata']['name']}-{job}-0-0" in lines[0]
 
 
 # srun is given options and a command; a node is this machine.
 SRUN = """#!/bin/bash
-while [[ $1 == --* ]]; do shift; done
+while [[ $1 == --* ]]; do echo "$1" >> {log}.srun; shift; done
 SLURM_NODEID=1 SLURM_GPUS_ON_NODE=8 exec "$@"
+"""
+# As timeout, but after a second.
+TIMEOUT = """#!/bin/bash
+echo "$1" > {log}.timeout
+exec {timeout} 1 "${{@:2}}"
 """
 # As accelerate, whose ranks save and end when they get SIGUSR1.
 WAITING = (
@@ -450,20 +500,26 @@ def run_slurm(stubs, **popen):
     )
 
 
-def test_slurm_starts_the_nodes_and_requeues_when_told_to_stop(stubs, tmp_path):
-    log = str(tmp_path / "calls")
-    stubs.add("srun", SRUN)
+def start_slurm(stubs, log, **popen):
+    stubs.add("srun", SRUN.format(log=log))
     stubs.add("scontrol")
     stubs.add("accelerate", WAITING.format(python=sys.executable, log=log))
-    stubs.add("pkill", PKILL.format(log=log))
-    process = run_slurm(stubs)
+    process = run_slurm(stubs, **popen)
     deadline = time.monotonic() + 30
     while not stubs.calls("accelerate"):
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.02)
+    return process
+
+
+def test_slurm_starts_the_nodes_and_requeues_when_told_to_stop(stubs, tmp_path):
+    log = str(tmp_path / "calls")
+    stubs.add("pkill", PKILL.format(log=log))
+    process = start_slurm(stubs, log)
     process.send_signal(signal.SIGUSR1)
     assert process.wait(timeout=30) == 0
+    assert "--kill-on-bad-exit=1" in Path(f"{log}.srun").read_text()
     options, config = launched(stubs.calls("accelerate")[0])
     assert options == {
         "file": "launch/ddp_nodes.yaml",
@@ -479,8 +535,23 @@ def test_slurm_starts_the_nodes_and_requeues_when_told_to_stop(stubs, tmp_path):
     assert "-USR1" in (tmp_path / "calls.stopped").read_text()
 
 
+def test_slurm_requeues_what_does_not_stop_in_time(stubs, tmp_path):
+    log = str(tmp_path / "calls")
+    stubs.add("pkill", PKILL.format(log=f"{log}.unheard"))
+    stubs.add("timeout", TIMEOUT.format(log=log, timeout=shutil.which("timeout")))
+    process = start_slurm(stubs, log, start_new_session=True)
+    process.send_signal(signal.SIGUSR1)
+    try:
+        assert process.wait(timeout=30) == 0
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+    assert stubs.calls("scontrol")[-1] == ["requeue", "4711"]
+    told = int(re.search(r"USR1@(\d+)", (LAUNCH / "slurm.sh").read_text())[1])
+    assert int(Path(f"{log}.timeout").read_text()) < told
+
+
 def test_slurm_ends_with_the_training_and_does_not_requeue_a_failure(stubs, tmp_path):
-    stubs.add("srun", SRUN)
+    stubs.add("srun", SRUN.format(log=tmp_path / "calls"))
     stubs.add("scontrol")
     (tmp_path / "calls.stopped").touch()
     stubs.add("accelerate", WAITING.format(python=sys.executable, log=str(tmp_path / "calls")))
@@ -489,24 +560,50 @@ def test_slurm_ends_with_the_training_and_does_not_requeue_a_failure(stubs, tmp_
 
 
 SSH = """#!/bin/bash
+while [[ $1 == -* ]]; do [[ $1 == -o ]] && shift; shift; done
 host=$1; shift
 HOST=$host exec bash -c "$*"
+"""
+# As torch's launcher while it waits for the other hosts: no signal but KILL ends it. It starts a
+# rank that was killed again. On the host `failing` it fails once the other's rank is there.
+LAUNCHER = (
+    STUB
+    + """
+import signal, subprocess, time
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+    signal.signal(number, signal.SIG_IGN)
+if os.environ["HOST"] == {failing!r}:
+    while not os.path.exists({log!r} + ".ranks"):
+        time.sleep(0.05)
+    sys.exit(7)
+while True:
+    subprocess.run([sys.executable, {log!r} + ".py"])
+"""
+)
+RANK = """
+import signal
+def write(name):
+    with open({log!r} + name, "a") as file:
+        file.write("one ")
+signal.signal(signal.SIGUSR1, lambda *_: write(".stopped"))
+write(".ranks")
+while True:
+    signal.pause()
 """
 
 
 def run_hosts(stubs, *hosts):
-    return subprocess.run(
+    return subprocess.Popen(
         [LAUNCH / "hosts.sh", "ddp_nodes", "4", "train/recipes/paper.toml", "runs/a b", *hosts],
-        env={"PATH": stubs.path},
+        env={"PATH": stubs.path, "PORT": "61234"},
         cwd=ROOT,
-        timeout=30,
     )
 
 
 def test_hosts_are_started_with_their_numbers(stubs):
     stubs.add("ssh", SSH)
     stubs.add("accelerate")
-    assert run_hosts(stubs, "n1", "n2", "n3").returncode == 0
+    assert run_hosts(stubs, "n1", "n2", "n3").wait(timeout=30) == 0
     calls = [launched(call) for call in stubs.calls("accelerate")]
     assert sorted(options["machine_rank"] for options, _ in calls) == ["0", "1", "2"]
     for options, config in calls:
@@ -516,16 +613,48 @@ def test_hosts_are_started_with_their_numbers(stubs):
         assert config.run == Path("runs/a b")
 
 
-def test_a_host_that_fails_takes_the_others_down(stubs, tmp_path):
-    stubs.add("ssh", SSH)
+@pytest.fixture
+def hosts(stubs, tmp_path):
+    """Starts two of them; then waits for words in a log; in the end nothing may be left over."""
     log = str(tmp_path / "calls")
-    failing = WAITING.replace(
-        "import time", 'import time\nif os.environ["HOST"] == "n2": sys.exit(7)'
-    )
-    stubs.add("accelerate", failing.format(python=sys.executable, log=log))
-    stubs.add("pkill", PKILL.format(log=log))
-    assert run_hosts(stubs, "n1", "n2").returncode != 0
-    assert "-KILL" in (tmp_path / "calls.stopped").read_text()
+    stubs.add("ssh", SSH)
+    Path(f"{log}.py").write_text(RANK.format(log=log))
+    started = []
+
+    def start(failing=""):
+        stubs.add("accelerate", LAUNCHER.format(python=sys.executable, log=log, failing=failing))
+        started.append(run_hosts(stubs, "n1", "n2"))
+        return started[0]
+
+    def wait_for(name, words):
+        deadline = time.monotonic() + 60
+        path = Path(f"{log}.{name}")
+        while not path.exists() or len(path.read_text().split()) < words:
+            assert started[0].poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    yield start, wait_for
+    started[0].kill()
+    own = [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in str(p.info["cmdline"])]
+    for process in own:
+        process.kill()
+    assert not own
+
+
+def test_a_host_that_fails_takes_the_others_down(hosts):
+    start, _ = hosts
+    assert start(failing="n2").wait(timeout=60) != 0
+
+
+def test_ctrl_c_stops_the_ranks_of_all_hosts_and_once_more_ends_them(hosts):
+    start, wait_for = hosts
+    process = start()
+    wait_for("ranks", 2)
+    process.send_signal(signal.SIGTERM)  # as Ctrl-C, which a background job ignores
+    wait_for("stopped", 2)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) != 0
 
 
 @pytest.mark.parametrize("script", ["slurm.sh", "hosts.sh"])

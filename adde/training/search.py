@@ -143,7 +143,7 @@ def _typed(value: Any) -> str:
     return repr(value) if isinstance(value, float) else str(value)
 
 
-class TrialFailed(Exception):
+class TrialFailedError(Exception):
     """A trial's run that ended with an error, or without its figure."""
 
 
@@ -194,7 +194,7 @@ class Search:
         in_a_row = 0
         while len(self.ended()) + grid * len(self.failed()) < trials:
             before = len(self.failed())
-            self.study.optimize(self._trial, n_trials=1, catch=(TrialFailed,))
+            self.study.optimize(self._trial, n_trials=1, catch=(TrialFailedError,))
             in_a_row = in_a_row + 1 if len(self.failed()) > before else 0
             if in_a_row and (in_a_row == FAILURES or not self.ended()):
                 raise UserError(self.failed()[-1].user_attrs["failed"])
@@ -242,7 +242,7 @@ class Search:
             )
             print(message)
             trial.set_user_attr("failed", message)
-            raise TrialFailed(message)
+            raise TrialFailedError(message)
         print(f"{name}: {self.sweep.metric.name} {last:.4f}")
         return last
 

@@ -108,7 +108,7 @@ CONTENDERS: dict[Contender, Callable[[Tensor, Tensor], Tensor]] = {
 }
 if DEVICE.type == "cuda":
     CONTENDERS["tiled"] = tiled
-LARGE: list[Contender] = [contender for contender in CONTENDERS if contender not in ("cubed", "pml")]
+LARGE: list[Contender] = [name for name in CONTENDERS if name not in ("cubed", "pml")]
 """Contenders whose memory does not grow with the batch's cube."""
 
 

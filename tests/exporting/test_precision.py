@@ -1,9 +1,11 @@
 """Encoders of fewer bits: what they lose, that the gate holds, and the memory's blocks."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 
@@ -13,7 +15,12 @@ from adde.exporting import graphs
 from adde.exporting.check import check_bundle
 from adde.exporting.export import export_bundle
 from adde.exporting.graphs import BlockMemoryGraph, MemoryGraph, off_block_share, write_graphs
-from adde.exporting.precision import CALIBRATION, calibration_pictures
+from adde.exporting.precision import (
+    CALIBRATION,
+    calibration_pictures,
+    candidates,
+    reduce,
+)
 from adde.model import ADDE
 from adde.serving.session import Session
 from adde.shards.index import ShardIndex
@@ -51,6 +58,34 @@ def test_a_bundle_of_fewer_bits(tiny_model, tiny_bundle, index, tmp_path, precis
     card = (tmp_path / "b" / "README.md").read_text()
     assert precision in card
     assert "colour | red, green, blue" in card
+
+
+@pytest.fixture(scope="module")
+def larger_graphs(tiny_model, tmp_path_factory):
+    """Of a model of 64 px, whose pooling reads the batch's size; at 32 px nothing is left to pool."""
+    folder = tmp_path_factory.mktemp("graphs")
+    settings = replace(tiny_model.settings, image_size=64)
+    write_graphs(ADDE(settings, tiny_model.schema).eval(), folder)
+    return folder
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_pictures_go_into_a_cast_and_nowhere_else(larger_graphs, tmp_path, precision):
+    """TensorRT takes uint8 into nothing else, not even Transpose or Shape (TensorRT 3985)."""
+    shutil.copytree(larger_graphs, tmp_path, dirs_exist_ok=True)
+    if precision != "fp32":
+        pictures = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
+        reduce(tmp_path, precision, candidates(precision)[0], [pictures])
+    # As it is written, and as providers are handed it.
+    written, handed = tmp_path / "encoder.onnx", tmp_path / "handed.onnx"
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(handed)
+    onnxruntime.InferenceSession(written, options, providers=["CPUExecutionProvider"])
+    for path in (written, handed):
+        graph = onnx.load(path).graph
+        assert {node.op_type for node in graph.node if "images" in node.input} == {"Cast"}
+        assert any(node.op_type == "Shape" for node in graph.node)
 
 
 def test_figures_that_drop_too_far_leave_nothing(tiny_model, index, tmp_path):

@@ -11,6 +11,7 @@ import torch
 
 from adde.bundle import Bundle
 from adde.errors import UserError
+from adde.exporting import export as exporting
 from adde.exporting import graphs
 from adde.exporting.check import check_bundle
 from adde.exporting.export import export_bundle
@@ -62,7 +63,7 @@ def test_a_bundle_of_fewer_bits(tiny_model, tiny_bundle, index, tmp_path, precis
 
 @pytest.fixture(scope="module")
 def larger_graphs(tiny_model, tmp_path_factory):
-    """Of a model of 64 px, whose pooling reads the batch's size; at 32 px nothing is left to pool."""
+    """Of a model of 64 px, whose pooling reads the batch's size; at 32 px none does."""
     folder = tmp_path_factory.mktemp("graphs")
     settings = replace(tiny_model.settings, image_size=64)
     write_graphs(ADDE(settings, tiny_model.schema).eval(), folder)
@@ -88,6 +89,43 @@ def test_pictures_go_into_a_cast_and_nowhere_else(larger_graphs, tmp_path, preci
         assert any(node.op_type == "Shape" for node in graph.node)
 
 
+def test_the_gate_of_fp16_is_float16_arithmetic_where_cuda_can_be_had(
+    tiny_model, index, tmp_path, monkeypatch, capsys
+):
+    asked = []
+
+    class Recorder(Session):
+        def __init__(self, bundle, device="cpu"):
+            asked.append(device)
+            super().__init__(bundle)
+
+    monkeypatch.setattr(exporting, "Session", Recorder)
+    for lacking, device in (([], "cuda"), (["no driver"], "cpu")):
+        monkeypatch.setattr(exporting, "missing", lambda *_, lacking=lacking: lacking)
+        bundle = export(tiny_model, index, tmp_path / "b", "fp16")
+        assert asked == [device, "cpu"]  # the gate, and golden vectors
+        assert bundle.details["parity"]["device"] == device
+        # What was not measured is told, in the card and on the terminal.
+        told = "in float32 arithmetic: they show what rounding the weights costs"
+        card = (tmp_path / "b" / "README.md").read_text()
+        assert (told in card) is (told in capsys.readouterr().out) is (device == "cpu")
+        asked.clear()
+    assert exporting.gate_device("fp32") == exporting.gate_device("int8") == "cpu"
+
+
+def test_numbers_beyond_float16_leave_nothing(tiny_model, index, tmp_path, monkeypatch):
+    class Overflowing(Session):
+        def encode(self, images):
+            embeddings, logits = super().encode(images)
+            embeddings[0, 0, 0] = np.nan
+            return embeddings, logits
+
+    monkeypatch.setattr(exporting, "Session", Overflowing)
+    with pytest.raises(UserError, match=r"expected finite embeddings .* infinities or NaN"):
+        export(tiny_model, index, tmp_path / "b", "fp16")
+    assert not (tmp_path / "b").exists()
+
+
 def test_figures_that_drop_too_far_leave_nothing(tiny_model, index, tmp_path):
     with pytest.raises(UserError, match=r"int8: expected figures .* at most -101 points below"):
         export(tiny_model, index, tmp_path / "b", "int8", allow_drop=-101.0)
@@ -104,16 +142,14 @@ def test_an_encoder_too_large_for_one_file_is_refused(tiny_model, index, tmp_pat
 def test_int8_keeps_to_the_backbone_where_the_heads_lose_too_much(
     tiny_model, index, tmp_path, monkeypatch, capsys
 ):
-    from adde.exporting import export as module
-
     tried = []
-    require = module.parity.require_small_drop
+    require = exporting.parity.require_small_drop
 
     def refuse_the_first(report, allowed, precision):
         tried.append(report)
         require(report, allowed if len(tried) > 1 else -101.0, precision)
 
-    monkeypatch.setattr(module.parity, "require_small_drop", refuse_the_first)
+    monkeypatch.setattr(exporting.parity, "require_small_drop", refuse_the_first)
     bundle = export(tiny_model, index, tmp_path / "b", "int8")
     assert bundle.details["parts"] == "backbone"
     assert "backbone and heads: int8: expected" in capsys.readouterr().out

@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from adde.bundle import Bundle
 from adde.errors import UserError
 from adde.files import read_json, write_json
 from adde.serving import embedded, filters
@@ -219,11 +220,25 @@ def test_a_picture_that_is_gone_is_told(gallery, tmp_path):
     assert read_picture(replace(gone, pictures=None), item) is None
 
 
+def exported_anew(bundle, folder):
+    """The bundle that then lies in a folder, of the same graphs."""
+    details = {**bundle.details, "source": {"run": "another"}}
+    replace(bundle, path=folder, details=details).write()
+    return Bundle.read(folder)
+
+
+def test_a_gallery_is_of_the_bundle_that_was_opened_whatever_lies_there_now(
+    bundle, tiny_bundle, tmp_path
+):
+    opened = Bundle.read(shutil.copytree(tiny_bundle, tmp_path / "b"))
+    other = exported_anew(bundle, opened.path)
+    assert Header.of(opened, "exact", None, "").bundle == bundle.hash != other.hash
+
+
 def test_a_gallery_of_another_bundle_is_refused_by_hash(
     bundle, tiny_bundle, tiny_gallery, tmp_path
 ):
-    other = replace(bundle, path=shutil.copytree(tiny_bundle, tmp_path / "b"))
-    replace(other, details={**other.details, "source": {"run": "another"}}).write()
+    other = exported_anew(bundle, shutil.copytree(tiny_bundle, tmp_path / "b"))
     with pytest.raises(UserError, match=f"{other.hash}.*found one of bundle {bundle.hash}"):
         open_gallery(tiny_gallery, other)
 

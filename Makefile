@@ -1,4 +1,4 @@
-# make setup | quickstart | test | lint | bench | clean
+# make setup | quickstart | hard | test | test-slow | lint | bench | gpu-check | clean
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin

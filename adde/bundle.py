@@ -20,7 +20,7 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,9 @@ class Bundle:
     """D, the width of one attribute's subspace."""
     details: Mapping[str, Any]
     """precision, parts, memory, opset, versions, parity, retrieval, source."""
+    hash: str = field(default="", compare=False)
+    """sha256 of what bundle.json said when it was read, the hashes of the other files among it;
+    empty where it was not read. What a folder holds later has another."""
 
     @property
     def encoder(self) -> Path:
@@ -90,11 +93,6 @@ class Bundle:
     def memory(self) -> Path:
         """The file of the memory's graph."""
         return self.path / MEMORY
-
-    @property
-    def hash(self) -> str:
-        """sha256 of what bundle.json says, the hashes of the other files among it."""
-        return str(read_json(self.path / BUNDLE_NAME)["sha256"])
 
     def golden(self) -> Golden:
         """The golden vectors."""
@@ -175,7 +173,8 @@ class Bundle:
         )  # fmt: skip
         details = {key: content[key] for key in keys}
         preprocess = Preprocess.from_json(content["preprocess"])
-        return cls(path, schema, preprocess, int(content["width"]), details)
+        width, digest = int(content["width"]), str(content["sha256"])
+        return cls(path, schema, preprocess, width, details, digest)
 
 
 def _content_hash(content: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Triplet mining against three contenders: time, peak memory, and growth with the batch.
+"""Triplet mining against its contenders: time, peak memory, and growth with the batch.
 
     python benchmarks/mining.py --json docs/mining.json --plot docs/mining.png
     python benchmarks/mining.py --quick
@@ -8,7 +8,8 @@ All losses of one training step (12 attributes and the joint label, D = 340), fo
 * `adde`: this project's `mine`, with the implementation `auto` takes here;
 * `cubed`: the same definition over one (B, B, B) tensor, as it is usually written;
 * `pml`: pytorch-metric-learning's semi-hard miner and triplet loss;
-* `gram`: the Gram products alone and their backward, the floor for anything that needs them.
+* `gram`: the Gram products alone and their backward, the floor for anything that needs them;
+* `tiled`, on a GPU: `mine` with tiles in place of the kernels.
 
 Contenders take turns in one run and are compared by medians; peak memory is each one's own, in a
 process of its own. Where cubed and pml have outgrown the machine they are left out.
@@ -33,7 +34,7 @@ from adde.errors import UserError, run_program
 from adde.mining import mine
 
 ATTRIBUTES, WIDTH, VALUES, MARGIN = 12, 340, 10, 0.5
-Contender = Literal["adde", "cubed", "pml", "gram"]
+Contender = Literal["adde", "cubed", "pml", "gram", "tiled"]
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -61,6 +62,10 @@ class Batch:
 
 def adde(vectors: Tensor, labels: Tensor) -> Tensor:
     return mine(vectors, labels, margin=MARGIN).loss_sum.sum()
+
+
+def tiled(vectors: Tensor, labels: Tensor) -> Tensor:
+    return mine(vectors, labels, margin=MARGIN, impl="tiled").loss_sum.sum()
 
 
 def gram(vectors: Tensor, _: Tensor) -> Tensor:
@@ -101,6 +106,10 @@ CONTENDERS: dict[Contender, Callable[[Tensor, Tensor], Tensor]] = {
     "cubed": cubed,
     "pml": pml,
 }
+if DEVICE.type == "cuda":
+    CONTENDERS["tiled"] = tiled
+LARGE: list[Contender] = [name for name in CONTENDERS if name not in ("cubed", "pml")]
+"""Contenders whose memory does not grow with the batch's cube."""
 
 
 def step(contender: Contender, batch: Batch) -> None:
@@ -212,7 +221,7 @@ def benchmark(
         rounds |= {8192: 3, 16384: 3, 32768: 3}
     both = 256 if quick else 512
     times = {
-        size: seconds(size, count, list(CONTENDERS) if size <= both else ["adde", "gram"])
+        size: seconds(size, count, list(CONTENDERS) if size <= both else LARGE)
         for size, count in rounds.items()
     }
     print(f"{'batch':>8}" + "".join(f"{c:>12}" for c in CONTENDERS))

@@ -2,16 +2,18 @@
 
     OMP_NUM_THREADS=1 python benchmarks/scaling.py --json scaling.json --plot scaling.png
     python benchmarks/scaling.py --assumptions my_cluster.toml
+    python benchmarks/scaling.py --only-model --json scaling.json  # measured figures stay
 
 Measured is train/main.py on the quickstart recipe, as many items per rank on either number. Two
 processes that know nothing of each other say what sharing the machine costs by itself; the model
 gets that, this machine's gloo, and mining's time, and is held against the two ranks. For GPUs it
-gets what scaling.toml assumes.
+gets what scaling.toml assumes, and what roofline.py makes of a step's kernels.
 """
 
 import dataclasses
 import json as jsonlib
 import os
+import socket
 import statistics
 import subprocess
 import sys
@@ -26,9 +28,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import tyro
 from figures import publish
-from torch.utils.flop_counter import FlopCounterMode
+from roofline import Gpu, step_seconds
 
 from adde.errors import run_program
+from adde.files import read_json, write_json
 from adde.losses import normalise
 from adde.mining import mine
 from adde.model import ADDE
@@ -40,10 +43,13 @@ ROOT = Path(__file__).parents[1]
 ASSUMPTIONS = ROOT / "benchmarks/scaling.toml"
 RECIPE = ROOT / "train/recipes/quickstart.toml"
 SIZES = (1, 8, 64, 1024)
-SENT = {"ddp": 8, "fsdp2": 12, "zero1": 8, "zero2": 8, "zero3": 12}
-"""Bytes that a rank sends per weight and step (docs/scaling.md)."""
+SENT = {"ddp": 8, "fsdp2": 12, "zero1": 12, "zero2": 12, "zero3": 12}
+"""Bytes that a rank sends per weight and step (docs/scaling.md).
 
-FORWARD_AND_BACKWARD = 3  # times the forward pass's operations
+DeepSpeed's stages 1 and 2 all-reduce gradients, then gather weights. Its setting
+`use_multi_rank_bucket_allreduce = false` has each rank's part reduced to it alone, 8 in all, but in
+as many collectives one after the other as there are ranks.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,11 +81,13 @@ class Work:
     """A D."""
     attributes: int
     compute: float
-    """Seconds of everything but collectives and mining."""
+    """Seconds of everything but collectives, mining and loading."""
     backward: float
     """Share of `compute` in the backward pass."""
     mining: float
     """Seconds of mining per item and per column that it is held against."""
+    loading: float = 0.0
+    """Seconds that its loader takes for the items, while the step before is computed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +99,8 @@ class Step:
     gather: float
     gradients: float
     stragglers: float
+    loading: float
+    """What the items take longer to load than all else."""
 
     @property
     def total(self) -> float:
@@ -107,14 +117,22 @@ def predict(work: Work, machine: Machine, ranks: int, sent: int = SENT["ddp"]) -
     slowest of them, twice: when embeddings are gathered, and when gradients are.
     """
     mining, gather = _embeddings(work, machine, ranks)
-    if ranks == 1:
-        return Step(work.compute, mining, 0.0, 0.0, 0.0)
+    gradients, stragglers = 0.0, 0.0
+    if ranks > 1:
+        gradients = _gradients(work, machine, ranks, sent)
+        stragglers = _stragglers(work, machine, ranks)
+    busy = work.compute + mining + gather + gradients + stragglers
+    loading = max(0.0, work.loading - busy)
+    return Step(work.compute, mining, gather, gradients, stragglers, loading)
+
+
+def _gradients(work: Work, machine: Machine, ranks: int, sent: int) -> float:
+    """Seconds of weights and gradients that travel longer than the backward pass covers."""
     bandwidth, latency = machine.link(ranks)
     hops = np.log2(ranks) * latency
     share = (ranks - 1) / ranks
     travel = share * sent * work.weights / bandwidth + 2 * hops
-    gradients = max(hops, travel - machine.overlap * work.backward * work.compute)
-    return Step(work.compute, mining, gather, gradients, _stragglers(work, machine, ranks))
+    return float(max(hops, travel - machine.overlap * work.backward * work.compute))
 
 
 def _embeddings(work: Work, machine: Machine, ranks: int) -> tuple[float, float]:
@@ -180,24 +198,27 @@ def _assumed_work(entry: dict[str, Any], machine: dict[str, Any]) -> Work:
             Attribute(f"a{k}", tuple(f"v{v}" for v in range(size))) for k, size in enumerate(each)
         )
     )
-    model = ADDE(settings, schema).eval()
-    side = settings.image_size
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(2, side, side, 3, dtype=torch.uint8))
-    rate = machine["flops"] * machine["utilisation"]
-    per_item = FORWARD_AND_BACKWARD * counter.get_total_flops() / 2 / rate
+    model = ADDE(settings, schema).to("meta")
+    items, side = entry["items_per_gpu"], settings.image_size
+    if "seconds_per_item" in entry:
+        compute = entry["seconds_per_item"] * items
+    else:
+        gpu = Gpu(**{field.name: machine[field.name] for field in dataclasses.fields(Gpu)})
+        images = torch.zeros(items, side, side, 3, dtype=torch.uint8, device="meta")
+        compute = step_seconds(model, images, gpu)
     width = count * settings.width
     # Distances of a pair are 2 A D operations, their gradients twice that; attributes and whole
     # embeddings are both mined.
     mining = 2 * 3 * 2 * width / (machine["flops"] * machine["mining_utilisation"])
     return Work(
-        items=entry["items_per_gpu"],
+        items=items,
         weights=sum(p.numel() for p in model.parameters()),
         width=width,
         attributes=count,
-        compute=entry.get("seconds_per_item", per_item) * entry["items_per_gpu"],
+        compute=compute,
         backward=2 / 3,
         mining=mining,
+        loading=items / (machine["loader"] * machine["cores"]),
     )
 
 
@@ -242,10 +263,7 @@ def train(folder: Path, shards: str, ranks: int, apart: bool, steps: int) -> dic
         for run in runs
     ]
     try:
-        while any(len(_lines(run)) < steps + 10 for run in runs):
-            if any(process.poll() for process in processes):
-                raise RuntimeError(f"train/main.py {' '.join(words)}: failed; run it to see why")
-            time.sleep(0.2)
+        _wait(processes, runs, steps + 10, words)
     finally:
         for process in processes:
             process.terminate()  # torchrun tells its ranks, whose groups are their own
@@ -265,14 +283,34 @@ def train(folder: Path, shards: str, ranks: int, apart: bool, steps: int) -> dic
     }
 
 
+def _wait(
+    processes: list[subprocess.Popen[bytes]], runs: list[Path], steps: int, words: list[str]
+) -> None:
+    """Until every run has logged so many steps."""
+    while True:
+        ended = [process for process in processes if process.poll() is not None]
+        counts = [len(_lines(run)) for run in runs]  # after poll: a last line is not missed
+        if min(counts) >= steps:
+            return
+        if ended:
+            raise RuntimeError(
+                f"train/main.py {' '.join(words)}: expected {steps} steps, found {counts} and exit "
+                f"status {ended[0].returncode}; run it to see why"
+            )
+        time.sleep(0.2)
+
+
 def _lines(run: Path) -> list[dict[str, Any]]:
     log = run / "log.jsonl"
     found = log.read_text().splitlines() if log.exists() else []
     return [jsonlib.loads(line) for line in found if '"lr"' in line and line.endswith("}")]
 
 
-def measure_gloo(port: int = 29517) -> tuple[float, float]:
+def measure_gloo() -> tuple[float, float]:
     """Bytes/s that each of 2 local ranks sends, and seconds of a small all-reduce's hop."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     queue: Any = mp.get_context("spawn").SimpleQueue()
     mp.spawn(_gloo_rank, (port, queue), nprocs=2)  # pyright: ignore[reportPrivateImportUsage]
     return queue.get()
@@ -365,6 +403,9 @@ def modelled(machine: Machine, works: dict[str, Work]) -> dict[str, float]:
     """The model's predictions by name."""
     found: dict[str, float] = {}
     for name, work in works.items():
+        found[f"compute_ms_{name}"] = 1e3 * work.compute
+        found[f"loading_ms_{name}"] = 1e3 * work.loading
+        found[f"images_per_second_{name}_1_gpu"] = work.items / predict(work, machine, 1).total
         for ranks in SIZES[1:]:
             step = predict(work, machine, ranks)
             found[f"efficiency_{name}_{ranks}_gpus"] = efficiency(work, machine, ranks)
@@ -432,12 +473,21 @@ def scale(
         json: file of the figures.
         plot: file of the plot.
         quick: one round of fewer steps.
-        only_model: measure nothing.
+        only_model: measure nothing; figures of the file that were measured stay as they are.
     """
     machine, works = assumed(assumptions)
-    figures = {} if only_model else measured(shards, quick)
-    figures |= modelled(machine, works)
-    publish(figures, ("torch", "accelerate"), json)
+    predictions = modelled(machine, works)
+    if only_model and json is not None and json.exists():
+        figures = read_json(json)
+        # Every prediction names a recipe, also those that are no longer made.
+        for key in [key for key in figures if any(f"_{name}" in key for name in works)]:
+            del figures[key]
+        about = {key: figures.pop(key) for key in ("machine", "versions")}
+        publish(predictions, ("torch", "accelerate"), None)
+        write_json(json, {**figures, **predictions, **about})
+    else:
+        figures = {} if only_model else measured(shards, quick)
+        publish({**figures, **predictions}, ("torch", "accelerate"), json)
     if plot is not None:
         draw(machine, works, figures, plot)
 

@@ -3,7 +3,8 @@
 python export/check.py --bundle bundles/quickstart
 python export/check.py --bundle bundles/shop bundles/shop-fp16 bundles/shop-int8
 
-The table has a row for every precision, device that onnxruntime obtains here, and batch size.
+The table has a row for every precision, device that onnxruntime obtains here, and batch size. Where
+a device other than the CPU fails, its row says why, the others go on, and the status is 1.
 """
 
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import tyro
 
 from adde.bundle import Bundle
-from adde.errors import run_program
+from adde.errors import UserError, run_program
 from adde.exporting.check import check_bundle
 from adde.serving.providers import PROVIDERS, Device, missing
 
@@ -37,12 +38,19 @@ def check(bundle: list[Path]) -> None:
     )
     for found, rows in checked:
         for row in rows:
+            if "failure" in row:
+                print(f"{found.details['precision']:>10}{row['device']:>10}  {row['failure']}")
+                continue
             speed = 1000 * row["batch"] / row["encoder_ms"]
             print(
                 f"{found.details['precision']:>10}{row['device']:>10}{row['batch']:6.0f}"
                 f"{row['max_error']:12.1e}{row['encoder_ms']:12.2f}{row['memory_ms']:12.3f}"
                 f"{speed:12.0f}"
             )
+    failed = [(found, row) for found, rows in checked for row in rows if "failure" in row]
+    if failed:
+        where = ", ".join(f"{found.path} on {row['device']}" for found, row in failed)
+        raise UserError(f"expected figures in every row, found none for {where}; the rows say why")
 
 
 def _devices(path: Path) -> list[Device]:

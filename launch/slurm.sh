@@ -22,10 +22,12 @@ first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 port=$((20000 + SLURM_JOB_ID % 20000))
 
 # The ranks finish their step and save; the launcher between them would only die of the signal.
+# What takes longer, such as an evaluation, is given up a minute before the time is: a job that is
+# not requeued by then never is.
 go_on_later() {
     trap '' USR1
-    srun --overlap --ntasks-per-node=1 pkill -USR1 -f 'python[0-9.]* (-u )?train/main[.]py' || true
-    wait "$step" || true
+    srun --overlap --ntasks-per-node=1 pkill -USR1 -f 'python[0-9.]* (-u )?train/main[.]py' &
+    timeout 240 tail --pid="$step" -f /dev/null || true
     scontrol requeue "$SLURM_JOB_ID"
     exit 0
 }
@@ -34,7 +36,12 @@ trap go_on_later USR1
 # --resume starts afresh where there is no checkpoint yet. The batch is the recipe's whatever the
 # number of GPUs.
 export file recipe run nodes first port
-srun bash -c 'exec accelerate launch --config_file "launch/$file.yaml" --max_restarts 3 \
+# A SIGTERM (scancel, a preemption) too has the ranks save; torch's launcher kills them 30 s later
+# if it is not told otherwise. How long they have is then the site's KillWait or GraceTime.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=300
+# A node whose launcher has failed takes the others with it: they would wait for it.
+srun --kill-on-bad-exit=1 bash -c 'exec accelerate launch \
+    --config_file "launch/$file.yaml" --max_restarts 3 \
     --num_machines "$nodes" --num_processes $((nodes * SLURM_GPUS_ON_NODE)) \
     --machine_rank "$SLURM_NODEID" --main_process_ip "$first" --main_process_port "$port" \
     train/main.py --recipe "$recipe" --run "$run" --resume' &

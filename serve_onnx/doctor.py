@@ -21,6 +21,7 @@ from adde.serving.providers import (
     CUDNN,
     DRIVER,
     PROVIDERS,
+    RECORD,
     TENSORRT,
     Device,
     decimal,
@@ -28,6 +29,7 @@ from adde.serving.providers import (
     missing,
     onnxruntime,
     preload,
+    running,
     tensorrt_version,
 )
 from adde.serving.session import Session
@@ -90,14 +92,15 @@ def try_device(device: Device) -> str | None:
         return "; ".join(lacking)
     provider = PROVIDERS[device]
     options = onnxruntime.SessionOptions()
+    options.add_session_config_entry(RECORD, "1")
     try:
         session = onnxruntime.InferenceSession(CONVOLUTION, options, providers=[provider])
         x = np.array([[[[1, 2], [3, 4]]]], np.float32)
         right = session.run(None, {"x": x})[0].tolist() == [[[[30]]]]
     except Exception as error:  # onnxruntime's exceptions have no common base but this one
         return str(error)
-    if provider not in session.get_providers():
-        return f"onnxruntime took {session.get_providers()[0]} and logged why"
+    if provider not in (found := running(session)):
+        return f"onnxruntime took {found[0]} and logged why"
     return None if right else "it computes a wrong number"
 
 

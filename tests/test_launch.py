@@ -14,8 +14,12 @@ import time
 from pathlib import Path
 
 import jsonschema
+import psutil
 import pytest
+import tyro
 import yaml
+from accelerate.commands.launch import launch_command_parser
+from torch.distributed.run import get_args_parser
 
 from adde.errors import UserError
 from adde.training.batch_size import micro_batch
@@ -165,164 +169,289 @@ def test_a_batch_that_cannot_be_shared_out_names_the_nearest(size, accumulation,
         micro_batch(Data(batch_size=size, accumulation=accumulation), ranks)
 
 
-def test_the_commands_of_the_docs_parse():
-    text = (ROOT / "docs" / "scaling.md").read_text() + (LAUNCH / "README.md").read_text()
-    lines = [shlex.split(line) for line in text.splitlines() if line.startswith("    ")]
-    commands = [line[line.index("launch") :] for line in lines if line[0] == "accelerate"]
-    assert len(commands) == 4
-    for found in commands:
-        launched(found)
-    for name in re.findall(r"launch/[\w/]+\.\w+", text):
-        assert (ROOT / name).exists(), name
+DOCS = (ROOT / "docs" / "scaling.md").read_text() + (LAUNCH / "README.md").read_text()
 
 
 def documented():
-    """Commands of the docs, as words."""
-    text = (ROOT / "docs" / "scaling.md").read_text() + (LAUNCH / "README.md").read_text()
-    lines = [line.strip() for line in text.splitlines() if line.startswith("    ")]
-    words = ("python", "accelerate", "torchrun")
-    return sorted({line for line in lines if line.partition(" ")[0] in words})
+    """Commands of the docs: lines of their own, and those within a sentence that can be tried."""
+    words = "python|accelerate|torchrun"
+    lines = re.findall(rf"^    ((?:{words}) .*)$", DOCS, re.MULTILINE)
+    spans = re.findall(r"`((?:sbatch|launch/hosts\.sh|kubectl|pytest) [^`]+)`", DOCS)
+    return sorted({*lines, *(" ".join(span.split()) for span in spans)})
 
 
-@pytest.mark.parametrize("line", documented())
-def test_a_command_of_the_docs_runs(line, tiny_shards, tmp_path):
-    words = shlex.split(line)
-    run = tmp_path / "runs" / "quickstart"
-    run.mkdir(parents=True)
-    (run / "log.jsonl").write_text('{"step": 1, "time": 1.0, "lr": 0.5}\n')
-    if words[0] != "python":
-        # Ranks and machines are the launcher's; what they start is asked what it would take.
-        words = ["python", *words[words.index("train/main.py") :], "--help"]
-    elif words[1] == "train/search.py":
-        words.append("--help")
-    elif words[1] == "launch/pick.py":
-        words.append(f"--shards={tiny_shards}")
+def marked(line):
+    """A command as a parameter; pytest takes as long as what its tests import."""
+    return pytest.param(line, marks=[pytest.mark.slow] if line.startswith("pytest") else [])
+
+
+def test_every_kind_of_command_is_found_in_the_docs():
+    assert {line.partition(" ")[0] for line in documented()} == {*TRIES, "launch/hosts.sh"}
+    for name in re.findall(r"(?:launch|benchmarks|train|tests)/[\w/]+\.\w+", DOCS):
+        assert (ROOT / name).exists(), name
+
+
+def try_accelerate(words, folder):
+    parsed = launch_command_parser().parse_args(words[2:])
+    assert words[1] == "launch"
+    assert Path(parsed.config_file).stem in FILES
+    started(parsed)
+
+
+def try_torchrun(words, folder):
+    started(get_args_parser().parse_args(words[1:]))
+
+
+def started(parsed):
+    """What a launcher is to start, whose own parser has taken the words before it."""
+    assert parsed.training_script == "train/main.py"
+    parse(parsed.training_script_args)
+
+
+def try_script(words, folder):
+    """sbatch's or hosts.sh's words against what the script says of its own."""
+    at = words.index(next(word for word in words if word.startswith("launch/")))
+    usage = re.search(r"usage: ([^'}]+)", (ROOT / words[at]).read_text())
+    assert usage is not None
+    names = usage[1].split()
+    names = names[names.index(words[at]) + 1 :]
+    given = words[at + 1 :]
+    assert len(given) >= len(names) if names[-1].endswith("...") else len(given) == len(names)
+    for name, word in zip(names, given):
+        assert name != "FILE" or word in FILES
+        assert name != "GPUS_PER_HOST" or word.isdigit()
+
+
+def try_kubectl(words, folder):
+    assert words[1:3] == ["apply", "-f"]
+    (path,) = words[3:]
+    assert (ROOT / path).exists()
+    assert Path(path).stem in KINDS  # which are looked at below
+
+
+def try_pytest(words, folder):
+    run_python("-m", *words, "--collect-only", "--quiet")
+
+
+def try_python(words, folder):
+    if words[1] == "train/search.py":
+        return try_search(words)
+    words = list(words)
+    if words[1] == "launch/pick.py":
+        words.append(f"--shards={folder / 'shards'}")
     elif words[1] == "launch/dashboard.py":
-        words[words.index("runs/quickstart")] = str(run)
+        words[words.index("runs/quickstart")] = str(folder)
+    return run_python(*words[1:], NETRC=str(folder / "none"), WANDB_API_KEY="")
+
+
+def run_python(*words, **environment):
     done = subprocess.run(
-        [sys.executable, *words[1:]],
+        [sys.executable, *words],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "NETRC": str(tmp_path), "WANDB_API_KEY": ""},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout
+
+
+def try_search(words):
+    """All but the trials: the line is parsed, and its sweep file read."""
+
+    class Begun(Exception):
+        pass
+
+    def begin(sweep, folder, seed):
+        raise Begun
+
+    search = runpy.run_path(str(ROOT / words[1]))["search"]
+    search.__globals__["Search"] = begin
+    with pytest.raises(Begun):
+        tyro.cli(search, args=words[2:])
+
+
+TRIES = {
+    "accelerate": try_accelerate,
+    "torchrun": try_torchrun,
+    "sbatch": try_script,
+    "kubectl": try_kubectl,
+    "pytest": try_pytest,
+    "python": try_python,
+}
+
+
+def try_out(line, folder, monkeypatch):
+    """Runs a command of the docs as far as one can without its machines."""
+    monkeypatch.chdir(ROOT)
+    words = shlex.split(line)
+    TRIES.get(words[0], try_script)(words, folder)
+
+
+@pytest.mark.parametrize("line", [marked(line) for line in documented()])
+def test_a_command_of_the_docs_can_be_typed(line, tiny_shards, tmp_path, monkeypatch):
+    (tmp_path / "log.jsonl").write_text('{"step": 1, "time": 1.0, "lr": 0.5}\n')
+    (tmp_path / "shards").symlink_to(tiny_shards)
+    try_out(line, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "accelerate launch --config_file launch/ddp.yaml --num_procs 4 train/main.py",
+        "accelerate launch --config_file launch/ddpp.yaml train/main.py",
+        "accelerate launch --config_file launch/ddp.yaml train/main.py --seeed 3",
+        "torchrun --nnodes 1:4 --rdzv-backhand c10d train/main.py",
+        "torchrun --nnodes 1:4 train/main.py --recipe train/recipes/none.toml",
+        "sbatch launch/slurm.sh ddp_nodes RECIPE",
+        "sbatch launch/slurm.sh ddp_node RECIPE RUN",
+        "launch/hosts.sh ddp_nodes RECIPE RUN node1 node2",
+        "kubectl apply -f launch/kubernetes/trainjobs.yaml",
+        marked("pytest tests/distributed/test_none.py"),
+        "python train/search.py --sweep train/sweeps/none.yaml",
+        "python train/search.py --sweep train/sweeps/quickstart.yaml --trails 20",
+    ],
+)
+def test_a_command_that_is_wrong_is_seen(line, tmp_path, monkeypatch):
+    with pytest.raises((AssertionError, SystemExit, UserError)):
+        try_out(line, tmp_path, monkeypatch)
 
 
 # Templates
 
-POD = {
-    "type": "object",
-    "required": ["containers", "volumes", "terminationGracePeriodSeconds"],
-    "properties": {
-        "terminationGracePeriodSeconds": {"type": "integer", "minimum": 60},
-        "restartPolicy": {"enum": ["Never", "OnFailure"]},
-        "volumes": {"type": "array", "minItems": 1, "items": {"required": ["name"]}},
-        "containers": {
-            "type": "array",
-            "minItems": 1,
-            "items": {
-                "required": ["name", "volumeMounts"],
-                "properties": {
-                    "volumeMounts": {"items": {"required": ["name", "mountPath"]}},
-                    "env": {"items": {"required": ["name", "value"]}},
-                    "resources": {"required": ["limits"]},
-                },
-            },
-        },
-    },
-}
-REPLICA = {
-    "required": ["replicas", "restartPolicy", "template"],
-    "properties": {"template": {"required": ["spec"], "properties": {"spec": POD}}},
-}
 
-
-def kind(version, name, spec):
+def fields(required="", **properties):
+    """An object of these fields and no other, as the API server takes it (strict validation)."""
     return {
         "type": "object",
-        "required": ["apiVersion", "kind", "metadata", "spec"],
+        "required": required.split(),
         "additionalProperties": False,
-        "properties": {
-            "apiVersion": {"const": version},
-            "kind": {"const": name},
-            "metadata": {"required": ["name"]},
-            "spec": spec,
-        },
+        "properties": properties,
     }
 
 
+def each(items):
+    return {"type": "array", "minItems": 1, "items": items}
+
+
+# Of what each kind may have, as far as the templates use it: kubeflow/trainer
+# pkg/apis/trainer/v1alpha1 (v2.2), kubeflow/training-operator pkg/apis/kubeflow.org/v1,
+# kubernetes-sigs/jobset api/jobset/v1alpha2, and core/v1.
+TEXT, NUMBER, MAP = {"type": "string"}, {"type": "integer", "minimum": 0}, {"type": "object"}
+ENV = each(fields("name value", name=TEXT, value=TEXT))
+RESOURCES = fields(limits=MAP, requests=MAP)
+CONTAINER = fields(
+    "name image volumeMounts",
+    name=TEXT,
+    image=TEXT,
+    resources=RESOURCES,
+    env=ENV,
+    command=each(TEXT),
+    args=each(TEXT),
+    volumeMounts=each(fields("name mountPath", name=TEXT, mountPath=TEXT)),
+)
+POD = fields(
+    "containers volumes terminationGracePeriodSeconds",
+    terminationGracePeriodSeconds={"type": "integer", "minimum": 60},
+    restartPolicy={"enum": ["Never", "OnFailure"]},
+    volumes=each(
+        fields(
+            "name",
+            name=TEXT,
+            persistentVolumeClaim=fields("claimName", claimName=TEXT),
+            emptyDir=fields(medium={"const": "Memory"}),
+        )
+    ),
+    containers=each(CONTAINER),
+)
+JOB = fields(
+    "template",
+    completionMode={"const": "Indexed"},
+    completions=NUMBER,
+    parallelism=NUMBER,
+    backoffLimit=NUMBER,
+    template=fields("spec", spec=POD),
+)
+JOBSET = fields(
+    "replicatedJobs failurePolicy",
+    network=fields(enableDNSHostnames={"type": "boolean"}),
+    failurePolicy=fields(maxRestarts=NUMBER),
+    replicatedJobs=each(
+        fields(
+            "name template",
+            name=TEXT,
+            replicas=NUMBER,
+            template=fields("spec", metadata=fields(labels=MAP), spec=JOB),
+        )
+    ),
+)
+REPLICA = fields(
+    "replicas restartPolicy template",
+    replicas=NUMBER,
+    restartPolicy={"enum": ["Always", "OnFailure", "Never", "ExitCode"]},
+    template=fields("spec", spec=POD),
+)
+
+
+def kind(version, name, spec):
+    return fields(
+        "apiVersion kind metadata spec",
+        apiVersion={"const": version},
+        kind={"const": name},
+        metadata=fields("name", name=TEXT),
+        spec=spec,
+    )
+
+
 KINDS = {
-    "trainjob": kind(
+    "TrainingRuntime": kind(
+        "trainer.kubeflow.org/v1alpha1",
+        "TrainingRuntime",
+        fields(
+            "mlPolicy template",
+            mlPolicy=fields(numNodes=NUMBER, torch=fields()),
+            template=fields("spec", spec=JOBSET),
+        ),
+    ),
+    "TrainJob": kind(
         "trainer.kubeflow.org/v1alpha1",
         "TrainJob",
-        {
-            "required": ["runtimeRef", "trainer"],
-            "additionalProperties": False,
-            "properties": {
-                "runtimeRef": {"required": ["name"]},
-                "trainer": {
-                    "additionalProperties": False,
-                    "required": ["image", "numNodes", "numProcPerNode", "command", "args"],
-                    "properties": {
-                        "image": {"type": "string"},
-                        "numNodes": {"type": "integer"},
-                        "numProcPerNode": {"type": "integer"},
-                        "resourcesPerNode": {"required": ["limits"]},
-                        "command": {"type": "array"},
-                        "args": {"type": "array"},
-                    },
-                },
-                "podTemplateOverrides": {
-                    "items": {"required": ["targetJobs", "spec"], "properties": {"spec": POD}}
-                },
-            },
-        },
+        fields(
+            "runtimeRef trainer",
+            runtimeRef=fields("name", name=TEXT, kind=TEXT, apiGroup=TEXT),
+            trainer=fields(
+                image=TEXT,
+                numNodes=NUMBER,
+                numProcPerNode=NUMBER,
+                resourcesPerNode=RESOURCES,
+                env=ENV,
+                command=each(TEXT),
+                args=each(TEXT),
+            ),
+        ),
     ),
-    "pytorchjob": kind(
+    "PyTorchJob": kind(
         "kubeflow.org/v1",
         "PyTorchJob",
-        {
-            "required": ["pytorchReplicaSpecs"],
-            "properties": {
-                "pytorchReplicaSpecs": {
-                    "required": ["Master", "Worker"],
-                    "additionalProperties": REPLICA,
-                    "properties": {"Master": {"properties": {"replicas": {"const": 1}}}},
-                }
-            },
-        },
+        fields("pytorchReplicaSpecs", pytorchReplicaSpecs=fields(Master=REPLICA, Worker=REPLICA)),
     ),
-    "jobset": kind(
-        "jobset.x-k8s.io/v1alpha2",
-        "JobSet",
-        {
-            "required": ["network", "replicatedJobs", "failurePolicy"],
-            "properties": {
-                "replicatedJobs": {
-                    "minItems": 1,
-                    "items": {
-                        "required": ["name", "replicas", "template"],
-                        "properties": {
-                            "template": {
-                                "properties": {
-                                    "spec": {
-                                        "required": ["completionMode", "completions", "template"],
-                                        "properties": {
-                                            "completionMode": {"const": "Indexed"},
-                                            "template": {"properties": {"spec": POD}},
-                                        },
-                                    }
-                                }
-                            }
-                        },
-                    },
-                }
-            },
-        },
-    ),
+    "JobSet": kind("jobset.x-k8s.io/v1alpha2", "JobSet", JOBSET),
 }
+TEMPLATES = ["trainjob", "pytorchjob", "jobset"]
+
+
+def read_template(name):
+    return list(yaml.safe_load_all((LAUNCH / "kubernetes" / f"{name}.yaml").read_text()))
+
+
+def found(value, key):
+    """All that a nested value has under a key."""
+    if isinstance(value, dict):
+        yield from [value[key]] if key in value else []
+        value = list(value.values())
+    if isinstance(value, list):
+        for part in value:
+            yield from found(part, key)
 
 
 def scripts(value):
@@ -380,10 +509,30 @@ def launched(call):
     return {"file": file, **{k.lstrip("-"): v for k, v in options.items()}}, config
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_a_kubernetes_template_fits_its_kind_and_starts_the_right_node(name, stubs):
-    content = yaml.safe_load((LAUNCH / "kubernetes" / f"{name}.yaml").read_text())
-    jsonschema.validate(content, KINDS[name])
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_kubernetes_template_fits_its_kinds(name):
+    documents = read_template(name)
+    for document in documents:
+        jsonschema.validate(document, KINDS[document["kind"]])
+    # Launchers let their ranks stop for nearly as long as the pod has.
+    (grace,) = set(found(documents, "terminationGracePeriodSeconds"))
+    variables = {v["name"]: v["value"] for env in found(documents, "env") for v in env}
+    assert grace - 60 <= int(variables["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]) < grace
+    mounted = {mount["name"] for mounts in found(documents, "volumeMounts") for mount in mounts}
+    assert mounted == {one["name"] for volumes in found(documents, "volumes") for one in volumes}
+
+
+def test_the_trainjob_runs_its_own_runtime():
+    runtime, job = read_template("trainjob")
+    assert job["spec"]["runtimeRef"] == {"kind": runtime["kind"], **runtime["metadata"]}
+    (node,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
+    labels = node["template"]["metadata"]["labels"]
+    assert labels == {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_kubernetes_template_starts_the_right_node(name, stubs):
+    content = read_template(name)
     stubs.add("accelerate")
     environment = {
         "trainjob": {
@@ -395,16 +544,17 @@ def test_a_kubernetes_template_fits_its_kind_and_starts_the_right_node(name, stu
         },
         "jobset": {"NODES": "2", "JOB_COMPLETION_INDEX": "1"},
     }[name]
-    found = list(scripts(content))
-    assert found
-    for script in found:
+    lines = list(scripts(content))
+    assert lines
+    for script in lines:
         subprocess.run(
             ["bash", "-c", script], env={"PATH": stubs.path, **environment}, check=True, cwd=ROOT
         )
     for call in stubs.calls("accelerate"):
         assert "--resume" in call
         options, config = launched(call)
-        assert options["max_restarts"] == "3"
+        # Else a stop would end with 0, and the job would be taken for done.
+        assert options["max_restarts"] == "0"
         assert options["num_machines"] == "2"
         assert options["num_processes"] == "16"
         assert options["machine_rank"] == "1"
@@ -413,14 +563,20 @@ def test_a_kubernetes_template_fits_its_kind_and_starts_the_right_node(name, stu
         assert config.run == Path("/runs/paper")
     # The first pod's name, as JobSet makes it.
     if name == "jobset":
-        job = content["spec"]["replicatedJobs"][0]["name"]
-        assert f"{content['metadata']['name']}-{job}-0-0" in found[0]
+        (jobset,) = content
+        job = jobset["spec"]["replicatedJobs"][0]["name"]
+        assert f"{jobset['metadata']['name']}-{job}-0-0" in lines[0]
 
 
 # srun is given options and a command; a node is this machine.
 SRUN = """#!/bin/bash
-while [[ $1 == --* ]]; do shift; done
+while [[ $1 == --* ]]; do echo "$1" >> {log}.srun; shift; done
 SLURM_NODEID=1 SLURM_GPUS_ON_NODE=8 exec "$@"
+"""
+# As timeout, but after a second.
+TIMEOUT = """#!/bin/bash
+echo "$1" > {log}.timeout
+exec {timeout} 1 "${{@:2}}"
 """
 # As accelerate, whose ranks save and end when they get SIGUSR1.
 WAITING = (
@@ -450,20 +606,26 @@ def run_slurm(stubs, **popen):
     )
 
 
-def test_slurm_starts_the_nodes_and_requeues_when_told_to_stop(stubs, tmp_path):
-    log = str(tmp_path / "calls")
-    stubs.add("srun", SRUN)
+def start_slurm(stubs, log, **popen):
+    stubs.add("srun", SRUN.format(log=log))
     stubs.add("scontrol")
     stubs.add("accelerate", WAITING.format(python=sys.executable, log=log))
-    stubs.add("pkill", PKILL.format(log=log))
-    process = run_slurm(stubs)
+    process = run_slurm(stubs, **popen)
     deadline = time.monotonic() + 30
     while not stubs.calls("accelerate"):
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.02)
+    return process
+
+
+def test_slurm_starts_the_nodes_and_requeues_when_told_to_stop(stubs, tmp_path):
+    log = str(tmp_path / "calls")
+    stubs.add("pkill", PKILL.format(log=log))
+    process = start_slurm(stubs, log)
     process.send_signal(signal.SIGUSR1)
     assert process.wait(timeout=30) == 0
+    assert "--kill-on-bad-exit=1" in Path(f"{log}.srun").read_text()
     options, config = launched(stubs.calls("accelerate")[0])
     assert options == {
         "file": "launch/ddp_nodes.yaml",
@@ -479,8 +641,23 @@ def test_slurm_starts_the_nodes_and_requeues_when_told_to_stop(stubs, tmp_path):
     assert "-USR1" in (tmp_path / "calls.stopped").read_text()
 
 
+def test_slurm_requeues_what_does_not_stop_in_time(stubs, tmp_path):
+    log = str(tmp_path / "calls")
+    stubs.add("pkill", PKILL.format(log=f"{log}.unheard"))
+    stubs.add("timeout", TIMEOUT.format(log=log, timeout=shutil.which("timeout")))
+    process = start_slurm(stubs, log, start_new_session=True)
+    process.send_signal(signal.SIGUSR1)
+    try:
+        assert process.wait(timeout=30) == 0
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+    assert stubs.calls("scontrol")[-1] == ["requeue", "4711"]
+    told = int(re.search(r"USR1@(\d+)", (LAUNCH / "slurm.sh").read_text())[1])
+    assert int(Path(f"{log}.timeout").read_text()) < told
+
+
 def test_slurm_ends_with_the_training_and_does_not_requeue_a_failure(stubs, tmp_path):
-    stubs.add("srun", SRUN)
+    stubs.add("srun", SRUN.format(log=tmp_path / "calls"))
     stubs.add("scontrol")
     (tmp_path / "calls.stopped").touch()
     stubs.add("accelerate", WAITING.format(python=sys.executable, log=str(tmp_path / "calls")))
@@ -489,24 +666,50 @@ def test_slurm_ends_with_the_training_and_does_not_requeue_a_failure(stubs, tmp_
 
 
 SSH = """#!/bin/bash
+while [[ $1 == -* ]]; do [[ $1 == -o ]] && shift; shift; done
 host=$1; shift
 HOST=$host exec bash -c "$*"
+"""
+# As torch's launcher while it waits for the other hosts: no signal but KILL ends it. It starts a
+# rank that was killed again. On the host `failing` it fails once the other's rank is there.
+LAUNCHER = (
+    STUB
+    + """
+import signal, subprocess, time
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+    signal.signal(number, signal.SIG_IGN)
+if os.environ["HOST"] == {failing!r}:
+    while not os.path.exists({log!r} + ".ranks"):
+        time.sleep(0.05)
+    sys.exit(7)
+while True:
+    subprocess.run([sys.executable, {log!r} + ".py"])
+"""
+)
+RANK = """
+import signal
+def write(name):
+    with open({log!r} + name, "a") as file:
+        file.write("one ")
+signal.signal(signal.SIGUSR1, lambda *_: write(".stopped"))
+write(".ranks")
+while True:
+    signal.pause()
 """
 
 
 def run_hosts(stubs, *hosts):
-    return subprocess.run(
+    return subprocess.Popen(
         [LAUNCH / "hosts.sh", "ddp_nodes", "4", "train/recipes/paper.toml", "runs/a b", *hosts],
-        env={"PATH": stubs.path},
+        env={"PATH": stubs.path, "PORT": "61234"},
         cwd=ROOT,
-        timeout=30,
     )
 
 
 def test_hosts_are_started_with_their_numbers(stubs):
     stubs.add("ssh", SSH)
     stubs.add("accelerate")
-    assert run_hosts(stubs, "n1", "n2", "n3").returncode == 0
+    assert run_hosts(stubs, "n1", "n2", "n3").wait(timeout=30) == 0
     calls = [launched(call) for call in stubs.calls("accelerate")]
     assert sorted(options["machine_rank"] for options, _ in calls) == ["0", "1", "2"]
     for options, config in calls:
@@ -516,16 +719,48 @@ def test_hosts_are_started_with_their_numbers(stubs):
         assert config.run == Path("runs/a b")
 
 
-def test_a_host_that_fails_takes_the_others_down(stubs, tmp_path):
-    stubs.add("ssh", SSH)
+@pytest.fixture
+def hosts(stubs, tmp_path):
+    """Starts two of them; then waits for words in a log; in the end nothing may be left over."""
     log = str(tmp_path / "calls")
-    failing = WAITING.replace(
-        "import time", 'import time\nif os.environ["HOST"] == "n2": sys.exit(7)'
-    )
-    stubs.add("accelerate", failing.format(python=sys.executable, log=log))
-    stubs.add("pkill", PKILL.format(log=log))
-    assert run_hosts(stubs, "n1", "n2").returncode != 0
-    assert "-KILL" in (tmp_path / "calls.stopped").read_text()
+    stubs.add("ssh", SSH)
+    Path(f"{log}.py").write_text(RANK.format(log=log))
+    started = []
+
+    def start(failing=""):
+        stubs.add("accelerate", LAUNCHER.format(python=sys.executable, log=log, failing=failing))
+        started.append(run_hosts(stubs, "n1", "n2"))
+        return started[0]
+
+    def wait_for(name, words):
+        deadline = time.monotonic() + 60
+        path = Path(f"{log}.{name}")
+        while not path.exists() or len(path.read_text().split()) < words:
+            assert started[0].poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    yield start, wait_for
+    started[0].kill()
+    own = [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in str(p.info["cmdline"])]
+    for process in own:
+        process.kill()
+    assert not own
+
+
+def test_a_host_that_fails_takes_the_others_down(hosts):
+    start, _ = hosts
+    assert start(failing="n2").wait(timeout=60) != 0
+
+
+def test_ctrl_c_stops_the_ranks_of_all_hosts_and_once_more_ends_them(hosts):
+    start, wait_for = hosts
+    process = start()
+    wait_for("ranks", 2)
+    process.send_signal(signal.SIGTERM)  # as Ctrl-C, which a background job ignores
+    wait_for("stopped", 2)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) != 0
 
 
 @pytest.mark.parametrize("script", ["slurm.sh", "hosts.sh"])

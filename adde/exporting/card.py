@@ -76,4 +76,17 @@ def _drop(details: Any) -> list[str]:
     if not drop:
         return []
     shown = ", ".join(f"{k} {v:.2f}" for k, v in drop["points"].items() if v is not None)
-    return ["", f"Points lost by {details['precision']} on the test split: {shown}."]
+    note = arithmetic_note(details["precision"], details["parity"]["device"])
+    points = f"Points lost by {details['precision']} on the test split: {shown}."
+    return ["", f"{points} {note}".strip()]
+
+
+def arithmetic_note(precision: str, device: str) -> str:
+    """What the parity figures leave open, or nothing."""
+    if precision != "fp16" or device != "cpu":
+        return ""
+    return (
+        "The figures of fp16 were measured on a CPU, in float32 arithmetic: they show what "
+        "rounding the weights costs, not what float16 arithmetic does. On a machine with CUDA "
+        "export again, or compare the golden vectors with export/check.py."
+    )

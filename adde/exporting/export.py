@@ -13,7 +13,7 @@ from tqdm import tqdm
 from adde.bundle import BUNDLE_NAME, CARD, FILES, GOLDEN, LARGE_FILES, Bundle, Golden
 from adde.errors import UserError
 from adde.exporting import parity
-from adde.exporting.card import model_card
+from adde.exporting.card import arithmetic_note, model_card
 from adde.exporting.graphs import LARGE, OPSET, TorchSession, write_graphs
 from adde.exporting.precision import (
     LIMITS,
@@ -26,6 +26,7 @@ from adde.files import atomic_path
 from adde.model import ADDE
 from adde.preprocess import Picture, Preprocess
 from adde.schema import Labels
+from adde.serving.providers import Device, missing
 from adde.serving.session import Session
 from adde.shards.index import ShardIndex
 from adde.shards.reader import iterate
@@ -143,9 +144,22 @@ def compare(torch_session: TorchSession, bundle: Bundle, index: ShardIndex) -> A
         leave=False,
         disable=None,
     )
-    report = parity.measure(torch_session, Session(bundle), split, bundle.schema)
+    device = gate_device(bundle.details["precision"])
+    report = parity.measure(torch_session, Session(bundle, device), split, bundle.schema)
+    report["device"] = device
     print_report(report)
+    if note := arithmetic_note(bundle.details["precision"], device):
+        print(note)
     return report
+
+
+def gate_device(precision: Precision) -> Device:
+    """Where the gate runs a bundle: fp16 on CUDA where it can be had, all else on the CPU.
+
+    onnxruntime has no convolutions and products of float16 for a CPU: it computes them in float32
+    between casts, where what leaves float16's range on a GPU does not.
+    """
+    return "cuda" if precision == "fp16" and not missing("cuda", precision) else "cpu"
 
 
 def require_replaceable(out: Path) -> None:

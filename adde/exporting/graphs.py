@@ -157,10 +157,27 @@ def _export(
             verbose=False,
         )
     assert program is not None
+    _cast_first(program)
     _strip_notes(program)
     weights = [value.const_value for value in program.model.graph.initializers.values()]
     weight_bytes = sum(weight.nbytes for weight in weights if weight is not None)
     program.save(path, external_data=weight_bytes > LARGE)
+
+
+def _cast_first(program: torch.onnx.ONNXProgram) -> None:
+    """Has the batch's size read behind the pictures' cast.
+
+    TensorRT takes uint8 into casts and nothing else, not even Shape; what it leaves out would give
+    its part of the graph an input that it is told no sizes of, and it refuses that.
+    """
+    graph = program.model.graph
+    for value in graph.inputs:
+        uses = list(value.uses())
+        cast = next((node for node, _ in uses if node.op_type == "Cast"), None)
+        for node, place in uses:
+            if cast is not None and node.op_type == "Shape":
+                node.replace_input_with(place, cast.outputs[0])
+    graph.sort()
 
 
 def _strip_notes(program: torch.onnx.ONNXProgram) -> None:

@@ -62,8 +62,16 @@ def measure(
         theirs: the exported graphs.
         split: batches of pictures (B, S, S, 3) uint8 and labels (B, A) int64 of the test split.
         schema: of the catalogue.
+
+    Raises:
+        UserError: the exported graphs give numbers that are not finite.
     """
     pictures, labels, *encoded = _encode(ours, theirs, split)
+    if not all(np.isfinite(array).all() for array in encoded[1]):
+        raise UserError(
+            "expected finite embeddings and logits from onnxruntime, found infinities or NaN: "
+            "numbers leave the precision's range; export with more bits"
+        )
     errors = {
         str(size): _errors(ours, theirs, np.resize(pictures, (size, *pictures.shape[1:])), schema)
         for size in BATCHES

@@ -21,7 +21,7 @@ are singletons it weighs next to nothing.
 
                                B = 4,096              B = 32,768
     FLOPs                      0.82 T                 53 T
-    at 990 bf16 / 67 fp32      0.8 ms / 12 ms         53 ms / 0.8 s
+    at 67 fp32 / 990 bf16      12 ms / 0.8 ms         0.8 s / 53 ms
     bytes, all in one pass     inputs and gradients 0.4 GB; per pair 28 B (two sorts' traffic
                                included: about 100 B), B^2/10 pairs a group; coefficients 4 B
                                written and read twice, 12 B^2 a group
@@ -31,12 +31,13 @@ are singletons it weighs next to nothing.
     search: B^2 log2(B/10) loads from L1 (132 SMs x 32 lanes x 1.7 GHz = 7.2 T/s)
                                0.3 ms                 23 ms
     launches                   13 groups x about 60: 4 ms
-    bound, bf16                about 4 ms (launches)  about 170 ms
     bound, fp32                about 14 ms            about 0.9 s
+    bound, bf16                about 4 ms (launches)  about 170 ms
 
-The bf16 bound is memory's and not the tensor cores': what is left to gain is in the coefficients,
-which are written as a tile so that one matrix product of the vendor's library serves them.
-`make gpu-check` measures what a card at hand really takes.
+Training mines in fp32, whatever the precision of the backbone: there the products bound it, which
+in IEEE fp32 have no tensor cores. For bf16 embeddings memory does: what is left to gain is in the
+coefficients, which are written as a tile so that one matrix product of the vendor's library serves
+them. `make gpu-check` measures what a card at hand really takes, tiles beside the kernels.
 """
 
 import torch
@@ -49,7 +50,7 @@ from adde.mining.tiled import INFINITE_KEY, Choice, Members
 INTERPRETED: bool = triton.knobs.runtime.interpret
 """Kernels run on the CPU, under Triton's interpreter (TRITON_INTERPRET=1 before the import)."""
 
-BLOCK_K = 32  # one value for both kernels: equal vectors then have bitwise equal distances
+BLOCK_K = 32  # one value for both kernels: equal fp32 vectors have bitwise equal distances in both
 CHUNK = 1024  # columns of one program; programs of one row block meet in the atomics
 
 

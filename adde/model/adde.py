@@ -89,7 +89,8 @@ class ADDE(nn.Module):
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Pictures as in `forward` -> embeddings (B, A, D) and logits (B, V), both float32."""
         if images.dtype == torch.uint8:
-            images = images.permute(0, 3, 1, 2).to(self.scale.dtype)
+            # In this order: TensorRT takes uint8 into a cast and nothing else (TensorRT 3985).
+            images = images.to(self.scale.dtype).permute(0, 3, 1, 2)
         images = (images * self.scale + self.shift).contiguous(memory_format=torch.channels_last)
         features = self.backbone(images).flatten(1)
         embeddings = self.heads(self.dropout(features))

@@ -10,6 +10,9 @@ Layout of the folder, beside gallery.json::
 Vectors are written and synced before SQLite commits their rows, so a process killed at any
 moment leaves the last committed state, and at most bytes behind the last row that the next write
 covers. An update stores a new row and marks the old one dead; `snapshot` leaves the dead out.
+
+Rows and their facts are never changed. SQLite's user_version counts commits: readers, of this
+process or another, look at it before they answer, and where it moved on at which rows there are.
 """
 
 import fcntl
@@ -17,11 +20,13 @@ import json
 import os
 import sqlite3
 import threading
+import time
 import weakref
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from queue import LifoQueue
 from typing import Any
 from urllib.parse import quote
 
@@ -29,7 +34,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adde.errors import UserError, did_you_mean
-from adde.files import atomic_path
+from adde.files import atomic_path, naming
 from adde.schema import Vector
 from adde.serving import filters as filtering
 from adde.serving.facets import Facet, facets_of
@@ -39,6 +44,7 @@ from adde.serving.gallery import (
     Header,
     Item,
     ItemNotFoundError,
+    UnavailableError,
     augmented,
     augmented_query,
     facts,
@@ -51,12 +57,25 @@ ITEMS, VECTORS, LOCK = "items.sqlite", "vectors.f32", "lock"
 EXACT_ITEMS = 200_000
 """Up to here every item is looked at, if not asked otherwise."""
 
+READERS = 4
+"""Connections for reading; none of many searches waits for one that is slow."""
+
+PATIENCE = 20.0
+"""Seconds to wait for a commit of another process or thread."""
+
+BLOCK = 10_000
+"""Rows read at a time where all are: a commit waits for whoever reads."""
+
+# A fact's value has no type of its own: "10" is not 10.
 TABLES = """
 CREATE TABLE IF NOT EXISTS items (row INTEGER PRIMARY KEY, id TEXT NOT NULL,
     live INTEGER NOT NULL, labels TEXT NOT NULL, predicted TEXT NOT NULL, fields TEXT NOT NULL,
-    facts TEXT NOT NULL, place TEXT NOT NULL);
+    place TEXT NOT NULL);
 CREATE UNIQUE INDEX IF NOT EXISTS live_ids ON items (id) WHERE live;
-CREATE TABLE IF NOT EXISTS names (name TEXT PRIMARY KEY);
+CREATE INDEX IF NOT EXISTS dead ON items (row) WHERE NOT live;
+CREATE TABLE IF NOT EXISTS names (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
+CREATE TABLE IF NOT EXISTS facts (name INTEGER NOT NULL, value NOT NULL, row INTEGER NOT NULL,
+    PRIMARY KEY (name, value, row)) WITHOUT ROWID;
 """
 COLUMNS = "row, id, labels, predicted, fields, place"
 
@@ -69,12 +88,14 @@ class _State:
     """(N, A D + A + 1) float32, mapped."""
     live: Mask
     """(N,) which rows are items."""
+    version: int
+    """Grows with every commit."""
 
 
 class EmbeddedGallery:
     """A gallery in a folder, of one process that may write and others that read.
 
-    A reader sees what was committed when it opened the folder.
+    A call sees what is committed when it begins, by whichever process.
 
     Args:
         folder: where it lies.
@@ -90,18 +111,24 @@ class EmbeddedGallery:
     ) -> None:
         self.header = Header.read(folder)
         self._folder = folder
-        self._lock = threading.RLock()
+        self._lock, self._latest = threading.RLock(), threading.Lock()
         attributes = len(self.header.schema.sizes)
         self._shape = (attributes, self.header.width)
         self._stride = attributes * self.header.width + attributes + 1
         self._writable, self._exact_items = writable, exact_items
+        self._readers: LifoQueue[sqlite3.Connection] = LifoQueue()
         with ExitStack() as opened:
             if writable:
                 opened.callback(os.close, _only_writer(folder))
-            self._database = opened.enter_context(closing(_open_database(folder, writable)))
+                self._database = opened.enter_context(closing(_open_to_write(folder)))
+            for _ in range(READERS):
+                self._readers.put(opened.enter_context(closing(_connect(folder, "ro"))))
             mode = "r+b" if writable else "rb"
             self._vectors = opened.enter_context((folder / VECTORS).open(mode, buffering=0))
-            self._state = self._read_state()
+            self._state = _State(np.empty((0, self._stride), np.float32), np.empty(0, np.bool_), -1)
+            with self._reading() as (database, _):
+                whole = database.execute("SELECT max(row), count(*) FROM items").fetchone()
+                _require_whole(whole, folder / ITEMS)
             self.index = Index.open(folder)
             # Also where nobody closes it.
             self._close = weakref.finalize(self, opened.pop_all().close)
@@ -116,8 +143,45 @@ class EmbeddedGallery:
         header.write(folder)
         return cls(folder, True, exact_items)
 
+    @contextmanager
+    def _reading(self) -> Generator[tuple[sqlite3.Connection, _State]]:
+        """A connection to which nothing changes until the end, and the state that it sees.
+
+        Commits wait for the end, so it should be near.
+
+        Raises:
+            UnavailableError: the database cannot be read now.
+            UserError: it is damaged.
+        """
+        database = self._readers.get()
+        try:
+            yield database, self._seen_by(database, _begin(self._folder, database))
+        except sqlite3.OperationalError as error:
+            path = self._folder / ITEMS
+            raise UnavailableError(f"{path}: the gallery cannot be read now: {error}") from error
+        except sqlite3.DatabaseError as error:
+            raise _none_there(self._folder / ITEMS, error) from error
+        finally:
+            with suppress(sqlite3.Error):
+                database.rollback()
+            self._readers.put(database)
+
+    def _seen_by(self, database: sqlite3.Connection, version: int) -> _State:
+        state = self._state
+        return state if state.version == version else self._keep(self._read(database, version))
+
+    def _keep(self, state: _State) -> _State:
+        with self._latest:  # another thread may have kept a later one already
+            if state.version > self._state.version:
+                self._state = state
+        return state
+
+    def _now(self) -> _State:
+        with self._reading() as (_, state):
+            return state
+
     def __len__(self) -> int:
-        return int(np.count_nonzero(self._state.live))
+        return int(np.count_nonzero(self._now().live))
 
     def probe(self) -> int:
         """See `Gallery`."""
@@ -132,8 +196,8 @@ class EmbeddedGallery:
         exclude: str | None = None,
     ) -> list[Item]:
         """See `Gallery`. Ties go to the item stored first."""
-        state = self._state
-        allowed = self._allowed(state, filters, exclude)
+        with self._reading() as (database, state):
+            allowed = self._allowed(database, state, filters, exclude)
         wanted = min(k + SLACK, int(np.count_nonzero(allowed)))
         if not wanted:
             return []
@@ -145,48 +209,43 @@ class EmbeddedGallery:
             rows = exact(state.rows, allowed, vector, wanted)
         return self._items(state, rows)
 
-    def _allowed(self, state: _State, filters: Mapping[str, Any], exclude: str | None) -> Mask:
+    def _allowed(
+        self,
+        database: sqlite3.Connection,
+        state: _State,
+        filters: Mapping[str, Any],
+        exclude: str | None,
+    ) -> Mask:
         if not filters and exclude is None:
             return state.live
         allowed = state.live.copy()
-        with self._lock:
-            if filters:
-                names = [*self.header.schema.names]
-                names += [name for (name,) in self._database.execute("SELECT name FROM names")]
-                clause, values = filtering.to_sql(filtering.parse(filters, names))
-                found = self._database.execute(f"SELECT row FROM items WHERE {clause}", values)
-                passed = np.fromiter((row for (row,) in found), np.int64)
-                keep = np.zeros_like(allowed)
-                keep[passed[passed < len(keep)]] = True
-                allowed &= keep
-            if exclude is not None:
-                query = "SELECT row FROM items WHERE live AND id = ?"
-                for (row,) in self._database.execute(query, (exclude,)):
-                    allowed[row : row + 1] = False
+        if filters:
+            names = [*self.header.schema.names]
+            names += [name for (name,) in database.execute("SELECT name FROM names")]
+            for condition in filtering.parse(filters, names):
+                passed = np.zeros_like(allowed)
+                passed[_rows(database, *filtering.to_sql(condition))] = True
+                allowed &= passed
+        if exclude is not None:
+            query = "SELECT row FROM items WHERE live AND id = ?"
+            allowed[_rows(database, query, [exclude])] = False
         return allowed
 
     def get(self, item_id: str) -> Item:
         """See `Gallery`."""
-        with self._lock:
+        with self._reading() as (database, state):
             query = f"SELECT {COLUMNS} FROM items WHERE live AND id = ?"
-            record = self._database.execute(query, (item_id,)).fetchone()
+            record = database.execute(query, (item_id,)).fetchone()
             if record is None:
-                raise self._not_found(item_id)
-            return self._item(self._state, record)
-
-    def _not_found(self, item_id: str) -> ItemNotFoundError:
-        start = item_id[: max(1, len(item_id) // 2)]  # of a million ids, those worth comparing
-        query = "SELECT id FROM items WHERE live AND substr(id, 1, ?) = ? LIMIT 1000"
-        ids = [found for (found,) in self._database.execute(query, (len(start), start))]
-        near = f"; {did_you_mean(item_id, ids)}" if ids else ""
-        return ItemNotFoundError(f"no item {item_id!r} in the gallery{near}")
+                raise _not_found(database, item_id)
+        return self._item(state, record)
 
     def _items(self, state: _State, rows: npt.NDArray[np.int64]) -> list[Item]:
         marks = ", ".join("?" * len(rows))
         # Rows are never changed, so what a search found is there whatever happened since.
         query = f"SELECT {COLUMNS} FROM items WHERE row IN ({marks})"
-        with self._lock:
-            records = {r[0]: r for r in self._database.execute(query, rows.tolist())}
+        with self._reading() as (database, _):
+            records = {r[0]: r for r in database.execute(query, rows.tolist())}
         return [self._item(state, records[row]) for row in rows.tolist()]
 
     def _item(self, state: _State, record: tuple[Any, ...]) -> Item:
@@ -204,25 +263,32 @@ class EmbeddedGallery:
 
     def facets(self) -> list[Facet]:
         """See `Gallery`."""
-        with self._lock:
-            query = "SELECT fields FROM items WHERE live AND fields != '{}'"
-            return facets_of(json.loads(text) for (text,) in self._database.execute(query))
+        return facets_of(json.loads(text) for text in self._fields())
+
+    def _fields(self) -> Iterator[str]:
+        state = self._now()
+        query = "SELECT row, fields FROM items WHERE row >= ? AND row < ? AND fields != '{}'"
+        for start in range(0, len(state.live), BLOCK):
+            with self._reading() as (database, _):
+                found = database.execute(query, (start, start + BLOCK)).fetchall()
+            yield from (text for row, text in found if state.live[row])
 
     def upsert(self, items: Sequence[Item]) -> None:
         """See `Gallery`. Raises UserError where the gallery was not opened for writing."""
         if not items:
             return
-        records = [(item, facts(self.header.schema, item)) for item in items]
+        known = [facts(self.header.schema, item) for item in items]
         require_once(items)
-        with self._writing():
-            start = len(self._state.live)
+        with self._writing() as state:
+            start = len(state.live)
             self._append(start, items)
-            live = np.append(self._state.live, np.ones(len(items), np.bool_))
-            with self._transaction():
-                for row, (item, known) in enumerate(records, start):
+            live = np.append(state.live, np.ones(len(items), np.bool_))
+            with self._transaction(state):
+                for item in items:
                     live[self._bury(item.item_id)] = False
-                    self._insert(row, item, known)
-            self._state = self._map(live)
+                self._insert(start, items)
+                self._insert_facts(start, known)
+            self._keep(self._map(live, state.version + 1))
 
     def _append(self, start: int, items: Sequence[Item]) -> None:
         unit = np.stack([item.vector for item in items]).astype(np.float32)
@@ -231,27 +297,44 @@ class EmbeddedGallery:
         norms = np.array([[item.norm] for item in items], np.float32)
         rows = np.concatenate([augmented(unit), norms], axis=1)
         content, at = memoryview(rows.tobytes()), start * self._stride * 4
-        while content:
-            written = os.pwrite(self._vectors.fileno(), content, at)
-            content, at = content[written:], at + written
-        os.fsync(self._vectors.fileno())
+        with naming(self._folder / VECTORS):
+            while content:
+                written = os.pwrite(self._vectors.fileno(), content, at)
+                content, at = content[written:], at + written
+            os.fsync(self._vectors.fileno())
 
-    def _insert(self, row: int, item: Item, known: Mapping[str, Any]) -> None:
-        execute = self._database.execute
-        values = (item.labels.tolist(), item.predicted.tolist(), item.fields, known, item.place)
-        texts = [json.dumps(value) for value in values]
-        execute("INSERT INTO items VALUES (?, ?, 1, ?, ?, ?, ?, ?)", (row, item.item_id, *texts))
-        for name in item.fields:
-            execute("INSERT OR IGNORE INTO names VALUES (?)", (name,))
+    def _insert(self, start: int, items: Sequence[Item]) -> None:
+        values = (
+            (row, i.item_id, i.labels.tolist(), i.predicted.tolist(), i.fields, i.place)
+            for row, i in enumerate(items, start)
+        )
+        self._database.executemany(
+            "INSERT INTO items VALUES (?, ?, 1, ?, ?, ?, ?)",
+            ((row, item_id, *map(json.dumps, rest)) for row, item_id, *rest in values),
+        )
+
+    def _insert_facts(self, start: int, known: Sequence[Mapping[str, Any]]) -> None:
+        names = {name: None for one in known for name in one}
+        self._database.executemany("INSERT OR IGNORE INTO names (name) VALUES (?)", zip(names))
+        numbers = dict(self._database.execute("SELECT name, number FROM names"))
+        for name in names:
+            self._database.executemany(
+                "INSERT INTO facts VALUES (?, ?, ?)",
+                (
+                    (numbers[name], one[name], row)
+                    for row, one in enumerate(known, start)
+                    if one.get(name) is not None
+                ),
+            )
 
     def delete(self, item_ids: Sequence[str]) -> int:
         """See `Gallery`. Raises UserError where the gallery was not opened for writing."""
-        with self._writing():
-            with self._transaction():
+        with self._writing() as state:
+            with self._transaction(state):
                 buried = [row for item_id in item_ids for row in self._bury(item_id)]
-            live = self._state.live.copy()
+            live = state.live.copy()
             live[buried] = False
-            self._state = self._map(live)
+            self._keep(self._map(live, state.version + 1))
         return len(buried)
 
     def _bury(self, item_id: str) -> list[int]:
@@ -261,24 +344,31 @@ class EmbeddedGallery:
         self._database.executemany("UPDATE items SET live = 0 WHERE row = ?", zip(rows))
         return rows
 
-    def _writing(self) -> threading.RLock:
+    @contextmanager
+    def _writing(self) -> Generator[_State]:
+        """Nobody else writes until the end; the state until then."""
         if not self._writable:
             raise UserError(f"{self._folder}: the gallery is open for reading only")
-        return self._lock
+        with self._lock:
+            yield self._now()
 
     @contextmanager
-    def _transaction(self) -> Generator[None]:
+    def _transaction(self, state: _State) -> Generator[None]:
         try:
             with self._database:
+                self._database.execute("BEGIN")
                 yield
+                self._database.execute(f"PRAGMA user_version = {state.version + 1}")
         except sqlite3.OperationalError as error:  # the disk is full, or gone
             raise UserError(f"{self._folder / ITEMS}: nothing was written: {error}") from error
 
-    def _read_state(self) -> _State:
-        found = self._database.execute("SELECT live FROM items ORDER BY row")
-        return self._map(np.fromiter((value for (value,) in found), np.bool_))
+    def _read(self, database: sqlite3.Connection, version: int) -> _State:
+        (count,) = database.execute("SELECT coalesce(max(row) + 1, 0) FROM items").fetchone()
+        live = np.ones(count, np.bool_)
+        live[_rows(database, "SELECT row FROM items WHERE NOT live")] = False
+        return self._map(live, version)
 
-    def _map(self, live: Mask) -> _State:
+    def _map(self, live: Mask, version: int) -> _State:
         expected = len(live) * self._stride * 4
         size = os.fstat(self._vectors.fileno()).st_size
         if size < expected:
@@ -288,8 +378,8 @@ class EmbeddedGallery:
             )
         shape = (len(live), self._stride)
         if not len(live):  # nothing to map
-            return _State(np.empty(shape, np.float32), live)
-        return _State(np.memmap(self._vectors, np.float32, "r", shape=shape), live)
+            return _State(np.empty(shape, np.float32), live, version)
+        return _State(np.memmap(self._vectors, np.float32, "r", shape=shape), live, version)
 
     def finish(self) -> None:
         """Builds the index where there are too many items to look at each."""
@@ -298,17 +388,17 @@ class EmbeddedGallery:
 
     def build_index(self) -> None:
         """Builds the index of all rows there are, with its recall beside it."""
-        with self._writing():
-            state = self._state
+        with self._writing() as state:
+            pass
         self.index = Index.build(self._folder, state.rows, state.live, self._shape)
 
     def snapshot(self, folder: Path) -> None:
         """Writes the present state as a gallery of its own, without dead rows; all or nothing."""
         with (
             atomic_path(folder) as temporary,
-            closing(EmbeddedGallery.create(temporary, self.header)) as copy,
+            closing(EmbeddedGallery.create(temporary, self.header, self._exact_items)) as copy,
         ):
-            state = self._state
+            state = self._now()
             rows = np.flatnonzero(state.live)
             for at in range(0, len(rows), 1024):
                 copy.upsert(self._items(state, rows[at : at + 1024]))
@@ -320,7 +410,10 @@ class EmbeddedGallery:
     def close(self) -> None:
         """Lets go of the files."""
         with self._lock:
+            readers = [self._readers.get() for _ in range(READERS)]  # when the last has read
             self._close()
+            for database in readers:  # which now say that they are closed
+                self._readers.put(database)
 
 
 def _only_writer(folder: Path) -> int:
@@ -335,25 +428,85 @@ def _only_writer(folder: Path) -> int:
     return descriptor
 
 
-def _open_database(folder: Path, writable: bool) -> sqlite3.Connection:
+def _connect(folder: Path, mode: str) -> sqlite3.Connection:
     path = folder / ITEMS
-    mode = "rwc" if writable else "ro"
+    address = f"file:{quote(str(path.resolve()))}?mode={mode}"
+    try:
+        return sqlite3.connect(
+            address, uri=True, check_same_thread=False, timeout=PATIENCE, isolation_level=None
+        )
+    except sqlite3.Error as error:
+        raise _none_there(path, error) from None
+
+
+def _open_to_write(folder: Path) -> sqlite3.Connection:
     with ExitStack() as opened:
+        database = opened.enter_context(closing(_connect(folder, "rwc")))
         try:
-            address = f"file:{quote(str(path.resolve()))}?mode={mode}"
-            database = sqlite3.connect(address, uri=True, check_same_thread=False)
-            opened.enter_context(closing(database))
-            if writable:
-                database.execute("PRAGMA synchronous = FULL")
-                database.executescript(TABLES)
-            _whole(database.execute("SELECT max(row), count(*) FROM items").fetchone(), path)
+            database.execute("PRAGMA synchronous = FULL")
+            # In KiB. Changes go to the file when they are committed, so that nobody waits before.
+            database.execute("PRAGMA cache_size = -65536")
+            database.execute("PRAGMA cache_spill = OFF")
+            database.executescript(TABLES)
         except sqlite3.Error as error:
-            raise UserError(f"{path}: expected the gallery's items, found: {error}") from None
+            raise _none_there(folder / ITEMS, error) from None
         opened.pop_all()
         return database
 
 
-def _whole(found: Iterable[int | None], path: Path) -> None:
+def _begin(folder: Path, database: sqlite3.Connection) -> int:
+    """Begins to read; the version that is read until the end."""
+    ends = time.monotonic() + PATIENCE
+    while True:
+        try:
+            database.execute("BEGIN")
+            return database.execute("PRAGMA user_version").fetchone()[0]
+        except sqlite3.OperationalError as error:
+            if "readonly" not in str(error):  # which Python 3.10 has no code for
+                raise
+            database.rollback()
+            if time.monotonic() > ends:
+                raise
+        _undo(folder)
+
+
+def _undo(folder: Path) -> None:
+    """Takes back what a process had half done that was killed while it wrote."""
+    try:
+        # Whoever may write does so when it reads. Not where a process that lives is writing: then
+        # the journal that was met is of a gallery put in the place of ours, and soon gone.
+        with closing(_connect(folder, "rw")) as database:
+            database.execute("SELECT max(row) FROM items").fetchone()
+    except sqlite3.OperationalError as error:
+        raise UnavailableError(
+            f"{folder / ITEMS}: a process that wrote the gallery was killed, and what it left half "
+            f"done cannot be taken back from here: {error}; open the gallery once where its folder "
+            "can be written"
+        ) from None
+    time.sleep(0.02)
+
+
+def _none_there(path: Path, error: sqlite3.Error) -> UserError:
+    return UserError(f"{path}: expected the gallery's items, found: {error}")
+
+
+def _require_whole(found: Iterable[int | None], path: Path) -> None:
     last, count = found
     if (-1 if last is None else last) != (count or 0) - 1:
         raise UserError(f"{path}: expected rows 0 to {count}, found {last}; build it again")
+
+
+def _rows(
+    database: sqlite3.Connection, query: str, values: Sequence[Any] = ()
+) -> npt.NDArray[np.int64]:
+    """Rows that a query finds; in one text, for which other threads need not wait."""
+    (found,) = database.execute(f"SELECT group_concat(row) FROM ({query})", values).fetchone()
+    return np.fromstring(found, np.int64, sep=",") if found else np.empty(0, np.int64)
+
+
+def _not_found(database: sqlite3.Connection, item_id: str) -> ItemNotFoundError:
+    start = item_id[: max(1, len(item_id) // 2)]  # of a million ids, those worth comparing
+    query = "SELECT id FROM items WHERE live AND substr(id, 1, ?) = ? LIMIT 1000"
+    ids = [found for (found,) in database.execute(query, (len(start), start))]
+    near = f"; {did_you_mean(item_id, ids)}" if ids else ""
+    return ItemNotFoundError(f"no item {item_id!r} in the gallery{near}")

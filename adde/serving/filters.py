@@ -7,6 +7,7 @@ included and either left out. All must hold. An item that does not have the name
 
 import json
 import math
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -14,6 +15,11 @@ from typing import Any, cast
 from adde.errors import UserError, did_you_mean
 
 BOUNDS = {"min": ">=", "max": "<="}
+
+HALF = re.compile(r"[\ud800-\udfff]")
+"""Of a pair that is one character in UTF-16, and no text alone."""
+
+CONTROL = re.compile(rf"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|{HALF.pattern}")
 
 
 @dataclass(frozen=True)
@@ -60,43 +66,47 @@ def storable(value: Any) -> bool:
     """Text, a finite number, or an integer of 64 bits: what either gallery can hold."""
     if isinstance(value, float):
         return math.isfinite(value)
-    return isinstance(value, str) or (isinstance(value, int) and -(2**63) <= value < 2**63)
+    if isinstance(value, str):
+        return not HALF.search(value)
+    return isinstance(value, int) and -(2**63) <= value < 2**63
 
 
-def to_sql(conditions: list[Condition]) -> tuple[str, list[Any]]:
-    """A WHERE clause over a JSON column `facts`, and its parameters."""
-    clauses = ["live"]
-    parameters: list[Any] = []
-    for condition in conditions:
-        if condition.bounds:
-            # Text sorts above every number in SQLite, and is within no bounds.
-            tests = ["typeof(value) IN ('integer', 'real')"]
-            tests += [f"value {sign} ?" for sign, _ in condition.bounds]
-            found: list[Any] = [number for _, number in condition.bounds]
-        else:
-            marks = ", ".join("?" * len(condition.values))
-            tests, found = [f"value IN ({marks})"], [*condition.values]
-        clauses.append(
-            f"EXISTS (SELECT 1 FROM json_each(facts) WHERE key = ? AND {' AND '.join(tests)})"
-        )
-        parameters += [condition.name, *found]
-    return " AND ".join(clauses), parameters
+def to_sql(condition: Condition) -> tuple[str, list[Any]]:
+    """A query of the rows that pass, over tables `names` and `facts`, and its parameters."""
+    if condition.bounds:
+        tests = [f"value {sign} ?" for sign, _ in condition.bounds]
+        # Text sorts above every number in SQLite, and is within no bounds.
+        tests += ["value < ''"] * all(sign != "<=" for sign, _ in condition.bounds)
+        found: list[Any] = [number for _, number in condition.bounds]
+    else:
+        marks = ", ".join("?" * len(condition.values))
+        tests, found = [f"value IN ({marks})"], [*condition.values]
+    name = "name = (SELECT number FROM names WHERE name = ?)"
+    query = f"SELECT row FROM facts WHERE {name} AND {' AND '.join(tests)}"
+    return query, [condition.name, *found]
 
 
 def to_milvus(conditions: list[Condition]) -> str:
     """The same as an expression over Milvus' JSON field `facts`."""
     clauses: list[str] = []
     for condition in conditions:
-        name = f"facts[{_literal(condition.name)}]"
+        name = f"facts[{literal(condition.name)}]"
         if condition.bounds:
-            clauses += [f"{name} {sign} {_literal(number)}" for sign, number in condition.bounds]
+            clauses += [f"{name} {sign} {literal(number)}" for sign, number in condition.bounds]
         else:
             # Milvus Lite knows no `in` of a JSON path.
-            equal = " or ".join(f"{name} == {_literal(value)}" for value in condition.values)
+            equal = " or ".join(f"{name} == {literal(value)}" for value in condition.values)
             clauses.append(f"({equal})")
     return " and ".join(clauses)
 
 
-def _literal(value: str | int | float) -> str:
-    # Milvus does not read JSON's \\u escapes.
+def literal(value: str | int | float) -> str:
+    """A value as expressions of Milvus have it.
+
+    Raises:
+        UserError: text with characters that they cannot have.
+    """
+    if isinstance(value, str) and CONTROL.search(value):
+        raise UserError(f"expected text without control characters, found {value!r}")
+    # Milvus reads JSON's escapes of quotes, backslashes, tabs and ends of lines, and no others.
     return json.dumps(value, ensure_ascii=False)

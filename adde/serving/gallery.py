@@ -2,7 +2,7 @@
 
 A gallery is a folder with gallery.json::
 
-    {"format": 1, "engine": "embedded", "bundle": sha256 of the bundle that embedded it,
+    {"format": 3, "engine": "embedded", "bundle": sha256 of the bundle that embedded it,
      "schema": ..., "schema_hash": ..., "width": D, "pictures": folder of the shards or null,
      "source": what was embedded, ...the engine's own}
 
@@ -23,15 +23,16 @@ from adde.errors import UserError
 from adde.files import read_json, write_json
 from adde.schema import Labels, Schema, Vector
 from adde.serving.facets import Facet
+from adde.serving.filters import storable
 
 GALLERY_NAME = "gallery.json"
-FORMAT = 2
+FORMAT = 3
 
 SLACK = 16
 """Candidates beyond k: the last bits of two ways to compute a distance may order them anew."""
 
 Fields = Mapping[str, Any]
-"""Names to text, numbers, truth values or None."""
+"""Names to text, finite numbers of 64 bits, truth values or None."""
 
 Place = tuple[str, int, int]
 """File below the pictures' folder, offset and length of an encoded picture."""
@@ -200,7 +201,7 @@ def facts(schema: Schema, item: Item) -> dict[str, Any]:
     """What an item can be filtered by: its known labels by name, and its fields.
 
     Raises:
-        UserError: a field has the name of an attribute, or is no text, number or truth value.
+        UserError: a field has the name of an attribute, or is none that can be stored.
     """
     known = {n: v for n, v in schema.decode(item.labels).items() if v is not None}
     for name, value in item.fields.items():
@@ -209,10 +210,11 @@ def facts(schema: Schema, item: Item) -> dict[str, Any]:
                 f"item {item.item_id!r}: expected fields with names of their own, found "
                 f"{name!r}, which is an attribute"
             )
-        if not isinstance(value, str | int | float | None):
+        if value is not None and not storable(value):
+            found = repr(value) if isinstance(value, str | int | float) else type(value).__name__
             raise UserError(
-                f"item {item.item_id!r}: field {name!r}: expected text, a number, true, false "
-                f"or null, found {type(value).__name__}"
+                f"item {item.item_id!r}: field {name!r}: expected text, a finite number of 64 "
+                f"bits, true, false or null, found {found}; leave out a field that is not known"
             )
     return {**known, **item.fields}
 

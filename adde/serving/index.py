@@ -4,10 +4,14 @@ Inverted lists of items in few numbers (`adde.serving.compact`), each number a b
 they give are ranked anew by their stored vectors. How many lists are looked at and how many
 candidates are taken is measured against looking at everything, for queries in all subspaces alike,
 in half of them and in one alone; what was measured lies beside the index in index.json.
+
+Each build writes files of its own name, which index.json says last: what it names belongs together,
+whenever the build is interrupted and whenever another process reads.
 """
 
 import importlib
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +29,7 @@ from adde.schema import Vector
 from adde.serving.compact import Directions
 from adde.serving.tuning import tune
 
-INDEX, DIRECTIONS, REPORT = "index.faiss", "index.npz", "index.json"
+REPORT = "index.json"
 
 FEW = 2_000
 """Where a filter leaves this many or fewer, looking at each is quicker and misses none."""
@@ -67,16 +71,26 @@ class Index:
 
     @classmethod
     def _read(cls, folder: Path) -> "Index":
-        report, faiss = read_json(folder / REPORT), _faiss()
+        while True:
+            report = read_json(folder / REPORT)
+            try:
+                return cls._load(folder, report)
+            except UserError:
+                if read_json(folder / REPORT) == report:  # else it was replaced meanwhile
+                    raise
+
+    @classmethod
+    def _load(cls, folder: Path, report: dict[str, Any]) -> "Index":
+        faiss = _faiss()
         flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY
+        path = folder / f"{report.get('files')}.faiss"
         try:
-            lists = faiss.read_index(str(folder / INDEX), flags)
-            with np.load(folder / DIRECTIONS) as arrays:
+            lists = faiss.read_index(str(path), flags)
+            with np.load(path.with_suffix(".npz")) as arrays:
                 directions = Directions(**arrays)
         except (RuntimeError, OSError, ValueError, TypeError, BadZipFile) as error:
             raise UserError(
-                f"{folder / INDEX}: expected a faiss index and its {DIRECTIONS}, found: {error}; "
-                "build it again"
+                f"{path}: expected a faiss index and its .npz, found: {error}; build it again"
             ) from None
         return cls(faiss, lists, directions, report)
 
@@ -120,13 +134,24 @@ class Index:
         }
         index = cls(faiss, made, directions, report)
         index.report |= tune(index, near, rows, live)
-        with atomic_path(folder / INDEX) as temporary:
-            faiss.write_index(made, str(temporary))
-        with atomic_path(folder / DIRECTIONS) as temporary, temporary.open("wb") as file:
-            np.savez(file, **vars(directions))
-        write_json(folder / REPORT, index.report)
-        # Mapped from now on, as after a restart.
-        return cls._read(folder)
+        return index._write(folder)
+
+    def _write(self, folder: Path) -> "Index":
+        """Puts it in the place of the one in a folder; mapped from now on, as after a restart."""
+        path = folder / f"index-{uuid.uuid4().hex[:8]}.faiss"
+        try:
+            with atomic_path(path) as temporary:
+                self.faiss.write_index(self.lists, str(temporary))
+            with atomic_path(path.with_suffix(".npz")) as temporary, temporary.open("wb") as file:
+                np.savez(file, **vars(self.directions))
+            # faiss is silent about the last bytes, which reach the disk when it closes the file.
+            written = Index._load(folder, {**self.report, "files": path.stem})
+            write_json(folder / REPORT, written.report)
+        except RuntimeError as error:
+            raise UserError(f"{path}: the index could not be written: {error}") from error
+        finally:
+            _remove_unnamed(folder)
+        return written
 
     def search(self, vector: Vector, allowed: Mask, rows: Vector, k: int) -> Rows | None:
         """The k allowed rows found nearest, best first; None where each should be looked at."""
@@ -160,6 +185,15 @@ class Index:
         kinds = self.report["kinds"].values()
         least = [kind for kind in kinds if kind["attributes"] <= even * (1 + 1e-6)]
         return max(least, key=lambda kind: kind["attributes"])
+
+
+def _remove_unnamed(folder: Path) -> None:
+    """Removes what index.json does not name: of a build before, or of one that was interrupted."""
+    report = folder / REPORT
+    named = read_json(report)["files"] if report.exists() else None
+    for path in folder.glob("index-*"):
+        if path.stem != named:
+            path.unlink()
 
 
 def _parts(rows: Rows) -> list[Rows]:

@@ -5,7 +5,6 @@ written nowhere. The same client reaches a file of Milvus Lite, a server and a c
 """
 
 import importlib
-import json
 import os
 import uuid
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -43,6 +42,9 @@ PROBE_TIMEOUT = 1.0
 
 SAMPLE = 1000
 """Items whose fields are looked at to say what fields there are."""
+
+REFUSED = {6, 1100, 1101}
+"""Codes of what is wrong with the request and not with Milvus: of Milvus Lite, and of Milvus."""
 
 ID_LENGTH = 512
 FIELDS = ["id", "vector", "norm", "record"]
@@ -124,7 +126,7 @@ class MilvusGallery:
         """See `Gallery`."""
         clauses = [filtering.to_milvus(filtering.parse(filters, self._names(filters)))]
         if exclude is not None:
-            clauses.append(f"id != {json.dumps(exclude)}")
+            clauses.append(f"id != {filtering.literal(exclude)}")
         with self._told():
             (hits,) = self._client.search(
                 self._collection,
@@ -143,10 +145,11 @@ class MilvusGallery:
         names = [*self.header.schema.names]
         for name in filters:
             if name not in names:
+                exists = f"exists facts[{filtering.literal(name)}]"
                 with self._told():
                     found = self._client.query(
                         self._collection,
-                        filter=f"exists facts[{json.dumps(name)}]",
+                        filter=exists,
                         output_fields=["id"],
                         limit=1,
                         timeout=LOOK_TIMEOUT,
@@ -156,9 +159,10 @@ class MilvusGallery:
 
     def get(self, item_id: str) -> Item:
         """See `Gallery`."""
+        chosen = _chosen([item_id])
         with self._told():
-            found = self._client.get(
-                self._collection, ids=[item_id], output_fields=FIELDS, timeout=LOOK_TIMEOUT
+            found = self._client.query(
+                self._collection, filter=chosen, output_fields=FIELDS, timeout=LOOK_TIMEOUT
             )
         if not found:
             raise ItemNotFoundError(f"no item {item_id!r} in the gallery")
@@ -194,6 +198,7 @@ class MilvusGallery:
         if not items:
             return
         require_once(items)
+        _chosen([item.item_id for item in items])  # what could not be asked for is not stored
         vectors = augmented(np.stack([item.vector for item in items]).astype(np.float32))
         rows = [
             {
@@ -215,12 +220,15 @@ class MilvusGallery:
 
     def delete(self, item_ids: Sequence[str]) -> int:
         """See `Gallery`."""
+        if not item_ids:
+            return 0
+        chosen = _chosen(item_ids)
         with self._told():
-            there = self._client.get(
-                self._collection, ids=list(item_ids), output_fields=["id"], timeout=TIMEOUT
+            there = self._client.query(
+                self._collection, filter=chosen, output_fields=["id"], timeout=TIMEOUT
             )
             if there:
-                self._client.delete(self._collection, ids=list(item_ids), timeout=TIMEOUT)
+                self._client.delete(self._collection, filter=chosen, timeout=TIMEOUT)
         return len(there)
 
     def finish(self) -> None:
@@ -246,14 +254,27 @@ class MilvusGallery:
 @contextmanager
 def _told(uri: str) -> Generator[None]:
     milvus: Any = _pymilvus()
+    refusals = (milvus.exceptions.ParamError, milvus.exceptions.DataNotMatchException)
     grpc: Any = importlib.import_module("grpc")
+    reason: Any
     try:
         yield
     except grpc.RpcError as error:  # those that pymilvus does not try anew come as they are
-        reason: Any = error
+        reason = error
         raise UnavailableError(f"{uri}: Milvus did not answer: {reason.details()}") from error
-    except (milvus.MilvusException, OSError) as error:
+    except milvus.MilvusException as error:
+        reason = error
+        if reason.is_input_error or reason.code in REFUSED or isinstance(error, refusals):
+            # Told to clients, who need not know where Milvus is.
+            raise UserError(f"Milvus refuses what it was asked: {reason.message}") from error
         raise UnavailableError(f"{uri}: Milvus did not answer as expected: {error}") from error
+    except OSError as error:
+        raise UnavailableError(f"{uri}: Milvus did not answer as expected: {error}") from error
+
+
+def _chosen(item_ids: Sequence[str]) -> str:
+    """An expression for these items; pymilvus' own leaves quotes and backslashes as they are."""
+    return f"id in [{', '.join(map(filtering.literal, item_ids))}]"
 
 
 def drop(uri: str, collection: str) -> None:

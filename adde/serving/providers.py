@@ -21,6 +21,9 @@ PROVIDERS: Mapping[Device, str] = {
     "tensorrt": "TensorrtExecutionProvider",
 }
 
+RECORD = "session.record_ep_graph_assignment_info"
+"""Entry of a session's configuration for which `running` knows who was given what."""
+
 DRIVER, CUDNN, TENSORRT = "libcuda.so.1", "libcudnn.so.9", "libnvinfer.so.10"
 
 LOAD = """
@@ -56,6 +59,19 @@ def preload(devices: Sequence[Device]) -> None:
         # Its wheel loads libnvinfer on import; without the wheel the system's is looked for.
         with contextlib.suppress(ImportError, OSError):
             importlib.import_module("tensorrt")
+
+
+def running(session: Any) -> tuple[str, ...]:
+    """The providers that were given nodes of a session's graph, first choice first.
+
+    A provider that is registered may have taken nothing, which onnxruntime but logs. Before 1.24 it
+    does not tell: then all that are registered.
+    """
+    registered: list[str] = session.get_providers()
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        return tuple(registered)
+    given = {part.ep_name for part in session.get_provider_graph_assignment_info()}
+    return tuple(name for name in registered if name in given)
 
 
 def missing(device: Device, precision: str = "fp32") -> list[str]:

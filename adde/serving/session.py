@@ -18,10 +18,12 @@ from adde.schema import Vector
 from adde.serving.binding import Array, Graph, Lane
 from adde.serving.providers import (
     PROVIDERS,
+    RECORD,
     Device,
     missing,
     onnxruntime,
     preload,
+    running,
     tensorrt_version,
 )
 
@@ -41,7 +43,7 @@ class Session:
     Args:
         bundle: what to run.
         devices: one, or several in the order of preference. TensorRT leaves to the next what it
-            cannot do; whatever is named must be had.
+            cannot do; whatever is named must be had, and the first must have something to do.
         allow_fallback: go on with what onnxruntime gives, and say on stderr what is missing.
         threads: of the CPU that one batch is shared by; None: as many as this process may use.
 
@@ -80,7 +82,7 @@ class Session:
 
     @property
     def providers(self) -> tuple[str, ...]:
-        """What onnxruntime itself says the encoder runs on, first choice first."""
+        """What onnxruntime gave parts of the encoder to, first choice first."""
         return self._encoder.providers
 
     def encode(self, images: Picture) -> tuple[Vector, Vector]:
@@ -120,10 +122,10 @@ class _Runner:
     ) -> None:
         self._graph = graph
         options: dict[Device, dict[str, str]] = {
-            name: _options(name, graph, bundle, path) for name in devices
+            name: _options(name, graph, bundle) for name in devices
         }
         self._session = self._shared = _open(path, options, threads)
-        self.providers = tuple(str(name) for name in self._session.get_providers())
+        self.providers = running(self._session)
         self._on_cpu = self.providers[0] == PROVIDERS["cpu"]
         if self._on_cpu and shared_threads < threads:
             self._shared = _open(path, options, shared_threads)
@@ -196,11 +198,10 @@ def _check(name: str, array: Array, row: tuple[int, ...], kind: type[np.generic]
     return len(array)
 
 
-def _options(device: Device, graph: Graph, bundle: Bundle, path: Path) -> dict[str, str]:
+def _options(device: Device, graph: Graph, bundle: Bundle) -> dict[str, str]:
     """What a provider is told."""
-    half = bundle.details["precision"] == "fp16"
     if device == "cuda":
-        return cuda_options(half)
+        return cuda_options(bundle.details["precision"] == "fp16")
     if device == "cpu":
         return {}
     # An engine takes minutes to build: kept, and built once for all buckets. Another version of
@@ -213,12 +214,13 @@ def _options(device: Device, graph: Graph, bundle: Bundle, path: Path) -> dict[s
         return ",".join(f"{name}:{'x'.join(map(str, (batch, *row)))}" for name, (row, _) in rows)
 
     return {
+        # Left to choose, TensorRT may compute in float16 what an fp16 graph keeps in float32. With
+        # no precision enabled onnxruntime has it take each type from the graph (strong typing).
+        "trt_fp16_enable": "0",
         "trt_engine_cache_enable": "1",
         "trt_engine_cache_path": str(engines),
         "trt_timing_cache_enable": "1",
         "trt_timing_cache_path": str(engines),
-        # The memory is float32 in every bundle.
-        "trt_fp16_enable": "1" if half and path == bundle.encoder else "0",
         "trt_profile_min_shapes": profile(BUCKETS[0]),
         "trt_profile_opt_shapes": profile(BUCKETS[-1] // 2),
         "trt_profile_max_shapes": profile(BUCKETS[-1]),
@@ -256,6 +258,7 @@ def _obtainable(
 def _open(path: Path, devices: Mapping[Device, dict[str, str]], threads: int) -> Any:
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = threads
+    settings.add_session_config_entry(RECORD, "1")
     wanted = [PROVIDERS[device] for device in devices]
     try:
         with contextlib.redirect_stdout(sys.stderr):  # where it says that it falls back
@@ -264,11 +267,12 @@ def _open(path: Path, devices: Mapping[Device, dict[str, str]], threads: int) ->
             )
     except Exception as error:  # onnxruntime's exceptions have no common base but this one
         raise UserError(f"{path}: onnxruntime cannot open it: {error}") from error
-    found = session.get_providers()
-    if not set(wanted) <= set(found):
+    registered, found = session.get_providers(), running(session)
+    # Those after the first may be left with nothing: they have what those before them cannot do.
+    if not set(wanted) <= set(registered) or wanted[0] not in found:
         raise UserError(
-            f"{path}: expected onnxruntime to run on {', '.join(wanted)}, found "
-            f"{', '.join(found)}; nothing is missing that is known of, see what it logged, and "
-            "python serve_onnx/doctor.py"
+            f"{path}: expected onnxruntime to run on {', '.join(wanted)}, found it to have "
+            f"{', '.join(registered)} and to run on {', '.join(found)}; nothing is missing that "
+            "is known of, see what it logged, and python serve_onnx/doctor.py"
         )
     return session

@@ -6,6 +6,7 @@ import mmap
 import multiprocessing
 import os
 import queue
+import signal
 import threading
 import weakref
 from collections import deque
@@ -30,6 +31,9 @@ LENT = 2
 One is trained on while the next is taken."""
 
 NOBODY = -1
+
+STOPS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
+"""Signals to stop, which launchers and schedulers send to all processes of a rank."""
 
 
 @dataclass
@@ -141,7 +145,7 @@ class BatchStream(Iterator[Batch]):
         """Ends the worker processes at once, whatever they are at.
 
         DataLoader would wait five seconds for each. To a SIGTERM from their parent they exit as
-        if they were done, and no handler takes them for killed.
+        if they were done (`_heed_the_parent`), and no handler takes them for killed.
         """
         for child in multiprocessing.active_children():
             if child.pid in self._reading[:, 0]:
@@ -157,9 +161,12 @@ class BatchStream(Iterator[Batch]):
             prefetch_factor=READ_AHEAD,
             timeout=self._timeout,
             multiprocessing_context="fork",  # shares the slots
+            worker_init_fn=_heed_the_parent,
         )
         try:
-            for number, slot, found in loader:
+            with _stops_held_back():
+                places = iter(loader)  # forks
+            for number, slot, found in places:
                 if self._device.type == "cuda":
                     images = slots.copy(slot, len(found.item_ids), pinned=True)
                 else:
@@ -267,6 +274,37 @@ class _IntoSlots(Dataset[tuple[int, int, Companions]]):
         found = self._batches.read(number, self._slots[slot], say)
         say(NOBODY, NOBODY)
         return number, slot, found
+
+
+@contextlib.contextmanager
+def _stops_held_back() -> Generator[None]:
+    """`STOPS` wait until the body is done; processes forked in it have them blocked for good."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _heed_the_parent(worker: int) -> None:
+    """Has this worker end at its parent's SIGTERM, or when the parent is gone, at no other stop.
+
+    A rank that is told to stop finishes its step and saves, for which it needs its workers; but
+    torch's agent signals a rank's whole process group, Slurm all processes of a job's step.
+    DataLoader's own watchdog would wait for ever for a parent that is gone to read what it was
+    given last.
+    """
+    rank = multiprocessing.parent_process()
+    assert rank is not None
+
+    def wait() -> None:
+        while os.getppid() == rank.pid:
+            told = signal.sigtimedwait(STOPS, 1.0)
+            if told and (told.si_signo, told.si_pid) == (signal.SIGTERM, rank.pid):
+                os._exit(0)
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _room(shape: Sequence[int], pinned: bool) -> Tensor:

@@ -29,6 +29,7 @@ from adde.training.tracking import LOG_NAME, read_log
 
 POLL = 0.2  # s between two looks at a trial's log
 PATIENCE = 60.0  # s that a trial has to save before it is killed
+FAILURES = 3  # in a row, after which a search ends
 
 
 class _Strict(pydantic.BaseModel):
@@ -142,6 +143,10 @@ def _typed(value: Any) -> str:
     return repr(value) if isinstance(value, float) else str(value)
 
 
+class TrialFailedError(Exception):
+    """A trial's run that ended with an error, or without its figure."""
+
+
 @dataclass
 class Search:
     """A search of one folder."""
@@ -156,7 +161,8 @@ class Search:
         except ImportError:
             raise UserError("Optuna cannot be imported: pip install 'adde[train,search]'") from None
         self._optuna: Any = optuna
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        # A trial that fails is told in a line of ours; a warning would be its traceback.
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.folder.mkdir(parents=True, exist_ok=True)
         storages: Any = optuna.storages
         self.study: Any = optuna.create_study(
@@ -174,16 +180,24 @@ class Search:
     def run(self, trials: int) -> None:
         """Trials until `trials` have ended well or were pruned, those of earlier calls included.
 
-        A grid has no more than its places.
+        A grid has no more than its places, each tried once. A trial that fails, as by a rate at
+        which training diverges, is told and left behind.
 
         Raises:
-            UserError: a trial failed; the message names its output.
+            UserError: three trials in a row failed, or one before any has ended; the message
+                names its output.
         """
-        if self.sweep.method == "grid":
+        grid = self.sweep.method == "grid"
+        if grid:
             trials = min(trials, math.prod(len(p.samples) for p in self.sweep.parameters.values()))
         self._take_up()
-        while len(self.ended()) < trials:
-            self.study.optimize(self._trial, n_trials=1)
+        in_a_row = 0
+        while len(self.ended()) + grid * len(self.failed()) < trials:
+            before = len(self.failed())
+            self.study.optimize(self._trial, n_trials=1, catch=(TrialFailedError,))
+            in_a_row = in_a_row + 1 if len(self.failed()) > before else 0
+            if in_a_row and (in_a_row == FAILURES or not self.ended()):
+                raise UserError(self.failed()[-1].user_attrs["failed"])
             self._write_results()
             print(f"{len(self.ended())} of {trials} trials have ended")
 
@@ -191,6 +205,12 @@ class Search:
         """Trials that count: complete, or pruned."""
         states = self._optuna.trial.TrialState
         return self.study.get_trials(deepcopy=False, states=(states.COMPLETE, states.PRUNED))
+
+    def failed(self) -> list[Any]:
+        """Trials whose runs failed, other than those that were cut off."""
+        states = self._optuna.trial.TrialState
+        found = self.study.get_trials(deepcopy=False, states=(states.FAIL,))
+        return [trial for trial in found if "failed" in trial.user_attrs]
 
     def _take_up(self) -> None:
         """What a search that was cut off left running is begun again, from its checkpoint."""
@@ -215,11 +235,14 @@ class Search:
                 if trial.should_prune():
                     print(f"{name}: pruned at evaluation {number}, {value:.4f}")
                     raise self._optuna.TrialPruned
-        if process.returncode or last is None:
-            raise UserError(
+        if process.returncode or last is None or math.isnan(last):
+            message = (
                 f"{name}: expected a run that logs {self.sweep.metric.name}, found exit status "
-                f"{process.returncode}; see {run / 'output.txt'}"
+                f"{process.returncode} and {last} at last; see {run / 'output.txt'}"
             )
+            print(message)
+            trial.set_user_attr("failed", message)
+            raise TrialFailedError(message)
         print(f"{name}: {self.sweep.metric.name} {last:.4f}")
         return last
 

@@ -21,6 +21,7 @@ import pytest
 import torch
 from test_ranks import free_port
 from test_strategies import RECIPE, ROOT
+from test_strategies import start as launch
 
 from adde.training.checkpoint import read_checkpoint
 
@@ -146,6 +147,30 @@ def logged_once(run, steps):
 
 def torchrun(ranks, restarts):
     return ("--standalone", f"--nproc-per-node={ranks}", f"--max-restarts={restarts}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_launcher_that_is_told_to_stop_has_its_ranks_save(tiny_shards, tmp_path, number):
+    recipe, run = tmp_path / "recipe.toml", tmp_path / "run"
+    recipe.write_text(RECIPE.replace("[data]", f'[data]\nshards = "{tiny_shards}"'))
+    more = ("--data.workers=1", "--encoder.schedule.epochs=2000", "--checkpoints.every=100000")
+    process = launch("ddp", 2, recipe, run, *more)
+    deadline = time.monotonic() + 120
+    while not (run / "log.jsonl").exists() or len((run / "log.jsonl").read_text()) < 2:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert len(family) >= 4  # ranks and their workers
+    process.send_signal(number)  # torch's agent hands it to the ranks' process groups
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert output.count("stopping after this step") == 2, output  # ranks say so, and no worker
+    assert "DataLoader worker" not in output
+    step = int(re.search(r"stopped after step (\d+)", output)[1])
+    assert read_checkpoint(run / "checkpoints" / f"step-{step:08d}")
+    assert psutil.wait_procs(family, timeout=30)[1] == []
 
 
 def test_a_killed_rank_is_named_and_the_launcher_goes_on_by_itself(chaos, tmp_path):

@@ -66,6 +66,7 @@ def test_the_others_go_down_with_the_message(fault, message, tmp_path):
 
 
 CPU = """
+import os
 import torch
 from accelerate import Accelerator
 from adde.training.config import Config
@@ -74,7 +75,7 @@ import torch.distributed as dist
 
 torch.cuda.is_available = lambda: True  # as on a machine with GPUs
 accelerator = open_accelerator(Config())
-print(dist.get_backend(), accelerator.device.type)
+os.write(1, f"{dist.get_backend()} {accelerator.device.type}\\n".encode())  # whole lines
 """
 
 

@@ -1,14 +1,24 @@
 """A bundle that is not what was exported is found out, and the cause is named."""
 
 import json
+import re
+import runpy
 import shutil
+import sys
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from adde.bundle import BUNDLE_NAME, FILES, Bundle
 from adde.errors import UserError
+from adde.exporting import check
 from adde.exporting.check import check_bundle
+from adde.serving import providers
+from adde.serving.session import Session
+
+PROGRAM = Path(__file__).parents[2] / "export" / "check.py"
 
 
 @pytest.fixture
@@ -22,6 +32,38 @@ def test_a_whole_bundle_passes_at_every_batch(tiny_bundle):
     assert [row["batch"] for row in rows] == [1, 2, 7, 64]
     assert all(row["max_error"] < 1e-5 for row in rows)
     assert all(row["encoder_ms"] > 0 and row["memory_ms"] > 0 for row in rows)
+
+
+def test_a_device_that_fails_is_told_and_the_others_go_on(copy, monkeypatch, capsys):
+    class Failing(Session):
+        def __init__(self, bundle, device):
+            if device == "tensorrt":
+                raise UserError("no engine")
+            super().__init__(bundle)
+            self.device = device
+
+        def encode(self, images):
+            embeddings, logits = super().encode(images)
+            if self.device == "cuda":
+                embeddings[-1, -1, -1] = np.inf
+            return embeddings, logits
+
+    monkeypatch.setattr(check, "Session", Failing)
+    _, rows = check_bundle(copy, ("tensorrt", "cpu", "cuda"))
+    assert [row["device"] for row in rows] == ["tensorrt", *["cpu"] * 4, "cuda"]
+    assert rows[0]["failure"] == "no engine"
+    assert re.search(r"embeddings at batch 1: expected the golden .* of inf", rows[-1]["failure"])
+
+    # The program tells it in the table, and in its status.
+    monkeypatch.setattr(providers, "missing", lambda *_: [])
+    monkeypatch.setattr(sys, "argv", ["check.py", "--bundle", str(copy)])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(PROGRAM), run_name="__main__")
+    assert stopped.value.code == 1
+    printed = capsys.readouterr()
+    assert len(printed.out.splitlines()) == 2 + 4 + 2
+    assert "fp32  tensorrt  no engine" in printed.out
+    assert f"found none for {copy} on cuda, {copy} on tensorrt; the rows" in printed.err
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -1,19 +1,27 @@
 """Encoders of fewer bits: what they lose, that the gate holds, and the memory's blocks."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 
 from adde.bundle import Bundle
 from adde.errors import UserError
+from adde.exporting import export as exporting
 from adde.exporting import graphs
 from adde.exporting.check import check_bundle
 from adde.exporting.export import export_bundle
 from adde.exporting.graphs import BlockMemoryGraph, MemoryGraph, off_block_share, write_graphs
-from adde.exporting.precision import CALIBRATION, calibration_pictures
+from adde.exporting.precision import (
+    CALIBRATION,
+    calibration_pictures,
+    candidates,
+    reduce,
+)
 from adde.model import ADDE
 from adde.serving.session import Session
 from adde.shards.index import ShardIndex
@@ -53,6 +61,71 @@ def test_a_bundle_of_fewer_bits(tiny_model, tiny_bundle, index, tmp_path, precis
     assert "colour | red, green, blue" in card
 
 
+@pytest.fixture(scope="module")
+def larger_graphs(tiny_model, tmp_path_factory):
+    """Of a model of 64 px, whose pooling reads the batch's size; at 32 px none does."""
+    folder = tmp_path_factory.mktemp("graphs")
+    settings = replace(tiny_model.settings, image_size=64)
+    write_graphs(ADDE(settings, tiny_model.schema).eval(), folder)
+    return folder
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_pictures_go_into_a_cast_and_nowhere_else(larger_graphs, tmp_path, precision):
+    """TensorRT takes uint8 into nothing else, not even Transpose or Shape (TensorRT 3985)."""
+    shutil.copytree(larger_graphs, tmp_path, dirs_exist_ok=True)
+    if precision != "fp32":
+        pictures = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
+        reduce(tmp_path, precision, candidates(precision)[0], [pictures])
+    # As it is written, and as providers are handed it.
+    written, handed = tmp_path / "encoder.onnx", tmp_path / "handed.onnx"
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(handed)
+    onnxruntime.InferenceSession(written, options, providers=["CPUExecutionProvider"])
+    for path in (written, handed):
+        graph = onnx.load(path).graph
+        assert {node.op_type for node in graph.node if "images" in node.input} == {"Cast"}
+        assert any(node.op_type == "Shape" for node in graph.node)
+
+
+def test_the_gate_of_fp16_is_float16_arithmetic_where_cuda_can_be_had(
+    tiny_model, index, tmp_path, monkeypatch, capsys
+):
+    asked = []
+
+    class Recorder(Session):
+        def __init__(self, bundle, device="cpu"):
+            asked.append(device)
+            super().__init__(bundle)
+
+    monkeypatch.setattr(exporting, "Session", Recorder)
+    for lacking, device in (([], "cuda"), (["no driver"], "cpu")):
+        monkeypatch.setattr(exporting, "missing", lambda *_, lacking=lacking: lacking)
+        bundle = export(tiny_model, index, tmp_path / "b", "fp16")
+        assert asked == [device, "cpu"]  # the gate, and golden vectors
+        assert bundle.details["parity"]["device"] == device
+        # What was not measured is told, in the card and on the terminal.
+        told = "in float32 arithmetic: they show what rounding the weights costs"
+        card = (tmp_path / "b" / "README.md").read_text()
+        assert (told in card) is (told in capsys.readouterr().out) is (device == "cpu")
+        asked.clear()
+    assert exporting.gate_device("fp32") == exporting.gate_device("int8") == "cpu"
+
+
+def test_numbers_beyond_float16_leave_nothing(tiny_model, index, tmp_path, monkeypatch):
+    class Overflowing(Session):
+        def encode(self, images):
+            embeddings, logits = super().encode(images)
+            embeddings[0, 0, 0] = np.nan
+            return embeddings, logits
+
+    monkeypatch.setattr(exporting, "Session", Overflowing)
+    with pytest.raises(UserError, match=r"expected finite embeddings .* infinities or NaN"):
+        export(tiny_model, index, tmp_path / "b", "fp16")
+    assert not (tmp_path / "b").exists()
+
+
 def test_figures_that_drop_too_far_leave_nothing(tiny_model, index, tmp_path):
     with pytest.raises(UserError, match=r"int8: expected figures .* at most -101 points below"):
         export(tiny_model, index, tmp_path / "b", "int8", allow_drop=-101.0)
@@ -69,16 +142,14 @@ def test_an_encoder_too_large_for_one_file_is_refused(tiny_model, index, tmp_pat
 def test_int8_keeps_to_the_backbone_where_the_heads_lose_too_much(
     tiny_model, index, tmp_path, monkeypatch, capsys
 ):
-    from adde.exporting import export as module
-
     tried = []
-    require = module.parity.require_small_drop
+    require = exporting.parity.require_small_drop
 
     def refuse_the_first(report, allowed, precision):
         tried.append(report)
         require(report, allowed if len(tried) > 1 else -101.0, precision)
 
-    monkeypatch.setattr(module.parity, "require_small_drop", refuse_the_first)
+    monkeypatch.setattr(exporting.parity, "require_small_drop", refuse_the_first)
     bundle = export(tiny_model, index, tmp_path / "b", "int8")
     assert bundle.details["parts"] == "backbone"
     assert "backbone and heads: int8: expected" in capsys.readouterr().out

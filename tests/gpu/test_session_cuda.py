@@ -1,14 +1,25 @@
 """The session on a CUDA device; `make gpu-check` runs it."""
 
+import copy
+import functools
 import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from adde.bundle import Bundle
+from adde.errors import UserError
+from adde.exporting.check import check_bundle
+from adde.exporting.export import export_bundle
+from adde.exporting.parity import relative_error
+from adde.model import ADDE
+from adde.serving.providers import missing
 from adde.serving.session import BUCKETS, Session
+from adde.shards.index import ShardIndex
 
 pytestmark = pytest.mark.gpu
 
@@ -23,6 +34,25 @@ def session(bundle):
     session = Session(bundle, "cuda")
     session.warm_up()
     return session
+
+
+@pytest.fixture(scope="module")
+def index(tiny_shards):
+    return ShardIndex.read(tiny_shards)
+
+
+@pytest.fixture(scope="module")
+def larger(tiny_model, index, tmp_path_factory):
+    """Makes bundles of a precision, of 64 px: with 32 the backbone has nothing left to pool."""
+    model = ADDE(replace(tiny_model.settings, image_size=64), tiny_model.schema)
+    model.load_state_dict(tiny_model.state_dict())
+
+    @functools.cache
+    def make(precision):
+        out = tmp_path_factory.mktemp("bundles") / precision
+        return export_bundle(model, index, out, None, {}, precision, allow_drop=100.0)
+
+    return make
 
 
 def test_it_runs_on_the_device_and_gives_the_golden_vectors(bundle, session):
@@ -61,3 +91,41 @@ def test_batches_that_change_in_size_cost_little_more_than_those_that_do_not(ses
     changing = milliseconds(8, 32)
     print(f"batches of 8 and 32: {alike:.2f} ms alike, {changing:.2f} ms in turns")
     assert changing < 3 * alike
+
+
+def test_fp16_is_gated_on_the_device_and_keeps_to_its_golden_vectors(larger):
+    bundle = larger("fp16")
+    assert bundle.details["parity"]["device"] == "cuda"
+    _, rows = check_bundle(bundle.path, ("cpu", "cuda"))
+    assert [row["device"] for row in rows] == ["cpu"] * 4 + ["cuda"] * 4, rows
+    # Other arithmetic than the CPU's, which golden vectors are made with.
+    assert 1e-6 < rows[-1]["max_error"] < 0.02
+
+
+def test_fp16_whose_numbers_leave_its_range_is_refused(tiny_model, index, tmp_path):
+    model = copy.deepcopy(tiny_model)
+    with torch.no_grad():  # no weight leaves it, embeddings do
+        model.heads.first.weight.mul_(1e4)
+        model.heads.second.weight.mul_(1e3)
+    with pytest.raises(UserError, match="expected finite embeddings"):
+        export_bundle(model, index, tmp_path / "b", None, {}, "fp16", allow_drop=100.0)
+
+
+@pytest.mark.parametrize(("precision", "allowed"), [("fp32", 1e-3), ("fp16", 0.02)])
+def test_tensorrt_takes_the_bundle_and_gives_the_golden_vectors(
+    larger, precision, allowed, tmp_path, monkeypatch
+):
+    if lacking := missing("tensorrt", precision):
+        pytest.skip("; ".join(lacking))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # engines are built here
+    bundle = larger(precision)
+    session = Session(bundle, ("tensorrt", "cuda", "cpu"))
+    assert session.providers[0] == "TensorrtExecutionProvider"
+    golden = bundle.golden()
+    for size in (1, 3, 65):
+        rows = np.arange(size) % len(golden.images)
+        embeddings, logits = session.encode(golden.images[rows])
+        assert relative_error(golden.embeddings[rows], embeddings) < allowed
+        assert relative_error(golden.logits[rows], logits) < allowed
+        query = session.edit(embeddings, golden.indicator[rows])
+        assert relative_error(golden.query[rows], query) < allowed

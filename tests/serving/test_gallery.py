@@ -1,24 +1,33 @@
 """What both engines must do, against a plain list of items; and what only the folder does."""
 
 import os
+import pickle
 import shutil
 import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from adde.bundle import Bundle
 from adde.errors import UserError
 from adde.files import read_json, write_json
-from adde.serving import embedded
+from adde.serving import embedded, filters
 from adde.serving.build import open_gallery
 from adde.serving.embedded import EmbeddedGallery
+from adde.serving.embedding import embed
 from adde.serving.facets import Facet
-from adde.serving.gallery import Header, ItemNotFoundError, read_picture
+from adde.serving.gallery import (
+    Header,
+    Item,
+    ItemNotFoundError,
+    UnavailableError,
+    read_picture,
+)
 from adde.serving.milvus import MilvusGallery
 from adde.shards.index import ShardIndex
 from adde.shards.reader import iterate
@@ -169,7 +178,11 @@ def test_fields_that_cannot_be_told_apart_or_stored_are_refused(empty, random_it
         empty.upsert(random_items(1) * 2)
     for fields, message in (
         ({"colour": ["x"]}, "item 'item-0': .*'colour', which is an attribute"),
-        ({"tags": [["a"]]}, "field 'tags': expected text, a number.*found list"),
+        ({"tags": [["a"]]}, "field 'tags': expected text, a finite number.*found list"),
+        ({"price": [float("nan")]}, "item 'item-0': field 'price': .*found nan; leave out"),
+        ({"price": [float("-inf")]}, "field 'price': .*found -inf"),
+        ({"price": [2**63]}, "field 'price': .*found 9223372036854775808"),
+        ({"brand": ["\ud800"]}, "field 'brand': .*found"),
     ):
         with pytest.raises(UserError, match=message):
             empty.upsert(random_items(1, **fields))
@@ -207,11 +220,25 @@ def test_a_picture_that_is_gone_is_told(gallery, tmp_path):
     assert read_picture(replace(gone, pictures=None), item) is None
 
 
+def exported_anew(bundle, folder):
+    """The bundle that then lies in a folder, of the same graphs."""
+    details = {**bundle.details, "source": {"run": "another"}}
+    replace(bundle, path=folder, details=details).write()
+    return Bundle.read(folder)
+
+
+def test_a_gallery_is_of_the_bundle_that_was_opened_whatever_lies_there_now(
+    bundle, tiny_bundle, tmp_path
+):
+    opened = Bundle.read(shutil.copytree(tiny_bundle, tmp_path / "b"))
+    other = exported_anew(bundle, opened.path)
+    assert Header.of(opened, "exact", None, "").bundle == bundle.hash != other.hash
+
+
 def test_a_gallery_of_another_bundle_is_refused_by_hash(
     bundle, tiny_bundle, tiny_gallery, tmp_path
 ):
-    other = replace(bundle, path=shutil.copytree(tiny_bundle, tmp_path / "b"))
-    replace(other, details={**other.details, "source": {"run": "another"}}).write()
+    other = exported_anew(bundle, shutil.copytree(tiny_bundle, tmp_path / "b"))
     with pytest.raises(UserError, match=f"{other.hash}.*found one of bundle {bundle.hash}"):
         open_gallery(tiny_gallery, other)
 
@@ -234,7 +261,7 @@ def test_damage_is_told(tiny_gallery, tmp_path):
         EmbeddedGallery(folder)
     folder, path = damaged("gallery.json")
     write_json(path, {**read_json(path), "format": 9})
-    with pytest.raises(UserError, match="expected format 2, found 9"):
+    with pytest.raises(UserError, match="expected format 3, found 9"):
         EmbeddedGallery(folder)
     with pytest.raises(UserError, match=r"expected a gallery with gallery\.json, found none"):
         EmbeddedGallery(tmp_path)
@@ -249,9 +276,122 @@ def test_one_process_writes_and_others_read(tiny_gallery, tmp_path, random_items
         with pytest.raises(UserError, match="open for reading only"):
             reader.upsert(random_items(1))
         writer.upsert(random_items(4))
-        assert (len(reader), len(writer)) == (96, 100)
+        assert (len(reader), len(writer)) == (100, 100)
     with closing(EmbeddedGallery(folder, writable=True)) as again:
         assert len(again) == 100
+
+
+WRITES = """
+import pickle, sys
+from pathlib import Path
+from adde.serving.embedded import EmbeddedGallery
+
+gallery = EmbeddedGallery(Path(sys.argv[1]), writable=True)
+while True:
+    method, argument = pickle.load(sys.stdin.buffer)
+    getattr(gallery, method)(argument)
+    print("done", flush=True)
+"""
+
+
+@pytest.fixture
+def other_process():
+    """Calls methods of a gallery in a process of its own: `write = other_process(folder)`."""
+    with ExitStack() as started:
+
+        def start(folder):
+            process = started.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", WRITES, folder],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                )
+            )
+            started.callback(process.kill)
+
+            def write(method, argument):
+                process.stdin.write(pickle.dumps((method, argument)))
+                process.stdin.flush()
+                assert process.stdout.readline() == b"done\n"
+
+            return write
+
+        yield start
+
+
+def test_a_reader_sees_what_another_process_has_written(
+    tmp_path, bundle, random_items, other_process
+):
+    items, ones = random_items(60, price=list(range(60))), np.ones(3, np.float32)
+    query = items[7].vector
+    EmbeddedGallery.create(tmp_path / "g", Header.of(bundle, "embedded", None, "test")).close()
+    write = other_process(tmp_path / "g")
+    write("upsert", items[:50])
+    with closing(EmbeddedGallery(tmp_path / "g")) as reader:
+        assert reader.nearest(query, ones, 1, {})[0].item_id == "item-7"
+        write("upsert", items[50:])
+        same(reader.get("item-55"), items[55])
+        write("upsert", [replace(items[7], fields={"price": 1000, "brand": "new"})])
+        assert reader.get("item-7").fields["price"] == 1000
+        assert "item-7" not in ids(reader.nearest(query, ones, 60, {}, exclude="item-7"))
+        assert ids(reader.nearest(query, ones, 60, {"price": {"min": 59}})) == ["item-7", "item-59"]
+        assert ids(reader.nearest(query, ones, 60, {"brand": "new"})) == ["item-7"]
+        write("delete", ["item-7", "item-59"])
+        assert len(reader) == reader.probe() == 58
+        assert len(reader.nearest(query, ones, 60, {})) == 58
+        assert reader.nearest(query, ones, 60, {"price": {"min": 59}}) == []
+        assert next(f for f in reader.facets() if f.name == "price").high == 58
+        with pytest.raises(ItemNotFoundError):
+            reader.get("item-7")
+
+
+def test_searches_beside_another_process_see_whole_states(
+    tmp_path, bundle, random_items, other_process
+):
+    pair, ones = [replace(item, norm=1.0) for item in random_items(2)], np.ones(3, np.float32)
+    header = Header.of(bundle, "embedded", None, "test")
+    with closing(EmbeddedGallery.create(tmp_path / "g", header)) as gallery:
+        gallery.upsert([*pair, *random_items(50, seed=3, prefix="other")])
+    write = other_process(tmp_path / "g")
+    with closing(EmbeddedGallery(tmp_path / "g")) as reader, ThreadPoolExecutor(4) as pool:
+
+        def look(_):
+            found = {i.item_id: i for i in reader.nearest(pair[0].vector, ones, 52, {})}
+            assert len(found) == 52
+            assert found["item-0"].norm == found["item-1"].norm
+            left = ids(reader.nearest(pair[0].vector, ones, 52, {}, exclude="item-0"))
+            assert "item-0" not in left and len(left) == 51
+
+        looks = [pool.submit(look, number) for number in range(150)]
+        for number in range(30):
+            write("upsert", [replace(item, norm=float(number)) for item in pair])
+        for future in looks:
+            future.result()
+        assert reader.get("item-0").norm == 29
+
+
+def test_filters_look_up_what_they_ask_for(tmp_path, bundle, random_items):
+    header = Header.of(bundle, "embedded", None, "test")
+    with closing(EmbeddedGallery.create(tmp_path / "g", header)) as gallery:
+        gallery.upsert(random_items(50, price=list(range(50))))
+        for wanted in (3, [3, "4"], {"min": 3}, {"max": 3}, {"min": 3, "max": 4}):
+            (condition,) = filters.parse({"price": wanted}, ["price"])
+            query, values = filters.to_sql(condition)
+            with gallery._reading() as (database, _):
+                plan = database.execute(f"EXPLAIN QUERY PLAN {query}", values).fetchall()
+            assert plan[0][3].startswith("SEARCH facts USING PRIMARY KEY (name=? AND value")
+
+
+def test_who_reads_long_holds_up_no_other_reader(tmp_path, bundle, random_items):
+    header = Header.of(bundle, "embedded", None, "test")
+    with closing(EmbeddedGallery.create(tmp_path / "g", header)) as gallery, ExitStack() as long:
+        gallery.upsert(random_items(50))
+        for _ in range(embedded.READERS - 1):
+            long.enter_context(gallery._reading())
+        with ThreadPoolExecutor(1) as pool:
+            ones = np.ones(3, np.float32)
+            found = pool.submit(gallery.nearest, random_items(1)[0].vector, ones, 5, {}, "item-1")
+            assert "item-1" not in ids(found.result(60))
 
 
 def test_a_snapshot_is_the_present_state_without_the_dead(tmp_path, bundle, random_items):
@@ -325,7 +465,10 @@ def test_killed_while_writing_whole_batches_are_there(tmp_path, bundle, random_i
         while int(process.stdout.readline()) < 5:
             pass
         process.send_signal(signal.SIGKILL)
+    with closing(EmbeddedGallery(tmp_path / "g")) as reader:
+        known = len(reader)
     with closing(EmbeddedGallery(tmp_path / "g", writable=True)) as gallery:
+        assert len(gallery) == known
         count = len(gallery)
         assert count >= 1000
         assert count % 200 == 0
@@ -335,6 +478,79 @@ def test_killed_while_writing_whole_batches_are_there(tmp_path, bundle, random_i
             assert value is None or (item.vector == value).all()
         assert (gallery.get("4-100").vector == 4).all()
         assert len(gallery) == count + 3
+
+
+HALF_WRITTEN = """
+import os, signal, sqlite3, sys
+
+database = sqlite3.connect(sys.argv[1])
+database.execute("PRAGMA cache_size = 1")
+database.execute("UPDATE items SET labels = labels || hex(zeroblob(9000))")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture
+def half_written(tmp_path, bundle, random_items):
+    """Has a gallery of 50 items, and leaves a commit in it half done."""
+    header = Header.of(bundle, "embedded", None, "test")
+    with closing(EmbeddedGallery.create(tmp_path / "g", header)) as gallery:
+        gallery.upsert(random_items(50))
+
+    def kill():
+        path = tmp_path / "g" / "items.sqlite"
+        done = subprocess.run([sys.executable, "-c", HALF_WRITTEN, path], check=False)
+        assert done.returncode == -signal.SIGKILL
+        assert path.with_name("items.sqlite-journal").stat().st_size
+
+    return kill
+
+
+def test_readers_take_back_what_a_killed_process_left_half_done(
+    tmp_path, half_written, random_items
+):
+    query, ones = random_items(1, seed=5)[0].vector, np.ones(3, np.float32)
+    with closing(EmbeddedGallery(tmp_path / "g")) as reader:
+        half_written()
+        assert len(reader.nearest(query, ones, 50, {})) == 50
+        same(reader.get("item-3"), random_items(50)[3])
+    half_written()
+    with closing(EmbeddedGallery(tmp_path / "g")) as reader:
+        same(reader.get("item-3"), random_items(50)[3])
+    assert not list((tmp_path / "g").glob("*-journal"))
+
+
+def test_what_was_left_half_done_is_told_where_nothing_can_be_written(
+    tmp_path, half_written, random_items, monkeypatch
+):
+    connect = embedded._connect
+    query, ones = random_items(1, seed=5)[0].vector, np.ones(3, np.float32)
+    with closing(EmbeddedGallery(tmp_path / "g")) as reader:
+        half_written()
+        with monkeypatch.context() as patch:  # as on a mount for reading only, whoever one is
+            patch.setattr(embedded, "_connect", lambda folder, mode: connect(folder, "ro"))
+            with pytest.raises(UnavailableError, match=r"items\.sqlite: a process .* was killed"):
+                reader.nearest(query, ones, 5, {})
+            with pytest.raises(UserError, match="open the gallery once where its folder"):
+                EmbeddedGallery(tmp_path / "g")
+        EmbeddedGallery(tmp_path / "g", writable=True).close()
+        assert len(reader.nearest(query, ones, 50, {})) == 50
+
+
+def test_a_gallery_put_in_the_place_of_one_that_is_read_leaves_it_alone(
+    tmp_path, half_written, bundle, random_items
+):
+    (tmp_path / "g").rename(tmp_path / "other")
+    shutil.copytree(tmp_path / "other", tmp_path / "g")
+    with closing(EmbeddedGallery(tmp_path / "g")) as reader:
+        (tmp_path / "g").rename(tmp_path / "aside")
+        (tmp_path / "other").rename(tmp_path / "g")
+        before = (tmp_path / "aside" / "items.sqlite").read_bytes()
+        half_written()  # in the new one, whose journal lies where the old one's would
+        same(reader.get("item-3"), random_items(50)[3])
+        assert (tmp_path / "aside" / "items.sqlite").read_bytes() == before
+        with closing(EmbeddedGallery(tmp_path / "g")) as new:
+            same(new.get("item-3"), random_items(50)[3])
 
 
 def test_a_full_disk_loses_nothing_and_is_told(tmp_path, bundle, random_items, monkeypatch):
@@ -347,8 +563,9 @@ def test_a_full_disk_loses_nothing_and_is_told(tmp_path, bundle, random_items, m
 
         with monkeypatch.context() as patch:
             patch.setattr(embedded.os, "pwrite", full)
-            with pytest.raises(OSError, match="No space left"):
+            with pytest.raises(OSError, match="No space left") as raised:
                 gallery.upsert(random_items(5, seed=1))
+            assert raised.value.filename == str(tmp_path / "g" / "vectors.f32")
         same(gallery.get("item-3"), random_items(10)[3])
         gallery._database.execute("PRAGMA max_page_count = 1")
         long = random_items(5, seed=1, note=["x" * 100_000] * 5)
@@ -367,3 +584,75 @@ def test_milvus_out_of_reach_is_told_and_found_again(bundle, tmp_path, random_it
             tmp_path / "g", Header.of(bundle, "embedded", None, "x")
         )
     assert not (tmp_path / "g").exists()
+
+
+ODD = ["men's-1", "é-2", 'a"b', "back\\slash", "tab\there", "line\nend", "{id}"]
+INTO = ["zz'] or id in ['é-2", 'zz"] or id in ["é-2', "é-2' or id != '", "\\"]
+
+
+def test_any_text_is_an_id_and_no_more(empty, random_items):
+    items = [replace(i, item_id=name) for i, name in zip(random_items(len(ODD)), ODD)]
+    ones = np.ones(3, np.float32)
+    empty.upsert(items)
+    for item in items:
+        same(empty.get(item.item_id), item)
+        found = ids(empty.nearest(item.vector, ones, 20, {}, exclude=item.item_id))
+        assert sorted(found) == sorted({*ODD} - {item.item_id})
+        assert empty.delete([item.item_id]) == 1
+        empty.upsert([item])
+    for name in INTO:
+        with pytest.raises(ItemNotFoundError):
+            empty.get(name)
+        assert empty.delete([name]) == 0
+        assert len(empty.nearest(items[0].vector, ones, 20, {}, exclude=name)) == len(ODD)
+
+
+def test_any_text_is_a_name_of_a_field(empty, random_items):
+    ones, query = np.ones(3, np.float32), random_items(1)[0].vector
+    names = ["größe", 'a"b', "it's", "back\\slash"]
+    empty.upsert(random_items(3, **{name: [1, 2, 3] for name in names}))
+    for name in names:
+        assert ids(empty.nearest(query, ones, 3, {name: 2})) == ["item-1"]
+
+
+def test_what_milvus_cannot_be_asked_is_the_callers_mistake(bundle, tmp_path, random_items):
+    header = Header.of(bundle, "embedded", None, "x")
+    create = MilvusGallery.creator(str(tmp_path / "milvus.db"))
+    query, ones = random_items(1)[0].vector, np.ones(3, np.float32)
+    with closing(create(tmp_path / "g", header)) as gallery:
+        gallery.upsert(random_items(3, price=[1, 2, 3]))
+        odd = replace(random_items(1)[0], item_id="a\x01")
+        long = replace(odd, item_id="x" * 513)
+        for ask, message in (
+            (lambda: gallery.get("a\x00b"), r"without control characters, found 'a\\x00b'"),
+            (lambda: gallery.delete(["a\x1b"]), "without control characters"),
+            (lambda: gallery.upsert([odd]), "without control characters"),
+            (lambda: gallery.upsert([long]), "Milvus refuses what it was asked: .*512"),
+            (lambda: gallery.nearest(query, ones, 3, {"price": "\x07"}), "control characters"),
+            (lambda: gallery.nearest(query, ones, 3, {"\x07": 1}), "control characters"),
+            (lambda: gallery.nearest(query, ones, 3, {}, exclude="\x07"), "control characters"),
+        ):
+            with pytest.raises(UserError, match=message) as raised:
+                ask()
+            assert not isinstance(raised.value, UnavailableError)
+            assert "milvus.db" not in str(raised.value)
+        assert len(gallery) == 3
+
+
+def test_a_new_item_is_embedded_and_put_in(bundle, session, gallery, tiny_gallery, tmp_path):
+    """As docs/serving.md has it: the picture of an item gives that item."""
+    stored = gallery.get("val-000000-003")
+    path = tmp_path / "new.png"
+    path.write_bytes(read_picture(gallery.header, stored))
+    folder = shutil.copytree(tiny_gallery, tmp_path / "g")
+    with closing(open_gallery(folder, bundle, writable=True)) as written:
+        picture = bundle.preprocess.load(path)
+        vector, norm, seen = embed(session, bundle.schema, picture[None])[0]
+        labels = bundle.schema.encode({"colour": "red"})
+        written.upsert([Item("new", labels, seen, vector, norm, {"price": 25})])
+        written.upsert([replace(written.get("val-000000-003"), fields={"price": 19.9})])
+    with closing(open_gallery(folder, bundle)) as read:
+        found = read.nearest(vector, np.ones(3, np.float32), 2, {"price": {"min": 1}})
+        assert sorted(ids(found)) == ["new", "val-000000-003"]
+        np.testing.assert_allclose(read.get("new").vector, stored.vector, atol=1e-5)
+        assert bundle.schema.decode(read.get("new").labels)["colour"] == "red"

@@ -1,5 +1,6 @@
 """The index of large galleries: recall as it says, and no answer that is not allowed."""
 
+import resource
 from contextlib import closing
 
 import numpy as np
@@ -12,6 +13,7 @@ from adde.serving.build import open_gallery
 from adde.serving.compact import Directions
 from adde.serving.embedded import EmbeddedGallery
 from adde.serving.gallery import Header, augmented, augmented_query
+from adde.serving.index import Index
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +92,78 @@ def test_a_snapshot_has_an_index_too(gallery, items, bundle, tmp_path):
         assert copy.index is None and len(copy) == 0
 
 
+def test_a_snapshot_has_an_index_above_as_many_as_the_gallery(tmp_path, bundle, items):
+    header = Header.of(bundle, "embedded", None, "test")
+    few = EmbeddedGallery.create(tmp_path / "g", header, exact_items=1000)
+    with closing(few):
+        few.upsert(items)
+        few.snapshot(tmp_path / "s")
+    with closing(open_gallery(tmp_path / "s", bundle)) as copy:
+        assert copy.index.count == 3000
+
+
+def left(folder):
+    return sorted(path.suffix for path in folder.glob("*index*"))
+
+
+def test_an_interrupted_build_leaves_the_index_that_there_was(
+    gallery, items, bundle, tmp_path, monkeypatch
+):
+    before = read_json(tmp_path / "g" / "index.json")
+    gallery.upsert([items[0]])
+
+    def killed(path, value):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(index, "write_json", killed)
+        patch.setattr(index, "_remove_unnamed", lambda folder: None)
+        with pytest.raises(KeyboardInterrupt):
+            gallery.build_index()
+    assert left(tmp_path / "g") == [".faiss", ".faiss", ".json", ".npz", ".npz"]
+    with closing(open_gallery(tmp_path / "g", bundle)) as opened:
+        assert opened.index.report == before
+        found = opened.nearest(items[5].vector, np.ones(3, np.float32), 1, {})
+        assert found[0].item_id == "item-5"
+    gallery.build_index()
+    assert left(tmp_path / "g") == [".faiss", ".json", ".npz"]
+    with closing(open_gallery(tmp_path / "g", bundle)) as opened:
+        assert opened.index.count == 3001
+
+
+def test_an_index_that_is_replaced_while_it_is_read_is_read_anew(gallery, tmp_path, monkeypatch):
+    load, builds = Index._load.__func__, iter([gallery.build_index])
+
+    def replaced(cls, folder, report):
+        for build in builds:
+            build()
+        return load(cls, folder, report)
+
+    monkeypatch.setattr(Index, "_load", classmethod(replaced))
+    opened = Index.open(tmp_path / "g")
+    assert opened.report == read_json(tmp_path / "g" / "index.json")
+
+
+@pytest.mark.parametrize("room", [1000, -8])
+def test_a_disk_that_is_full_is_told_and_keeps_the_index(gallery, tmp_path, room):
+    """-8: all but the last bytes, which faiss writes without a look at whether it worked."""
+    before = read_json(tmp_path / "g" / "index.json")
+    size = (tmp_path / "g" / f"{before['files']}.faiss").stat().st_size
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room % size, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"g/index-.*\.faiss: .*(written|build it again)"):
+            gallery.build_index()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert read_json(tmp_path / "g" / "index.json") == before
+    assert left(tmp_path / "g") == [".faiss", ".json", ".npz"]
+
+
 def test_a_damaged_index_is_told(gallery, bundle, tmp_path):
-    (tmp_path / "g" / "index.faiss").write_bytes(b"nothing")
-    with pytest.raises(UserError, match=r"index\.faiss: expected a faiss index .*found"):
+    (written,) = (tmp_path / "g").glob("index-*.faiss")
+    written.write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"index-.*\.faiss: expected a faiss index .*found"):
         open_gallery(tmp_path / "g", bundle)
 
 

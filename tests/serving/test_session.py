@@ -83,7 +83,10 @@ def as_on_a_gpu(bundle, monkeypatch):
             self.asked = [name for name, _ in providers]
 
         def get_providers(self):
-            return self.asked
+            return [*self.asked, "CPUExecutionProvider"]
+
+        def get_provider_graph_assignment_info(self):
+            return [SimpleNamespace(ep_name=self.asked[0])]
 
         def __getattr__(self, name):
             return getattr(self.session, name)
@@ -151,14 +154,52 @@ def test_a_device_that_lacks_a_library_is_an_error_that_names_it(monkeypatch, ca
     assert printed.out == ""
 
 
+CPU, CUDA, TENSORRT = (providers.PROVIDERS[name] for name in ("cpu", "cuda", "tensorrt"))
+
+
+def gives(monkeypatch, registered, given):
+    """What onnxruntime's sessions say of themselves."""
+    found = SimpleNamespace(
+        get_providers=lambda: registered,
+        get_provider_graph_assignment_info=lambda: [SimpleNamespace(ep_name=ep) for ep in given],
+    )
+    monkeypatch.setattr(sessions, "missing", lambda device, _: [])
+    monkeypatch.setattr(sessions, "preload", lambda devices: None)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: found)
+
+
+def test_what_runs_is_told_by_onnxruntime_itself(bundle):
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry(providers.RECORD, "1")
+    opened = onnxruntime.InferenceSession(bundle.memory, options, providers=[CPU])
+    assert providers.running(opened) == (CPU,)
+
+
 def test_a_device_that_onnxruntime_did_not_take_is_an_error(monkeypatch, bundle):
     # Nothing seems to be missing, and still onnxruntime logs a line and takes the CPU.
-    fallen_back = SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"])
-    monkeypatch.setattr(sessions, "missing", lambda device, _: [])
-    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: fallen_back)
+    gives(monkeypatch, registered=[CPU], given=[CPU])
     for allow in (False, True):
-        with pytest.raises(UserError, match=r"run on CUDAExecutionProvider, found CPUExecution"):
+        with pytest.raises(UserError, match=f"run on {CUDA}, found it to have {CPU} and to run"):
             Session(bundle, "cuda", allow)
+
+
+def test_a_device_that_took_nothing_is_an_error(monkeypatch, bundle):
+    gives(monkeypatch, registered=[TENSORRT, CUDA, CPU], given=[CPU, CUDA])
+    with pytest.raises(UserError, match=f"have {TENSORRT}, {CUDA}, {CPU} and to run on {CUDA}, "):
+        Session(bundle, ("tensorrt", "cuda", "cpu"))
+    assert Session(bundle, ("cuda", "cpu")).providers == (CUDA, CPU)
+    # What stands behind the first has what is left, which may be nothing.
+    gives(monkeypatch, registered=[TENSORRT, CUDA, CPU], given=[TENSORRT])
+    assert Session(bundle, ("tensorrt", "cuda", "cpu")).providers == (TENSORRT,)
+
+
+def test_an_onnxruntime_that_does_not_tell_who_runs_what_is_asked_for_what_it_has(
+    monkeypatch, bundle
+):
+    older = SimpleNamespace(get_providers=lambda: [CUDA, CPU])
+    monkeypatch.setattr(sessions, "missing", lambda device, _: [])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: older)
+    assert Session(bundle, "cuda").providers == (CUDA, CPU)
 
 
 def driver(monkeypatch, code=0, newest=13020):
@@ -279,10 +320,9 @@ def test_tensor_cores_are_for_what_was_exported_for_them(bundle, asked, precisio
     half = replace(bundle, details={**bundle.details, "precision": precision})
     Session(half, ("tensorrt", "cuda"))
     enabled = "1" if precision == "fp16" else "0"
-    encoder, memory = asked
-    assert encoder["TensorrtExecutionProvider"]["trt_fp16_enable"] == enabled
-    assert memory["TensorrtExecutionProvider"]["trt_fp16_enable"] == "0"
     for options in asked:
+        # With a precision enabled TensorRT would choose the types, whatever the graph says.
+        assert options["TensorrtExecutionProvider"]["trt_fp16_enable"] == "0"
         assert options["CUDAExecutionProvider"] == {
             "use_tf32": enabled,
             "cudnn_conv_algo_search": "HEURISTIC",

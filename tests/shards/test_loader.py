@@ -1,14 +1,21 @@
-"""Batches from worker processes: whose memory their pictures lie in, and for how long."""
+"""Batches from worker processes: whose memory their pictures lie in, and when workers end."""
 
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
 from contextlib import closing
 
+import psutil
 import pytest
 import torch
 
 from adde.preprocess import Preprocess
 from adde.shards.batches import Batches
 from adde.shards.index import ShardIndex
-from adde.shards.loader import LENT, READ_AHEAD, BatchStream
+from adde.shards.loader import LENT, READ_AHEAD, STOPS, BatchStream
 from adde.shards.shares import StoredOrder
 
 
@@ -50,3 +57,74 @@ def test_a_part_of_a_batch_keeps_its_memory(batches):
         parts = [batch.images[1:2].permute(0, 3, 1, 2) for batch in found]
         for part, expected in zip(parts, one_by_one, strict=True):
             assert torch.equal(part, expected.images[1:2].permute(0, 3, 1, 2))
+
+
+def test_signals_from_outside_stop_no_worker(batches, capfd):
+    before = [signal.signal(s, lambda *_: print("stopping", flush=True)) for s in STOPS]
+    try:
+        with stream(batches, 0) as one_by_one, stream(batches, 2) as found:
+            kept = [next(found)]
+            workers = multiprocessing.active_children()
+            assert len(workers) == 2
+            for number in STOPS:  # by another process than their parent
+                command = ["kill", f"-{number}", *(str(worker.pid) for worker in workers)]
+                subprocess.run(command, check=True)
+            kept += found
+            for batch, expected in zip(kept, one_by_one, strict=True):
+                assert torch.equal(batch.images, expected.images)
+    finally:
+        for number, handler in zip(STOPS, before):
+            signal.signal(number, handler)
+    assert "stopping" not in capfd.readouterr().out
+
+
+def test_workers_end_with_a_stream_that_is_closed_early(batches):
+    with stream(batches, 2) as found:
+        next(found)
+        workers = multiprocessing.active_children()
+        assert len(workers) == 2
+    assert not set(workers) & set(multiprocessing.active_children())
+
+
+KILLED = """
+import multiprocessing, os, signal
+import numpy as np
+from adde.shards.batches import Companions
+from adde.shards.loader import BatchStream
+
+class Wide:
+    def shape(self, number):
+        return 64, 8, 8, 3
+
+    def read(self, number, images, say):  # more than a pipe holds, so that workers wait at it
+        return Companions(np.zeros((64, 1000), np.int64), [""] * 64, [], [], {})
+
+stream = BatchStream(Wide(), range(1000), 2)
+next(stream)
+print(*(worker.pid for worker in multiprocessing.active_children()), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def runs(pid):
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_no_worker_outlives_a_rank_that_is_killed(tmp_path):
+    output = tmp_path / "output"  # no pipe: orphans would hold it open
+    with output.open("w") as file:
+        killed = subprocess.run([sys.executable, "-c", KILLED], stdout=file)
+    assert killed.returncode == -signal.SIGKILL
+    left = workers = [int(pid) for pid in output.read_text().split()]
+    assert len(workers) == 2
+    deadline = time.monotonic() + 30
+    try:
+        while left := [pid for pid in workers if runs(pid)]:
+            assert time.monotonic() < deadline, left
+            time.sleep(0.1)
+    finally:
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)

@@ -1,5 +1,6 @@
 """The sweep file against the recipe's settings and W&B's own agent, and the search it describes."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -150,8 +151,51 @@ def test_a_trial_that_was_cut_off_is_begun_again_in_its_folder(tmp_path):
     assert [p.name for p in (tmp_path / "out").glob("trial-*")] == ["trial-0000"]
 
 
-def test_a_trial_that_fails_names_its_output(tmp_path):
+def drawn(search, *margins):
+    """The search, whose next trials have these margins."""
+    for margin in margins:
+        search.study.enqueue_trial({"margin": margin})
+    return search
+
+
+def test_a_trial_that_fails_is_told_and_left_behind(tmp_path, capsys):
+    parameters = {"margin": {"values": [0.2, 0.4, 2.0]}}
+    search = Search(sweep(tmp_path, parameters=parameters), tmp_path / "out")
+    drawn(search, 0.2, 2.0, 2.0, 0.4, 2.0, 2.0, 0.2).run(3)  # never three in a row
+    told = capsys.readouterr().out
+    for number in (1, 2, 4, 5):
+        name = f"trial-{number:04d}"
+        assert f"{name}: expected a run that logs val/hit@30, found exit status 1" in told
+        assert "too wide" in (tmp_path / "out" / name / "output.txt").read_text()
+    states = [trial.state.name for trial in search.study.trials]
+    assert states == [*["COMPLETE", "FAIL", "FAIL"] * 2, "COMPLETE"]
+    best = json.loads((tmp_path / "out/best.json").read_text())
+    assert best["settings"]["margin"] == 0.4
+
+
+def test_three_failures_in_a_row_end_the_search(tmp_path):
+    parameters = {"margin": {"values": [0.2, 2.0]}}
+    search = Search(sweep(tmp_path, parameters=parameters), tmp_path / "out")
+    with pytest.raises(UserError, match=r"trial-0003: .* exit status 1 .*; see .*output\.txt"):
+        drawn(search, 0.2, 2.0, 2.0, 2.0, 0.2).run(2)
+    search.run(2)  # the one that was drawn
+    assert len(search.ended()) == 2
+
+
+def test_a_search_whose_first_trial_fails_ends_with_its_output(tmp_path):
     search = Search(sweep(tmp_path, parameters={"margin": {"value": 2.0}}), tmp_path / "out")
-    with pytest.raises(UserError, match=r"trial-0000: .* exit status 1; see .*output\.txt"):
+    with pytest.raises(UserError, match=r"trial-0000: .* exit status 1 .*; see .*output\.txt"):
         search.run(1)
     assert "too wide" in (tmp_path / "out/trial-0000/output.txt").read_text()
+
+
+def test_a_place_of_a_grid_that_fails_is_not_tried_again(tmp_path):
+    parameters = {"margin": {"values": [0.2, 0.4, 2.0]}}
+    content = sweep(tmp_path, method="grid", parameters=parameters)
+    with contextlib.suppress(UserError):  # where the sampler begins with that place
+        Search(content, tmp_path / "out").run(20)
+    Search(content, tmp_path / "out").run(20)
+    again = Search(content, tmp_path / "out")
+    again.run(20)
+    assert sorted(t.params["margin"] for t in again.ended()) == [0.2, 0.4]
+    assert [t.params["margin"] for t in again.failed()] == [2.0]

@@ -40,11 +40,10 @@ class Source:
         """
         # Links are followed once: a link that moves on leaves this pair what it was.
         bundle = Bundle.read(self.bundle.resolve())
-        digest = bundle.hash
         session = Session(bundle, self.devices, self.allow_fallback)
         session.warm_up()
         searcher = Searcher(bundle, self.gallery.resolve(), session=session)
-        return Opened(searcher, digest, tuple(searcher.gallery.facets()))
+        return Opened(searcher, tuple(searcher.gallery.facets()))
 
 
 @dataclass(frozen=True)
@@ -52,8 +51,6 @@ class Opened:
     """What a source gave."""
 
     searcher: Searcher
-    bundle: str
-    """The bundle's hash."""
     facets: tuple[Facet, ...]
     """Of the gallery's items as they were then."""
 
@@ -63,7 +60,7 @@ class Pair:
 
     def __init__(self, opened: Opened, settings: Settings, gate: Gate, metrics: Metrics) -> None:
         self.searcher = searcher = opened.searcher
-        self.bundle, self.facets = opened.bundle, opened.facets
+        self.bundle, self.facets = searcher.bundle.hash, opened.facets
         self.providers = searcher.session.providers
         on_cpu = self.providers[0] == "CPUExecutionProvider"
         self.batcher = Batcher(

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class Watch:
-    """Looks after one gallery from an event loop; one that lies in files needs no looking after.
+    """Looks after one gallery from an event loop.
 
     While the service does not answer, `ask` refuses at once: requests neither wait for it nor
     hold the threads that others need. It goes on by itself when the service is back.
@@ -32,13 +32,12 @@ class Watch:
         self._gallery = gallery
         self._threads = ThreadPoolExecutor(threads, "search")
         self._away: str | None = None
-        self._remote = gallery.header.engine != "embedded"
         self._items = 0
         try:
             self._items = gallery.probe()
         except UnavailableError as error:
             self._away = str(error)
-        self._task = asyncio.create_task(self._look()) if self._remote else None
+        self._task = asyncio.create_task(self._look())
         self._looking = ThreadPoolExecutor(1, "watch")
 
     @property
@@ -48,8 +47,8 @@ class Watch:
 
     @property
     def items(self) -> int:
-        """Number of items; of a service, as it last said."""
-        return self._items if self._remote else len(self._gallery)
+        """Number of items, at the last look."""
+        return self._items
 
     async def ask(self, work: Callable[..., T], *arguments: object) -> T:
         """Runs in a thread what asks the gallery. Raises UnavailableError."""
@@ -85,10 +84,9 @@ class Watch:
 
     async def close(self) -> None:
         """Ends after what is asked at present, and lets go of the gallery."""
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+        self._task.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._task
         for pool in (self._looking, self._threads):
             await asyncio.to_thread(pool.shutdown)
         await asyncio.to_thread(self._gallery.close)

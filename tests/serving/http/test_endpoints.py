@@ -2,14 +2,17 @@
 
 import base64
 import json
+import shutil
 import time
-from dataclasses import asdict
+from contextlib import closing
+from dataclasses import asdict, replace
 
 import httpx
 import numpy as np
 import pytest
 
 from adde.serving import Request
+from adde.serving.build import open_gallery
 
 ITEM = "test-000000-005"
 ASKED = {"edits": {"colour": "red"}, "k": 5, "weights": {"border": 3.0}}
@@ -90,6 +93,30 @@ def test_an_item_and_its_picture(client, searcher, picture_of):
     picture = client.get(f"/v1/items/{ITEM}/picture")
     assert picture.content == picture_of(ITEM)
     assert picture.headers["content-type"] == "image/png"
+
+
+def test_what_is_written_meanwhile_is_in_the_next_answer(serve, bundle, tiny_gallery, tmp_path):
+    folder = shutil.copytree(tiny_gallery, tmp_path / "g")
+    server = serve(gallery=folder)
+    with (
+        httpx.Client(base_url=server.url, timeout=20) as client,
+        closing(open_gallery(folder, bundle, writable=True)) as gallery,
+    ):
+        found = gallery.get(ITEM)
+        gallery.upsert([replace(found, item_id="new"), replace(found, fields={"price": 3})])
+        assert client.get("/v1/items/new").json()["item_id"] == "new"
+        asked = {"item": "new", "k": 1}
+        answer = client.post("/v1/search", json={**asked, "filters": {"price": 3}}).json()
+        assert [answer["item_id"] for answer in answer["answers"]] == [ITEM]
+        gallery.delete([ITEM])
+        answer = client.post("/v1/search", json={**asked, "k": 96}).json()
+        assert ITEM not in [answer["item_id"] for answer in answer["answers"]]
+        assert client.get(f"/v1/items/{ITEM}").status_code == 404
+        gallery.delete(["new"])
+        end = time.monotonic() + 30
+        while client.get("/v1/schema").json()["items"] != 95:
+            assert time.monotonic() < end
+            time.sleep(0.1)
 
 
 def test_some_items_are_drawn_anew_with_another_seed(client, searcher):

@@ -21,7 +21,7 @@ from tests.serving.http.conftest import InThread
 
 pytest.importorskip("milvus_lite")
 
-DEADLINE = 6.0
+DEADLINE = 12.0
 SEARCH = {"item": "test-000000-003", "edits": {"colour": "green"}, "k": 5}
 
 
@@ -136,6 +136,15 @@ def test_the_server_says_so_and_goes_on_by_itself(client, milvus, how, seconds):
     wait_for(lambda: client.get("/readyz").status_code == 200, 10)
     after, _ = search(client)
     assert (after.status_code, after.content) == (200, before.content)
+
+
+def test_what_one_client_asks_takes_nothing_from_the_others(client):
+    assert client.get("/v1/items/men's-1").status_code == 404
+    assert client.get("/v1/items/a%07b").status_code == 422
+    asked = {**SEARCH, "filters": {"colour": "\x07"}}
+    assert client.post("/v1/search", json=asked).status_code == 422
+    assert client.get("/readyz").status_code == 200
+    assert search(client)[0].status_code == 200
 
 
 @pytest.mark.parametrize("how", ["killed", pytest.param("stopped", marks=pytest.mark.slow)])

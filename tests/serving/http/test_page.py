@@ -40,7 +40,7 @@ def test_the_files_of_the_page_are_served_and_name_nothing_elsewhere(client):
         assert set(elsewhere) <= {"http://www.w3.org/2000/svg"}
         again = client.get(path, headers={"if-none-match": answer.headers["etag"]})
         assert again.status_code == 304
-    assert {f"/page/{n}.js" for n in ("main", "api", "state", "answers", "filters")} <= seen
+    assert {f"/page/{n}.js" for n in ("main", "api", "state", "images", "filters")} <= seen
     assert "<script>" not in html and "style=" not in html  # the policy would not run them
     assert client.get("/page/../app.py").status_code == 404
 
@@ -186,6 +186,18 @@ def test_weights_and_alike_only_in(visit, server):
     assert answers(page) == expected(server, item=ITEM, weights={"border": 2.0}, like=["shape"])
     assert page.locator("#heading").inner_text() == "Alike in shape"
     assert page.locator(".attribute.ignored").count() == 2
+    # A button with a label is read out as that alone.
+    labels = {
+        name: page.locator(f'[data-attribute="{name}"]').get_attribute("aria-label")
+        for name in ("colour", "shape", "border")
+    }
+    assert labels["shape"].endswith(", alike only in this. Change")
+    assert labels["border"].endswith(", does not count. Change")
+    page.click('[data-attribute="shape"]')
+    page.uncheck("#menu .only input")
+    page.wait_for_url(f"**/?item={ITEM}&weight.border=2")
+    border = page.locator('[data-attribute="border"][aria-label$=", counts 2 times. Change"]')
+    border.wait_for()
 
 
 @pytest.mark.slow
@@ -373,6 +385,8 @@ def test_a_picture_of_ones_own(visit, server, picture_of, tmp_path):
         .startswith(seen["value"])
     )
     assert percent in page.locator('[data-attribute="shape"]').inner_text()
+    label = page.locator('[data-attribute="shape"]').get_attribute("aria-label")
+    assert label == f"shape: {seen['value']}, {percent} sure. Change"
     wanted = next(v for v in ("disc", "square") if v != seen["value"])
     change(page, "shape", wanted)
     page.wait_for_url(f"**but.shape={wanted}")
@@ -422,23 +436,176 @@ def test_what_goes_wrong_is_said(visit, tmp_path, drawn):
 def test_a_key_is_asked_for_and_used(visit, serve):
     url = serve(keys=Keys(text=f"page: {KEY}")).url
     page = visit("/", url=url, allowed=("Failed to load resource",))
-    page.fill("#problem input", KEY)
+    until(page, "document.querySelector('#problem').innerText.includes('asks for a key')")
+    page.fill("#problem input", "another key")
+    page.keyboard.press("Enter")
+    until(page, "document.querySelector('#problem').innerText.includes('not know this key')")
+    page.fill("#problem input", f"\u2018{KEY}\u2019")
     page.click("#problem button")
+    until(
+        page, "document.querySelector('#problem').innerText.includes('the character \u2018 in it')"
+    )
+    until(page, "document.activeElement.matches('#problem input')")
+    page.keyboard.type(KEY)
+    page.keyboard.press("Enter")
     page.wait_for_selector(".card")
     page.click(".card a")
     page.wait_for_selector(".chip")
     until(page, "document.querySelector('#picture').naturalWidth === 32")
 
 
+SHOWN = "document.querySelector('#picture').naturalWidth === 32"
+"""The query's picture is there: those of the gallery are 32 x 32."""
+
+
+@pytest.fixture
+def keyed(visit, serve):
+    """A page that has its key, of a server that asks for one; `address` is the server's."""
+    url = serve(keys=Keys(text=f"page: {KEY}")).url
+    page = visit("/", url=url, allowed=("Failed to load resource",))
+    page.fill("#problem input", KEY)
+    page.click("#problem button")
+    page.wait_for_selector(".card")
+    page.address = url
+    return page
+
+
+def pixels(page):
+    """Those of the query's picture, RGBA."""
+    drawn = page.evaluate(
+        """() => {
+            const image = document.getElementById("picture");
+            const canvas = document.createElement("canvas");
+            [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
+            const context = canvas.getContext("2d");
+            context.drawImage(image, 0, 0);
+            return [...context.getImageData(0, 0, canvas.width, canvas.height).data];
+        }"""
+    )
+    return np.array(drawn, np.uint8).reshape(32, 32, 4)
+
+
+@pytest.mark.slow
+def test_a_picture_that_comes_late_takes_no_others_place(keyed, picture_of):
+    page, held = keyed, []
+    page.route(f"**/v1/items/{ITEM}/picture", lambda route: held.append(route))
+    page.goto(f"{page.address}/?item={ITEM}")
+    page.wait_for_selector(".tags")
+    assert answers(page)[0] != ITEM
+    after = answers(page)[0]
+    page.locator(".card a").first.click()
+    until(page, f"document.querySelector('#title').innerText === '{after}'")
+    until(page, SHOWN)
+    assert held
+    with page.expect_response(f"**/v1/items/{ITEM}/picture") as late:
+        for route in held:
+            route.continue_()
+    late.value.finished()
+    page.wait_for_timeout(300)  # for a page that would take it
+    wanted = Image.open(io.BytesIO(picture_of(after))).convert("RGBA")
+    assert np.array_equal(pixels(page), np.asarray(wanted))
+
+
+@pytest.mark.slow
+def test_a_refused_picture_comes_later(keyed):
+    page, refusals = keyed, [(503, {}), (429, {"retry-after": "1"})]
+
+    def refuse(route):
+        if not refusals:
+            route.continue_()
+            return
+        status, headers = refusals.pop(0)
+        kind = "application/problem+json"
+        route.fulfill(status=status, headers=headers, content_type=kind, body="{}")
+
+    page.route(f"**/v1/items/{ITEM}/picture", refuse)
+    page.goto(f"{page.address}/?item={ITEM}")
+    page.wait_for_selector(".tags")
+    until(page, "!document.querySelector('#picture').matches('.waiting')")
+    assert len(refusals) == 1
+    first = answers(page)[0]
+    page.locator(".card a").first.click()
+    until(page, f"document.querySelector('#title').innerText === '{first}'")
+    page.go_back()  # shown anew, it is asked for anew; then the server says when to come back
+    until(page, f"document.querySelector('#title').innerText === '{ITEM}' && {SHOWN}")
+    assert not refusals
+
+
+@pytest.mark.slow
+def test_with_a_key_too_pictures_are_fetched_as_they_come_near(keyed):
+    page, fetched = keyed, []
+    page.on("request", lambda r: r.url.endswith("/picture") and fetched.append(r.url))
+    page.add_init_script(
+        """window.alive = 0;
+        const [create, revoke] = [URL.createObjectURL, URL.revokeObjectURL];
+        URL.createObjectURL = (blob) => (window.alive++, create(blob));
+        URL.revokeObjectURL = (address) => (window.alive--, revoke(address));"""
+    )
+    page.goto(f"{page.address}/?item={ITEM}&k=96")
+    page.wait_for_selector(".tags")
+    count = len(answers(page))
+    until(page, "document.querySelector('.card img').naturalWidth === 32")
+    page.wait_for_load_state("networkidle")
+    assert len(fetched) < count / 2
+    page.evaluate("document.querySelector('.card:last-child').scrollIntoView()")
+    until(page, "document.querySelector('.card:last-child img').naturalWidth === 32")
+    until(page, "alive === 0")  # nothing of them is kept
+
+
+@pytest.mark.slow
+def test_a_page_outlives_a_swap_to_another_schema(visit, server):
+    # The server is the one after the swap; the page has the schema of before.
+    page, current = visit(allowed=("Failed to load resource",)), []
+    page.wait_for_selector(".card")
+
+    def answer(route):
+        content = httpx.get(f"{server.url}/v1/schema").json()
+        if not current:
+            content["bundle"] = "another"
+            content["attributes"].append({"name": "sleeve_length", "values": ["long", "short"]})
+            content["attributes"][0]["values"].append("teal")
+            content["fields"].append({"name": "shop", "values": ["x"], "min": None, "max": None})
+        current.append(content)
+        route.fulfill(json=content)
+
+    page.route("**/v1/schema", answer)
+    page.goto(f"{server.url}/?item={ITEM}")
+    page.wait_for_selector(".tags")
+    assert answers(page) == expected(server, item=ITEM)
+    assert len(current) == 2
+    assert page.locator(".attribute").count() == 3
+    assert page.locator("#note, #problem").filter(visible=True).count() == 0
+
+    current.clear()
+    gone = "but.sleeve_length=long&but.colour=teal&weight.sleeve_length=2&is.shop=x&is.colour=teal"
+    page.goto(f"{server.url}/?item={ITEM}&{gone}&weight.shape=4&only=sleeve_length&is.colour=red")
+    page.wait_for_url(f"**/?item={ITEM}&weight.shape=4&is.colour=red")
+    wanted = {"item": ITEM, "weights": {"shape": 4.0}, "filters": {"colour": ["red"]}}
+    assert answers(page) == expected(server, **wanted)
+    assert page.locator("#note").inner_text() == (
+        "The catalogue has changed and no longer has: sleeve length, colour teal, shop."
+    )
+    page.click('[data-attribute="shape"]')
+    page.click("#menu .weights button:has-text('\u00d72')")
+    page.wait_for_selector("#note", state="hidden")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [(1280, 860), (390, 844), (320, 568)])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_desktop_and_phone(visit, size, scheme, tmp_path):
-    page = visit(f"/?item={ITEM}&but.colour=blue", size=size, color_scheme=scheme)
+    query = f"/?item={ITEM}&but.colour=blue&weight.colour=4"
+    page = visit(query, size=size, color_scheme=scheme)
     page.wait_for_selector(".chip")
     until(page, "document.querySelector('#picture').naturalWidth === 32")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     page.screenshot(path=tmp_path / "page.png")
+    boxes = [part.bounding_box() for part in page.locator(".attribute.edited > *").all()]
+    if size[0] > 1000:  # all of a row stands in one line
+        middles = [box["y"] + box["height"] / 2 for box in boxes]
+        assert max(middles) - min(middles) < 4
+    elif size[0] > 380:  # and what a chip says does too
+        assert page.locator(".edited .chip").bounding_box()["height"] < 45
     paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
     lightness = int(re.findall(r"\d+", paper)[0])
     assert (lightness > 128) == (scheme == "light")

@@ -1,7 +1,7 @@
 // Items as a grid: answers with what matches marked, or items to start from.
 
-import { pictureAddress } from "./api.js";
 import { byId, h, shown, told, words } from "./dom.js";
+import { fill } from "./images.js";
 import { empty, toQuery } from "./state.js";
 
 const SHOWN_TAGS = 4;
@@ -79,14 +79,6 @@ function frame(item, alt) {
   const image = h("img", { alt, loading: "lazy", decoding: "async" });
   if (item.has_picture) fill(image, item.item_id);
   return h("span", { class: item.has_picture ? "frame" : "frame none" }, image);
-}
-
-export async function fill(image, id) {
-  try {
-    image.src = await pictureAddress(id);
-  } catch {
-    image.removeAttribute("src"); // its text is shown instead
-  }
 }
 
 function describe(item) {

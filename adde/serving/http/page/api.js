@@ -1,7 +1,6 @@
 // Requests to the server that the page came from, and to no other.
 
 const KEY = "adde-key";
-const pictures = new Map(); // address of an item's picture -> promise of an address that <img> takes
 
 export class Problem extends Error {
   constructor(status, body) {
@@ -12,8 +11,10 @@ export class Problem extends Error {
 }
 
 export function keep(key) {
+  // A header takes Latin-1 alone; what is copied out of a text often has its quotes around it.
+  const [odd] = key.match(/[^\x20-\x7e\xa0-\xff]/u) ?? [];
+  if (odd) throw new Problem(401, { detail: `This is no key, as none has the character ${odd} in it. Copy the key alone, without quotes.` });
   sessionStorage.setItem(KEY, key); // of this tab; gone when it is closed
-  pictures.clear();
 }
 
 export const hasKey = () => sessionStorage.getItem(KEY) !== null;
@@ -33,17 +34,8 @@ export function search(request, picture, signal) {
   return ask("/v1/search", { method: "POST", body, signal });
 }
 
-// An <img> sends no key, so where there is one the picture is fetched with it.
-export function pictureAddress(id) {
-  const address = `/v1/items/${encodeURIComponent(id)}/picture`;
-  if (!hasKey()) return Promise.resolve(address);
-  if (!pictures.has(address))
-    pictures.set(
-      address,
-      send(address).then(async (response) => URL.createObjectURL(await response.blob())),
-    );
-  return pictures.get(address);
-}
+export const pictureAddress = (id) => `/v1/items/${encodeURIComponent(id)}/picture`;
+export const picture = async (id) => (await send(pictureAddress(id))).blob();
 
 async function ask(address, options) {
   return (await send(address, options)).json();
@@ -60,6 +52,8 @@ async function send(address, options = {}) {
     throw new Problem(0, { detail: "The server cannot be reached. Is it running?" });
   }
   if (response.ok) return response;
+  if (response.status === 401)
+    throw new Problem(401, { detail: key === null ? "This server asks for a key." : "The server does not know this key." });
   const body = await response.json().catch(() => ({}));
   throw new Problem(response.status, { ...body, retryAfter: response.headers.get("retry-after") });
 }

@@ -36,7 +36,7 @@ function row(attribute, state, seen, change) {
         type: "button",
         "data-attribute": name,
         "aria-haspopup": "menu",
-        "aria-label": label(name, seen, edit),
+        "aria-label": label(name, state, seen, counts),
         onclick: () => open(attribute, state, seen, change),
       },
       ...(edit === undefined ? [] : [h("s", {}, shown(seen.value)), h("span", { class: "arrow" }, "→")]),
@@ -49,13 +49,23 @@ function row(attribute, state, seen, change) {
   );
 }
 
-function label(name, seen, edit) {
-  const found = `${words(name)}: ${words(seen.value)}`;
-  return edit === undefined ? `${found}. Change` : `${found}, changed to ${words(edit)}. Change`;
+// All that the row shows: of a button with a label nothing else is read out.
+function label(name, state, seen, counts) {
+  const edit = state.edits[name];
+  const weight = state.weights[name] ?? 1;
+  const parts = [`${words(name)}: ${words(seen.value)}`];
+  if (edit !== undefined) parts.push(`changed to ${words(edit)}`);
+  else if (seen.confidence < 1) parts.push(`${inPercent(seen.confidence)} % sure`);
+  if (!counts) parts.push("does not count");
+  else if (state.only.length) parts.push("alike only in this");
+  else if (weight !== 1) parts.push(`counts ${weight} times`);
+  return `${parts.join(", ")}. Change`;
 }
 
+const inPercent = (share) => Math.round(share * 100);
+
 function confidence(share) {
-  const percent = Math.round(share * 100);
+  const percent = inPercent(share);
   const meter = h("meter", { min: 0, max: 1, value: share, "aria-hidden": "true" });
   return h("span", { class: "confidence", title: `${percent} % sure` }, `${percent} %`, meter);
 }

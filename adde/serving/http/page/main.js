@@ -5,9 +5,10 @@ import * as api from "./api.js";
 import * as attributes from "./attributes.js";
 import { byId, h, words } from "./dom.js";
 import * as filters from "./filters.js";
+import * as images from "./images.js";
 import * as menu from "./menu.js";
 import * as pictures from "./pictures.js";
-import { MOST, changed, empty, fromQuery, started, toQuery, toRequest } from "./state.js";
+import { MOST, carried, changed, empty, fromQuery, started, toQuery, toRequest } from "./state.js";
 
 let schema = null;
 let state = fromQuery(location.search);
@@ -25,7 +26,7 @@ function go(next) {
 async function show() {
   running.abort();
   const { signal } = (running = new AbortController());
-  byId("problem").hidden = true;
+  byId("problem").hidden = byId("note").hidden = true;
   byId("main").setAttribute("aria-busy", "true");
   say("Looking …");
   try {
@@ -55,8 +56,7 @@ async function showSearch(signal) {
   const upload = state.upload === null ? null : pictures.get(state.upload);
   if (upload === undefined)
     throw new Error("The picture of this address stayed in the tab in which it was chosen. Choose it again.");
-  filters.show(schema, state, go); // first: one that is refused can be taken away
-  const result = await api.search(toRequest(state, schema.fields), upload?.file, signal);
+  const result = await search(upload, signal);
   if (signal.aborted) return;
   showQuery(upload);
   attributes.show(schema, state, result.seen, go);
@@ -68,16 +68,53 @@ async function showSearch(signal) {
   say(`${count} answers: ${byId("heading").textContent}`);
 }
 
+// Of the bundle that the schema is of: the server may have swapped it while the page was open.
+async function search(upload, signal) {
+  const ask = () => {
+    filters.show(schema, state, go); // first: one that is refused can be taken away
+    return api.search(toRequest(state, schema.fields), upload?.file, signal);
+  };
+  const result = await ask().catch(async (error) => {
+    if (error.status === 422 && (await renewed(signal))) return ask();
+    throw error;
+  });
+  if (result.bundle !== schema.bundle) await renewed(signal);
+  if (result.bundle !== schema.bundle) throw new Error("The server is changing its model. Try again in a moment.");
+  return result;
+}
+
+// Reads the schema again, and tells whether that took anything from the state.
+async function renewed(signal) {
+  const now = await api.schema();
+  signal.throwIfAborted();
+  const [next, gone] = carried(state, schema, now);
+  schema = now;
+  if (!gone.length) return false;
+  state = next;
+  history.replaceState(null, "", toQuery(state));
+  byId("note").textContent = `The catalogue has changed and no longer has: ${gone.map(words).join(", ")}.`;
+  byId("note").hidden = false;
+  return true;
+}
+
 function showQuery(upload) {
   byId("query").hidden = false;
   byId("title").textContent = state.item ?? "Your picture";
   document.title = `${state.item ?? "Your picture"}, but …`;
   byId("reset").hidden = !changed(state);
   byId("hint").hidden = changed(state);
-  const image = byId("picture");
-  image.alt = `What to start from: ${state.item ?? "your picture"}`;
-  if (upload) image.src = upload.address;
-  else answers.fill(image, state.item);
+  showPicture(upload);
+}
+
+// Another one is another element, on which no picture of the one before can come late.
+function showPicture(upload) {
+  const of = upload?.address ?? state.item;
+  const before = byId("picture");
+  if (before.dataset.of === of && before.naturalWidth) return;
+  const alt = `What to start from: ${state.item ?? "your picture"}`;
+  const image = h("img", { id: "picture", alt, "data-of": of, src: upload?.address });
+  before.replaceWith(image);
+  if (!upload) images.fill(image, state.item);
 }
 
 function nothing() {
@@ -101,6 +138,7 @@ function complain(error) {
   const wait = error.retryAfter ? ` Come back in ${error.retryAfter} s.` : "";
   box.replaceChildren(h("p", {}, `${error.message}${wait}`), error.status === 401 ? keyForm() : again);
   box.hidden = false;
+  box.querySelector("input")?.focus();
 }
 
 function keyForm() {
@@ -108,7 +146,12 @@ function keyForm() {
   const form = h("form", {}, field, h("button", { class: "button", type: "submit" }, "Use this key"));
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    api.keep(field.value.trim());
+    try {
+      api.keep(field.value.trim());
+    } catch (error) {
+      complain(error);
+      return;
+    }
     show();
   });
   return form;

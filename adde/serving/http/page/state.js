@@ -78,6 +78,31 @@ function typed(text, field) {
   return [typeof field?.min === "number" && Number.isFinite(number) ? number : text];
 }
 
+// What is left of a state as another schema follows one, and what is gone from it, in names and values.
+// What neither of them knows stays: the server says what is wrong with it.
+export function carried(state, before, now) {
+  const next = structuredClone(state);
+  const gone = new Set();
+  const knows = ({ attributes, fields }, name) => [...attributes, ...fields].some((each) => each.name === name);
+  // Of a field not all values are listed.
+  const has = ({ attributes }, name, value) => attributes.find((each) => each.name === name)?.values.includes(value);
+  const isGone = (name, value) => {
+    if (knows(before, name) && !knows(now, name)) gone.add(name);
+    else if (has(before, name, value) && has(now, name, value) === false) gone.add(`${name} ${value}`);
+    else return false;
+    return true;
+  };
+  for (const [name, value] of Object.entries(state.edits)) if (isGone(name, value)) delete next.edits[name];
+  for (const name of Object.keys(state.weights)) if (isGone(name)) delete next.weights[name];
+  next.only = state.only.filter((name) => !isGone(name));
+  for (const [name, { values }] of state.filters) {
+    const left = values?.filter((value) => !isGone(name, value));
+    if (isGone(name) || left?.length === 0) next.filters.delete(name);
+    else if (left) next.filters.get(name).values = left;
+  }
+  return [next, [...gone]];
+}
+
 // A copy with the filter of one field changed; null takes it away.
 export function withFilter(state, name, filter) {
   const next = { ...structuredClone(state), k: FIRST };

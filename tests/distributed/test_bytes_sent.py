@@ -1,0 +1,59 @@
+"""What benchmarks/scaling.py says that a step of ZeRO sends, against what its collectives carry."""
+
+import json
+
+import pytest
+from test_strategies import RECIPE, launch
+
+PROGRAM = '''
+"""train/main.py, printing what rank 0 sends on a ring from one step to the next."""
+import json, runpy
+import torch.distributed as dist
+from adde.errors import run_program
+from adde.training.strategies import Replicated
+
+sent = 0
+
+def count(name, times, place):
+    """Counts a collective, whose argument at `place` is all that it carries."""
+    plain = getattr(dist, name)
+    def counted(*values, **named):
+        global sent
+        whole = values[place] if len(values) > place else list(named.values())[place]
+        sent += times * whole.nbytes
+        return plain(*values, **named)
+    setattr(dist, name, counted)
+
+count("all_reduce", 2, 0)  # a reduce-scatter, then an all-gather
+count("reduce", 1, 0)
+count("all_gather_into_tensor", 1, 0)
+count("reduce_scatter_tensor", 1, 1)
+begin, before = Replicated.begin_step, None
+
+def begin_step(self, rate):
+    global before
+    if before is not None and dist.get_rank() == 0:
+        weights = sum(p.numel() for p in self._bare.parameters() if p.requires_grad)
+        print(json.dumps(["sent", sent - before, weights]), flush=True)
+    begin(self, rate)
+    before = sent
+
+Replicated.begin_step = begin_step
+program = runpy.run_path("train/main.py")
+run_program(program["main"])
+'''
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["zero1", "zero2"])
+def test_zero_sends_what_the_model_says(file, scaling, tiny_shards, tmp_path):
+    program, recipe = tmp_path / "main.py", tmp_path / "recipe.toml"
+    program.write_text(PROGRAM)
+    recipe.write_text(RECIPE.replace("[data]", f'[data]\nshards = "{tiny_shards}"'))
+    short = ("--encoder.schedule.epochs=1", "--adde.schedule.epochs=0.2")
+    output = launch(file, 2, recipe, tmp_path / "run", *short, program=program)
+    steps = [json.loads(line)[1:] for line in output.splitlines() if line.startswith('["sent"')]
+    assert len(steps) > 3
+    found = min(sent / weights for sent, weights in steps)  # others evaluate in between
+    # Beside weights and gradients: embeddings, statistics, figures.
+    assert found == pytest.approx(scaling.SENT[file], rel=0.05)

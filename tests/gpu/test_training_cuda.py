@@ -1,0 +1,125 @@
+"""Whole runs of train/main.py on CUDA: every precision, resumption, several GPUs, export."""
+
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from adde.training.tracking import read_log
+
+pytestmark = pytest.mark.gpu
+
+ROOT = Path(__file__).parents[2]
+RECIPE = """
+seed = 5
+wandb = "off"
+[data]
+shards = "{shards}"
+batch_size = 12
+workers = 2
+[model]
+backbone = "resnet18"
+image_size = 32
+width = 8
+hidden = 8
+[encoder.schedule]
+epochs = 2
+learning_rate = 3e-3
+[adde.schedule]
+epochs = 2
+learning_rate = 3e-3
+[optimizer]
+name = "sgd"
+ema = 0.9
+clip_norm = 1.0
+[cross_batch]
+size = 30
+warmup = 4
+[checkpoints]
+every = 7
+keep = 9
+[evaluation]
+every_epochs = 2
+rows = 2
+"""
+STEPS = 20
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny_shards, tmp_path_factory):
+    path = tmp_path_factory.mktemp("recipe") / "recipe.toml"
+    path.write_text(RECIPE.format(shards=tiny_shards))
+    return path
+
+
+def program(*words, status=0, **environment):
+    done = subprocess.run(
+        [sys.executable, *map(str, words)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONWARNINGS": "default", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == status, done.stdout
+    return done.stdout
+
+
+def train(file, ranks, recipe, run, *more, **environment):
+    launcher = ("-m", "accelerate.commands.launch", f"--config_file=launch/{file}.yaml")
+    words = (f"--num_processes={ranks}", "train/main.py", f"--recipe={recipe}", f"--run={run}")
+    return program(*launcher, *words, *more, **environment)
+
+
+def losses(run):
+    found = {
+        line["step"]: line.get("encoder/loss", line.get("adde/loss"))
+        for line in read_log(run / "log.jsonl")
+        if "lr" in line
+    }
+    assert list(found) == list(range(1, STEPS + 1))
+    return list(found.values())
+
+
+def test_float32_starts_as_on_the_cpu_and_is_exported(recipe, tmp_path):
+    train("gpu", 1, recipe, tmp_path / "gpu")
+    train("cpu", 1, recipe, tmp_path / "cpu", ACCELERATE_USE_CPU="true", CUDA_VISIBLE_DEVICES="")
+    found, expected = losses(tmp_path / "gpu"), losses(tmp_path / "cpu")
+    # Rounding differs and grows step by step; a wrong term would show in the first.
+    assert found[:5] == pytest.approx(expected[:5], rel=1e-3)
+    output = program("train/evaluate.py", f"--run={tmp_path / 'gpu'}")
+    assert "classifier_soft" in output
+    bundle = tmp_path / "bundle"
+    program("export/to_onnx.py", f"--run={tmp_path / 'gpu'}", f"--out={bundle}")
+    assert "cuda" in program("export/check.py", "--bundle", bundle)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_every_precision_trains_and_goes_on_where_it_was(recipe, precision, tmp_path):
+    run, words = tmp_path / "run", (f"--precision={precision}",)
+    train("gpu", 1, recipe, run, *words)
+    expected = losses(run)
+    assert all(map(math.isfinite, expected))
+    later = sorted((run / "checkpoints").glob("step-*"))[1:]
+    assert len(later) == 3
+    for folder in later:
+        shutil.rmtree(folder)
+    assert "resuming at step 7 " in train("gpu", 1, recipe, run, *words, "--resume")
+    # Atomic sums round in another order each time.
+    assert losses(run) == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("file", ["ddp", "fsdp2", "zero1", "zero2", "zero3"])
+def test_two_gpus_start_as_one(recipe, file, tmp_path):
+    pytest.importorskip("deepspeed" if file.startswith("zero") else "accelerate")
+    synced = ("--batch-norm=sync",)
+    train("gpu", 1, recipe, tmp_path / "one", *synced)
+    train(file, 2, recipe, tmp_path / "two", *synced)
+    assert losses(tmp_path / "two")[:5] == pytest.approx(losses(tmp_path / "one")[:5], rel=1e-3)

@@ -1,5 +1,6 @@
 """launch/: topology and nothing else, a choice of it with reasons, and templates that hold up."""
 
+import dataclasses
 import json
 import os
 import re
@@ -90,7 +91,9 @@ LARGE = 4 * 10**9  # weights: 64 GB with gradients and AdamW
         (Machine(1, 24 * 10**9, 10**11, 1), 10**9, "zero3_offload", 1),
         (GPU, 10**7, "ddp", 8),
         (GPU, LARGE, "fsdp2", 8),
-        (GPU, 30 * LARGE // 4, "zero3_offload", 8),
+        (GPU, 10 * 10**9, "fsdp2", 8),  # 20 GB cut, and 40 whole to evaluate
+        (GPU, 103 * 10**8, "zero3_offload", 8),
+        (Machine(2, 80 * 10**9, 10**12, 1), 15 * 10**9, "zero3_offload", 2),
         (Machine(8, 80 * 10**9, 10**12, 4), 10**7, "ddp_nodes", 32),
         (Machine(8, 80 * 10**9, 10**12, 4), LARGE, "fsdp2_nodes", 32),
         (Machine(3, 80 * 10**9, 10**12, 1), 10**7, "ddp", 2),  # 256 / 3 is no number of items
@@ -110,13 +113,19 @@ def test_the_plainest_strategy_that_fits_is_chosen(machine, parameters, file, pr
 
 def test_an_optimiser_on_the_cpu_has_all_its_cores():
     machine = Machine(8, 80 * 10**9, 10**12, nodes=1, cores=100)
-    typed = command(choose(machine, Config(), 30 * LARGE // 4), machine, Path("r.toml"))
+    typed = command(choose(machine, Config(), 103 * 10**8), machine, Path("r.toml"))
     assert "--num_processes 8 --num_cpu_threads_per_process 12 train/main.py" in typed
 
 
 def test_what_fits_nowhere_is_refused_with_figures():
     with pytest.raises(UserError, match=r"1000000\.0 M weights take 16000\.00 GB .* found neither"):
         choose(GPU, Config(), 10**12)
+    # Whole weights do not fit beside anything into a GPU that evaluates; then into the host.
+    with pytest.raises(UserError, match=r"120\.0 GB of whole .* into 60\.0 GB of each GPU"):
+        choose(dataclasses.replace(GPU, host_bytes=10**14), Config(), 30 * 10**9)
+    averaged = Config(optimizer=Optimizer(ema=0.9))
+    with pytest.raises(UserError, match=r"500\.0 GB of the host's memory, which has 576\.0 GB"):
+        choose(GPU, averaged, 9 * 10**9)
     with pytest.raises(UserError, match="found 256; the nearest is 255, or start 2 ranks"):
         choose(Machine(1, 80 * 10**9, 10**12, nodes=3), Config(), 10**7)
 

@@ -1,11 +1,13 @@
 """A run: everything the visible loop in train/main.py stands on."""
 
 import copy
+import gc
 import math
 import signal
 import time
 from collections.abc import Iterator
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,7 +52,7 @@ from adde.training.report import write_report
 from adde.training.run_folder import open_folder, say_what_is_left
 from adde.training.saving import Saver
 from adde.training.stopping import StopSignals, exit_status
-from adde.training.strategies import Replicated, open_accelerator, open_strategy
+from adde.training.strategies import Replicated, home_of_whole, open_accelerator, open_strategy
 from adde.training.tracking import Tracker
 
 STAGES = ("encoder", "adde")
@@ -98,10 +100,12 @@ class Run:
         checkpoint = found and checkpoints.open_checkpoint(found)
 
         torch.manual_seed(config.seed)
-        self._bare = ADDE(config.model, self.index.schema).to(self.device)
+        self._bare = ADDE(config.model, self.index.schema)
         synchronise(self._bare, config, self.device)
-        # Whole and averaged weights, for evaluation and checkpoints.
+        # Whole and averaged weights, for evaluation.
         self._average = copy.deepcopy(self._bare) if config.optimizer.ema else None
+        self._home = home_of_whole(self.accelerator)
+        self._park()
         self._strategy: Replicated | None = None
         self._memory = _cross_batch_memory(config, self.index.schema, self.device)
         self.objective = Objective(
@@ -150,8 +154,6 @@ class Run:
         self._close_strategy()
         self._strategy = open_strategy(self.accelerator, self._bare, self.config)
         self._restore_strategy(name)
-        self._park()
-        self.model = self._strategy.model
         self.model.train()
         self._profile.close()
         self._profile = Profile(
@@ -164,6 +166,11 @@ class Run:
         """The model, gradients and optimiser of the stage entered last."""
         assert self._strategy is not None
         return self._strategy
+
+    @property
+    def model(self) -> Any:
+        """What the stage trains."""
+        return self.strategy.model
 
     @property
     def loads(self) -> int:
@@ -279,7 +286,7 @@ class Run:
         self._close_strategy()
         if model is not self._bare:
             self._bare.load_state_dict(model.state_dict())
-        self._bare.memory.set_prototypes(prototypes.to(self.device))
+        self._bare.memory.set_prototypes(prototypes.to(self._home))
         empty = [n for n, c in zip(value_names(self.index.schema), counts.tolist()) if not c]
         if empty and self.main:
             print(f"warning: no training item shows {', '.join(empty)}: their prototypes are zero")
@@ -424,17 +431,17 @@ class Run:
         return self._average
 
     def _park(self) -> None:
-        """Whole copies of what is cut over the ranks leave the GPU until they are evaluated."""
-        if self._strategy is not None and self._strategy.sharded:
-            for copied in (self._bare, self._average):
-                if copied is not None:
-                    copied.to("cpu")
+        """Whole copies that are not trained leave the GPU until they are evaluated."""
+        self._bare.to(self._home)
+        if self._average is not None:
+            self._average.to("cpu")
 
     def _close_strategy(self) -> None:
         if self._strategy is not None:
             self._strategy.close()
         self._strategy = None
-        self._bare.to(self.device)
+        gc.collect()  # what is cut is in cycles of hooks, and the next stage needs its memory
+        self._park()
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         where = str(checkpoint.path)

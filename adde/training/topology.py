@@ -1,6 +1,5 @@
 """Which file of launch/ suits a machine and a model, and why."""
 
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,16 @@ from adde.training.config import Config
 FOR_STATES = 0.5
 """Share of a GPU's memory that weights, gradients and optimiser may take; activations have the
 rest."""
+
+FOR_EVALUATION = 0.75
+"""The same while whole weights are put together to be evaluated, beside what is cut; activations
+have no gradient then."""
+
+FOR_HOST = 0.5
+"""Share of the host's memory that may be taken; checkpoints under way and workers have the rest."""
+
+FLOAT = 4
+"""Bytes of a weight."""
 
 GB = 1e9
 
@@ -71,7 +80,7 @@ def nodes(environment: Mapping[str, str]) -> int:
 def bytes_per_parameter(config: Config) -> int:
     """Weights, gradients, the optimiser's state and averaged weights, all float32."""
     moments = 2 if config.optimizer.name == "adamw" else 1
-    return 4 * (2 + moments + bool(config.optimizer.ema))
+    return FLOAT * (2 + moments + bool(config.optimizer.ema))
 
 
 def count_parameters(config: Config, schema: Schema) -> int:
@@ -99,16 +108,39 @@ def choose(machine: Machine, config: Config, parameters: int) -> Choice:
             return Choice("gpu", 1, (*why, "It fits into one GPU."))
         file = "ddp" if machine.nodes == 1 else "ddp_nodes"
         return Choice(file, ranks, (*why, "It fits into each: gradients are averaged, no more."))
-    if ranks > 1 and whole / ranks <= room:
-        text = f"It fits only when cut over the ranks: {whole / ranks / GB:.1f} GB on each."
+    return _choose_cut(machine, config, parameters, ranks, f"{size}: expected", why)
+
+
+def _choose_cut(
+    machine: Machine,
+    config: Config,
+    parameters: int,
+    ranks: int,
+    expected: str,
+    why: tuple[str, ...],
+) -> Choice:
+    """For what does not fit into each GPU as a whole; whole weights must, to be evaluated."""
+    whole, weights = parameters * bytes_per_parameter(config), FLOAT * parameters
+    # In between they, and averaged ones, lie in the host's memory, each rank's own.
+    waiting = weights * (1 + bool(config.optimizer.ema)) * ranks // machine.nodes
+    cut, offloaded = whole / ranks, whole // machine.nodes + waiting
+    room, host = FOR_STATES * machine.gpu_bytes, FOR_HOST * machine.host_bytes
+    evaluating = FOR_EVALUATION * machine.gpu_bytes
+    beside = f"{weights / GB:.1f} GB of whole weights while it evaluates"
+    if ranks > 1 and cut <= room and cut + weights <= evaluating and waiting <= host:
+        text = f"It fits only when cut over the ranks: {cut / GB:.1f} GB on each, and {beside}."
         return Choice("fsdp2" if machine.nodes == 1 else "fsdp2_nodes", ranks, (*why, text))
-    here = math.ceil(whole / machine.nodes)
-    if here <= FOR_STATES * machine.host_bytes:
-        text = "Cut over the ranks it still does not fit: it lies in the host's memory (slow)."
+    if weights <= evaluating and offloaded <= host:
+        text = (
+            "Cut over the ranks it still does not fit: it lies in the host's memory (slow), "
+            f"{offloaded / GB:.1f} GB; each GPU has {beside}."
+        )
         return Choice("zero3_offload", ranks, (*why, text))
     raise UserError(
-        f"{size}: expected to fit into {gpus} or {machine.host_bytes / GB:.0f} GB of host memory, "
-        "found neither; use more GPUs or nodes, or a smaller model"
+        f"{expected} that, cut over {ranks} ranks, to fit beside {beside} into "
+        f"{evaluating / GB:.1f} GB of each GPU, or into {host / GB:.1f} GB of the host's memory, "
+        f"which has {waiting / GB:.1f} GB of such copies; found neither; use more nodes, GPUs or "
+        "hosts with more memory, or a smaller model"
     )
 
 

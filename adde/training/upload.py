@@ -76,12 +76,19 @@ class Bucket:
         self._system.put_file(str(file), f"{self._root}/{name}")
 
     def upload(self, path: Path) -> None:
-        """Uploads a checkpoint in place of what is there by its name."""
-        self.delete(path.name)
-        for file in sorted(path.iterdir()):
-            if file.name != STATE_NAME:
-                self.put(file, f"{path.name}/{file.name}")
-        self.put(path / STATE_NAME, f"{path.name}/{STATE_NAME}")
+        """Uploads a checkpoint in place of what is there by its name.
+
+        One that is replaced meanwhile, as that of a stage's last step is by the next stage's first,
+        is uploaded anew: its state.json must not stand for parts of the other.
+        """
+        state = b""
+        while (found := (path / STATE_NAME).read_bytes()) != state:
+            state = found
+            self.delete(path.name)
+            for file in sorted(path.iterdir()):
+                if file.name != STATE_NAME:
+                    self.put(file, f"{path.name}/{file.name}")
+        self._system.pipe_file(f"{self._root}/{path.name}/{STATE_NAME}", state)
 
     def delete(self, name: str) -> None:
         """Deletes a checkpoint; from the first moment on it counts no more."""

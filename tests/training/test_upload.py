@@ -202,3 +202,26 @@ def test_an_address_that_cannot_be_read_ends_the_start_and_hides_its_password(mo
         fetch(bucket, Path("nowhere"))
     assert "memory://shop/run: expected checkpoints or none, found OSError" in str(caught.value)
     assert "s3cret" not in str(caught.value)
+
+
+def test_a_checkpoint_replaced_while_it_is_uploaded_arrives_whole(address, tmp_path, monkeypatch):
+    bucket, saver = Bucket(address), saver_of(tmp_path / "run", None)
+    save(saver, 1)
+    path = tmp_path / "run" / "checkpoints" / "step-00000001"
+    put, replace = bucket.put, [True]
+
+    def put_and_replace(file, name):
+        put(file, name)
+        if replace:
+            replace.pop()
+            # As the memory's start does with the encoder's last checkpoint.
+            pieces = {"model/weight": whole(torch.full((3,), 7.0))}
+            saver.save(Position("adde", 0, 1), lambda: pieces)
+            saver.wait()
+
+    monkeypatch.setattr(bucket, "put", put_and_replace)
+    bucket.upload(path)
+    fetch(Bucket(address), tmp_path / "new")
+    found = checkpoints.last_checkpoint(tmp_path / "new")
+    assert found.position == Position("adde", 0, 1)
+    assert found.tensors("model")["weight"].whole().tolist() == [7.0] * 3

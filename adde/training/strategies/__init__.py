@@ -4,7 +4,7 @@ A strategy is chosen by the file given to `accelerate launch` and changes nothin
 trained (docs/scaling.md).
 """
 
-from adde.training.strategies.choice import open_accelerator, open_strategy
+from adde.training.strategies.choice import home_of_whole, open_accelerator, open_strategy
 from adde.training.strategies.replicated import Replicated
 
-__all__ = ["Replicated", "open_accelerator", "open_strategy"]
+__all__ = ["Replicated", "home_of_whole", "open_accelerator", "open_strategy"]

@@ -75,15 +75,27 @@ def _join_ranks(stall: float) -> None:
 
 def open_strategy(accelerator: Accelerator, plain: ADDE, config: Config) -> Replicated:
     """The launched strategy around `plain`, for one stage."""
+    return _strategy(accelerator)(accelerator, plain, config)
+
+
+def home_of_whole(accelerator: Accelerator) -> torch.device:
+    """Where the plain model lies but while it is evaluated.
+
+    That is the CPU where another is trained: the rank's device then has no room for both.
+    """
+    return torch.device("cpu") if _strategy(accelerator).sharded else accelerator.device
+
+
+def _strategy(accelerator: Accelerator) -> type[Replicated]:
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         from adde.training.strategies.zero import Zero
 
-        return Zero(accelerator, plain, config)
+        return Zero
     if _asked("FSDP") and world_size() > 1:
         from adde.training.strategies.fsdp import FullyShard
 
-        return FullyShard(accelerator, plain, config)
-    return Replicated(accelerator, plain, config)
+        return FullyShard
+    return Replicated
 
 
 def _on_gpus() -> bool:

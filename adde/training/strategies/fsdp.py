@@ -6,7 +6,6 @@ weights travel in float32 and a step's figures are those of DDP.
 """
 
 import contextlib
-import copy
 from collections.abc import Callable, Iterator
 from math import prod
 from typing import Any
@@ -22,7 +21,7 @@ from adde.model import ADDE, Forward
 from adde.training.checkpoint import Stored
 from adde.training.optimisation import build_optimizer
 from adde.training.pieces import Piece
-from adde.training.strategies.replicated import Replicated
+from adde.training.strategies.replicated import Replicated, over
 
 SMALLEST_BLOCK = 1 << 16
 """Parameters from which a block has collectives of its own, overlapped with its neighbours'."""
@@ -35,10 +34,9 @@ class FullyShard(Replicated):
 
     def _open(self, plain: ADDE) -> None:
         # fully_shard takes contiguous parameters only; convolutions still compute channels-last.
-        bare = copy.deepcopy(plain).to(memory_format=torch.contiguous_format)
-        device = self._accelerator.device
-        mesh = init_device_mesh(device.type, (world_size(),))
-        bare.to(device)
+        bare = over(plain).to(memory_format=torch.contiguous_format)
+        mesh = init_device_mesh(self._accelerator.device.type, (world_size(),))
+        # Moves each block to the device and cuts it there before it comes to the next.
         for block in blocks(bare.backbone):
             fully_shard(block, mesh=mesh)
         fully_shard(bare, mesh=mesh)

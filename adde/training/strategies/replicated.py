@@ -1,6 +1,7 @@
 """The whole model on every rank, gradients averaged (DDP); and what every strategy can do."""
 
 import contextlib
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from adde.distributed import rank, sum_over_ranks, world_size
 from adde.model import ADDE, Forward
@@ -253,3 +254,9 @@ class Replicated:
         }
         self._optimizer.state.clear()
         self._optimizer.state.update(state)
+
+
+def over(plain: ADDE) -> ADDE:
+    """A model like `plain` whose parameters lie in the same memory until they are moved or cut."""
+    parameters = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in plain.parameters()}
+    return copy.deepcopy(plain, parameters)

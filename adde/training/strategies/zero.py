@@ -6,7 +6,6 @@ recipe. Mixed precision is DeepSpeed's `torch_autocast`: weights stay float32, a
 """
 
 import contextlib
-import copy
 import math
 from typing import Any
 
@@ -22,7 +21,7 @@ from adde.training.config import Config
 from adde.training.optimisation import build_optimizer
 from adde.training.pieces import Piece
 from adde.training.profiling import part
-from adde.training.strategies.replicated import Replicated
+from adde.training.strategies.replicated import Replicated, over
 
 
 class Zero(Replicated):
@@ -39,9 +38,12 @@ class Zero(Replicated):
     def _open(self, plain: ADDE) -> None:
         import deepspeed  # an extra
 
-        self._bare = copy.deepcopy(plain).to(memory_format=torch.contiguous_format)
-        self._bare.to(self._accelerator.device)
+        self._bare = over(plain).to(memory_format=torch.contiguous_format)
         optimizer = build_optimizer(self._settings, self._bare)
+        if self._stage == 3:
+            # One parameter after the other; left to `initialize`, all would be moved first.
+            deepspeed.zero.Init(module=self._bare, config_dict_or_path=self._config)
+        self._bare.to(self._accelerator.device)  # what is not cut
         opened: Any = deepspeed.initialize(
             model=self._bare, optimizer=optimizer, config=self._config
         )
@@ -91,6 +93,10 @@ class Zero(Replicated):
     def close(self) -> None:
         """Frees the engine's hooks and buffers."""
         self.model.destroy()
+        # Globals and hooks of DeepSpeed's hold on to the engine: what it steps on goes without it.
+        self._zero.__dict__.clear()
+        self._optimizer.state.clear()
+        self._optimizer.param_groups.clear()
 
     # Stage 3 keeps of every parameter a flat piece, padded so that all ranks' are as long
 

@@ -1,0 +1,74 @@
+"""Where weights are cut over ranks, a device has a whole copy while it evaluates, and no other."""
+
+import pytest
+from test_strategies import RECIPE, launch
+
+PROGRAM = """
+import runpy, weakref
+import torch
+from accelerate import Accelerator
+from torch.distributed.tensor import DTensor
+
+from adde.errors import run_program
+from adde.model import ADDE
+from adde.training import run
+from adde.training.evaluation import Evaluator
+from adde.training.strategies import Replicated
+
+# The CPU by another name, by which moves to the device are told from moves back.
+DEVICE = torch.device("cpu", 0)
+there, states, opening = [], [], False
+opened, begun, encoded = run.open_strategy, Replicated.begin_step, Evaluator.encode
+
+def whole(model):
+    return any(p.numel() and not isinstance(p, DTensor) for p in model.parameters())
+
+def to(model, *where, **how):
+    device = torch._C._nn._parse_to(*where, **how)[0]
+    if device is not None:
+        there[:] = [other for other in there if other is not model]
+        if whole(model) and (opening or device.index == 0):
+            assert not opening, "moved whole in order to be cut"
+            there.append(model)
+        assert len(there) <= 1, "two whole copies"
+    return torch.nn.Module.to(model, *where, **how)
+
+def open_strategy(accelerator, plain, config):
+    global opening
+    assert not there, "a whole copy at a stage's start"
+    assert all(state() is None for state in states), "the optimiser of the stage before"
+    opening = True
+    strategy = opened(accelerator, plain, config)
+    opening = False
+    return strategy
+
+def begin_step(strategy, rate):
+    assert not there, "a whole copy beside training"
+    states.extend(weakref.ref(s["momentum_buffer"]) for s in strategy._optimizer.state.values())
+    begun(strategy, rate)
+
+def encode(evaluator, model, split):
+    assert there == [model]
+    print("evaluated", flush=True)
+    return encoded(evaluator, model, split)
+
+Accelerator.device = property(lambda self: DEVICE)
+ADDE.to, run.open_strategy = to, open_strategy
+Replicated.begin_step, Evaluator.encode = begin_step, encode
+program = runpy.run_path("train/main.py")
+run_program(program["main"])
+assert states
+"""
+
+
+@pytest.mark.parametrize(
+    "file", ["fsdp2", "zero3", pytest.param("zero3_offload", marks=pytest.mark.slow)]
+)
+def test_a_whole_copy_is_on_the_device_for_evaluations_alone(file, tiny_shards, tmp_path):
+    program, recipe = tmp_path / "main.py", tmp_path / "recipe.toml"
+    program.write_text(PROGRAM)
+    text = RECIPE.replace("[data]", f'[data]\nshards = "{tiny_shards}"')
+    recipe.write_text(text.replace("epochs = 2\nlearning", "epochs = 0.3\nlearning"))
+    output = launch(file, 2, recipe, tmp_path / "run", program=program)
+    # At the end of both stages, and between them.
+    assert output.count("evaluated") == 2 * 3

@@ -53,7 +53,7 @@ def server(
         from adde.serving.http.run import serve
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is not installed: pip install 'adde[serve]'") from error
-    source = Source(bundle, gallery, device, allow_fallback)
+    source = Source(bundle, gallery, device, allow_fallback, limits.threads)
     required = True if require_key else False if no_require_key else None
     serve(source, limits, host, port, key_file, required, allow_host)
 

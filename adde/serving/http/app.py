@@ -9,7 +9,7 @@ from fastapi.openapi.utils import get_openapi
 from starlette.types import ASGIApp
 
 from adde.serving.http import pages, problems
-from adde.serving.http.guard import Guard
+from adde.serving.http.guard import Guard, needs_key
 from adde.serving.http.routes import router
 from adde.serving.http.service import Service
 
@@ -53,7 +53,7 @@ def _description(app: FastAPI, keyed: bool) -> dict[str, Any]:
     if keyed:
         content["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         for path, operations in content["paths"].items():
-            if path.startswith(("/v1/", "/metrics")):
+            if needs_key(path):
                 for operation in operations.values():
                     operation["security"] = [{"key": []}]
     return content

@@ -62,8 +62,12 @@ class Batcher:
         entry = _Entry(picture, asyncio.get_running_loop().create_future())
         self._waiting.append(entry)
         self._metrics.waiting.inc()
-        self._news.set()
+        self.wake()
         return await entry.future
+
+    def wake(self) -> None:
+        """Has what waits looked at again: what `coming` says has changed."""
+        self._news.set()
 
     async def close(self) -> None:
         """Ends when nothing is asked of it any more; what still waits is cancelled."""

@@ -1,8 +1,9 @@
 """What requests and answers hold, as OpenAPI describes it."""
 
-from typing import Annotated, Any, Literal
+from collections.abc import Sized
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from adde.serving.gallery import Header, Item
 from adde.serving.search import MAX_K, MAX_WEIGHT, Answer, Result, Seen
@@ -10,11 +11,31 @@ from adde.serving.search import MAX_K, MAX_WEIGHT, Answer, Result, Seen
 MOST = 1000
 """Names in one mapping and values in one list of a request."""
 
+MOST_FILTERS = 50
+
+
+def check_count(value: Any, most: int) -> Any:
+    """Refuses a mapping or a list of more, before it is looked into: pydantic counts last, and has
+    an error for every part that is wrong and each kind it could have been. A million take minutes.
+    """
+    found = len(cast(Sized, value)) if isinstance(value, dict | list) else 0
+    if found > most:
+        raise ValueError(f"expected at most {most:,}, found {found:,}")
+    return cast(Any, value)
+
+
+def at_most(count: int) -> BeforeValidator:
+    """`check_count` of a field."""
+    return BeforeValidator(lambda value: check_count(value, count))
+
+
 Text = Annotated[str, Field(max_length=1000)]
 Number = Annotated[int, Field(ge=-(2**63), lt=2**63)] | float
 Scalar = bool | Number | Text
-Bounds = Annotated[dict[Literal["min", "max"], Number], Field(min_length=1)]
-Condition = Scalar | Annotated[list[Scalar], Field(min_length=1, max_length=MOST)] | Bounds
+Scalars = Annotated[list[Scalar], Field(min_length=1, max_length=MOST, fail_fast=True)]
+Bounds = Annotated[dict[Literal["min", "max"], Number], Field(min_length=1), at_most(2)]
+Condition = Scalar | Scalars | Bounds
+Names = at_most(MOST)
 
 
 class _Asked(BaseModel):
@@ -27,6 +48,11 @@ class _Asked(BaseModel):
         json_schema_extra={"contentEncoding": "base64"},
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _few(cls, value: Any) -> Any:
+        return check_count(value, MOST)
+
 
 class EmbedBody(_Asked):
     """One picture."""
@@ -36,19 +62,19 @@ class SearchBody(_Asked):
     """A picture or an item to start from, and what is wanted of the answers."""
 
     item: Text | None = Field(None, description="Id of an item of the gallery to start from.")
-    edits: dict[Text, Text] = Field(
+    edits: Annotated[dict[Text, Text], Names] = Field(
         {}, max_length=MOST, description="Attribute to new value.", examples=[{"colour": "red"}]
     )
     k: int = Field(10, ge=1, le=MAX_K, description="Answers wanted.")
-    weights: dict[Text, Annotated[float, Field(ge=0, le=MAX_WEIGHT)]] = Field(
+    weights: Annotated[dict[Text, Annotated[float, Field(ge=0, le=MAX_WEIGHT)]], Names] = Field(
         {}, max_length=MOST, description="Attribute to its weight in the distance, 1 if not given."
     )
     like: list[Text] = Field(
         [], max_length=MOST, description="If any, only these attributes count."
     )
-    filters: dict[Text, Condition] = Field(
+    filters: Annotated[dict[Text, Condition], at_most(MOST_FILTERS)] = Field(
         {},
-        max_length=50,
+        max_length=MOST_FILTERS,
         description="Attribute or field to a value, to several of which one must be had, or to "
         '{"min": ..., "max": ...}; all must hold.',
     )

@@ -2,19 +2,33 @@
 
 A thread cannot be stopped, and a JPEG of a thousand scans keeps one busy for minutes within any
 limit on bytes and pixels. A process is ended when it takes too long, and where a decoder crashes
-it dies alone. What comes back is bytes, never a pickle: a decoder that was taken over can send
-wrong pixels and nothing else.
+it dies alone. What comes back is bytes, never a pickle. A decoder that was taken over can still do
+what the server's user can, as reading keys: for more between them, give the container less.
 """
 
+import contextlib
+import logging
 import multiprocessing
+import os
 import queue
+import time
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from adde.errors import UserError
 from adde.preprocess import Picture
-from adde.serving.http.pictures import BROKEN, GOOD, HEAD, PictureError, run
+from adde.serving.http.pictures import BROKEN, GOOD, HEAD, NoDecoderError, PictureError, run
+
+PATIENCE = 10
+"""Of the CPU time that a picture may take: what it may take by the clock. On a busy machine a
+decoder waits for its turn, which is no fault of the picture."""
+
+TICKS = os.sysconf("SC_CLK_TCK")
+
+log = logging.getLogger(__name__)
 
 
 class Decoders:
@@ -22,8 +36,11 @@ class Decoders:
 
     Args:
         count: processes.
-        seconds: that one picture may take.
+        seconds: of CPU time that one picture may take.
         max_pixels: of a picture, from its header.
+
+    Raises:
+        NoDecoderError: a process cannot be started.
     """
 
     def __init__(self, count: int, seconds: float, max_pixels: int) -> None:
@@ -37,7 +54,12 @@ class Decoders:
             self._idle.put(decoder)
 
     def load(self, content: bytes, size: int) -> Picture:
-        """A picture file's content -> (size, size, 3) uint8. Raises PictureError."""
+        """A picture file's content -> (size, size, 3) uint8.
+
+        Raises:
+            PictureError: the picture is refused.
+            NoDecoderError: it got no turn, for no fault of its own.
+        """
         decoder = self._idle.get()
         try:
             reply = decoder.ask(HEAD.pack(size, self._max_pixels) + content, self._seconds)
@@ -58,39 +80,91 @@ class _Decoder:
     """One process, started again when it had to be ended."""
 
     def __init__(self) -> None:
+        self._running: tuple[BaseProcess, Any] | None = None
         self._start()
 
     def _start(self) -> None:
         # Spawned: a fork would take the locks of the server's threads along, and its sockets.
         context = multiprocessing.get_context("spawn")
-        self._connection, other = context.Pipe()
-        self._process = context.Process(target=run, args=(other,), daemon=True)
-        self._process.start()
-        other.close()
+        try:
+            connection, other = context.Pipe()
+            with other:
+                process = context.Process(target=run, args=(other,), daemon=True)
+                try:
+                    process.start()
+                except BaseException:
+                    connection.close()
+                    raise
+        except OSError as error:  # too many processes or open files
+            raise _none(f"a decoding process cannot be started: {error}") from None
+        self._running = process, connection
 
     def wait_until_up(self) -> None:
-        """So that a picture's time does not pay for the start. Raises UserError."""
+        """So that a picture's time does not pay for the start. Raises NoDecoderError."""
+        assert self._running is not None
         try:
-            self._connection.recv_bytes()
+            self._running[1].recv_bytes()
         except (EOFError, OSError):
-            raise UserError("a decoding process ended at its start; see what it printed") from None
+            self.end()
+            raise _none("a decoding process ended at its start; see what it printed") from None
 
     def ask(self, message: bytes, seconds: float) -> bytes:
-        """The process's reply, or a refusal in its place."""
+        """The process's reply, or a refusal in its place. Raises NoDecoderError."""
+        if self._running is None:
+            self._start_again()
+        assert self._running is not None
+        process, connection = self._running
         try:
-            self._connection.send_bytes(message)
-            if self._connection.poll(seconds):
-                return self._connection.recv_bytes()
-            reason = f"image: expected one that decodes within {seconds:g} s, found a slower one"
+            connection.send_bytes(message)
+            if _replies(process, connection, seconds):
+                return connection.recv_bytes()
+            reason = f"image: expected one that decodes in {seconds:g} s of CPU, found a slower one"
         except (EOFError, OSError):
             reason = "image: expected one that decodes, found one on which its decoder fails"
+        except NoDecoderError:
+            self.end()
+            raise
         self.end()
+        with contextlib.suppress(NoDecoderError):  # then the next picture tries
+            self._start_again()
+        return bytes([BROKEN]) + reason.encode()
+
+    def _start_again(self) -> None:
         self._start()
         self.wait_until_up()
-        return bytes([BROKEN]) + reason.encode()
 
     def end(self) -> None:
         """Ends the process, whatever it does."""
-        self._process.kill()
-        self._process.join()
-        self._connection.close()
+        if self._running is None:
+            return
+        process, connection = self._running
+        self._running = None
+        process.kill()
+        process.join()
+        connection.close()
+
+
+def _none(reason: str) -> NoDecoderError:
+    log.error(reason)
+    return NoDecoderError(reason)
+
+
+def _replies(process: BaseProcess, connection: Any, seconds: float) -> bool:
+    """Whether it replies in so much CPU time. Raises NoDecoderError where it gets none."""
+    end, before = time.monotonic() + PATIENCE * seconds, _used(process)
+    left = seconds
+    while left > 0 and time.monotonic() < end:
+        # A tick more, as CPU time is told in whole ones.
+        if connection.poll(left + 1 / TICKS):
+            return True
+        left = seconds - (_used(process) - before)
+    if left > 0:
+        raise _none(f"expected {seconds:g} s of CPU in {PATIENCE * seconds:g} s for a decoder")
+    return False
+
+
+def _used(process: BaseProcess) -> float:
+    """Seconds of CPU time that a process has used until now."""
+    stat = Path(f"/proc/{process.pid}/stat").read_text()
+    user, system = stat.rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / TICKS

@@ -1,7 +1,7 @@
 """How many requests are inside, and how long each may take."""
 
 import asyncio
-from collections.abc import Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -24,6 +24,9 @@ class Place:
         if self._coming:
             self._coming = False
             self._gate.coming -= 1
+            if not self._gate.coming:
+                for tell in self._gate.listeners:
+                    tell()
 
 
 class Gate:
@@ -35,6 +38,8 @@ class Gate:
         self._seconds = 0.0
         self.coming = 0
         """Requests inside that may yet bring a picture."""
+        self.listeners: set[Callable[[], None]] = set()
+        """Told when none is coming any more."""
 
     @contextmanager
     def place(self) -> Generator[Place]:
@@ -70,6 +75,7 @@ async def in_time(request: Request, work: Coroutine[Any, Any, T], seconds: float
         if task.done():
             return task.result()
         if gone.done():
+            gone.result()  # or a Problem: what is sent on after the body is too large
             raise Problem(CLIENT_GONE, "client-gone", "the client left")
         raise Problem(504, "deadline", "the answer took longer than a request may")
     finally:

@@ -5,6 +5,7 @@ import time
 import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.routing import get_route_path  # pyright: ignore[reportPrivateImportUsage]
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adde.serving.http.problems import Problem, answer, come_back, of_exception
@@ -12,8 +13,9 @@ from adde.serving.http.service import Service
 
 log = logging.getLogger(__name__)
 
-KEYED = ("/v1/", "/metrics")
-"""What a key is asked for, where keys are asked for at all."""
+OPEN = ("/", "/docs", "/openapi.json", "/healthz", "/readyz")
+OPEN_FOLDERS = ("/page/", "/docs/files/")
+"""What no key is asked for, where keys are asked for: the page, the API's description, probes."""
 
 PROBES = ("/healthz", "/readyz", "/metrics")
 """Not logged when all is well: they come every few seconds."""
@@ -31,6 +33,11 @@ HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "permissions-policy": "camera=(), geolocation=(), microphone=()",
 }
+
+
+def needs_key(path: str) -> bool:
+    """Everything does that is not known to be open."""
+    return path not in OPEN and not path.startswith(OPEN_FOLDERS)
 
 
 class Guard:
@@ -85,9 +92,10 @@ class _Exchange:
             self._report()
 
     def _admit(self) -> None:
-        service, path = self._service, self._scope["path"]
+        # As routes are found: without the prefix under which a proxy or another app has this one.
+        service, path = self._service, get_route_path(self._scope) or "/"
         self._check_host(path in PROBES)
-        if service.keys is not None and path.startswith(KEYED):
+        if service.keys is not None and needs_key(path):
             self._key = self._holder()
             wait = 0.0 if path in PROBES else service.buckets.take(self._key)
             if wait:

@@ -1,7 +1,6 @@
 """A bundle with its gallery, as one thing that serves and is swapped for another."""
 
 import asyncio
-import os
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -31,6 +30,8 @@ class Source:
     gallery: Path
     devices: Sequence[Device] = ("cpu",)
     allow_fallback: bool = False
+    threads: int | None = None
+    """See `Session`."""
 
     def open(self) -> "Opened":
         """A searcher that has run every batch size; takes seconds.
@@ -40,10 +41,11 @@ class Source:
         """
         # Links are followed once: a link that moves on leaves this pair what it was.
         bundle = Bundle.read(self.bundle.resolve())
-        session = Session(bundle, self.devices, self.allow_fallback)
+        session = Session(bundle, self.devices, self.allow_fallback, self.threads)
         session.warm_up()
         searcher = Searcher(bundle, self.gallery.resolve(), session=session)
-        return Opened(searcher, tuple(searcher.gallery.facets()))
+        gallery = searcher.gallery
+        return Opened(searcher, tuple(gallery.facets()), gallery.probe())
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Opened:
     searcher: Searcher
     facets: tuple[Facet, ...]
     """Of the gallery's items as they were then."""
+    items: int
 
 
 class Pair:
@@ -72,11 +75,13 @@ class Pair:
             max_batch=-(-settings.max_batch // (STREAMS if on_cpu else 1)),
             max_wait=settings.max_wait_ms / 1000,
         )
-        cores = len(os.sched_getaffinity(0))
-        self._threads = ThreadPoolExecutor(cores, "work")
+        gate.listeners.add(self.batcher.wake)
+        self._gate = gate
+        self._threads = ThreadPoolExecutor(settings.threads, "work")
         # Threads that wait for a service are not at work.
         remote = searcher.gallery.header.engine != "embedded"
-        self.gallery = Watch(searcher.gallery, settings.max_batch if remote else cores)
+        threads = settings.max_batch if remote else settings.threads
+        self.gallery = Watch(searcher.gallery, opened.items, threads)
         self._users = 0
         self._unused = asyncio.Event()
         self._unused.set()
@@ -104,6 +109,7 @@ class Pair:
     async def close(self) -> None:
         """Lets go of everything when the last user is done, and what it left in threads."""
         await self._unused.wait()
+        self._gate.listeners.discard(self.batcher.wake)
         await self.batcher.close()
         await asyncio.to_thread(self._threads.shutdown)
         await self.gallery.close()

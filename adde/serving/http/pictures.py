@@ -29,6 +29,10 @@ class PictureError(UserError):
         self.kind = kind
 
 
+class NoDecoderError(UserError):
+    """No fault of the picture: nothing decodes it at present."""
+
+
 def check(content: bytes, max_pixels: int) -> None:
     """Refuses what is no JPEG, PNG or WebP, or says that it is larger. Raises PictureError."""
     try:

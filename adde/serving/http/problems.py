@@ -13,7 +13,13 @@ from starlette.exceptions import HTTPException
 
 from adde.errors import UserError
 from adde.serving.gallery import ItemNotFoundError, UnavailableError
-from adde.serving.http.pictures import BROKEN, TOO_LARGE, WRONG_FORMAT, PictureError
+from adde.serving.http.pictures import (
+    BROKEN,
+    TOO_LARGE,
+    WRONG_FORMAT,
+    NoDecoderError,
+    PictureError,
+)
 
 MEDIA_TYPE = "application/problem+json"
 PICTURES = {
@@ -22,7 +28,7 @@ PICTURES = {
     BROKEN: (422, "picture-broken"),
 }
 AWAY_SECONDS = 2
-"""After which to come back, where the gallery's service does not answer."""
+"""After which to come back, where the gallery's service does not answer, or no decoder."""
 
 CLIENT_GONE = 499
 """As nginx has it: nobody reads the answer, and logs and metrics say why there is none."""
@@ -77,6 +83,9 @@ def of_exception(error: Exception) -> Problem:
     if isinstance(error, UnavailableError):
         detail = "the service that the gallery lies in does not answer now; come back"
         return come_back("gallery-away", detail, AWAY_SECONDS, 503)
+    if isinstance(error, NoDecoderError):
+        detail = "no picture can be decoded now; come back"
+        return come_back("no-decoder", detail, AWAY_SECONDS, 503)
     if isinstance(error, PictureError):
         return Problem(*PICTURES[error.kind], str(error))
     if isinstance(error, UserError):

@@ -5,6 +5,7 @@ and ends replicas, and hands them requests.
 """
 
 import importlib
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from adde.serving.http.hosts import Hosts
 from adde.serving.http.pair import Source
 from adde.serving.http.run import find_keys
 from adde.serving.http.service import Service
-from adde.serving.http.settings import Settings
+from adde.serving.http.settings import MOST_DECODERS, Settings
 from adde.serving.providers import Device
 
 
@@ -34,7 +35,21 @@ class Arguments(BaseModel):
     require_key: bool = True
     allow_host: tuple[str, ...] = ()
     limits: dict[str, int | float] = {}
-    """Fields of `adde.serving.http.settings.Settings`."""
+    """Fields of `adde.serving.http.settings.Settings`; threads and decoders else are as many as the
+    cores that Ray assigns to a replica."""
+
+
+def settings_of(args: Arguments, cores: int | None = None) -> Settings:
+    """The limits, with so many cores where they do not say. Raises UserError."""
+    usual = {} if cores is None else {"threads": cores, "decoders": min(MOST_DECODERS, cores)}
+    return Settings(**{**usual, **args.limits})  # pyright: ignore[reportArgumentType]
+
+
+def assigned_cores() -> int | None:
+    """Cores that are this replica's; Ray keeps nobody to them. None: it assigned none."""
+    ray: Any = importlib.import_module("ray")
+    cores = ray.get_runtime_context().get_assigned_resources().get("CPU", 0)
+    return math.ceil(cores) or None
 
 
 def build(args: Arguments) -> Any:
@@ -44,12 +59,15 @@ def build(args: Arguments) -> Any:
         UserError: of a limit or a name here; of keys, bundle, gallery or device where a replica
             starts.
     """
-    settings = Settings(**args.limits)  # pyright: ignore[reportArgumentType]
+    settings_of(args)  # refused here where it can be
     hosts = Hosts("0.0.0.0", args.allow_host)
 
     def app() -> ASGIApp:
         keys = find_keys("0.0.0.0", args.key_file, args.require_key)
-        source = Source(args.bundle, args.gallery, args.device, args.allow_fallback)
+        settings = settings_of(args, assigned_cores())
+        source = Source(
+            args.bundle, args.gallery, args.device, args.allow_fallback, settings.threads
+        )
         opened = source.open()
         decoders = Decoders(settings.decoders, settings.decode_seconds, settings.max_pixels)
         # Decoders end with the replica's process, at the end of their pipes.

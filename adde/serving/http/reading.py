@@ -3,9 +3,11 @@
 import asyncio
 import base64
 import binascii
+from collections.abc import Awaitable
 from typing import TypeVar
 
 from fastapi import Request
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
@@ -13,9 +15,25 @@ from starlette.requests import ClientDisconnect
 from adde.serving.http.bodies import EmbedBody, SearchBody
 from adde.serving.http.problems import CLIENT_GONE, Problem
 
+T = TypeVar("T")
 Body = TypeVar("Body", EmbedBody, SearchBody)
 
 JSON, FORM = "application/json", "multipart/form-data"
+
+MOST_COMMAS = 100_000
+"""In JSON: more than its mappings and lists may have, and base64 has none. Counted at once, where
+parsing a body of nothing else takes a second."""
+
+
+class Upload:
+    """A picture file's content until it is taken: requests that wait keep no second copy."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = [content]
+
+    def take(self) -> bytes:
+        """The content, once."""
+        return self._content.pop()
 
 
 class _InMemory(MultiPartParser):
@@ -23,62 +41,80 @@ class _InMemory(MultiPartParser):
     spool_max_size = 2**40
 
 
-async def read(request: Request, kind: type[Body], seconds: float) -> tuple[Body, bytes | None]:
-    """The body, and its picture's content if it has one.
+async def read(request: Request, kind: type[Body], seconds: float) -> tuple[Body, Upload | None]:
+    """The body, whose `image` is left out, and its picture if it has one.
 
     Raises:
         Problem: the body is neither kind, is slower than that, or is not as `kind` says.
     """
+    media, options = parse_options_header(request.headers.get("content-type"))
+    if media == JSON.encode():
+        content = await _in_time(_whole(request), seconds)
+        return _without_image(_parse(kind, content))
+    if media == FORM.encode():
+        # Starlette decodes fields by any codec of Python's, some of which take minutes.
+        charset = options.get(b"charset", b"utf-8")
+        if charset.lower() not in (b"utf-8", b"utf8"):
+            raise Problem(415, "media-type", f"expected {FORM} in utf-8, found another charset")
+        return await _from_form(await _in_time(_form(request), seconds), kind)
+    found = media.decode("latin-1") or "none"
+    raise Problem(415, "media-type", f"expected a body of {JSON} or {FORM}, found {found}")
+
+
+async def _in_time(body: Awaitable[T], seconds: float) -> T:
     try:
-        content = await asyncio.wait_for(request.body(), seconds)
+        return await asyncio.wait_for(body, seconds)
     except asyncio.TimeoutError:
         message = "the body took longer than a request may; send it faster"
         raise Problem(408, "slow-body", message) from None
     except ClientDisconnect:
         raise Problem(CLIENT_GONE, "client-gone", "the client left") from None
-    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media == JSON:
-        body = kind.model_validate_json(content)
-        return body, None if body.image is None else _from_base64(body.image)
-    if media == FORM:
-        return await _read_form(request, kind)
-    message = f"expected a body of {JSON} or {FORM}, found {media or 'none'}"
-    raise Problem(415, "media-type", message)
 
 
-async def _read_form(request: Request, kind: type[Body]) -> tuple[Body, bytes | None]:
+async def _whole(request: Request) -> bytes:
+    # `request.body()` would keep it until the answer.
+    return b"".join([chunk async for chunk in request.stream()])
+
+
+async def _form(request: Request) -> FormData:
+    parser = _InMemory(
+        request.headers, request.stream(), max_files=1, max_fields=1, max_part_size=1 << 20
+    )
     try:
-        parser = _InMemory(
-            request.headers, request.stream(), max_files=1, max_fields=1, max_part_size=1 << 20
-        )
-        form = await parser.parse()
+        return await parser.parse()
     except (MultiPartException, KeyError, ValueError) as error:
         # Starlette looks for the boundary with no regard to its not being there.
         reason = getattr(error, "message", None) or "its boundary or its parts are not as it says"
         raise Problem(400, "form", f"expected {FORM}, found: {reason}") from None
+
+
+async def _from_form(form: FormData, kind: type[Body]) -> tuple[Body, Upload | None]:
     try:
-        return await _from_form(form, kind)
+        image, text = form.get("image"), form.get("request", "{}")
+        unknown = set(form) - {"image", "request"}
+        if unknown or not isinstance(text, str) or isinstance(image, str):
+            message = "expected the file `image` and, if anything, the text `request`, in JSON"
+            raise Problem(422, "form", message)
+        body, within = _without_image(_parse(kind, text))
+        if within is not None and image is not None:
+            raise Problem(422, "form", "image: expected one, found a file and one in `request`")
+        return body, within if image is None else Upload(await image.read())
     finally:
         await form.close()
 
 
-async def _from_form(form: FormData, kind: type[Body]) -> tuple[Body, bytes | None]:
-    image, text = form.get("image"), form.get("request", "{}")
-    unknown = set(form) - {"image", "request"}
-    if unknown or not isinstance(text, str) or isinstance(image, str):
-        raise Problem(
-            422, "form", "expected the file `image` and, if anything, the text `request`, in JSON"
-        )
-    body = kind.model_validate_json(text)
-    if body.image is not None and image is not None:
-        raise Problem(422, "form", "image: expected one, found a file and one in `request`")
-    if image is not None:
-        return body, await image.read()
-    return body, None if body.image is None else _from_base64(body.image)
+def _parse(kind: type[Body], content: bytes | str) -> Body:
+    commas = content.count(b",") if isinstance(content, bytes) else content.count(",")
+    if commas > MOST_COMMAS:
+        raise Problem(422, "invalid", f"expected at most {MOST_COMMAS:,} commas, found {commas:,}")
+    return kind.model_validate_json(content)
 
 
-def _from_base64(text: str) -> bytes:
+def _without_image(body: Body) -> tuple[Body, Upload | None]:
+    text, body.image = body.image, None
+    if text is None:
+        return body, None
     try:
-        return base64.b64decode(text, validate=True)
+        return body, Upload(base64.b64decode(text, validate=True))
     except (binascii.Error, ValueError) as error:
         raise Problem(422, "invalid", f"image: expected base64, found: {error}") from None

@@ -38,7 +38,7 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 WORK = (400, 401, 408, 413, 415, 421, 422, 429, 500, 503, 504)
-LOOK = (401, 404, 421, 422, 429, 500, 503)
+LOOK = (401, 404, 421, 422, 429, 500, 503, 504)
 
 
 def body_of(kind: type[BaseModel], needs_image: bool) -> dict[str, Any]:
@@ -119,11 +119,13 @@ async def some_items(
     seed: Annotated[int, Query(ge=0, lt=2**32, description="Another seed, other items.")] = 0,
 ) -> Response:
     """Some items to start from."""
-    pair = service_of(request).pair
-    with pair.in_use():
+
+    async def drawn(pair: Pair) -> Response:
         items = await pair.gallery.ask(draw, pair, count, seed)
-    header = pair.searcher.gallery.header
-    return json_response({"items": [bodies.item_json(header, item) for item in items]})
+        header = pair.searcher.gallery.header
+        return json_response({"items": [bodies.item_json(header, item) for item in items]})
+
+    return await service_of(request).look(request, drawn)
 
 
 def draw(pair: Pair, count: int, seed: int) -> list[Item]:
@@ -156,16 +158,18 @@ ItemId = Annotated[str, Path(max_length=1000)]
 )
 async def picture(request: Request, item_id: ItemId) -> Response:
     """An item's picture, as it was packed."""
-    pair = service_of(request).pair
-    gallery = pair.searcher.gallery
-    with pair.in_use():
+
+    async def read(pair: Pair) -> bytes | None:
+        gallery = pair.searcher.gallery
         item = await pair.gallery.ask(gallery.get, item_id)
         try:
-            content = await pair.in_thread(read_picture, gallery.header, item)
+            return await pair.in_thread(read_picture, gallery.header, item)
         except UserError as error:
             log.error("a picture cannot be read: %s", error)
             detail = f"the picture of item {item_id!r} is not to be had now"
             raise Problem(503, "picture-missing", detail) from None
+
+    content = await service_of(request).look(request, read)
     kinds = (kind for start, kind in SIGNATURES.items() if (content or b"").startswith(start))
     media = next(kinds, None)
     if content is None or media is None:
@@ -180,10 +184,13 @@ async def picture(request: Request, item_id: ItemId) -> Response:
 )
 async def item(request: Request, item_id: ItemId) -> Response:
     """An item of the gallery."""
-    pair = service_of(request).pair
-    with pair.in_use():
-        found = await pair.gallery.ask(pair.searcher.gallery.get, item_id)
-    return json_response(bodies.item_json(pair.searcher.gallery.header, found))
+
+    async def found(pair: Pair) -> Response:
+        gallery = pair.searcher.gallery
+        item = await pair.gallery.ask(gallery.get, item_id)
+        return json_response(bodies.item_json(gallery.header, item))
+
+    return await service_of(request).look(request, found)
 
 
 @router.get("/healthz", responses=problems(421))

@@ -4,7 +4,8 @@ import asyncio
 import json
 import logging
 import time
-from typing import Literal
+from collections.abc import Awaitable, Callable
+from typing import Literal, TypeVar
 
 import numpy as np
 import orjson
@@ -19,10 +20,12 @@ from adde.serving.http.keys import Buckets, Keys
 from adde.serving.http.metrics import Metrics
 from adde.serving.http.pair import Opened, Pair, Source
 from adde.serving.http.problems import Problem
-from adde.serving.http.reading import read
+from adde.serving.http.reading import Upload, read
 from adde.serving.http.settings import Settings
 from adde.serving.search import Request as Search
 from adde.serving.search import Start
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +75,7 @@ class Service:
                 return  # it would serve nobody
             self.swap = "running"
             try:
-                opened = await asyncio.to_thread(self._source.open)
+                pair = self._pair(await asyncio.to_thread(self._source.open))
             except Exception as error:
                 self.swap = "failed"
                 self.metrics.swaps.labels("failed").inc()
@@ -80,7 +83,7 @@ class Service:
                 trace = None if isinstance(error, UserError) else error
                 log.error("swap failed, bundle stays: %s", error, exc_info=trace)
                 return
-            old, self.pair = self.pair, self._pair(opened)
+            old, self.pair = self.pair, pair
             self.swap = "done"
             self.metrics.swaps.labels("done").inc()
             log.info("swapped", extra={"was": old.bundle, "bundle": self.pair.bundle})
@@ -90,44 +93,56 @@ class Service:
         """Answers /v1/embed."""
         with self._gate.place() as place:
             with self.metrics.stage("read"):
-                _, content = await read(request, EmbedBody, self._left(request))
-            if content is None:
+                _, upload = await read(request, EmbedBody, self._left(request))
+            if upload is None:
                 raise Problem(422, "invalid", "image: expected one, found none")
-            return await in_time(request, self._embed(place, content), self._left(request))
+            return await in_time(request, self._embed(place, upload), self._left(request))
 
     async def search(self, request: Request) -> bytes:
         """Answers /v1/search."""
         with self._gate.place() as place:
             with self.metrics.stage("read"):
-                body, content = await read(request, SearchBody, self._left(request))
-            return await in_time(request, self._search(place, body, content), self._left(request))
+                body, upload = await read(request, SearchBody, self._left(request))
+            return await in_time(request, self._search(place, body, upload), self._left(request))
 
-    async def _embed(self, place: Place, content: bytes) -> bytes:
+    async def look(self, request: Request, work: Callable[[Pair], Awaitable[T]]) -> T:
+        """What `work` finds in the gallery: inside and in time as a search is."""
+
+        async def looked() -> T:
+            pair = self.pair
+            with pair.in_use():
+                return await work(pair)
+
+        with self._gate.place() as place:
+            place.settle()
+            return await in_time(request, looked(), self._left(request))
+
+    async def _embed(self, place: Place, upload: Upload) -> bytes:
         pair = self.pair
         with pair.in_use():
-            start = await self._start_of(pair, place, content)
+            start = await self._start_of(pair, place, upload)
             return await pair.in_thread(_embedded, pair.bundle, start)
 
-    async def _search(self, place: Place, body: SearchBody, content: bytes | None) -> bytes:
+    async def _search(self, place: Place, body: SearchBody, upload: Upload | None) -> bytes:
         fields = {name: getattr(body, name) for name in SearchBody.model_fields if name != "image"}
-        search = Search(image=content, **fields)
+        search = Search(image=None if upload is None else b"", **fields)  # embedded on its own
         pair = self.pair
         with pair.in_use():
             pair.searcher.check(search)
-            if content is None:
+            if upload is None:
                 place.settle()
                 start = await pair.gallery.ask(pair.searcher.start_of, search.item)
             else:
-                start = await self._start_of(pair, place, content)
+                start = await self._start_of(pair, place, upload)
             with self.metrics.stage("search"):
                 return await pair.gallery.ask(_found, pair, search, start)
 
-    async def _start_of(self, pair: Pair, place: Place, content: bytes) -> Start:
+    async def _start_of(self, pair: Pair, place: Place, upload: Upload) -> Start:
         size = pair.searcher.bundle.preprocess.size
         with self.metrics.stage("decode"):
             loop = asyncio.get_running_loop()
             load, threads = self._decoders.load, self._decoders.threads
-            picture = await loop.run_in_executor(threads, load, content, size)
+            picture = await loop.run_in_executor(threads, load, upload.take(), size)
         place.settle()
         with self.metrics.stage("batch"):
             return await pair.batcher.embed(picture)

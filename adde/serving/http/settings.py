@@ -1,11 +1,14 @@
 """What a server can be told; every field is a flag of serve_onnx/server.py."""
 
-import os
 from dataclasses import dataclass
 
 from adde.errors import UserError
 from adde.preprocess import MAX_PIXELS
+from adde.serving.http.cores import cores
 from adde.serving.session import BUCKETS
+
+MOST_DECODERS = 16
+"""Unless more are asked for, as each has memory of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,9 +24,11 @@ class Settings:
     max_pixels: int = 25_000_000
     """Of a picture, from its header; more is refused before it is decoded."""
     decode_seconds: float = 2.0
-    """A picture that takes longer to decode is given up, and its process ended."""
-    decoders: int = min(4, len(os.sched_getaffinity(0)))
+    """Of CPU time; a picture that takes more to decode is given up, and its process ended."""
+    decoders: int = min(MOST_DECODERS, cores())
     """Processes that decode."""
+    threads: int = cores()
+    """Of the CPU, for the encoder and for searches each."""
     max_batch: int = 32
     """Pictures embedded at once."""
     max_wait_ms: float = 2.0
@@ -40,7 +45,7 @@ class Settings:
     """Requests that a key may make at once."""
 
     def __post_init__(self) -> None:
-        whole = ("max_bytes", "decoders", "queue", "burst")
+        whole = ("max_bytes", "decoders", "threads", "queue", "burst")
         ranges = {
             **dict.fromkeys(whole, (1, 2**40)),
             "max_pixels": (1, MAX_PIXELS),

@@ -25,18 +25,15 @@ class Watch:
     hold the threads that others need. It goes on by itself when the service is back.
 
     Args:
+        items: as it said just now.
         threads: calls of the gallery at a time.
     """
 
-    def __init__(self, gallery: Gallery, threads: int) -> None:
+    def __init__(self, gallery: Gallery, items: int, threads: int) -> None:
         self._gallery = gallery
         self._threads = ThreadPoolExecutor(threads, "search")
         self._away: str | None = None
-        self._items = 0
-        try:
-            self._items = gallery.probe()
-        except UnavailableError as error:
-            self._away = str(error)
+        self._items = items
         self._task = asyncio.create_task(self._look())
         self._looking = ThreadPoolExecutor(1, "watch")
 

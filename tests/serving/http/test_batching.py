@@ -6,6 +6,7 @@ import time
 import numpy as np
 
 from adde.serving.http.batching import PATIENCE, Batcher
+from adde.serving.http.gate import Gate
 from adde.serving.http.metrics import Metrics
 
 PICTURE = np.zeros((2, 2, 3), np.uint8)
@@ -34,3 +35,23 @@ def test_where_the_encoder_is_slow_a_batch_waits_for_what_is_being_decoded():
     waited = asyncio.run(ask())
     assert sizes == [1, 2]
     assert waited < 3 * PATIENCE * seconds  # and no longer, though one is still on its way
+
+
+def test_who_turns_out_to_bring_no_picture_is_waited_for_no_longer():
+    async def ask():
+        metrics = Metrics()
+        gate = Gate(2, metrics)
+        wait = 600.0
+        batcher = Batcher(list, lambda: gate.coming, metrics, lanes=2, max_batch=8, max_wait=wait)
+        gate.listeners.add(batcher.wake)
+        with gate.place() as first, gate.place() as second:
+            first.settle()
+            embedded = asyncio.create_task(batcher.embed(PICTURE))
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert not embedded.done()
+            second.settle()
+            await asyncio.wait_for(embedded, 60)
+        await batcher.close()
+
+    asyncio.run(ask())

@@ -13,6 +13,7 @@ import httpx
 import pytest
 import yaml
 
+from adde.serving.http import cores, ray_serve
 from adde.serving.http.settings import Settings
 
 ROOT = Path(__file__).parents[3]
@@ -104,14 +105,17 @@ def test_the_deployment_starts_the_image_with_flags_it_has(monkeypatch, pod, con
     assert str(key_file.parent) in mounts
     assert {mount["name"] for mount in mounts.values()} == {v["name"] for v in pod["volumes"]}
     assert container["ports"] == [{"name": "http", "containerPort": port}]
+    assert source.threads == settings.threads
     assert settings.decoders <= int(container["resources"]["limits"]["cpu"])
+    memory = int(container["resources"]["limits"]["memory"].removesuffix("Gi")) << 30
+    assert 1.2 * settings.queue * settings.max_bytes < memory / 2  # the rest: docs/serving.md
     # Whoever balances sees that it is not ready, before the listener closes.
     probe = container["readinessProbe"]
     assert probe["periodSeconds"] * probe["failureThreshold"] < settings.drain_seconds
 
 
 def test_probes_ask_paths_that_need_no_key(container):
-    from adde.serving.http.guard import KEYED
+    from adde.serving.http.guard import needs_key
 
     asked = {
         name: container[f"{name}Probe"]["httpGet"]["path"]
@@ -119,7 +123,7 @@ def test_probes_ask_paths_that_need_no_key(container):
     }
     assert asked == {"startup": "/readyz", "readiness": "/readyz", "liveness": "/healthz"}
     for path in asked.values():
-        assert path in paths() and not path.startswith(KEYED)
+        assert path in paths() and not needs_key(path)
     assert {container[f"{n}Probe"]["httpGet"]["port"] for n in asked} == {"http"}
 
 
@@ -141,11 +145,55 @@ def test_ray_serves_the_limits_that_the_server_has():
     (application,) = RAY["applications"]
     (deployment,) = application["deployments"]
     settings = Settings(**application["args"]["limits"])
-    # Above the replica's queue Ray would hold requests back instead of a 429.
-    assert deployment["max_ongoing_requests"] == settings.queue
+    # Else Ray would hold back what the replica answers with a 429, and without end.
+    assert deployment["max_ongoing_requests"] > settings.queue
+    assert deployment["max_queued_requests"] > 0
     assert deployment["graceful_shutdown_timeout_s"] > settings.deadline_seconds
     assert RAY["http_options"]["request_timeout_s"] > settings.deadline_seconds
     assert deployment["autoscaling_config"]["target_ongoing_requests"] < settings.queue
+
+
+def test_a_ray_replica_has_as_many_threads_and_decoders_as_it_has_cores(monkeypatch):
+    (application,) = RAY["applications"]
+    assigned = {"CPU": 1.5, "GPU": 1.0}
+
+    class Ray:
+        @staticmethod
+        def get_runtime_context():
+            return Ray
+
+        @staticmethod
+        def get_assigned_resources():
+            return assigned
+
+    monkeypatch.setitem(sys.modules, "ray", Ray)
+    arguments = ray_serve.Arguments(**application["args"])
+    settings = ray_serve.settings_of(arguments, ray_serve.assigned_cores())
+    assert (settings.threads, settings.decoders, settings.queue) == (2, 2, 256)
+    arguments.limits["threads"] = 5
+    assert ray_serve.settings_of(arguments, ray_serve.assigned_cores()).threads == 5
+    assigned.clear()
+    assert ray_serve.assigned_cores() is None
+
+
+def test_a_quota_counts_as_cores_of_all_groups_around(monkeypatch, tmp_path):
+    inner = tmp_path / "groups" / "pod" / "container"
+    inner.mkdir(parents=True)
+    own = tmp_path / "own"
+    own.write_text("1:cpu:/old\n0::/pod/container\n")
+    monkeypatch.setattr(cores, "GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(cores, "OWN_GROUP", own)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    assert cores.cores() == 8
+    (inner / "cpu.max").write_text("max 100000\n")
+    assert cores.cores() == 8
+    (inner.parent / "cpu.max").write_text("250000 100000\n")
+    assert cores.cores() == 3
+    (inner / "cpu.max").write_text("20000 100000\n")
+    assert cores.cores() == 1
+    (inner / "cpu.max").write_text("9900000 100000\n")
+    own.unlink()
+    assert cores.cores() == 8
 
 
 @pytest.mark.slow

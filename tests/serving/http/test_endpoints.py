@@ -10,9 +10,11 @@ from dataclasses import asdict, replace
 import httpx
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from adde.serving import Request
 from adde.serving.build import open_gallery
+from adde.serving.http.bodies import SearchBody
 
 ITEM = "test-000000-005"
 ASKED = {"edits": {"colour": "red"}, "k": 5, "weights": {"border": 3.0}}
@@ -171,6 +173,7 @@ def test_metrics_count_what_was_done(serve, picture_of):
         ({"item": ITEM, "filters": {"colour": {"max": "red"}}}, 422, "filters"),
         ({"item": ITEM, "filters": {"colour": {}}}, 422, "filters"),
         ({"item": ITEM, "colour": "red"}, 422, "Extra inputs are not permitted"),
+        ({"item": ITEM, "filters": {str(at): 1 for at in range(51)}}, 422, "at most 50, found 51"),
         ({"item": "test-000000-05"}, 404, "did you mean"),
         ({"image": "%%"}, 422, "expected base64"),
         ({"image": "AAAA"}, 415, "expected JPEG, PNG or WebP"),
@@ -206,6 +209,45 @@ def test_bodies_that_are_none_are_refused(client, content, media, status):
     answer = client.post("/v1/search", content=content, headers=headers)
     assert answer.status_code == status
     assert answer.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize("charset", ["punycode", '"PUNYCODE"', "unicode_escape", "utf-16"])
+def test_a_form_is_decoded_by_no_codec_of_the_clients_choice(client, charset):
+    content = b'--b\r\nContent-Disposition: form-data; name="request"\r\n\r\n{}\r\n--b--\r\n'
+    for given, status in ((charset, 415), ("UTF-8", 422)):
+        media = f"multipart/form-data; boundary=b; charset={given}"
+        answer = client.post("/v1/search", content=content, headers={"content-type": media})
+        assert (answer.status_code, answer.headers["content-type"]) == (
+            status,
+            "application/problem+json",
+        )
+
+
+WRONG = {
+    "unknown": lambda parts: b"{%s}" % parts,
+    "filters": lambda parts: b'{"filters": {%s}}' % parts,
+    "bounds": lambda parts: b'{"filters": {"colour": {%s}}}' % parts,
+    "edits": lambda parts: b'{"edits": {%s}}' % parts,
+    "weights": lambda parts: b'{"weights": {%s}}' % parts,
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_a_body_with_a_million_faults_is_refused_without_listing_them(client, kind):
+    for count in (500_000, 90_000):  # by its commas, and by the length of its mapping
+        body = WRONG[kind](b",".join(b'"%x":null' % at for at in range(count)))
+        answer = client.post(
+            "/v1/search", content=body, headers={"content-type": "application/json"}
+        )
+        assert answer.status_code == 422
+        assert len(answer.json()["detail"]) < 1000
+
+
+def test_a_condition_of_many_wrong_values_has_few_faults():
+    filters = {f"f{at}": [None] * 1000 for at in range(50)}
+    with pytest.raises(ValidationError) as caught:
+        SearchBody.model_validate_json(json.dumps({"filters": filters}))
+    assert caught.value.error_count() < 1000
 
 
 @pytest.mark.parametrize(

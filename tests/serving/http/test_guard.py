@@ -48,7 +48,8 @@ def test_a_body_that_does_not_say_is_refused_when_it_is_too_large(serve):
             read.append(1)
             yield b"x" * 10_000
 
-    answer = httpx.post(f"{server.url}/v1/embed", content=pieces())
+    media = {"content-type": "application/json"}
+    answer = httpx.post(f"{server.url}/v1/embed", content=pieces(), headers=media)
     assert answer.status_code == 413
     assert "at most 100,000 bytes" in answer.json()["detail"]
     assert server.service._gate._inside == 0

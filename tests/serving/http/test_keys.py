@@ -1,5 +1,6 @@
 """Who may ask, and how often."""
 
+import asyncio
 import os
 import time
 
@@ -7,9 +8,13 @@ import httpx
 import pytest
 
 from adde.errors import UserError
+from adde.serving.http.app import create_app
 from adde.serving.http.hosts import is_loopback
 from adde.serving.http.keys import Buckets, Keys, parse
+from adde.serving.http.pair import Source
 from adde.serving.http.run import find_keys
+from adde.serving.http.service import Service
+from adde.serving.http.settings import Settings
 
 OLD, NEW = "k" * 15 + "1", "k" * 15 + "2"
 
@@ -118,3 +123,49 @@ def test_a_key_that_asks_too_often_is_told_when_to_come_back(serve, key_file):
     assert answer.json()["type"] == "urn:adde:problem:rate"
     assert httpx.get(url + "/v1/schema", headers=bearer(NEW)).status_code == 200
     assert httpx.get(url + "/healthz").status_code == 200
+
+
+def answers_of(app, prefix, paths, headers):
+    """What `app` answers where `prefix` was taken off by whoever has it inside."""
+
+    async def ask():
+        transport = httpx.ASGITransport(app, root_path=prefix)
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            return {path: (await client.get(prefix + path, headers=headers)) for path in paths}
+
+    return ask()
+
+
+def test_under_a_prefix_keys_and_rates_are_what_they_are_without(
+    tiny_bundle, tiny_gallery, decoders
+):
+    """As Ray Serve's route_prefix, or an app that mounts this one, hands requests on."""
+    guarded = ["/v1/schema", "/v1/items", "/v1/items/test-000000-003", "/metrics", "/nothing"]
+    free = ["/", "/page/main.js", "/docs", "/openapi.json", "/healthz", "/readyz"]
+    source, keys = Source(tiny_bundle, tiny_gallery), Keys(text=f"shop: {OLD}")
+
+    async def check():
+        settings = Settings(rate=0.01, burst=len(guarded) - 1)
+        service = Service(source, source.open(), decoders, settings, keys)
+        await service.start()
+        app = create_app(service)
+        for prefix in ("", "/adde"):
+            refused = await answers_of(app, prefix, guarded, {})
+            assert {path: a.status_code for path, a in refused.items()} == dict.fromkeys(
+                guarded, 401
+            )
+            answered = await answers_of(app, prefix, free, {})
+            assert {path: a.status_code for path, a in answered.items()} == dict.fromkeys(free, 200)
+        answered = await answers_of(app, "/adde", guarded, bearer(OLD))
+        assert [a.status_code for a in answered.values()] == [200, 200, 200, 200, 404]
+        again = await answers_of(app, "/adde", ["/v1/schema"], bearer(OLD))
+        assert again["/v1/schema"].status_code == 429
+        await service.close()
+
+    asyncio.run(check())
+
+
+def test_the_description_asks_for_keys_where_the_server_does(serve):
+    paths = httpx.get(f"{serve(keys=Keys(text=f'shop: {OLD}')).url}/openapi.json").json()["paths"]
+    asked = {path for path, operations in paths.items() if "security" in str(operations)}
+    assert set(paths) - asked == {"/healthz", "/readyz"}

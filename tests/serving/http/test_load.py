@@ -1,16 +1,27 @@
 """Many requests at once: right to the bit, none lost, none beyond its time."""
 
+import asyncio
+import base64
 import json
 import socket
 import threading
 import time
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
 import pytest
 
+JSON = b"Content-Type: application/json\r\nContent-Length: 100"
 EDITS = [{}, {"colour": "red"}, {"shape": "disc", "border": "white"}, {"colour": "blue"}]
+
+
+def wait_until(what):
+    end = time.monotonic() + 30
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def ask(client, content, **asked):
@@ -94,10 +105,30 @@ def test_an_answer_that_takes_too_long_is_504_and_frees_its_place(serve, slow, c
         assert client.post("/v1/search", json={"item": "test-000000-000"}).status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/v1/items", "/v1/items/test-000000-003"])
+def test_a_look_at_the_gallery_has_a_place_a_deadline_and_an_end(serve, path):
+    server = serve(queue=1, deadline_seconds=0.5)
+    gallery, go_on = server.service.pair.searcher.gallery, threading.Event()
+
+    def wait(*_):
+        go_on.wait(60)
+        raise RuntimeError("nobody waits for it any more")
+
+    gallery.nearest = gallery.get = wait
+    with httpx.Client(base_url=server.url) as client, ThreadPoolExecutor(1) as threads:
+        looked = threads.submit(httpx.get, f"{server.url}{path}", timeout=20)
+        while not server.service._gate._inside and not looked.done():
+            time.sleep(0.01)
+        assert client.get("/v1/items").status_code in (429, 504)  # 504: the other's time was over
+        assert looked.result().status_code == 504
+        assert server.service._gate._inside == server.service._gate.coming == 0
+        go_on.set()
+
+
 def test_a_body_that_trickles_is_408(serve):
     server = serve(deadline_seconds=0.3)
     with socket.create_connection(server.url[7:].split(":")) as raw:
-        raw.sendall(b"POST /v1/embed HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc")
+        raw.sendall(b"POST /v1/embed HTTP/1.1\r\nHost: x\r\n" + JSON + b"\r\n\r\nabc")
         assert raw.recv(4096).startswith(b"HTTP/1.1 408")
 
 
@@ -137,7 +168,7 @@ def test_a_client_that_leaves_frees_its_place_and_its_picture_is_not_embedded(
 def test_a_client_that_leaves_while_it_sends_frees_its_place(serve):
     server = serve(queue=1)
     raw = socket.create_connection(server.url[7:].split(":"))
-    raw.sendall(b"POST /v1/embed HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc")
+    raw.sendall(b"POST /v1/embed HTTP/1.1\r\nHost: x\r\n" + JSON + b"\r\n\r\nabc")
     while server.service._gate._inside == 0:
         time.sleep(0.01)
     raw.close()
@@ -170,3 +201,57 @@ def test_a_failing_batch_fails_alone(serve, monkeypatch, contents):
     with httpx.Client(base_url=server.url) as client:
         assert ask(client, contents[0]).status_code == 500
         assert ask(client, contents[0]).status_code == 200
+
+
+def test_a_swap_asks_the_gallery_in_a_thread_and_one_that_fails_at_its_end_is_told(
+    serve, monkeypatch
+):
+    service, loop = (server := serve()).service, server.server._loop
+    kind, old, asked = type(service.pair.searcher.gallery), service.pair, []
+    probe = kind.probe
+
+    def noted(self):
+        asked.append(threading.current_thread())
+        return probe(self)
+
+    monkeypatch.setattr(kind, "probe", noted)
+    asyncio.run_coroutine_threadsafe(service.reload(), loop).result(60)
+    assert service.swap == "done" and service.pair is not old
+    assert asked and server._thread not in asked
+    swapped = service.pair
+    monkeypatch.setattr("adde.serving.http.service.Pair", None)
+    asyncio.run_coroutine_threadsafe(service.reload(), loop).result(60)
+    assert service.swap == "failed" and service.pair is swapped
+    assert (
+        httpx.post(f"{server.url}/v1/search", json={"item": "test-000000-000"}).status_code == 200
+    )
+
+
+@pytest.mark.parametrize("form", [True, False])
+def test_a_picture_that_is_decoded_is_kept_no_longer(serve, contents, form):
+    server, go_on, count = serve(max_batch=1, deadline_seconds=60), threading.Event(), 4
+    batcher = server.service.pair.batcher
+    batcher._embed, embed = lambda pictures: (go_on.wait(60), embed(pictures))[1], batcher._embed
+    content = contents[0] + bytes(2_000_000)  # what comes after the picture's end is left unread
+    encoded = {"image": base64.b64encode(content).decode()}
+    body = {"files": {"image": content}} if form else {"json": encoded}
+    request = httpx.Request("POST", f"{server.url}/v1/embed", **body)
+    head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
+    message = f"POST /v1/embed HTTP/1.1\r\n{head}\r\n".encode() + request.read()
+    clients = []
+    tracemalloc.start()
+    try:
+        for _ in range(count):
+            raw = socket.create_connection(server.url[7:].split(":"))
+            raw.sendall(message)
+            clients.append(raw)
+        wait_until(lambda: server.service._gate._inside == count)
+        wait_until(lambda: server.service._gate.coming == 0)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        go_on.set()
+    for raw in clients:
+        assert raw.recv(65536).startswith(b"HTTP/1.1 200")
+        raw.close()
+    assert held < len(content)

@@ -1,10 +1,14 @@
 """Broken, hostile and odd pictures: the right answer, or a problem that says what is wrong."""
 
 import io
+import os
 import random
+import signal
 import struct
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import httpx
 import numpy as np
@@ -12,8 +16,10 @@ import pytest
 from picture_files import as_bytes
 from PIL import Image
 
+from adde.serving.http import decoders as module
 from adde.serving.http.decoders import Decoders
-from adde.serving.http.pictures import PictureError
+from adde.serving.http.pictures import NoDecoderError, PictureError
+from adde.serving.http.problems import of_exception
 
 
 @pytest.fixture
@@ -176,20 +182,80 @@ def test_a_picture_that_takes_too_long_is_given_up_and_the_next_is_not(serve, dr
     start = time.monotonic()
     answer = httpx.post(f"{server.url}/v1/embed", files={"image": content}, timeout=20)
     assert (answer.status_code, time.monotonic() - start < 5) == (422, True)
-    assert "decodes within 0.4 s" in answer.json()["detail"]
+    assert "decodes in 0.4 s of CPU" in answer.json()["detail"]
     answer = httpx.post(f"{server.url}/v1/embed", files={"image": as_bytes(drawn)}, timeout=20)
     assert answer.status_code == 200
+
+
+def process_of(decoders):
+    (decoder,) = decoders._all
+    return decoder._running[0]
+
+
+def kill(decoders):
+    process_of(decoders).kill()
+    process_of(decoders).join()
 
 
 def test_a_decoder_that_dies_takes_one_picture_with_it(drawn):
     decoders = Decoders(1, 5.0, 10_000_000)
     try:
         expected = decoders.load(as_bytes(drawn), 32)
-        (decoder,) = decoders._all
-        decoder._process.kill()
-        decoder._process.join()
+        kill(decoders)
         with pytest.raises(PictureError, match="on which its decoder fails"):
             decoders.load(as_bytes(drawn), 32)
         assert np.array_equal(decoders.load(as_bytes(drawn), 32), expected)
     finally:
         decoders.close()
+
+
+def test_a_picture_that_waits_for_a_busy_machine_is_not_at_fault(drawn):
+    with closing(Decoders(1, 1.0, 10_000_000)) as decoders, ThreadPoolExecutor(1) as threads:
+        expected = decoders.load(as_bytes(drawn), 32)
+        os.kill(process_of(decoders).pid, signal.SIGSTOP)  # as one that gets no turn
+        loaded = threads.submit(decoders.load, as_bytes(drawn), 32)
+        time.sleep(1.5)  # more than it may take
+        assert not loaded.done()
+        os.kill(process_of(decoders).pid, signal.SIGCONT)
+        assert np.array_equal(loaded.result(60), expected)
+
+
+def test_a_picture_that_gets_no_turn_at_all_may_come_back(drawn, monkeypatch):
+    monkeypatch.setattr(module, "PATIENCE", 0.1)
+    with closing(Decoders(1, 5.0, 10_000_000)) as decoders:
+        os.kill(process_of(decoders).pid, signal.SIGSTOP)
+        with pytest.raises(NoDecoderError) as caught:
+            decoders.load(as_bytes(drawn), 32)
+        problem = of_exception(caught.value)
+        assert (problem.status, problem.headers["Retry-After"]) == (503, "2")
+        monkeypatch.undo()
+        assert decoders.load(as_bytes(drawn), 32).shape == (32, 32, 3)
+
+
+def test_a_decoder_that_cannot_be_started_is_tried_again_with_the_next_picture(drawn, monkeypatch):
+    with closing(Decoders(1, 5.0, 10_000_000)) as decoders:
+        expected = decoders.load(as_bytes(drawn), 32)
+
+        def fail(_):
+            raise OSError(24, "Too many open files")
+
+        monkeypatch.setattr(type(process_of(decoders)), "start", fail)
+        kill(decoders)
+        with pytest.raises(PictureError, match="on which its decoder fails"):
+            decoders.load(as_bytes(drawn), 32)
+        for _ in range(2):
+            with pytest.raises(NoDecoderError, match="Too many open files"):
+                decoders.load(as_bytes(drawn), 32)
+        monkeypatch.undo()
+        assert np.array_equal(decoders.load(as_bytes(drawn), 32), expected)
+        kill(decoders)
+        monkeypatch.setattr(type(process_of(decoders)), "start", fail)
+        with pytest.raises(PictureError):
+            decoders.load(as_bytes(drawn), 32)
+    # and closing it, with no process, is no error
+
+
+def test_a_decoder_that_ends_at_its_start_is_told(monkeypatch):
+    monkeypatch.setattr(module, "run", print)  # says nothing to the server
+    with pytest.raises(NoDecoderError, match="ended at its start"):
+        Decoders(1, 5.0, 10_000_000)

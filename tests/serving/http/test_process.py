@@ -1,6 +1,7 @@
 """The program as a process: its start, its swaps, its end."""
 
 import contextlib
+import json
 import shutil
 import signal
 import socket
@@ -19,12 +20,14 @@ import pytest
 
 from adde.bundle import Bundle
 from adde.serving import Searcher
-from adde.serving.build import build_gallery
+from adde.serving.build import build_gallery, open_gallery
+from adde.serving.gallery import read_picture
 from adde.serving.session import Session
 
 PROGRAM = Path(__file__).parents[3] / "serve_onnx" / "server.py"
 ITEM = "test-000000-003"
-ASKED = {"item": ITEM, "edits": {"colour": "red"}, "k": 6}
+WANTED = {"edits": {"colour": "red"}, "k": 6}
+ASKED = {"item": ITEM, **WANTED}
 
 
 @pytest.fixture(scope="session")
@@ -51,23 +54,32 @@ def _rewritten(folder, original):
     return Bundle.read(folder)
 
 
-def answer_of(bundle, gallery):
+def answers_of(bundle, gallery):
+    """The bundle's hash, and what it answers to ASKED by the item and by its picture."""
     searcher = Searcher(bundle, gallery)
     with closing(searcher.gallery):
-        found = [(answer.item_id, answer.distance) for answer in searcher.search(**ASKED)]
-    return searcher.bundle.hash, found
+        by_item = searcher.search(**ASKED)
+        by_picture = searcher.search(picture_in(searcher.gallery), **WANTED)
+    return searcher.bundle.hash, [
+        [(answer.item_id, answer.distance) for answer in found] for found in (by_item, by_picture)
+    ]
+
+
+def picture_in(gallery):
+    return read_picture(gallery.header, gallery.get(ITEM))
 
 
 @contextmanager
-def asking(url, threads=6):
+def asking(url, threads=6, **body):
     """Asks without pause; gives (answers, failures), which are complete when it is left."""
     answers, failures, stop = [], [], threading.Event()
+    body = body or {"json": ASKED}
 
     def ask():
         with httpx.Client(base_url=url, timeout=20) as client:
             while not stop.is_set():
                 try:
-                    answers.append(client.post("/v1/search", json=ASKED))
+                    answers.append(client.post("/v1/search", **body))
                 except httpx.HTTPError as error:
                     failures.append(error)
 
@@ -86,9 +98,13 @@ def test_a_swap_under_load_fails_no_request_and_mixes_no_answers(
     process, other, tiny_bundle, tiny_gallery, tmp_path
 ):
     pairs = [(tiny_bundle, tiny_gallery), other]
-    expected = dict(answer_of(*pair) for pair in pairs)
+    expected = dict(answers_of(*pair) for pair in pairs)
     assert len(expected) == 2
-    assert len({str(found) for found in expected.values()}) == 2
+    for found in zip(*expected.values()):
+        assert found[0] != found[1]
+    with closing(open_gallery(tiny_gallery, Bundle.read(tiny_bundle))) as gallery:
+        # In a form, so that decoders and batches are at work when the pair goes.
+        form = {"files": {"image": picture_in(gallery)}, "data": {"request": json.dumps(WANTED)}}
     links = tmp_path / "bundle", tmp_path / "gallery"
 
     def point(pair):
@@ -98,20 +114,21 @@ def test_a_swap_under_load_fails_no_request_and_mixes_no_answers(
 
     point(pairs[0])
     server = process(bundle=links[0], gallery=links[1])
-    with asking(server.url) as (answers, failures):
+    with asking(server.url, 4) as by_item, asking(server.url, 8, **form) as by_picture:
         for count in range(1, 4):
             time.sleep(0.3)
             point(pairs[count % 2])
             server.process.send_signal(signal.SIGHUP)
             server.wait_for("swapped", count)
         time.sleep(0.3)
-    assert not failures
-    assert {answer.status_code for answer in answers} == {200}
-    assert {answer.json()["bundle"] for answer in answers} == set(expected)
-    for answer in answers:
-        content = answer.json()
-        found = [(a["item_id"], a["distance"]) for a in content["answers"]]
-        assert found == expected[content["bundle"]]
+    for kind, (answers, failures) in enumerate((by_item, by_picture)):
+        assert not failures
+        assert {answer.status_code for answer in answers} == {200}
+        assert {answer.json()["bundle"] for answer in answers} == set(expected)
+        for answer in answers:
+            content = answer.json()
+            found = [(a["item_id"], a["distance"]) for a in content["answers"]]
+            assert found == expected[content["bundle"]][kind]
     assert httpx.get(f"{server.url}/healthz").json()["swap"] == "done"
 
 

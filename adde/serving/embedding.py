@@ -1,6 +1,5 @@
 """Samples of shards become items: read, decoded ahead, embedded in batches, in stored order."""
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,6 +12,7 @@ from adde.bundle import Bundle
 from adde.metrics import predicted_labels
 from adde.preprocess import Picture
 from adde.schema import Labels, Schema, Vector
+from adde.serving.cores import cores
 from adde.serving.gallery import Item, Place
 from adde.serving.session import Session
 from adde.shards.index import Shard, ShardIndex
@@ -104,7 +104,7 @@ def _decoded(bundle: Bundle, samples: Iterator[Stored]) -> Iterator[tuple[list[S
     def load(stored: Stored) -> Picture:
         return bundle.preprocess.load(stored[0].picture, stored[0].where)
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         ahead: deque[tuple[list[Stored], list[Future[Picture]]]] = deque()
         while True:
             while len(ahead) < AHEAD and (batch := list(islice(samples, BATCH))):

@@ -1,7 +1,6 @@
 """The two graphs of a bundle, run by onnxruntime on named devices."""
 
 import contextlib
-import os
 import queue
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from adde.files import cache_folder
 from adde.preprocess import Picture
 from adde.schema import Vector
 from adde.serving.binding import Array, Graph, Lane
+from adde.serving.cores import cores
 from adde.serving.providers import (
     PROVIDERS,
     RECORD,
@@ -74,7 +74,7 @@ class Session:
         preload(asked)
         obtained = _obtainable(asked, bundle.details["precision"], allow_fallback)
         # Left to itself onnxruntime counts the machine's cores, not those this process may use.
-        count = threads or len(os.sched_getaffinity(0))
+        count = threads or cores()
         self._encoder = _Runner(
             bundle, bundle.encoder, encoder, obtained, count, -(-count // STREAMS)
         )

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from adde.errors import UserError
 from adde.preprocess import MAX_PIXELS
-from adde.serving.http.cores import cores
+from adde.serving.cores import cores
 from adde.serving.session import BUCKETS
 
 MOST_DECODERS = 16

@@ -13,7 +13,8 @@ import httpx
 import pytest
 import yaml
 
-from adde.serving.http import cores, ray_serve
+from adde.serving import cores
+from adde.serving.http import ray_serve
 from adde.serving.http.settings import Settings
 
 ROOT = Path(__file__).parents[3]

@@ -235,7 +235,7 @@ def try_kubectl(words, folder):
     assert words[1:3] == ["apply", "-f"]
     (path,) = words[3:]
     assert (ROOT / path).exists()
-    assert Path(path).stem in KINDS  # which are looked at below
+    assert Path(path).stem in TEMPLATES  # which are looked at below
 
 
 def try_pytest(words, folder):

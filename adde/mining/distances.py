@@ -19,9 +19,14 @@ def full_precision(tensor: Tensor) -> Iterator[None]:
     TF32 is switched on by whoever sets it: Accelerate with a dynamo backend, some containers.
     """
     matmul = torch.backends.cuda.matmul
+    no_autocast = torch.autocast(tensor.device.type, enabled=False)
+    if torch.compiler.is_compiling():  # TF32 is no part of a graph
+        with no_autocast:
+            yield
+        return
     before, matmul.fp32_precision = matmul.fp32_precision, "ieee"
     try:
-        with torch.autocast(tensor.device.type, enabled=False):
+        with no_autocast:
             yield
     finally:
         matmul.fp32_precision = before

@@ -30,6 +30,10 @@ LENT = 2
 """Batches whose pictures lie in the workers' memory while they are used; those beyond are copied.
 One is trained on while the next is taken."""
 
+LAST_READ = 5.0
+"""Seconds that the thread which reads may take to end with its stream. Within torch's code at the
+interpreter's end it would abort the process."""
+
 NOBODY = -1
 
 STOPS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
@@ -209,7 +213,8 @@ class BatchStream(Iterator[Batch]):
             except BaseException as error:
                 put(error)
 
-        threading.Thread(target=read, daemon=True).start()
+        thread = threading.Thread(target=read, daemon=True)
+        thread.start()
         try:
             while (item := ready.get(timeout=self._timeout or None)) is not None:
                 if isinstance(item, BaseException):
@@ -217,6 +222,7 @@ class BatchStream(Iterator[Batch]):
                 yield item
         finally:
             closed.set()
+            thread.join(LAST_READ)
 
     def _say(self, number: int, item: int) -> None:
         self._reading[0] = os.getpid(), number, item

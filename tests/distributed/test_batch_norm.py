@@ -60,7 +60,9 @@ def run_rank(rank, ranks, port, momentum, queue):
         dist.destroy_process_group()
 
 
-@pytest.mark.parametrize(("ranks", "momentum"), [(2, 0.1), (3, None)])
+@pytest.mark.parametrize(
+    ("ranks", "momentum"), [(2, 0.1), pytest.param(3, None, marks=pytest.mark.slow)]
+)
 def test_ranks_normalise_as_one(ranks, momentum):
     context = mp.get_context("spawn")
     queue = context.JoinableQueue()

@@ -91,9 +91,16 @@ def on_ranks(counts, stage):
     return result
 
 
-@pytest.mark.parametrize("counts", [(8, 8), (11, 5), (4, 4, 4, 4), (7, 1, 6, 2)], ids=str)
-@pytest.mark.parametrize("stage", ["encoder", "adde"])
-def test_loss_and_gradients_equal_one_rank(counts, stage):
+QUICK = {("encoder", (11, 5)), ("encoder", (4, 4, 4, 4)), ("adde", (8, 8)), ("adde", (7, 1, 6, 2))}
+CASES = [
+    pytest.param(stage, counts, marks=[] if (stage, counts) in QUICK else pytest.mark.slow)
+    for stage in ("encoder", "adde")
+    for counts in ((8, 8), (11, 5), (4, 4, 4, 4), (7, 1, 6, 2))
+]
+
+
+@pytest.mark.parametrize(("stage", "counts"), CASES, ids=str)
+def test_loss_and_gradients_equal_one_rank(stage, counts):
     expected, expected_gradients = one_step(stage)
     scalars, gradients = on_ranks(counts, stage)
     assert scalars == pytest.approx(expected, rel=1e-6, abs=1e-6)

@@ -149,7 +149,7 @@ def one(recipe, tmp_path_factory):
 
 @pytest.mark.parametrize(
     "file",
-    ["ddp", "fsdp2", "zero3", *(pytest.param(f, marks=slow) for f in SHARDED if f != "zero3")],
+    ["fsdp2", "zero3", *(pytest.param(f, marks=slow) for f in ("ddp", *SHARDED) if f != "zero3")],
 )
 def test_two_ranks_train_as_one(file, recipe, one, tmp_path):
     launch(file, 2, recipe, tmp_path / "run")

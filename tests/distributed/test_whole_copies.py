@@ -62,7 +62,8 @@ assert states
 
 
 @pytest.mark.parametrize(
-    "file", ["fsdp2", "zero3", pytest.param("zero3_offload", marks=pytest.mark.slow)]
+    "file",
+    ["fsdp2", *(pytest.param(f, marks=pytest.mark.slow) for f in ("zero3", "zero3_offload"))],
 )
 def test_a_whole_copy_is_on_the_device_for_evaluations_alone(file, tiny_shards, tmp_path):
     program, recipe = tmp_path / "main.py", tmp_path / "recipe.toml"

@@ -128,7 +128,9 @@ def test_a_run_leaves_what_it_promises(uninterrupted):
     assert 2 <= len(list((run / "checkpoints").glob("step-*"))) <= 3
 
 
-@pytest.mark.parametrize("step", [5, 14], ids=["encoder", "adde"])
+@pytest.mark.parametrize(
+    "step", [pytest.param(5, id="encoder", marks=pytest.mark.slow), pytest.param(14, id="adde")]
+)
 def test_killed_and_resumed_ends_in_the_same_weights(tiny_shards, tmp_path, uninterrupted, step):
     process = start(tiny_shards, tmp_path / "run")
     wait_for_step(tmp_path / "run", step, process)
@@ -276,6 +278,7 @@ def two_ranks(tiny_shards, tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 def test_panels_show_what_a_run_logs_and_nothing_else(two_ranks):
     lines = [json.loads(line) for line in (two_ranks / "log.jsonl").read_text().splitlines()]
     logged = {name for line in lines for name in line} - {"step", "time", "alert"}

@@ -278,7 +278,6 @@ def two_ranks(tiny_shards, tmp_path_factory):
     return run
 
 
-@pytest.mark.slow
 def test_panels_show_what_a_run_logs_and_nothing_else(two_ranks):
     lines = [json.loads(line) for line in (two_ranks / "log.jsonl").read_text().splitlines()]
     logged = {name for line in lines for name in line} - {"step", "time", "alert"}

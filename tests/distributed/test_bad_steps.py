@@ -4,7 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from test_strategies import RECIPE, launch
+from test_strategies import launch
+from tiny_recipe import RECIPE
 
 from adde.preprocess import Preprocess
 from adde.shards.index import ShardIndex

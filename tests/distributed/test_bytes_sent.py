@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from test_strategies import RECIPE, launch
+from test_strategies import launch
+from tiny_recipe import RECIPE
 
 PROGRAM = '''
 """train/main.py, printing what rank 0 sends on a ring from one step to the next."""

@@ -20,8 +20,9 @@ import psutil
 import pytest
 import torch
 from test_ranks import free_port
-from test_strategies import RECIPE, ROOT
+from test_strategies import ROOT
 from test_strategies import start as launch
+from tiny_recipe import RECIPE
 
 from adde.training.checkpoint import read_checkpoint
 

@@ -8,7 +8,8 @@ import time
 
 import pytest
 from test_ranks import free_port
-from test_strategies import RECIPE, ROOT, launch, log
+from test_strategies import ROOT, launch, log
+from tiny_recipe import RECIPE
 
 SCRIPT = """
 import sys

@@ -1,7 +1,8 @@
 """Where weights are cut over ranks, a device has a whole copy while it evaluates, and no other."""
 
 import pytest
-from test_strategies import RECIPE, launch
+from test_strategies import launch
+from tiny_recipe import RECIPE
 
 PROGRAM = """
 import runpy, weakref

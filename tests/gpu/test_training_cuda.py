@@ -9,51 +9,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_recipe import RECIPE
 
 from adde.training.tracking import read_log
 
 pytestmark = pytest.mark.gpu
 
 ROOT = Path(__file__).parents[2]
-RECIPE = """
-seed = 5
-wandb = "off"
-[data]
-shards = "{shards}"
-batch_size = 12
-workers = 2
-[model]
-backbone = "resnet18"
-image_size = 32
-width = 8
-hidden = 8
-[encoder.schedule]
-epochs = 2
-learning_rate = 3e-3
-[adde.schedule]
-epochs = 2
-learning_rate = 3e-3
-[optimizer]
-name = "sgd"
-ema = 0.9
-clip_norm = 1.0
-[cross_batch]
-size = 30
-warmup = 4
-[checkpoints]
-every = 7
-keep = 9
-[evaluation]
-every_epochs = 2
-rows = 2
-"""
+MORE = ("--data.workers=2", "--model.backbone=resnet18")
 STEPS = 20
 
 
 @pytest.fixture(scope="module")
 def recipe(tiny_shards, tmp_path_factory):
     path = tmp_path_factory.mktemp("recipe") / "recipe.toml"
-    path.write_text(RECIPE.format(shards=tiny_shards))
+    path.write_text(RECIPE.replace("[data]", f'[data]\nshards = "{tiny_shards}"'))
     return path
 
 
@@ -74,7 +44,7 @@ def program(*words, status=0, **environment):
 def train(file, ranks, recipe, run, *more, **environment):
     launcher = ("-m", "accelerate.commands.launch", f"--config_file=launch/{file}.yaml")
     words = (f"--num_processes={ranks}", "train/main.py", f"--recipe={recipe}", f"--run={run}")
-    return program(*launcher, *words, *more, **environment)
+    return program(*launcher, *words, *MORE, *more, **environment)
 
 
 def losses(run):
@@ -119,7 +89,6 @@ def test_every_precision_trains_and_goes_on_where_it_was(recipe, precision, tmp_
 @pytest.mark.parametrize("file", ["ddp", "fsdp2", "zero1", "zero2", "zero3"])
 def test_two_gpus_start_as_one(recipe, file, tmp_path):
     pytest.importorskip("deepspeed" if file.startswith("zero") else "accelerate")
-    synced = ("--batch-norm=sync",)
-    train("gpu", 1, recipe, tmp_path / "one", *synced)
-    train(file, 2, recipe, tmp_path / "two", *synced)
+    train("gpu", 1, recipe, tmp_path / "one")
+    train(file, 2, recipe, tmp_path / "two")
     assert losses(tmp_path / "two")[:5] == pytest.approx(losses(tmp_path / "one")[:5], rel=1e-3)

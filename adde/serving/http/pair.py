@@ -56,6 +56,7 @@ class Opened:
     facets: tuple[Facet, ...]
     """Of the gallery's items as they were then."""
     items: int
+    """How many those were."""
 
 
 class Pair:

@@ -1,4 +1,4 @@
-"""Whether a gallery that lies in a service can be asked; so that not every request finds out."""
+"""Whether a gallery can be asked at present; so that not every request finds out."""
 
 import asyncio
 import logging
@@ -21,8 +21,9 @@ log = logging.getLogger(__name__)
 class Watch:
     """Looks after one gallery from an event loop.
 
-    While the service does not answer, `ask` refuses at once: requests neither wait for it nor
-    hold the threads that others need. It goes on by itself when the service is back.
+    While it does not answer (its service is away, its folder cannot be read), `ask` refuses at
+    once: requests neither wait for it nor hold the threads that others need. It goes on by itself
+    when the gallery is back.
 
     Args:
         items: as it said just now.
@@ -39,7 +40,7 @@ class Watch:
 
     @property
     def away(self) -> bool:
-        """The service does not answer."""
+        """The gallery does not answer."""
         return self._away is not None
 
     @property

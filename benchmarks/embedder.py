@@ -15,7 +15,9 @@ from adde.preprocess import Picture
 from adde.serving.search import Searcher, Start
 
 BATCH, WAIT = 32, 0.002
-"""Pictures at once, and the seconds that the first of them waits: as serve_onnx/server.py."""
+"""Pictures at once, and the seconds that the first of them waits: serve_onnx/server.py's defaults,
+which also waits for a fifth of what the last run took where that is more.
+"""
 
 INSIDE = 256
 """Requests at a time, likewise."""

@@ -7,11 +7,13 @@
 serve_onnx/server.py runs as a process of its own, as everything it is held against; contenders take
 turns in one run and are compared by medians. Clients, decoders and the model share this machine's
 cores, so the server's throughput is also given against bare onnxruntime with the server's decoders
-before it, and against what it would have if it paid for clients as well. Pictures are JPEGs of
+before it, against what it would have if it paid for clients as well, and with one core for the
+encoder and another for all else, as where the encoder is on a GPU. Pictures are JPEGs of
 800 x 800 pixels; the bundle is an untrained ResNet-18 at 224 px with the paper's widths.
 """
 
 import json as jsons
+import os
 import signal
 import socket
 import statistics
@@ -106,11 +108,11 @@ def end(process: psutil.Popen) -> None:
     process.wait()
 
 
-def adde(folder: Path, pair: tuple[Path, Path], route: str = "/v1/embed") -> Any:
-    """This project's server, as it is by default."""
-    words = ["--bundle", str(pair[0]), "--gallery", str(pair[1]), "--drain-seconds", "0"]
+def adde(folder: Path, pair: tuple[Path, Path], *flags: str) -> Any:
+    """This project's server, as it is by default but for `flags`."""
+    words = ["--bundle", str(pair[0]), "--gallery", str(pair[1]), "--drain-seconds", "0", *flags]
     program = [str(ROOT / "serve_onnx" / "server.py"), *words]
-    return running(folder, program, "/readyz", route)
+    return running(folder, program, "/readyz", "/v1/embed")
 
 
 def contender(folder: Path, pair: tuple[Path, Path], name: str) -> Any:
@@ -123,8 +125,10 @@ def contender(folder: Path, pair: tuple[Path, Path], name: str) -> Any:
 class Bare:
     """onnxruntime's session.run on one full batch that lies in memory."""
 
-    def __init__(self, bundle: Bundle, pictures: Sequence[bytes]) -> None:
-        session = Session(bundle)
+    def __init__(
+        self, bundle: Bundle, pictures: Sequence[bytes], threads: int | None = None
+    ) -> None:
+        session = Session(bundle, threads=threads)
         self._run = session._encoder._session.run
         loaded = [bundle.preprocess.load(picture) for picture in pictures[:BATCH]]
         self._inputs = {"images": np.stack(loaded)}
@@ -219,6 +223,38 @@ def throughput(server: Running, bare: Bare, bodies: list[bytes], count: int, rou
         ratios.append(ours[-1] / theirs[-1])
     medians = {name: statistics.median(values) for name, values in shares.items()}
     return statistics.median(ratios), statistics.median(ours), statistics.median(theirs), medians
+
+
+def on_own_core(
+    folder: Path, pair: tuple[Path, Path], pictures: list[bytes], count: int, rounds: int
+) -> float:
+    """Median ratio to bare onnxruntime where the encoder, in both, has one core to itself and all
+    else, clients too, has another: what is missing is then what the server keeps it waiting.
+    """
+    usable = os.sched_getaffinity(0)
+    encoders, others, *_ = sorted(usable)
+    bodies = [body_of(picture) for picture in pictures]
+    bare = Bare(Bundle.read(pair[0]), pictures, threads=1)
+    ratios = []
+    with adde(folder, pair, "--threads", "1", "--decoders", "1") as server:
+        groups = server.groups()
+        before = {thread.id: thread.user_time for thread in server.process.threads()}
+        ask(server.url, bodies, BATCH, 3 * BATCH)
+        # Its encoder's lanes are the threads that this kept busy.
+        busy = {thread.id: thread.user_time for thread in server.process.threads()}
+        lanes = sorted(busy, key=lambda each: before.get(each, 0.0) - busy[each])[:STREAMS]
+        for process in (*groups["server"], *groups["decoders"]):
+            for thread in process.threads():
+                os.sched_setaffinity(thread.id, {encoders if thread.id in lanes else others})
+        try:
+            for _ in range(rounds):
+                os.sched_setaffinity(0, {encoders})
+                alone = bare.per_second(max(3, count // BATCH // 2))
+                os.sched_setaffinity(0, {others})
+                ratios.append(ask(server.url, bodies, BATCH, count).per_second / alone)
+        finally:
+            os.sched_setaffinity(0, usable)
+    return statistics.median(ratios)
 
 
 def against(server: Running, other: Running, bodies: list[bytes], count: int, rounds: int) -> Any:
@@ -324,6 +360,9 @@ def measure(folder: Path, quick: bool, memory_requests: int, given: Any) -> dict
                 require_same_embeddings(other.url, bodies, alone)
                 ratio, theirs = against(server, other, bodies, count, 1 if quick else 3)
             figures |= {f"server_vs_{key}": ratio, f"pictures_per_second_{key}": theirs}
+    if len(os.sched_getaffinity(0)) > 1:
+        ratio = on_own_core(folder, pair, pictures, count, rounds)
+        figures["server_vs_bare_own_core"] = ratio
     tiny = make_pictures(PICTURES, TINY_SIDE)
     return figures | memory(folder, small_pair, tiny, memory_requests)
 

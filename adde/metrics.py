@@ -58,6 +58,12 @@ class Queries:
             self.reference[rows], self.attribute[rows], self.value[rows], self.targets[rows]
         )
 
+    def spread(self, most: int) -> "Queries":
+        """At most so many, evenly spaced over all; 0: all."""
+        if not 0 < most < len(self):
+            return self
+        return self[np.linspace(0, len(self) - 1, most).astype(np.int64)]
+
 
 def manipulation_queries(labels: Labels) -> Queries:
     """Every (item, attribute, other value) for which the gallery holds an exact target.
@@ -214,15 +220,6 @@ def rank_edits(
         indicator = schema.indicator(own, _swapped(own, part))
         blocks.append(search(edit(embeddings[part.reference], indicator), gallery, k))
     return np.concatenate(blocks) if blocks else np.zeros((0, min(k, len(gallery))), np.int64)
-
-
-def evaluate_edits(
-    embeddings: Vector, logits: Vector, labels: Labels, schema: Schema, edit: Edit
-) -> dict[str, float]:
-    """`retrieval_metrics` of the edited embeddings on all queries of the gallery."""
-    queries = manipulation_queries(labels)
-    ranked = rank_edits(queries, embeddings, logits, schema, edit)
-    return retrieval_metrics(ranked, labels, queries)
 
 
 def evaluate_split(

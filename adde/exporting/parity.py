@@ -5,19 +5,22 @@ split's manipulation queries whose first 30 answers are the same.
 """
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
+from tqdm import tqdm
 
 from adde.errors import UserError
 from adde.metrics import (
     Edit,
     Places,
+    Queries,
     attribute_accuracy,
-    evaluate_edits,
     manipulation_queries,
     predicted_labels,
     rank_edits,
+    retrieval_metrics,
 )
 from adde.preprocess import Picture
 from adde.schema import Labels, Schema, Vector
@@ -28,6 +31,9 @@ MAX_ERROR = 1e-4
 
 BOUNDED = ("hit@30", "ndcg@30", "accuracy")
 """Figures that fewer bits may lower by a bounded number of points."""
+
+QUERIES = 20_000
+"""Most that are asked, evenly spaced over all of the split's."""
 
 RANKS = 30
 MIN_IDENTICAL = 0.999
@@ -76,13 +82,16 @@ def measure(
         str(size): _errors(ours, theirs, np.resize(pictures, (size, *pictures.shape[1:])), schema)
         for size in BATCHES
     }
+    sides = (ours, theirs)
+    queries = manipulation_queries(labels).spread(QUERIES)
+    ranked = [_ranked(side, queries, *answers, schema) for side, answers in zip(sides, encoded)]
     return {
         "max_error": max(max(row.values()) for row in errors.values()),
         "max_error_allowed": MAX_ERROR,
         "errors_by_batch": errors,
-        f"top{RANKS}": _rankings((ours, theirs), encoded, labels, schema),
+        f"top{RANKS}": _rankings(queries, ranked, ours, encoded[0], schema),
         "min_identical": MIN_IDENTICAL,
-        "drop": {"points": _drop((ours, theirs), encoded, labels, schema)},
+        "drop": {"points": _drop(queries, ranked, encoded, labels, schema)},
     }
 
 
@@ -169,23 +178,26 @@ def _worst(errors: dict[str, dict[str, float]]) -> str:
     return max(found, key=lambda pair: (np.isnan(pair[0]), pair[0]))[1]
 
 
+def _ranked(
+    side: Runs, queries: Queries, embeddings: Vector, logits: Vector, schema: Schema
+) -> Places:
+    watch = partial(tqdm, desc="rank", unit="block", leave=False, disable=None)
+    doubled, edit = _doubled(embeddings), _doubled_edit(side)
+    return rank_edits(queries, doubled, logits, schema, edit, RANKS, watch=watch)
+
+
 def _rankings(
-    sides: tuple[Runs, Runs], encoded: list[Encoded], labels: Labels, schema: Schema
+    queries: Queries, ranked: list[Places], ours: Runs, encoded: Encoded, schema: Schema
 ) -> dict[str, Any]:
-    queries = manipulation_queries(labels)
-    ranked = [
-        rank_edits(queries, _doubled(embeddings), logits, schema, _doubled_edit(side), RANKS)
-        for side, (embeddings, logits) in zip(sides, encoded)
-    ]
     differ = np.flatnonzero((ranked[0] != ranked[1]).any(axis=1))
     apart = 0
     if len(differ):
-        embeddings, logits = encoded[0]
+        embeddings, logits = encoded
         some = queries[differ]
         own = predicted_labels(logits, schema)[some.reference]
         swapped = own.copy()
         swapped[np.arange(len(some)), some.attribute] = some.value
-        query = sides[0].edit(embeddings[some.reference], schema.indicator(own, swapped))
+        query = ours.edit(embeddings[some.reference], schema.indicator(own, swapped))
         same = same_but_for_ties(query, embeddings, ranked[0][differ], ranked[1][differ])
         apart = int((~same).sum())
     return {
@@ -196,15 +208,19 @@ def _rankings(
 
 
 def _drop(
-    sides: tuple[Runs, Runs], encoded: list[Encoded], labels: Labels, schema: Schema
+    queries: Queries,
+    ranked: list[Places],
+    encoded: list[Encoded],
+    labels: Labels,
+    schema: Schema,
 ) -> dict[str, float | None]:
     """By figure, how many points of 100 theirs is below ours; None where there is no query."""
     figures: list[dict[str, float]] = []
-    for side, (embeddings, logits) in zip(sides, encoded):
+    for places, (_, logits) in zip(ranked, encoded):
         predicted = predicted_labels(logits, schema)
         found = {"accuracy": attribute_accuracy(predicted, labels, schema.names)["mean"]}
-        if len(manipulation_queries(labels)):
-            found |= evaluate_edits(embeddings, logits, labels, schema, side.edit)
+        if len(queries):
+            found |= retrieval_metrics(places, labels, queries)
         figures.append(found)
     ours, theirs = figures
     return {name: 100 * (ours[name] - theirs[name]) if name in ours else None for name in BOUNDED}

@@ -202,11 +202,9 @@ def retrieval(
         model: whose memory edits.
         encoded: the split, the same on every rank.
         device: ranks the gallery.
-        most: queries asked, evenly spaced over all that there are; 0: all.
+        most: see `metrics.Queries.spread`.
     """
-    queries = metrics.manipulation_queries(encoded.labels)
-    if 0 < most < len(queries):
-        queries = queries[np.linspace(0, len(queries) - 1, most).astype(np.int64)]
+    queries = metrics.manipulation_queries(encoded.labels).spread(most)
     mine = queries[rank() :: world_size()]
     ranked = metrics.rank_edits(
         mine,

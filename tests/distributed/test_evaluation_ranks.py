@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from test_ranks import free_port
 
-from adde.metrics import evaluate_edits
+from adde.metrics import evaluate_split
 from adde.shards.index import ShardIndex
 from adde.training.evaluation import Evaluator, MemoryEdit, retrieval
 
@@ -59,7 +59,8 @@ def test_three_ranks_find_what_one_does(tiny_shards, tiny_model):
             assert figures == pytest.approx(alone, abs=1e-12)
     for encoded, alone in expected:
         ours = (encoded.embeddings, encoded.logits, encoded.labels, tiny_model.schema)
-        assert alone == pytest.approx(evaluate_edits(*ours, MemoryEdit(tiny_model)), abs=1e-12)
+        found = evaluate_split(*ours, MemoryEdit(tiny_model))["adde"]
+        assert alone == pytest.approx(found, abs=1e-12)
 
 
 def test_fewer_queries_are_spread_over_all(tiny_shards, tiny_model):

@@ -217,7 +217,7 @@ def rank_edits(
     for block in watch(blocks_of(len(queries), gallery.shape[1] + schema.num_values)):
         part = queries[block]
         own = predicted[part.reference]
-        indicator = schema.indicator(own, _swapped(own, part))
+        indicator = schema.indicator(own, swapped(own, part))
         blocks.append(search(edit(embeddings[part.reference], indicator), gallery, k))
     return np.concatenate(blocks) if blocks else np.zeros((0, min(k, len(gallery))), np.int64)
 
@@ -284,7 +284,7 @@ def baseline_rankings(
     ranked = {name: np.zeros(shape, np.int64) for name in BASELINES}
     for block in watch(blocks_of(len(queries), BASELINE_ARRAYS * len(gallery))):
         part = queries[block]
-        wanted = schema.multi_hot(_swapped(predicted[part.reference], part))
+        wanted = schema.multi_hot(swapped(predicted[part.reference], part))
         # Queries stand in the order of their items, of which a block has far fewer.
         items, query = np.unique(part.reference, return_inverse=True)
         distances = (2 - 2 * gallery[items] @ gallery.T)[query.reshape(-1)]
@@ -300,11 +300,11 @@ def baseline_rankings(
     return ranked
 
 
-def _swapped(labels: Labels, queries: Queries) -> Labels:
-    """Labels (Q, A) with each query's value in place of its own."""
-    swapped = labels.copy()
-    swapped[np.arange(len(swapped)), queries.attribute] = queries.value
-    return swapped
+def swapped(labels: Labels, queries: Queries) -> Labels:
+    """Labels (Q, A) int64 with each query's value in place of its own."""
+    edited = labels.copy()
+    edited[np.arange(len(edited)), queries.attribute] = queries.value
+    return edited
 
 
 def _normalised(embeddings: Vector) -> Vector:

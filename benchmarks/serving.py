@@ -14,18 +14,13 @@ encoder and another for all else, as where the encoder is on a GPU. Pictures are
 
 import json as jsons
 import os
-import signal
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +28,9 @@ import numpy as np
 import psutil
 import tyro
 from embedder import BATCH
-from load import Load, ask, cpu_seconds, wait_until_up
-from stand import ROOT, body_of, make_pair, make_pictures, make_shards
+from load import Load, ask, cpu_seconds
+from servers import Running, adde, contender
+from stand import body_of, make_pair, make_pictures, make_shards
 
 from adde.bundle import Bundle
 from adde.errors import UserError, run_program
@@ -57,69 +53,6 @@ PARTS, WARM_UP = 20, 5
 """Of the requests that memory is watched over, and as large ones before: until then allocators
 still find out how much is in use at once, which says nothing of the next 100,000.
 """
-
-
-@dataclass
-class Running:
-    """A server process: where it is asked, and its process."""
-
-    url: str
-    process: psutil.Popen
-    up_seconds: float
-
-    def groups(self) -> dict[str, Sequence[psutil.Process]]:
-        """Whose CPU time is told apart."""
-        children = self.process.children(recursive=True)
-        return {"client": [psutil.Process()], "decoders": children, "server": [self.process]}
-
-    def rss_mb(self) -> float:
-        """Of the process and its decoders."""
-        every = [self.process, *self.process.children(recursive=True)]
-        return sum(process.memory_info().rss for process in every) / 1e6
-
-
-@contextmanager
-def running(folder: Path, program: Sequence[str], ready: str, ask_at: str) -> Iterator[Running]:
-    """A program with --port of its own, up; ended with SIGTERM."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = folder / "log"
-    with log.open("w") as output:
-        start = time.perf_counter()
-        command = [sys.executable, *program, "--port", str(port)]
-        process = psutil.Popen(command, stdout=output, stderr=subprocess.STDOUT)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        wait_until_up(url + ready, process, log)
-        yield Running(url + ask_at, process, time.perf_counter() - start)
-    finally:
-        end(process)
-
-
-def end(process: psutil.Popen) -> None:
-    """SIGTERM, and SIGKILL for what is left of it and of its children (LitServe, mostly)."""
-    if process.poll() is not None:
-        return
-    every = [process, *process.children(recursive=True)]
-    process.send_signal(signal.SIGTERM)
-    for left in psutil.wait_procs(every, timeout=15)[1]:
-        left.kill()
-    process.wait()
-
-
-def adde(folder: Path, pair: tuple[Path, Path], *flags: str) -> Any:
-    """This project's server, as it is by default but for `flags`."""
-    words = ["--bundle", str(pair[0]), "--gallery", str(pair[1]), "--drain-seconds", "0", *flags]
-    program = [str(ROOT / "serve_onnx" / "server.py"), *words]
-    return running(folder, program, "/readyz", "/v1/embed")
-
-
-def contender(folder: Path, pair: tuple[Path, Path], name: str) -> Any:
-    """The server of serve_<name>.py."""
-    words = ["--bundle", str(pair[0]), "--gallery", str(pair[1])]
-    program = [str(ROOT / "benchmarks" / f"serve_{name}.py"), *words]
-    return running(folder, program, {"ray": "/", "litserve": "/up"}[name], "/")
 
 
 class Bare:
@@ -237,13 +170,12 @@ def on_own_core(
     bare = Bare(Bundle.read(pair[0]), pictures, threads=1)
     ratios = []
     with adde(folder, pair, "--threads", "1", "--decoders", "1") as server:
-        groups = server.groups()
         before = {thread.id: thread.user_time for thread in server.process.threads()}
         ask(server.url, bodies, BATCH, 3 * BATCH)
         # Its encoder's lanes are the threads that this kept busy.
         busy = {thread.id: thread.user_time for thread in server.process.threads()}
         lanes = sorted(busy, key=lambda each: before.get(each, 0.0) - busy[each])[:STREAMS]
-        for process in (*groups["server"], *groups["decoders"]):
+        for process in server.processes():
             for thread in process.threads():
                 os.sched_setaffinity(thread.id, {encoders if thread.id in lanes else others})
         try:

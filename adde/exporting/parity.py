@@ -21,6 +21,7 @@ from adde.metrics import (
     predicted_labels,
     rank_edits,
     retrieval_metrics,
+    swapped,
 )
 from adde.preprocess import Picture
 from adde.schema import Labels, Schema, Vector
@@ -195,9 +196,8 @@ def _rankings(
         embeddings, logits = encoded
         some = queries[differ]
         own = predicted_labels(logits, schema)[some.reference]
-        swapped = own.copy()
-        swapped[np.arange(len(some)), some.attribute] = some.value
-        query = ours.edit(embeddings[some.reference], schema.indicator(own, swapped))
+        indicator = schema.indicator(own, swapped(own, some))
+        query = ours.edit(embeddings[some.reference], indicator)
         same = same_but_for_ties(query, embeddings, ranked[0][differ], ranked[1][differ])
         apart = int((~same).sum())
     return {

@@ -1,0 +1,206 @@
+"""The match score: how likely an item is to have everything that is asked for.
+
+A classifier's logits become *beliefs*: for each attribute the probabilities of its V_a values and
+of its absence, since an attribute that cannot be seen has no value. What is asked for is a row of
+the same layout, and the probability that an item g matches in attribute a is one product,
+
+    P_a(q, g) = sum_u wanted_a(u | q) beliefs_a(u | g),    u over the values and the absence.
+
+An unedited attribute wants the query's own beliefs; an edit to value v wants v alone. Items rank by
+
+    s(q, g) = sum_a w_a log(epsilon + P_a(q, g)).
+
+With independent beliefs and epsilon 0 that is the log-probability that g matches in every
+attribute, the best order there is for hit@k; a larger epsilon bounds what one certain mismatch
+costs. `classifier_soft` is the case of a one-hot query without absence.
+
+Symbols: Q queries, N items, A attributes, V columns; beliefs have V + A columns, each attribute's
+values followed by its absence.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from adde.errors import UserError
+from adde.schema import UNKNOWN, Labels, Schema, Vector
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What turns an encoder's outputs into beliefs and weighs them; found on the validation split.
+
+    Attributes:
+        temperatures: (A,) divisors of each attribute's logits.
+        presence: (A,) divisors of the presence logits; empty where attributes count as always
+            there, because the encoder has no presence output or it did not help.
+        epsilon: bounds the cost of a mismatch; 0 to 1.
+        edit_weight: w of an edited attribute; the others weigh 1.
+    """
+
+    temperatures: tuple[float, ...]
+    presence: tuple[float, ...]
+    epsilon: float
+    edit_weight: float
+
+    def beliefs(self, logits: Vector, presence: Vector | None, schema: Schema) -> Vector:
+        """Beliefs (N, V + A) float32, each attribute's adding up to 1.
+
+        Args:
+            logits: (N, V) float32.
+            presence: (N, A) float32 logits; None where the encoder has no such output.
+            schema: of the columns.
+        """
+        if self.presence and presence is None:
+            raise ValueError("expected presence logits, which this calibration uses, found none")
+        found = np.empty((len(logits), schema.num_values + len(schema.sizes)), np.float32)
+        for a, (part, logit) in enumerate(
+            zip(parts(schema), np.split(logits, schema.offsets[1:], axis=1))
+        ):
+            scaled = (logit - logit.max(axis=1, keepdims=True)) / self.temperatures[a]
+            powers = np.exp(scaled)
+            there = np.ones(len(logits), np.float32)
+            if self.presence:
+                assert presence is not None
+                there = _sigmoid(presence[:, a] / self.presence[a])
+            found[:, part][:, :-1] = powers * (there / powers.sum(axis=1))[:, None]
+            found[:, part][:, -1] = 1 - there
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """What `from_json` reads."""
+        return {**vars(self), "temperatures": [*self.temperatures], "presence": [*self.presence]}
+
+    @classmethod
+    def from_json(cls, value: Any, schema: Schema, source: str) -> "Calibration":
+        """Reads what `to_json` gave; `source` names the file in errors.
+
+        Raises:
+            UserError: a field is missing or not a number, or is of another number of attributes.
+        """
+        try:
+            found = cls(
+                tuple(float(t) for t in value["temperatures"]),
+                tuple(float(t) for t in value["presence"]),
+                float(value["epsilon"]),
+                float(value["edit_weight"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{source}: expected a calibration, found: {type(error).__name__} {error}"
+            ) from None
+        count = len(schema.sizes)
+        if len(found.temperatures) != count or len(found.presence) not in (0, count):
+            raise UserError(
+                f"{source}: expected a calibration of {count} attributes, found one of "
+                f"{len(found.temperatures)}"
+            )
+        return found
+
+
+def parts(schema: Schema) -> list[slice]:
+    """Each attribute's columns in beliefs: its values, then its absence."""
+    return [
+        slice(offset + a, offset + a + size + 1)
+        for a, (offset, size) in enumerate(zip(schema.offsets, schema.sizes))
+    ]
+
+
+def value_columns(schema: Schema) -> Labels:
+    """(V,) int64: the column in beliefs of each value, in the schema's order."""
+    return np.arange(schema.num_values) + schema.attribute_of_column
+
+
+def with_known(beliefs: Vector, labels: Labels, schema: Schema) -> Vector:
+    """Beliefs (N, V + A) in which known labels (N, A) int64 are certain."""
+    certain = beliefs.copy()
+    for a, part in enumerate(parts(schema)):
+        rows = np.flatnonzero(labels[:, a] != UNKNOWN)
+        certain[rows, part] = 0
+        certain[rows, part.start + labels[rows, a]] = 1
+    return certain
+
+
+def likeliest(beliefs: Vector, schema: Schema) -> Labels:
+    """(N, A) int64: the likeliest value of each attribute, UNKNOWN where absence is likelier.
+
+    With known labels made certain, this is the value that an item shows.
+    """
+    found = np.stack([beliefs[:, part].argmax(axis=1) for part in parts(schema)], axis=1)
+    return np.where(found == np.array(schema.sizes), UNKNOWN, found).astype(np.int64)
+
+
+def ask_value(wanted: Vector, part: slice, value: npt.NDArray[np.int64] | int) -> None:
+    """Makes rows of `wanted` (Q, V + A) ask for a value of the attribute with columns `part`."""
+    wanted[:, part] = 0
+    wanted[np.arange(len(wanted)), part.start + np.asarray(value)] = 1
+
+
+def ask_other(wanted: Vector, part: slice, values: list[int]) -> None:
+    """Makes rows of `wanted` ask for any value but these: "not black"."""
+    wanted[:, part] = 1
+    wanted[:, [part.stop - 1, *(part.start + value for value in values)]] = 0
+
+
+def ask_more(wanted: Vector, part: slice, value: int, amount: float) -> None:
+    """Moves rows of `wanted` by a share `amount` from what they are towards a value: "redder"."""
+    wanted[:, part] *= 1 - amount
+    wanted[:, part.start + value] += amount
+
+
+def probability(wanted: Vector, beliefs: Vector, part: slice) -> Vector:
+    """P_a (Q, N) float32 of the attribute with columns `part`, of wanted (Q, V + A) and beliefs."""
+    # Rounding may leave a sum of probabilities just below 0 or above 1.
+    return np.clip(wanted[:, part] @ beliefs[:, part].T, 0, 1)
+
+
+def match_scores(
+    wanted: Vector, weights: Vector, beliefs: Vector, schema: Schema, epsilon: float
+) -> Vector:
+    """s (Q, N) float32, larger the better; at most 0 where epsilon is 0.
+
+    Args:
+        wanted: (Q, V + A) float32.
+        weights: (Q, A) float32; an attribute of weight 0 costs nothing, not even time.
+        beliefs: (N, V + A) float32 of the gallery.
+        schema: of the columns.
+        epsilon: of the calibration.
+    """
+    scores = np.zeros((len(wanted), len(beliefs)), np.float32)
+    for a, part in enumerate(parts(schema)):
+        if weights[:, a].any():
+            scores += weights[:, a, None] * log_term(probability(wanted, beliefs, part), epsilon)
+    return scores
+
+
+def log_term(probability: Vector, epsilon: float) -> Vector:
+    """log(epsilon + P); what cannot be, at epsilon 0, counts as 1e-30."""
+    return np.log(np.maximum(epsilon + probability, 1e-30))
+
+
+def tables(
+    wanted: Vector, weights: Vector, centroids: Sequence[Vector], schema: Schema, epsilon: float
+) -> list[Vector]:
+    """What each attribute adds to one query's score, by code of an item quantised per attribute.
+
+    The score is a sum over attributes of a function of the attribute's beliefs, so that items
+    kept as one code per attribute are scored by A look-ups, for any weights and edits.
+
+    Args:
+        wanted: (V + A,) float32 of one query.
+        weights: (A,) float32.
+        centroids: of each attribute (K, V_a + 1) float32 beliefs.
+        schema: of the columns.
+        epsilon: of the calibration.
+    """
+    return [
+        weights[a] * log_term(np.clip(centroids[a] @ wanted[part], 0, 1), epsilon)
+        for a, part in enumerate(parts(schema))
+    ]
+
+
+def _sigmoid(x: Vector) -> Vector:
+    return 1 / (1 + np.exp(-np.clip(x, -80, 80)))

@@ -160,7 +160,7 @@ def probability(wanted: Vector, beliefs: Vector, part: slice) -> Vector:
 def match_scores(
     wanted: Vector, weights: Vector, beliefs: Vector, schema: Schema, epsilon: float
 ) -> Vector:
-    """s (Q, N) float32, larger the better; at most 0 where epsilon is 0.
+    """Scores s (Q, N) float32, larger the better; at most 0 where epsilon is 0.
 
     Args:
         wanted: (Q, V + A) float32.
@@ -203,4 +203,4 @@ def tables(
 
 
 def _sigmoid(x: Vector) -> Vector:
-    return 1 / (1 + np.exp(-np.clip(x, -80, 80)))
+    return (1 / (1 + np.exp(-np.clip(x, -80, 80)))).astype(np.float32)

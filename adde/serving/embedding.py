@@ -79,7 +79,7 @@ def embed(
     session: Session, schema: Schema, pictures: Picture
 ) -> list[tuple[Vector, float, Labels]]:
     """Pictures (B, S, S, 3) -> for each its unit vector (A, D), norm and predicted labels (A,)."""
-    embeddings, logits = session.encode(pictures)
+    embeddings, logits, _ = session.encode(pictures)
     norms = np.maximum(np.sqrt(np.square(embeddings).sum(axis=(1, 2))), 1e-12)
     unit = embeddings / norms[:, None, None]
     return list(zip(unit, norms.tolist(), predicted_labels(logits, schema)))

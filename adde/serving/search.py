@@ -214,7 +214,7 @@ class Searcher:
         """Starts of any number of pictures, in one batch."""
         if not pictures:
             return []
-        embeddings, logits = self.session.encode(np.stack(pictures))
+        embeddings, logits, _ = self.session.encode(np.stack(pictures))
         predicted = predicted_labels(logits, self.schema)
         return [
             Start(embedding, labels, self._seen(labels, row))

@@ -297,7 +297,7 @@ def test_the_edit_takes_away_the_predicted_value():
 
 
 @given(label_tables.filter(lambda labels: (labels != UNKNOWN).all()))
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 def test_perfect_embeddings_and_edits_are_judged_perfect(labels):
     hot = SCHEMA.multi_hot(labels)
     width = SCHEMA.num_values

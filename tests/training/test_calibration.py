@@ -59,7 +59,7 @@ def test_an_attribute_without_a_known_label_stays_as_it_is():
 
 
 def test_the_weight_of_an_edit_follows_its_rule():
-    logits, labels = catalogue(300)
+    logits, labels = catalogue(150)
     found, figures = calibrate(logits, None, labels, SCHEMA)
     assert found.presence == ()
     beliefs = found.beliefs(logits, None, SCHEMA)
@@ -79,12 +79,12 @@ def test_the_weight_of_an_edit_follows_its_rule():
 
 def test_presence_is_used_where_it_helps():
     """Items whose first attribute is absent look like any value there; presence tells them."""
-    logits, labels = catalogue(400, noise=0.3)
+    logits, labels = catalogue(150, noise=0.3)
     random = np.random.default_rng(3)
-    absent = random.random(400) < 0.5
+    absent = random.random(150) < 0.5
     labels[absent, 0] = UNKNOWN
     logits[absent, :4] = 3 * random.random((int(absent.sum()), 4))
-    presence = np.full((400, 3), 4, np.float32)
+    presence = np.full((150, 3), 4, np.float32)
     presence[absent, 0] = -4
     found, figures = calibrate(logits, presence, labels, SCHEMA)
     assert found.presence

@@ -1,0 +1,115 @@
+"""Beliefs in one code per item and attribute, so that a score is a sum of A table look-ups.
+
+A score adds up what each attribute gives, which depends on that attribute's beliefs alone. So each
+attribute's beliefs are replaced by the nearest of a few hundred, and a query has a table of what
+each of those gives. Beliefs that are certain, as of known labels, have codes of their own and lose
+nothing.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from adde.schema import Schema, Vector
+from adde.scoring import parts, tables
+from adde.serving.asking import ROUNDING, Matching
+from adde.serving.looking import Mask, Rows
+
+FEWEST = 64
+"""Beliefs that are not certain, per attribute, at least; else an attribute takes two bytes."""
+
+TRAINING = 100
+"""Rows for each of them that they are found from, at most."""
+
+ROUNDS = 15
+"""Of k-means."""
+
+CERTAIN = 1 - 1e-5
+
+BLOCK = 1 << 16
+"""Items scored at a time."""
+
+Array = npt.NDArray[np.unsignedinteger[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Codes:
+    """The codes of a gallery's first N rows."""
+
+    centroids: list[Vector]
+    """Of each attribute (K, V_a + 1) float32: every value and the absence, certain; then others."""
+    codes: Array
+    """(A, N)."""
+
+    @classmethod
+    def of(cls, beliefs: Vector, sample: Rows, schema: Schema, faiss: Any) -> "Codes":
+        """Finds centroids in the sampled rows of beliefs (N, V + A), and codes of all rows."""
+        most = max(schema.sizes) + 1 + FEWEST
+        kind = np.uint8 if most <= 256 else np.uint16
+        centroids: list[Vector] = []
+        codes = np.empty((len(schema.sizes), len(beliefs)), kind)
+        some = np.asarray(beliefs[sample])
+        for a, part in enumerate(parts(schema)):
+            width = part.stop - part.start
+            others = _centroids(some[:, part], 256 - width if kind == np.uint8 else 256, faiss)
+            near = faiss.IndexFlatL2(width)
+            near.add(np.sqrt(others))
+            for at in range(0, len(beliefs), BLOCK):
+                block = np.ascontiguousarray(beliefs[at : at + BLOCK, part])
+                code = block.argmax(axis=1)
+                unsure = np.flatnonzero(block.max(axis=1) < CERTAIN)
+                code[unsure] = width + near.search(np.sqrt(block[unsure]), 1)[1][:, 0]
+                codes[a, at : at + BLOCK] = code
+            centroids.append(np.concatenate([np.eye(width, dtype=np.float32), others]))
+        return cls(centroids, codes)
+
+    def scan(self, match: Matching, allowed: Mask, k: int) -> tuple[Rows, Vector]:
+        """The k allowed rows with the highest scores by their codes, and all that tie with the last
+        of them, in order; and their scores.
+        """
+        schema, weights, epsilon = match.schema, match.weights, match.epsilon
+        added = tables(match.wanted, weights, self.centroids, schema, epsilon)
+        used = np.flatnonzero(weights).tolist()
+        slack = ROUNDING * float(weights.sum())
+        rows, scores = np.empty(0, np.int64), np.empty(0, np.float32)
+        least, more = -np.inf, np.empty(BLOCK, np.float32)
+        for at in range(0, self.codes.shape[1], BLOCK):
+            block = self.codes[:, at : at + BLOCK]
+            sums, term = np.zeros(block.shape[1], np.float32), more[: block.shape[1]]
+            for a in used:
+                added[a].take(block[a], out=term, mode="clip")
+                sums += term
+            chosen = np.flatnonzero((sums >= least) & allowed[at : at + BLOCK])
+            rows, scores = np.append(rows, chosen + at), np.append(scores, sums[chosen])
+            if len(rows) > k:
+                least = np.partition(scores, len(scores) - k)[len(scores) - k] - slack
+                kept = scores >= least
+                rows, scores = rows[kept], scores[kept]
+        return rows, scores
+
+    def likeliest(self, attribute: int) -> npt.NDArray[np.int64]:
+        """(N,) labels that are likeliest, V_a where the attribute is not there."""
+        return self.centroids[attribute].argmax(axis=1)[self.codes[attribute]]
+
+
+def _centroids(beliefs: Vector, count: int, faiss: Any) -> Vector:
+    """At most so many beliefs (K, V_a + 1) that are near those of (n, V_a + 1) not certain.
+
+    Distances are of square roots, as the logarithm of a small probability is to be met as well.
+    """
+    rows = np.sqrt(beliefs[beliefs.max(axis=1) < CERTAIN])
+    distinct = np.unique(rows, axis=0)
+    if len(distinct) <= count:
+        found = distinct if len(distinct) else np.sqrt(beliefs[:1])
+    else:
+        means = faiss.Kmeans(
+            rows.shape[1], count, niter=ROUNDS, seed=1, max_points_per_centroid=TRAINING
+        )
+        # With few rows to a centroid faiss warns; few are enough here.
+        means.cp.min_points_per_centroid = 1
+        means.train(np.ascontiguousarray(rows))
+        found = means.centroids
+    squares = np.square(found)
+    return squares / squares.sum(axis=1, keepdims=True)

@@ -54,13 +54,17 @@ class Codes:
         for a, part in enumerate(parts(schema)):
             width = part.stop - part.start
             others = _centroids(some[:, part], 256 - width if kind == np.uint8 else 256, faiss)
-            near = faiss.IndexFlatL2(width)
-            near.add(np.sqrt(others))
+            near = faiss.IndexFlatL2(2 * width)
+            near.add(_laid(others))
+            shown = others.argmax(axis=1)
             for at in range(0, len(beliefs), BLOCK):
                 block = np.ascontiguousarray(beliefs[at : at + BLOCK, part])
                 code = block.argmax(axis=1)
                 unsure = np.flatnonzero(block.max(axis=1) < CERTAIN)
-                code[unsure] = width + near.search(np.sqrt(block[unsure]), 1)[1][:, 0]
+                found = near.search(_laid(block[unsure]), 1)[1][:, 0]
+                # Where none shows the same, it counts as certain, so that it stays the likeliest.
+                alike = shown[found] == code[unsure]
+                code[unsure[alike]] = width + found[alike]
                 codes[a, at : at + BLOCK] = code
             centroids.append(np.concatenate([np.eye(width, dtype=np.float32), others]))
         return cls(centroids, codes)
@@ -94,22 +98,27 @@ class Codes:
         return self.centroids[attribute].argmax(axis=1)[self.codes[attribute]]
 
 
-def _centroids(beliefs: Vector, count: int, faiss: Any) -> Vector:
-    """At most so many beliefs (K, V_a + 1) that are near those of (n, V_a + 1) not certain.
+def _laid(beliefs: Vector) -> Vector:
+    """Where beliefs (n, V_a + 1) lie when the nearest are looked for, (n, 2 (V_a + 1)).
 
-    Distances are of square roots, as the logarithm of a small probability is to be met as well.
+    Square roots, as the logarithm of a small probability is to be met as well; then the likeliest,
+    so far apart that only those with the same are near, and centroids keep it.
     """
-    rows = np.sqrt(beliefs[beliefs.max(axis=1) < CERTAIN])
-    distinct = np.unique(rows, axis=0)
+    likeliest = np.eye(beliefs.shape[1], dtype=np.float32)[beliefs.argmax(axis=1)]
+    return np.hstack([np.sqrt(beliefs), 2 * likeliest])
+
+
+def _centroids(beliefs: Vector, count: int, faiss: Any) -> Vector:
+    """At most so many beliefs (K, V_a + 1) that are near those of (n, V_a + 1) not certain."""
+    unsure = beliefs[beliefs.max(axis=1) < CERTAIN]
+    distinct = np.unique(unsure, axis=0)
     if len(distinct) <= count:
-        found = distinct if len(distinct) else np.sqrt(beliefs[:1])
-    else:
-        means = faiss.Kmeans(
-            rows.shape[1], count, niter=ROUNDS, seed=1, max_points_per_centroid=TRAINING
-        )
-        # With few rows to a centroid faiss warns; few are enough here.
-        means.cp.min_points_per_centroid = 1
-        means.train(np.ascontiguousarray(rows))
-        found = means.centroids
-    squares = np.square(found)
+        return distinct if len(distinct) else beliefs[:1]
+    rows = _laid(unsure)
+    means = faiss.Kmeans(
+        rows.shape[1], count, niter=ROUNDS, seed=1, max_points_per_centroid=TRAINING
+    )
+    means.cp.min_points_per_centroid = 1  # of which faiss would warn; few are enough here
+    means.train(rows)
+    squares = np.square(means.centroids[:, : beliefs.shape[1]])
     return squares / squares.sum(axis=1, keepdims=True)

@@ -81,15 +81,11 @@ class Bundle:
     """D, the width of one attribute's subspace."""
     details: Mapping[str, Any]
     """precision, parts, memory, opset, versions, parity, retrieval, source."""
+    calibration: Calibration | None = None
+    """What the match score needs; None in a bundle from before it, which ranks by distance."""
     hash: str = field(default="", compare=False)
     """sha256 of what bundle.json said when it was read, the hashes of the other files among it;
     empty where it was not read. What a folder holds later has another."""
-
-    @property
-    def calibration(self) -> Calibration | None:
-        """What ranks by match; None where the bundle is not calibrated."""
-        found = self.details.get("calibration")
-        return found and Calibration.from_json(found, self.schema, str(self.path / BUNDLE_NAME))
 
     @property
     def encoder(self) -> Path:
@@ -126,6 +122,8 @@ class Bundle:
             **self.details,
             "files": files,
         }
+        if self.calibration is not None:
+            content["calibration"] = self.calibration.to_json()
         write_json(self.path / BUNDLE_NAME, {**content, "sha256": _content_hash(content)})
 
     @classmethod
@@ -181,7 +179,10 @@ class Bundle:
         details = {key: content[key] for key in keys}
         preprocess = Preprocess.from_json(content["preprocess"])
         width, digest = int(content["width"]), str(content["sha256"])
-        return cls(path, schema, preprocess, width, details, digest)
+        calibration = None
+        if (found := content.get("calibration")) is not None:
+            calibration = Calibration.from_json(found, schema, f"{manifest}: calibration")
+        return cls(path, schema, preprocess, width, details, calibration, digest)
 
 
 def _content_hash(content: Mapping[str, Any]) -> str:

@@ -28,6 +28,11 @@ import numpy.typing as npt
 from adde.errors import UserError
 from adde.schema import UNKNOWN, Labels, Schema, Vector
 
+Rows = npt.NDArray[np.int64]
+
+FIRST = 10
+"""Answers that a shopper sees at once, and that obey an edit before all else."""
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -179,6 +184,18 @@ def match_scores(
 def log_term(probability: Vector, epsilon: float) -> Vector:
     """log(epsilon + P); what cannot be, at epsilon 0, counts as 1e-30."""
     return np.log(np.maximum(epsilon + probability, 1e-30))
+
+
+def first_then_rest(obeying: Rows, close: Rows, k: int) -> Rows:
+    """The first FIRST items of one ranking, then the others of a second, `k` in all.
+
+    Args:
+        obeying: item numbers ranked with the `edit_weight`, best first; FIRST of them, or all.
+        close: item numbers ranked without it, best first; k of them, or all.
+        k: how many are wanted.
+    """
+    first = obeying[: min(FIRST, k)]
+    return np.concatenate([first, close[~np.isin(close, first)]])[:k]
 
 
 def tables(

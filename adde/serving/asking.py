@@ -11,7 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from adde.schema import Labels, Schema, Vector
-from adde.scoring import log_term, match_scores, parts
+from adde.scoring import FIRST, log_term, match_scores, parts
+
+SLACK = 16
+"""Candidates beyond k: the last bits of two ways to compute a distance may order them anew."""
 
 ROUNDING = 1e-6
 """Scores no further apart, per unit of weight, count as the same."""
@@ -29,6 +32,16 @@ class Asked:
     """Attribute to the labels of which an answer has to show one."""
     unit: bool = False
     """Compare the directions of subspaces alone, whatever their lengths."""
+    first: Vector | None = None
+    """(A,) float32 weights of the first FIRST matches, where they are others than of the rest."""
+
+    def matchings(self, weights: Vector, schema: Schema, k: int) -> "list[tuple[Matching, int]]":
+        """What to rank by, and how many of each are wanted, of k in all. By match."""
+        assert self.wanted is not None
+        asked = [(weights, k)]
+        if self.first is not None:
+            asked.append((self.first, min(k, FIRST + SLACK)))
+        return [(Matching(self.wanted, w, self.epsilon, schema), n) for w, n in asked]
 
 
 NOTHING_ELSE = Asked()

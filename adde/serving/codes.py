@@ -6,6 +6,7 @@ each of those gives. Beliefs that are certain, as of known labels, have codes of
 nothing.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,33 +70,61 @@ class Codes:
             centroids.append(np.concatenate([np.eye(width, dtype=np.float32), others]))
         return cls(centroids, codes)
 
-    def scan(self, match: Matching, allowed: Mask, k: int) -> tuple[Rows, Vector]:
-        """The k allowed rows with the highest scores by their codes, and all that tie with the last
-        of them, in order; and their scores.
+    def scan(
+        self, asked: Sequence[Matching], allowed: Mask, most: Sequence[int]
+    ) -> list[tuple[Rows, Vector]]:
+        """Of each ranking of what is wanted, so many allowed rows with the highest scores by their
+        codes and all that tie with the last of them, in order; and their scores.
+
+        Args:
+            asked: the same beliefs wanted, in one or several weights.
+            allowed: (N,) which rows may be found.
+            most: rows wanted of each.
         """
-        schema, weights, epsilon = match.schema, match.weights, match.epsilon
-        added = tables(match.wanted, weights, self.centroids, schema, epsilon)
-        used = np.flatnonzero(weights).tolist()
-        slack = ROUNDING * float(weights.sum())
-        rows, scores = np.empty(0, np.int64), np.empty(0, np.float32)
-        least, more = -np.inf, np.empty(BLOCK, np.float32)
+        match, weights = asked[0], np.stack([match.weights for match in asked])
+        ones = np.ones_like(match.weights)
+        added = tables(match.wanted, ones, self.centroids, match.schema, match.epsilon)
+        # What weighs the same everywhere is added up once.
+        shared = [a for a in np.flatnonzero(weights[0]).tolist() if np.ptp(weights[:, a]) == 0]
+        apart = [a for a in range(len(ones)) if np.ptp(weights[:, a]) > 0]
+        best = [
+            _Best(count, ROUNDING * float(match.weights.sum())) for match, count in zip(asked, most)
+        ]
         for at in range(0, self.codes.shape[1], BLOCK):
             block = self.codes[:, at : at + BLOCK]
-            sums, term = np.zeros(block.shape[1], np.float32), more[: block.shape[1]]
-            for a in used:
-                added[a].take(block[a], out=term, mode="clip")
+            sums, term = np.zeros((2, block.shape[1]), np.float32)
+            for a in shared:
+                (weights[0, a] * added[a]).take(block[a], out=term, mode="clip")
                 sums += term
-            chosen = np.flatnonzero((sums >= least) & allowed[at : at + BLOCK])
-            rows, scores = np.append(rows, chosen + at), np.append(scores, sums[chosen])
-            if len(rows) > k:
-                least = np.partition(scores, len(scores) - k)[len(scores) - k] - slack
-                kept = scores >= least
-                rows, scores = rows[kept], scores[kept]
-        return rows, scores
+            for own, kept in zip(weights, best):
+                scores = sums.copy() if apart else sums
+                for a in apart:
+                    (own[a] * added[a]).take(block[a], out=term, mode="clip")
+                    scores += term
+                kept.add(scores, allowed[at : at + BLOCK], at)
+        return [(kept.rows, kept.scores) for kept in best]
 
     def likeliest(self, attribute: int) -> npt.NDArray[np.int64]:
         """(N,) labels that are likeliest, V_a where the attribute is not there."""
         return self.centroids[attribute].argmax(axis=1)[self.codes[attribute]]
+
+
+class _Best:
+    """The rows with the highest scores so far, and all that tie with the last of them."""
+
+    def __init__(self, count: int, slack: float) -> None:
+        self.rows, self.scores = np.empty(0, np.int64), np.empty(0, np.float32)
+        self._count, self._slack, self._least = count, slack, -np.inf
+
+    def add(self, scores: Vector, allowed: Mask, start: int) -> None:
+        """Rows from `start` on."""
+        chosen = np.flatnonzero((scores >= self._least) & allowed)
+        self.rows = np.append(self.rows, chosen + start)
+        self.scores = np.append(self.scores, scores[chosen])
+        if (spare := len(self.scores) - self._count) > 0:
+            self._least = np.partition(self.scores, spare)[spare] - self._slack
+            kept = self.scores >= self._least
+            self.rows, self.scores = self.rows[kept], self.scores[kept]
 
 
 def _laid(beliefs: Vector) -> Vector:

@@ -40,11 +40,10 @@ from adde.files import atomic_path, naming
 from adde.schema import UNKNOWN, Labels, Vector
 from adde.scoring import Calibration
 from adde.serving import filters as filtering
-from adde.serving.asking import NOTHING_ELSE, Asked, Matching, Nearness, augmented
+from adde.serving.asking import NOTHING_ELSE, SLACK, Asked, Nearness, augmented
 from adde.serving.facets import Facet, facets_of
 from adde.serving.gallery import (
     GALLERY_NAME,
-    SLACK,
     BusyError,
     Header,
     Item,
@@ -233,10 +232,10 @@ class EmbeddedGallery:
             return self.index.nearest(near, allowed, state.rows, k)
         if state.beliefs is None:
             raise ValueError("expected a gallery with beliefs to match, found none")
-        match = Matching(asked.wanted, near.weights, asked.epsilon, self.header.schema)
+        match = asked.matchings(near.weights, self.header.schema, k)
         if self.index is None:
-            return best_matches(state.beliefs, state.rows, allowed, match, near, k)
-        return self.index.matches(match, near, allowed, state.rows, state.beliefs, k)
+            return best_matches(state.beliefs, state.rows, allowed, match, near)
+        return self.index.matches(match, near, allowed, state.rows, state.beliefs)
 
     def _allowed(
         self,

@@ -30,9 +30,6 @@ from adde.serving.filters import storable
 GALLERY_NAME = "gallery.json"
 FORMAT = 3
 
-SLACK = 16
-"""Candidates beyond k: the last bits of two ways to compute a distance may order them anew."""
-
 Fields = Mapping[str, Any]
 """Names to text, finite numbers of 64 bits, truth values or None."""
 

@@ -14,7 +14,7 @@ import importlib
 import logging
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from adde.scoring import Calibration
 from adde.serving.asking import ROUNDING, Matching, Nearness, shows
 from adde.serving.codes import Codes
 from adde.serving.compact import Directions
-from adde.serving.looking import Mask, Rows, best_matches, exact, first, look, showing
+from adde.serving.looking import Mask, Rows, best_matches, exact, first, joined, look, showing
 from adde.serving.tuning import least_depth, tune
 
 REPORT = "index.json"
@@ -192,23 +192,43 @@ class Index:
         return exact(rows, chosen, near, k)
 
     def matches(
-        self, match: Matching, near: Nearness, allowed: Mask, rows: Vector, beliefs: Vector, k: int
+        self,
+        asked: Sequence[tuple[Matching, int]],
+        near: Nearness,
+        allowed: Mask,
+        rows: Vector,
+        beliefs: Vector,
     ) -> Rows:
-        """The k allowed rows found to match best, best first, ties to the nearest."""
+        """As `best_matches`, as far as they are found."""
         if self.codes is None or self._better_exact(allowed, len(rows)):
-            return best_matches(beliefs, rows, allowed, match, near, k)
-        depth = least_depth(self.report["match"], match.weights)
-        most = max(k, min(k * depth, MOST))
-        found, scores = self.codes.scan(match, allowed[: self.count], most)
-        if len(found) > most:  # of those that tie with the last, the nearest
+            return best_matches(beliefs, rows, allowed, asked, near)
+        most = [
+            max(k, min(k * least_depth(self.report["match"], match.weights), MOST))
+            for match, k in asked
+        ]
+        matches = [match for match, _ in asked]
+        scanned = self.codes.scan(matches, allowed[: self.count], most)
+        later = np.flatnonzero(allowed[self.count :]) + self.count
+        best: list[Rows] = []
+        for (match, k), count, (found, scores) in zip(asked, most, scanned):
+            found = np.append(
+                self._nearest_ties(found, scores, match, near, count, len(rows)), later
+            )
+            best.append(first(found, look(beliefs, found, match), rows, match, near, k))
+        return joined(best)
+
+    def _nearest_ties(
+        self, found: Rows, scores: Vector, match: Matching, near: Nearness, most: int, count: int
+    ) -> Rows:
+        """At most so many rows of a scan: of those that tie with the last, the nearest."""
+        if len(found) > most:
             last = scores.min()
             above = scores > last + 2 * ROUNDING * float(match.weights.sum())
-            tied = np.zeros_like(allowed)
+            tied = np.zeros(count, np.bool_)
             tied[found[~above]] = True
             nearest = self.candidates(near, tied, most - int(np.count_nonzero(above)))
             found = np.sort(np.append(found[above], nearest))
-        found = np.append(found, np.flatnonzero(allowed[self.count :]) + self.count)
-        return first(found, look(beliefs, found, match), rows, match, near, k)
+        return found
 
     def showing(
         self, beliefs: Vector, allowed: Mask, must: Mapping[int, Labels], schema: Schema

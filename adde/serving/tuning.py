@@ -37,7 +37,12 @@ class Tuned(Protocol):
         ...
 
     def matches(
-        self, match: Matching, near: Nearness, allowed: Mask, rows: Vector, beliefs: Vector, k: int
+        self,
+        asked: Sequence[tuple[Matching, int]],
+        near: Nearness,
+        allowed: Mask,
+        rows: Vector,
+        beliefs: Vector,
     ) -> Rows:
         """Rows, best first."""
         ...
@@ -111,7 +116,7 @@ def tune(
         def by_match(at: int, every: Sequence[tuple[Nearness, Matching | None]] = every) -> Rows:
             near, match = every[at]
             assert match is not None
-            return index.matches(match, near, live, rows, beliefs, k)
+            return index.matches([(match, k)], near, live, rows, beliefs)
 
         found = _Kind("match", name, evenness(matches[0].weights), matches, least)
         tuned["match"][name] = _depth(index, found, beliefs, by_match, k)

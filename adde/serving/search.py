@@ -187,8 +187,7 @@ class Searcher:
         """Starts of any number of pictures, in one batch."""
         if not pictures:
             return []
-        embeddings, logits, *rest = self.session.encode(np.stack(pictures))
-        presence = rest[0] if rest else None
+        embeddings, logits, presence = self.session.encode(np.stack(pictures))
         own = predicted_labels(logits, self.schema)
         # Without a calibration the classifiers' own word, which knows no absence.
         plain = Calibration((1.0,) * len(self.schema.sizes), (), 0.0, 1.0)

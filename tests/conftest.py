@@ -126,7 +126,9 @@ def tiny_model():
     from adde.model import ADDE, ModelSettings
 
     torch.manual_seed(0)
-    settings = ModelSettings(backbone="test_resnet", image_size=32, width=6, hidden=8)
+    settings = ModelSettings(
+        backbone="test_resnet", image_size=32, width=6, hidden=8, presence=False
+    )
     model = ADDE(settings, TINY_SCHEMA).eval()
     with torch.no_grad():
         model.memory.weight.normal_()
@@ -143,7 +145,7 @@ def tiny_bundle(tiny_model, tiny_shards, tmp_path_factory):
 
     out = tmp_path_factory.mktemp("bundles") / "tiny"
     retrieval = {"split": "test", "adde": {"hit@1": 0.5}}
-    export_bundle(tiny_model, ShardIndex.read(tiny_shards), out, retrieval, {"run": "tiny"})
+    export_bundle(tiny_model, ShardIndex.read(tiny_shards), out, retrieval, {"run": "tiny"}, None)
     return out
 
 

@@ -43,7 +43,7 @@ def export_bundle(
     out: Path,
     retrieval: Mapping[str, Any] | None,
     source: Mapping[str, Any],
-    calibration: Calibration,
+    calibration: Calibration | None,
     precision: Precision = "fp32",
     allow_drop: float | None = None,
 ) -> Bundle:
@@ -55,7 +55,8 @@ def export_bundle(
         out: the bundle's folder; new, empty, or with nothing but a bundle.
         retrieval: the run's metrics.json, or None where it has none.
         source: what names the run and its checkpoint.
-        calibration: of the match score, as torch's outputs have it.
+        calibration: of the match score, as torch's outputs have it; None exports a bundle that
+            ranks by distance.
         precision: of the encoder. int8 is tried for the heads too, and kept to the backbone where
             they lose too much.
         allow_drop: points that figures of the test split may lose by fewer bits; None: as in
@@ -149,7 +150,6 @@ def compare(torch_session: TorchSession, bundle: Bundle, index: ShardIndex) -> A
         disable=None,
     )
     device = gate_device(bundle.details["precision"])
-    assert bundle.calibration is not None
     report = parity.measure(
         torch_session, Session(bundle, device), split, bundle.schema, bundle.calibration
     )

@@ -31,8 +31,9 @@ class Arguments:
     """Packs a catalogue into WebDataset shards with an index."""
 
     catalogue: str
-    """A .csv or .parquet table; kind:path of a public dataset, see docs/catalogues.md (support,
-    deepfashion, celeba, 3dshapes, hf); or an embedded catalogue: wardrobe or wardrobe-hard."""
+    """A .csv or .parquet table, or a folder of .parquet files; kind:path of a public dataset, see
+    docs/catalogues.md (support, deepfashion, celeba, 3dshapes, hf); or an embedded catalogue:
+    wardrobe or wardrobe-hard."""
     out: Path
     """Folder of the shards; shards of anything else there are replaced."""
     images: Path | None = None
@@ -61,6 +62,7 @@ def main() -> None:
         size=arguments.size,
         items=arguments.items,
         seed=arguments.layout.seed,
+        skip_unreadable=arguments.layout.skip_unreadable,
     )
     summary = pack(
         opened.catalogue,

@@ -75,7 +75,7 @@ def build_with(
     source = f"{sha256_of_file(shards / INDEX_NAME)} {split}"
     if fields is not None:
         fields.require_some(index, split)
-        source += f" {fields.sha256} {fields.id_column} {' '.join(fields.names)}"
+        source += f" {fields.hash} {fields.id_column} {' '.join(fields.names)}"
         embed = fields.with_fields(embed)
     building = out.with_name(f".{out.name}.building")
     gallery = _resume(building, bundle, source, reopen or _writable)

@@ -18,7 +18,7 @@ from adde.errors import UserError
 from adde.files import read_json
 from adde.shards.catalogue import Items
 from adde.shards.pictures import store
-from adde.shards.splits import SPLIT_WORDS, splits_by_hash
+from adde.shards.splits import split_of, splits_by_hash
 from adde.shards.table import Cells, Places, Table, as_texts
 from adde.shards.tabular import TableOptions, table_catalogue
 
@@ -133,14 +133,13 @@ def _with_validation(
     cells: dict[str, list[str]], val_share: float, notices: list[str]
 ) -> list[str]:
     """The splits, with a share of train drawn into val where there is none."""
-    counts = Counter(SPLIT_WORDS.get(split) for split in cells["split"])
+    counts = Counter(split_of(split) for split in cells["split"])
     if counts["val"] or not val_share:
         return cells["split"]
     notices.append(f"validation items are drawn from train, a share of {val_share}")
     drawn = splits_by_hash(cells["row"], val_share, 0)
     return [
-        new if SPLIT_WORDS.get(split) == "train" else split
-        for split, new in zip(cells["split"], drawn)
+        new if split_of(split) == "train" else split for split, new in zip(cells["split"], drawn)
     ]
 
 

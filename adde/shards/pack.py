@@ -36,7 +36,8 @@ class PackOptions:
     seed: int = 0
     """Of what is drawn: an embedded catalogue, and the order of the edit groups."""
     skip_unreadable: bool = False
-    """Leave out pictures that do not decode, and list them, instead of stopping."""
+    """Leave out rows of the table that cannot be used and pictures that do not decode, and list
+    them, instead of stopping."""
 
 
 def pack(

@@ -20,6 +20,7 @@ from adde.shards.index import ShardIndex
 from adde.shards.queries import read_queries
 from adde.training.checkpoint import load_model
 from adde.training.evaluation import Evaluator, MemoryEdit, top_k_on
+from adde.training.preflight import require_split
 from adde.training.report import write_report
 
 COLUMNS = ("hit@1", "hit@10", "hit@30", "ndcg@30", "ndcg_target@30", "ndcg_others@30")
@@ -45,9 +46,10 @@ def evaluate(
         batch_size: pictures encoded at a time.
     """
     model, config, found = load_model(run, checkpoint)
+    index = ShardIndex.read(shards or config.data.shards)
+    require_split(index, split)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
-    index = ShardIndex.read(shards or config.data.shards)
     model.schema.require_same(index.schema, str(found.path), str(index.root))
 
     encoded = Evaluator(index, batch_size, config.data.workers, device).encode(model, split)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO, overload
 
-from adde.errors import UserError, did_you_mean
+from adde.errors import UserError, did_you_mean, foreign
+from adde.files import open_text
 
 SEPARATORS = ",;\t|"
 """The one that the header of a CSV file holds most of separates its cells."""
@@ -114,13 +115,10 @@ def read_table(path: Path) -> Table:
 
 def _read_csv(path: Path) -> Table:
     # Line by line: the text of a large table would be held beside its cells.
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        try:
-            separator = max(SEPARATORS, key=file.readline().count)  # ties: the comma, the first
-            file.seek(0)
-            return _read_rows(path, file, separator)
-        except UnicodeDecodeError:
-            raise UserError(_not_utf8(path)) from None
+    with open_text(path, newline="") as file:
+        separator = max(SEPARATORS, key=file.readline().count)  # ties: the comma, the first
+        file.seek(0)
+        return _read_rows(path, file, separator)
 
 
 def _read_rows(path: Path, file: TextIO, separator: str) -> Table:
@@ -147,18 +145,6 @@ def _read_rows(path: Path, file: TextIO, separator: str) -> Table:
     return Table(path, dict(zip(names, contents)), Places(path, "line", lines))
 
 
-def _not_utf8(path: Path) -> str:
-    """Names the first line of a text file that is not UTF-8, and the byte."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                line.decode()
-            except UnicodeDecodeError as error:
-                byte = f"{line[error.start]:#04x}"
-                return f"{path}, line {number}: expected UTF-8, found byte {byte}; save it as UTF-8"
-    return f"{path}: expected UTF-8"
-
-
 def _column_names(path: Path, header: list[str]) -> list[str]:
     """Stripped names; an unnamed column (the index that pandas writes) is named by its number."""
     names = [cell.strip() or f"column {number}" for number, cell in enumerate(header, 1)]
@@ -174,7 +160,7 @@ def _read_parquet(path: Path) -> Table:
     # Imported here: only tables need it, and the base install has none. It carries no types.
     arrow: Any = importlib.import_module("pyarrow")
     parquet: Any = importlib.import_module("pyarrow.parquet")
-    try:
+    with foreign(path, "a Parquet file"):
         schema = parquet.read_schema(path)
         # Lists, structs and raw bytes are neither names nor labels.
         plain: dict[str, str] = {
@@ -190,8 +176,6 @@ def _read_parquet(path: Path) -> Table:
                 for raw, name in plain.items():
                     for cell in as_texts(batch.column(raw).to_pylist()):
                         columns[name].append(cell)
-    except (arrow.ArrowException, OSError) as error:
-        raise UserError(f"{path}: expected a Parquet file, found: {error}") from None
     contents = {name: tuple(column.cells) for name, column in columns.items()}
     return Table(path, contents, Places(path, "row", range(1, rows + 1)))
 

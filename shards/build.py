@@ -21,7 +21,7 @@ import tyro
 from adde.errors import run_program
 from adde.shards.engine import Engine, engine
 from adde.shards.importers import open_catalogue
-from adde.shards.pack import SUMMARY_NAME, PackOptions, pack
+from adde.shards.pack import SUMMARY_NAME, PackOptions, pack, require_place
 from adde.shards.summary import as_text
 from adde.shards.tabular import TableOptions
 
@@ -55,6 +55,7 @@ def main() -> None:
     # A job that is told to stop cleans up after itself, as at Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     arguments = tyro.cli(Arguments)
+    require_place(arguments.out)  # before a table of millions is read
     opened = open_catalogue(
         arguments.catalogue,
         arguments.images,

@@ -22,7 +22,7 @@ from adde.exporting.precision import (
     candidates,
     reduce,
 )
-from adde.files import atomic_path
+from adde.files import atomic_path, require_writable, strangers
 from adde.model import ADDE
 from adde.preprocess import Picture, Preprocess
 from adde.schema import Labels
@@ -68,7 +68,7 @@ def export_bundle(
     require_replaceable(out)
     pictures, _ = next(read_split(model.preprocess, index, split))  # none is told before work
     torch_session = TorchSession(model)
-    with atomic_path(out) as folder:
+    with atomic_path(out, BUNDLE_NAME) as folder:
         folder.mkdir()
         memory = write_graphs(model, folder)
         width, details = model.settings.width, dict[str, Any](precision=precision)
@@ -169,19 +169,21 @@ def gate_device(precision: Precision) -> Device:
 
 
 def require_replaceable(out: Path) -> None:
-    """Raises UserError where writing a bundle to `out` would delete anything but a bundle."""
+    """Raises UserError where writing a bundle to `out` would delete anything but a bundle, or where
+    it cannot be written.
+    """
     if out.name in ("", ".."):
         raise UserError(f"{out}: expected a bundle's own folder such as bundles/x; name one")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: expected a folder for the bundle, found a file; name another")
     known = {BUNDLE_NAME, *FILES, *LARGE_FILES}
-    others = sorted(p.name for p in out.iterdir() if p.name not in known) if out.exists() else []
-    if others:
+    if others := strangers(out, lambda name: name in known):
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         raise UserError(
             f"{out}: expected a new folder or one with nothing but a bundle, which is replaced, "
             f"found {', '.join(others[:3])}{more}; name another such as {out / 'x'}"
         )
+    require_writable(out)
 
 
 def read_split(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from adde.errors import UserError
+from adde.files import open_text
 from adde.shards.catalogue import Items
 from adde.shards.pictures import PictureFiles
 from adde.shards.table import Cells, Places, Table
@@ -96,18 +97,21 @@ def _typed_attributes(
 def celeba(root: Path, images: Path | None, options: TableOptions, size: int) -> Items:
     """CelebA: forty attributes with the values "no" and "yes", in its own splits.
 
-    With identity_CelebA.txt there is a column `identity`, for --group-by.
+    With identity_CelebA.txt items can be kept together by --group-by identity. An attribute that
+    all training items have, or none, is left out with a notice.
 
     Raises:
         UserError: a file is missing, or a line is not what the dataset's documentation says.
     """
     path, partition = find_list(root, "list_attr_celeba.txt"), "list_eval_partition.txt"
     splits = dict(row for _, row in _rows(find_list(root, partition), 2, header=False))
-    with path.open(encoding="utf-8") as file:
+    with open_text(path) as file:
         file.readline()
         names = file.readline().split()
+    if ours := {"image", "split", "identity"} & set(names):
+        raise UserError(f"{path}, line 2: expected names of attributes, found {sorted(ours)[0]!r}")
     columns = {name: Cells() for name in ("image", "split", *names)}
-    identities = _identities(root)
+    identities = _identities(root) if options.group_by == "identity" else {}
     if identities:
         columns["identity"] = Cells()
     lines = array("q")
@@ -124,8 +128,6 @@ def celeba(root: Path, images: Path | None, options: TableOptions, size: int) ->
     cells = {name: column.cells for name, column in columns.items()}
     table = Table(path, cells, Places(path, "line", lines))
     folder = images or _images(root, "img_align_celeba", table)
-    if not options.attributes:
-        options = replace(options, attributes=tuple(names))
     return _of_lists("celeba", table, folder, options, size, ())
 
 
@@ -148,6 +150,9 @@ def _of_lists(
     options = replace(options, image_column="image")
     if not options.group_by and not options.split_column:
         options = replace(options, split_column="split")
+    if options.split_column != "split":  # it is not used, and no attribute
+        others = {name: cells for name, cells in table.columns.items() if name != "split"}
+        table = replace(table, columns=others)
     pictures = PictureFiles(images, table.column("image"), table.places, size)
     items = table_catalogue(table, pictures, options)
     return replace(items, name=name, notices=(*items.notices, *told))
@@ -172,8 +177,8 @@ def _images(root: Path, folder: str, table: Table) -> Path:
 
 def _names(path: Path) -> list[tuple[str, str]]:
     """Name and type number of each line; names may hold spaces."""
-    with path.open(encoding="utf-8") as file:
-        lines = file.read().splitlines()[2:]
+    with open_text(path) as file:
+        lines = [*file][2:]
     pairs = [line.rsplit(None, 1) for line in lines if line.strip()]
     for number, pair in enumerate(pairs, 3):
         if len(pair) != 2 or not pair[1].isdigit():
@@ -183,7 +188,7 @@ def _names(path: Path) -> list[tuple[str, str]]:
 
 def _rows(path: Path, width: int, header: bool = True) -> Iterator[tuple[int, list[str]]]:
     """Line number and words of each line; the count in the first must hold."""
-    with path.open(encoding="utf-8") as file:
+    with open_text(path) as file:
         expected = file.readline().strip() if header else None
         first = 3 if header else 1
         if header:

@@ -5,7 +5,6 @@ bar between cells, found by which of them makes rows as long as the header, or s
 line `sep=;`; quoted ends of lines; spaces around cells; Excel's ="007"; lines that end in CR LF.
 """
 
-import codecs
 import csv
 import re
 from collections import deque
@@ -15,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TextIO
 
-from adde.errors import UserError
+from adde.files import open_text
 
 SEPARATORS = ",;\t|"
 """The first of those that fit equally well is taken."""
@@ -26,7 +25,7 @@ SAMPLE = 100
 LONGEST_CELL = 1 << 24
 """Characters: above any page of HTML, and as far as a quote that is never closed is followed."""
 
-SEP_LINE = re.compile(r'\ufeff?"?sep=(.)"?\s*', re.IGNORECASE)
+SEP_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
 
 FORMULA = re.compile(r'="([^"]*)"')
 """How exports keep Excel from reading 007 as a number."""
@@ -50,18 +49,13 @@ def read_records(path: Path) -> Iterator[Record]:
     A line that is no CSV is a record with a fault, and reading goes on at the next line.
 
     Raises:
-        UserError: the bytes are no text in UTF-8 or UTF-16; names the line and the byte.
+        UserError: it is no text; see `open_text`.
     """
-    encoding = _encoding(path)
     csv.field_size_limit(LONGEST_CELL)
     # Line by line: the text of a large table would be held beside its cells.
-    with path.open(encoding=encoding, newline="") as file:
-        try:
-            separator, skipped = _separator(file)
-            lines = _Lines(islice(file, skipped, None), skipped)
-            yield from _records(lines, separator)
-        except UnicodeError:
-            raise UserError(_not_text(path, encoding)) from None
+    with open_text(path, newline="") as file:
+        separator, skipped = _separator(file)
+        yield from _records(_Lines(islice(file, skipped, None), skipped), separator)
 
 
 class _Lines:
@@ -107,18 +101,17 @@ def _records(lines: _Lines, separator: str) -> Iterator[Record]:
                 yield Record(first, first, [], str(error))
                 continue
         if any(map(str.strip, cells)):
-            yield Record(first, lines.number, [FORMULA.sub(r"\1", cell) for cell in cells])
+            yield Record(first, lines.number, [_unformula(cell) for cell in cells])
+
+
+def _unformula(cell: str) -> str:
+    match = FORMULA.fullmatch(cell.strip())
+    return match[1] if match else cell
 
 
 def _reader(lines: Iterator[str], separator: str) -> Iterator[list[str]]:
     # strict: a quote left open would otherwise swallow the rest of the file in silence.
     return csv.reader(lines, delimiter=separator, strict=True, skipinitialspace=True)
-
-
-def _encoding(path: Path) -> str:
-    with path.open("rb") as file:
-        start = file.read(2)
-    return "utf-16" if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
 
 
 def _separator(file: TextIO) -> tuple[str, int]:
@@ -138,17 +131,3 @@ def _fit(sample: list[str], separator: str) -> tuple[float, int]:
     if not widths or widths[0] < 2:
         return 0.0, 0
     return widths.count(widths[0]) / len(widths), widths[0]
-
-
-def _not_text(path: Path, encoding: str) -> str:
-    """Names the first line of a file that is not UTF-8, and the byte."""
-    if encoding == "utf-16":
-        return f"{path}: expected UTF-16 as its first bytes say, found something else in it"
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                line.decode()
-            except UnicodeDecodeError as error:
-                byte = f"{line[error.start]:#04x}"
-                return f"{path}, line {number}: expected UTF-8, found byte {byte}; save it as UTF-8"
-    return f"{path}: expected UTF-8"

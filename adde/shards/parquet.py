@@ -1,15 +1,14 @@
 """Parquet tables as columns of text: one file, or a folder of parts as Spark and pandas write."""
 
 import importlib
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
 
-from adde.errors import UserError
+from adde.errors import foreign
 
 NULL_FOLDER = "__HIVE_DEFAULT_PARTITION__"
 """Stands for a missing value in the name of a folder."""
@@ -33,7 +32,7 @@ class ParquetTable:
         self._folders = [_cells_of_folders(file, path) for file in self._files]
         fields: list[Any] = []
         for file in self._files:
-            with _naming(file):
+            with foreign(file, "a Parquet file"):
                 fields.append(list(self._parquet.read_schema(file)))
         self.names = [field.name for field in fields[0]]
         """As the first part has them, repeated ones too; then what only others have."""
@@ -53,7 +52,7 @@ class ParquetTable:
     def batches(self) -> Iterator[dict[str, list[str]]]:
         """Cells of each column of `plain`, some rows at a time; "" where one is missing."""
         for path, folder in zip(self._files, self._folders):
-            with _naming(path), self._parquet.ParquetFile(path) as file:
+            with foreign(path, "a Parquet file"), self._parquet.ParquetFile(path) as file:
                 there = [name for name in self.plain if name in file.schema_arrow.names]
                 for batch in file.iter_batches(columns=there):
                     cells = {name: [folder.get(name, "")] * batch.num_rows for name in self.plain}
@@ -97,12 +96,3 @@ def _cells_of_folders(file: Path, root: Path) -> dict[str, str]:
     folders = file.relative_to(root).parts[:-1] if file != root else ()
     pairs = [folder.split("=", 1) for folder in folders if "=" in folder]
     return {unquote(name): "" if value == NULL_FOLDER else unquote(value) for name, value in pairs}
-
-
-@contextmanager
-def _naming(path: Path) -> Generator[None]:
-    """Whatever the bytes of a file make pyarrow raise becomes a UserError that names the file."""
-    try:
-        yield
-    except Exception as error:
-        raise UserError(f"{path}: expected a Parquet file, found: {error}") from None

@@ -11,8 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from adde.errors import UserError
-from adde.preprocess import decode
-from adde.shards.jpeg import ORIENTATION
+from adde.preprocess import decode, decoding, orientation
 from adde.shards.table import Table, plain
 
 EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
@@ -179,15 +178,16 @@ def store(content: bytes, name: str, size: int) -> tuple[bytes, str]:
         UserError: the picture does not decode; see `adde.preprocess.decode`.
     """
     image = decode(content, name, size)
-    if (extension := _as_it_is(content, size)) is not None:
-        return content, extension
-    scale = size / min(image.size)
-    if scale < 1:
-        width, height = (round(side * scale) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
-    return buffer.getvalue(), "jpg"
+    with decoding(name):
+        if (extension := _as_it_is(content, size)) is not None:
+            return content, extension
+        scale = size / min(image.size)
+        if scale < 1:
+            width, height = (round(side * scale) for side in image.size)
+            image = image.resize((width, height), Image.Resampling.BICUBIC)
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+        return buffer.getvalue(), "jpg"
 
 
 def _as_it_is(content: bytes, size: int) -> str | None:
@@ -197,7 +197,7 @@ def _as_it_is(content: bytes, size: int) -> str | None:
         image.mode == "RGB"
         and not image.has_transparency_data
         and min(image.size) <= size
-        and image.getexif().get(ORIENTATION, 1) == 1
+        and orientation(image) == 1
         and getattr(image, "n_frames", 1) == 1
     )
     return EXTENSIONS.get(image.format or "") if plain else None

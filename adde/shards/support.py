@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adde.errors import UserError
-from adde.files import read_json
+from adde.files import open_text, read_json
 from adde.metrics import Queries
 from adde.schema import UNKNOWN, Attribute, Labels, Schema
 from adde.shards.catalogue import Items
@@ -109,19 +109,13 @@ def _schema(root: Path) -> Schema:
 
 
 def _lines(path: Path) -> list[str]:
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line]
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: expected UTF-8, found: {error}") from None
+    with open_text(path) as file:
+        return [line.strip() for line in file if line.strip()]
 
 
 def _blocks(path: Path, width: int) -> Iterator[tuple[int, Numbers]]:
     """First line number (from 1) and rows (B, width) of each block of a file of numbers."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    with path.open(encoding="utf-8") as file:
+    with open_text(path) as file:
         first = 1
         while lines := list(islice(file, BLOCK)):
             where = f"{path}, lines {first} to {first + len(lines) - 1}"

@@ -107,6 +107,17 @@ def test_graphs_are_plain_onnx_without_paths_of_the_machine(tiny_bundle):
         assert b"graphs.py" not in content
 
 
+def test_a_volume_is_filled(tmp_path, tiny_model, tiny_shards, tiny_bundle):
+    out = tmp_path / "volume"
+    (out / "lost+found").mkdir(parents=True)  # as on a disk of its own, which cannot be renamed
+    export.export_bundle(tiny_model, ShardIndex.read(tiny_shards), out, None, {"run": "x"})
+    assert {p.name for p in out.iterdir()} == {
+        "lost+found",
+        *(p.name for p in tiny_bundle.iterdir()),
+    }
+    assert list(tmp_path.iterdir()) == [out]
+
+
 class Noisy(Session):
     """onnxruntime whose embeddings are off by 1 %."""
 

@@ -62,6 +62,10 @@ def test_the_separator_is_the_one_that_fits_the_rows(cells):
     assert cells("tags;net\na,b;1,5\nc,d,e;2,5\n")["net"] == ["1,5", "2,5"]
 
 
+def test_html_keeps_its_signs(cells):
+    assert cells('sku,html\na,"<a href=""x"">y</a>"\n')["html"] == ['<a href="x">y</a>']
+
+
 def test_cells_of_any_length(cells):
     page = "<p>long</p>" * 40_000
     assert cells(f'sku,html\na,"{page}"\nb,\n') == {"sku": ["a", "b"], "html": [page, ""]}

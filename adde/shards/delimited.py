@@ -101,7 +101,8 @@ def _records(lines: _Lines, separator: str) -> Iterator[Record]:
                 yield Record(first, first, [], str(error))
                 continue
         if any(map(str.strip, cells)):
-            yield Record(first, lines.number, [_unformula(cell) for cell in cells])
+            cells = [_unformula(cell) if '="' in cell else cell for cell in cells]
+            yield Record(first, lines.number, cells)
 
 
 def _unformula(cell: str) -> str:

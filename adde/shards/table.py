@@ -205,6 +205,11 @@ def _read_delimited(path: Path, skip: bool) -> Table:
         raise UserError(
             f"{path}, line 1: expected a header with the names of columns, found {found}"
         )
+    if any("\0" in cell for cell in header.cells):
+        raise UserError(
+            f"{path}, line {header.first}: expected the names of columns, found bytes of value 0, "
+            "as in UTF-16 without its mark; save it as UTF-8"
+        )
     names = _column_names(path, header.cells)
     columns = [Cells() for _ in names]
     lines, faults = array("q"), Faults(path)
@@ -214,6 +219,8 @@ def _read_delimited(path: Path, skip: bool) -> Table:
         # Cells beyond the header that are empty are a spreadsheet's, not a comma too many.
         if not fault and (found < len(names) or any(map(str.strip, record.cells[len(names) :]))):
             fault = f"expected {len(names)} cells as in the header, found {found}"
+        if record.cells == header.cells:  # of tables that were put one behind the other
+            fault = "expected a row, found the header once more"
         if fault:
             several = record.last > record.first
             at = f"lines {record.first} to {record.last}" if several else f"line {record.first}"

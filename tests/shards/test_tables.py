@@ -126,6 +126,17 @@ def test_ids_that_are_missing_or_there_before(shop, rows):
     assert told(found, "3 rows of", "line 5", "line 7", "line 11")
 
 
+def test_tables_put_one_behind_the_other(cells):
+    with pytest.raises(UserError, match=r"line 3: expected a row, found the header once more"):
+        cells("sku,note\na,x\nsku,note\nb,y\n")
+    assert cells("sku,note\na,x\nsku,note\nb,y\n", skip_unreadable=True)["sku"] == ["a", "b"]
+
+
+def test_utf_16_without_its_mark_is_told(cells):
+    with pytest.raises(UserError, match="UTF-16 without its mark; save it as UTF-8"):
+        cells("sku,note\na,x\n".encode("utf-16-le"))
+
+
 def test_names_of_columns_that_repeat_are_all_named(cells):
     with pytest.raises(UserError, match=r"'a' twice \(columns 1, 3\); 'b' 3 times \(columns 2, 4"):
         cells("a,b,a,b,b\n1,2,3,4,5\n")

@@ -5,6 +5,7 @@ Their files start with a line that holds a count and a line that names the colum
 in the folder given or one below it (Anno/, Eval/), as the archives unpack.
 """
 
+import re
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from typing import TypeVar
 from adde.errors import UserError
 from adde.files import open_text
 from adde.shards.catalogue import Items
-from adde.shards.pictures import PictureFiles
+from adde.shards.pictures import PictureFiles, find_picture
 from adde.shards.table import Cells, Places, Table
 from adde.shards.tabular import TableOptions, table_catalogue
 
@@ -24,6 +25,8 @@ ATTRIBUTE_TYPES = {
     6: ("texture", "sleeve", "length", "neckline", "fabric", "fit"),
 }
 """What list_attr_cloth.txt numbers from 1: the 1,000 coarse attributes, and the 26 fine ones."""
+
+NUMBER = re.compile("[0-9]{1,6}")
 
 Value = TypeVar("Value")
 
@@ -170,7 +173,7 @@ def find_list(root: Path, name: str) -> Path:
 def _images(root: Path, folder: str, table: Table) -> Path:
     """Where the first picture is: in `folder` below the root or one below it, else the root."""
     for images in (root / folder, *sorted(root.glob(f"*/{folder}"))):
-        if (images / table.column("image")[0]).is_file():
+        if any(find_picture(images, name) for name in table.column("image")[:1]):
             return images
     return root
 
@@ -181,7 +184,7 @@ def _names(path: Path) -> list[tuple[str, str]]:
         lines = [*file][2:]
     pairs = [line.rsplit(None, 1) for line in lines if line.strip()]
     for number, pair in enumerate(pairs, 3):
-        if len(pair) != 2 or not pair[1].isdigit():
+        if len(pair) != 2 or not NUMBER.fullmatch(pair[1]):
             raise UserError(f"{path}, line {number}: expected a name and a number, found {pair}")
     return [(name.strip(), number) for name, number in pairs]
 
@@ -217,6 +220,6 @@ def _looked_up(known: dict[str, Value], key: str, place: str, where: Path | str)
 
 
 def _listed(names: list[tuple[str, str]], number: str, place: str) -> tuple[str, str]:
-    if not number.isdigit() or not 1 <= int(number) <= len(names):
+    if not NUMBER.fullmatch(number) or not 1 <= int(number) <= len(names):
         raise UserError(f"{place}: expected a number from 1 to {len(names)}, found {number!r}")
     return names[int(number) - 1]

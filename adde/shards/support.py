@@ -9,6 +9,7 @@ indicator of -1, 0 and 1, and the one-hot labels asked for. The queries are kept
 Names of attributes and values are not part of them: a `schema.json` beside them may give those.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -92,7 +93,8 @@ def _schema(root: Path) -> Schema:
     """The attributes of attr_num.txt, by the names of schema.json where there is one."""
     path = root / "attr_num.txt"
     words = " ".join(_lines(path)).translate(str.maketrans("[],", "   ")).split()
-    if not words or not all(word.isdigit() for word in words):
+    # Not isdigit: ² is a digit, and no number; a number of any length is more than memory holds.
+    if not words or not all(re.fullmatch("[0-9]{1,6}", word) for word in words):
         raise UserError(f"{path}: expected the number of values of each attribute, found {words}")
     sizes = tuple(map(int, words))
     if (named := root / "schema.json").exists():

@@ -316,3 +316,20 @@ def test_saved_dataset_that_is_damaged(tmp_path):
         opened(f"hf:{folder}")
     with pytest.raises(UserError, match=r"dataset_info\.json: no such file"):
         opened(f"hf:{tmp_path}")
+
+
+@pytest.mark.parametrize("size", ["²", "9" * 5000, "-1", "3.0"])
+def test_numbers_of_values_that_are_none(tmp_path, size):
+    write_support(tmp_path, [[0, 1]], [[1, 0]], (3, 2), [])
+    (tmp_path / "attr_num.txt").write_text(f"[3, {size}]", encoding="utf-8")
+    with pytest.raises(UserError, match="expected the number of values of each attribute, found"):
+        opened(f"support:{tmp_path}")
+
+
+def test_lists_of_no_item_and_of_odd_numbers_are_refused(tmp_path):
+    write_celeba(tmp_path / "celeba", [])
+    with pytest.raises(UserError, match="expected items in split 'train', found none of 0"):
+        opened(f"celeba:{tmp_path / 'celeba'}")
+    write_deepfashion(tmp_path / "d", [("img/0.png", "²", {}, "train")])
+    with pytest.raises(UserError, match="expected a number from 1 to 2, found '²'"):
+        opened(f"deepfashion:{tmp_path / 'd'}")

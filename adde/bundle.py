@@ -21,7 +21,6 @@ Layout::
 
 import hashlib
 import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from adde.errors import UserError
+from adde.errors import UserError, foreign
 from adde.files import read_json, sha256_of_file, write_json
 from adde.preprocess import Picture, Preprocess
 from adde.schema import Schema, Vector
@@ -84,12 +83,13 @@ class Golden:
     @classmethod
     def read(cls, path: Path) -> "Golden":
         """Reads golden.npz. Raises UserError where it is not what `write` wrote."""
-        try:
-            # Opened here, as numpy leaves a file open that turns out to be damaged.
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                return cls(**arrays)
-        except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-            raise UserError(f"{path}: expected golden vectors, found: {error}") from None
+        # Opened here, as numpy leaves a file open that turns out to be damaged.
+        with (
+            foreign(path, "golden vectors"),
+            path.open("rb") as file,
+            np.load(file, allow_pickle=False) as arrays,
+        ):
+            return cls(**arrays)
 
 
 @dataclass(frozen=True)
@@ -164,15 +164,10 @@ class Bundle:
         if not manifest.exists():
             raise UserError(f"{path}: expected a bundle with {BUNDLE_NAME}, found none")
         content = read_json(manifest)
-        try:
+        with foreign(manifest, "the fields of a bundle", "export it again"):
             bundle = cls._from_json(path, content)
             for name in (*FILES, *(name for name in LARGE_FILES if name in content["files"])):
                 _check_file(path / name, content["files"][name], verify)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"{manifest}: expected the fields of a bundle, found: {type(error).__name__} "
-                f"{error}; export it again"
-            ) from None
         return bundle
 
     @classmethod

@@ -6,18 +6,31 @@ network's numbers (`Preprocess.mean`, `std`) is part of the exported graph.
 
 import io
 import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
-from adde.errors import UserError
+from adde.errors import UserError, foreign
 
 MAX_PIXELS = 64_000_000
 """Pictures that say they are larger are refused before they are decoded."""
+
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes a picture of each EXIF orientation upright (CIPA DC-008); any other is so already."""
 
 Picture = npt.NDArray[np.uint8]
 
@@ -72,12 +85,10 @@ def decode(
     """
     if isinstance(source, Path):
         name = str(source)
-    try:
+    with decoding(name):
         # Read whole: Pillow leaves a file open when its picture does not decode.
         content = source.read_bytes() if isinstance(source, Path) else source
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS rules
-            image = Image.open(io.BytesIO(content), formats=formats)
+        image = Image.open(io.BytesIO(content), formats=formats)
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise UserError(
@@ -86,16 +97,39 @@ def decode(
         if draft_size is not None:
             # Pillow keeps both sides at or above what is asked, so ask for the short side.
             image.draft("RGB", (draft_size, draft_size))
-        ImageOps.exif_transpose(image, in_place=True)
-        return _to_rgb(image)
-    except FileNotFoundError:
-        raise UserError(f"{name}: no such file") from None
-    except UnidentifiedImageError:
-        raise UserError(
-            f"{name}: expected a picture that decodes, found: no format that is known"
-        ) from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{name}: expected a picture that decodes, found: {error}") from None
+        image.load()  # some formats turn themselves, and then have no orientation any more
+        turn = UPRIGHT.get(orientation(image))
+        return _to_rgb(image if turn is None else image.transpose(turn))
+
+
+@contextmanager
+def decoding(name: str) -> Generator[None]:
+    """Turns all that Pillow raises at a picture's bytes into a UserError that names it.
+
+    Its warnings, of EXIF that is cut short or of sizes below MAX_PIXELS, are kept to themselves:
+    they name no file, and the picture is one that shows.
+    """
+    with foreign(name, "a picture that decodes"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except FileNotFoundError:
+            raise UserError(f"{name}: no such file") from None
+        except UnidentifiedImageError:  # its message shows an object of Python
+            raise ValueError("no format that is known") from None
+
+
+def orientation(image: Image.Image) -> int:
+    """EXIF's orientation, 1 to 8; 1 where there is none, or none that can be read.
+
+    Of all tags this one alone is looked at: others may be of types that no standard knows, on
+    which Pillow's own `exif_transpose`, as it writes them anew, fails. Viewers show such pictures.
+    """
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return found if isinstance(found, int) and found in UPRIGHT else 1
+    except Exception:  # whatever it is that stands there
+        return 1
 
 
 def fit(image: Image.Image, size: int) -> Image.Image:

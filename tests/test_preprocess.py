@@ -6,10 +6,11 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import BmpImagePlugin, Image
 
 from adde.errors import UserError
 from adde.preprocess import Preprocess, decode, fit
+from adde.shards.jpeg import decode_pixels, is_plain
 
 ORIENTATION = 0x0112
 UPRIGHT = {
@@ -59,6 +60,57 @@ def test_pictures_come_upright(orientation):
     exif[ORIENTATION] = orientation
     shown = np.asarray(decode(encoded(Image.fromarray(stored), exif=exif)))
     np.testing.assert_array_equal(shown, UPRIGHT[orientation](stored))
+
+
+def exif_of(*tags, orientation=6):
+    """EXIF by TIFF's specification (Adobe, 1992): its orientation and other tags, each (number,
+    type, count, four bytes).
+    """
+    tags = sorted([(ORIENTATION, 3, 1, struct.pack("<HH", orientation, 0)), *tags])
+    entries = b"".join(struct.pack("<HHL", *tag[:3]) + tag[3] for tag in tags)
+    head = b"Exif\0\0II*\0" + struct.pack("<LH", 8, len(tags))
+    return head + entries + struct.pack("<L", 0)
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        (0x0128, 2, 2, b"2\0\0\0"),  # ResolutionUnit, a number, as text
+        (0x010E, 11, 1, struct.pack("<f", 1)),  # ImageDescription, a text, as a float
+        (0x011A, 4, 1, struct.pack("<L", 72)),  # XResolution, a ratio, as a whole number
+        (0x8769, 2, 4, b"abc\0"),  # where the camera's own tags stand, as text
+        (0x0100, 99, 1, b"\0\0\0\0"),  # a type that there is not
+    ],
+)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_odd_exif_turns_a_picture_all_the_same(kind, tag):
+    stored = smooth(16, 8)
+    content = encoded(Image.fromarray(stored), kind, exif=exif_of(tag), lossless=True, quality=95)
+    shown = np.asarray(decode(content)).astype(int)
+    assert np.abs(shown - np.rot90(stored, -1)).max() < 40  # a JPEG is not exact
+    if kind == "JPEG":
+        assert not is_plain(content)
+        np.testing.assert_array_equal(decode_pixels(content, "x", 8), shown)
+
+
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0II*\0", b"Exif\0\0nonsense", exif_of(orientation=77), exif_of()[:-30]]
+)
+def test_exif_that_says_nothing_leaves_a_picture_as_it_is(exif):
+    stored = smooth(16, 8)
+    content = encoded(Image.fromarray(stored), "PNG", exif=exif)
+    np.testing.assert_array_equal(np.asarray(decode(content)), stored)
+
+
+@pytest.mark.parametrize("error", [TypeError("a"), struct.error("b"), MemoryError(), KeyError(7)])
+def test_whatever_a_decoder_raises_names_the_file(monkeypatch, error):
+    def fail(image):
+        raise error
+
+    content = encoded(Image.fromarray(noise()), "BMP")
+    monkeypatch.setattr(BmpImagePlugin.BmpImageFile, "load", fail)
+    with pytest.raises(UserError, match=rf"^a\.bmp: expected .* found: {type(error).__name__}"):
+        decode(content, "a.bmp")
 
 
 def test_grey_palette_and_one_bit():

@@ -22,6 +22,7 @@ from adde.shards.queries import read_queries
 from adde.training.calibration import calibration_of
 from adde.training.checkpoint import load_model
 from adde.training.evaluation import Evaluator, MemoryEdit, top_k_on
+from adde.training.preflight import require_split
 from adde.training.report import write_report
 
 COLUMNS = ("hit@1", "hit@10", "hit@30", "ndcg@30", "ndcg_target@30", "ndcg_others@30")
@@ -49,9 +50,10 @@ def evaluate(
         queries: most that are asked, evenly spaced over all; 0: all.
     """
     model, config, found = load_model(run, checkpoint)
+    index = ShardIndex.read(shards or config.data.shards)
+    require_split(index, split)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
-    index = ShardIndex.read(shards or config.data.shards)
     model.schema.require_same(index.schema, str(found.path), str(index.root))
 
     evaluator = Evaluator(index, batch_size, config.data.workers, device)

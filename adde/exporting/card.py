@@ -83,7 +83,8 @@ def _drop(details: Any) -> list[str]:
         return []
     shown = ", ".join(f"{k} {v:.2f}" for k, v in drop["points"].items() if v is not None)
     note = arithmetic_note(details["precision"], details["parity"]["device"])
-    points = f"Points lost by {details['precision']} on the test split: {shown}."
+    split = details["parity"].get("split", "test")
+    points = f"Points lost by {details['precision']} on the {split} split: {shown}."
     return ["", f"{points} {note}".strip()]
 
 

@@ -250,7 +250,9 @@ class EmbeddedGallery:
         if filters:
             names = [*self.header.schema.names]
             names += [name for (name,) in database.execute("SELECT name FROM names")]
-            for condition in filtering.parse(filters, names):
+            conditions = filtering.parse(filters, names)
+            filtering.require_numbers(conditions, lambda asked: _passes(database, asked))
+            for condition in conditions:
                 passed = np.zeros_like(allowed)
                 passed[_rows(database, *filtering.to_sql(condition))] = True
                 allowed &= passed
@@ -549,6 +551,12 @@ def _require_whole(found: Iterable[int | None], path: Path) -> None:
     last, count = found
     if (-1 if last is None else last) != (count or 0) - 1:
         raise UserError(f"{path}: expected rows 0 to {count}, found {last}; build it again")
+
+
+def _passes(database: sqlite3.Connection, condition: filtering.Condition) -> bool:
+    """Whether a stored row passes a condition."""
+    query, parameters = filtering.to_sql(condition)
+    return database.execute(f"{query} LIMIT 1", parameters).fetchone() is not None
 
 
 def _rows(

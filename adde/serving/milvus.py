@@ -131,7 +131,9 @@ class MilvusGallery:
         asked: Asked = NOTHING_ELSE,
     ) -> list[Item]:
         """See `Gallery`. Matches are the best of the CANDIDATES nearest vectors, or more."""
-        clauses = [filtering.to_milvus(filtering.parse(filters, self._names(filters)))]
+        conditions = filtering.parse(filters, self._names(filters))
+        filtering.require_numbers(conditions, lambda asked: self._any(filtering.to_milvus([asked])))
+        clauses = [filtering.to_milvus(conditions)]
         if exclude is not None:
             clauses.append(f"id != {filtering.literal(exclude)}")
         clauses += [self._shows(a, labels) for a, labels in asked.must.items()]
@@ -165,17 +167,17 @@ class MilvusGallery:
         names = [*self.header.schema.names]
         for name in filters:
             if name not in names:
-                exists = f"exists facts[{filtering.literal(name)}]"
-                with self._told():
-                    found = self._client.query(
-                        self._collection,
-                        filter=exists,
-                        output_fields=["id"],
-                        limit=1,
-                        timeout=LOOK_TIMEOUT,
-                    )
-                names += [name] if found else []
+                exists = self._any(f"exists facts[{filtering.literal(name)}]")
+                names += [name] if exists else []
         return names
+
+    def _any(self, clause: str) -> bool:
+        """Whether some item passes."""
+        with self._told():
+            found = self._client.query(
+                *(self._collection, clause), output_fields=["id"], limit=1, timeout=LOOK_TIMEOUT
+            )
+        return bool(found)
 
     def get(self, item_id: str) -> Item:
         """See `Gallery`."""

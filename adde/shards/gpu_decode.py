@@ -26,7 +26,7 @@ def decode_into(images: Tensor, encoded: dict[int, bytes], names: dict[int, str]
         return
     try:
         pictures = decode_jpeg([*encoded.values()], mode="RGB", device=images.device)
-    except RuntimeError as error:
+    except Exception as error:
         raise UserError(
             f"a picture of {names[min(names)]} and {len(names) - 1} more does not decode on "
             f"{images.device}: {error}; data.decode = 'cpu' names it"

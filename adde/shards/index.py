@@ -130,7 +130,9 @@ class ShardIndex:
             index = cls._from_json(source, content)
         except KeyError as error:
             raise UserError(f"{path}: expected field {error}, found none") from None
-        except (TypeError, AttributeError) as error:
+        except UserError:
+            raise
+        except Exception as error:
             raise UserError(
                 f"{path}: expected an index of shards, found: {error}; build the shards again"
             ) from None

@@ -56,7 +56,7 @@ class ShardReader:
             record = json.loads(content)
             labels = self._schema.encode(record["labels"])
             return Sample(record["item_id"], picture, labels, where)
-        except (UserError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except Exception as error:
             raise UserError(
                 f"{where}: expected JSON with item_id and labels of the schema, found: {error}; "
                 "build the shards again"

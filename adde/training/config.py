@@ -16,8 +16,8 @@ import pydantic
 import tomli_w
 import tyro
 
-from adde.errors import UserError, did_you_mean
-from adde.files import write_text
+from adde.errors import UserError, did_you_mean, foreign
+from adde.files import read_text, write_text
 from adde.model.settings import ModelSettings
 
 if sys.version_info >= (3, 11):
@@ -366,12 +366,9 @@ def first_difference(mine: dict[str, Any], theirs: dict[str, Any]) -> str | None
 
 def read_recipe(path: Path) -> Config:
     """A TOML recipe, checked; settings it leaves out have their defaults."""
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such recipe") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: expected TOML, found: {error}") from None
+    text = read_text(path)
+    with foreign(path, "TOML"):
+        content = tomllib.loads(text)
     _refuse_unknown(content, Config, str(path), "")
     try:
         return pydantic.TypeAdapter(Config).validate_python(content)

@@ -47,7 +47,13 @@ from adde.training.heartbeat import Heartbeat
 from adde.training.meter import Meter
 from adde.training.objectives import Objective
 from adde.training.pieces import Piece, shares
-from adde.training.preflight import preflight, require_room, require_shared
+from adde.training.preflight import (
+    preflight,
+    require_room,
+    require_shared,
+    require_split,
+    say_what_will_fail,
+)
 from adde.training.profiling import Profile, part
 from adde.training.report import write_report
 from adde.training.run_folder import open_folder, say_what_is_left
@@ -88,7 +94,8 @@ class Run:
         """What may fail on one rank alone, with the others waiting for it."""
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
         self.index = ShardIndex.read(config.data.shards)
-        self.index.split("val")
+        for split in ("train", "val"):
+            require_split(self.index, split)
         looked = preflight(config, self.index, self.device)
         self.order = SampleOrder(
             self.index.split("train"),
@@ -120,6 +127,7 @@ class Run:
         start: dict[str, object] = {}
         if self.main:
             start = looked.write(config.run, checkpoint.position.step if checkpoint else 0)
+            say_what_will_fail(self.index)
         if checkpoint is not None:
             self._restore(checkpoint)
         self._evaluator = Evaluator(

@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 import torch
 
-from adde.bundle import Bundle
+from adde.bundle import Bundle, Golden
 from adde.errors import UserError
 from adde.exporting import export, graphs, parity
 from adde.exporting.check import check_bundle
@@ -105,6 +105,17 @@ def test_graphs_are_plain_onnx_without_paths_of_the_machine(tiny_bundle):
         content = (tiny_bundle / name).read_bytes()
         assert b"site-packages" not in content
         assert b"graphs.py" not in content
+
+
+def test_a_volume_is_filled(tmp_path, tiny_model, tiny_shards, tiny_bundle):
+    out = tmp_path / "volume"
+    (out / "lost+found").mkdir(parents=True)  # as on a disk of its own, which cannot be renamed
+    export.export_bundle(tiny_model, ShardIndex.read(tiny_shards), out, None, {"run": "x"})
+    assert {p.name for p in out.iterdir()} == {
+        "lost+found",
+        *(p.name for p in tiny_bundle.iterdir()),
+    }
+    assert list(tmp_path.iterdir()) == [out]
 
 
 class Noisy(Session):
@@ -216,6 +227,19 @@ def test_an_empty_test_split_is_refused(tmp_path, tiny_model, tiny_shards):
     index = ShardIndex(index.root, "tiny", index.schema, rest)
     with pytest.raises(UserError, match="expected shards of split 'test', found none"):
         export.export_bundle(tiny_model, index, tmp_path / "b", None, {}, None)
+
+
+@pytest.mark.slow
+def test_the_validation_split_proves_it_as_well(monkeypatch, tmp_path, tiny_model, tiny_shards):
+    monkeypatch.setattr(parity, "BATCHES", (1, 7))
+    index = ShardIndex.read(tiny_shards)
+    rest = tuple(shard for shard in index.shards if shard.split != "test")
+    index = ShardIndex(index.root, "tiny", index.schema, rest)
+    bundle = export.export_bundle(tiny_model, index, tmp_path / "b", None, {}, split="val")
+    assert bundle.details["parity"]["split"] == "val"
+    held = [tiny_model.preprocess.load(sample.picture) for sample in iterate(index, "val")]
+    golden = Golden.read(bundle.path / "golden.npz").images
+    assert all(any(np.array_equal(one, other) for other in held) for one in golden)
 
 
 def test_a_nan_does_not_pass_the_gate():

@@ -70,6 +70,39 @@ def test_interrupted_it_goes_on_and_ends_as_if_it_had_not_been(
             assert np.array_equal(value, getattr(two, name)), name
 
 
+def test_a_volume_is_filled_and_a_gallery_there_replaced(
+    bundle, session, tiny_shards, tiny_gallery, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(embedding, "BATCH", 7)
+    out = tmp_path / "volume"
+    (out / "lost+found").mkdir(parents=True)  # as on a disk of its own, which cannot be renamed
+    for seconds in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            build_gallery(bundle, Counting(session, most=40), tiny_shards, out)
+        assert (out / "gallery.json").exists() == bool(seconds)
+        rest = Counting(session)
+        build_gallery(bundle, rest, tiny_shards, out)
+        assert rest.pictures == 96 - 35
+        assert {p.name for p in out.iterdir()} == {
+            "lost+found",
+            *(p.name for p in tiny_gallery.iterdir()),
+        }
+        assert [item.item_id for item in contents(out, tiny_shards)] == [
+            item.item_id for item in contents(tiny_gallery, tiny_shards)
+        ]
+    assert [path.name for path in tmp_path.iterdir() if "volume" in path.name] == ["volume"]
+
+
+def test_nothing_but_a_gallery_is_replaced(bundle, blind, tiny_shards, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").touch()
+    (tmp_path / "file").touch()
+    for name, found in (("photos", "'a.jpg'"), ("file", "a file")):
+        with pytest.raises(UserError, match=f"a new folder or a gallery, .* found {found}; name"):
+            build_gallery(bundle, blind, tiny_shards, tmp_path / name)
+    assert (tmp_path / "photos" / "a.jpg").exists()
+
+
 def test_another_split_does_not_go_on_from_this_one(bundle, session, tiny_shards, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         build_gallery(bundle, Counting(session, most=64), tiny_shards, tmp_path / "g")

@@ -142,12 +142,14 @@ def test_filters_know_the_catalogues_labels(empty, random_items):
         ({"colour": {}}, "'colour': expected .*min.*found {}"),
         ({"colour": {"above": 3}}, "'colour': expected .*min.*above"),
         ({"colour": {"min": "3"}}, "'colour': expected .*min"),
+        ({"colour": {"min": 3}}, "'colour': .* no item has a number there but text"),
+        ({"brand": {"max": 1e9}}, "'brand': .* no item has a number there but text"),
         ({"colour": []}, "'colour': expected a value, a list of values or bounds"),
         ({"colour": [["red"]]}, "'colour': expected a value"),
     ],
 )
 def test_filters_that_are_none_are_told(empty, random_items, filters, message):
-    empty.upsert(random_items(3, price=[1, 2, 3]))
+    empty.upsert(random_items(3, price=[1, 2, 3], brand=["a", "10,90", "b"]))
     with pytest.raises(UserError, match=message):
         empty.nearest(random_items(1)[0].vector, np.ones(3, np.float32), 3, filters)
 

@@ -53,7 +53,7 @@ def test_a_wrong_recipe_is_named_with_its_key(tmp_path, text, message):
 
 
 def test_a_missing_recipe_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"none.toml: no such recipe"):
+    with pytest.raises(UserError, match=r"none.toml: no such file"):
         parse(["--recipe", str(tmp_path / "none.toml")])
 
 

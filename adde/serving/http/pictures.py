@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 
 from PIL import Image, UnidentifiedImageError
 
-from adde.errors import UserError
+from adde.errors import UserError, foreign, reason
 from adde.preprocess import Picture, Preprocess
 
 FORMATS = ("JPEG", "PNG", "WEBP")
@@ -37,14 +37,14 @@ def check(content: bytes, max_pixels: int) -> None:
     """Refuses what is no JPEG, PNG or WebP, or says that it is larger. Raises PictureError."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # max_pixels rules
+            warnings.simplefilter("ignore")  # max_pixels rules, and odd EXIF is no fault
             image = Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError:
         raise PictureError(WRONG_FORMAT, "image: expected JPEG, PNG or WebP, found none") from None
     except Image.DecompressionBombError as error:
         raise PictureError(TOO_LARGE, f"image: {error}") from None
-    except (OSError, ValueError, SyntaxError) as error:
-        message = f"image: expected one that decodes, found: {error}"
+    except Exception as error:  # of which decoders have no list
+        message = f"image: expected one that decodes, found: {reason(error)}"
         raise PictureError(BROKEN, message) from None
     width, height = image.size
     if width * height > max_pixels:
@@ -56,7 +56,8 @@ def decode(content: bytes, size: int, max_pixels: int) -> Picture:
     """One picture as `Preprocess.load` makes it, (size, size, 3) uint8. Raises PictureError."""
     check(content, max_pixels)
     try:
-        return Preprocess(size).load(content, "image", FORMATS)
+        with foreign("image", "one that decodes"):
+            return Preprocess(size).load(content, "image", FORMATS)
     except UserError as error:
         raise PictureError(BROKEN, str(error)) from None
 

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from adde.preprocess import Fit
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
@@ -27,6 +29,11 @@ class ModelSettings:
 
     image_size: int = 224
     """Side of the square input, in pixels."""
+
+    fit: Fit = "pad"
+    """How pictures become square: crop cuts the square from the centre, which takes a portrait
+    picture's top and bottom; pad keeps all of it, with bars in the colours of its border; squash
+    keeps all of it and distorts it. The bundle and all that is served follow."""
 
     width: int = 340
     """D, the width of one attribute's subspace."""

@@ -25,10 +25,12 @@ class ModelSettings:
     """Start from the weights timm's hub has for this backbone."""
 
     weights: Path | None = None
-    """Start from this file of backbone weights (.safetensors, .pth) instead."""
+    """Start from this file of backbone weights (.safetensors, .pth) instead: timm's, or the
+    original of what timm converts, such as OpenCLIP's and DINOv2's ViTs. Positions are resized to
+    image_size."""
 
     image_size: int = 224
-    """Side of the square input, in pixels."""
+    """Side of the square input, in pixels; models whose positions are learned are made for it."""
 
     fit: Fit = "pad"
     """How pictures become square: crop cuts the square from the centre, which takes a portrait

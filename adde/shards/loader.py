@@ -77,6 +77,27 @@ class Batch:
         return Batch(self.images[rows], self.labels[rows], ids)
 
 
+def join(batches: Iterator[Batch], count: int) -> Batch:
+    """The next `count` batches as one, all of one length; each is let go of once it is copied."""
+    first = next(batches)
+    if count == 1:
+        return first
+    size = len(first.labels)
+    images, labels = (
+        tensor.new_empty(count * size, *tensor.shape[1:]) for tensor in (first.images, first.labels)
+    )
+    whole = Batch(images, labels, [])
+    for number in range(count):
+        batch = next(batches) if number else first
+        rows = slice(number * size, (number + 1) * size)
+        images[rows], labels[rows] = batch.images, batch.labels
+        whole.item_ids += batch.item_ids
+        whole.faults += batch.faults
+        whole.stood_in += [number * size + row for row in batch.stood_in]
+        del batch
+    return whole
+
+
 class BatchStream(Iterator[Batch]):
     """Batches of the given numbers in order, read ahead; close it when it is left early.
 

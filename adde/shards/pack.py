@@ -13,7 +13,7 @@ from adde.errors import UserError
 from adde.files import read_json, write_json
 from adde.metrics import Queries
 from adde.shards.catalogue import Catalogue
-from adde.shards.index import INDEX_NAME, ShardIndex
+from adde.shards.index import INDEX_NAME, MEMBERS_NAME, ShardIndex
 from adde.shards.queries import QUERIES_NAME, write_queries
 from adde.shards.summary import summarise
 from adde.shards.workplace import work_folder
@@ -85,7 +85,8 @@ def pack(
         write_json(folder / SUMMARY_NAME, summary)
         write_json(folder / BUILD_NAME, build)
         written.index.write()
-        ours = {INDEX_NAME, SUMMARY_NAME, BUILD_NAME} | {s.name for s in written.index.shards}
+        ours = {INDEX_NAME, MEMBERS_NAME, SUMMARY_NAME, BUILD_NAME}
+        ours |= {shard.name for shard in written.index.shards}
         ours |= {QUERIES_NAME} if queries is not None else set()
         for entry in folder.iterdir():
             if entry.name not in ours:
@@ -131,7 +132,7 @@ def _of_written(queries: Queries, written: Written) -> Queries:
 def _refuse_strangers(out: Path) -> None:
     """A folder of anything else is not ours to replace."""
     if out.is_dir():
-        ours = {INDEX_NAME, SUMMARY_NAME, BUILD_NAME, QUERIES_NAME}
+        ours = {INDEX_NAME, MEMBERS_NAME, SUMMARY_NAME, BUILD_NAME, QUERIES_NAME}
         strange = [entry.name for entry in sorted(out.iterdir())]
         strange = [name for name in strange if name not in ours and not name.endswith(".tar")]
         if strange:

@@ -2,7 +2,7 @@
 
 import fnmatch
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -50,8 +50,8 @@ def _without_decay(model: nn.Module, names: list[str]) -> set[str]:
     return {
         name
         for prefix, part in model.named_modules()
-        if callable(spared := getattr(part, "no_weight_decay", None))
-        for pattern in spared()
+        if hasattr(part, "no_weight_decay")
+        for pattern in cast("set[str]", cast(Any, part).no_weight_decay())
         for name in fnmatch.filter(names, f"{prefix}.{pattern}".lstrip("."))
     }
 

@@ -79,22 +79,22 @@ class Batch:
 
 def join(batches: Iterator[Batch], count: int) -> Batch:
     """The next `count` batches as one, all of one length; each is let go of once it is copied."""
-    first = next(batches)
+    batch: Batch | None = next(batches)
     if count == 1:
-        return first
-    size = len(first.labels)
+        return batch
+    size = len(batch.labels)
     images, labels = (
-        tensor.new_empty(count * size, *tensor.shape[1:]) for tensor in (first.images, first.labels)
+        tensor.new_empty(count * size, *tensor.shape[1:]) for tensor in (batch.images, batch.labels)
     )
     whole = Batch(images, labels, [])
     for number in range(count):
-        batch = next(batches) if number else first
+        batch = batch or next(batches)
         rows = slice(number * size, (number + 1) * size)
         images[rows], labels[rows] = batch.images, batch.labels
         whole.item_ids += batch.item_ids
         whole.faults += batch.faults
         whole.stood_in += [number * size + row for row in batch.stood_in]
-        del batch
+        batch = None
     return whole
 
 

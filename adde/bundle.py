@@ -9,7 +9,7 @@ Layout::
     golden.npz    a few real pictures and an edit of each, with what torch made of them, or where
                   the encoder has fewer bits what onnxruntime made of them when it was exported
     README.md     the model card
-    bundle.json   {"format": 2, "schema_hash": ..., "schema": ..., "preprocess": ...,
+    bundle.json   {"format": 3, "schema_hash": ..., "schema": ..., "preprocess": ...,
                    "attributes": A, "width": D, "values": V, "precision": "fp32" | "fp16" | "int8",
                    "parts": what has it, "memory": "blocks" | "dense", "opset": ...,
                    "calibration": see `adde.scoring.Calibration`, absent from bundles before it,
@@ -39,7 +39,9 @@ ENCODER, MEMORY, GOLDEN, CARD = "encoder.onnx", "memory.onnx", "golden.npz", "RE
 FILES = (ENCODER, MEMORY, GOLDEN, CARD)
 LARGE_FILES = (f"{ENCODER}.data", f"{MEMORY}.data")
 """There only where a graph's weights are too large to lie in it."""
-FORMAT = 2
+FORMAT = 3
+READABLE = (2, 3)
+"""Format 2 has no `preprocess.fit`: its pictures are cropped."""
 
 
 class Outputs(NamedTuple):
@@ -173,7 +175,7 @@ class Bundle:
     @classmethod
     def _from_json(cls, path: Path, content: Any) -> "Bundle":
         manifest = path / BUNDLE_NAME
-        if content["format"] != FORMAT:
+        if content["format"] not in READABLE:
             raise UserError(
                 f"{manifest}: expected format {FORMAT}, found {content['format']}; export it again"
             )

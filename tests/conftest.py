@@ -22,7 +22,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 from adde.schema import Attribute, Schema
-from adde.shards.index import Shard, ShardIndex
+from adde.shards.index import Shard, ShardIndex, member_rows
 
 TINY_SCHEMA = Schema(
     (
@@ -92,7 +92,7 @@ def _write_shard(root, name, split, seed, repeats):
             groups.append(3)
     content = (root / name).read_bytes()
     digest = hashlib.sha256(content).hexdigest()
-    return Shard(name, split, len(members), len(content), digest, groups, members)
+    return Shard(name, split, len(members), len(content), digest, member_rows(groups, members))
 
 
 def _add(tar, name, content):

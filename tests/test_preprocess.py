@@ -1,6 +1,8 @@
 """Pictures in: every kind that decodes becomes upright RGB, everything else a message."""
 
 import io
+import json
+import math
 import struct
 import zlib
 
@@ -223,17 +225,69 @@ def test_no_file_and_no_picture(tmp_path):
 @pytest.mark.parametrize("shape", [(40, 20), (20, 40), (20, 20), (50, 31), (9, 70)])
 def test_fit_by_definition(shape):
     picture = smooth(*shape)
-    fitted = np.asarray(fit(Image.fromarray(picture), 8), dtype=float)
+    fitted = fit(Image.fromarray(picture), 8).astype(float)
     assert np.abs(fitted - cut_and_resize(picture, 8)).max() <= 2  # levels of 255: rounded twice
 
 
 def cut_and_resize(picture, size):
-    """Centre square, then a cubic kernel (a = -1/2) as wide as the reduction, per axis."""
+    """The square in the centre, resized."""
     height, width = picture.shape[:2]
     side = min(height, width)
-    rows = resize_weights(height, (height - side) // 2, side, size)
-    columns = resize_weights(width, (width - side) // 2, side, size)
+    top, left = (height - side) // 2, (width - side) // 2
+    return resized(picture[top : top + side, left : left + side], size, size)
+
+
+def resized(picture, width, height):
+    """A cubic kernel (a = -1/2) as wide as the reduction, per axis."""
+    rows = resize_weights(picture.shape[0], 0, picture.shape[0], height)
+    columns = resize_weights(picture.shape[1], 0, picture.shape[1], width)
     return np.einsum("yh,xw,hwc->yxc", rows, columns, picture).clip(0, 255)
+
+
+@pytest.mark.parametrize("shape", [(40, 20), (21, 40), (20, 20), (50, 31), (9, 70), (300, 1)])
+@pytest.mark.parametrize("size", [8, 33])
+def test_squash_and_pad_lose_nothing(shape, size):
+    picture = smooth(*shape)
+    squashed = fit(Image.fromarray(picture), size, "squash").astype(float)
+    assert np.abs(squashed - resized(picture, size, size)).max() <= 2
+
+    padded = fit(Image.fromarray(picture), size, "pad").astype(float)
+    height, width = (
+        max(1, math.floor(size * side / max(shape) + 0.5)) for side in picture.shape[:2]
+    )
+    top, left = (size - height) // 2, (size - width) // 2
+    inside = padded[top : top + height, left : left + width]
+    assert np.abs(inside - resized(picture, width, height)).max() <= 2
+    # Nine pixels of one border column are enough to see whose median a bar has.
+    for bar, border in (
+        (padded[:top], picture[0]),
+        (padded[top + height :], picture[-1]),
+        (padded[:, :left], picture[:, 0]),
+        (padded[:, left + width :], picture[:, -1]),
+    ):
+        levels = [sorted(border[:, c].tolist())[(len(border) - 1) // 2] for c in range(3)]
+        assert (bar == levels).all()
+
+
+def test_a_portraits_collar_and_hem_are_seen():
+    """Red above, blue below, in the quarter of a 3:4 picture that a crop takes away."""
+    picture = np.full((400, 300, 3), 255, np.uint8)
+    picture[:40], picture[-40:] = (255, 0, 0), (0, 0, 255)
+    content = encoded(Image.fromarray(picture))
+    for how, seen in (("crop", 0), ("pad", 6), ("squash", 6)):
+        loaded = Preprocess(64, fit=how).load(content).astype(int)
+        middle = loaded[:, 20:44]
+        assert (middle[:, :, 0] - middle[:, :, 2] > 200).any(axis=1).sum() >= seen
+        assert (middle[:, :, 2] - middle[:, :, 0] > 200).any(axis=1).sum() >= seen
+        assert seen or (loaded == 255).all()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_square_picture_is_the_same_in_every_fit(kind):
+    content = encoded(Image.fromarray(noise(90, 90)), kind)
+    for size in (16, 90, 100):
+        found = [Preprocess(size, fit=how).load(content) for how in ("crop", "pad", "squash")]
+        assert found[0].tobytes() == found[1].tobytes() == found[2].tobytes()
 
 
 def resize_weights(length, start, side, size):
@@ -261,10 +315,14 @@ def test_draft_changes_the_speed_and_not_the_picture(width, height):
     content = encoded(Image.fromarray(smooth(width, height)), "JPEG", quality=95)
     drafted = decode(content, draft_size=64)
     assert 64 <= min(drafted.size) < min(width, height)
-    whole = np.asarray(fit(decode(content), 64), int)
+    whole = fit(decode(content), 64).astype(int)
     assert np.abs(Preprocess(64).load(content).astype(int) - whole).max() <= 6
 
 
 def test_json():
-    preprocess = Preprocess(32, (0.1, 0.2, 0.3), (1.0, 2.0, 3.0))
-    assert Preprocess.from_json(preprocess.to_json()) == preprocess
+    preprocess = Preprocess(32, (0.1, 0.2, 0.3), (1.0, 2.0, 3.0), "pad")
+    assert Preprocess.from_json(json.loads(json.dumps(preprocess.to_json()))) == preprocess
+    before = {name: value for name, value in preprocess.to_json().items() if name != "fit"}
+    assert Preprocess.from_json(before).fit == "crop"
+    with pytest.raises(UserError, match=r"preprocess.fit: expected one of .* found 'stretch'"):
+        Preprocess.from_json({**before, "fit": "stretch"})

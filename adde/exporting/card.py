@@ -21,7 +21,7 @@ def model_card(bundle: Bundle) -> str:
         "",
         f"- encoder.onnx: pictures (B, {side}, {side}, 3) uint8 -> embeddings "
         f"(B, {len(schema.sizes)}, {bundle.width}), logits (B, {schema.num_values}); "
-        f"{_in_words(details)}",
+        f"{_in_words(details)}; pictures are made square by {bundle.preprocess.fit!r}",
         f"- memory.onnx: embeddings, indicator (B, {schema.num_values}) -> query "
         f"(B, {len(schema.sizes) * bundle.width}), of length 1; {details['memory']}",
         "",

@@ -1,8 +1,10 @@
 """Any timm backbone, from its hub, from a file, or fresh."""
 
+import sys
+
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adde.errors import UserError, did_you_mean
 from adde.model import alexnet as _registered  # noqa: F401 - among timm's models from here on
@@ -23,6 +25,9 @@ def build_backbone(settings: ModelSettings) -> nn.Module:
             f"{did_you_mean(settings.backbone, timm.list_models())}"
         )
     options = dict(settings.backbone_options)
+    published = timm.models.get_pretrained_cfg(settings.backbone)
+    if published is not None and published.fixed_input_size:  # a model with places for patches
+        options.setdefault("img_size", settings.image_size)
     if settings.pooling == "flatten":
         options["global_pool"] = ""
     try:
@@ -60,11 +65,40 @@ def _load_weights(backbone: nn.Module, settings: ModelSettings) -> None:
     assert path is not None
     if not path.exists():
         raise UserError(f"model.weights: {path}: no such file")
-    state = timm.models.load_state_dict(str(path), weights_only=True)
-    missing, unexpected = backbone.load_state_dict(state, strict=False)
+    try:
+        state = _converted(timm.models.load_state_dict(str(path), weights_only=True), backbone)
+    except Exception as error:  # the file's readers and timm's conversions raise anything
+        raise UserError(
+            f"model.weights: {path}: expected weights of {settings.backbone!r}, found what does "
+            f"not read as such ({type(error).__name__}: {error})"
+        ) from error
+    own = backbone.state_dict()
     # A file with a classifier is welcome; a file that leaves the backbone at random is not.
-    if missing:
+    if missing := [name for name in own if name not in state]:
+        unknown = [name for name in state if name not in own]
         raise UserError(
             f"model.weights: {path}: expected weights of {settings.backbone!r}, found none for "
-            f"{missing[:5]} and {len(unexpected)} unknown ones such as {unexpected[:5]}"
+            f"{missing[:5]} and {len(unknown)} unknown ones such as {unknown[:5]}; give those "
+            f"that timm.create_model({settings.backbone!r}).state_dict() names, or the original "
+            "file of OpenCLIP (keys visual.*) or DINOv2 with timm's model of the same name"
         )
+    for name, value in own.items():
+        if state[name].shape != value.shape:
+            raise UserError(
+                f"model.weights: {path}: {name}: expected shape {tuple(value.shape)} of "
+                f"{settings.backbone!r} at model.image_size {settings.image_size}, found "
+                f"{tuple(state[name].shape)}; it is of another model or size that timm does not "
+                "convert"
+            )
+    backbone.load_state_dict(state, strict=False)
+
+
+def _converted(state: dict[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:
+    """Weights under timm's names and for the model's own image size, by timm's conversion of the
+    backbone's family, where they are not so already: it would take some for an older form.
+    """
+    if all(n in state and state[n].shape == v.shape for n, v in backbone.state_dict().items()):
+        return state
+    family = sys.modules[type(backbone).__module__]
+    convert = getattr(family, "checkpoint_filter_fn", None)
+    return state if convert is None else convert(dict(state), backbone)

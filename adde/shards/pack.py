@@ -13,7 +13,7 @@ from adde.errors import UserError
 from adde.files import read_json, require_writable, strangers, write_json
 from adde.metrics import Queries
 from adde.shards.catalogue import Catalogue
-from adde.shards.index import INDEX_NAME, ShardIndex
+from adde.shards.index import INDEX_NAME, MEMBERS_NAME, ShardIndex
 from adde.shards.queries import QUERIES_NAME, write_queries
 from adde.shards.summary import summarise
 from adde.shards.tar import RECEIPT
@@ -87,7 +87,8 @@ def pack(
         write_json(folder / SUMMARY_NAME, summary)
         write_json(folder / BUILD_NAME, build)
         written.index.write()
-        ours = {INDEX_NAME, SUMMARY_NAME, BUILD_NAME} | {s.name for s in written.index.shards}
+        ours = {INDEX_NAME, MEMBERS_NAME, SUMMARY_NAME, BUILD_NAME}
+        ours |= {shard.name for shard in written.index.shards}
         ours |= {QUERIES_NAME} if queries is not None else set()
         for entry in folder.iterdir():
             if entry.name not in ours and not entry.name.endswith(RECEIPT):
@@ -134,7 +135,7 @@ def require_place(out: Path) -> None:
     """Refuses a folder of anything but shards, which is not ours to replace, and one that cannot be
     written. Raises UserError.
     """
-    known = {INDEX_NAME, SUMMARY_NAME, BUILD_NAME, QUERIES_NAME}
+    known = {INDEX_NAME, MEMBERS_NAME, SUMMARY_NAME, BUILD_NAME, QUERIES_NAME}
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: expected a folder, found a file; name another folder")
     if strange := strangers(out, lambda name: name in known or name.endswith((".tar", RECEIPT))):

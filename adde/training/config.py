@@ -336,6 +336,12 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Config, bool]:
     return config, known.resume
 
 
+def of_run(settings: dict[str, Any]) -> Config:
+    """The configuration that a run wrote down, with what runs did before a setting was there."""
+    model = {"fit": "crop", "presence": False, **settings.get("model", {})}
+    return pydantic.TypeAdapter(Config).validate_python({**settings, "model": model})
+
+
 def write_config(config: Config, run: Path) -> None:
     """Writes the complete configuration as `run`/config.toml."""
     write_text(run / CONFIG_NAME, tomli_w.dumps(_without_none(config.to_json())))
@@ -365,12 +371,16 @@ def first_difference(mine: dict[str, Any], theirs: dict[str, Any]) -> str | None
 
 
 def read_recipe(path: Path) -> Config:
-    """A TOML recipe, checked; settings it leaves out have their defaults."""
+    """A TOML recipe, checked; settings it leaves out have their defaults, in a run's own
+    config.toml those of `of_run`.
+    """
     text = read_text(path)
     with foreign(path, "TOML"):
         content = tomllib.loads(text)
     _refuse_unknown(content, Config, str(path), "")
     try:
+        if path.name == CONFIG_NAME:
+            return of_run(content)
         return pydantic.TypeAdapter(Config).validate_python(content)
     except pydantic.ValidationError as error:
         first = error.errors()[0]

@@ -21,7 +21,7 @@ from adde.schema import Schema
 from adde.shards.batches import Batches
 from adde.shards.index import ShardIndex
 from adde.shards.jpeg import is_plain
-from adde.shards.loader import Batch, BatchStream
+from adde.shards.loader import Batch, BatchStream, join
 from adde.shards.order import SampleOrder
 from adde.shards.resize import load_for_training
 from adde.shards.shares import RankShare
@@ -186,16 +186,16 @@ class Run:
 
     @property
     def loads(self) -> int:
-        """Batches that a rank loads for a step: cached embeddings are cut up later."""
+        """Batches that a rank takes for a step: of cached embeddings its whole share."""
         return 1 if self.config.data.cached else self.config.data.accumulation
 
     def steps(self) -> Iterator[int]:
         """The stage's steps still to do, under a progress bar."""
         start = self.position.stage_step
-        first = self.position.step * self.loads
-        numbers = range(first, first + (self.total_steps - start) * self.loads)
-        share = RankShare(self.order, rank(), world_size(), self.loads)
         data = self.config.data
+        first, steps = self.position.step, self.total_steps - start
+        parts = data.accumulation
+        share = RankShare(self.order, rank(), world_size(), parts, whole=data.cached)
         batches = Batches(
             self.index,
             "train",
@@ -205,9 +205,16 @@ class Run:
             load_for_training,
             is_plain if data.decode == "device" else None,
         )
-        self._numbers = iter(numbers)
+        self._numbers = iter(range(first * self.loads, (first + steps) * self.loads))
+        # A whole share comes in micro-batches, too: none is in memory but the one that is used.
         self._stream = BatchStream(
-            batches, numbers, data.workers, self.device, data.timeout, rank()
+            batches,
+            range(first * parts, (first + steps) * parts),
+            data.workers,
+            self.device,
+            data.timeout,
+            rank(),
+            together=parts // self.loads,
         )
         self.meter.restart()
         with tqdm(
@@ -233,7 +240,7 @@ class Run:
         started = time.perf_counter()
         assert self._stream is not None
         self._heartbeat.say("loading a batch", self.position.step)
-        batch = next(self._stream)
+        batch = join(self._stream, self.config.data.accumulation // self.loads)
         self._heartbeat.say("training", self.position.step)
         self.meter.waited += time.perf_counter() - started
         self._faults.report(batch.faults, self.position.step)

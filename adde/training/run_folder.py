@@ -5,7 +5,7 @@ from pathlib import Path
 from adde.errors import UserError
 from adde.shards.order import SampleOrder
 from adde.training import checkpoint as checkpoints
-from adde.training.config import CONFIG_NAME, Config, first_difference, write_config
+from adde.training.config import CONFIG_NAME, Config, first_difference, of_run, write_config
 from adde.training.upload import Bucket, fetch, require_empty
 
 
@@ -31,7 +31,8 @@ def open_folder(config: Config, resume: bool) -> Path | None:
             f"{config.run}: expected an empty run folder, found {found.path.name}; go on with "
             "--resume, or name another folder with --run"
         )
-    if difference := first_difference(config.to_json(), found.state["config"]):
+    theirs = of_run(found.state["config"]).to_json()
+    if difference := first_difference(config.to_json(), theirs):
         raise UserError(
             f"{found.path}: is of another configuration; {difference} (asked for, and in the "
             f"checkpoint); use the run's own {config.run / CONFIG_NAME}, or another --run"

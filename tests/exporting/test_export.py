@@ -279,7 +279,7 @@ def test_random_edits_take_away_the_seen_value():
 
 def test_the_preprocessing_is_the_backbones(tiny_bundle):
     # test_resnet says 0.5 where the usual ImageNet values stand: a default would be noticed.
-    assert Bundle.read(tiny_bundle).preprocess == Preprocess(32, (0.5,) * 3, (0.5,) * 3)
+    assert Bundle.read(tiny_bundle).preprocess == Preprocess(32, (0.5,) * 3, (0.5,) * 3, "pad")
 
 
 class Crowded:

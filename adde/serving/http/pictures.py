@@ -15,8 +15,9 @@ from adde.errors import UserError, foreign, reason
 from adde.preprocess import Picture, Preprocess
 
 FORMATS = ("JPEG", "PNG", "WEBP")
-HEAD = struct.Struct("<IQ")
-"""Before a picture's content: side of what is wanted, and most pixels of what is given."""
+HEAD = struct.Struct("<IQ8s")
+"""Before a picture's content: side of what is wanted, most pixels of what is given, and how it is
+made square (`adde.preprocess.Fit`)."""
 
 GOOD, WRONG_FORMAT, TOO_LARGE, BROKEN = range(4)
 
@@ -52,12 +53,12 @@ def check(content: bytes, max_pixels: int) -> None:
         raise PictureError(TOO_LARGE, message)
 
 
-def decode(content: bytes, size: int, max_pixels: int) -> Picture:
-    """One picture as `Preprocess.load` makes it, (size, size, 3) uint8. Raises PictureError."""
+def decode(content: bytes, preprocess: Preprocess, max_pixels: int) -> Picture:
+    """One picture as `preprocess` makes it, (size, size, 3) uint8. Raises PictureError."""
     check(content, max_pixels)
     try:
         with foreign("image", "one that decodes"):
-            return Preprocess(size).load(content, "image", FORMATS)
+            return preprocess.load(content, "image", FORMATS)
     except UserError as error:
         raise PictureError(BROKEN, str(error)) from None
 
@@ -76,8 +77,9 @@ def run(connection: Connection) -> None:
 
 def reply(message: bytes) -> bytes:
     """HEAD and content -> GOOD and pixels, or the kind of a refusal and its text."""
-    size, max_pixels = HEAD.unpack_from(message)
+    size, max_pixels, fit = HEAD.unpack_from(message)
+    preprocess = Preprocess(size, fit=fit.rstrip(b"\0").decode())
     try:
-        return bytes([GOOD]) + decode(message[HEAD.size :], size, max_pixels).tobytes()
+        return bytes([GOOD]) + decode(message[HEAD.size :], preprocess, max_pixels).tobytes()
     except PictureError as error:
         return bytes([error.kind]) + str(error).encode()

@@ -137,11 +137,11 @@ class Service:
                 return await pair.gallery.ask(_found, pair, search, start)
 
     async def _start_of(self, pair: Pair, place: Place, upload: Upload) -> Start:
-        size = pair.searcher.bundle.preprocess.size
+        preprocess = pair.searcher.bundle.preprocess
         with self.metrics.stage("decode"):
             loop = asyncio.get_running_loop()
             load, threads = self._decoders.load, self._decoders.threads
-            picture = await loop.run_in_executor(threads, load, upload.take(), size)
+            picture = await loop.run_in_executor(threads, load, upload.take(), preprocess)
         place.settle()
         with self.metrics.stage("batch"):
             return await pair.batcher.embed(picture)

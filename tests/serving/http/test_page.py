@@ -346,9 +346,9 @@ def test_a_large_picture_is_sent_smaller_and_laid_on_white(visit, serve, monkeyp
     server, sent = serve(), []
     load = server.service._decoders.load
 
-    def seeing(content, size):
+    def seeing(content, preprocess):
         sent.append(content)
-        return load(content, size)
+        return load(content, preprocess)
 
     monkeypatch.setattr(server.service._decoders, "load", seeing)
     picture = Image.new("RGBA", (3000, 1500))

@@ -16,6 +16,7 @@ import pytest
 from picture_files import as_bytes
 from PIL import Image
 
+from adde.preprocess import Preprocess
 from adde.serving.http import decoders as module
 from adde.serving.http.decoders import Decoders
 from adde.serving.http.pictures import NoDecoderError, PictureError
@@ -197,23 +198,31 @@ def kill(decoders):
     process_of(decoders).join()
 
 
+@pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
+def test_a_portrait_is_prepared_as_the_bundle_says(fit):
+    portrait = Image.effect_mandelbrot((90, 120), (-2, -1.5, 1, 1.5), 30).convert("RGB")
+    content, preprocess = as_bytes(portrait, "jpeg"), Preprocess(32, fit=fit)
+    with closing(Decoders(1, 5.0, 10_000_000)) as decoders:
+        assert decoders.load(content, preprocess).tobytes() == preprocess.load(content).tobytes()
+
+
 def test_a_decoder_that_dies_takes_one_picture_with_it(drawn):
     decoders = Decoders(1, 5.0, 10_000_000)
     try:
-        expected = decoders.load(as_bytes(drawn), 32)
+        expected = decoders.load(as_bytes(drawn), Preprocess(32))
         kill(decoders)
         with pytest.raises(PictureError, match="on which its decoder fails"):
-            decoders.load(as_bytes(drawn), 32)
-        assert np.array_equal(decoders.load(as_bytes(drawn), 32), expected)
+            decoders.load(as_bytes(drawn), Preprocess(32))
+        assert np.array_equal(decoders.load(as_bytes(drawn), Preprocess(32)), expected)
     finally:
         decoders.close()
 
 
 def test_a_picture_that_waits_for_a_busy_machine_is_not_at_fault(drawn):
     with closing(Decoders(1, 1.0, 10_000_000)) as decoders, ThreadPoolExecutor(1) as threads:
-        expected = decoders.load(as_bytes(drawn), 32)
+        expected = decoders.load(as_bytes(drawn), Preprocess(32))
         os.kill(process_of(decoders).pid, signal.SIGSTOP)  # as one that gets no turn
-        loaded = threads.submit(decoders.load, as_bytes(drawn), 32)
+        loaded = threads.submit(decoders.load, as_bytes(drawn), Preprocess(32))
         time.sleep(1.5)  # more than it may take
         assert not loaded.done()
         os.kill(process_of(decoders).pid, signal.SIGCONT)
@@ -225,16 +234,16 @@ def test_a_picture_that_gets_no_turn_at_all_may_come_back(drawn, monkeypatch):
     with closing(Decoders(1, 5.0, 10_000_000)) as decoders:
         os.kill(process_of(decoders).pid, signal.SIGSTOP)
         with pytest.raises(NoDecoderError) as caught:
-            decoders.load(as_bytes(drawn), 32)
+            decoders.load(as_bytes(drawn), Preprocess(32))
         problem = of_exception(caught.value)
         assert (problem.status, problem.headers["Retry-After"]) == (503, "2")
         monkeypatch.undo()
-        assert decoders.load(as_bytes(drawn), 32).shape == (32, 32, 3)
+        assert decoders.load(as_bytes(drawn), Preprocess(32)).shape == (32, 32, 3)
 
 
 def test_a_decoder_that_cannot_be_started_is_tried_again_with_the_next_picture(drawn, monkeypatch):
     with closing(Decoders(1, 5.0, 10_000_000)) as decoders:
-        expected = decoders.load(as_bytes(drawn), 32)
+        expected = decoders.load(as_bytes(drawn), Preprocess(32))
 
         def fail(_):
             raise OSError(24, "Too many open files")
@@ -242,16 +251,16 @@ def test_a_decoder_that_cannot_be_started_is_tried_again_with_the_next_picture(d
         monkeypatch.setattr(type(process_of(decoders)), "start", fail)
         kill(decoders)
         with pytest.raises(PictureError, match="on which its decoder fails"):
-            decoders.load(as_bytes(drawn), 32)
+            decoders.load(as_bytes(drawn), Preprocess(32))
         for _ in range(2):
             with pytest.raises(NoDecoderError, match="Too many open files"):
-                decoders.load(as_bytes(drawn), 32)
+                decoders.load(as_bytes(drawn), Preprocess(32))
         monkeypatch.undo()
-        assert np.array_equal(decoders.load(as_bytes(drawn), 32), expected)
+        assert np.array_equal(decoders.load(as_bytes(drawn), Preprocess(32)), expected)
         kill(decoders)
         monkeypatch.setattr(type(process_of(decoders)), "start", fail)
         with pytest.raises(PictureError):
-            decoders.load(as_bytes(drawn), 32)
+            decoders.load(as_bytes(drawn), Preprocess(32))
     # and closing it, with no process, is no error
 
 

@@ -13,6 +13,7 @@ from fastapi import Request
 
 from adde.errors import UserError
 from adde.serving.http.bodies import EmbedBody, SearchBody, result_json, seen_json
+from adde.serving.http.cards import Cards
 from adde.serving.http.decoders import Decoders
 from adde.serving.http.gate import Gate, Place, in_time
 from adde.serving.http.hosts import Hosts
@@ -38,6 +39,10 @@ class Service:
         opened: what `source.open()` gave.
         keys: who may ask; None: everyone.
         hosts: what the server is called; None: anything.
+        cards: how the page shows items.
+
+    Raises:
+        UserError: the gallery's items have none of what `cards` names.
     """
 
     def __init__(
@@ -48,8 +53,11 @@ class Service:
         settings: Settings,
         keys: Keys | None = None,
         hosts: Hosts | None = None,
+        cards: Cards | None = None,
     ) -> None:
         self.settings, self.keys, self.hosts = settings, keys, hosts
+        self._cards = cards or Cards()
+        self._cards_of(opened)  # told before it serves
         self.metrics = Metrics()
         self.buckets = Buckets(settings.rate, settings.burst)
         self.draining = False
@@ -148,7 +156,11 @@ class Service:
             return await pair.batcher.embed(picture)
 
     def _pair(self, opened: Opened) -> Pair:
-        return Pair(opened, self.settings, self._gate, self.metrics)
+        cards = self._cards_of(opened)
+        return Pair(opened, cards, self.settings, self._gate, self.metrics)
+
+    def _cards_of(self, opened: Opened) -> Cards:
+        return self._cards.of(opened.searcher.schema, opened.facets, opened.items)
 
     def _left(self, request: Request) -> float:
         """Seconds until a request's deadline."""

@@ -120,7 +120,7 @@ async def some_items(
     offset: Annotated[int, Query(ge=0, le=10_000, description="Items before these.")] = 0,
     query: Annotated[str, Query(max_length=200, description="Words that items must have.")] = "",
     filters: Annotated[
-        str, Query(max_length=10_000, description="As /v1/search has them, in JSON.")
+        str, Query(max_length=2000, description="As /v1/search has them, in JSON.")
     ] = "{}",
 ) -> Response:
     """Some items to start from."""

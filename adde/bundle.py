@@ -30,6 +30,7 @@ from adde.errors import UserError
 from adde.files import read_json, sha256_of_file, write_json
 from adde.preprocess import Picture, Preprocess
 from adde.schema import Schema, Vector
+from adde.scoring import Calibration
 
 BUNDLE_NAME = "bundle.json"
 ENCODER, MEMORY, GOLDEN, CARD = "encoder.onnx", "memory.onnx", "golden.npz", "README.md"
@@ -83,6 +84,12 @@ class Bundle:
     hash: str = field(default="", compare=False)
     """sha256 of what bundle.json said when it was read, the hashes of the other files among it;
     empty where it was not read. What a folder holds later has another."""
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """What ranks by match; None where the bundle is not calibrated."""
+        found = self.details.get("calibration")
+        return found and Calibration.from_json(found, self.schema, str(self.path / BUNDLE_NAME))
 
     @property
     def encoder(self) -> Path:

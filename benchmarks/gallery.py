@@ -27,8 +27,9 @@ from tqdm import tqdm
 
 from adde.errors import UserError, run_program
 from adde.schema import Attribute, Labels, Schema, Vector
+from adde.serving.asking import augmented, augmented_query
 from adde.serving.embedded import EXACT_ITEMS, EmbeddedGallery
-from adde.serving.gallery import Header, Item, augmented, augmented_query
+from adde.serving.gallery import Header, Item
 
 ATTRIBUTES, WIDTH, VALUES = 12, 340, 10
 DIRECTIONS = 16

@@ -20,11 +20,11 @@ from adde.errors import UserError, did_you_mean, run_program
 from adde.files import atomic_path
 from adde.preprocess import decode
 from adde.serving import Answer, Searcher
+from adde.serving.answers import Match
 from adde.serving.build import Split, open_or_build
 from adde.serving.gallery import Gallery, Item, read_picture
 from adde.serving.picture import AnswerTile, draw_answer
 from adde.serving.providers import Device
-from adde.serving.search import Match
 from adde.serving.session import Session
 
 Edits = Annotated[

@@ -5,11 +5,13 @@ Layout of the folder, beside gallery.json::
     items.sqlite   a row per stored vector; what SQLite has committed is what the gallery holds
     vectors.f32    row r at r * (A D + A + 1) floats: unit vector, squared lengths of its
                    subspaces, length before normalising
+    beliefs.f32    row r at r * (V + A) floats, known labels certain; not where the bundle is not
+                   calibrated
     index.*        where there are too many items to look at each: see `adde.serving.index`
 
-Vectors are written and synced before SQLite commits their rows, so a process killed at any
-moment leaves the last committed state, and at most bytes behind the last row that the next write
-covers. An update stores a new row and marks the old one dead; `snapshot` leaves the dead out.
+Vectors and beliefs are written and synced before SQLite commits their rows, so a process killed at
+any moment leaves the last committed state, and at most bytes behind the last row that the next
+write covers. An update stores a new row and marks the old one dead; `snapshot` leaves the dead out.
 
 Rows and their facts are never changed. SQLite's user_version counts commits: readers, of this
 process or another, look at it before they answer, and where it moved on at which rows there are.
@@ -35,9 +37,10 @@ import numpy.typing as npt
 
 from adde.errors import UserError, did_you_mean
 from adde.files import atomic_path, naming
-from adde.schema import Vector
+from adde.schema import UNKNOWN, Labels, Vector
 from adde.serving import filters as filtering
 from adde.serving import texts
+from adde.serving.asking import NOTHING_ELSE, Asked, Matching, Nearness, augmented, augmented_query
 from adde.serving.facets import Facet, facets_of
 from adde.serving.gallery import (
     SLACK,
@@ -47,14 +50,14 @@ from adde.serving.gallery import (
     Item,
     ItemNotFoundError,
     UnavailableError,
-    augmented,
-    augmented_query,
+    beliefs_of,
     facts,
     require_once,
 )
-from adde.serving.index import Index, Mask, exact
+from adde.serving.index import Index
+from adde.serving.looking import Mask, best_matches, exact, showing
 
-ITEMS, VECTORS, LOCK = "items.sqlite", "vectors.f32", "lock"
+ITEMS, VECTORS, BELIEFS, LOCK = "items.sqlite", "vectors.f32", "beliefs.f32", "lock"
 
 EXACT_ITEMS = 200_000
 """Up to here every item is looked at, if not asked otherwise."""
@@ -88,6 +91,8 @@ class _State:
 
     rows: Vector
     """(N, A D + A + 1) float32, mapped."""
+    beliefs: Vector | None
+    """(N, V + A) float32, mapped."""
     live: Mask
     """(N,) which rows are items."""
     version: int
@@ -126,8 +131,12 @@ class EmbeddedGallery:
             for _ in range(READERS):
                 self._readers.put(opened.enter_context(closing(_connect(folder, "ro"))))
             mode = "r+b" if writable else "rb"
-            self._vectors = opened.enter_context((folder / VECTORS).open(mode, buffering=0))
-            self._state = _State(np.empty((0, self._stride), np.float32), np.empty(0, np.bool_), -1)
+            self._vectors = _Rows(opened, folder / VECTORS, mode, self._stride)
+            columns = self.header.schema.num_values + attributes
+            self._beliefs = (
+                _Rows(opened, folder / BELIEFS, mode, columns) if self.header.calibrated else None
+            )
+            self._state = self._map(np.empty(0, np.bool_), -1)
             with self._reading() as (database, _):
                 whole = database.execute("SELECT max(row), count(*) FROM items").fetchone()
                 _require_whole(whole, folder / ITEMS)
@@ -142,6 +151,8 @@ class EmbeddedGallery:
         """A new empty gallery, open for writing."""
         folder.mkdir(parents=True)
         (folder / VECTORS).touch()
+        if header.calibrated:
+            (folder / BELIEFS).touch()
         header.write(folder)
         return cls(folder, True, exact_items)
 
@@ -196,19 +207,32 @@ class EmbeddedGallery:
         k: int,
         filters: Mapping[str, Any],
         exclude: str | None = None,
+        asked: Asked = NOTHING_ELSE,
     ) -> list[Item]:
         """See `Gallery`. Ties go to the item stored first."""
         with self._reading() as (database, state):
             allowed = self._allowed(database, state, filters, exclude)
+            if asked.must and state.beliefs is None:
+                for query_of_rows in _shown(asked.must):
+                    allowed = allowed & _mask(_rows(database, *query_of_rows), len(allowed))
+        if asked.must and state.beliefs is not None:
+            allowed = showing(state.beliefs, allowed, asked.must, self.header.schema)
         wanted = min(k + SLACK, int(np.count_nonzero(allowed)))
         if not wanted:
             return []
-        vector = augmented_query(query, weights)
-        rows = (
-            None if self.index is None else self.index.search(vector, allowed, state.rows, wanted)
-        )
-        if rows is None:
-            rows = exact(state.rows, allowed, vector, wanted)
+        near = Nearness(query, weights, asked.unit)
+        if asked.wanted is None:
+            rows = None
+            if self.index is not None and not asked.unit:
+                vector = augmented_query(query, weights)
+                rows = self.index.search(vector, allowed, state.rows, wanted)
+            if rows is None:
+                rows = exact(state.rows, allowed, near, wanted)
+        else:
+            if state.beliefs is None:
+                raise ValueError("expected a gallery with beliefs to match, found none")
+            match = Matching(asked.wanted, weights, asked.epsilon, self.header.schema)
+            rows = best_matches(state.beliefs, state.rows, allowed, match, near, wanted)
         return self._items(state, rows)
 
     def _allowed(
@@ -261,6 +285,7 @@ class EmbeddedGallery:
             norm=float(values[-1]),
             fields=json.loads(fields),
             place=tuple(stored) if (stored := json.loads(place)) else None,
+            beliefs=None if state.beliefs is None else np.array(state.beliefs[row]),
         )
 
     def browse(
@@ -317,13 +342,10 @@ class EmbeddedGallery:
         if unit.shape[1:] != self._shape:
             raise ValueError(f"expected vectors of shape {self._shape}, found {unit.shape[1:]}")
         norms = np.array([[item.norm] for item in items], np.float32)
-        rows = np.concatenate([augmented(unit), norms], axis=1)
-        content, at = memoryview(rows.tobytes()), start * self._stride * 4
-        with naming(self._folder / VECTORS):
-            while content:
-                written = os.pwrite(self._vectors.fileno(), content, at)
-                content, at = content[written:], at + written
-            os.fsync(self._vectors.fileno())
+        self._vectors.write(start, np.concatenate([augmented(unit), norms], axis=1))
+        beliefs = beliefs_of(self.header, items)
+        if self._beliefs is not None and beliefs is not None:
+            self._beliefs.write(start, beliefs)
 
     def _insert(self, start: int, items: Sequence[Item]) -> None:
         values = (
@@ -397,17 +419,8 @@ class EmbeddedGallery:
         return self._map(live, version)
 
     def _map(self, live: Mask, version: int) -> _State:
-        expected = len(live) * self._stride * 4
-        size = os.fstat(self._vectors.fileno()).st_size
-        if size < expected:
-            raise UserError(
-                f"{self._folder / VECTORS}: expected {expected} bytes, found {size}; "
-                "the gallery is damaged, build it again"
-            )
-        shape = (len(live), self._stride)
-        if not len(live):  # nothing to map
-            return _State(np.empty(shape, np.float32), live, version)
-        return _State(np.memmap(self._vectors, np.float32, "r", shape=shape), live, version)
+        beliefs = None if self._beliefs is None else self._beliefs.map(len(live))
+        return _State(self._vectors.map(len(live)), beliefs, live, version)
 
     def finish(self) -> None:
         """Builds the index where there are too many items to look at each."""
@@ -442,6 +455,38 @@ class EmbeddedGallery:
             self._close()
             for database in readers:  # which now say that they are closed
                 self._readers.put(database)
+
+
+class _Rows:
+    """A file of rows of float32, which are written and synced, and mapped."""
+
+    def __init__(self, opened: ExitStack, path: Path, mode: str, width: int) -> None:
+        self._path, self._width = path, width
+        with naming(path):
+            self._file = opened.enter_context(path.open(mode, buffering=0))
+
+    def write(self, start: int, rows: Vector) -> None:
+        """Writes rows (n, width) from row `start` on, to the disk."""
+        if rows.shape[1] != self._width:
+            raise ValueError(f"expected rows of {self._width} numbers, found {rows.shape[1]}")
+        content, at = memoryview(rows.tobytes()), start * self._width * 4
+        with naming(self._path):
+            while content:
+                written = os.pwrite(self._file.fileno(), content, at)
+                content, at = content[written:], at + written
+            os.fsync(self._file.fileno())
+
+    def map(self, count: int) -> Vector:
+        """The first `count` rows. Raises UserError where there are fewer."""
+        expected, size = count * self._width * 4, os.fstat(self._file.fileno()).st_size
+        if size < expected:
+            raise UserError(
+                f"{self._path}: expected {expected} bytes, found {size}; "
+                "the gallery is damaged, build it again"
+            )
+        if not count:  # nothing to map
+            return np.empty((0, self._width), np.float32)
+        return np.memmap(self._file, np.float32, "r", shape=(count, self._width))
 
 
 def _only_writer(folder: Path) -> int:
@@ -532,6 +577,21 @@ def _rows(
     """Rows that a query finds; in one text, for which other threads need not wait."""
     (found,) = database.execute(f"SELECT group_concat(row) FROM ({query})", values).fetchone()
     return np.fromstring(found, np.int64, sep=",") if found else np.empty(0, np.int64)
+
+
+def _mask(rows: npt.NDArray[np.int64], count: int) -> Mask:
+    mask = np.zeros(count, np.bool_)
+    mask[rows] = True
+    return mask
+
+
+def _shown(must: Mapping[int, Labels]) -> Iterator[tuple[str, list[int]]]:
+    """Queries of the rows whose known label, or else the predicted one, is one of these."""
+    for a, labels in must.items():
+        known, seen = (f"json_extract({column}, '$[{a}]')" for column in ("labels", "predicted"))
+        marks = ", ".join("?" * len(labels))
+        shown = f"CASE {known} WHEN {UNKNOWN} THEN {seen} ELSE {known} END"
+        yield f"SELECT row FROM items WHERE live AND {shown} IN ({marks})", labels.tolist()
 
 
 def _not_found(database: sqlite3.Connection, item_id: str) -> ItemNotFoundError:

@@ -1,17 +1,17 @@
 """Samples of shards become items: read, decoded ahead, embedded in batches, in stored order."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
-from typing import Literal
+from itertools import islice, repeat
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from adde.bundle import Bundle
 from adde.metrics import predicted_labels
 from adde.preprocess import Picture
-from adde.schema import Labels, Schema, Vector
+from adde.schema import Labels, Vector
 from adde.serving.cores import cores
 from adde.serving.gallery import Item, Place
 from adde.serving.session import Session
@@ -68,21 +68,34 @@ def embed_here(
     samples = _samples(index, shards_of(index, split), start, stop)
     for batch, pictures in _decoded(bundle, samples):
         yield [
-            Item(sample.item_id, sample.labels, seen, vector, norm, place=place)
-            for (sample, place), (vector, norm, seen) in zip(
-                batch, embed(session, bundle.schema, pictures)
-            )
+            Item(sample.item_id, sample.labels, place=place, **embedded._asdict())
+            for (sample, place), embedded in zip(batch, embed(session, bundle, pictures))
         ]
 
 
-def embed(
-    session: Session, schema: Schema, pictures: Picture
-) -> list[tuple[Vector, float, Labels]]:
-    """Pictures (B, S, S, 3) -> for each its unit vector (A, D), norm and predicted labels (A,)."""
-    embeddings, logits = session.encode(pictures)
+class Embedded(NamedTuple):
+    """What an `Item` has of its picture."""
+
+    vector: Vector
+    """(A, D) float32, L2-normalised over both axes."""
+    norm: float
+    predicted: Labels
+    """(A,) int64."""
+    beliefs: Vector | None
+    """(V + A,) float32 as they are seen; None where the bundle is not calibrated."""
+
+
+def embed(session: Session, bundle: Bundle, pictures: Picture) -> list[Embedded]:
+    """Embeds pictures (B, S, S, 3) uint8."""
+    embeddings, logits, *rest = session.encode(pictures)
+    presence = rest[0] if rest else None
     norms = np.maximum(np.sqrt(np.square(embeddings).sum(axis=(1, 2))), 1e-12)
     unit = embeddings / norms[:, None, None]
-    return list(zip(unit, norms.tolist(), predicted_labels(logits, schema)))
+    beliefs: Iterable[Vector | None] = repeat(None)
+    if bundle.calibration is not None:
+        beliefs = bundle.calibration.beliefs(logits, presence, bundle.schema)
+    predicted = predicted_labels(logits, bundle.schema)
+    return list(map(Embedded, unit, norms.tolist(), predicted, beliefs))
 
 
 def _samples(

@@ -22,6 +22,8 @@ from adde.bundle import Bundle
 from adde.errors import UserError
 from adde.files import read_json, write_json
 from adde.schema import Labels, Schema, Vector
+from adde.scoring import with_known
+from adde.serving.asking import NOTHING_ELSE, Asked
 from adde.serving.facets import Facet
 from adde.serving.filters import storable
 
@@ -54,6 +56,9 @@ class Item:
     fields: Fields = field(default_factory=lambda: {})
     """What else is known of it: price, brand, stock; answers can be filtered by it."""
     place: Place | None = None
+    beliefs: Vector | None = None
+    """(V + A,) float32, see `adde.scoring`; None where the bundle is not calibrated. Galleries make
+    known labels certain when they store it."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,8 @@ class Header:
     pictures: str | None
     source: str
     """Says what was embedded, so that an interrupted build goes on only with the same."""
+    calibrated: bool = False
+    """Its items have beliefs, so that it can be searched by match."""
     extra: Mapping[str, Any] = field(default_factory=lambda: {})
     """The engine's own."""
 
@@ -74,7 +81,8 @@ class Header:
     def of(cls, bundle: Bundle, engine: str, pictures: Path | None, source: str) -> "Header":
         """Header of a new gallery."""
         folder = None if pictures is None else str(pictures.resolve())
-        return cls(engine, bundle.hash, bundle.schema, bundle.width, folder, source)
+        calibrated = bundle.calibration is not None
+        return cls(engine, bundle.hash, bundle.schema, bundle.width, folder, source, calibrated)
 
     def write(self, folder: Path) -> None:
         """Writes gallery.json."""
@@ -96,6 +104,8 @@ class Header:
                 found = content["format"]
                 raise UserError(f"{path}: expected format {FORMAT}, found {found}; build it again")
             schema = Schema.from_json(content["schema"], str(path))
+            # Galleries of before there were beliefs do not say that they have none.
+            content.setdefault("calibrated", False)
             rest = {name: content[name] for name in cls.__annotations__ if name != "schema"}
             return cls(schema=schema, **rest)
         except (KeyError, TypeError) as error:
@@ -145,10 +155,12 @@ class Gallery(Protocol):
         k: int,
         filters: Mapping[str, Any],
         exclude: str | None = None,
+        asked: Asked = NOTHING_ELSE,
     ) -> list[Item]:
-        """Candidates among which are the k nearest, as many as k where there are that many.
+        """Candidates among which are the k best, as many as k where there are that many.
 
-        Nearness is the sum over attributes of weight x squared distance in the subspace.
+        By distance, the best have the least sum over attributes of weight x squared distance in the
+        subspace; by match the highest score, and of those with the same score the least distance.
 
         Args:
             query: (A, D) float32, L2-normalised over both axes.
@@ -156,6 +168,7 @@ class Gallery(Protocol):
             k: items wanted.
             filters: see `adde.serving.filters`.
             exclude: an item id that is no answer.
+            asked: whether to rank by match, and what answers must show.
 
         Raises:
             UserError: a filter asks for what no item has, or is none.
@@ -238,28 +251,32 @@ def facts(schema: Schema, item: Item) -> dict[str, Any]:
     return {**known, **item.fields}
 
 
+def beliefs_of(header: Header, items: Sequence[Item]) -> Vector | None:
+    """Beliefs (N, V + A) float32 to store, known labels certain; None where there are none.
+
+    Raises:
+        UserError: the gallery is of a calibrated bundle, and an item has no beliefs.
+    """
+    if not header.calibrated:
+        return None
+    rows: list[Vector] = []
+    for item in items:
+        if item.beliefs is None:
+            raise UserError(
+                f"item {item.item_id!r}: expected its beliefs, as the gallery's bundle is "
+                "calibrated, found none; adde.serving.embedding.embed gives them"
+            )
+        rows.append(item.beliefs)
+    labels = np.stack([item.labels for item in items])
+    return with_known(np.stack(rows).astype(np.float32), labels, header.schema)
+
+
 def require_once(items: Sequence[Item]) -> None:
     """Refuses items of which two have one id."""
     counts = Counter(item.item_id for item in items)
     if len(counts) != len(items):
         twice = next(item_id for item_id, count in counts.items() if count > 1)
         raise UserError(f"expected every item id once, found {twice!r} twice")
-
-
-def augmented(vectors: Vector) -> Vector:
-    """Unit vectors (N, A, D) -> (N, A D + A): with them, weighted distance is one product.
-
-    The sum of w |q - g|^2 is a constant less (2 w q) . g - w . |g|^2, so the squared lengths of
-    the subspaces stand behind the vector.
-    """
-    lengths = np.square(vectors).sum(axis=2)
-    return np.concatenate([vectors.reshape(len(vectors), -1), lengths], axis=1)
-
-
-def augmented_query(query: Vector, weights: Vector) -> Vector:
-    """(A D + A,) float32, whose product with an `augmented` row is larger the nearer it is."""
-    doubled = 2 * weights[:, None] * query
-    return np.concatenate([doubled.ravel(), -weights]).astype(np.float32)
 
 
 def read_picture(header: Header, item: Item) -> bytes | None:

@@ -19,14 +19,13 @@ from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
-import numpy.typing as npt
 from tqdm import tqdm
 
 from adde.errors import UserError
 from adde.files import atomic_path, read_json, write_json
-from adde.metrics import smallest
 from adde.schema import Vector
 from adde.serving.compact import Directions
+from adde.serving.looking import Mask, Rows
 from adde.serving.tuning import tune
 
 REPORT = "index.json"
@@ -42,12 +41,6 @@ ROUNDS = 10
 
 BLOCK = 4096
 """Rows made compact at a time."""
-
-BLOCK_BYTES = 64 << 20
-"""Vectors scored at a time."""
-
-Mask = npt.NDArray[np.bool_]
-Rows = npt.NDArray[np.int64]
 
 
 @dataclass
@@ -204,23 +197,6 @@ def _vectors(rows: Vector, sample: Rows, shape: tuple[int, int]) -> Iterator[Vec
     """The vectors (N, A, D) of some stored rows, in blocks."""
     for part in _parts(sample):
         yield rows[part, : shape[0] * shape[1]].reshape(-1, *shape)
-
-
-def exact(rows: Vector, allowed: Mask, vector: Vector, k: int) -> Rows:
-    """The k allowed rows of largest product with `vector`, best first, ties to the lowest row."""
-    padded = np.append(vector, np.zeros(rows.shape[1] - len(vector), np.float32))
-    chosen = np.flatnonzero(allowed)
-    costs = np.empty(len(chosen), np.float32)
-    step = max(1, BLOCK_BYTES // (4 * rows.shape[1]))
-    few = len(chosen) < len(rows) // 4
-    if few:
-        for at in range(0, len(chosen), step):
-            costs[at : at + step] = rows[chosen[at : at + step]] @ padded
-    else:
-        costs = np.concatenate([rows[at : at + step] @ padded for at in range(0, len(rows), step)])[
-            chosen
-        ]
-    return chosen[smallest(-costs[None], k)[0]]
 
 
 def _faiss() -> Any:

@@ -4,6 +4,7 @@ The folder holds gallery.json alone: address and collection. A token is read fro
 written nowhere. The same client reaches a file of Milvus Lite, a server and a cluster.
 """
 
+import base64
 import importlib
 import os
 import uuid
@@ -16,9 +17,12 @@ from typing import Any
 import numpy as np
 
 from adde.errors import UserError
-from adde.schema import Vector
+from adde.metrics import smallest
+from adde.schema import UNKNOWN, Labels, Vector
+from adde.scoring import likeliest
 from adde.serving import filters as filtering
 from adde.serving import texts
+from adde.serving.asking import NOTHING_ELSE, Asked, Matching, augmented, augmented_query
 from adde.serving.facets import Facet, facets_of
 from adde.serving.gallery import (
     SLACK,
@@ -27,8 +31,7 @@ from adde.serving.gallery import (
     Item,
     ItemNotFoundError,
     UnavailableError,
-    augmented,
-    augmented_query,
+    beliefs_of,
     facts,
     require_once,
 )
@@ -50,7 +53,10 @@ SAMPLE = 1000
 REFUSED = {6, 1100, 1101}
 """Codes of what is wrong with the request and not with Milvus: of Milvus Lite, and of Milvus."""
 
-ID_LENGTH = 512
+CANDIDATES, MOST = 1000, 10_000
+"""Nearest vectors that matches are chosen among, at least and at most."""
+
+ID_LENGTH, TEXT_LENGTH = 512, 65_535
 FIELDS = ["id", "vector", "norm", "record"]
 
 
@@ -66,6 +72,7 @@ class MilvusGallery:
         self._uri, self._collection = self.header.extra["uri"], self.header.extra["collection"]
         attributes = len(self.header.schema.sizes)
         self._shape = (attributes, self.header.width)
+        self._fields = [*FIELDS, "beliefs"] if self.header.calibrated else FIELDS
         self._client = _connect(self._uri)
         with self._told():
             there = self._client.has_collection(self._collection)
@@ -126,23 +133,35 @@ class MilvusGallery:
         k: int,
         filters: Mapping[str, Any],
         exclude: str | None = None,
+        asked: Asked = NOTHING_ELSE,
     ) -> list[Item]:
-        """See `Gallery`."""
+        """See `Gallery`. Matches are the best of the CANDIDATES nearest vectors, or more."""
         clauses = [filtering.to_milvus(filtering.parse(filters, self._names(filters)))]
         if exclude is not None:
             clauses.append(f"id != {filtering.literal(exclude)}")
+        clauses += [self._shows(a, labels) for a, labels in asked.must.items()]
+        by_match = asked.wanted is not None
         with self._told():
             (hits,) = self._client.search(
                 self._collection,
                 data=[augmented_query(query, weights).tolist()],
                 anns_field="vector",
                 search_params={"metric_type": "IP"},
-                limit=k + SLACK,
+                limit=min(max(CANDIDATES, 20 * k), MOST) if by_match else k + SLACK,
                 filter=" and ".join(clause for clause in clauses if clause),
-                output_fields=FIELDS,
+                output_fields=["beliefs"] if by_match else self._fields,
                 timeout=LOOK_TIMEOUT,
             )
-        return [self._item(hit["entity"]) for hit in hits]
+        if asked.wanted is None or not hits:
+            return [self._item(hit["entity"]) for hit in hits]
+        match = Matching(asked.wanted, weights, asked.epsilon, self.header.schema)
+        scores = match(np.stack([_read_beliefs(hit["entity"]["beliefs"]) for hit in hits]))
+        best = smallest(-scores[None], k + SLACK)[0].tolist()  # ties to the nearest
+        return self._items([hits[at]["id"] for at in best])
+
+    def _shows(self, attribute: int, labels: Labels) -> str:
+        name = f'record["shown"][{attribute}]'
+        return f"({' or '.join(f'{name} == {label}' for label in labels.tolist())})"
 
     def _names(self, filters: Mapping[str, Any]) -> list[str]:
         """Names that may be filtered by: the attributes, and fields that some item has."""
@@ -163,14 +182,20 @@ class MilvusGallery:
 
     def get(self, item_id: str) -> Item:
         """See `Gallery`."""
-        chosen = _chosen([item_id])
-        with self._told():
-            found = self._client.query(
-                self._collection, filter=chosen, output_fields=FIELDS, timeout=LOOK_TIMEOUT
-            )
+        found = self._items([item_id])
         if not found:
             raise ItemNotFoundError(f"no item {item_id!r} in the gallery")
-        return self._item(found[0])
+        return found[0]
+
+    def _items(self, item_ids: Sequence[str]) -> list[Item]:
+        """Those of these items that are there, in the order of their ids."""
+        chosen = _chosen(item_ids)
+        with self._told():
+            found = self._client.query(
+                self._collection, filter=chosen, output_fields=self._fields, timeout=LOOK_TIMEOUT
+            )
+        items = {entity["id"]: self._item(entity) for entity in found}
+        return [items[item_id] for item_id in item_ids if item_id in items]
 
     def _item(self, entity: Mapping[str, Any]) -> Item:
         record = entity["record"]
@@ -183,6 +208,7 @@ class MilvusGallery:
             norm=float(entity["norm"]),
             fields=record["fields"],
             place=tuple(record["place"]) if record["place"] else None,
+            beliefs=_read_beliefs(entity["beliefs"]) if self.header.calibrated else None,
         )
 
     def browse(
@@ -238,7 +264,12 @@ class MilvusGallery:
         _chosen([item.item_id for item in items])  # what could not be asked for is not stored
         vectors = augmented(np.stack([item.vector for item in items]).astype(np.float32))
         known = [facts(self.header.schema, item) for item in items]
-        rows = [
+        labels = np.stack([item.labels for item in items])
+        shown = np.where(labels == UNKNOWN, np.stack([i.predicted for i in items]), labels)
+        beliefs = beliefs_of(self.header, items)
+        if beliefs is not None:
+            shown = likeliest(beliefs, self.header.schema)
+        rows: list[dict[str, Any]] = [
             {
                 "id": item.item_id,
                 "vector": vector.tolist(),
@@ -247,13 +278,17 @@ class MilvusGallery:
                 "record": {
                     "labels": item.labels.tolist(),
                     "predicted": item.predicted.tolist(),
+                    "shown": values.tolist(),
                     "fields": dict(item.fields),
                     "place": item.place,
                     "text": texts.text_of(item.item_id, one),
                 },
             }
-            for item, vector, one in zip(items, vectors, known)
+            for item, vector, one, values in zip(items, vectors, known, shown)
         ]
+        if beliefs is not None:
+            for row, stored in zip(rows, beliefs):
+                row["beliefs"] = base64.b64encode(stored.astype("<f2").tobytes()).decode()
         with self._told():
             self._client.upsert(self._collection, rows, timeout=TIMEOUT)
 
@@ -311,6 +346,10 @@ def _told(uri: str) -> Generator[None]:
         raise UnavailableError(f"{uri}: Milvus did not answer as expected: {error}") from error
 
 
+def _read_beliefs(text: str) -> Vector:
+    return np.frombuffer(base64.b64decode(text), "<f2").astype(np.float32)
+
+
 def _chosen(item_ids: Sequence[str]) -> str:
     """An expression for these items; pymilvus' own leaves quotes and backslashes as they are."""
     return f"id in [{', '.join(map(filtering.literal, item_ids))}]"
@@ -335,6 +374,8 @@ def _create_collection(client: Any, name: str, header: Header) -> None:
     schema.add_field("norm", types.FLOAT)
     schema.add_field("facts", types.JSON)
     schema.add_field("record", types.JSON)
+    if header.calibrated:
+        schema.add_field("beliefs", types.VARCHAR, max_length=TEXT_LENGTH)
     index = client.prepare_index_params()
     index.add_index("vector", index_type="AUTOINDEX", metric_type="IP")
     # Strong: an item that was put in is found by the very next search.

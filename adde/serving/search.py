@@ -1,9 +1,9 @@
 """Picture and edits in, ranked items out: this item, but with these values."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
@@ -12,94 +12,23 @@ from adde.errors import UserError, did_you_mean
 from adde.metrics import predicted_labels
 from adde.preprocess import Picture
 from adde.schema import UNKNOWN, Labels, Schema, Vector
+from adde.scoring import Calibration, likeliest, parts, with_known
+from adde.serving import edits as editing
+from adde.serving.answers import Rank, Result, Seen, value_of
+from adde.serving.asking import Asked, Matching
 from adde.serving.build import open_or_build
-from adde.serving.gallery import Fields, Gallery, Item
+from adde.serving.edits import Edits
+from adde.serving.gallery import Gallery
 from adde.serving.providers import Device
+from adde.serving.ranking import Question
 from adde.serving.session import Session
 
 MAX_WEIGHT = 1000.0
 MAX_K = 1000
+"""Answers of a search, with those before its first."""
 
 Source = bytes | str | Path | Picture
 """A picture file's content, its path, or (S, S, 3) uint8 as `bundle.preprocess.load` gives it."""
-
-
-@dataclass(frozen=True)
-class Match:
-    """One attribute of an answer, held against what was asked for."""
-
-    value: str
-    """The answer's value, as the catalogue has it."""
-    predicted: bool
-    """The catalogue does not say; `value` is what the classifier sees."""
-    seen: str
-    """What the classifier sees in the answer, whatever the catalogue says."""
-    wanted: str
-    """The query's predicted value, or the edit's."""
-    share: float
-    """Of the distance, 0 to 1."""
-
-    @property
-    def good(self) -> bool:
-        """The answer has the wanted value."""
-        return self.value == self.wanted
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One item of the gallery as an answer."""
-
-    item_id: str
-    distance: float
-    """Sum over attributes of weight x squared distance in the subspace; 0 to 4 without weights."""
-    labels: Mapping[str, str | None]
-    """As the catalogue has them; None where it does not say."""
-    fields: Fields
-    matches: Mapping[str, Match]
-    item: Item = field(repr=False, compare=False)
-    """As the gallery has it; `read_picture` leads to its picture."""
-
-    @property
-    def score(self) -> float:
-        """1 - distance / 2: where no weights are given, the cosine of query and item."""
-        return 1 - self.distance / 2
-
-    @property
-    def good(self) -> bool:
-        """Every attribute that the catalogue knows of the answer has the wanted value."""
-        return all(match.good or match.predicted for match in self.matches.values())
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What the classifier sees in a picture: the likeliest value, and its probability."""
-
-    value: str
-    confidence: float
-
-
-@dataclass(frozen=True)
-class Result(Sequence[Answer]):
-    """Answers, best first, and what was looked for."""
-
-    answers: tuple[Answer, ...]
-    seen: Mapping[str, Seen]
-    """Of each attribute of the query before the edits. Of an item, confidence is 1."""
-    wanted: Mapping[str, str]
-    """Of each attribute after the edits."""
-
-    @overload
-    def __getitem__(self, index: int) -> Answer: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Answer, ...]: ...
-    def __getitem__(self, index: int | slice) -> Answer | tuple[Answer, ...]:
-        return self.answers[index]
-
-    def __len__(self) -> int:
-        return len(self.answers)
-
-    def __iter__(self) -> Iterator[Answer]:
-        return iter(self.answers)
 
 
 @dataclass(frozen=True)
@@ -108,22 +37,27 @@ class Request:
 
     image: Source | None = None
     item: str | None = None
-    edits: Mapping[str, str] = field(default_factory=lambda: {})
+    edits: Edits = field(default_factory=lambda: {})
     k: int = 10
     weights: Mapping[str, float] = field(default_factory=lambda: {})
     like: Sequence[str] = ()
     filters: Mapping[str, Any] = field(default_factory=lambda: {})
+    rank: Rank | None = None
+    must: Sequence[str] = ()
+    offset: int = 0
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where a search starts from: an embedding and what the classifiers see in it."""
+    """Where a search starts from."""
 
     embedding: Vector
     """(A, D) float32, not normalised."""
-    predicted: Labels
-    """(A,) int64."""
+    own: Labels
+    """(A,) int64 values that edits take away: those known, else the likeliest."""
     seen: Mapping[str, Seen]
+    beliefs: Vector | None
+    """(V + A,) float32; None where the bundle is not calibrated."""
 
 
 class Searcher:
@@ -154,34 +88,47 @@ class Searcher:
             gallery = open_or_build(self.bundle, self.session, Path(gallery))
         gallery.header.require_bundle(self.bundle, Path("gallery"))
         self.gallery: Gallery = gallery
+        self.calibration: Calibration | None = (
+            self.bundle.calibration if gallery.header.calibrated else None
+        )
 
     def search(
         self,
         image: Source | None = None,
-        edits: Mapping[str, str] | None = None,
+        edits: Edits | None = None,
         k: int = 10,
         weights: Mapping[str, float] | None = None,
         like: Sequence[str] = (),
         filters: Mapping[str, Any] | None = None,
         item: str | None = None,
+        rank: Rank | None = None,
+        must: Sequence[str] = (),
+        offset: int = 0,
     ) -> Result:
-        """The `k` items nearest to the edited picture, best first.
+        """The `k` items that best match the edited picture, best first.
 
         Args:
-            image: the picture to start from; the values that edits take away are those the
-                classifiers see in it.
-            edits: attribute to new value, any number of them.
+            image: the picture to start from.
+            edits: attribute to new value, `Not(values)` or `More(value, amount)`; any number of
+                them. The values taken away are those known of an item, or seen in the picture.
             k: answers wanted; all items where the gallery has fewer.
-            weights: attribute to its weight in the distance; 1 where not given.
+            weights: attribute to its weight in score and distance; 1 where not given.
             like: if any, only these attributes count.
             filters: what answers must have; see `adde.serving.filters`.
             item: id of an item of the gallery to start from instead; it is no answer itself.
+            rank: by the probability of a match (`adde.scoring`; needs a calibrated bundle), or by
+                distance from the edited embedding, as published. Default: match where calibrated.
+            must: edited attributes; answers without the new value are left out.
+            offset: answers before the first that is wanted.
 
         Raises:
-            UserError: neither or both of image and item, a picture that does not decode, or a
-                name, value, weight or filter that is not valid; names the nearest valid ones.
+            UserError: neither or both of image and item, a picture that does not decode, a name,
+                value, weight or filter that is not valid (names the nearest valid ones), or a
+                match asked of a bundle without calibration.
         """
-        request = Request(image, item, edits or {}, k, weights or {}, like, filters or {})
+        request = Request(
+            image, item, edits or {}, k, weights or {}, like, filters or {}, rank, must, offset
+        )
         return self.search_batch([request])[0]
 
     def search_batch(self, requests: Sequence[Request]) -> list[Result]:
@@ -199,8 +146,34 @@ class Searcher:
             raise UserError("expected one of image and item, found both or neither")
         if not 1 <= request.k <= MAX_K:
             raise UserError(f"k: expected 1 to {MAX_K}, found {request.k}")
-        self.schema.encode(request.edits)
+        if not 0 <= request.offset <= MAX_K - request.k:
+            raise UserError(
+                f"offset: expected 0 to {MAX_K - request.k}, as k is {request.k} of at most "
+                f"{MAX_K} answers, found {request.offset}"
+            )
+        editing.check(request.edits, self.schema)
+        for name in request.must:
+            self.schema.attribute_index(name)
+            if name not in request.edits:
+                raise UserError(
+                    f"must: expected an attribute that is edited, found {name!r}, which is not; "
+                    "give it a value in edits, or ask for the value in filters"
+                )
+        self.rank(request)
         self.weights(request)
+
+    def rank(self, request: Request) -> Rank:
+        """What a request is ranked by. Raises UserError where that cannot be done."""
+        if request.rank not in ("match", "distance", None):
+            raise UserError(f"rank: expected 'match' or 'distance', found {request.rank!r}")
+        if request.rank == "match" and self.calibration is None:
+            what = "gallery" if self.bundle.calibration else "bundle"
+            again = "build the gallery" if self.bundle.calibration else "export the run"
+            raise UserError(
+                f"rank: 'match' needs a calibrated bundle, and this {what} is older than that; "
+                f"{again} again, or ask for 'distance'"
+            )
+        return request.rank or ("distance" if self.calibration is None else "match")
 
     def picture(self, source: Source) -> Picture:
         """A picture as the encoder takes it, (S, S, 3) uint8. Raises UserError as `decode`."""
@@ -214,30 +187,86 @@ class Searcher:
         """Starts of any number of pictures, in one batch."""
         if not pictures:
             return []
-        embeddings, logits = self.session.encode(np.stack(pictures))
-        predicted = predicted_labels(logits, self.schema)
+        embeddings, logits, *rest = self.session.encode(np.stack(pictures))
+        presence = rest[0] if rest else None
+        own = predicted_labels(logits, self.schema)
+        # Without a calibration the classifiers' own word, which knows no absence.
+        plain = Calibration((1.0,) * len(self.schema.sizes), (), 0.0, 1.0)
+        beliefs = (self.calibration or plain).beliefs(logits, presence, self.schema)
         return [
-            Start(embedding, labels, self._seen(labels, row))
-            for embedding, labels, row in zip(embeddings, predicted, logits)
+            Start(embedding, labels, self._seen(row), None if self.calibration is None else row)
+            for embedding, labels, row in zip(embeddings, own, beliefs)
         ]
 
     def start_of(self, item_id: str) -> Start:
-        """The start of an item of the gallery, from its stored embedding."""
+        """The start of an item of the gallery: what is known of it, and the rest as it is seen."""
         item = self.gallery.get(item_id)
-        seen = {name: Seen(value, 1.0) for name, value in _named(self.schema, item.predicted)}
-        return Start(item.vector * np.float32(item.norm), item.predicted, seen)
+        own = np.where(item.labels == UNKNOWN, item.predicted, item.labels)
+        beliefs = None if self.calibration is None else item.beliefs
+        seen = self._seen(_certain(own, self.schema) if beliefs is None else beliefs)
+        for name, label in zip(self.schema.names, item.labels.tolist()):
+            if label != UNKNOWN:
+                seen[name] = Seen(seen[name].value, 1.0, known=True)
+            elif beliefs is None:
+                seen[name] = Seen(seen[name].value, None)
+        return Start(item.vector * np.float32(item.norm), own, seen, beliefs)
+
+    def _seen(self, beliefs: Vector) -> dict[str, Seen]:
+        labels = likeliest(beliefs[None], self.schema)[0].tolist()
+        return {
+            name: Seen(value_of(self.schema, a, labels[a]), float(beliefs[part].max()))
+            for a, (name, part) in enumerate(zip(self.schema.names, parts(self.schema)))
+        }
 
     def answer(self, request: Request, start: Start) -> Result:
-        """Edits a start and ranks the gallery by its distance."""
-        asked = self.schema.encode(request.edits)
-        targets = np.where(asked == UNKNOWN, start.predicted, asked)
-        indicator = self.schema.indicator(start.predicted[None], targets[None])
-        query = self.session.edit(start.embedding[None], indicator)[0]
-        query = query.reshape(start.embedding.shape)
-        weights = self.weights(request)
-        items = self.gallery.nearest(query, weights, request.k, request.filters, request.item)
-        wanted = dict(_named(self.schema, targets))
-        return Result(self._ranked(items, query, weights, wanted, request.k), start.seen, wanted)
+        """Edits a start and ranks the gallery."""
+        question = self._question(request, start)
+        matching = question.matching if question.rank == "match" else None
+        items = self.gallery.nearest(
+            question.query,
+            question.weights,
+            request.offset + request.k,
+            request.filters,
+            request.item,
+            Asked(
+                wanted=None if matching is None else matching.wanted,
+                epsilon=0.0 if matching is None else matching.epsilon,
+                must={a: question.good[a] for a in map(self.schema.attribute_index, request.must)},
+                unit=question.unit,
+            ),
+        )
+        answers = question.answers(items)[request.offset : request.offset + request.k]
+        return Result(answers, start.seen, question.wanted, question.rank)
+
+    def _question(self, request: Request, start: Start) -> Question:
+        schema, rank, weights = self.schema, self.rank(request), self.weights(request)
+        changed = editing.indicator(request.edits, start.own, schema)
+        query = self.session.edit(start.embedding[None], changed)[0]
+        wanted = {name: seen.value for name, seen in start.seen.items()}
+        good: dict[int, Labels] = {}
+        for name, edit in request.edits.items():
+            a = schema.attribute_index(name)
+            wanted[name] = str(edit)
+            good[a] = np.array(editing.labels_shown(edit, schema, a))
+        matching = None
+        if self.calibration is not None and start.beliefs is not None:
+            asked = start.beliefs[None].copy()
+            for name, edit in request.edits.items():
+                a = schema.attribute_index(name)
+                editing.ask(edit, asked, parts(schema)[a], schema, a)
+            if rank == "match":
+                weights[list(good)] *= self.calibration.edit_weight
+            matching = Matching(asked[0], weights, self.calibration.epsilon, schema)
+        return Question(
+            schema=schema,
+            rank=rank,
+            query=query.reshape(start.embedding.shape),
+            weights=weights,
+            unit=rank == "distance" and bool(request.like),
+            matching=matching,
+            wanted=wanted,
+            good=good,
+        )
 
     def weights(self, request: Request) -> Vector:
         """(A,) float32 weights of a request. Raises UserError where they are none."""
@@ -256,47 +285,8 @@ class Searcher:
             raise UserError("weights: expected at least one above 0, found none")
         return weights
 
-    def _ranked(
-        self,
-        items: Sequence[Item],
-        query: Vector,
-        weights: Vector,
-        wanted: Mapping[str, str],
-        k: int,
-    ) -> tuple[Answer, ...]:
-        if not items:
-            return ()
-        # Differences, not products: exact where items are near, and a pair's distance does not
-        # depend on what else was found.
-        vectors = np.stack([item.vector for item in items])
-        parts = np.square(vectors - query).sum(axis=2) * weights
-        distances = parts.sum(axis=1)
-        order = np.argsort(distances, kind="stable")[:k]
-        return tuple(
-            self._answer(items[int(at)], float(distances[at]), parts[at], wanted) for at in order
-        )
 
-    def _answer(
-        self, item: Item, distance: float, parts: Vector, wanted: Mapping[str, str]
-    ) -> Answer:
-        shares = parts / distance if distance > 0 else np.zeros_like(parts)
-        labels = self.schema.decode(item.labels)
-        matches: dict[str, Match] = {}
-        for (name, seen), share in zip(_named(self.schema, item.predicted), shares):
-            known = labels[name]
-            value = seen if known is None else known
-            matches[name] = Match(value, known is None, seen, wanted[name], float(share))
-        return Answer(item.item_id, distance, labels, item.fields, matches, item)
-
-    def _seen(self, labels: Labels, logits: Vector) -> dict[str, Seen]:
-        seen: dict[str, Seen] = {}
-        columns = dict(zip(self.schema.names, np.split(logits, self.schema.offsets[1:])))
-        for name, value in _named(self.schema, labels):
-            powers = np.exp(columns[name].astype(np.float64) - columns[name].max())
-            seen[name] = Seen(value, float(powers.max() / powers.sum()))
-        return seen
-
-
-def _named(schema: Schema, labels: Labels) -> list[tuple[str, str]]:
-    """Names and values of labels (A,) of which none is UNKNOWN."""
-    return [(name, value) for name, value in schema.decode(labels).items() if value is not None]
+def _certain(labels: Labels, schema: Schema) -> Vector:
+    """Beliefs (V + A,) of labels (A,) int64 of which none is UNKNOWN."""
+    none = np.zeros((1, schema.num_values + len(schema.sizes)), np.float32)
+    return with_known(none, labels[None], schema)[0]

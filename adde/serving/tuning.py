@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adde.schema import Vector
-from adde.serving.gallery import augmented_query
+from adde.serving.asking import augmented_query
 
 AIM = 0.998
 """Recall of the queries that are measured, so that others have 0.99."""

@@ -692,12 +692,12 @@ def test_a_new_item_is_embedded_and_put_in(bundle, session, gallery, tiny_galler
     folder = shutil.copytree(tiny_gallery, tmp_path / "g")
     with closing(open_gallery(folder, bundle, writable=True)) as written:
         picture = bundle.preprocess.load(path)
-        vector, norm, seen = embed(session, bundle.schema, picture[None])[0]
+        (seen,) = embed(session, bundle, picture[None])
         labels = bundle.schema.encode({"colour": "red"})
-        written.upsert([Item("new", labels, seen, vector, norm, {"price": 25})])
+        written.upsert([Item("new", labels, fields={"price": 25}, **seen._asdict())])
         written.upsert([replace(written.get("val-000000-003"), fields={"price": 19.9})])
     with closing(open_gallery(folder, bundle)) as read:
-        found = read.nearest(vector, np.ones(3, np.float32), 2, {"price": {"min": 1}})
+        found = read.nearest(seen.vector, np.ones(3, np.float32), 2, {"price": {"min": 1}})
         assert sorted(ids(found)) == ["new", "val-000000-003"]
         np.testing.assert_allclose(read.get("new").vector, stored.vector, atol=1e-5)
         assert bundle.schema.decode(read.get("new").labels)["colour"] == "red"

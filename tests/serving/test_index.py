@@ -9,10 +9,11 @@ import pytest
 from adde.errors import UserError
 from adde.files import read_json
 from adde.serving import compact, index
+from adde.serving.asking import augmented, augmented_query
 from adde.serving.build import open_gallery
 from adde.serving.compact import Directions
 from adde.serving.embedded import EmbeddedGallery
-from adde.serving.gallery import Header, augmented, augmented_query
+from adde.serving.gallery import Header
 from adde.serving.index import Index
 
 

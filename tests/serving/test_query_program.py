@@ -64,8 +64,7 @@ def test_a_picture_file_is_answered_in_print_and_as_a_picture(query, tiny_shards
 def test_an_item_is_answered_as_json_like_its_picture(query, tiny_shards, tmp_path):
     sample = next(iterate(ShardIndex.read(tiny_shards), "val"))
     (tmp_path / "x.png").write_bytes(sample.picture)
-    edit = ("--set", "shape=disc", "--json")
-    done = query("--item", sample.item_id, *edit)
+    done = query("--item", sample.item_id, "--json", "--set", "shape=disc")
     assert done.returncode == 0, done.stderr
     content = json.loads(done.stdout)
     assert content["edits"] == {"shape": "disc"}
@@ -74,9 +73,11 @@ def test_an_item_is_answered_as_json_like_its_picture(query, tiny_shards, tmp_pa
     assert scores == sorted(scores, reverse=True)
     assert content["answers"][0]["matches"]["shape"]["wanted"] == "disc"
     # Asked by id, the item itself is left out; its picture alone cannot tell.
-    by_picture = json.loads(query("--image", tmp_path / "x.png", *edit, "--k", "11").stdout)
-    others = [a for a in by_picture["answers"] if a["item_id"] != sample.item_id]
-    for found, expected in zip(content["answers"], others):
+    content = json.loads(query("--item", sample.item_id, "--json").stdout)
+    by_picture = query("--image", tmp_path / "x.png", "--json", "--k", "11")
+    answers = json.loads(by_picture.stdout)["answers"]
+    others = [a for a in answers if a["item_id"] != sample.item_id]
+    for found, expected in zip(content["answers"], others, strict=True):
         # The stored embedding was normalised and is not, to the last bit, what is encoded anew.
         assert found["item_id"] == expected["item_id"]
         assert found["score"] == pytest.approx(expected["score"], abs=1e-6)

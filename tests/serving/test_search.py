@@ -55,6 +55,10 @@ def by_definition(searcher, tiny_model, picture, edits):
     return (query / np.linalg.norm(query)).reshape(3, 6).astype(float), wanted
 
 
+def unit(vector):
+    return vector / np.linalg.norm(vector, axis=1, keepdims=True)
+
+
 @pytest.mark.parametrize("edits", EDITS)
 @pytest.mark.parametrize("item_id", IDS)
 @pytest.mark.parametrize(
@@ -71,12 +75,14 @@ def test_answers_are_the_nearest_to_the_edited_embedding(
 ):
     picture = picture_of(searcher, item_id)
     query, wanted = by_definition(searcher, tiny_model, picture, edits)
+    vectors = {i: item.vector.astype(float) for i, item in everything.items()}
+    if like:  # directions alone, and the mean instead of the sum
+        query = unit(query)
+        vectors = {i: unit(vector) for i, vector in vectors.items()}
+        factors = np.divide(factors, sum(factors))
     parts = {
-        i: [
-            float(f * ((g - q) ** 2).sum())
-            for f, g, q in zip(factors, item.vector.astype(float), query)
-        ]
-        for i, item in everything.items()
+        i: [float(f * ((g - q) ** 2).sum()) for f, g, q in zip(factors, vector, query)]
+        for i, vector in vectors.items()
     }
     result = searcher.search(picture, edits, k=20, weights=weights, like=like)
     assert len(result) == 20

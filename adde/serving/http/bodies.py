@@ -5,8 +5,10 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
 
+from adde.serving.answers import Answer, Rank, Result, Seen
+from adde.serving.edits import More, Not
 from adde.serving.gallery import Header, Item
-from adde.serving.search import MAX_K, MAX_WEIGHT, Answer, Result, Seen
+from adde.serving.search import MAX_K, MAX_WEIGHT, Request
 
 MOST = 1000
 """Names in one mapping and values in one list of a request."""
@@ -63,16 +65,57 @@ class EmbedBody(_Asked):
     """One picture."""
 
 
+class NotBody(BaseModel):
+    """Any value of the attribute but these."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    refused: Text | Annotated[list[Text], Field(min_length=1, max_length=MOST, fail_fast=True)] = (
+        Field(alias="not")
+    )
+
+    def edit(self) -> Not:
+        """As the library has it."""
+        return Not(*([self.refused] if isinstance(self.refused, str) else self.refused))
+
+
+class MoreBody(BaseModel):
+    """A share of the way from what the item is to the value."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    more: Text
+    amount: float = Field(0.5, gt=0, le=1)
+
+    def edit(self) -> More:
+        """As the library has it."""
+        return More(self.more, self.amount)
+
+
 class SearchBody(_Asked):
     """A picture or an item to start from, and what is wanted of the answers."""
 
     item: Text | None = Field(None, description="Id of an item of the gallery to start from.")
-    edits: Annotated[dict[Text, Text], Names] = Field(
-        {}, max_length=MOST, description="Attribute to new value.", examples=[{"colour": "red"}]
+    edits: Annotated[dict[Text, Text | NotBody | MoreBody], Names] = Field(
+        {},
+        max_length=MOST,
+        description='Attribute to new value, to {"not": ...} or {"more": ..., "amount": ...}.',
+        examples=[{"colour": "red"}, {"colour": {"not": ["black", "grey"]}}],
     )
     k: int = Field(10, ge=1, le=MAX_K, description="Answers wanted.")
+    offset: int = Field(
+        0, ge=0, lt=MAX_K, description=f"Answers before the first; with k at most {MAX_K}."
+    )
+    rank: Rank | None = Field(
+        None,
+        description="By the probability of a match, or by distance from the edited embedding. If "
+        "not given, by match where the bundle is calibrated.",
+    )
+    must: list[Text] = Field(
+        [], max_length=MOST, description="Edited attributes of which answers show the new value."
+    )
     weights: Annotated[dict[Text, Annotated[float, Field(ge=0, le=MAX_WEIGHT)]], Names] = Field(
-        {}, max_length=MOST, description="Attribute to its weight in the distance, 1 if not given."
+        {}, max_length=MOST, description="Attribute to its weight, 1 if not given."
     )
     like: list[Text] = Field(
         [], max_length=MOST, description="If any, only these attributes count."
@@ -83,12 +126,24 @@ class SearchBody(_Asked):
         '{"min": ..., "max": ...}; all must hold.',
     )
 
+    def request(self, image: bytes | None) -> Request:
+        """As the library has it; the picture is given apart."""
+        fields: dict[str, Any] = {name: getattr(self, name) for name in SearchBody.model_fields}
+        edits = {n: e if isinstance(e, str) else e.edit() for n, e in self.edits.items()}
+        fields |= {"edits": edits, "image": image}
+        return Request(**fields)
+
 
 class SeenBody(BaseModel):
-    """The likeliest value of an attribute, and its probability."""
+    """An attribute of the query before the edits."""
 
-    value: str
-    confidence: float
+    value: str | None = Field(
+        description="The likeliest value; null where the attribute is likelier not to be there."
+    )
+    confidence: float | None = Field(
+        description="Probability of `value`, 1 where it is known; null where there is none."
+    )
+    known: bool = Field(description="The catalogue says so; else it is seen.")
 
 
 class EmbedResult(BaseModel):
@@ -102,12 +157,17 @@ class EmbedResult(BaseModel):
 class MatchBody(BaseModel):
     """One attribute of an answer, held against what was asked for."""
 
-    value: str
+    value: str | None = Field(
+        description="The answer's value; null where the attribute is likelier not to be there."
+    )
     predicted: bool = Field(description="The catalogue does not say: `value` is what is seen.")
-    seen: str
-    wanted: str
-    share: float = Field(description="Of the distance, 0 to 1.")
-    good: bool = Field(description="`value` is `wanted`.")
+    seen: str = Field(description="The likeliest value in the picture.")
+    wanted: str | None = Field(description='A value, null for none, "not black" or "more red".')
+    share: float = Field(description="Of what separates it from a perfect answer, 0 to 1.")
+    probability: float | None = Field(
+        description="That it matches here; null where the bundle is not calibrated."
+    )
+    good: bool = Field(description="`value` is what is wanted.")
 
 
 class AnswerBody(BaseModel):
@@ -115,7 +175,9 @@ class AnswerBody(BaseModel):
 
     item_id: str
     distance: float
-    score: float
+    score: float = Field(
+        description="By match, 0 to 1, a mean of the probabilities; by distance, 1 - distance / 2."
+    )
     labels: dict[str, str | None]
     fields: dict[str, Any]
     matches: dict[str, MatchBody]
@@ -126,8 +188,9 @@ class SearchResult(BaseModel):
     """Answers, best first, and what was looked for."""
 
     bundle: str
+    rank: Rank
     seen: dict[str, SeenBody]
-    wanted: dict[str, str]
+    wanted: dict[str, str | None]
     answers: list[AnswerBody]
 
 
@@ -179,6 +242,7 @@ class SchemaResult(BaseModel):
     """What can be asked for."""
 
     bundle: str
+    calibrated: bool = Field(description="Answers can be ranked by match, and are by default.")
     attributes: list[AttributeBody]
     fields: list[FieldBody] = Field(description="As they were when the gallery was opened.")
     items: int
@@ -216,7 +280,7 @@ def answer_json(header: Header, answer: Answer) -> dict[str, Any]:
         "score": answer.score,
         "labels": answer.labels,
         "fields": answer.fields,
-        "matches": {n: {**vars(m), "good": m.good} for n, m in answer.matches.items()},
+        "matches": {name: vars(match) for name, match in answer.matches.items()},
         "has_picture": _has_picture(header, answer.item),
     }
 
@@ -225,6 +289,7 @@ def result_json(header: Header, bundle: str, result: Result) -> dict[str, Any]:
     """A `SearchResult`."""
     return {
         "bundle": bundle,
+        "rank": result.rank,
         "seen": seen_json(result.seen),
         "wanted": result.wanted,
         "answers": [answer_json(header, answer) for answer in result],

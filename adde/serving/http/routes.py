@@ -42,7 +42,7 @@ LOOK = (401, 404, 421, 422, 429, 500, 503, 504)
 
 def body_of(kind: type[BaseModel], needs_image: bool) -> dict[str, Any]:
     """A request's body as OpenAPI has it."""
-    schema = kind.model_json_schema()
+    schema = inlined(kind.model_json_schema())
     form: dict[str, Any] = {
         "type": "object",
         "properties": {
@@ -55,6 +55,23 @@ def body_of(kind: type[BaseModel], needs_image: bool) -> dict[str, Any]:
     in_json = {**schema, "required": ["image"]} if needs_image else schema
     content = {JSON: {"schema": in_json}, FORM: {"schema": form}}
     return {"requestBody": {"required": True, "content": content}}
+
+
+def inlined(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema without `$defs`, whose addresses would be those of the whole document."""
+    parts = schema.pop("$defs", {})
+
+    def put(value: Any) -> Any:
+        if isinstance(value, list):
+            return [put(one) for one in cast(list[Any], value)]
+        if not isinstance(value, dict):
+            return value
+        found = cast(dict[str, Any], value)
+        if "$ref" in found:
+            return put(parts[found["$ref"].removeprefix("#/$defs/")])
+        return {name: put(one) for name, one in found.items()}
+
+    return put(schema)
 
 
 def service_of(request: Request) -> Service:
@@ -95,6 +112,7 @@ async def schema(request: Request) -> bodies.SchemaResult:
     pair = service.pair
     return bodies.SchemaResult(
         bundle=pair.bundle,
+        calibrated=pair.searcher.calibration is not None,
         attributes=[
             bodies.AttributeBody(name=a.name, values=list(a.values))
             for a in pair.searcher.schema.attributes

@@ -132,8 +132,7 @@ class Service:
             return await pair.in_thread(_embedded, pair.bundle, start)
 
     async def _search(self, place: Place, body: SearchBody, upload: Upload | None) -> bytes:
-        fields = {name: getattr(body, name) for name in SearchBody.model_fields if name != "image"}
-        search = Search(image=None if upload is None else b"", **fields)  # embedded on its own
+        search = body.request(None if upload is None else b"")  # embedded on its own
         pair = self.pair
         with pair.in_use():
             pair.searcher.check(search)

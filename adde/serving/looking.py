@@ -1,0 +1,81 @@
+"""Looks at every stored row, block by block: the nearest, the best matches, what shows a value."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from adde.metrics import smallest
+from adde.schema import Labels, Schema, Vector
+from adde.serving.asking import ROUNDING, Matching, Nearness, shows
+
+BLOCK_BYTES = 4 << 20
+"""Rows scored at a time: few enough for what is made of them to stay in a cache."""
+
+Mask = npt.NDArray[np.bool_]
+Rows = npt.NDArray[np.int64]
+
+
+def look(rows: Vector, chosen: Rows, score: Callable[[Vector], Vector]) -> Vector:
+    """Scores (n,) of the chosen rows of `rows`, which are in order, computed in blocks."""
+    step = max(1, BLOCK_BYTES // (4 * rows.shape[1]))
+    if len(chosen) < len(rows) // 4:
+        few = range(0, len(chosen), step)
+        return _joined([score(rows[chosen[at : at + step]]) for at in few])
+    scores = [score(rows[at : at + step]) for at in range(0, len(rows), step)]
+    return _joined(scores)[chosen]
+
+
+def _joined(scores: list[Vector]) -> Vector:
+    return np.concatenate(scores) if scores else np.empty(0, np.float32)
+
+
+def exact(rows: Vector, allowed: Mask, near: Nearness, k: int) -> Rows:
+    """The k allowed rows that are nearest, nearest first, ties to the lowest row."""
+    chosen = np.flatnonzero(allowed)
+    return chosen[smallest(-look(rows, chosen, near)[None], k)[0]]
+
+
+def best_matches(
+    beliefs: Vector, rows: Vector, allowed: Mask, match: Matching, near: Nearness, k: int
+) -> Rows:
+    """The k allowed rows that match best, best first, ties to the nearest.
+
+    Args:
+        beliefs: (N, V + A) of every row.
+        rows: (N, A D + A + ...) as they are stored.
+        allowed: (N,) of which k or more are set.
+        match: what is wanted.
+        near: decides between rows that match alike.
+        k: rows wanted.
+    """
+    chosen = np.flatnonzero(allowed)
+    return first(chosen, look(beliefs, chosen, match), rows, match, near, k)
+
+
+def first(
+    chosen: Rows, scores: Vector, rows: Vector, match: Matching, near: Nearness, k: int
+) -> Rows:
+    """The k of the chosen rows with the highest scores, highest first, ties to the nearest.
+
+    Items of which every label is known tie in thousands.
+    """
+    if len(chosen) > k:
+        last = scores[np.argpartition(-scores, k - 1)[k - 1]]
+        kept = np.flatnonzero(scores >= last - ROUNDING * match.weights.sum())
+        chosen, scores = chosen[kept], scores[kept]
+    nearness = look(rows, chosen, near)
+    # Sums of other blocks differ in their last bits.
+    steps = np.floor_divide(scores, ROUNDING * float(match.weights.sum()))
+    return chosen[np.lexsort((-nearness, -steps))[:k]]
+
+
+def showing(beliefs: Vector, allowed: Mask, must: Mapping[int, Labels], schema: Schema) -> Mask:
+    """(N,) which of the allowed rows show one of the labels of every attribute of `must`."""
+    chosen, passed = np.flatnonzero(allowed), np.zeros(len(allowed), np.bool_)
+
+    def score(block: Vector) -> Vector:
+        return shows(block, must, schema).astype(np.float32)
+
+    passed[chosen] = look(beliefs, chosen, score) > 0
+    return passed

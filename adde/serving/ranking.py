@@ -1,0 +1,100 @@
+"""Candidates become answers: ranked exactly, each attribute compared with what was asked."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from adde.schema import UNKNOWN, Labels, Schema, Vector
+from adde.scoring import likeliest
+from adde.serving.answers import Answer, Match, Rank, value_of
+from adde.serving.asking import Matching, distances_in_subspaces
+from adde.serving.gallery import Item
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """What candidates are compared with."""
+
+    schema: Schema
+    rank: Rank
+    query: Vector
+    """(A, D) float32, L2-normalised over both axes."""
+    weights: Vector
+    """(A,) float32."""
+    unit: bool
+    """Distances are of unit subspaces."""
+    matching: Matching | None
+    """None where the bundle is not calibrated."""
+    wanted: Mapping[str, str | None]
+    """Of each attribute, as it is said."""
+    good: Mapping[int, Labels]
+    """Edited attributes to the labels of which one has to be shown."""
+
+    def answers(self, items: Sequence[Item]) -> tuple[Answer, ...]:
+        """All items, best first: by score, then distance, then as they stand."""
+        if not items:
+            return ()
+        vectors = np.stack([item.vector for item in items])
+        parts = self.weights * distances_in_subspaces(vectors, self.query, self.unit)
+        if self.unit:
+            parts /= self.weights.sum()
+        distances = parts.sum(axis=1)
+        labels = np.stack([item.labels for item in items])
+        shown = np.where(labels == UNKNOWN, np.stack([i.predicted for i in items]), labels)
+        probabilities, costs, scores, keys = None, parts, 1 - distances / 2, (distances,)
+        if self.matching is not None:
+            beliefs = _beliefs(items)
+            shown = likeliest(beliefs, self.schema)
+            probabilities = self.matching.probabilities(beliefs)
+            if self.rank == "match":
+                costs = self.matching.costs(probabilities)
+                scores = self.matching.mean_probability(costs)
+                keys = (distances, costs.sum(axis=1))
+        shares = costs / np.maximum(costs.sum(axis=1, keepdims=True), 1e-30)
+        answers: list[Answer] = []
+        for at in np.lexsort(keys).tolist():
+            item = items[int(at)]
+            chances = None if probabilities is None else probabilities[at].tolist()
+            matches = self._matches(item, shown[at].tolist(), shares[at].tolist(), chances)
+            answers.append(
+                Answer(
+                    item.item_id,
+                    float(scores[at]),
+                    float(distances[at]),
+                    self.schema.decode(item.labels),
+                    item.fields,
+                    matches,
+                    item,
+                )
+            )
+        return tuple(answers)
+
+    def _matches(
+        self,
+        item: Item,
+        shown: list[int],
+        shares: list[float],
+        probabilities: list[float] | None,
+    ) -> dict[str, Match]:
+        found: dict[str, Match] = {}
+        for a, (name, wanted) in enumerate(self.wanted.items()):
+            value = value_of(self.schema, a, shown[a])
+            seen = self.schema.attributes[a].values[int(item.predicted[a])]
+            found[name] = Match(
+                value=value,
+                predicted=bool(item.labels[a] == UNKNOWN),
+                seen=seen,
+                wanted=wanted,
+                share=shares[a],
+                probability=None if probabilities is None else probabilities[a],
+                good=bool(np.isin(shown[a], self.good[a])) if a in self.good else value == wanted,
+            )
+        return found
+
+
+def _beliefs(items: Sequence[Item]) -> Vector:
+    rows = [item.beliefs for item in items if item.beliefs is not None]
+    if len(rows) != len(items):
+        raise ValueError("expected items with beliefs, found some without")
+    return np.stack(rows)

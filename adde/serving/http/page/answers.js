@@ -63,9 +63,13 @@ function details({ matches }, asked) {
   return told.length ? told : [["Alike in all else", {}]];
 }
 
+// "suit", "white shoes", "no glasses"; as short as it can be understood.
 function detail(name, { value, predicted }) {
-  if (value === null) return `no ${words(name)}`;
-  return `${words(name)} ${predicted ? "looks " : ""}${words(value)}`;
+  if (value === null || value === "none") return `no ${words(name)}`;
+  const [, coloured] = name.match(/^(.*?)_?colou?r$/) ?? [];
+  const of = coloured === undefined ? words(name) : words(coloured);
+  if (predicted) return `${of} looks ${words(value)}`.trim();
+  return (coloured === undefined ? `${of} ${words(value)}` : `${words(value)} ${of}`).trim();
 }
 
 function describe(item) {

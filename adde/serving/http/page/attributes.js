@@ -3,9 +3,8 @@
 import { byId, h, shown, words } from "./dom.js";
 import * as choose from "./choose.js";
 import { mode, told, valuesOf } from "./edits.js";
-import { withChange } from "./state.js";
 
-// `seen`: {name: {value, confidence, known}} of the query before edits.
+// `seen`: {name: {value, confidence, known}} of the query before edits; `change(name, changes)` as `withChange`.
 export function show(schema, state, seen, change) {
   const focused = document.activeElement?.dataset?.attribute;
   byId("attributes").replaceChildren(
@@ -41,7 +40,7 @@ function row(attribute, state, seen, change) {
     ),
     only ? h("span", { class: "tag" }, "only") : null,
     weight === 1 || state.only.length ? null : h("span", { class: "tag" }, `×${weight}`),
-    edit === undefined ? null : undo(name, state, change),
+    edit === undefined ? null : undo(name, change),
   );
 }
 
@@ -77,8 +76,8 @@ function guess(seen) {
   return h("span", { class: "guess", title }, `guess ${inPercent(seen.confidence)} %`, meter);
 }
 
-function undo(name, state, change) {
-  const click = () => change(withChange(state, name, { edit: null }));
+function undo(name, change) {
+  const click = () => change(name, { edit: null });
   const text = `Undo the change of ${words(name)}`;
   return h("button", { class: "undo", type: "button", "aria-label": text, title: text, onclick: click }, "×");
 }

@@ -4,9 +4,7 @@ import { capital, h, plain, told, words } from "./dom.js";
 import { fill } from "./images.js";
 import { empty, toQuery } from "./state.js";
 
-const SHOWN = 3; // differences
-
-// `details`: [text, {guess}] each; the first of them are shown.
+// `details`: [text, {guess}] each; as many are shown as one line takes.
 export function card(item, cards, filters, go, details = []) {
   const next = { ...empty(), filters, item: item.item_id };
   const click = (event) => {
@@ -71,11 +69,9 @@ function frame(item, alt) {
 
 function line(details) {
   if (!details.length) return null;
-  const parts = details.slice(0, SHOWN).flatMap(([text, { guess }], at) => [
+  const parts = details.flatMap(([text, { guess }], at) => [
     at ? " · " : "",
-    guess ? h("em", { title: "A guess from the picture: the catalogue does not say." }, text) : text,
+    guess ? h("em", { title: `${text}: a guess from the picture, the catalogue does not say` }, text) : text,
   ]);
-  const left = details.length - SHOWN;
-  const all = details.map(([text]) => text).join(", ");
-  return h("p", { class: "differs" }, ...parts, left > 0 ? h("span", { title: all }, ` · ${left} more`) : null);
+  return h("p", { class: "differs", title: details.map(([text]) => text).join(", ") }, ...parts);
 }

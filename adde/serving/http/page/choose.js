@@ -3,7 +3,6 @@
 import { h, shown, words } from "./dom.js";
 import { AMOUNTS, mode, valuesOf } from "./edits.js";
 import * as menu from "./menu.js";
-import { withChange } from "./state.js";
 
 const WEIGHTS = [0, 0.5, 1, 2, 4];
 const MODES = { exactly: "Change to", more: "More", not: "Not" };
@@ -13,7 +12,7 @@ export function open(find, attribute, state, seen, change) {
   const edit = state.edits[name];
   const set = (changes) => {
     menu.close();
-    change(withChange(state, name, changes));
+    change(name, changes);
   };
   const values = h("div", {});
   const modes = h("div", { class: "modes", role: "group", "aria-label": "How to change it" });
@@ -84,7 +83,7 @@ function pressed(text, on, click, disabled = false) {
 function box(name, text, checked, set) {
   const input = h("input", { type: "checkbox", checked });
   input.addEventListener("change", () => set(input.checked));
-  return h("label", { class: `only ${name}` }, input, text);
+  return h("label", { class: `box ${name}` }, input, text);
 }
 
 function arrows(event) {

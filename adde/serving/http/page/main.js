@@ -10,7 +10,7 @@ import { complain, note, say } from "./notices.js";
 import * as pictures from "./pictures.js";
 import * as query from "./query.js";
 import * as start from "./start.js";
-import { FIRST, MORE, MOST, carried, empty, fromQuery, started, toQuery, toRequest } from "./state.js";
+import { FIRST, MORE, MOST, carried, empty, fromQuery, started, toQuery, toRequest, withChange, withFilter } from "./state.js";
 
 const GONE = "This item is no longer in the catalogue. Start from another.";
 const ELSEWHERE = "The picture of this address stayed in the tab in which it was chosen. Choose it again, or start from an item.";
@@ -28,6 +28,10 @@ function go(next) {
   if (leap) scrollTo({ top: 0 });
   return show();
 }
+
+// Of the state as it is then, which may be another than what was shown when a menu was opened.
+const change = (name, changes) => go(withChange(state, name, changes));
+const filter = (name, next) => go(withFilter(state, name, next));
 
 async function show() {
   running.abort();
@@ -57,7 +61,7 @@ async function showStart(signal) {
   document.title = "This item, but …";
   query.hide();
   start.show(schema, state, go);
-  filters.show(schema, state, go);
+  filters.show(schema, state, filter);
   byId("others").hidden = state.words !== "" || !items.length;
   byId("heading").textContent = start.heading(state, items.length);
   answers.clear();
@@ -86,8 +90,8 @@ async function showSearch(signal) {
   }
   if (signal.aborted) return;
   start.hide();
-  query.show(state, schema, result, upload, go);
-  attributes.show(schema, state, result.seen, go);
+  query.show(state, schema, upload, change);
+  attributes.show(schema, state, result.seen, change);
   answers.clear();
   answers.add(result.answers, state, schema.cards ?? {}, go);
   const count = result.answers.length;
@@ -100,7 +104,7 @@ async function showSearch(signal) {
 // Of the bundle that the schema is of: the server may have swapped it while the page was open.
 async function search(upload, signal) {
   const ask = () => {
-    filters.show(schema, state, go); // first: one that is refused can be taken away
+    filters.show(schema, state, filter); // first: one that is refused can be taken away
     return api.search(toRequest(state, schema.fields), upload?.file, signal);
   };
   const result = await ask().catch(async (error) => {

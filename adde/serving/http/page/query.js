@@ -5,7 +5,7 @@ import { facts, nameOf } from "./card.js";
 import { byId, h, words } from "./dom.js";
 import { mustText, told } from "./edits.js";
 import * as images from "./images.js";
-import { changed, withChange } from "./state.js";
+import { changed } from "./state.js";
 
 const known = new Map(); // id -> the item, for its name, price and link
 
@@ -13,7 +13,7 @@ export function hide() {
   byId("query").hidden = byId("musts").hidden = true;
 }
 
-export function show(state, schema, result, upload, go) {
+export function show(state, schema, upload, change) {
   byId("query").hidden = false;
   const cards = schema.cards ?? {};
   name(state, cards);
@@ -22,7 +22,7 @@ export function show(state, schema, result, upload, go) {
   const guessed = upload !== null && upload !== undefined;
   byId("hint").textContent = `${guessed ? "Guessed from your picture. " : ""}Choose a value to ask for another.`;
   showPicture(state, upload);
-  musts(state, go);
+  musts(state, change);
   if (state.item !== null && (cards.title_field || cards.price_field || cards.link_template)) fetchItem(state.item, cards);
 }
 
@@ -55,20 +55,19 @@ function showPicture(state, upload) {
   if (!upload) images.fill(image, state.item);
 }
 
-function musts(state, go) {
+function musts(state, change) {
   const edits = Object.entries(state.edits);
+  const focused = document.activeElement?.dataset?.must;
   byId("musts").hidden = edits.length === 0;
   byId("musts").replaceChildren(
     ...edits.map(([name, edit]) => {
       const on = state.must.includes(name);
-      const click = () => {
-        go(withChange(state, name, { must: !on }));
-        byId("musts").querySelector(`[data-must="${CSS.escape(name)}"]`)?.focus();
-      };
+      const click = () => change(name, { must: !on });
       const about = { type: "button", role: "switch", "aria-checked": String(on), "data-must": name, onclick: click };
       return h("button", { class: "switch", ...about }, h("i", { "aria-hidden": "true" }), mustText(name, edit));
     }),
   );
+  if (focused) byId("musts").querySelector(`[data-must="${CSS.escape(focused)}"]`)?.focus(); // it was made anew
 }
 
 export function heading(state, count) {

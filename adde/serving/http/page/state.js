@@ -49,7 +49,7 @@ export function toQuery(state) {
   if (state.k !== FIRST) query.set("k", state.k);
   if (state.seed && !started(state)) query.set("seed", state.seed);
   const text = query.toString();
-  return text ? `?${text}` : "/";
+  return text ? `?${text}` : "./"; // wherever a proxy has put the page
 }
 
 export function started(state) {

@@ -6,8 +6,10 @@ import os
 import signal
 import socket
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import Any, cast
 
 import uvicorn
 
@@ -15,6 +17,7 @@ from adde.errors import UserError
 from adde.serving.http import logs
 from adde.serving.http.app import create_app
 from adde.serving.http.cards import Cards
+from adde.serving.http.connections import Connection, Connections
 from adde.serving.http.decoders import Decoders
 from adde.serving.http.hosts import Hosts, is_loopback
 from adde.serving.http.keys import VARIABLE, Keys
@@ -116,9 +119,12 @@ class Server(uvicorn.Server):
 
     def __init__(self, service: Service) -> None:
         limit = service.settings.deadline_seconds
+        connections = Connections(service.settings.connections, service.metrics)
         super().__init__(
             uvicorn.Config(
                 create_app(service),
+                http=cast(Any, partial(Connection, connections)),
+                ws="none",
                 log_config=None,
                 access_log=False,
                 server_header=False,

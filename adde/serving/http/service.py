@@ -15,13 +15,13 @@ from adde.errors import UserError
 from adde.serving.http.bodies import EmbedBody, SearchBody, result_json, seen_json
 from adde.serving.http.cards import Cards
 from adde.serving.http.decoders import Decoders
-from adde.serving.http.gate import Gate, Place, in_time
+from adde.serving.http.gate import Gate, Place, Shares, in_time
 from adde.serving.http.hosts import Hosts
 from adde.serving.http.keys import Buckets, Keys
 from adde.serving.http.metrics import Metrics
 from adde.serving.http.pair import Opened, Pair, Source
 from adde.serving.http.problems import Problem
-from adde.serving.http.reading import Upload, read
+from adde.serving.http.reading import Body, Upload, read
 from adde.serving.http.settings import Settings
 from adde.serving.search import Request as Search
 from adde.serving.search import Start
@@ -64,7 +64,9 @@ class Service:
         self.swap: Literal["none", "done", "failed", "running"] = "none"
         self.pair: Pair
         self._source, self._opened, self._decoders = source, opened, decoders
-        self._gate = Gate(settings.queue, self.metrics)
+        self.bodies = Shares(settings.queue * settings.max_bytes, self._several_keys)
+        """Bytes of bodies that requests have sent."""
+        self._gate = Gate(settings.queue, self.metrics, self._several_keys)
         self._swapping = asyncio.Lock()
 
     async def start(self) -> None:
@@ -99,18 +101,16 @@ class Service:
 
     async def embed(self, request: Request) -> bytes:
         """Answers /v1/embed."""
-        with self._gate.place() as place:
-            with self.metrics.stage("read"):
-                _, upload = await read(request, EmbedBody, self._left(request))
-            if upload is None:
-                raise Problem(422, "invalid", "image: expected one, found none")
+        _, upload = await self._read(request, EmbedBody)
+        if upload is None:
+            raise Problem(422, "invalid", "image: expected one, found none")
+        with self._gate.place(request.state.key) as place:
             return await in_time(request, self._embed(place, upload), self._left(request))
 
     async def search(self, request: Request) -> bytes:
         """Answers /v1/search."""
-        with self._gate.place() as place:
-            with self.metrics.stage("read"):
-                body, upload = await read(request, SearchBody, self._left(request))
+        body, upload = await self._read(request, SearchBody)
+        with self._gate.place(request.state.key) as place:
             return await in_time(request, self._search(place, body, upload), self._left(request))
 
     async def look(self, request: Request, work: Callable[[Pair], Awaitable[T]]) -> T:
@@ -121,9 +121,15 @@ class Service:
             with pair.in_use():
                 return await work(pair)
 
-        with self._gate.place() as place:
+        with self._gate.place(request.state.key) as place:
             place.settle()
             return await in_time(request, looked(), self._left(request))
+
+    async def _read(self, request: Request, kind: type[Body]) -> tuple[Body, Upload | None]:
+        """The body, which has a place only when it is here: else slow ones would fill the house."""
+        self._gate.check(request.state.key)
+        with self.metrics.stage("read"):
+            return await read(request, kind, self._left(request))
 
     async def _embed(self, place: Place, upload: Upload) -> bytes:
         pair = self.pair
@@ -160,6 +166,9 @@ class Service:
 
     def _cards_of(self, opened: Opened) -> Cards:
         return self._cards.of(opened.searcher.schema, opened.facets, opened.items)
+
+    def _several_keys(self) -> bool:
+        return self.keys is not None and len(self.keys) > 1
 
     def _left(self, request: Request) -> float:
         """Seconds until a request's deadline."""

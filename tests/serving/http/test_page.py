@@ -10,6 +10,7 @@ import shutil
 import time
 from contextlib import closing
 from dataclasses import replace
+from urllib.parse import urljoin
 
 import httpx
 import numpy as np
@@ -29,7 +30,8 @@ KEY = "secret-secret-secret"
 def test_the_files_of_the_page_are_served_and_name_nothing_elsewhere(client):
     html = client.get("/").text
     assert html.startswith("<!doctype html>")
-    seen, left = set(), ["page/main.js", *re.findall(r'(?:src|href)="(page/[^"]+)"', html)]
+    left = ["/page/main.js", *(f"/{name}" for name in re.findall(r'="(page/[^"]+)"', html))]
+    seen = set()
     while left:
         path = left.pop()
         if path in seen:
@@ -37,12 +39,12 @@ def test_the_files_of_the_page_are_served_and_name_nothing_elsewhere(client):
         seen.add(path)
         answer = client.get(path)
         assert answer.status_code == 200
-        left += [f"page/{name}" for name in re.findall(r'from "\./([^"]+)"', answer.text)]
+        left += [f"/page/{name}" for name in re.findall(r'from "\./([^"]+)"', answer.text)]
         elsewhere = re.findall(r"https?://[^\"' )]+", answer.text)
         assert set(elsewhere) <= {"http://www.w3.org/2000/svg"}
         again = client.get(path, headers={"if-none-match": answer.headers["etag"]})
         assert again.status_code == 304
-    assert {f"page/{n}.js" for n in ("main", "api", "state", "card", "choose")} <= seen
+    assert {f"/page/{n}.js" for n in ("main", "api", "state", "card", "choose")} <= seen
     assert "<script>" not in html and "style=" not in html  # the policy would not run them
     assert client.get("/page/../app.py").status_code == 404
 
@@ -51,7 +53,12 @@ def test_the_description_of_the_api_is_served_from_here(client):
     html = client.get("/docs")
     assert "script-src 'self'" in html.headers["content-security-policy"]
     for path in re.findall(r'(?:src|href)="([^"]+)"', html.text):
-        assert client.get(path).status_code == 200
+        assert client.get(urljoin("/docs", path)).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/schema/", "/page", "/docs/", "/docs/files"])
+def test_no_answer_leads_out_of_a_proxys_prefix(client, path):
+    assert client.get(path).status_code == 404  # and is no redirect, which names a path
 
 
 def test_the_page_is_the_same_under_a_prefix(client):
@@ -136,6 +143,35 @@ def dividers(page):
 def change(page, attribute, value):
     page.click(f'[data-attribute="{attribute}"]')
     page.click(f'#menu [role=menuitemradio]:has-text("{value}")')
+
+
+@pytest.mark.slow
+def test_behind_a_prefix_that_a_proxy_takes_away(visit, server):
+    page, asked = visit(), []
+    page.goto("about:blank")
+
+    def forward(route):
+        path = route.request.url.removeprefix(server.url)
+        asked.append(path)
+        route.continue_(url=server.url + path.removeprefix("/shop/adde"))
+
+    page.context.route("**/*", forward)
+    page.goto(f"{server.url}/shop/adde/")
+    first = answers(page)[0]
+    page.click(".card a")
+    page.wait_for_url(f"**/shop/adde/?item={first}")
+    assert len(answers(page)) == 12
+    page.click("#home")
+    page.wait_for_url("**/shop/adde/")
+    page.reload()
+    assert first in answers(page)
+    page.goto(f"{server.url}/shop/adde/docs")
+    page.click("text=Whether the process lives")
+    page.click("text=Try it out")
+    page.click("text=Execute")
+    page.wait_for_selector(".live-responses-table")
+    assert asked[-1] == "/shop/adde/healthz"
+    assert all(path.startswith("/shop/adde/") for path in asked)
 
 
 @pytest.mark.slow

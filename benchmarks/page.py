@@ -1,0 +1,70 @@
+"""Pictures of the shopper's page for the docs: two sizes, light and dark.
+
+    python serve_onnx/server.py --bundle bundles/quickstart --gallery galleries/wardrobe
+    python benchmarks/page.py --item 001949-0 --edit headwear_colour=red
+
+Needs chromium and Playwright (extra `dev`).
+"""
+
+import io
+from pathlib import Path
+from urllib.parse import urlencode
+
+import tyro
+from PIL import Image
+from playwright.sync_api import Browser, sync_playwright
+
+SIZES = {"": (1280, 860), "-phone": (390, 844)}
+COLOURS = 128
+"""Of a picture's palette: a quarter of the bytes, and no difference to be seen."""
+
+
+def main(
+    item: str,
+    edit: tuple[str, ...],
+    url: str = "http://127.0.0.1:8000",
+    out: Path = Path("docs"),
+    chromium: Path = Path("/usr/bin/chromium"),
+) -> None:
+    """Writes page.png, page-start.png and the like.
+
+    Args:
+        item: what the search starts from.
+        edit: attribute=value, what should be different.
+        url: of a running server.
+        out: folder of the pictures.
+        chromium: the browser.
+    """
+    edits = {f"but.{name}": value for name, value in (each.split("=", 1) for each in edit)}
+    paths = {"page": f"/?{urlencode({'item': item, **edits})}", "page-start": "/"}
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=str(chromium), args=["--no-sandbox", "--hide-scrollbars"]
+        )
+        for name, path in paths.items():
+            for size, (width, height) in SIZES.items():
+                for scheme in ("light", "dark"):
+                    dark = "-dark" if scheme == "dark" else ""
+                    content = shot(browser, url + path, width, height, scheme)
+                    picture = Image.open(io.BytesIO(content)).convert("RGB")
+                    picture.quantize(COLOURS).save(out / f"{name}{size}{dark}.png", optimize=True)
+        browser.close()
+
+
+def shot(browser: Browser, url: str, width: int, height: int, scheme: str) -> bytes:
+    """One picture, PNG, of what a window of that size shows first."""
+    page = browser.new_page(
+        viewport={"width": width, "height": height},
+        color_scheme="dark" if scheme == "dark" else "light",
+        locale="en-GB",
+    )
+    page.goto(url)
+    page.wait_for_selector(".card")
+    page.wait_for_load_state("networkidle")
+    content = page.screenshot()
+    page.close()
+    return content
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

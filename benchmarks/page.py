@@ -15,8 +15,8 @@ from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
 SIZES = {"": (1280, 860), "-phone": (390, 844)}
-COLOURS = 128
-"""Of a picture's palette: a quarter of the bytes, and no difference to be seen."""
+PALETTE = {"colors": 256, "method": Image.Quantize.FASTOCTREE, "dither": Image.Dither.NONE}
+"""A third of the bytes, and no difference to be seen."""
 
 
 def main(
@@ -47,7 +47,7 @@ def main(
                     dark = "-dark" if scheme == "dark" else ""
                     content = shot(browser, url + path, width, height, scheme)
                     picture = Image.open(io.BytesIO(content)).convert("RGB")
-                    picture.quantize(COLOURS).save(out / f"{name}{size}{dark}.png", optimize=True)
+                    picture.quantize(**PALETTE).save(out / f"{name}{size}{dark}.png", optimize=True)
         browser.close()
 
 

@@ -2,7 +2,8 @@
 
 Layout::
 
-    encoder.onnx  images (B, S, S, 3) uint8 -> embeddings (B, A, D), logits (B, V) float32
+    encoder.onnx  images (B, S, S, 3) uint8 -> embeddings (B, A, D), logits (B, V), and where the
+                  model has them presence logits (B, A); float32
     memory.onnx   embeddings (B, A, D), indicator (B, V) -> query (B, A D), L2-normalised; float32
     *.onnx.data   weights of a graph that are too large to lie in it
     golden.npz    a few real pictures and an edit of each, with what torch made of them, or where
@@ -11,8 +12,10 @@ Layout::
     bundle.json   {"format": 2, "schema_hash": ..., "schema": ..., "preprocess": ...,
                    "attributes": A, "width": D, "values": V, "precision": "fp32" | "fp16" | "int8",
                    "parts": what has it, "memory": "blocks" | "dense", "opset": ...,
+                   "calibration": see `adde.scoring.Calibration`, absent from bundles before it,
                    "files": {"encoder.onnx": {"bytes": ..., "sha256": ...}, ...},
                    "versions": ..., "parity": ..., "retrieval": ..., "source": ...,
+                   "presence": whether the encoder gives it,
                    "sha256": of the canonical JSON of all other fields}
 """
 
@@ -22,7 +25,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -40,6 +43,17 @@ LARGE_FILES = (f"{ENCODER}.data", f"{MEMORY}.data")
 FORMAT = 2
 
 
+class Outputs(NamedTuple):
+    """What an encoder makes of B pictures."""
+
+    embeddings: Vector
+    """(B, A, D) float32."""
+    logits: Vector
+    """(B, V) float32."""
+    presence: Vector | None
+    """(B, A) float32 logits; None where the model has no such output."""
+
+
 @dataclass(frozen=True)
 class Golden:
     """What a few pictures and edits must give, within what the parity report allows."""
@@ -54,10 +68,18 @@ class Golden:
     """(n, V) float32 in {-1, 0, 1}."""
     query: Vector
     """(n, A D) float32, L2-normalised."""
+    presence: Vector | None = None
+    """(n, A) float32 logits, where the model has them."""
+
+    @property
+    def outputs(self) -> Outputs:
+        """What the encoder makes of `images`."""
+        return Outputs(self.embeddings, self.logits, self.presence)
 
     def write(self, path: Path) -> None:
         """Writes golden.npz."""
-        np.savez_compressed(path, **vars(self))
+        arrays = {name: array for name, array in vars(self).items() if array is not None}
+        np.savez_compressed(path, **arrays)
 
     @classmethod
     def read(cls, path: Path) -> "Golden":
@@ -65,8 +87,8 @@ class Golden:
         try:
             # Opened here, as numpy leaves a file open that turns out to be damaged.
             with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                return cls(**{name: arrays[name] for name in cls.__annotations__})
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+                return cls(**arrays)
+        except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(f"{path}: expected golden vectors, found: {error}") from None
 
 
@@ -80,16 +102,12 @@ class Bundle:
     width: int
     """D, the width of one attribute's subspace."""
     details: Mapping[str, Any]
-    """precision, parts, memory, opset, versions, parity, retrieval, source."""
+    """precision, parts, memory, opset, versions, parity, retrieval, source, presence."""
+    calibration: Calibration | None = None
+    """What the match score needs; None in a bundle from before it, which ranks by distance."""
     hash: str = field(default="", compare=False)
     """sha256 of what bundle.json said when it was read, the hashes of the other files among it;
     empty where it was not read. What a folder holds later has another."""
-
-    @property
-    def calibration(self) -> Calibration | None:
-        """What ranks by match; None where the bundle is not calibrated."""
-        found = self.details.get("calibration")
-        return found and Calibration.from_json(found, self.schema, str(self.path / BUNDLE_NAME))
 
     @property
     def encoder(self) -> Path:
@@ -126,6 +144,8 @@ class Bundle:
             **self.details,
             "files": files,
         }
+        if self.calibration is not None:
+            content["calibration"] = self.calibration.to_json()
         write_json(self.path / BUNDLE_NAME, {**content, "sha256": _content_hash(content)})
 
     @classmethod
@@ -179,9 +199,18 @@ class Bundle:
             "precision", "parts", "memory", "opset", "versions", "parity", "retrieval", "source"
         )  # fmt: skip
         details = {key: content[key] for key in keys}
+        details["presence"] = content.get("presence", False)
         preprocess = Preprocess.from_json(content["preprocess"])
         width, digest = int(content["width"]), str(content["sha256"])
-        return cls(path, schema, preprocess, width, details, digest)
+        calibration = None
+        if (found := content.get("calibration")) is not None:
+            calibration = Calibration.from_json(found, schema, f"{manifest}: calibration")
+            if calibration.presence and not details["presence"]:
+                raise UserError(
+                    f"{manifest}: calibration: expected none of presence, which the encoder does "
+                    "not give; export it again"
+                )
+        return cls(path, schema, preprocess, width, details, calibration, digest)
 
 
 def _content_hash(content: Mapping[str, Any]) -> str:

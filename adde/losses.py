@@ -50,6 +50,13 @@ def classification(
     return Term((losses * counted).sum(0), counted.sum(0))
 
 
+def presence(logits: Tensor, labels: Tensor) -> Term:
+    """Binary cross-entropy per attribute of "the label is known"; logits (B, A), labels (B, A)."""
+    known = (labels != UNKNOWN).float()
+    losses = F.binary_cross_entropy_with_logits(logits, known, reduction="none")
+    return Term(losses.sum(0), torch.full_like(losses[0], len(losses)))
+
+
 def accuracy(logits: Tensor, labels: Tensor, sizes: tuple[int, ...]) -> Term:
     """Right predictions of each attribute among its known labels; arguments as above."""
     predicted = torch.stack([part.argmax(1) for part in logits.split(sizes, dim=1)], dim=1)

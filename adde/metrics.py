@@ -6,7 +6,7 @@ ranks looked at.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from adde.schema import UNKNOWN, Labels, Schema, Vector
 
 Places = npt.NDArray[np.int64]
+Figures = npt.NDArray[np.float64]
 Edit = Callable[[Vector, Vector], Vector]
 """Embeddings (Q, A, D) and indicator (Q, V) to L2-normalised queries (Q, A D), all float32."""
 
@@ -30,8 +31,28 @@ BASELINES = ("random", "no_edit", "classifier", "classifier_soft")
 BASELINE_ARRAYS = 8
 """Float32 arrays of queries x gallery that ranking by the baselines holds at a time."""
 
+BOOTSTRAP = 1000
+"""Draws of an interval."""
+
 BLOCK_ELEMENTS = 1 << 24
 """Numbers held at a time: 64 MiB in float32."""
+
+
+class Asked(Protocol):
+    """Questions "this item, but with these values", a row each."""
+
+    @property
+    def reference(self) -> Places:
+        """(Q,) int64 row of the item in the gallery."""
+        ...
+
+    @property
+    def values(self) -> Labels:
+        """(Q, A) int64 values asked for, UNKNOWN where an attribute is not edited."""
+        ...
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, rows: slice | Places) -> "Asked": ...
 
 
 @dataclass(frozen=True)
@@ -57,6 +78,13 @@ class Queries:
         return Queries(
             self.reference[rows], self.attribute[rows], self.value[rows], self.targets[rows]
         )
+
+    @property
+    def values(self) -> Labels:
+        """See `Asked`."""
+        values = np.full_like(self.targets, UNKNOWN)
+        values[np.arange(len(values)), self.attribute] = self.value
+        return values
 
     def spread(self, most: int) -> "Queries":
         """At most so many, evenly spaced over all; 0: all."""
@@ -128,7 +156,14 @@ def smallest(costs: npt.NDArray[np.floating[Any]], k: int) -> Places:
 
 
 def retrieval_metrics(ranked: Places, labels: Labels, queries: Queries) -> dict[str, float]:
-    """hit@k and the three NDCG@30, as fractions, and the number of queries.
+    """Means of `query_metrics`, 0 where there is no query, and the number of queries."""
+    found = query_metrics(ranked, labels, queries)
+    means = {name: float(values.mean()) if len(queries) else 0.0 for name, values in found.items()}
+    return {**means, "queries": len(queries)}
+
+
+def query_metrics(ranked: Places, labels: Labels, queries: Queries) -> dict[str, Figures]:
+    """hit@k and the three NDCG@30 of every query, (Q,) float64 each.
 
     NDCG: relevance is the share of matching attributes (all; the edited one; the others), gain
     2^rel - 1, discount 1 / log(rank + 1), normalised by relevance 1 at every rank. With a single
@@ -139,26 +174,43 @@ def retrieval_metrics(ranked: Places, labels: Labels, queries: Queries) -> dict[
         labels: (N, A) int64 of the gallery.
         queries: the Q queries.
     """
-    if not len(queries):
-        return {**dict.fromkeys(METRIC_NAMES, 0.0), "queries": 0}
-    sums = dict.fromkeys(METRIC_NAMES, 0.0)
+    found = {name: np.zeros(len(queries)) for name in METRIC_NAMES}
     for block in blocks_of(len(queries), ranked.shape[1] * labels.shape[1]):
         part = queries[block]
         match = labels[ranked[block]] == part.targets[:, None, :]
         hits = match.all(axis=2)
         for k in HIT_RANKS:
-            sums[f"hit@{k}"] += float(hits[:, :k].any(axis=1).sum())
+            found[f"hit@{k}"][block] = hits[:, :k].any(axis=1)
         near = match[:, :NDCG_RANKS]
         target = near[np.arange(len(part)), :, part.attribute]
         others = (near.sum(axis=2) - target) / max(1, labels.shape[1] - 1)
         others = others if labels.shape[1] > 1 else np.ones_like(others)
-        sums["ndcg@30"] += _ndcg(near.mean(axis=2)).sum()
-        sums["ndcg_target@30"] += _ndcg(target.astype(float)).sum()
-        sums["ndcg_others@30"] += _ndcg(others).sum()
-    return {**{name: float(s) / len(queries) for name, s in sums.items()}, "queries": len(queries)}
+        found["ndcg@30"][block] = _ndcg(near.mean(axis=2))
+        found["ndcg_target@30"][block] = _ndcg(target.astype(float))
+        found["ndcg_others@30"][block] = _ndcg(others)
+    return found
 
 
-def _ndcg(relevance: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def interval(values: Figures, references: Places) -> tuple[float, float]:
+    """Bounds of the mean of values (Q,) that hold in 95 of 100 draws of other reference items.
+
+    A bootstrap over references (Q,), each drawn with all its queries: those of one item succeed
+    and fail together.
+    """
+    if not len(values):
+        return 0.0, 0.0
+    _, item = np.unique(references, return_inverse=True)
+    sums, counts = np.bincount(item, values), np.bincount(item)
+    draws = np.random.default_rng(0)
+    means = np.empty(BOOTSTRAP)
+    for at in range(BOOTSTRAP):
+        drawn = np.bincount(draws.integers(len(sums), size=len(sums)), minlength=len(sums))
+        means[at] = drawn @ sums / (drawn @ counts)
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def _ndcg(relevance: Figures) -> Figures:
     """(Q,) of relevances (Q, K) within 0..1, best answer first."""
     discount = 1 / np.log2(np.arange(relevance.shape[1], dtype=np.float64) + 2)
     return (np.exp2(relevance) - 1) @ discount / discount.sum()
@@ -167,13 +219,19 @@ def _ndcg(relevance: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 def hits_by_attribute(
     ranked: Places, labels: Labels, queries: Queries, schema: Schema
 ) -> dict[str, dict[str, float]]:
-    """hit@10, hit@30 and the number of queries of each edited attribute that has queries."""
+    """hit@1, 10, 30 and the number of queries of each edited attribute that has queries, and their
+    `macro` mean, in which a rare attribute counts as much as one that most queries edit.
+    """
     result: dict[str, dict[str, float]] = {}
+    keys = ("hit@1", "hit@10", "hit@30", "queries")
     for attribute, name in enumerate(schema.names):
         rows = np.flatnonzero(queries.attribute == attribute)
         if len(rows):
             figures = retrieval_metrics(ranked[rows], labels, queries[rows])
-            result[name] = {key: figures[key] for key in ("hit@10", "hit@30", "queries")}
+            result[name] = {key: figures[key] for key in keys}
+    if result:
+        macro = {key: float(np.mean([row[key] for row in result.values()])) for key in keys[:-1]}
+        result["macro"] = {**macro, "queries": len(queries)}
     return result
 
 
@@ -197,7 +255,7 @@ def attribute_accuracy(
 
 
 def rank_edits(
-    queries: Queries,
+    queries: Asked,
     embeddings: Vector,
     logits: Vector,
     schema: Schema,
@@ -222,44 +280,8 @@ def rank_edits(
     return np.concatenate(blocks) if blocks else np.zeros((0, min(k, len(gallery))), np.int64)
 
 
-def evaluate_split(
-    embeddings: Vector,
-    logits: Vector,
-    labels: Labels,
-    schema: Schema,
-    edit: Edit,
-    queries: Queries | None = None,
-    search: Search = top_k,
-    watch: Watch = iter,
-) -> dict[str, object]:
-    """The content of metrics.json but for the split's name: ADDE, its baselines, accuracy.
-
-    Args:
-        embeddings: (N, A, D) float32.
-        logits: (N, V) float32.
-        labels: (N, A) int64.
-        schema: of the catalogue.
-        edit: the memory's edit.
-        queries: those given with the dataset; None asks all of `manipulation_queries`.
-        search: ranks ADDE's queries.
-        watch: is told of the blocks of both rankings.
-    """
-    queries = manipulation_queries(labels) if queries is None else queries
-    ranked = rank_edits(queries, embeddings, logits, schema, edit, search=search, watch=watch)
-    rankings = baseline_rankings(queries, embeddings, logits, schema, watch=watch)
-    predicted = predicted_labels(logits, schema)
-    return {
-        "adde": retrieval_metrics(ranked, labels, queries),
-        "baselines": {
-            name: retrieval_metrics(rows, labels, queries) for name, rows in rankings.items()
-        },
-        "attribute_accuracy": attribute_accuracy(predicted, labels, schema.names),
-        "by_attribute": hits_by_attribute(ranked, labels, queries, schema),
-    }
-
-
 def baseline_rankings(
-    queries: Queries,
+    queries: Asked,
     embeddings: Vector,
     logits: Vector,
     schema: Schema,
@@ -300,11 +322,10 @@ def baseline_rankings(
     return ranked
 
 
-def swapped(labels: Labels, queries: Queries) -> Labels:
-    """Labels (Q, A) int64 with each query's value in place of its own."""
-    edited = labels.copy()
-    edited[np.arange(len(edited)), queries.attribute] = queries.value
-    return edited
+def swapped(labels: Labels, queries: Asked) -> Labels:
+    """Labels (Q, A) int64 with each query's values in place of its own."""
+    values = queries.values
+    return np.where(values == UNKNOWN, labels, values)
 
 
 def _normalised(embeddings: Vector) -> Vector:

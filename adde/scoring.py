@@ -10,6 +10,9 @@ An unedited attribute wants the query's own beliefs; an edit to value v wants v 
 
     s(q, g) = sum_a w_a log(epsilon + P_a(q, g)).
 
+Of an edited attribute w is the `edit_weight` for the first FIRST answers, so that they have what
+was asked for, and 1 for those after them, which are what else is close.
+
 With independent beliefs and epsilon 0 that is the log-probability that g matches in every
 attribute, the best order there is for hit@k; a larger epsilon bounds what one certain mismatch
 costs. `classifier_soft` is the case of a one-hot query without absence.
@@ -28,6 +31,12 @@ import numpy.typing as npt
 from adde.errors import UserError
 from adde.schema import UNKNOWN, Labels, Schema, Vector
 
+Rows = npt.NDArray[np.int64]
+
+
+FIRST = 10
+"""Answers that a shopper sees at once, and that obey an edit before all else."""
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -38,7 +47,7 @@ class Calibration:
         presence: (A,) divisors of the presence logits; empty where attributes count as always
             there, because the encoder has no presence output or it did not help.
         epsilon: bounds the cost of a mismatch; 0 to 1.
-        edit_weight: w of an edited attribute; the others weigh 1.
+        edit_weight: w of an edited attribute among the first FIRST answers; all else weighs 1.
     """
 
     temperatures: tuple[float, ...]
@@ -160,25 +169,37 @@ def probability(wanted: Vector, beliefs: Vector, part: slice) -> Vector:
 def match_scores(
     wanted: Vector, weights: Vector, beliefs: Vector, schema: Schema, epsilon: float
 ) -> Vector:
-    """Scores s (Q, N) float32, larger the better; at most 0 where epsilon is 0.
+    """Scores s (..., Q, N) float32, larger the better; at most 0 where epsilon is 0.
 
     Args:
         wanted: (Q, V + A) float32.
-        weights: (Q, A) float32; an attribute of weight 0 costs nothing, not even time.
+        weights: (..., Q, A) float32, one or several for the same questions; an attribute that
+            weighs 0 in all takes no time.
         beliefs: (N, V + A) float32 of the gallery.
         schema: of the columns.
         epsilon: of the calibration.
     """
-    scores = np.zeros((len(wanted), len(beliefs)), np.float32)
+    scores = np.zeros((*weights.shape[:-1], len(beliefs)), np.float32)
     for a, part in enumerate(parts(schema)):
-        if weights[:, a].any():
-            scores += weights[:, a, None] * log_term(probability(wanted, beliefs, part), epsilon)
+        if weights[..., a].any():
+            scores += weights[..., a, None] * log_term(probability(wanted, beliefs, part), epsilon)
     return scores
 
 
 def log_term(probability: Vector, epsilon: float) -> Vector:
     """log(epsilon + P); what cannot be, at epsilon 0, counts as 1e-30."""
     return np.log(np.maximum(epsilon + probability, 1e-30))
+
+
+def first_then_rest(obeying: Rows, close: Rows, k: int) -> Rows:
+    """The items of one ranking, as a rule FIRST, then the others of a second, `k` in all.
+
+    Args:
+        obeying: item numbers ranked with the `edit_weight`, best first.
+        close: item numbers ranked without it, best first; k of them, or all.
+        k: how many are wanted.
+    """
+    return np.concatenate([obeying, close[~np.isin(close, obeying)]])[:k]
 
 
 def tables(

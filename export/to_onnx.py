@@ -11,6 +11,7 @@ there is replaced; a folder that holds anything else is refused.
 from pathlib import Path
 from typing import Literal
 
+import torch
 import tyro
 
 from adde.errors import run_program
@@ -18,7 +19,12 @@ from adde.exporting.export import export_bundle
 from adde.exporting.precision import Precision
 from adde.files import read_json
 from adde.shards.index import ShardIndex
+from adde.training.calibration import calibration_of
 from adde.training.checkpoint import load_model
+from adde.training.evaluation import Evaluator
+
+BATCH = 64
+"""Pictures encoded at a time, where a checkpoint is not calibrated yet."""
 
 
 def export(
@@ -55,7 +61,9 @@ def export(
     if retrieval is not None and retrieval.get("checkpoint") != found.path.name:
         print(f"{metrics}: figures of {retrieval.get('checkpoint')}, left out of the bundle")
         retrieval = None
-    bundle = export_bundle(model, index, out, retrieval, source, precision, allow_drop)
+    evaluator = Evaluator(index, BATCH, config.data.workers, torch.device("cpu"))
+    calibration, _ = calibration_of(found, model, evaluator)
+    bundle = export_bundle(model, index, out, retrieval, source, calibration, precision, allow_drop)
     size = sum(file.stat().st_size for file in out.iterdir()) / 1e6
     print(f"{found.path.name} of {run}: {bundle.path} ({size:.1f} MB)")
 

@@ -12,12 +12,14 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from adde import metrics
+from adde.edits import MOST, evaluate_split
 from adde.errors import run_program
 from adde.files import write_json
+from adde.metrics import manipulation_queries
 from adde.schema import Schema
 from adde.shards.index import ShardIndex
 from adde.shards.queries import read_queries
+from adde.training.calibration import calibration_of
 from adde.training.checkpoint import load_model
 from adde.training.evaluation import Evaluator, MemoryEdit, top_k_on
 from adde.training.report import write_report
@@ -31,6 +33,7 @@ def evaluate(
     checkpoint: Literal["best", "last"] = "best",
     shards: str | None = None,
     batch_size: int = 256,
+    queries: int = 20_000,
 ) -> None:
     """Attribute manipulation retrieval and attribute accuracy (DESIGN 5).
 
@@ -43,6 +46,7 @@ def evaluate(
         checkpoint: best on the validation split, or last.
         shards: folder or address of shards; default: those the run was trained on.
         batch_size: pictures encoded at a time.
+        queries: most that are asked, evenly spaced over all; 0: all.
     """
     model, config, found = load_model(run, checkpoint)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -50,7 +54,9 @@ def evaluate(
     index = ShardIndex.read(shards or config.data.shards)
     model.schema.require_same(index.schema, str(found.path), str(index.root))
 
-    encoded = Evaluator(index, batch_size, config.data.workers, device).encode(model, split)
+    evaluator = Evaluator(index, batch_size, config.data.workers, device)
+    calibration, _ = calibration_of(found, model, evaluator)
+    encoded = evaluator.encode(model, split)
     given = None
     if isinstance(index.root, Path):
         given = read_queries(index, split)
@@ -58,15 +64,19 @@ def evaluate(
         print("behind an address, queries that a dataset brings along are not looked for")
     if given is not None:
         print(f"{len(given)} queries given with the shards are asked, and no others")
-    figures = metrics.evaluate_split(
+    asked = (manipulation_queries(encoded.labels) if given is None else given).spread(queries)
+    figures = evaluate_split(
         encoded.embeddings,
         encoded.logits,
+        encoded.presence,
         encoded.labels,
         model.schema,
         MemoryEdit(model),
-        given,
+        calibration,
+        asked,
         top_k_on(device),
         partial(tqdm, desc="rank", unit="block", leave=False, disable=None),
+        min(queries, MOST) or MOST,
     )
     content = {"split": split, "checkpoint": found.path.name, **figures}
     path = run / ("metrics.json" if split == "test" else f"metrics-{split}.json")
@@ -76,19 +86,32 @@ def evaluate(
 
 
 def print_tables(figures: dict[str, Any], schema: Schema) -> None:
-    """Retrieval beside its baselines, then every attribute."""
+    """Retrieval beside its baselines, edits of known labels, then every attribute."""
+    headline = {name: figures[name] for name in ("match", "adde")}
     print(f"{'':18}" + "".join(f"{column:>16}" for column in COLUMNS))
-    for name, row in {"adde": figures["adde"], **figures["baselines"]}.items():
+    for name, row in {**headline, **figures["baselines"]}.items():
         print(f"{name:18}" + "".join(f"{row[column]:16.4f}" for column in COLUMNS))
-    print(f"{figures['adde']['queries']} queries\n")
-    print(f"{'attribute':18}{'accuracy':>16}{'hit@10':>16}{'hit@30':>16}{'queries':>16}")
+        if name == "match":
+            bounds = (row["interval"][column] for column in COLUMNS)
+            print(f"{'  95 % interval':18}" + "".join(f"  {a:.4f}-{b:.4f}" for a, b in bounds))
+    print(f"{headline['adde']['queries']} queries\n")
+
+    print(f"{'edits at once':18}{'first_wanted':>16}{'wanted@10':>16}{'queries':>16}")
+    for name, rows in figures["edits"].items():
+        for count, row in rows.items():
+            cells = f"{row['first_wanted']:16.4f}{row['wanted@10']:16.4f}{row['queries']:16d}"
+            print(f"{f'{name}, {count}':18}{cells}")
+    print()
+
+    edits = figures["edits"]["match"].get("1", {}).get("by_attribute", {})
     accuracy, hits = figures["attribute_accuracy"], figures["by_attribute"]
-    for name in ("mean", *schema.names):
-        row = f"{name:18}{accuracy[name]:16.4f}" if name in accuracy else f"{name:18}{'-':>16}"
-        if name in hits:
-            hit = hits[name]
-            row += f"{hit['hit@10']:16.4f}{hit['hit@30']:16.4f}{hit['queries']:16d}"
-        print(row)
+    columns = ("hit@1", "hit@10", "hit@30", "first_wanted", "wanted@10")
+    print(f"{'match by attribute':18}{'accuracy':>16}" + "".join(f"{c:>16}" for c in columns))
+    for name in ("macro", *schema.names):
+        row = {**hits.get(name, {}), **edits.get(name, {})}
+        row["accuracy"] = accuracy.get("mean" if name == "macro" else name)
+        cells = (row.get(column) for column in ("accuracy", *columns))
+        print(f"{name:18}" + "".join(f"{'-':>16}" if c is None else f"{c:16.4f}" for c in cells))
 
 
 if __name__ == "__main__":

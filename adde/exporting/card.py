@@ -57,7 +57,11 @@ def _in_words(details: Any) -> str:
 def _metrics(retrieval: Any) -> list[str]:
     if not retrieval:
         return ["The checkpoint was not evaluated before it was exported."]
-    rows = {"this model": retrieval["adde"], **retrieval.get("baselines", {})}
+    rows = {
+        "match score": retrieval.get("match"),
+        "distance": retrieval["adde"],
+        **retrieval.get("baselines", {}),
+    }
     lines = [
         f"Attribute manipulation retrieval on the {retrieval['split']} split:",
         "",
@@ -65,6 +69,8 @@ def _metrics(retrieval: Any) -> list[str]:
         "| --- |" + " ---: |" * len(FIGURES),
     ]
     for name, row in rows.items():
+        if not row:
+            continue
         cells = (f"{row[key]:.3f}" if key in row else "-" for key in FIGURES)
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     accuracy = retrieval.get("attribute_accuracy", {}).get("mean")

@@ -74,8 +74,10 @@ def _check_dimensions(bundle: Bundle, golden: Golden) -> None:
         "indicator": (count, values),
         "query": (count, attributes * bundle.width),
     }
+    if bundle.details["presence"]:
+        expected["presence"] = (count, attributes)
     for name, shape in expected.items():
-        found = getattr(golden, name).shape
+        found = np.shape(getattr(golden, name))
         if found != shape:
             raise UserError(f"{bundle.path}: golden {name}: expected shape {shape}, found {found}")
 
@@ -84,11 +86,13 @@ def _check_batch(bundle: Bundle, session: Session, golden: Golden, size: int) ->
     rows = np.arange(size) % len(golden.images)
     images, indicator = golden.images[rows], golden.indicator[rows]
     try:
-        embeddings, logits = session.encode(images)
-        query = session.edit(embeddings, indicator)
+        outputs = session.encode(images)
+        query = session.edit(outputs.embeddings, indicator)
     except Exception as error:
         raise UserError(f"{bundle.path}: onnxruntime fails at batch {size}: {error}") from None
-    found = {"embeddings": embeddings, "logits": logits, "query": query}
+    found = {**outputs._asdict(), "query": query}
+    if outputs.presence is None:
+        del found["presence"]
     errors: dict[str, float] = {}
     for name, array in found.items():
         expected = getattr(golden, name)[rows]
@@ -108,7 +112,7 @@ def _check_batch(bundle: Bundle, session: Session, golden: Golden, size: int) ->
         "batch": size,
         "max_error": max(errors.values()),
         "encoder_ms": _milliseconds(lambda: session.encode(images)),
-        "memory_ms": _milliseconds(lambda: session.edit(embeddings, indicator)),
+        "memory_ms": _milliseconds(lambda: session.edit(outputs.embeddings, indicator)),
     }
 
 

@@ -26,6 +26,7 @@ from adde.files import atomic_path
 from adde.model import ADDE
 from adde.preprocess import Picture, Preprocess
 from adde.schema import Labels
+from adde.scoring import Calibration
 from adde.serving.providers import Device, missing
 from adde.serving.session import Session
 from adde.shards.index import ShardIndex
@@ -42,6 +43,7 @@ def export_bundle(
     out: Path,
     retrieval: Mapping[str, Any] | None,
     source: Mapping[str, Any],
+    calibration: Calibration,
     precision: Precision = "fp32",
     allow_drop: float | None = None,
 ) -> Bundle:
@@ -53,6 +55,7 @@ def export_bundle(
         out: the bundle's folder; new, empty, or with nothing but a bundle.
         retrieval: the run's metrics.json, or None where it has none.
         source: what names the run and its checkpoint.
+        calibration: of the match score, as torch's outputs have it.
         precision: of the encoder. int8 is tried for the heads too, and kept to the backbone where
             they lose too much.
         allow_drop: points that figures of the test split may lose by fewer bits; None: as in
@@ -70,8 +73,9 @@ def export_bundle(
     with atomic_path(out) as folder:
         folder.mkdir()
         memory = write_graphs(model, folder)
-        width, details = model.settings.width, dict[str, Any](precision=precision)
-        bundle = Bundle(folder, model.schema, model.preprocess, width, details)
+        width = model.settings.width
+        details = dict[str, Any](precision=precision, presence=model.settings.presence)
+        bundle = Bundle(folder, model.schema, model.preprocess, width, details, calibration)
         if precision == "fp32":
             report = compare(torch_session, bundle, index)
             parity.require(report)
@@ -145,7 +149,10 @@ def compare(torch_session: TorchSession, bundle: Bundle, index: ShardIndex) -> A
         disable=None,
     )
     device = gate_device(bundle.details["precision"])
-    report = parity.measure(torch_session, Session(bundle, device), split, bundle.schema)
+    assert bundle.calibration is not None
+    report = parity.measure(
+        torch_session, Session(bundle, device), split, bundle.schema, bundle.calibration
+    )
     report["device"] = device
     print_report(report)
     if note := arithmetic_note(bundle.details["precision"], device):
@@ -190,9 +197,10 @@ def make_golden(model: ADDE, session: parity.Runs, pictures: Picture) -> Golden:
     """Golden vectors of a few of the pictures."""
     rows = np.unique(np.linspace(0, len(pictures) - 1, GOLDEN_PICTURES).astype(np.int64))
     images = pictures[rows]
-    embeddings, logits = session.encode(images)
+    embeddings, logits, presence = session.encode(images)
     indicator = parity.random_edits(logits, model.schema)
-    return Golden(images, embeddings, logits, indicator, session.edit(embeddings, indicator))
+    query = session.edit(embeddings, indicator)
+    return Golden(images, embeddings, logits, indicator, query, presence)
 
 
 def print_report(report: Any) -> None:

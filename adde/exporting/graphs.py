@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from adde.bundle import ENCODER, MEMORY
+from adde.bundle import ENCODER, MEMORY, Outputs
 from adde.errors import UserError
 from adde.model import ADDE
 from adde.preprocess import Picture
@@ -29,15 +29,15 @@ LARGE = 1_500_000_000
 
 
 class EncoderGraph(nn.Module):
-    """Pictures (B, S, S, 3) uint8 -> embeddings (B, A, D), logits (B, V)."""
+    """Pictures (B, S, S, 3) uint8 -> embeddings (B, A, D), logits (B, V), presence (B, A)."""
 
     def __init__(self, model: ADDE) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Preprocessing, backbone, heads and classifiers."""
-        return self.model.encode(images)
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Preprocessing, backbone, heads, classifiers and presence."""
+        return tuple(output for output in self.model.encode(images) if output is not None)
 
 
 class MemoryGraph(nn.Module):
@@ -95,10 +95,12 @@ class TorchSession:
         self._encoder, self._memory = EncoderGraph(model).eval(), MemoryGraph(model).eval()
 
     @torch.no_grad()
-    def encode(self, images: Picture) -> tuple[Vector, Vector]:
-        """Pictures (B, S, S, 3) uint8 -> embeddings (B, A, D) and logits (B, V), float32."""
-        embeddings, logits = self._encoder(torch.from_numpy(images))
-        return embeddings.numpy(), logits.numpy()
+    def encode(self, images: Picture) -> Outputs:
+        """Encodes pictures (B, S, S, 3) uint8."""
+        embeddings, logits, *presence = (
+            output.numpy() for output in self._encoder(torch.from_numpy(images))
+        )
+        return Outputs(embeddings, logits, presence[0] if presence else None)
 
     @torch.no_grad()
     def edit(self, embeddings: Vector, indicator: Vector) -> Vector:
@@ -118,7 +120,7 @@ def write_graphs(model: ADDE, folder: Path) -> Literal["blocks", "dense"]:
     images = torch.from_numpy(np.zeros((2, side, side, 3), np.uint8))
     embeddings = torch.zeros(2, attributes, model.settings.width)
     indicator = torch.zeros(2, model.schema.num_values)
-    outputs = ("embeddings", "logits")
+    outputs = ("embeddings", "logits") + (("presence",) if model.settings.presence else ())
     try:
         _export(EncoderGraph(model), {"images": images}, outputs, folder / ENCODER)
     except torch.onnx.OnnxExporterError as error:

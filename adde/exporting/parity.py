@@ -11,6 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 from tqdm import tqdm
 
+from adde.bundle import Outputs
+from adde.edits import rank_matches
 from adde.errors import UserError
 from adde.metrics import (
     Edit,
@@ -25,17 +27,21 @@ from adde.metrics import (
 )
 from adde.preprocess import Picture
 from adde.schema import Labels, Schema, Vector
+from adde.scoring import Calibration
 
 BATCHES = (1, 2, 7, 64)
 MAX_ERROR = 1e-4
 """Of any output, relative to its largest absolute value."""
 
-BOUNDED = ("hit@30", "ndcg@30", "accuracy")
-"""Figures that fewer bits may lower by a bounded number of points."""
+RETRIEVAL = ("hit@30", "ndcg@30")
+BOUNDED = (*RETRIEVAL, *(f"match_{name}" for name in RETRIEVAL), "accuracy")
+"""Figures that fewer bits may lower by a bounded number of points: of the published ranking, of the
+match score, and of the classifiers."""
 
 QUERIES = 20_000
 """Most that are asked, evenly spaced over all of the split's."""
 
+WATCH = partial(tqdm, desc="rank", unit="block", leave=False, disable=None)
 RANKS = 30
 MIN_IDENTICAL = 0.999
 """Share of queries whose first RANKS answers must be the same."""
@@ -43,15 +49,12 @@ MIN_IDENTICAL = 0.999
 TIE = 1e-6
 """Items whose squared distances to the query differ by less may exchange places."""
 
-Encoded = tuple[Vector, Vector]
-"""Embeddings (N, A, D) and logits (N, V), float32."""
-
 
 class Runs(Protocol):
     """What runs a model: torch, or onnxruntime."""
 
-    def encode(self, images: Picture) -> tuple[Vector, Vector]:
-        """Pictures (B, S, S, 3) uint8 -> embeddings (B, A, D) and logits (B, V), float32."""
+    def encode(self, images: Picture) -> Outputs:
+        """Encodes pictures (B, S, S, 3) uint8."""
         ...
 
     def edit(self, embeddings: Vector, indicator: Vector) -> Vector:
@@ -60,7 +63,11 @@ class Runs(Protocol):
 
 
 def measure(
-    ours: Runs, theirs: Runs, split: Iterable[tuple[Picture, Labels]], schema: Schema
+    ours: Runs,
+    theirs: Runs,
+    split: Iterable[tuple[Picture, Labels]],
+    schema: Schema,
+    calibration: Calibration,
 ) -> Any:
     """The parity report, as bundle.json holds it.
 
@@ -69,14 +76,15 @@ def measure(
         theirs: the exported graphs.
         split: batches of pictures (B, S, S, 3) uint8 and labels (B, A) int64 of the test split.
         schema: of the catalogue.
+        calibration: of the match score.
 
     Raises:
         UserError: the exported graphs give numbers that are not finite.
     """
     pictures, labels, *encoded = _encode(ours, theirs, split)
-    if not all(np.isfinite(array).all() for array in encoded[1]):
+    if not all(np.isfinite(array).all() for array in encoded[1] if array is not None):
         raise UserError(
-            "expected finite embeddings and logits from onnxruntime, found infinities or NaN: "
+            "expected finite outputs from onnxruntime, found infinities or NaN: "
             "numbers leave the precision's range; export with more bits"
         )
     errors = {
@@ -85,14 +93,14 @@ def measure(
     }
     sides = (ours, theirs)
     queries = manipulation_queries(labels).spread(QUERIES)
-    ranked = [_ranked(side, queries, *answers, schema) for side, answers in zip(sides, encoded)]
+    ranked = [_ranked(side, queries, answers, schema) for side, answers in zip(sides, encoded)]
     return {
         "max_error": max(max(row.values()) for row in errors.values()),
         "max_error_allowed": MAX_ERROR,
         "errors_by_batch": errors,
         f"top{RANKS}": _rankings(queries, ranked, ours, encoded[0], schema),
         "min_identical": MIN_IDENTICAL,
-        "drop": {"points": _drop(queries, ranked, encoded, labels, schema)},
+        "drop": {"points": _drop(queries, ranked, encoded, labels, schema, calibration)},
     }
 
 
@@ -156,18 +164,18 @@ def relative_error(expected: Vector, found: Vector) -> float:
     return float(np.abs(expected - found).max()) / scale
 
 
+def output_errors(expected: Outputs, found: Outputs) -> dict[str, float]:
+    """`relative_error` of each output that is there."""
+    pairs = zip(Outputs._fields, expected, found)
+    return {name: relative_error(a, b) for name, a, b in pairs if a is not None and b is not None}
+
+
 def _errors(ours: Runs, theirs: Runs, pictures: Picture, schema: Schema) -> dict[str, float]:
     """Errors at one batch; the query's are those of both graphs together."""
-    embeddings, logits = ours.encode(pictures)
-    found_embeddings, found_logits = theirs.encode(pictures)
-    indicator = random_edits(logits, schema)
-    return {
-        "embeddings": relative_error(embeddings, found_embeddings),
-        "logits": relative_error(logits, found_logits),
-        "query": relative_error(
-            ours.edit(embeddings, indicator), theirs.edit(found_embeddings, indicator)
-        ),
-    }
+    expected, found = ours.encode(pictures), theirs.encode(pictures)
+    indicator = random_edits(expected.logits, schema)
+    query = ours.edit(expected.embeddings, indicator), theirs.edit(found.embeddings, indicator)
+    return {**output_errors(expected, found), "query": relative_error(*query)}
 
 
 def _worst(errors: dict[str, dict[str, float]]) -> str:
@@ -179,21 +187,18 @@ def _worst(errors: dict[str, dict[str, float]]) -> str:
     return max(found, key=lambda pair: (np.isnan(pair[0]), pair[0]))[1]
 
 
-def _ranked(
-    side: Runs, queries: Queries, embeddings: Vector, logits: Vector, schema: Schema
-) -> Places:
-    watch = partial(tqdm, desc="rank", unit="block", leave=False, disable=None)
-    doubled, edit = _doubled(embeddings), _doubled_edit(side)
-    return rank_edits(queries, doubled, logits, schema, edit, RANKS, watch=watch)
+def _ranked(side: Runs, queries: Queries, encoded: Outputs, schema: Schema) -> Places:
+    doubled, edit = _doubled(encoded.embeddings), _doubled_edit(side)
+    return rank_edits(queries, doubled, encoded.logits, schema, edit, RANKS, watch=WATCH)
 
 
 def _rankings(
-    queries: Queries, ranked: list[Places], ours: Runs, encoded: Encoded, schema: Schema
+    queries: Queries, ranked: list[Places], ours: Runs, encoded: Outputs, schema: Schema
 ) -> dict[str, Any]:
     differ = np.flatnonzero((ranked[0] != ranked[1]).any(axis=1))
     apart = 0
     if len(differ):
-        embeddings, logits = encoded
+        embeddings, logits, _ = encoded
         some = queries[differ]
         own = predicted_labels(logits, schema)[some.reference]
         indicator = schema.indicator(own, swapped(own, some))
@@ -210,17 +215,22 @@ def _rankings(
 def _drop(
     queries: Queries,
     ranked: list[Places],
-    encoded: list[Encoded],
+    encoded: list[Outputs],
     labels: Labels,
     schema: Schema,
+    calibration: Calibration,
 ) -> dict[str, float | None]:
     """By figure, how many points of 100 theirs is below ours; None where there is no query."""
     figures: list[dict[str, float]] = []
-    for places, (_, logits) in zip(ranked, encoded):
+    for places, (_, logits, presence) in zip(ranked, encoded):
         predicted = predicted_labels(logits, schema)
         found = {"accuracy": attribute_accuracy(predicted, labels, schema.names)["mean"]}
         if len(queries):
+            beliefs = calibration.beliefs(logits, presence, schema)
+            matched = rank_matches(queries, beliefs, schema, calibration, RANKS, watch=WATCH)
             found |= retrieval_metrics(places, labels, queries)
+            by_match = retrieval_metrics(matched, labels, queries)
+            found |= {f"match_{name}": by_match[name] for name in RETRIEVAL}
         figures.append(found)
     ours, theirs = figures
     return {name: 100 * (ours[name] - theirs[name]) if name in ours else None for name in BOUNDED}
@@ -261,16 +271,24 @@ def same_but_for_ties(query: Vector, embeddings: Vector, ours: Places, theirs: P
 
 def _encode(
     ours: Runs, theirs: Runs, split: Iterable[tuple[Picture, Labels]]
-) -> tuple[Picture, Labels, Encoded, Encoded]:
+) -> tuple[Picture, Labels, Outputs, Outputs]:
     """The first batch's pictures, all labels, and what either side makes of all pictures.
 
     Pictures are held a batch at a time: a shop's test split need not fit into memory.
     """
     first: Picture | None = None
-    parts: list[tuple[Any, ...]] = []
-    for pictures, labels in split:
+    labels: list[Labels] = []
+    found: tuple[list[Outputs], list[Outputs]] = [], []
+    for pictures, batch in split:
         first = pictures if first is None else first
-        parts.append((labels, *ours.encode(pictures), *theirs.encode(pictures)))
+        labels.append(batch)
+        for side, outputs in zip((ours, theirs), found):
+            outputs.append(side.encode(pictures))
     assert first is not None  # a split without pictures is refused where it is read
-    labels, *arrays = (np.concatenate(column) for column in zip(*parts))
-    return first, labels, (arrays[0], arrays[1]), (arrays[2], arrays[3])
+    return first, np.concatenate(labels), _joined(found[0]), _joined(found[1])
+
+
+def _joined(batches: list[Outputs]) -> Outputs:
+    embeddings, logits, presence = zip(*batches)
+    there = None if presence[0] is None else np.concatenate(presence)
+    return Outputs(np.concatenate(embeddings), np.concatenate(logits), there)

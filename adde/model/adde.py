@@ -6,20 +6,31 @@ import torch
 from torch import Tensor, nn
 
 from adde.model.backbone import build_backbone, num_features
-from adde.model.encoder import AttributeClassifiers, AttributeHeads
+from adde.model.encoder import AttributeClassifiers, AttributeHeads, PresenceHead
 from adde.model.memory import Memory
 from adde.model.settings import ModelSettings
 from adde.preprocess import Preprocess
 from adde.schema import Schema
 
 
-class Forward(NamedTuple):
-    """What one forward pass gives; the fields after `logits` only where an edit was asked."""
+class Encoding(NamedTuple):
+    """What pictures alone give."""
 
     embeddings: Tensor
     """r, (B, A, D) float32."""
     logits: Tensor
     """(B, V) float32."""
+    presence: Tensor | None
+    """(B, A) float32 logits of an attribute being there at all; None without `model.presence`."""
+
+
+class Forward(NamedTuple):
+    """What one forward pass gives; the fields after `presence` only where an edit was asked."""
+
+    embeddings: Tensor
+    """See `Encoding`."""
+    logits: Tensor
+    presence: Tensor | None
     edited: Tensor | None = None
     """r' = r + M i, (B, A, D) float32."""
     edited_logits: Tensor | None = None
@@ -54,6 +65,7 @@ class ADDE(nn.Module):
         )
         self.classifiers = AttributeClassifiers(schema, settings.width)
         self.memory = Memory(schema, settings.width)
+        self.presence = PresenceHead(schema, settings.width) if settings.presence else None
         # Pictures are 0..255: (x / 255 - mean) / std as one multiply-add.
         scale = 1 / (255 * torch.tensor(std))
         self.register_buffer("scale", scale.view(3, 1, 1), persistent=False)
@@ -76,25 +88,26 @@ class ADDE(nn.Module):
             own_hot: (B, V) float, multi-hot labels.
             target_hot: (B, V) float, multi-hot labels after the edit.
         """
-        embeddings, logits = self.encode(images)
+        encoding = embeddings, _, _ = self.encode(images)
         if own_hot is None or target_hot is None:
-            return Forward(embeddings, logits)
+            return Forward(*encoding)
         own, target = self.memory(own_hot), self.memory(target_hot)
         # M is linear, so M i = M v_target - M v_own: two products serve all that needs M.
         edited = embeddings + (target - own)
         edited_logits = self.classifiers(edited)
         off_block = self.memory.off_block_l1()
-        return Forward(embeddings, logits, edited, edited_logits, own, target, off_block)
+        return Forward(*encoding, edited, edited_logits, own, target, off_block)
 
-    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Pictures as in `forward` -> embeddings (B, A, D) and logits (B, V), both float32."""
+    def encode(self, images: Tensor) -> Encoding:
+        """Encodes pictures as in `forward`."""
         if images.dtype == torch.uint8:
             # In this order: TensorRT takes uint8 into a cast and nothing else (TensorRT 3985).
             images = images.to(self.scale.dtype).permute(0, 3, 1, 2)
         images = (images * self.scale + self.shift).contiguous(memory_format=torch.channels_last)
         features = self.backbone(images).flatten(1)
         embeddings = self.heads(self.dropout(features))
-        return embeddings, self.classifiers(embeddings)
+        presence = None if self.presence is None else self.presence(embeddings)
+        return Encoding(embeddings, self.classifiers(embeddings), presence)
 
     def edit(self, embeddings: Tensor, indicator: Tensor) -> Tensor:
         """R' = r + M i of embeddings (B, A, D) and indicator (B, V) in {-1, 0, 1}."""

@@ -46,6 +46,18 @@ class AttributeHeads(nn.Module):
         return embeddings
 
 
+class PresenceHead(nn.Module):
+    """p_a . r_a + c_a: the logit of attribute a being there at all, so that it has a value."""
+
+    def __init__(self, schema: Schema, width: int) -> None:
+        super().__init__()
+        self.linear = BatchedLinear(len(schema.sizes), width, 1)
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """Embeddings (B, A, D) -> logits (B, A) float32."""
+        return self.linear(embeddings.transpose(0, 1)).squeeze(2).T.float()
+
+
 class AttributeClassifiers(nn.Module):
     """logits_a = U_a r_a + c_a, columns in the schema's order.
 

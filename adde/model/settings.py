@@ -38,6 +38,11 @@ class ModelSettings:
     """Scale every subspace to length sqrt(D), so that each attribute weighs the same in a
     distance, which then counts differing attributes. Off as published: lengths are learned."""
 
+    presence: bool = True
+    """Predict for each attribute whether it is there at all, from which labels are known: an
+    attribute that cannot be seen is then compared as absent, not by what else is in its subspace.
+    The published model has no such output."""
+
     dropout: float = 0.0
     """Share of backbone features dropped before the heads, in training."""
 

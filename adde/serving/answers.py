@@ -43,8 +43,9 @@ class Answer:
     item_id: str
     score: float
     """By match, 0 to 1: the mean of the attributes' probabilities, weighted, and averaged as
-    logarithms, so that one attribute that does not match counts much. By distance, 1 - distance /
-    2: where no weights are given, the cosine of query and item.
+    logarithms, so that one attribute that does not match counts much. The first answers have the
+    edited values before all else, so that a later one may have a higher score. By distance,
+    1 - distance / 2: where no weights are given, the cosine of query and item.
     """
     distance: float
     """Sum over attributes of weight x squared distance in the subspace; 0 to 4 without weights.

@@ -11,7 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from adde.schema import Labels, Schema, Vector
-from adde.scoring import log_term, match_scores, parts
+from adde.scoring import FIRST, log_term, match_scores, parts
+
+SLACK = 16
+"""Candidates beyond k: the last bits of two ways to compute a distance may order them anew."""
 
 ROUNDING = 1e-6
 """Scores no further apart, per unit of weight, count as the same."""
@@ -29,6 +32,16 @@ class Asked:
     """Attribute to the labels of which an answer has to show one."""
     unit: bool = False
     """Compare the directions of subspaces alone, whatever their lengths."""
+    first: Vector | None = None
+    """(A,) float32 weights of the first FIRST matches, where they are others than of the rest."""
+
+    def matchings(self, weights: Vector, schema: Schema, k: int) -> "list[tuple[Matching, int]]":
+        """What to rank by, and how many of each are wanted, of k in all. By match."""
+        assert self.wanted is not None
+        asked = [(weights, k)]
+        if self.first is not None:
+            asked.append((self.first, min(k, FIRST + SLACK)))
+        return [(Matching(self.wanted, w, self.epsilon, schema), n) for w, n in asked]
 
 
 NOTHING_ELSE = Asked()
@@ -60,11 +73,21 @@ class Nearness:
     """(A,) float32."""
     unit: bool = False
 
+    @property
+    def vector(self) -> Vector:
+        """(A D + A,) float32, whose product with stored rows orders them; with `unit`, only where
+        their subspaces are of the same length.
+        """
+        if not self.unit:
+            return augmented_query(self.query, self.weights)
+        doubled = 2 * self.weights[:, None] * unit_rows(self.query)
+        return np.append(doubled.ravel(), np.zeros_like(self.weights)).astype(np.float32)
+
     def __call__(self, stored: Vector) -> Vector:
         """(N,) float32 of stored rows (N, A D + A + ...)."""
         attributes, width = self.query.shape
         if not self.unit:
-            vector = augmented_query(self.query, self.weights)
+            vector = self.vector
             # A copy of the rows without what stands behind them would cost more than the product.
             return stored @ np.pad(vector, (0, stored.shape[1] - len(vector)))
         found = np.zeros(len(stored), np.float32)
@@ -119,15 +142,14 @@ class Matching:
     def costs(self, probabilities: Vector) -> Vector:
         """What each attribute takes from the score, (N, A) float32, 0 where P_a is 1."""
         best = log_term(np.ones(1, np.float32), self.epsilon)
-        return self.weights * (best - log_term(probabilities, self.epsilon))
+        return (self.weights * (best - log_term(probabilities, self.epsilon))).astype(np.float32)
 
     def mean_probability(self, costs: Vector) -> Vector:
         """(N,) in 0 to 1 in the order of the scores: the weighted mean of the P_a that are
         averaged as logarithms, so that one attribute that does not match counts much.
         """
-        mean = costs.sum(axis=-1) / self.weights.sum()
-        found = (1 + self.epsilon) * np.exp(-mean) - self.epsilon
-        return np.clip(found, 0, 1).astype(np.float32)
+        mean = costs.sum(axis=1) / self.weights.sum()
+        return np.clip((1 + self.epsilon) * np.exp(-mean) - self.epsilon, 0, 1).astype(np.float32)
 
 
 def shows(beliefs: Vector, must: Mapping[int, Labels], schema: Schema) -> npt.NDArray[np.bool_]:

@@ -76,17 +76,6 @@ class Directions:
         used = attributes * width
         return self._laid(vector[None, :used].reshape(1, attributes, width), vector[None, used:])
 
-    def with_lengths(self, rows: Vector) -> Vector:
-        """Compact rows (N, size) with the squared lengths that their subspaces really have: a mean
-        of rows is shorter than the mean of their lengths.
-        """
-        ends, used = np.cumsum(self.kept)[:-1], self.bases.shape[1]
-        parts, bases = (np.split(array, ends, axis=1) for array in (rows[:, :used], self.bases))
-        laid = rows.copy()
-        for a, (part, base) in enumerate(zip(parts, bases)):
-            laid[:, used + a] = np.square(part @ base.T + self.means[a]).sum(axis=1)
-        return laid
-
     def _laid(self, vectors: Vector, lengths: Vector) -> Vector:
         laid = np.zeros((len(vectors), self.size), np.float32)
         at = 0

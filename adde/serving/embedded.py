@@ -38,12 +38,13 @@ import numpy.typing as npt
 from adde.errors import UserError, did_you_mean
 from adde.files import atomic_path, naming
 from adde.schema import UNKNOWN, Labels, Vector
+from adde.scoring import Calibration
 from adde.serving import filters as filtering
 from adde.serving import texts
-from adde.serving.asking import NOTHING_ELSE, Asked, Matching, Nearness, augmented, augmented_query
+from adde.serving.asking import NOTHING_ELSE, SLACK, Asked, Nearness, augmented
 from adde.serving.facets import Facet, facets_of
 from adde.serving.gallery import (
-    SLACK,
+    GALLERY_NAME,
     BusyError,
     Fields,
     Header,
@@ -59,7 +60,7 @@ from adde.serving.looking import Mask, best_matches, exact, showing
 
 ITEMS, VECTORS, BELIEFS, LOCK = "items.sqlite", "vectors.f32", "beliefs.f32", "lock"
 
-EXACT_ITEMS = 200_000
+EXACT_ITEMS = 50_000
 """Up to here every item is looked at, if not asked otherwise."""
 
 READERS = 4
@@ -216,24 +217,27 @@ class EmbeddedGallery:
                 for query_of_rows in _shown(asked.must):
                     allowed = allowed & _mask(_rows(database, *query_of_rows), len(allowed))
         if asked.must and state.beliefs is not None:
-            allowed = showing(state.beliefs, allowed, asked.must, self.header.schema)
+            show = showing if self.index is None else self.index.showing
+            allowed = show(state.beliefs, allowed, asked.must, self.header.schema)
         wanted = min(k + SLACK, int(np.count_nonzero(allowed)))
         if not wanted:
             return []
         near = Nearness(query, weights, asked.unit)
+        return self._items(state, self._best(state, allowed, near, asked, wanted))
+
+    def _best(
+        self, state: _State, allowed: Mask, near: Nearness, asked: Asked, k: int
+    ) -> npt.NDArray[np.int64]:
         if asked.wanted is None:
-            rows = None
-            if self.index is not None and not asked.unit:
-                vector = augmented_query(query, weights)
-                rows = self.index.search(vector, allowed, state.rows, wanted)
-            if rows is None:
-                rows = exact(state.rows, allowed, near, wanted)
-        else:
-            if state.beliefs is None:
-                raise ValueError("expected a gallery with beliefs to match, found none")
-            match = Matching(asked.wanted, weights, asked.epsilon, self.header.schema)
-            rows = best_matches(state.beliefs, state.rows, allowed, match, near, wanted)
-        return self._items(state, rows)
+            if self.index is None:
+                return exact(state.rows, allowed, near, k)
+            return self.index.nearest(near, allowed, state.rows, k)
+        if state.beliefs is None:
+            raise ValueError("expected a gallery with beliefs to match, found none")
+        match = asked.matchings(near.weights, self.header.schema, k)
+        if self.index is None:
+            return best_matches(state.beliefs, state.rows, allowed, match, near)
+        return self.index.matches(match, near, allowed, state.rows, state.beliefs)
 
     def _allowed(
         self,
@@ -431,7 +435,13 @@ class EmbeddedGallery:
         """Builds the index of all rows there are, with its recall beside it."""
         with self._writing() as state:
             pass
-        self.index = Index.build(self._folder, state.rows, state.live, self._shape)
+        schema, calibration = self.header.schema, None
+        if self.header.calibration is not None:
+            source = str(self._folder / GALLERY_NAME)
+            calibration = Calibration.from_json(self.header.calibration, schema, source)
+        self.index = Index.build(
+            self._folder, state.rows, state.beliefs, state.live, schema, calibration
+        )
 
     def snapshot(self, folder: Path) -> None:
         """Writes the present state as a gallery of its own, without dead rows; all or nothing."""

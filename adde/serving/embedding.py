@@ -87,8 +87,7 @@ class Embedded(NamedTuple):
 
 def embed(session: Session, bundle: Bundle, pictures: Picture) -> list[Embedded]:
     """Embeds pictures (B, S, S, 3) uint8."""
-    embeddings, logits, *rest = session.encode(pictures)
-    presence = rest[0] if rest else None
+    embeddings, logits, presence = session.encode(pictures)
     norms = np.maximum(np.sqrt(np.square(embeddings).sum(axis=(1, 2))), 1e-12)
     unit = embeddings / norms[:, None, None]
     beliefs: Iterable[Vector | None] = repeat(None)

@@ -30,9 +30,6 @@ from adde.serving.filters import storable
 GALLERY_NAME = "gallery.json"
 FORMAT = 3
 
-SLACK = 16
-"""Candidates beyond k: the last bits of two ways to compute a distance may order them anew."""
-
 Fields = Mapping[str, Any]
 """Names to text, finite numbers of 64 bits, truth values or None."""
 
@@ -72,8 +69,8 @@ class Header:
     pictures: str | None
     source: str
     """Says what was embedded, so that an interrupted build goes on only with the same."""
-    calibrated: bool = False
-    """Its items have beliefs, so that it can be searched by match."""
+    calibration: Mapping[str, Any] | None = None
+    """Of the bundle, as JSON. Where there is one, items have beliefs and can be ranked by match."""
     extra: Mapping[str, Any] = field(default_factory=lambda: {})
     """The engine's own."""
 
@@ -81,8 +78,13 @@ class Header:
     def of(cls, bundle: Bundle, engine: str, pictures: Path | None, source: str) -> "Header":
         """Header of a new gallery."""
         folder = None if pictures is None else str(pictures.resolve())
-        calibrated = bundle.calibration is not None
-        return cls(engine, bundle.hash, bundle.schema, bundle.width, folder, source, calibrated)
+        calibration = bundle.calibration and bundle.calibration.to_json()
+        return cls(engine, bundle.hash, bundle.schema, bundle.width, folder, source, calibration)
+
+    @property
+    def calibrated(self) -> bool:
+        """Its items have beliefs, so that it can be searched by match."""
+        return self.calibration is not None
 
     def write(self, folder: Path) -> None:
         """Writes gallery.json."""
@@ -105,7 +107,7 @@ class Header:
                 raise UserError(f"{path}: expected format {FORMAT}, found {found}; build it again")
             schema = Schema.from_json(content["schema"], str(path))
             # Galleries of before there were beliefs do not say that they have none.
-            content.setdefault("calibrated", False)
+            content.setdefault("calibration", None)
             rest = {name: content[name] for name in cls.__annotations__ if name != "schema"}
             return cls(schema=schema, **rest)
         except (KeyError, TypeError) as error:

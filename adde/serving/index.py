@@ -1,18 +1,20 @@
-"""Search in galleries too large to look at every item: faiss, then exact distances.
+"""Search in galleries too large to look at every vector: compact codes, then exact scores.
 
-Inverted lists of items in few numbers (`adde.serving.compact`), each number a byte. The candidates
-they give are ranked anew by their stored vectors. How many lists are looked at and how many
-candidates are taken is measured against looking at everything, for queries in all subspaces alike,
-in half of them and in one alone; what was measured lies beside the index in index.json.
+By distance, every item is looked at in few numbers (`adde.serving.compact`), each number a byte. By
+match, in a code per attribute (`adde.serving.codes`). The candidates this gives are ranked anew by
+what is stored. As every code is looked at, recall is lost by rounding alone. How many candidates
+are taken is measured against looking at everything, for queries in all subspaces, in half of them
+and in one; what was measured lies beside the index in index.json.
 
 Each build writes files of its own name, which index.json says last: what it names belongs together,
 whenever the build is interrupted and whenever another process reads.
 """
 
 import importlib
+import logging
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +25,13 @@ from tqdm import tqdm
 
 from adde.errors import UserError
 from adde.files import atomic_path, read_json, write_json
-from adde.schema import Vector
+from adde.schema import Labels, Schema, Vector
+from adde.scoring import Calibration
+from adde.serving.asking import ROUNDING, Matching, Nearness, shows
+from adde.serving.codes import Codes
 from adde.serving.compact import Directions
-from adde.serving.looking import Mask, Rows
-from adde.serving.tuning import tune
+from adde.serving.looking import Mask, Rows, best_matches, exact, first, joined, look, showing
+from adde.serving.tuning import least_depth, tune
 
 REPORT = "index.json"
 
@@ -36,21 +41,30 @@ FEW = 2_000
 TRAINING, DIRECTED = 100_000, 20_000
 """Rows that centroids are found from, and directions, at most."""
 
-ROUNDS = 10
-"""Of k-means."""
-
 BLOCK = 4096
 """Rows made compact at a time."""
+
+MOST = 20_000
+"""Candidates, unless more answers are wanted."""
+
+LATER = 0.1
+"""Share of the items that are not in the index above which that is said."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
 class Index:
-    """A faiss index over the first `count` rows of a gallery; later rows are looked at."""
+    """Codes of the first `count` rows of a gallery; later rows are looked at."""
 
     faiss: Any
-    lists: Any
+    flat: Any
+    """faiss index of the compact rows."""
     directions: Directions
+    codes: Codes | None
+    """None where the bundle is not calibrated."""
     report: dict[str, Any]
+    warned: bool = False
 
     @property
     def count(self) -> int:
@@ -75,68 +89,88 @@ class Index:
     @classmethod
     def _load(cls, folder: Path, report: dict[str, Any]) -> "Index":
         faiss = _faiss()
-        flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY
         path = folder / f"{report.get('files')}.faiss"
-        try:
-            lists = faiss.read_index(str(path), flags)
-            with np.load(path.with_suffix(".npz")) as arrays:
-                directions = Directions(**arrays)
-        except (RuntimeError, OSError, ValueError, TypeError, BadZipFile) as error:
+        if "distance" not in report:
             raise UserError(
-                f"{path}: expected a faiss index and its .npz, found: {error}; build it again"
+                f"{folder / REPORT}: expected an index of this version, found an older one; "
+                "build the gallery again"
+            )
+        try:
+            flat = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY)
+            with np.load(path.with_suffix(".npz")) as arrays:
+                directions = Directions(*(arrays[name] for name in Directions.__annotations__))
+                centroids = [arrays[name] for name in arrays if name.startswith("centroids")]
+            codes = Codes(centroids, np.load(path.with_suffix(".npy"), "r")) if centroids else None
+        except (RuntimeError, OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+            raise UserError(
+                f"{path}: expected a faiss index and its .npz and .npy, found: {error}; "
+                "build it again"
             ) from None
-        return cls(faiss, lists, directions, report)
+        return cls(faiss, flat, directions, codes, report)
 
     @classmethod
-    def build(cls, folder: Path, rows: Vector, live: Mask, shape: tuple[int, int]) -> "Index":
-        """Builds, measures and writes the index of a gallery's rows."""
+    def build(
+        cls,
+        folder: Path,
+        rows: Vector,
+        beliefs: Vector | None,
+        live: Mask,
+        schema: Schema,
+        calibration: Calibration | None,
+    ) -> "Index":
+        """Builds, measures and writes the index of a gallery's rows.
+
+        Args:
+            folder: of the gallery.
+            rows: (N, A D + A + 1) as they are stored.
+            beliefs: (N, V + A) as they are stored; None where the bundle is not calibrated.
+            live: (N,) which rows are items.
+            schema: of the gallery.
+            calibration: of its bundle.
+        """
         faiss = _faiss()
         start = time.perf_counter()
-        count = len(rows)
+        count, attributes = len(rows), len(schema.sizes)
+        shape = attributes, (rows.shape[1] - attributes - 1) // attributes
         sample = np.sort(np.random.default_rng(0).permutation(count)[:TRAINING])
         some = sample[:: -(-len(sample) // DIRECTED)]
         directions = Directions.of(_vectors(rows, some, shape), shape)
-        train = np.vstack([directions.rows(rows[part]) for part in _parts(sample)])
-        lists = max(1, min(int(2 * np.sqrt(count)), len(sample) // 40))
-        # Rows go to the list that is nearest; how near a weighed query is to one, is a product.
-        near = faiss.IndexFlatL2(directions.size)
-        made = faiss.IndexIVFScalarQuantizer(
-            near,
-            directions.size,
-            lists,
-            faiss.ScalarQuantizer.QT_8bit,
-            faiss.METRIC_INNER_PRODUCT,
-            False,
+        flat = faiss.IndexScalarQuantizer(
+            directions.size, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT
         )
-        made.cp.niter, made.cp.max_points_per_centroid = ROUNDS, len(sample)
-        made.train(train)
+        flat.train(np.vstack([directions.rows(rows[part]) for part in _parts(sample)]))
         for part in tqdm(_parts(np.arange(count)), "build index", unit="block", disable=None):
-            made.add(directions.rows(rows[part[0] : part[-1] + 1]))
-        weighed = faiss.IndexFlatIP(directions.size)
-        weighed.add(directions.with_lengths(near.reconstruct_n(0, lists)))
-        made.quantizer, made.own_fields = weighed, False
+            flat.add(directions.rows(rows[part[0] : part[-1] + 1]))
+        codes = None if beliefs is None else Codes.of(beliefs, sample, schema, faiss)
         report = {
-            "kind": f"IVF{lists},SQ8",
+            "kind": "SQ8",
             "attributes": shape[0],
             "width": shape[1],
             "directions": directions.kept.tolist(),
             "rows": count,
-            "lists": lists,
-            "bytes_per_item": made.code_size + 8,
+            "bytes_per_item": flat.code_size,
+            "match_bytes_per_item": 0 if codes is None else codes.codes[:, :1].nbytes,
             "build_seconds": round(time.perf_counter() - start, 1),
         }
-        index = cls(faiss, made, directions, report)
-        index.report |= tune(index, near, rows, live)
+        index = cls(faiss, flat, directions, codes, report)
+        report |= tune(index, rows, beliefs, live, schema, calibration)
         return index._write(folder)
 
     def _write(self, folder: Path) -> "Index":
         """Puts it in the place of the one in a folder; mapped from now on, as after a restart."""
         path = folder / f"index-{uuid.uuid4().hex[:8]}.faiss"
+        arrays = dict(vars(self.directions))
         try:
             with atomic_path(path) as temporary:
-                self.faiss.write_index(self.lists, str(temporary))
+                self.faiss.write_index(self.flat, str(temporary))
+            if self.codes is not None:
+                # In this order they are read.
+                arrays |= {f"centroids_{a:06}": c for a, c in enumerate(self.codes.centroids)}
+                codes = path.with_suffix(".npy")
+                with atomic_path(codes) as temporary, temporary.open("wb") as file:
+                    np.save(file, self.codes.codes)
             with atomic_path(path.with_suffix(".npz")) as temporary, temporary.open("wb") as file:
-                np.savez(file, **vars(self.directions))
+                np.savez(file, **arrays)
             # faiss is silent about the last bytes, which reach the disk when it closes the file.
             written = Index._load(folder, {**self.report, "files": path.stem})
             write_json(folder / REPORT, written.report)
@@ -146,38 +180,94 @@ class Index:
             _remove_unnamed(folder)
         return written
 
-    def search(self, vector: Vector, allowed: Mask, rows: Vector, k: int) -> Rows | None:
-        """The k allowed rows found nearest, best first; None where each should be looked at."""
-        known = allowed[: self.count]
-        left = int(np.count_nonzero(known))
-        if left <= FEW and len(rows) > FEW:
-            return None
-        settings = self._settings(vector)
-        # A filter leaves fewer in each list, so that as many more lists are looked at.
-        probes = min(self.report["lists"], -(-settings["probes"] * self.count // max(left, 1)))
-        chosen = None if left == self.count else known
-        found = self.candidates(vector, k * self.report["depth"], probes, chosen)
-        later = np.flatnonzero(allowed[self.count :]) + self.count
-        candidates = np.sort(np.append(found, later))
-        scores = rows[candidates][:, : len(vector)] @ vector
-        return candidates[np.argsort(-scores, kind="stable")[:k]]
+    def nearest(self, near: Nearness, allowed: Mask, rows: Vector, k: int) -> Rows:
+        """The k allowed rows found nearest, best first."""
+        if self._better_exact(allowed, len(rows)):
+            return exact(rows, allowed, near, k)
+        depth = least_depth(self.report["distance"], near.weights)
+        found = self.candidates(near, allowed, max(k, min(k * depth, MOST)))
+        chosen = np.zeros_like(allowed)
+        chosen[found] = True
+        chosen[self.count :] = allowed[self.count :]
+        return exact(rows, chosen, near, k)
 
-    def candidates(self, vector: Vector, most: int, probes: int, chosen: Mask | None) -> Rows:
-        """Rows in the order of their bytes' products with an `augmented_query`, best first."""
-        bits = None if chosen is None else np.packbits(chosen, bitorder="little")
-        selector = None if bits is None else self.faiss.IDSelectorBitmap(bits)
-        parameters = self.faiss.SearchParametersIVF(sel=selector, nprobe=probes)
-        query = self.directions.query(vector)
-        found = self.lists.search(query, min(most, self.count), params=parameters)[1][0]
+    def matches(
+        self,
+        asked: Sequence[tuple[Matching, int]],
+        near: Nearness,
+        allowed: Mask,
+        rows: Vector,
+        beliefs: Vector,
+    ) -> Rows:
+        """As `best_matches`, as far as they are found."""
+        if self.codes is None or self._better_exact(allowed, len(rows)):
+            return best_matches(beliefs, rows, allowed, asked, near)
+        most = [
+            max(k, min(k * least_depth(self.report["match"], match.weights), MOST))
+            for match, k in asked
+        ]
+        matches = [match for match, _ in asked]
+        scanned = self.codes.scan(matches, allowed[: self.count], most)
+        later = np.flatnonzero(allowed[self.count :]) + self.count
+        best: list[Rows] = []
+        for (match, k), count, (found, scores) in zip(asked, most, scanned):
+            found = np.append(
+                self._nearest_ties(found, scores, match, near, count, len(rows)), later
+            )
+            best.append(first(found, look(beliefs, found, match), rows, match, near, k))
+        return joined(best)
+
+    def _nearest_ties(
+        self, found: Rows, scores: Vector, match: Matching, near: Nearness, most: int, count: int
+    ) -> Rows:
+        """At most so many rows of a scan: of those that tie with the last, the nearest."""
+        if len(found) > most:
+            last = scores.min()
+            above = scores > last + 2 * ROUNDING * float(match.weights.sum())
+            tied = np.zeros(count, np.bool_)
+            tied[found[~above]] = True
+            nearest = self.candidates(near, tied, most - int(np.count_nonzero(above)))
+            found = np.sort(np.append(found[above], nearest))
+        return found
+
+    def showing(
+        self, beliefs: Vector, allowed: Mask, must: Mapping[int, Labels], schema: Schema
+    ) -> Mask:
+        """(N,) which allowed rows show one of the labels of every attribute of `must`."""
+        if self.codes is None:
+            return showing(beliefs, allowed, must, schema)
+        passed = allowed.copy()
+        for a, labels in must.items():
+            passed[: self.count] &= np.isin(self.codes.likeliest(a), labels)
+        passed[self.count :] = False
+        left = np.flatnonzero(allowed[self.count :]) + self.count
+        passed[left] = shows(beliefs[left], must, schema)
+        return passed
+
+    def candidates(self, near: Nearness, allowed: Mask, most: int) -> Rows:
+        """Rows that it knows, in the order of their bytes' products with a query, best first."""
+        known = allowed[: self.count]
+        selector = None
+        if not known.all():
+            bits = np.packbits(known, bitorder="little")
+            selector = self.faiss.IDSelectorBitmap(bits)
+        parameters = self.faiss.SearchParameters(sel=selector)
+        query = self.directions.query(near.vector)
+        found = self.flat.search(query, min(most, self.count), params=parameters)[1][0]
         return found[found >= 0]
 
-    def _settings(self, vector: Vector) -> dict[str, Any]:
-        """What was measured for weights as uneven as these, or more so."""
-        weights = -vector[-len(self.directions.kept) :].astype(np.float64)
-        even = weights.sum() ** 2 / np.square(weights).sum()
-        kinds = self.report["kinds"].values()
-        least = [kind for kind in kinds if kind["attributes"] <= even * (1 + 1e-6)]
-        return max(least, key=lambda kind: kind["attributes"])
+    def _better_exact(self, allowed: Mask, count: int) -> bool:
+        left = int(np.count_nonzero(allowed[: self.count]))
+        later = count - self.count
+        if later > LATER * count and not self.warned:
+            self.warned = True
+            log.warning(
+                "%d of the gallery's %d items are not in its index and are looked at one by one; "
+                "build_index() puts them in",
+                later,
+                count,
+            )
+        return left <= FEW
 
 
 def _remove_unnamed(folder: Path) -> None:

@@ -1,6 +1,6 @@
 """Looks at every stored row, block by block: the nearest, the best matches, what shows a value."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -37,20 +37,32 @@ def exact(rows: Vector, allowed: Mask, near: Nearness, k: int) -> Rows:
 
 
 def best_matches(
-    beliefs: Vector, rows: Vector, allowed: Mask, match: Matching, near: Nearness, k: int
+    beliefs: Vector,
+    rows: Vector,
+    allowed: Mask,
+    asked: Sequence[tuple[Matching, int]],
+    near: Nearness,
 ) -> Rows:
-    """The k allowed rows that match best, best first, ties to the nearest.
+    """The allowed rows that match best by any of several rankings, ties to the nearest.
 
     Args:
         beliefs: (N, V + A) of every row.
         rows: (N, A D + A + ...) as they are stored.
-        allowed: (N,) of which k or more are set.
-        match: what is wanted.
+        allowed: (N,) which may be chosen.
+        asked: what is wanted, and how many rows.
         near: decides between rows that match alike.
-        k: rows wanted.
     """
     chosen = np.flatnonzero(allowed)
-    return first(chosen, look(beliefs, chosen, match), rows, match, near, k)
+    found = [
+        first(chosen, look(beliefs, chosen, match), rows, match, near, k) for match, k in asked
+    ]
+    return joined(found)
+
+
+def joined(found: Sequence[Rows]) -> Rows:
+    """Rows that any of several rankings found, once each, as they stand in the first that did."""
+    every = np.concatenate(found)
+    return every[np.sort(np.unique(every, return_index=True)[1])]
 
 
 def first(

@@ -22,10 +22,9 @@ from adde.schema import UNKNOWN, Labels, Vector
 from adde.scoring import likeliest
 from adde.serving import filters as filtering
 from adde.serving import texts
-from adde.serving.asking import NOTHING_ELSE, Asked, Matching, augmented, augmented_query
+from adde.serving.asking import NOTHING_ELSE, SLACK, Asked, augmented, augmented_query
 from adde.serving.facets import Facet, facets_of
 from adde.serving.gallery import (
-    SLACK,
     Gallery,
     Header,
     Item,
@@ -154,10 +153,12 @@ class MilvusGallery:
             )
         if asked.wanted is None or not hits:
             return [self._item(hit["entity"]) for hit in hits]
-        match = Matching(asked.wanted, weights, asked.epsilon, self.header.schema)
-        scores = match(np.stack([_read_beliefs(hit["entity"]["beliefs"]) for hit in hits]))
-        best = smallest(-scores[None], k + SLACK)[0].tolist()  # ties to the nearest
-        return self._items([hits[at]["id"] for at in best])
+        beliefs = np.stack([_read_beliefs(hit["entity"]["beliefs"]) for hit in hits])
+        best: dict[str, None] = {}
+        for match, count in asked.matchings(weights, self.header.schema, k + SLACK):
+            first = smallest(-match(beliefs)[None], count)[0].tolist()  # ties to the nearest
+            best |= dict.fromkeys(hits[at]["id"] for at in first)
+        return self._items([*best])
 
     def _shows(self, attribute: int, labels: Labels) -> str:
         name = f'record["shown"][{attribute}]'

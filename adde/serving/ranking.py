@@ -1,12 +1,12 @@
 """Candidates become answers: ranked exactly, each attribute compared with what was asked."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from adde.schema import UNKNOWN, Labels, Schema, Vector
-from adde.scoring import likeliest
+from adde.scoring import first_then_rest, likeliest
 from adde.serving.answers import Answer, Match, Rank, value_of
 from adde.serving.asking import Matching, distances_in_subspaces
 from adde.serving.gallery import Item
@@ -26,13 +26,17 @@ class Question:
     """Distances are of unit subspaces."""
     matching: Matching | None
     """None where the bundle is not calibrated."""
+    first: Vector | None
+    """(A,) float32 weights of the first FIRST matches, where they are others than of the rest."""
     wanted: Mapping[str, str | None]
     """Of each attribute, as it is said."""
     good: Mapping[int, Labels]
     """Edited attributes to the labels of which one has to be shown."""
 
     def answers(self, items: Sequence[Item]) -> tuple[Answer, ...]:
-        """All items, best first: by score, then distance, then as they stand."""
+        """All items, best first: by score, then distance, then as they stand. By match, the first
+        FIRST are those in which the edits weigh more.
+        """
         if not items:
             return ()
         vectors = np.stack([item.vector for item in items])
@@ -42,7 +46,8 @@ class Question:
         distances = parts.sum(axis=1)
         labels = np.stack([item.labels for item in items])
         shown = np.where(labels == UNKNOWN, np.stack([i.predicted for i in items]), labels)
-        probabilities, costs, scores, keys = None, parts, 1 - distances / 2, (distances,)
+        probabilities, costs, scores = None, parts, 1 - distances / 2
+        order = np.argsort(distances, kind="stable")
         if self.matching is not None:
             beliefs = _beliefs(items)
             shown = likeliest(beliefs, self.schema)
@@ -50,10 +55,14 @@ class Question:
             if self.rank == "match":
                 costs = self.matching.costs(probabilities)
                 scores = self.matching.mean_probability(costs)
-                keys = (distances, costs.sum(axis=1))
+                order = np.lexsort((distances, costs.sum(axis=1)))
+                if self.first is not None:
+                    weighed = replace(self.matching, weights=self.first).costs(probabilities)
+                    obeying = np.lexsort((distances, weighed.sum(axis=1)))
+                    order = first_then_rest(obeying, order, len(items))
         shares = costs / np.maximum(costs.sum(axis=1, keepdims=True), 1e-30)
         answers: list[Answer] = []
-        for at in np.lexsort(keys).tolist():
+        for at in order.tolist():
             item = items[int(at)]
             chances = None if probabilities is None else probabilities[at].tolist()
             matches = self._matches(item, shown[at].tolist(), shares[at].tolist(), chances)

@@ -187,8 +187,7 @@ class Searcher:
         """Starts of any number of pictures, in one batch."""
         if not pictures:
             return []
-        embeddings, logits, *rest = self.session.encode(np.stack(pictures))
-        presence = rest[0] if rest else None
+        embeddings, logits, presence = self.session.encode(np.stack(pictures))
         own = predicted_labels(logits, self.schema)
         # Without a calibration the classifiers' own word, which knows no absence.
         plain = Calibration((1.0,) * len(self.schema.sizes), (), 0.0, 1.0)
@@ -230,6 +229,7 @@ class Searcher:
             request.item,
             Asked(
                 wanted=None if matching is None else matching.wanted,
+                first=question.first,
                 epsilon=0.0 if matching is None else matching.epsilon,
                 must={a: question.good[a] for a in map(self.schema.attribute_index, request.must)},
                 unit=question.unit,
@@ -248,14 +248,15 @@ class Searcher:
             a = schema.attribute_index(name)
             wanted[name] = str(edit)
             good[a] = np.array(editing.labels_shown(edit, schema, a))
-        matching = None
+        matching, first = None, None
         if self.calibration is not None and start.beliefs is not None:
             asked = start.beliefs[None].copy()
             for name, edit in request.edits.items():
                 a = schema.attribute_index(name)
                 editing.ask(edit, asked, parts(schema)[a], schema, a)
-            if rank == "match":
-                weights[list(good)] *= self.calibration.edit_weight
+            if rank == "match" and good:
+                first = weights.copy()
+                first[list(good)] *= self.calibration.edit_weight
             matching = Matching(asked[0], weights, self.calibration.epsilon, schema)
         return Question(
             schema=schema,
@@ -264,6 +265,7 @@ class Searcher:
             weights=weights,
             unit=rank == "distance" and bool(request.like),
             matching=matching,
+            first=first,
             wanted=wanted,
             good=good,
         )

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from adde.bundle import Bundle
+from adde.bundle import Bundle, Outputs
 from adde.errors import UserError
 from adde.files import cache_folder
 from adde.preprocess import Picture
@@ -64,9 +64,10 @@ class Session:
         f32 = np.float32
         embedding = (attributes, bundle.width), f32
         indicator = (bundle.schema.num_values,), f32
-        encoder = Graph(
-            {"images": ((side, side, 3), np.uint8)}, {"embeddings": embedding, "logits": indicator}
-        )
+        outputs = {"embeddings": embedding, "logits": indicator}
+        if bundle.details["presence"]:
+            outputs["presence"] = (attributes,), f32
+        encoder = Graph({"images": ((side, side, 3), np.uint8)}, outputs)
         memory = Graph(
             {"embeddings": embedding, "indicator": indicator},
             {"query": ((attributes * bundle.width,), f32)},
@@ -85,13 +86,13 @@ class Session:
         """What onnxruntime gave parts of the encoder to, first choice first."""
         return self._encoder.providers
 
-    def encode(self, images: Picture) -> tuple[Vector, Vector]:
-        """Pictures (B, S, S, 3) uint8 -> embeddings (B, A, D) and logits (B, V), float32.
+    def encode(self, images: Picture) -> Outputs:
+        """Encodes pictures (B, S, S, 3) uint8.
 
         On the CPU a picture's numbers do not depend on its batch, to the last bit.
         """
-        embeddings, logits = self._encoder.run({"images": images})
-        return embeddings, logits
+        embeddings, logits, *presence = self._encoder.run({"images": images})
+        return Outputs(embeddings, logits, presence[0] if presence else None)
 
     def edit(self, embeddings: Vector, indicator: Vector) -> Vector:
         """Embeddings (B, A, D) and indicator (B, V) -> L2-normalised queries (B, A D), float32."""

@@ -125,6 +125,9 @@ class EncoderStage:
     cls: float = 0.2
     """Weight of the cross-entropy, summed over attributes."""
 
+    presence: float = 0.2
+    """Weight of the binary cross-entropy of presence, summed over attributes."""
+
     local_triplet: float = 0.2
     """Weight of the semi-hard triplets within each attribute's subspace, summed."""
 
@@ -141,6 +144,9 @@ class AddeStage:
 
     cls: float = 0.2
     """Weight of the cross-entropies of reference, positive, negative and edited query."""
+
+    presence: float = 0.2
+    """Weight of the binary cross-entropy of presence, summed over attributes."""
 
     local_triplet: float = 1.0
     """Weight of the semi-hard triplets within each attribute's subspace, summed."""

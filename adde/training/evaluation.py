@@ -12,7 +12,7 @@ from tqdm import tqdm
 from adde import metrics
 from adde.distributed import RankRows, rank, sum_over_ranks, world_size
 from adde.mining.distances import full_precision
-from adde.model import ADDE
+from adde.model import ADDE, Encoding
 from adde.schema import UNKNOWN, Labels, Schema, Vector
 from adde.shards.batches import Batches, OnFault
 from adde.shards.index import ShardIndex
@@ -24,11 +24,16 @@ from adde.training.tracking import PictureRow
 
 @dataclass(frozen=True)
 class Encoded:
-    """A split in stored order: embeddings (N, A, D) and logits (N, V) float32, labels (N, A)."""
+    """A split in stored order."""
 
     embeddings: Vector
+    """(N, A, D) float32."""
     logits: Vector
+    """(N, V) float32."""
+    presence: Vector | None
+    """(N, A) float32 logits; None where the model has no such output."""
     labels: Labels
+    """(N, A) int64."""
     rows: Labels
     """(N,) int64 places in the split's stored order, from which unreadable samples are left out."""
 
@@ -62,12 +67,12 @@ class Evaluator:
         # A rank may have no item of a small split, and still gathers with the others.
         parts = [_no_rows(model, self._device)]
         for batch, rows in self._batches(model, split):
-            embeddings, logits = model.encode(batch.images)
-            parts.append((embeddings, logits, batch.labels, rows))
+            parts.append(_row(model.encode(batch.images), batch.labels, rows))
         columns = [torch.cat(column) for column in zip(*parts)]
-        ranks = RankRows.of(len(columns[0]), columns[0].device)
+        ranks = RankRows.of(len(columns[0]), self._device)
         columns = [ranks.gather(column).cpu().numpy() for column in columns]
-        return Encoded(*columns)
+        labels, rows, embeddings, logits, *presence = columns
+        return Encoded(embeddings, logits, presence[0] if presence else None, labels, rows)
 
     @torch.no_grad()
     def prototypes(self, model: ADDE) -> tuple[Tensor, Tensor]:
@@ -84,7 +89,7 @@ class Evaluator:
         of_column = torch.from_numpy(schema.attribute_of_column).to(self._device)
         offsets = torch.tensor(schema.offsets, device=self._device)
         for batch, _ in self._batches(model, "train"):
-            embeddings, _ = model.encode(batch.images)
+            embeddings = model.encode(batch.images).embeddings
             known = batch.labels != UNKNOWN
             columns = (batch.labels + offsets)[known]
             sums.index_add_(0, columns, embeddings[known].double())
@@ -145,16 +150,22 @@ class NoEdit:
         return queries / np.maximum(np.linalg.norm(queries, axis=1, keepdims=True), 1e-12)
 
 
-def _no_rows(model: ADDE, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Embeddings, logits, labels and rows of no item."""
+def _row(encoding: Encoding, labels: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
+    """What `encode` gathers of a batch: labels, rows, and what the model gave."""
+    return labels, rows, *(output for output in encoding if output is not None)
+
+
+def _no_rows(model: ADDE, device: torch.device) -> tuple[Tensor, ...]:
+    """`_row` of no item."""
     schema = model.schema
-    width, attributes = model.settings.width, len(schema.sizes)
-    floats = ((0, attributes, width), (0, schema.num_values))
-    embeddings, logits = (torch.empty(shape, device=device) for shape in floats)
-    labels, rows = (
-        torch.empty(shape, dtype=torch.int64, device=device) for shape in ((0, attributes), (0,))
-    )
-    return embeddings, logits, labels, rows
+    attributes = len(schema.sizes)
+
+    def none(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty((0, *shape), dtype=dtype, device=device)
+
+    presence = None if model.presence is None else none(attributes)
+    encoding = Encoding(none(attributes, model.settings.width), none(schema.num_values), presence)
+    return _row(encoding, none(attributes, dtype=torch.int64), none(dtype=torch.int64))
 
 
 def top_k_on(device: torch.device) -> metrics.Search:

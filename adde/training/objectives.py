@@ -24,7 +24,7 @@ from adde.training.config import AddeStage, Augmentation, EncoderStage
 from adde.training.cross_batch import CrossBatchMemory
 from adde.training.profiling import part
 
-PER_ATTRIBUTE = ("cls", "local_triplet", "accuracy")
+PER_ATTRIBUTE = ("cls", "presence", "local_triplet", "accuracy")
 """Terms and shares that are told of every attribute too: their parts are attributes, in order,
 once or for several roles."""
 
@@ -114,6 +114,8 @@ class Objective:
         shares["nonfinite"] = broken
         with torch.no_grad():
             shares["accuracy"] = losses.accuracy(out.logits, batch.labels, self.schema.sizes)
+        if out.presence is not None:
+            terms["presence"] = losses.presence(out.presence, batch.labels)
         found = Terms(terms, shares, self.schema.names)
         if plan.edits is None:
             terms["cls"] = losses.classification(out.logits, batch.labels, self.schema.sizes)

@@ -37,7 +37,7 @@ class Panel:
 
 
 STAGE = "(encoder|adde)"
-TERMS = "(cls|local_triplet|global_triplet|compositional|consistency|memory)"
+TERMS = "(cls|presence|local_triplet|global_triplet|compositional|consistency|memory)"
 
 PANELS = (
     Panel("Validation", "Retrieval", r"val/hit@(1|10|30)"),
@@ -50,6 +50,7 @@ PANELS = (
     Panel("Attributes", "Training accuracy, mean", rf"{STAGE}/accuracy"),
     Panel("Attributes", "Training accuracy", rf"{STAGE}/accuracy/.+"),
     Panel("Attributes", "Cross-entropy", rf"{STAGE}/cls/.+", wide_range=True),
+    Panel("Attributes", "Cross-entropy of presence", rf"{STAGE}/presence/.+", wide_range=True),
     Panel("Attributes", "Local triplets", rf"{STAGE}/local_triplet/.+", wide_range=True),
     Panel("Mining", "Pairs per item", rf"{STAGE}/pairs_(local|global)", wide_range=True),
     Panel("Mining", "Share of active triplets", rf"{STAGE}/active_(local|global)"),

@@ -60,6 +60,7 @@ def write_report(run: Path) -> Path:
         measures=list(MEASURES.values()),
         table=_table(metrics) if metrics else [],
         queries=metrics["adde"]["queries"] if metrics else 0,
+        edits=_edits(metrics) if metrics else [],
         rows=rows["rows"] if rows else [],
         attributes=_attributes(metrics) if metrics else [],
         sections=_sections(series),
@@ -89,7 +90,9 @@ def _progress(log: list[dict[str, Any]]) -> str:
 def _headline(metrics: dict[str, Any] | None, series: dict[str, Series]) -> list[tuple[str, float]]:
     """Figures shown large: those of metrics.json, else the newest of validation."""
     if metrics:
-        found = {**metrics["adde"], "accuracy": metrics["attribute_accuracy"]["mean"]}
+        # Of a run from before the match score, the published ranking.
+        found = metrics.get("match", metrics["adde"])
+        found = {**found, "accuracy": metrics["attribute_accuracy"]["mean"]}
     else:
         found = {
             name.removeprefix("val/"): line.values[-1]
@@ -102,9 +105,11 @@ def _headline(metrics: dict[str, Any] | None, series: dict[str, Series]) -> list
 
 
 def _table(metrics: dict[str, Any]) -> list[dict[str, Any]]:
-    """ADDE and its baselines; each cell is its share, and whether it is the column's best."""
-    found = {"ADDE": metrics["adde"], **metrics["baselines"]}
-    order = ["ADDE", *(name for name in reversed(BASELINES) if name in found)]
+    """The match score, ADDE's distance and the baselines; each cell is its share, and whether it is
+    the column's best.
+    """
+    found = {"match score": metrics.get("match"), "ADDE": metrics["adde"], **metrics["baselines"]}
+    order = [n for n in ("match score", "ADDE", *reversed(BASELINES)) if found.get(n)]
     best = {m: max(found[name][m] for name in order) for m in MEASURES}
     return [
         {
@@ -115,10 +120,19 @@ def _table(metrics: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def _edits(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+    """`first_wanted` and `wanted@10` of every ranking and number of edits at once."""
+    return [
+        {"name": name.replace("_", " "), "count": count, **row, "wanted": row["wanted@10"]}
+        for name, rows in metrics.get("edits", {}).items()
+        for count, row in rows.items()
+    ]
+
+
 def _attributes(metrics: dict[str, Any]) -> list[dict[str, Any]]:
     """Accuracy of each attribute and hit@10 of its edits; None where there is none."""
     accuracy = {k: v for k, v in metrics["attribute_accuracy"].items() if k != "mean"}
-    hits = metrics.get("by_attribute", {})
+    hits = {k: v for k, v in metrics.get("by_attribute", {}).items() if k != "macro"}
     return [
         {
             "name": name,

@@ -30,6 +30,7 @@ from adde.training.alarms import Alarms
 from adde.training.bad_steps import BadSteps
 from adde.training.batch_norm import synchronise
 from adde.training.batch_size import micro_batch
+from adde.training.calibration import calibration_of
 from adde.training.checkpoint import Checkpoint, Position
 from adde.training.config import Config, Schedule
 from adde.training.cross_batch import CrossBatchMemory
@@ -58,6 +59,9 @@ from adde.training.tracking import Tracker
 STAGES = ("encoder", "adde")
 SHOWN = ("hit@1", "hit@10", "hit@30", "ndcg@30", "accuracy")
 """Validation figures on the terminal."""
+
+CALIBRATED = ("hit@1", "hit@10", "hit@30", "ndcg@30", "first_wanted", "wanted@10")
+"""Validation figures of the match score on the terminal."""
 
 
 class Run:
@@ -380,6 +384,7 @@ class Run:
         """Ends what the ranks have in common, then says where everything lies."""
         self._saver.wait()
         self.accelerator.wait_for_everyone()
+        self._calibrate()
         # The others go, while the main rank still uploads for W&B and writes the report.
         self._heartbeat.close()
         if torch.distributed.is_initialized():
@@ -388,6 +393,20 @@ class Run:
             self._tracker.close()
             report = write_report(self.config.run)
             print(f"report: {report}")
+
+    def _calibrate(self) -> None:
+        """Calibrates the match score of the best checkpoint, which is evaluated and exported."""
+        self._heartbeat.say("calibrating", self.position.step)
+        self._close_strategy()
+        model, _, checkpoint = checkpoints.load_model(self.config.run)
+        found, figures = calibration_of(checkpoint, model.to(self.device), self._evaluator)
+        if self.main:
+            shown = ", ".join(f"{k} {figures[k]:.4f}" for k in CALIBRATED if k in figures)
+            print(
+                f"calibrated {checkpoint.path.name}: epsilon {found.epsilon:g}, an edit weighs "
+                f"{found.edit_weight:g}, presence is {'used' if found.presence else 'not used'}; "
+                f"validation: {shown}"
+            )
 
     def __enter__(self) -> "Run":
         return self

@@ -38,7 +38,7 @@ def test_heads_and_classifiers_are_a_separate_mlp_each(model, images):
     mean = torch.tensor(model.preprocess.mean).view(3, 1, 1)
     std = torch.tensor(model.preprocess.std).view(3, 1, 1)
     features = model.backbone((pictures - mean) / std)
-    embeddings, logits = model.encode(images)
+    embeddings, logits, _ = model.encode(images)
     for a, (start, size) in enumerate(zip(SCHEMA.offsets, SCHEMA.sizes)):
         first, second = model.heads.first, model.heads.second
         hidden = (features @ first.weight[a] + first.bias[a]).relu()

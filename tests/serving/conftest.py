@@ -1,9 +1,13 @@
 """Sessions and galleries of the tiny bundle, with a cache of the test's own."""
 
+import shutil
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from adde.bundle import Bundle
+from adde.scoring import Calibration
 from adde.serving.build import build_gallery, open_gallery
 from adde.serving.gallery import Item
 from adde.serving.session import Session
@@ -12,6 +16,23 @@ from adde.serving.session import Session
 @pytest.fixture(scope="session")
 def bundle(tiny_bundle):
     return Bundle.read(tiny_bundle)
+
+
+@pytest.fixture(scope="session")
+def calibrated(tiny_bundle, bundle, tmp_path_factory):
+    """The tiny bundle with a calibration. Its encoder has no presence."""
+    folder = shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("calibrated") / "b")
+    calibration = Calibration((1.0, 1.5, 0.7), (), 0.01, 3.0)
+    replace(bundle, path=folder, calibration=calibration).write()
+    return Bundle.read(folder)
+
+
+@pytest.fixture(scope="session")
+def calibrated_gallery(calibrated, session, tiny_shards, tmp_path_factory):
+    """Folder of the gallery of all 96 tiny items, with beliefs."""
+    folder = tmp_path_factory.mktemp("galleries") / "calibrated"
+    build_gallery(calibrated, session, tiny_shards, folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,153 @@
+"""Beliefs in one code per item and attribute, so that a score is a sum of A table look-ups.
+
+A score adds up what each attribute gives, which depends on that attribute's beliefs alone. So each
+attribute's beliefs are replaced by the nearest of a few hundred, and a query has a table of what
+each of those gives. Beliefs that are certain, as of known labels, have codes of their own and lose
+nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from adde.schema import Schema, Vector
+from adde.scoring import parts, tables
+from adde.serving.asking import ROUNDING, Matching
+from adde.serving.looking import Mask, Rows
+
+FEWEST = 64
+"""Beliefs that are not certain, per attribute, at least; else an attribute takes two bytes."""
+
+TRAINING = 100
+"""Rows for each of them that they are found from, at most."""
+
+ROUNDS = 15
+"""Of k-means."""
+
+CERTAIN = 1 - 1e-5
+
+BLOCK = 1 << 16
+"""Items scored at a time."""
+
+Array = npt.NDArray[np.unsignedinteger[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Codes:
+    """The codes of a gallery's first N rows."""
+
+    centroids: list[Vector]
+    """Of each attribute (K, V_a + 1) float32: every value and the absence, certain; then others."""
+    codes: Array
+    """(A, N)."""
+
+    @classmethod
+    def of(cls, beliefs: Vector, sample: Rows, schema: Schema, faiss: Any) -> "Codes":
+        """Finds centroids in the sampled rows of beliefs (N, V + A), and codes of all rows."""
+        most = max(schema.sizes) + 1 + FEWEST
+        kind = np.uint8 if most <= 256 else np.uint16
+        centroids: list[Vector] = []
+        codes = np.empty((len(schema.sizes), len(beliefs)), kind)
+        some = np.asarray(beliefs[sample])
+        for a, part in enumerate(parts(schema)):
+            width = part.stop - part.start
+            others = _centroids(some[:, part], 256 - width if kind == np.uint8 else 256, faiss)
+            near = faiss.IndexFlatL2(2 * width)
+            near.add(_laid(others))
+            shown = others.argmax(axis=1)
+            for at in range(0, len(beliefs), BLOCK):
+                block = np.ascontiguousarray(beliefs[at : at + BLOCK, part])
+                code = block.argmax(axis=1)
+                unsure = np.flatnonzero(block.max(axis=1) < CERTAIN)
+                found = near.search(_laid(block[unsure]), 1)[1][:, 0]
+                # Where none shows the same, it counts as certain, so that it stays the likeliest.
+                alike = shown[found] == code[unsure]
+                code[unsure[alike]] = width + found[alike]
+                codes[a, at : at + BLOCK] = code
+            centroids.append(np.concatenate([np.eye(width, dtype=np.float32), others]))
+        return cls(centroids, codes)
+
+    def scan(
+        self, asked: Sequence[Matching], allowed: Mask, most: Sequence[int]
+    ) -> list[tuple[Rows, Vector]]:
+        """Of each ranking of what is wanted, so many allowed rows with the highest scores by their
+        codes and all that tie with the last of them, in order; and their scores.
+
+        Args:
+            asked: the same beliefs wanted, in one or several weights.
+            allowed: (N,) which rows may be found.
+            most: rows wanted of each.
+        """
+        match, weights = asked[0], np.stack([match.weights for match in asked])
+        ones = np.ones_like(match.weights)
+        added = tables(match.wanted, ones, self.centroids, match.schema, match.epsilon)
+        # What weighs the same everywhere is added up once.
+        shared = [a for a in np.flatnonzero(weights[0]).tolist() if np.ptp(weights[:, a]) == 0]
+        apart = [a for a in range(len(ones)) if np.ptp(weights[:, a]) > 0]
+        best = [
+            _Best(count, ROUNDING * float(match.weights.sum())) for match, count in zip(asked, most)
+        ]
+        for at in range(0, self.codes.shape[1], BLOCK):
+            block = self.codes[:, at : at + BLOCK]
+            sums, term = np.zeros((2, block.shape[1]), np.float32)
+            for a in shared:
+                (weights[0, a] * added[a]).take(block[a], out=term, mode="clip")
+                sums += term
+            for own, kept in zip(weights, best):
+                scores = sums.copy() if apart else sums
+                for a in apart:
+                    (own[a] * added[a]).take(block[a], out=term, mode="clip")
+                    scores += term
+                kept.add(scores, allowed[at : at + BLOCK], at)
+        return [(kept.rows, kept.scores) for kept in best]
+
+    def likeliest(self, attribute: int) -> npt.NDArray[np.int64]:
+        """(N,) labels that are likeliest, V_a where the attribute is not there."""
+        return self.centroids[attribute].argmax(axis=1)[self.codes[attribute]]
+
+
+class _Best:
+    """The rows with the highest scores so far, and all that tie with the last of them."""
+
+    def __init__(self, count: int, slack: float) -> None:
+        self.rows, self.scores = np.empty(0, np.int64), np.empty(0, np.float32)
+        self._count, self._slack, self._least = count, slack, -np.inf
+
+    def add(self, scores: Vector, allowed: Mask, start: int) -> None:
+        """Rows from `start` on."""
+        chosen = np.flatnonzero((scores >= self._least) & allowed)
+        self.rows = np.append(self.rows, chosen + start)
+        self.scores = np.append(self.scores, scores[chosen])
+        if (spare := len(self.scores) - self._count) > 0:
+            self._least = np.partition(self.scores, spare)[spare] - self._slack
+            kept = self.scores >= self._least
+            self.rows, self.scores = self.rows[kept], self.scores[kept]
+
+
+def _laid(beliefs: Vector) -> Vector:
+    """Where beliefs (n, V_a + 1) lie when the nearest are looked for, (n, 2 (V_a + 1)).
+
+    Square roots, as the logarithm of a small probability is to be met as well; then the likeliest,
+    so far apart that only those with the same are near, and centroids keep it.
+    """
+    likeliest = np.eye(beliefs.shape[1], dtype=np.float32)[beliefs.argmax(axis=1)]
+    return np.hstack([np.sqrt(beliefs), 2 * likeliest])
+
+
+def _centroids(beliefs: Vector, count: int, faiss: Any) -> Vector:
+    """At most so many beliefs (K, V_a + 1) that are near those of (n, V_a + 1) not certain."""
+    unsure = beliefs[beliefs.max(axis=1) < CERTAIN]
+    distinct = np.unique(unsure, axis=0)
+    if len(distinct) <= count:
+        return distinct if len(distinct) else beliefs[:1]
+    rows = _laid(unsure)
+    means = faiss.Kmeans(
+        rows.shape[1], count, niter=ROUNDS, seed=1, max_points_per_centroid=TRAINING
+    )
+    means.cp.min_points_per_centroid = 1  # of which faiss would warn; few are enough here
+    means.train(rows)
+    squares = np.square(means.centroids[:, : beliefs.shape[1]])
+    return squares / squares.sum(axis=1, keepdims=True)

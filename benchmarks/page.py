@@ -1,12 +1,20 @@
-"""Pictures of the shopper's page for the docs: two sizes, light and dark.
+r"""Pictures of the shopper's page for the docs: two sizes, light and dark.
 
-    python serve_onnx/server.py --bundle bundles/quickstart --gallery galleries/wardrobe
-    python benchmarks/page.py --item 001949-0 --edit headwear_colour=red
+The wardrobe's figures have neither names nor prices, so some are made up:
+
+    python benchmarks/page.py fields --shards data/wardrobe --out items.csv
+    python serve_onnx/build_gallery.py --bundle bundles/quickstart --catalogue data/wardrobe \
+        --out galleries/wardrobe --fields items.csv --id-column item_id
+    python serve_onnx/server.py --bundle bundles/quickstart --gallery galleries/wardrobe \
+        --currency EUR --link-template 'https://shop.example/p/{item_id}'
+    python benchmarks/page.py pictures --item 001949-0 --edit headwear_colour=red
 
 Needs chromium and Playwright (extra `dev`).
 """
 
+import csv
 import io
+import random
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -14,12 +22,39 @@ import tyro
 from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
+from adde.shards.index import ShardIndex
+from adde.shards.reader import iterate
+
 SIZES = {"": (1280, 860), "-phone": (390, 844)}
 PALETTE = {"colors": 256, "method": Image.Quantize.FASTOCTREE, "dither": Image.Dither.NONE}
 """A third of the bytes, and no difference to be seen."""
 
 
-def main(
+BRANDS = ("Aster", "Bram", "Ivo", "Juno", "Lux", "Merrily", "Nell", "Otis", "Pip", "Wren")
+
+
+def fields(shards: Path, out: Path) -> None:
+    """Writes a table of made-up names, brands and prices.
+
+    Args:
+        shards: folder of the wardrobe's shards.
+        out: the table, CSV.
+    """
+    index, draws = ShardIndex.read(shards), random.Random(0)
+    with out.open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(("item_id", "title", "brand", "price"))
+        for split in ("train", "val", "test"):
+            for sample in iterate(index, split):
+                seen = index.schema.decode(sample.labels)
+                worn = [seen[name] for name in ("outfit", "headwear")]
+                what = " with ".join(each for each in worn if each and each != "none")
+                brand, price = draws.choice(BRANDS), draws.randint(24, 160) / 2 - 0.05
+                title = f"{brand} {what.replace('_', ' ')}".strip()
+                table.writerow((sample.item_id, title, brand, f"{price:.2f}"))
+
+
+def pictures(
     item: str,
     edit: tuple[str, ...],
     url: str = "http://127.0.0.1:8000",
@@ -67,4 +102,4 @@ def shot(browser: Browser, url: str, width: int, height: int, scheme: str) -> by
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    tyro.extras.subcommand_cli_from_dict({"fields": fields, "pictures": pictures})

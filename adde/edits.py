@@ -26,11 +26,11 @@ from adde.metrics import (
     baseline_rankings,
     blocks_of,
     hits_by_attribute,
-    interval,
     predicted_labels,
     query_metrics,
     rank_edits,
     smallest,
+    summary,
     top_k,
 )
 from adde.schema import UNKNOWN, Labels, Schema, Vector
@@ -157,7 +157,7 @@ def _shown(values: Labels, labels: Labels) -> Any:
 
 
 def judge(ranks: dict[str, Rank], labels: Labels, schema: Schema, most: int = MOST) -> Any:
-    """Ranking -> number of edits -> `first_wanted` and `wanted@10` as in `with_intervals`.
+    """Ranking -> number of edits -> `first_wanted` and `wanted@10` as in `metrics.summary`.
 
     Of one edit also those of each attribute, and the `macro` mean over attributes.
     """
@@ -166,7 +166,7 @@ def judge(ranks: dict[str, Rank], labels: Labels, schema: Schema, most: int = MO
         edits = all_edits(labels, count, most)
         for name, rank in ranks.items():
             found = wanted_metrics(rank(edits), labels, edits)
-            row = with_intervals(found, edits.reference)
+            row = summary(found, edits.reference)
             if count == 1:
                 row["by_attribute"] = _by_attribute(found, edits, schema)
             result[name][str(count)] = row
@@ -224,15 +224,16 @@ def rank_matches(
         watch: is told of the blocks.
     """
     k = min(k, len(beliefs))
+    obeys = calibration.edit_weight != 1
     found = np.zeros((len(asked), k), np.int64)
     for block in watch(blocks_of(len(asked), ARRAYS * len(beliefs))):
         wanted, edited = ask(asked[block], beliefs, schema)
-        weights = np.stack([np.where(edited, calibration.edit_weight, 1), np.ones(edited.shape)])
-        scores = match_scores(
-            wanted, weights.astype(np.float32), beliefs, schema, calibration.epsilon
-        )
-        rows = zip(smallest(-scores[0], first), smallest(-scores[1], k))
-        found[block] = np.stack([first_then_rest(*row, k) for row in rows])
+        weights = np.ones((1 + obeys, *edited.shape), np.float32)
+        weights[1:, edited] = calibration.edit_weight
+        scores = match_scores(wanted, weights, beliefs, schema, calibration.epsilon)
+        found[block] = smallest(-scores[0], k)
+        if obeys:
+            found[block] = first_then_rest(smallest(-scores[1], first), found[block], k)
     return found
 
 
@@ -279,7 +280,7 @@ def evaluate_split(
     rankings = {"match": match(queries), "adde": adde(queries)}
     baselines = baseline_rankings(queries, embeddings, logits, schema, watch=watch)
     rows = {
-        name: with_intervals(query_metrics(ranked, labels, queries), queries.reference)
+        name: summary(query_metrics(ranked, labels, queries), queries.reference)
         for name, ranked in {**rankings, **baselines}.items()
     }
     asking = {"match": partial(match, first=FIRST + 1), "adde": adde, "classifier_soft": soft}
@@ -293,10 +294,3 @@ def evaluate_split(
         ),
         "by_attribute": hits_by_attribute(rankings["match"], labels, queries, schema),
     }
-
-
-def with_intervals(figures: dict[str, Figures], references: Places) -> dict[str, Any]:
-    """Means of figures (Q,) each, their 95 % intervals under `interval`, and `queries`."""
-    means = {name: float(v.mean()) if len(v) else 0.0 for name, v in figures.items()}
-    bounds = {name: interval(v, references) for name, v in figures.items()}
-    return {**means, "queries": len(references), "interval": bounds}

@@ -4,7 +4,7 @@ Symbols: N gallery items, Q queries, A attributes, V columns, E width of a whole
 ranks looked at.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -191,23 +191,32 @@ def query_metrics(ranked: Places, labels: Labels, queries: Queries) -> dict[str,
     return found
 
 
-def interval(values: Figures, references: Places) -> tuple[float, float]:
-    """Bounds of the mean of values (Q,) that hold in 95 of 100 draws of other reference items.
+def summary(figures: Mapping[str, Figures], references: Places) -> dict[str, Any]:
+    """Means of figures (Q,) each, their `interval`s, and the number of `queries`.
 
-    A bootstrap over references (Q,), each drawn with all its queries: those of one item succeed
+    An interval has the bounds of the mean that hold in 95 of 100 draws of other reference items: a
+    bootstrap over references (Q,), each drawn with all its queries, since those of one item succeed
     and fail together.
     """
-    if not len(values):
-        return 0.0, 0.0
+    names, count = list(figures), len(references)
+    if not count:
+        zeros = dict.fromkeys(names, 0.0)
+        return {**zeros, "queries": 0, "interval": dict.fromkeys(names, (0.0, 0.0))}
     _, item = np.unique(references, return_inverse=True)
-    sums, counts = np.bincount(item, values), np.bincount(item)
+    item = item.reshape(-1)
+    sums = np.stack([np.bincount(item, figures[name]) for name in names], axis=1)
+    counts = np.bincount(item)
     draws = np.random.default_rng(0)
-    means = np.empty(BOOTSTRAP)
-    for at in range(BOOTSTRAP):
-        drawn = np.bincount(draws.integers(len(sums), size=len(sums)), minlength=len(sums))
-        means[at] = drawn @ sums / (drawn @ counts)
-    low, high = np.quantile(means, (0.025, 0.975))
-    return float(low), float(high)
+    means = np.empty((BOOTSTRAP, len(names)))
+    for row in means:
+        drawn = np.bincount(draws.integers(len(counts), size=len(counts)), minlength=len(counts))
+        row[:] = drawn @ sums / (drawn @ counts)
+    low, high = np.quantile(means, (0.025, 0.975), axis=0)
+    return {
+        **{name: float(figures[name].mean()) for name in names},
+        "queries": count,
+        "interval": dict(zip(names, zip(low.tolist(), high.tolist()))),
+    }
 
 
 def _ndcg(relevance: Figures) -> Figures:

@@ -192,14 +192,17 @@ def log_term(probability: Vector, epsilon: float) -> Vector:
 
 
 def first_then_rest(obeying: Rows, close: Rows, k: int) -> Rows:
-    """The items of one ranking, as a rule FIRST, then the others of a second, `k` in all.
+    """The items of one ranking, as a rule FIRST, then the others of a second: (..., k).
 
     Args:
-        obeying: item numbers ranked with the `edit_weight`, best first.
-        close: item numbers ranked without it, best first; k of them, or all.
+        obeying: (..., F) item numbers ranked with the `edit_weight`, best first.
+        close: (..., C) item numbers ranked without it, best first; C at least k.
         k: how many are wanted.
     """
-    return np.concatenate([obeying, close[~np.isin(close, obeying)]])[:k]
+    again = (close[..., None] == obeying[..., None, :]).any(axis=-1)
+    both = np.concatenate([obeying, close], axis=-1)
+    last = np.concatenate([np.zeros(obeying.shape, np.bool_), again], axis=-1)
+    return np.take_along_axis(both, np.argsort(last, axis=-1, kind="stable")[..., :k], axis=-1)
 
 
 def tables(

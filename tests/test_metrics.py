@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adde import metrics
+from adde.edits import evaluate_split
 from adde.metrics import Queries
 from adde.schema import UNKNOWN, Attribute, Schema
+from adde.scoring import Calibration
 
 SIZES = (3, 2, 2)
 SCHEMA = Schema(tuple(Attribute(f"a{i}", tuple("xyz"[:s])) for i, s in enumerate(SIZES)))
@@ -106,6 +108,13 @@ def unedited(embeddings, indicator):
     return embeddings.reshape(len(embeddings), -1)
 
 
+def evaluate(embeddings, logits, labels, edit=unedited, queries=None):
+    """`evaluate_split` without presence, uncalibrated, few edits of each number."""
+    plain = Calibration((1.0,) * len(SIZES), (), 0.01, 2.0)
+    queries = metrics.manipulation_queries(labels) if queries is None else queries
+    return evaluate_split(embeddings, logits, None, labels, SCHEMA, edit, plain, queries, most=200)
+
+
 @given(label_tables)
 def test_queries_are_those_of_the_definition_in_order(labels):
     assert as_tuples(metrics.manipulation_queries(labels)) == queries_by_loops(labels, SIZES)
@@ -190,7 +199,11 @@ def test_hits_by_attribute_split_the_hits(labels, seed):
     embeddings, logits = catalogue(labels, seed)
     ranked = metrics.rank_edits(queries, embeddings, logits, SCHEMA, unedited, k=12)
     found = metrics.hits_by_attribute(ranked, labels, queries, SCHEMA)
-    assert set(found) == {SCHEMA.names[a] for a in queries.attribute.tolist()}
+    edited = {SCHEMA.names[a] for a in queries.attribute.tolist()}
+    assert set(found) == (edited | {"macro"} if edited else set())
+    for key in ("hit@1", "hit@10", "hit@30") if edited else ():
+        mean = sum(found[name][key] for name in edited) / len(edited)
+        assert found["macro"][key] == pytest.approx(mean)
     for attribute, name in enumerate(SCHEMA.names):
         rows = [i for i, q in enumerate(as_tuples(queries)) if q[1] == attribute]
         if rows:
@@ -284,6 +297,7 @@ def test_the_edit_takes_away_the_predicted_value():
 
 
 @given(label_tables.filter(lambda labels: (labels != UNKNOWN).all()))
+@settings(max_examples=25, deadline=None)
 def test_perfect_embeddings_and_edits_are_judged_perfect(labels):
     hot = SCHEMA.multi_hot(labels)
     width = SCHEMA.num_values
@@ -297,10 +311,12 @@ def test_perfect_embeddings_and_edits_are_judged_perfect(labels):
             edited[:, attribute, start : start + size] += indicator[:, start : start + size]
         return (edited / math.sqrt(len(SIZES))).reshape(len(edited), -1)
 
-    content = metrics.evaluate_split(embeddings, 20 * hot, labels, SCHEMA, edit)
-    assert list(content) == ["adde", "baselines", "attribute_accuracy", "by_attribute"]
+    content = evaluate(embeddings, 20 * hot, labels, edit)
     assert content["attribute_accuracy"]["mean"] == 1.0
+    for rows in content["edits"]["match"].values():
+        assert rows["first_wanted"] == rows["wanted@10"] == float(rows["queries"] > 0)
     if content["adde"]["queries"]:
+        assert content["match"]["hit@1"] == 1.0
         assert content["adde"]["hit@1"] == 1.0
         assert content["baselines"]["classifier"]["hit@1"] == 1.0
         assert content["baselines"]["classifier_soft"]["hit@1"] == 1.0
@@ -309,9 +325,11 @@ def test_perfect_embeddings_and_edits_are_judged_perfect(labels):
 
 def test_a_split_without_queries_has_every_figure():
     labels = np.array([[0, 0, 0], [1, 1, 1]])
-    content = metrics.evaluate_split(*catalogue(labels, 0), labels, SCHEMA, unedited)
-    zeros = {**dict.fromkeys(metrics.METRIC_NAMES, 0.0), "queries": 0}
-    assert content["adde"] == zeros
+    content = evaluate(*catalogue(labels, 0), labels)
+    names = metrics.METRIC_NAMES
+    bounds = dict.fromkeys(names, (0.0, 0.0))
+    zeros = {**dict.fromkeys(names, 0.0), "queries": 0, "interval": bounds}
+    assert content["adde"] == content["match"] == zeros
     assert content["baselines"] == dict.fromkeys(metrics.BASELINES, zeros)
     assert content["by_attribute"] == {}
 
@@ -322,28 +340,45 @@ def test_given_queries_are_judged_alone():
     every = metrics.manipulation_queries(labels)
     assert len(every) > 20
     some = every[np.arange(3, len(every), 7)]
-    content = metrics.evaluate_split(embeddings, logits, labels, SCHEMA, unedited, some)
+    content = evaluate(embeddings, logits, labels, queries=some)
     flat = embeddings.reshape(len(labels), -1)
     flat = flat / np.linalg.norm(flat, axis=1, keepdims=True)
     distances = ((flat[some.reference][:, None] - flat[None]) ** 2).sum(axis=2)
     ranked = np.argsort(distances, axis=1, kind="stable")
     found = content["baselines"]["no_edit"]
     assert found.pop("queries") == len(some)
+    bounds = found.pop("interval")
+    assert all(bounds[name][0] <= found[name] <= bounds[name][1] for name in found)
     assert found == pytest.approx(figures_by_loops(ranked, labels, as_tuples(some)))
 
 
 def test_blocks_change_nothing(monkeypatch):
     labels = np.random.default_rng(3).integers(UNKNOWN, 2, (40, 3))
     embeddings, logits = catalogue(labels, 3)
-    whole = metrics.evaluate_split(embeddings, logits, labels, SCHEMA, unedited)
+    whole = evaluate(embeddings, logits, labels)
     monkeypatch.setattr(metrics, "BLOCK_ELEMENTS", 1000)
-    blocks = metrics.evaluate_split(embeddings, logits, labels, SCHEMA, unedited)
+    blocks = evaluate(embeddings, logits, labels)
     assert whole["adde"]["queries"] > 50
     for ours, theirs in [
         (whole["adde"], blocks["adde"]),
         *((whole["baselines"][n], blocks["baselines"][n]) for n in metrics.BASELINES),
     ]:
+        assert ours.pop("interval").keys() == theirs.pop("interval").keys()
         assert ours == pytest.approx(theirs, abs=1e-12)
+    assert blocks["match"]["ndcg@30"] == pytest.approx(whole["match"]["ndcg@30"], abs=1e-12)
+    assert blocks["edits"] == whole["edits"]
+
+
+def test_an_interval_is_that_of_independent_references():
+    """Of one query each, the standard error of a share; of ten equal ones each, the same."""
+    hits = (np.random.default_rng(0).random(2000) < 0.3).astype(float)
+    rows = np.arange(2000)
+    error = math.sqrt(hits.mean() * (1 - hits.mean()) / 2000)
+    for repeats in (1, 10):
+        found = metrics.summary({"hit": np.repeat(hits, repeats)}, np.repeat(rows, repeats))
+        low, high = found["interval"]["hit"]
+        assert high - low == pytest.approx(2 * 1.96 * error, rel=0.1)
+        assert low < hits.mean() < high
 
 
 @pytest.mark.parametrize("function", ["top_k", "baselines"])

@@ -22,6 +22,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 from adde.schema import Attribute, Schema
+from adde.scoring import Calibration
 from adde.shards.index import Shard, ShardIndex, member_rows
 
 TINY_SCHEMA = Schema(
@@ -145,7 +146,9 @@ def tiny_bundle(tiny_model, tiny_shards, tmp_path_factory):
 
     out = tmp_path_factory.mktemp("bundles") / "tiny"
     retrieval = {"split": "test", "adde": {"hit@1": 0.5}}
-    export_bundle(tiny_model, ShardIndex.read(tiny_shards), out, retrieval, {"run": "tiny"}, None)
+    calibration = Calibration((1.0, 1.0, 1.0), (1.0, 1.0, 1.0), 0.01, 2.0)
+    index = ShardIndex.read(tiny_shards)
+    export_bundle(tiny_model, index, out, retrieval, {"run": "tiny"}, calibration)
     return out
 
 

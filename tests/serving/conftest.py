@@ -14,15 +14,23 @@ from adde.serving.session import Session
 
 
 @pytest.fixture(scope="session")
+def tiny_bundle(tiny_bundle, tmp_path_factory):
+    """As it was exported before there was a calibration: ranked by distance."""
+    folder = shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("uncalibrated") / "tiny")
+    replace(Bundle.read(folder), calibration=None).write()
+    return folder
+
+
+@pytest.fixture(scope="session")
 def bundle(tiny_bundle):
     return Bundle.read(tiny_bundle)
 
 
 @pytest.fixture(scope="session")
 def calibrated(tiny_bundle, bundle, tmp_path_factory):
-    """The tiny bundle with a calibration. Its encoder has no presence."""
+    """The tiny bundle with a calibration."""
     folder = shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("calibrated") / "b")
-    calibration = Calibration((1.0, 1.5, 0.7), (), 0.01, 3.0)
+    calibration = Calibration((1.0, 1.5, 0.7), (1.0, 0.5, 2.0), 0.01, 3.0)
     replace(bundle, path=folder, calibration=calibration).write()
     return Bundle.read(folder)
 

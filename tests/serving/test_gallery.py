@@ -131,6 +131,51 @@ def test_filters_know_the_catalogues_labels(empty, random_items):
     assert set(ids(found)) == {item.item_id for item in items if item.labels[0] in (0, 2)}
 
 
+TITLES = ["Bär & Söhne T-shirt", "red tea set", "T-shirt, 100 % wool", "v_w_z", '"x" OR y*']
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("BAR sohne", {0}),
+        ("shirt t", {0, 2}),
+        ("woo", {2}),  # the beginning of a word, not its end
+        ("irt", set()),
+        ("x-3 v", {3}),
+        ("w_", {2, 3}),
+        ('OR "y"', {4}),
+        ("title", set()),
+        ("wool red", set()),
+        ("%", set()),
+        ("\0 \ud800 wool", {2}),
+    ],
+)
+def test_items_are_found_by_words(empty, random_items, text, expected):
+    items = [*random_items(5, prefix="x", title=TITLES), *random_items(9, prefix="bare")]
+    empty.upsert([replace(item, labels=np.full(3, -1)) for item in items])
+    assert {int(i.removeprefix("x-")) for i in ids(empty.browse(text, {}, 20))} == expected
+
+
+def test_what_is_browsed_passes_filters_and_goes_on_in_pages(empty, random_items):
+    items = random_items(60, sold=[row % 2 == 0 for row in range(60)])
+    empty.upsert(items)
+    red = {item.item_id for item in items if item.labels[0] == 0}
+    assert {*ids(empty.browse("red", {}, 60))} == red
+    sold = {"sold": True, "colour": "red"}
+    wanted = {i for i in red if int(i.removeprefix("item-")) % 2 == 0}
+    assert {*ids(empty.browse("red", sold, 60))} == {*ids(empty.browse(" ", sold, 60))} == wanted
+    pages = [ids(empty.browse("red", {}, 4, offset)) for offset in range(0, len(red) + 4, 4)]
+    assert sorted(i for page in pages for i in page) == sorted(red)
+    # Changed and gone: what an item was before finds it no longer.
+    first = items[0]
+    empty.upsert([replace(first, labels=np.array([1, 0, 0]), fields={"title": "new"})])
+    assert ids(empty.browse("new", {}, 9)) == [first.item_id]
+    empty.delete([first.item_id])
+    assert ids(empty.browse("new", {}, 9)) == []
+    with pytest.raises(UserError, match="filters: no item has 'prise'"):
+        empty.browse("red", {"prise": 3}, 9)
+
+
 @pytest.mark.parametrize(
     ("filters", "message"),
     [

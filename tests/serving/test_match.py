@@ -50,10 +50,15 @@ def softmax(logits, temperature):
 
 
 def seen_in(searcher, item_id):
-    """Of each attribute the probabilities of its values, as the picture alone gives them."""
-    logits = searcher.session.encode(picture_of(searcher, item_id)[None])[1][0]
-    parts = np.split(logits, [3, 5])
-    return {n: softmax(p, t) for n, p, t in zip(VALUES, parts, (1.0, 1.5, 0.7))}
+    """Of each attribute the probabilities of its values and of its absence, by the picture."""
+    _, logits, presence = searcher.session.encode(picture_of(searcher, item_id)[None])
+    found = {}
+    for name, row, logit, divisor, other in zip(
+        VALUES, np.split(logits[0], [3, 5]), presence[0], (1.0, 1.5, 0.7), (1.0, 0.5, 2.0)
+    ):
+        there = 1 / (1 + np.exp(-float(logit) / other))
+        found[name] = np.append(there * softmax(row, divisor), 1 - there)
+    return found
 
 
 def known_of(searcher, item, item_id):
@@ -61,7 +66,7 @@ def known_of(searcher, item, item_id):
     found = seen_in(searcher, item_id)
     for (name, values), label in zip(VALUES.items(), item.labels):
         if label != UNKNOWN:
-            found[name] = np.eye(len(values))[label]
+            found[name] = np.eye(len(values) + 1)[label]
     return found
 
 
@@ -69,14 +74,14 @@ def known_of(searcher, item, item_id):
     ("edits", "wanted", "heavy"),
     [
         ({}, {}, ()),
-        ({"colour": "red"}, {"colour": (1, 0, 0)}, ("colour",)),
+        ({"colour": "red"}, {"colour": (1, 0, 0, 0)}, ("colour",)),
         (
             {"colour": "blue", "shape": "disc"},
-            {"colour": (0, 0, 1), "shape": (1, 0)},
+            {"colour": (0, 0, 1, 0), "shape": (1, 0, 0)},
             ("colour", "shape"),
         ),
-        ({"colour": Not("red")}, {"colour": (0, 1, 1)}, ("colour",)),
-        ({"colour": Not("red", "blue")}, {"colour": (0, 1, 0)}, ("colour",)),
+        ({"colour": Not("red")}, {"colour": (0, 1, 1, 0)}, ("colour",)),
+        ({"colour": Not("red", "blue")}, {"colour": (0, 1, 0, 0)}, ("colour",)),
     ],
 )
 @pytest.mark.parametrize(
@@ -189,7 +194,7 @@ def test_what_is_known_of_an_item_counts_and_what_is_seen_is_said(searcher, ever
                 assert (said.value, said.confidence) == (values[item.labels[a]], 1.0)
             else:
                 unsure += 1
-                assert said.value == values[seen[name].argmax()]
+                assert said.value == [*values, None][seen[name].argmax()]
                 assert said.confidence == pytest.approx(seen[name].max(), abs=1e-5)
                 assert said.confidence < 1
     assert unsure
@@ -260,7 +265,7 @@ def test_more_of_a_value_lies_between(searcher, tiny_model):
         assert answer.distance == pytest.approx(float(distance), abs=2e-5)
         chance = seen_in(searcher, IDS[0])["colour"] * 0.75
         chance[new] += 0.25
-        found = float(chance @ answer.item.beliefs[:3])
+        found = float(chance @ answer.item.beliefs[:4])
         assert answer.matches["colour"].probability == pytest.approx(found, abs=1e-5)
     whole = searcher.search(picture, {"colour": More(VALUES["colour"][new], 1.0)})
     plain = searcher.search(picture, {"colour": VALUES["colour"][new]})

@@ -19,6 +19,9 @@ HEAD = struct.Struct("<IQ8s")
 """Before a picture's content: side of what is wanted, most pixels of what is given, and how it is
 made square (`adde.preprocess.Fit`)."""
 
+LONGEST = 1000
+"""Letters of a refusal: decoders may quote what they found."""
+
 GOOD, WRONG_FORMAT, TOO_LARGE, BROKEN = range(4)
 
 
@@ -76,10 +79,18 @@ def run(connection: Connection) -> None:
 
 
 def reply(message: bytes) -> bytes:
-    """HEAD and content -> GOOD and pixels, or the kind of a refusal and its text."""
+    """HEAD and content -> GOOD and pixels, or the kind of a refusal and its text.
+
+    Decoders are foreign code, which may raise anything at a stranger's bytes: that is the
+    picture's fault, and no reason for this process to end.
+    """
     size, max_pixels, fit = HEAD.unpack_from(message)
     preprocess = Preprocess(size, fit=fit.rstrip(b"\0").decode())
     try:
         return bytes([GOOD]) + decode(message[HEAD.size :], preprocess, max_pixels).tobytes()
     except PictureError as error:
-        return bytes([error.kind]) + str(error).encode()
+        kind, text = error.kind, str(error)
+    except Exception as error:
+        kind = BROKEN
+        text = f"image: expected one that decodes, found: {type(error).__name__}: {error}"
+    return bytes([kind]) + text[:LONGEST].encode(errors="replace")

@@ -130,6 +130,25 @@ def test_some_items_are_drawn_anew_with_another_seed(client, searcher):
     assert all(searcher.gallery.get(item_id) for item_id in first)
 
 
+def test_items_are_found_by_words_and_filters(client, searcher):
+    def found(**asked):
+        items = client.get("/v1/items", params={"count": 100, **asked}).json()["items"]
+        return {item["item_id"] for item in items}
+
+    everything = searcher.gallery.browse("", {}, 100)
+    red = {item.item_id for item in everything if item.labels[0] == 0}
+    assert len(everything) == 96 and red
+    assert found(query="RED") == found(filters='{"colour": ["red"]}') == red
+    one = min(red)
+    assert found(query=f"red {one}") == {one}
+    assert len(found(query="red", count=1, offset=len(red))) == 0
+    for filters in ("{", '{"colour": {}}', "[]", '{"colour": [[]]}'):
+        answer = client.get("/v1/items", params={"filters": filters})
+        assert (answer.status_code, answer.json()["title"]) == (422, "Unprocessable Entity")
+    answer = client.get("/v1/items", params={"filters": '{"color": "red"}'})
+    assert "no item has 'color'; did you mean" in answer.json()["detail"]
+
+
 def test_health_names_the_sessions_own_providers(client, bundle):
     health = client.get("/healthz").json()
     assert health["providers"] == ["CPUExecutionProvider"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from adde.schema import UNKNOWN, Labels, Schema, Vector
-from adde.scoring import first_then_rest, likeliest
+from adde.scoring import FIRST, first_then_rest, likeliest
 from adde.serving.answers import Answer, Match, Rank, value_of
 from adde.serving.asking import Matching, distances_in_subspaces
 from adde.serving.gallery import Item
@@ -59,7 +59,7 @@ class Question:
                 if self.first is not None:
                     weighed = replace(self.matching, weights=self.first).costs(probabilities)
                     obeying = np.lexsort((distances, weighed.sum(axis=1)))
-                    order = first_then_rest(obeying, order, len(items))
+                    order = first_then_rest(obeying[:FIRST], order, len(items))
         shares = costs / np.maximum(costs.sum(axis=1, keepdims=True), 1e-30)
         answers: list[Answer] = []
         for at in order.tolist():

@@ -199,7 +199,7 @@ def test_every_item_is_there_with_its_picture(bundle, session, gallery, tiny_sha
         assert np.array_equal(item.labels, sample.labels)
         assert read_picture(gallery.header, item) == sample.picture
         # One at a time, as a query would be.
-        embeddings, logits = session.encode(bundle.preprocess.load(sample.picture)[None])
+        embeddings, logits, _ = session.encode(bundle.preprocess.load(sample.picture)[None])
         np.testing.assert_allclose(item.vector * item.norm, embeddings[0], atol=1e-5, rtol=1e-5)
         assert np.linalg.norm(item.vector) == pytest.approx(1)
         seen = [logits[0, :3].argmax(), logits[0, 3:5].argmax(), logits[0, 5:].argmax()]

@@ -44,7 +44,7 @@ def picture_of(searcher, item_id):
 
 def by_definition(searcher, tiny_model, picture, edits):
     """r' = r - M[seen value] + M[new value] for each edit, normalised; and what is then wanted."""
-    embeddings, logits = searcher.session.encode(picture[None])
+    embeddings, logits, _ = searcher.session.encode(picture[None])
     memory = tiny_model.memory.weight.detach().numpy()
     query, wanted = embeddings.ravel().copy(), {}
     for name, (start, values) in COLUMNS.items():

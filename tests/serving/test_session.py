@@ -21,9 +21,10 @@ from adde.serving.session import Session
 
 def test_golden_vectors(bundle, session):
     golden = bundle.golden()
-    embeddings, logits = session.encode(golden.images)
+    embeddings, logits, presence = session.encode(golden.images)
     np.testing.assert_allclose(embeddings, golden.embeddings, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(logits, golden.logits, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(presence, golden.presence, rtol=1e-4, atol=1e-4)
     query = session.edit(embeddings, golden.indicator)
     np.testing.assert_allclose(query, golden.query, atol=1e-5)
 
@@ -68,8 +69,9 @@ def test_on_the_cpu_company_changes_no_bit(bundle, session, count):
 
 
 def test_an_empty_batch_has_empty_answers(session):
-    embeddings, logits = session.encode(np.empty((0, 32, 32, 3), np.uint8))
+    embeddings, logits, presence = session.encode(np.empty((0, 32, 32, 3), np.uint8))
     assert (embeddings.shape, logits.shape) == ((0, 3, 6), (0, 7))
+    assert presence.shape == (0, 3)
 
 
 @pytest.fixture
@@ -127,7 +129,7 @@ def test_threads_that_share_a_session_get_their_own_answers(session, as_on_a_gpu
     expected = session.encode(images)[0]
     with ThreadPoolExecutor(8) as pool:
         parts = [slice(at, at + 1 + at % 5) for at in range(35)] * 3
-        for part, (found, _) in zip(parts, pool.map(lambda p: bound.encode(images[p]), parts)):
+        for part, (found, *_) in zip(parts, pool.map(lambda p: bound.encode(images[p]), parts)):
             np.testing.assert_allclose(found, expected[part], rtol=1e-4, atol=1e-5)
 
 

@@ -3,14 +3,16 @@ r"""Answers "this item, but with these values" from a bundle; needs neither torc
 python serve_onnx/query.py --bundle bundles/quickstart --gallery data/wardrobe --split test \
     --image x.jpg --set top_colour=red --picture answer.png
 python serve_onnx/query.py --bundle bundles/quickstart --gallery data/wardrobe \
-    --item 001949-0 --set headwear=cap --set headwear_colour=red --k 5 --json
+    --item 001949-0 --set headwear=cap --set headwear_colour=red --must headwear --k 5 --json
+python serve_onnx/query.py --bundle bundles/quickstart --gallery data/wardrobe \
+    --item 001949-0 --unset top_colour=black --more layer_colour=red --weight top_kind=2
 """
 
 import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from PIL import Image
@@ -19,18 +21,22 @@ from adde.bundle import Bundle
 from adde.errors import UserError, did_you_mean, run_program
 from adde.files import atomic_path
 from adde.preprocess import decode
-from adde.serving import Answer, Searcher
-from adde.serving.answers import Match
+from adde.schema import Schema
+from adde.serving import Answer, More, Not, Result, Searcher
+from adde.serving.answers import Match, Rank
 from adde.serving.build import Split, open_or_build
+from adde.serving.edits import Edit, Edits, check
 from adde.serving.gallery import Gallery, Item, read_picture
 from adde.serving.picture import AnswerTile, draw_answer
 from adde.serving.providers import Device
 from adde.serving.session import Session
 
-Edits = Annotated[
-    tyro.conf.UseAppendAction[tuple[str, ...]],
-    tyro.conf.arg(name="set", metavar="ATTRIBUTE=VALUE"),
-]
+Texts = tyro.conf.UseAppendAction[tuple[str, ...]]
+
+
+def named(name: str, metavar: str) -> Any:
+    """An argument that may be given several times."""
+    return tyro.conf.arg(name=name, metavar=metavar)
 
 
 def query(
@@ -38,7 +44,13 @@ def query(
     gallery: Path,
     image: Path | None = None,
     item: str | None = None,
-    edits: Edits = (),
+    edits: Annotated[Texts, named("set", "ATTRIBUTE=VALUE")] = (),
+    refused: Annotated[Texts, named("unset", "ATTRIBUTE=VALUE")] = (),
+    more: Annotated[Texts, named("more", "ATTRIBUTE=VALUE")] = (),
+    must: Annotated[Texts, named("must", "ATTRIBUTE")] = (),
+    like: Annotated[Texts, named("like", "ATTRIBUTE")] = (),
+    weights: Annotated[Texts, named("weight", "ATTRIBUTE=NUMBER")] = (),
+    rank: Rank | None = None,
     split: Split = "all",
     k: int = 10,
     picture: Path | None = None,
@@ -53,7 +65,14 @@ def query(
         gallery: what answers come from: a gallery, or a folder of shards, which is embedded once.
         image: picture of the item to start from.
         item: or the id of an item of the gallery, which is then no answer itself.
-        edits: a value to ask for; may be given several times.
+        edits: a value to ask for; may be given several times, as all that follow.
+        refused: a value that is not wanted.
+        more: a value to go half of the way to: "redder".
+        must: an edited attribute; answers without its new value are left out.
+        like: only these attributes count.
+        weights: how much an attribute counts, 1 if not given.
+        rank: by the probability of a match, or by distance from the edited embedding. Default: by
+            match where the bundle is calibrated.
         split: which part of the shards, where they are shards.
         k: number of answers.
         picture: draw query and answers into this file, PNG or JPEG by its name.
@@ -68,54 +87,96 @@ def query(
     if picture is not None:
         check_picture_name(picture)
     opened = Bundle.read(bundle)
-    wanted = parse_edits(edits)
-    opened.schema.encode(wanted)  # a wrong name is told before the gallery is embedded
+    wanted = parse_edits(edits, refused, more, opened.schema)
+    check(wanted, opened.schema)  # a wrong name is told before the gallery is embedded
+    heavy = parse_weights(weights, opened.schema)
     session = Session(opened, device, allow_fallback)
     # An unreadable picture, too, is told first.
     start = None if image is None else opened.preprocess.load(image)
     items = open_or_build(opened, session, gallery, split)
     searcher = Searcher(opened, items, session=session)
-    answers = list(searcher.search(start, wanted, k, item=item))
+    result = searcher.search(
+        start, wanted, k, heavy, like, item=item, rank=rank, must=list(dict.fromkeys(must))
+    )
+    answers = list(result)
     name = str(image or item)
     if not answers:
-        raise UserError(f"{gallery}: expected items other than {name!r}, found none")
+        what = f"that are {' and '.join(str(wanted[m]) for m in must)}, " if must else ""
+        raise UserError(f"{gallery}: expected items {what}other than {name!r}, found none")
 
     if as_json:
-        print_json(wanted, answers)
+        print_json(wanted, result)
     else:
-        print_table(name, wanted, answers)
+        print_table(name, wanted, result)
     if picture is not None:
         tiles = [tile(items, rank, answer) for rank, answer in enumerate(answers, start=1)]
         asked = draw(items, items.get(item)) if item is not None else decode(Path(name))
-        save(draw_answer(asked, wanted, tiles), picture)
+        save(draw_answer(asked, as_text(wanted), tiles), picture)
 
 
-def parse_edits(texts: Sequence[str]) -> dict[str, str]:
-    """`attribute=value` texts as a mapping. Raises UserError with the text that is not one."""
-    edits: dict[str, str] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not (name and equals and value):
-            raise UserError(f"--set: expected ATTRIBUTE=VALUE, found {text!r}")
-        if edits.setdefault(name, value) != value:
-            raise UserError(f"--set: {name!r} is asked to be {edits[name]!r} and {value!r}")
+def parse_edits(
+    values: Sequence[str], refused: Sequence[str], more: Sequence[str], schema: Schema
+) -> dict[str, Edit]:
+    """Edits of the texts of --set, --unset and --more. Raises UserError with one that is none."""
+    edits: dict[str, Edit] = {}
+    for option, texts in (("--set", values), ("--unset", refused), ("--more", more)):
+        for text in texts:
+            name, value = split_text(option, text, "VALUE", schema)
+            edit = {"--set": value, "--unset": Not(value), "--more": More(value)}[option]
+            before = edits.setdefault(name, edit)
+            if isinstance(before, Not) and isinstance(edit, Not):
+                edits[name] = Not(*dict.fromkeys((*before.values, *edit.values)))
+            elif before != edit:
+                raise UserError(
+                    f"{option}: {name!r} is asked to be {str(before)!r} and {str(edit)!r}"
+                )
     return edits
 
 
-def print_table(name: str, edits: Mapping[str, str], answers: Sequence[Answer]) -> None:
+def parse_weights(texts: Sequence[str], schema: Schema) -> dict[str, float]:
+    """Weights of the texts of --weight. Raises UserError with one that is none."""
+    weights: dict[str, float] = {}
+    for text in texts:
+        name, number = split_text("--weight", text, "NUMBER", schema)
+        try:
+            weights[name] = float(number)
+        except ValueError:
+            raise UserError(f"--weight: expected ATTRIBUTE=NUMBER, found {text!r}") from None
+    return weights
+
+
+def split_text(option: str, text: str, what: str, schema: Schema) -> tuple[str, str]:
+    """The two sides of `attribute=value`; names may have an equals sign themselves."""
+    at = [number for number, letter in enumerate(text) if letter == "="]
+    sides = [(text[:number], text[number + 1 :]) for number in at]
+    known = [side for side in sides if side[0] in schema.names]
+    name, value = (known or sides or [("", "")])[-1 if known else 0]
+    if not (name and value):
+        raise UserError(f"{option}: expected ATTRIBUTE={what}, found {text!r}")
+    return name, value
+
+
+def as_text(edits: Edits) -> dict[str, str]:
+    """Edits as a person reads them."""
+    return {name: str(edit) for name, edit in edits.items()}
+
+
+def print_table(name: str, edits: Edits, result: Result) -> None:
     """What is looked for, and a line per answer."""
-    asked = ", ".join(f"{attribute}={value}" for attribute, value in edits.items())
-    seen = {n: m.wanted for n, m in answers[0].matches.items() if n not in edits}
+    asked = ", ".join(f"{attribute}={edit}" for attribute, edit in as_text(edits).items())
     print(f"{name}{f', but {asked}' if asked else ''}")
-    if seen:
-        print("seen in it: " + ", ".join(f"{n}={value}" for n, value in seen.items()))
-    width = max(len(answer.item_id) for answer in answers)
-    for rank, answer in enumerate(answers, start=1):
+    others = {n: seen for n, seen in result.seen.items() if n not in edits}
+    for title, known in (("seen in it", False), ("known of it", True)):
+        values = {n: s.value or "(none)" for n, s in others.items() if s.known == known}
+        if values:
+            print(f"{title}: " + ", ".join(f"{n}={value}" for n, value in values.items()))
+    width = max(len(answer.item_id) for answer in result)
+    for place, answer in enumerate(result, start=1):
         known = [match for match in answer.matches.values() if not match.predicted]
         matching = sum(match.good for match in known)
         rest = "; ".join(differences(answer.matches))
         print(
-            f"{rank:4}  {answer.item_id:{width}}  {answer.score:7.4f}  "
+            f"{place:4}  {answer.item_id:{width}}  {answer.score:7.4f}  "
             f"{matching}/{len(known)} match{f', but {rest}' if rest else ''}"
         )
 
@@ -129,20 +190,19 @@ def differences(matches: Mapping[str, Match]) -> list[str]:
     ]
 
 
-def print_json(edits: Mapping[str, str], answers: Sequence[Answer]) -> None:
-    """One object: the edits, and the answers best first."""
-    content = [
+def print_json(edits: Edits, result: Result) -> None:
+    """One object: the edits, what answers are ranked by, and the answers best first."""
+    answers = [
         {
             "item_id": answer.item_id,
             "score": answer.score,
             "labels": answer.labels,
-            "matches": {
-                name: {**vars(match), "good": match.good} for name, match in answer.matches.items()
-            },
+            "matches": {name: vars(match) for name, match in answer.matches.items()},
         }
-        for answer in answers
+        for answer in result
     ]
-    print(json.dumps({"edits": edits, "answers": content}, indent=2, ensure_ascii=False))
+    content = {"edits": as_text(edits), "rank": result.rank, "answers": answers}
+    print(json.dumps(content, indent=2, ensure_ascii=False))
 
 
 def tile(gallery: Gallery, rank: int, answer: Answer) -> AnswerTile:

@@ -58,8 +58,8 @@ class Question:
                 order = np.lexsort((distances, costs.sum(axis=1)))
                 if self.first is not None:
                     weighed = replace(self.matching, weights=self.first).costs(probabilities)
-                    obeying = np.lexsort((distances, weighed.sum(axis=1)))[:FIRST]
-                    order = first_then_rest(obeying, order, len(items))
+                    obeying = np.lexsort((distances, weighed.sum(axis=1)))
+                    order = first_then_rest(obeying[:FIRST], order, len(items))
         shares = costs / np.maximum(costs.sum(axis=1, keepdims=True), 1e-30)
         answers: list[Answer] = []
         for at in order.tolist():

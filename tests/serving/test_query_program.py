@@ -84,12 +84,34 @@ def test_an_item_is_answered_as_json_like_its_picture(query, tiny_shards, tmp_pa
         assert found["labels"] == expected["labels"]
 
 
+def test_edits_of_all_kinds_weights_and_rank(query, calibrated, calibrated_gallery):
+    asked = ("--bundle", calibrated, "--gallery", calibrated_gallery, "--item", "test-000000-000")
+    edits = ("--unset", "colour=red", "--unset", "colour=blue", "--more", "border=white")
+    done = query(*asked, *edits, "--must", "colour", "--weight", "shape=0.5", "--json")
+    assert done.returncode == 0, done.stderr
+    content = json.loads(done.stdout)
+    assert content["rank"] == "match"
+    assert content["edits"] == {"colour": "not red or blue", "border": "more white"}
+    assert all(a["matches"]["colour"]["value"] == "green" for a in content["answers"])
+    done = query(*asked, "--set", "shape=disc", "--rank", "distance", "--like", "shape")
+    assert done.returncode == 0, done.stderr
+    assert "known of it: " in done.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--item", "x", "--set", "color=red"), "unknown attribute 'color'; did you mean"),
         (("--item", "x", "--set", "colour"), "--set: expected ATTRIBUTE=VALUE, found 'colour'"),
         (("--item", "x", "--set", "colour=red", "--set", "colour=blue"), "'red' and 'blue'"),
+        (("--item", "x", "--unset", "colour"), "--unset: expected ATTRIBUTE=VALUE, found 'colour'"),
+        (
+            ("--item", "x", "--set", "colour=red", "--unset", "colour=red"),
+            "--unset: 'colour' is asked to be 'red' and 'not red'",
+        ),
+        (("--item", "x", "--weight", "shape=heavy"), "--weight: expected ATTRIBUTE=NUMBER, found"),
+        (("--item", "x", "--must", "shape"), "must: expected an attribute that is edited"),
+        (("--item", "x", "--rank", "match"), "'match' needs a calibrated bundle"),
         (("--set", "colour=red"), "expected one of --image and --item"),
         (("--image", "none.jpg"), "none.jpg: no such file"),
         (("--item", "test-000000-00X"), "no item 'test-000000-00X'"),

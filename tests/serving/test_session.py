@@ -21,9 +21,10 @@ from adde.serving.session import Session
 
 def test_golden_vectors(bundle, session):
     golden = bundle.golden()
-    embeddings, logits, _ = session.encode(golden.images)
+    embeddings, logits, presence = session.encode(golden.images)
     np.testing.assert_allclose(embeddings, golden.embeddings, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(logits, golden.logits, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(presence, golden.presence, rtol=1e-4, atol=1e-4)
     query = session.edit(embeddings, golden.indicator)
     np.testing.assert_allclose(query, golden.query, atol=1e-5)
 
@@ -68,8 +69,9 @@ def test_on_the_cpu_company_changes_no_bit(bundle, session, count):
 
 
 def test_an_empty_batch_has_empty_answers(session):
-    embeddings, logits, _ = session.encode(np.empty((0, 32, 32, 3), np.uint8))
+    embeddings, logits, presence = session.encode(np.empty((0, 32, 32, 3), np.uint8))
     assert (embeddings.shape, logits.shape) == ((0, 3, 6), (0, 7))
+    assert presence.shape == (0, 3)
 
 
 @pytest.fixture

@@ -16,11 +16,11 @@ from adde import metrics
 from adde.errors import run_program
 from adde.files import write_json
 from adde.schema import Schema
-from adde.shards.index import ShardIndex
 from adde.shards.queries import read_queries
 from adde.training.checkpoint import load_model
 from adde.training.evaluation import Evaluator, MemoryEdit, top_k_on
 from adde.training.report import write_report
+from adde.training.run_folder import open_shards
 
 COLUMNS = ("hit@1", "hit@10", "hit@30", "ndcg@30", "ndcg_target@30", "ndcg_others@30")
 
@@ -47,7 +47,7 @@ def evaluate(
     model, config, found = load_model(run, checkpoint)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
-    index = ShardIndex.read(shards or config.data.shards)
+    index = open_shards(config, shards)
     model.schema.require_same(index.schema, str(found.path), str(index.root))
 
     encoded = Evaluator(index, batch_size, config.data.workers, device).encode(model, split)

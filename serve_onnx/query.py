@@ -17,7 +17,7 @@ from PIL import Image
 
 from adde.bundle import Bundle
 from adde.errors import UserError, did_you_mean, run_program
-from adde.files import atomic_path
+from adde.files import atomic_path, require_writable
 from adde.preprocess import decode
 from adde.schema import Schema
 from adde.serving import Answer, Searcher
@@ -69,6 +69,7 @@ def query(
         raise UserError(f"--k: expected at least 1, found {k}")
     if picture is not None:
         check_picture_name(picture)
+        require_writable(picture)
     opened = Bundle.read(bundle)
     wanted = parse_edits(
         edits, opened.schema

@@ -15,7 +15,7 @@ from torch import Tensor
 from adde import losses
 from adde.distributed import RankRows, sum_over_ranks, world_size
 from adde.losses import Term
-from adde.mining import Edits, draw_edits, joint_labels, semihard_negatives
+from adde.mining import Edits, draw_edits, draw_key, joint_labels, semihard_negatives, uniform
 from adde.model import Forward, first_columns, multi_hot
 from adde.schema import Schema
 from adde.shards.loader import Batch
@@ -72,14 +72,13 @@ class Objective:
     ) -> "Plan":
         """All that is drawn for this rank's items, of labels (b, A), before they are encoded."""
         ranks = ranks or RankRows.equal(len(labels))
-        # Every rank draws for the whole global batch, so that draws follow items, not ranks.
-        moves = ranks.local(_uniform((sum(ranks.counts), DRAWS), draws, labels.device))
+        items = ranks.columns(labels.device)  # draws follow items of the global batch, not ranks
+        moves = uniform(draw_key(draws), items, DRAWS)
         all_labels = ranks.gather(labels)
         if stage == "encoder":
             return Plan(ranks, moves, all_labels)
-        noise = _uniform((len(all_labels), self.schema.num_values + 1), draws, labels.device)
         offsets = first_columns(self.schema, labels.device)
-        edits = draw_edits(labels, all_labels, ranks.local(noise[:, 1:]), noise[:, 0], offsets)
+        edits = draw_edits(labels, all_labels, items, draw_key(draws), offsets)
         hot = (multi_hot(labels, self.schema), multi_hot(edits.targets, self.schema))
         return Plan(ranks, moves, all_labels, edits, hot)
 
@@ -317,8 +316,3 @@ def _skipped(batch: Batch) -> Term:
 
 def _stack(*terms: Term) -> Term:
     return Term(torch.cat([t.sums for t in terms]), torch.cat([t.counts for t in terms]))
-
-
-def _uniform(shape: tuple[int, int], draws: torch.Generator, device: torch.device) -> Tensor:
-    """Drawn on the CPU, so that a GPU run and a CPU run draw the same."""
-    return torch.rand(shape, generator=draws).to(device, non_blocking=True)

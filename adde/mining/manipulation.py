@@ -84,7 +84,12 @@ def _draw_tile(
     labels: Tensor, all_labels: Tensor, items: Tensor, key: int, offsets: Tensor
 ) -> Edits:
     column_words = words(~key, (all_labels + offsets).clamp(min=0))
-    differing, edited, shown = _differences(labels, all_labels, column_words)
+    shown = column_words.new_zeros(len(labels), len(all_labels))
+    differing, edited = (torch.zeros_like(shown, dtype=torch.int16) for _ in range(2))
+    for attribute, (differ, change) in enumerate(_comparisons(labels, all_labels)):
+        differing += differ
+        edited += change
+        shown = torch.where(change, column_words[:, attribute], shown)
     exact_pair = (differing == 1) & (edited == 1)
     # One draw for each edit, whichever items show it: edits are uniform, not items.
     edit_bits = pair_bits(words(key, items)[:, None], shown).masked_fill_(~exact_pair, -1)
@@ -135,28 +140,20 @@ def _negative_tile(
     queries: Tensor, targets: Tensor, positive: Tensor, columns: Tensor, ref_labels: Tensor
 ) -> tuple[Tensor, Tensor]:
     distances = squared_distances(queries[None], columns)[0]
-    negative = _differences(targets, ref_labels)[1] > 0
+    negative = torch.zeros_like(distances, dtype=torch.bool)
+    for _, change in _comparisons(targets, ref_labels):
+        negative |= change
     farther = negative & (distances > distances.gather(1, positive[:, None]))
     inside = torch.where(farther, distances, torch.inf).argmin(1)
     outside = torch.where(negative, distances, -torch.inf).argmax(1)
     return torch.where(farther.any(1), inside, outside), negative.any(1)
 
 
-def _differences(
-    labels: Tensor, all_labels: Tensor, told: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Per row and column, (T, M): attributes that differ (UNKNOWN equals only UNKNOWN) and those
-    of them known on both, int16; what `told` (M, A) int32 has of the last of these, if given.
+def _comparisons(labels: Tensor, all_labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Attribute by attribute, (T, M) bool: where rows (T, A) and columns (M, A) differ (UNKNOWN
+    equals only UNKNOWN), and where they do and it is known on both.
     """
-    shape = (len(labels), len(all_labels))
-    differing, edited = (labels.new_zeros(shape, dtype=torch.int16) for _ in range(2))
-    last = None if told is None else told.new_zeros(shape)
+    known, all_known = labels != UNKNOWN, all_labels != UNKNOWN
     for attribute in range(labels.shape[1]):
-        mine, theirs = labels[:, attribute, None], all_labels[None, :, attribute]
-        differ = mine != theirs
-        change = differ & (mine != UNKNOWN) & (theirs != UNKNOWN)
-        differing += differ
-        edited += change
-        if told is not None and last is not None:
-            last = torch.where(change, told[:, attribute], last)
-    return differing, edited, last
+        differ = labels[:, attribute, None] != all_labels[:, attribute]
+        yield differ, differ & known[:, attribute, None] & all_known[:, attribute]

@@ -62,7 +62,8 @@ class Evaluator:
         # A rank may have no item of a small split, and still gathers with the others.
         parts = [_no_rows(model, self._device)]
         for batch, rows in self._batches(model, split):
-            embeddings, logits = model.encode(batch.images)
+            with full_precision(batch.images):
+                embeddings, logits = model.encode(batch.images)
             parts.append((embeddings, logits, batch.labels, rows))
         columns = [torch.cat(column) for column in zip(*parts)]
         ranks = RankRows.of(len(columns[0]), columns[0].device)
@@ -84,7 +85,8 @@ class Evaluator:
         of_column = torch.from_numpy(schema.attribute_of_column).to(self._device)
         offsets = torch.tensor(schema.offsets, device=self._device)
         for batch, _ in self._batches(model, "train"):
-            embeddings, _ = model.encode(batch.images)
+            with full_precision(batch.images):
+                embeddings, _ = model.encode(batch.images)
             known = batch.labels != UNKNOWN
             columns = (batch.labels + offsets)[known]
             sums.index_add_(0, columns, embeddings[known].double())

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from mining_cases import DEVICE, KINDS, batch, hard_case
 
 from adde.mining import joint_labels, mine, tiled, triplets
+from adde.mining.distances import allow_tf32, full_precision
 
 MARGIN = 0.5
 FAST = ["tiled", "triton"]
@@ -234,6 +235,24 @@ def test_autocast_and_tf32_are_kept_out_and_put_back(tf32, monkeypatch):
         assert (vectors[0] @ vectors[0].T).dtype == torch.bfloat16
     assert set(seen) == {("ieee", torch.float32)}
     assert tf32.fp32_precision == "tf32"
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_tf32_is_what_was_asked_for_and_never_inside(allowed):
+    """torch's default lets convolutions have it and products not."""
+    matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    try:
+        allow_tf32(allowed)
+        # Under both of torch's names for it: mixed up, the older ones cannot be read.
+        assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == allowed
+        before = (matmul.fp32_precision, convolution.fp32_precision)
+        assert [switch == "tf32" for switch in before] == [allowed, allowed]
+        with full_precision(torch.zeros(1)):
+            assert matmul.fp32_precision == convolution.fp32_precision == "ieee"
+        assert (matmul.fp32_precision, convolution.fp32_precision) == before
+        assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == allowed
+    finally:
+        allow_tf32(False)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # opcheck looks at it

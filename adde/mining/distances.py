@@ -3,6 +3,7 @@
 import contextlib
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +32,8 @@ def full_precision(tensor: Tensor) -> Iterator[None]:
     In mining negatives are told apart by last digits; figures are those of what is served. TF32 is
     switched on by whoever sets it: a recipe, Accelerate with a dynamo backend, some containers.
     """
-    switches = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    cudnn: Any = torch.backends.cudnn  # its stubs lag behind
+    switches = (torch.backends.cuda.matmul, cudnn.conv)
     no_autocast = torch.autocast(tensor.device.type, enabled=False)
     if torch.compiler.is_compiling():  # TF32 is no part of a graph
         with no_autocast:

@@ -12,10 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import pydantic
-import tomli_w
-import tyro
-
 from adde.errors import UserError, did_you_mean
 from adde.files import write_text
 from adde.model.settings import ModelSettings
@@ -297,6 +293,8 @@ class Config:
 
     def to_json(self) -> dict[str, Any]:
         """Every setting by name, nested; paths as strings."""
+        import pydantic
+
         return pydantic.TypeAdapter(Config).dump_python(self, mode="json")
 
 
@@ -308,6 +306,8 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Config, bool]:
     Raises:
         UserError: the recipe is missing, is not TOML, or has an unknown key or a wrong value.
     """
+    import tyro  # here, so that the settings can be had where only torch is installed
+
     before = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     before.add_argument("--recipe", type=Path)
     before.add_argument("--resume", action="store_true")
@@ -334,6 +334,8 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Config, bool]:
 
 def write_config(config: Config, run: Path) -> None:
     """Writes the complete configuration as `run`/config.toml."""
+    import tomli_w
+
     write_text(run / CONFIG_NAME, tomli_w.dumps(_without_none(config.to_json())))
 
 
@@ -362,6 +364,8 @@ def first_difference(mine: dict[str, Any], theirs: dict[str, Any]) -> str | None
 
 def read_recipe(path: Path) -> Config:
     """A TOML recipe, checked; settings it leaves out have their defaults."""
+    import pydantic
+
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -3,10 +3,11 @@
 from adde.mining.draws import draw_key, uniform
 from adde.mining.labels import joint_labels
 from adde.mining.manipulation import Edits, draw_edits, semihard_negatives
-from adde.mining.triplets import Mined, mine
+from adde.mining.triplets import LabelGrouping, Mined, mine
 
 __all__ = [
     "Edits",
+    "LabelGrouping",
     "Mined",
     "draw_edits",
     "draw_key",

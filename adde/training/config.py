@@ -144,6 +144,10 @@ class AddeStage:
     global_triplet: float = 0.0
     """Weight of the semi-hard triplets of whole embeddings under joint labels."""
 
+    edited_triplet: float = 0.0
+    """Weight of the semi-hard triplets of whole embeddings under joint labels among the items and
+    the edited queries together, which then are anchors, positives and negatives too."""
+
     compositional: float = 1.0
     """Weight of the triplet of edited query, positive and negative."""
 

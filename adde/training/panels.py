@@ -37,7 +37,7 @@ class Panel:
 
 
 STAGE = "(encoder|adde)"
-TERMS = "(cls|local_triplet|global_triplet|compositional|consistency|memory)"
+TERMS = "(cls|local_triplet|global_triplet|edited_triplet|compositional|consistency|memory)"
 
 PANELS = (
     Panel("Validation", "Retrieval", r"val/hit@(1|10|30)"),

@@ -67,7 +67,9 @@ class Evaluator:
         # A rank may have no item of a small split, and still gathers with the others.
         parts = [_no_rows(model, self._device)]
         for batch, rows in self._batches(model, split):
-            parts.append(_row(model.encode(batch.images), batch.labels, rows))
+            with full_precision(batch.images):
+                encoding = model.encode(batch.images)
+            parts.append(_row(encoding, batch.labels, rows))
         columns = [torch.cat(column) for column in zip(*parts)]
         ranks = RankRows.of(len(columns[0]), self._device)
         columns = [ranks.gather(column).cpu().numpy() for column in columns]
@@ -89,7 +91,8 @@ class Evaluator:
         of_column = torch.from_numpy(schema.attribute_of_column).to(self._device)
         offsets = torch.tensor(schema.offsets, device=self._device)
         for batch, _ in self._batches(model, "train"):
-            embeddings = model.encode(batch.images).embeddings
+            with full_precision(batch.images):
+                embeddings = model.encode(batch.images).embeddings
             known = batch.labels != UNKNOWN
             columns = (batch.labels + offsets)[known]
             sums.index_add_(0, columns, embeddings[known].double())

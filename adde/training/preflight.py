@@ -67,7 +67,10 @@ class Preflight:
         where = f"{world_size()} rank{'s' if world_size() > 1 else ''} on {self.facts['device']}"
         again = f", restart {self.restarts}" if self.restarts else ""
         versions = ", ".join(f"{p} {self.facts[p]}" for p in PACKAGES if p in self.facts)
-        print(f"preflight: {where}{again}; code {self.facts['code']}, {versions}")
+        print(
+            f"preflight: {where}{again}; code {self.facts['code']}, {versions}; "
+            f"float32 is computed as {self.facts['float32']}"
+        )
         if world_size() > 1:
             print(
                 f"preflight: ranks agree; all-reduce {self.all_reduce_gb_per_s:.2f} GB/s, "
@@ -248,6 +251,7 @@ def _facts(config: Config, index: ShardIndex, device: torch.device) -> dict[str,
     splits = {shard.split for shard in index.shards}
     return {
         "device": device.type,
+        "float32": "TF32" if config.precision == "tf32" else "IEEE float32",
         "code": _code_hash(),
         **versions,
         "schema": index.schema.hash[:12],

@@ -119,7 +119,11 @@ class Run:
         self._strategy: Replicated | None = None
         self._memory = _cross_batch_memory(config, self.index.schema, self.device)
         self.objective = Objective(
-            self.index.schema, config.augmentation, config.margin, self._memory
+            self.index.schema,
+            config.augmentation,
+            config.margin,
+            self._memory,
+            config.adde.edited_triplet > 0,
         )
         self._checkpoint = checkpoint
         from_main(lambda: require_room(config, self._bare))

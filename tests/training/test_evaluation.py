@@ -8,6 +8,7 @@ import torch
 
 from adde import metrics
 from adde.errors import UserError
+from adde.mining.distances import allow_tf32
 from adde.shards.index import ShardIndex
 from adde.shards.reader import iterate
 from adde.training import evaluation
@@ -85,3 +86,29 @@ def test_a_device_ranks_as_numpy_does_ties_included(items, k):
     found = top_k(torch.device("cpu"), queries, gallery, k)
     np.testing.assert_array_equal(found, expected)
     assert top_k(torch.device("cpu"), queries[:0], gallery, k).shape == (0, min(k, items))
+
+
+def test_figures_and_prototypes_are_those_of_ieee_float32(tiny_shards, tiny_model, monkeypatch):
+    """As bundles are served, whatever training computes with."""
+    seen = []
+    switches = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    encode = tiny_model.encode
+
+    def spy(images):
+        seen.append([switch.fp32_precision for switch in switches])
+        found = encode(images)
+        seen.append(found[0].dtype)
+        return found
+
+    monkeypatch.setattr(tiny_model, "encode", spy)
+    evaluator = Evaluator(ShardIndex.read(tiny_shards), 30, 0, torch.device("cpu"))
+    allow_tf32(True)
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            evaluator.encode(tiny_model, "val")
+            evaluator.prototypes(tiny_model)
+        assert torch.backends.cudnn.allow_tf32
+    finally:
+        allow_tf32(False)
+    assert seen == [["ieee", "ieee"], torch.float32] * (len(seen) // 2)
+    assert len(seen) >= 6

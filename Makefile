@@ -82,6 +82,7 @@ bench: setup data/wardrobe/index.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/serving.py --json docs/serving.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scaling.py --json docs/scaling.json --plot docs/scaling.png
 	$(BIN)/python benchmarks/large_batch.py --json docs/large_batch.json
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/memory.py --json docs/memory.json
 	# 18 GB of disk for temporary files; --folder names another.
 	$(BIN)/python benchmarks/gallery.py --json docs/gallery.json
 	$(BIN)/python benchmarks/table.py

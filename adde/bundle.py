@@ -9,7 +9,7 @@ Layout::
     golden.npz    a few real pictures and an edit of each, with what torch made of them, or where
                   the encoder has fewer bits what onnxruntime made of them when it was exported
     README.md     the model card
-    bundle.json   {"format": 2, "schema_hash": ..., "schema": ..., "preprocess": ...,
+    bundle.json   {"format": 3, "schema_hash": ..., "schema": ..., "preprocess": ...,
                    "attributes": A, "width": D, "values": V, "precision": "fp32" | "fp16" | "int8",
                    "parts": what has it, "memory": "blocks" | "dense", "opset": ...,
                    "calibration": see `adde.scoring.Calibration`, absent from bundles before it,
@@ -21,7 +21,6 @@ Layout::
 
 import hashlib
 import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from adde.errors import UserError
+from adde.errors import UserError, foreign
 from adde.files import read_json, sha256_of_file, write_json
 from adde.preprocess import Picture, Preprocess
 from adde.schema import Schema, Vector
@@ -40,7 +39,9 @@ ENCODER, MEMORY, GOLDEN, CARD = "encoder.onnx", "memory.onnx", "golden.npz", "RE
 FILES = (ENCODER, MEMORY, GOLDEN, CARD)
 LARGE_FILES = (f"{ENCODER}.data", f"{MEMORY}.data")
 """There only where a graph's weights are too large to lie in it."""
-FORMAT = 2
+FORMAT = 3
+READABLE = (2, 3)
+"""Format 2 has no `preprocess.fit`: its pictures are cropped."""
 
 
 class Outputs(NamedTuple):
@@ -84,12 +85,13 @@ class Golden:
     @classmethod
     def read(cls, path: Path) -> "Golden":
         """Reads golden.npz. Raises UserError where it is not what `write` wrote."""
-        try:
-            # Opened here, as numpy leaves a file open that turns out to be damaged.
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                return cls(**arrays)
-        except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-            raise UserError(f"{path}: expected golden vectors, found: {error}") from None
+        # Opened here, as numpy leaves a file open that turns out to be damaged.
+        with (
+            foreign(path, "golden vectors"),
+            path.open("rb") as file,
+            np.load(file, allow_pickle=False) as arrays,
+        ):
+            return cls(**arrays)
 
 
 @dataclass(frozen=True)
@@ -164,21 +166,16 @@ class Bundle:
         if not manifest.exists():
             raise UserError(f"{path}: expected a bundle with {BUNDLE_NAME}, found none")
         content = read_json(manifest)
-        try:
+        with foreign(manifest, "the fields of a bundle", "export it again"):
             bundle = cls._from_json(path, content)
             for name in (*FILES, *(name for name in LARGE_FILES if name in content["files"])):
                 _check_file(path / name, content["files"][name], verify)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"{manifest}: expected the fields of a bundle, found: {type(error).__name__} "
-                f"{error}; export it again"
-            ) from None
         return bundle
 
     @classmethod
     def _from_json(cls, path: Path, content: Any) -> "Bundle":
         manifest = path / BUNDLE_NAME
-        if content["format"] != FORMAT:
+        if content["format"] not in READABLE:
             raise UserError(
                 f"{manifest}: expected format {FORMAT}, found {content['format']}; export it again"
             )

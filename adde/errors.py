@@ -1,12 +1,47 @@
 """The one exception whose message is meant for the person at the keyboard."""
 
 import difflib
+import io
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
+
+LONGEST = 500
 
 
 class UserError(Exception):
     """Input or environment is wrong; the message says what, expected, found, and what to do."""
+
+
+@contextmanager
+def foreign(where: object, expected: str, advice: str = "") -> Generator[None]:
+    """Turns whatever a library raises at bytes of others into a UserError that names them.
+
+    Decoders have no list of what they raise: beside their own errors come TypeError, struct.error,
+    MemoryError, RecursionError, each from the one odd file in a million.
+
+    Args:
+        where: file, or place in it.
+        expected: what it should have been, such as "a picture that decodes".
+        advice: what to do.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        end = f"; {advice}" if advice else ""
+        raise UserError(f"{where}: expected {expected}, found: {reason(error)}{end}") from None
+
+
+def reason(error: Exception) -> str:
+    """What an exception says, in a line of at most LONGEST characters; with its kind, where that is
+    not made for people to read.
+    """
+    told = " ".join(str(error).split())
+    told = told if len(told) <= LONGEST else f"{told[:LONGEST]} ..."
+    plain = isinstance(error, OSError | ValueError | SyntaxError) and told
+    return told if plain else f"{type(error).__name__}: {told}".removesuffix(": ")
 
 
 def did_you_mean(found: str, valid: Iterable[str], limit: int = 5) -> str:
@@ -20,7 +55,14 @@ def did_you_mean(found: str, valid: Iterable[str], limit: int = 5) -> str:
 
 
 def run_program(main: Callable[[], None]) -> None:
-    """Runs a program's `main`; a `UserError` or a full disk becomes one line and exit status 1."""
+    """Runs a program's `main`; a `UserError` or a full disk becomes one line and exit status 1.
+
+    What the terminal or the log has no letters for is printed as escapes: a value with an umlaut
+    must not end a program that has done its work.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         main()
     except UserError as error:

@@ -1,16 +1,25 @@
 """Files that are either whole or not there."""
 
+import codecs
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Generator
+import stat
+import tempfile
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from adde.errors import UserError
+from adde.errors import UserError, foreign
+
+LOST_AND_FOUND = "lost+found"
+"""In the root of a volume; the file system's own, so neither ours nor a stranger's."""
+
+_ESCAPES = {ord(char): f"\\{ord(char):03o}" for char in "\\ \t\n"}
+"""As /proc/self/mountinfo writes them."""
 
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)@(?P<host>[^@]+)\.(?P<end>tmp|old)")
 
@@ -36,22 +45,24 @@ def naming(path: Path) -> Generator[None]:
 
 
 @contextmanager
-def atomic_path(path: Path) -> Generator[Path]:
-    """Yields a temporary sibling of `path`, renamed to `path` on success and removed on failure.
+def atomic_path(path: Path, last: str = "") -> Generator[Path]:
+    """Yields a temporary path that becomes `path` on success and is removed on failure.
 
     What the body makes there may be a file or a folder. What a writer of `path` that was killed
     has left is cleared away first.
+
+    Args:
+        path: of what is made.
+        last: see `put_in_place`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(path.parent, path.name)
-    temporary = temporary_sibling(path, this_process())
+    temporary = workplace(path, f"{this_process()}.tmp")
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(temporary.parent, path.name)
     try:
         with naming(path):
             yield temporary
-            inside = temporary.iterdir() if temporary.is_dir() else ()
-            for made in filter(Path.is_file, inside):
-                sync(made)
-            put_in_place(temporary, path)
+            sync_files(temporary)
+            put_in_place(temporary, path, last)
     finally:
         _remove(temporary)
 
@@ -67,20 +78,103 @@ def temporary_sibling(path: Path, writer: str, end: str = "tmp") -> Path:
     return path.with_name(f".{path.name}.{writer}.{end}")
 
 
-def put_in_place(temporary: Path, path: Path) -> None:
-    """Renames a sibling, file or folder, to `path`; the files in a folder are synced before.
+def workplace(path: Path, end: str) -> Path:
+    """Where to make what becomes `path`: `.<its name>.<end>` beside it.
 
-    A folder that is replaced stands aside until the new one is in its place.
+    Within it where it is a folder that cannot be renamed: a mount point, as volumes of containers
+    are, the root of a disk, or a folder whose parent is read-only.
     """
+    path = path.absolute()  # "." has a name only then
+    name = f".{path.name}.{end}"
+    return path / name if _is_fixed(path) else path.with_name(name)
+
+
+def require_writable(out: Path) -> None:
+    """Refuses a folder that can be neither written nor made, before there is work to be lost.
+
+    Raises:
+        UserError: names the folder in which nothing can be made, and the reason.
+    """
+    folder = workplace(out, "").parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{out}: expected to write in {folder}, found: {error.strerror or error}; name "
+            "another folder, or make this one writable"
+        ) from None
+
+
+def strangers(folder: Path, ours: Callable[[str], bool]) -> list[str]:
+    """Sorted names in a folder, if it is there, that are none of `ours` nor what was left of work
+    within it; what is to replace the folder would delete them.
+    """
+    if not folder.is_dir():
+        return []
+    work = f".{folder.absolute().name}."
+    names = sorted(entry.name for entry in folder.iterdir() if entry.name != LOST_AND_FOUND)
+    return [name for name in names if not (ours(name) or name.startswith(work))]
+
+
+def put_in_place(made: Path, path: Path, last: str = "") -> None:
+    """Has a file or folder take the place of `path`, beside or within which it lies.
+
+    A folder that is replaced stands aside until the new one is in its place. One that cannot be
+    renamed is filled entry by entry.
+
+    Args:
+        made: whose files are synced.
+        path: where it goes.
+        last: file of the folder that says what it holds. Of a folder that is filled, it goes
+            first and comes last: whoever reads meanwhile finds none instead of a mixture.
+    """
+    sync(made)
+    if made.parent == path.absolute():
+        _fill(path, made, last)
+        return
     aside = temporary_sibling(path, this_process(), "old")
     try:
-        sync(temporary)
-        if temporary.is_dir() and path.exists():
-            path.rename(aside)
-        temporary.replace(path)
+        if made.is_dir() and path.exists():
+            try:
+                path.rename(aside)
+            except OSError:  # for another reason, as for a folder of a container's image
+                _fill(path, made, last)
+                return
+        made.replace(path)
         sync(path.parent)
     finally:
         _settle(path, aside)
+
+
+def _is_fixed(path: Path) -> bool:
+    """Whether a folder that is there cannot be renamed."""
+    if not path.is_dir():
+        return False
+    real = path.resolve()
+    if (path / LOST_AND_FOUND).exists() or not os.access(real.parent, os.W_OK):
+        return True
+    try:
+        # Of a folder bound from the same file system `os.path.ismount` does not know.
+        mounts = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return path.is_mount()
+    return str(real).translate(_ESCAPES) in {line.split(" ")[4] for line in mounts}
+
+
+def _fill(folder: Path, made: Path, last: str) -> None:
+    names = sorted((entry.name for entry in made.iterdir()), key=lambda name: name == last)
+    if last:
+        (folder / last).unlink(missing_ok=True)
+        sync(folder)
+    for entry in folder.iterdir():
+        if entry.name not in (made.name, LOST_AND_FOUND):
+            _remove(entry)
+    for name in names:
+        (made / name).rename(folder / name)
+    made.rmdir()
+    sync(folder)
 
 
 def remove_leftovers(
@@ -106,15 +200,17 @@ def remove_leftovers(
             _remove(left)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, errors: str = "strict") -> None:
     """Writes `text` atomically."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors=errors)
 
 
 def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
     """Writes `value` as JSON, atomically."""
-    write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
+    text = json.dumps(value, indent=indent, ensure_ascii=False) + "\n"
+    # A name of a file that is no UTF-8 has half characters; JSON escapes them as Python does.
+    write_text(path, text, "backslashreplace")
 
 
 def read_json(path: Path) -> Any:
@@ -123,18 +219,76 @@ def read_json(path: Path) -> Any:
     Raises:
         UserError: the file is missing or is not JSON; names the file and the line.
     """
+    text = read_text(path)
+    with foreign(path, "JSON"):
+        return json.loads(text)
+
+
+@contextmanager
+def open_text(path: Path, newline: str | None = None) -> Generator[TextIO]:
+    """Opens a text file that people hand over: UTF-8 with or without the byte order mark that
+    editors of Windows begin it with, or UTF-16 with one. There is no other way to read such files.
+
+    Args:
+        path: of the file.
+        newline: as of `open`.
+
+    Raises:
+        UserError: the file cannot be opened, or has other bytes, also where the body meets them;
+            names the first line that has.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            utf16 = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        with path.open(encoding="utf-16" if utf16 else "utf-8-sig", newline=newline) as text:
+            yield text
+    except UnicodeError:
+        raise UserError(_no_text(path)) from None
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: expected JSON, found: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path}: expected a file to read, found: {error.strerror}") from None
+
+
+def read_text(path: Path) -> str:
+    """The whole of a file as `open_text` reads it."""
+    with open_text(path) as file:
+        return file.read()
+
+
+def _no_text(path: Path) -> str:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                byte = f"{line[error.start]:#04x}"
+                return f"{path}, line {number}: expected UTF-8, found byte {byte}; save it as UTF-8"
+    return f"{path}: expected UTF-8; save it as such"
 
 
 def cache_folder() -> Path:
-    """What can be made again is kept there: $XDG_CACHE_HOME/adde, else ~/.cache/adde."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "adde"
+    """What can be made again is kept there: $XDG_CACHE_HOME/adde, else ~/.cache/adde.
+
+    A user without a home, as containers have them, has a folder below the temporary ones.
+
+    Raises:
+        UserError: that folder is another user's, who could put anything there.
+    """
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "adde"
+    try:
+        return Path.home() / ".cache" / "adde"
+    except RuntimeError:  # no HOME, and no entry in the list of users
+        folder = Path(tempfile.gettempdir()) / f"adde-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise UserError(
+            f"{folder}: expected a folder that is this user's alone, found another; set HOME or "
+            "XDG_CACHE_HOME"
+        )
+    return folder
 
 
 def _settle(path: Path, aside: Path) -> None:
@@ -160,6 +314,13 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def sync_files(folder: Path) -> None:
+    """Has the disk hold the files directly in a folder; nothing of anything else."""
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        if entry.is_file():
+            sync(entry)
 
 
 def sync(path: Path) -> None:

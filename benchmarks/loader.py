@@ -92,7 +92,9 @@ def measure(
         **{f"{name}_samples_per_second": value for name, value in median.items()},
         "workers": workers,
         "side": side,
-        "median_bytes": statistics.median(m[1] for s in index.shards for m in s.members),
+        "median_bytes": float(
+            np.median(np.concatenate([shard.members["image_bytes"] for shard in index.shards]))
+        ),
     }
     publish(figures, ("torch", "torchvision", "webdataset", "litdata", "pillow"), json)
 

@@ -34,7 +34,7 @@ from stand import body_of, make_pair, make_pictures, make_shards
 
 from adde.bundle import Bundle
 from adde.errors import UserError, run_program
-from adde.preprocess import Picture
+from adde.preprocess import Picture, Preprocess
 from adde.serving import Searcher
 from adde.serving.http.decoders import Decoders
 from adde.serving.http.settings import Settings
@@ -88,13 +88,15 @@ class BareDecoding:
     a batch is large the server has no more at hand either.
     """
 
-    def __init__(self, bare: Bare, decoders: Decoders, size: int, pictures: list[bytes]) -> None:
-        self._bare, self._decoders, self._size = bare, decoders, size
+    def __init__(
+        self, bare: Bare, decoders: Decoders, preprocess: Preprocess, pictures: list[bytes]
+    ) -> None:
+        self._bare, self._decoders, self._preprocess = bare, decoders, preprocess
         self._pictures = [pictures[at % len(pictures)] for at in range(BATCH)]
 
     def _decoding(self) -> list[Future[Picture]]:
         submit, load = self._decoders.threads.submit, self._decoders.load
-        return [submit(load, picture, self._size) for picture in self._pictures]
+        return [submit(load, picture, self._preprocess) for picture in self._pictures]
 
     def per_second(self, batches: int) -> float:
         """Pictures a second, without the first batch, before which nothing is decoded."""
@@ -270,7 +272,7 @@ def measure(folder: Path, quick: bool, memory_requests: int, given: Any) -> dict
         usual = Settings()
         pool = Decoders(usual.decoders, usual.decode_seconds, usual.max_pixels)
         with closing(pool):
-            decoding = BareDecoding(bare, pool, bundle.preprocess.size, pictures)
+            decoding = BareDecoding(bare, pool, bundle.preprocess, pictures)
             decoded = against_decoding(server, decoding, bodies, count, rounds)
         spent = shares["client"] + shares["decoders"]
         figures = {

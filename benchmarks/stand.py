@@ -47,7 +47,7 @@ def make_pair(folder: Path, shards: Path, **settings: Any) -> tuple[Path, Path]:
         model.memory.weight.normal_()
         for layer in (model.heads.first, model.heads.second, model.classifiers.linear):
             layer.weight.mul_(6)
-    bundle = export_bundle(model, index, folder / "bundle", None, {"run": "benchmark"})
+    bundle = export_bundle(model, index, folder / "bundle", None, {"run": "benchmark"}, None)
     build_gallery(bundle, Session(bundle), shards, folder / "gallery")
     return bundle.path, folder / "gallery"
 

@@ -4,8 +4,9 @@ python export/to_onnx.py --run runs/quickstart --out bundles/quickstart
 python export/to_onnx.py --run runs/shop --out bundles/shop --checkpoint last --shards data/shop
 python export/to_onnx.py --run runs/shop --out bundles/shop-int8 --precision int8
 
-onnxruntime must answer as torch does on the test split, or nothing is written. A bundle that is
-there is replaced; a folder that holds anything else is refused.
+onnxruntime must answer as torch does on the test split, or with --split val on the validation
+split, or nothing is written. A bundle that is there is replaced; a folder that holds anything else
+is refused.
 """
 
 from pathlib import Path
@@ -18,10 +19,11 @@ from adde.errors import run_program
 from adde.exporting.export import export_bundle
 from adde.exporting.precision import Precision
 from adde.files import read_json
-from adde.shards.index import ShardIndex
 from adde.training.calibration import calibration_of
 from adde.training.checkpoint import load_model
 from adde.training.evaluation import Evaluator
+from adde.training.preflight import require_split
+from adde.training.run_folder import open_shards
 
 BATCH = 64
 """Pictures encoded at a time, where a checkpoint is not calibrated yet."""
@@ -32,6 +34,7 @@ def export(
     out: Path,
     checkpoint: Literal["best", "last"] = "best",
     shards: str | None = None,
+    split: Literal["test", "val"] = "test",
     precision: Precision = "fp32",
     allow_drop: float | None = None,
 ) -> None:
@@ -41,15 +44,17 @@ def export(
         run: folder of the run.
         out: folder of the bundle.
         checkpoint: best on the validation split, or last.
-        shards: folder or address of shards whose test split proves the export; default: those
-            of the training.
+        shards: folder or address of shards whose split proves the export; default: those of the
+            training.
+        split: whose items prove it: test, or val where the shards have no other.
         precision: of the encoder's weights and arithmetic; int8 is calibrated on the training
             split.
         allow_drop: points of hit@30, NDCG@30 and attribute accuracy that fewer bits may cost on
             the test split; default: 0.1 for fp16, 1.0 for int8.
     """
     model, config, found = load_model(run, checkpoint)
-    index = ShardIndex.read(shards or config.data.shards)
+    index = open_shards(config, shards)
+    require_split(index, split)
     metrics = run / "metrics.json"
     source = {
         "run": run.resolve().name,
@@ -63,7 +68,9 @@ def export(
         retrieval = None
     evaluator = Evaluator(index, BATCH, config.data.workers, torch.device("cpu"))
     calibration, _ = calibration_of(found, model, evaluator)
-    bundle = export_bundle(model, index, out, retrieval, source, calibration, precision, allow_drop)
+    bundle = export_bundle(
+        model, index, out, retrieval, source, calibration, precision, allow_drop, split
+    )
     size = sum(file.stat().st_size for file in out.iterdir()) / 1e6
     print(f"{found.path.name} of {run}: {bundle.path} ({size:.1f} MB)")
 

@@ -26,6 +26,7 @@ from adde.serving.embedding_ray import on_ray
 from adde.serving.fields import FieldTable
 from adde.serving.providers import Device
 from adde.serving.session import Session
+from adde.shards.unknown import WORDS
 
 
 def build(
@@ -39,6 +40,9 @@ def build(
     fields: Path | None = None,
     id_column: str | None = None,
     field_columns: tuple[str, ...] = (),
+    unknown: tuple[str, ...] = WORDS,
+    decimal_comma: tuple[str, ...] = (),
+    skip_unreadable: bool = False,
     exact_items: int = EXACT_ITEMS,
     device: tuple[Device, ...] = ("cpu",),
     allow_fallback: bool = False,
@@ -57,6 +61,10 @@ def build(
         fields: a CSV or Parquet table of what answers are filtered by: price, brand, stock.
         id_column: its column of item ids.
         field_columns: its columns that are taken; all but attributes and ids if not given.
+        unknown: words, in any case, that say like an empty cell that a field is not known;
+            COLUMN=WORD says it of one column alone, beside the words of all.
+        decimal_comma: its columns in which 1.045,90 is a number, and not 1,045.90.
+        skip_unreadable: leave out its rows that cannot be read or have no id of their own.
         exact_items: up to so many a search looks at each; among more, at those that an index
             finds. Of the embedded engine: Milvus has an index of its own.
         device: where onnxruntime runs, in the order of preference.
@@ -71,7 +79,12 @@ def build(
     opened = Bundle.read(bundle)
     table = None
     if fields is not None and id_column is not None:
-        table = FieldTable(fields, id_column, field_columns, opened.schema)
+        table = FieldTable(
+            *(fields, id_column, field_columns, opened.schema),
+            *(unknown, decimal_comma, skip_unreadable),
+        )
+        for notice in table.notices:
+            print(notice)
     if engine_embed == "ray":
         embed = on_ray(opened, device, allow_fallback)
     else:

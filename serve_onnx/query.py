@@ -19,7 +19,7 @@ from PIL import Image
 
 from adde.bundle import Bundle
 from adde.errors import UserError, did_you_mean, run_program
-from adde.files import atomic_path
+from adde.files import atomic_path, require_writable
 from adde.preprocess import decode
 from adde.schema import Schema
 from adde.serving import Answer, More, Not, Result, Searcher
@@ -65,7 +65,8 @@ def query(
         gallery: what answers come from: a gallery, or a folder of shards, which is embedded once.
         image: picture of the item to start from.
         item: or the id of an item of the gallery, which is then no answer itself.
-        edits: a value to ask for; may be given several times, as all that follow.
+        edits: a value to ask for; may be given several times, as all that follow. Where names with
+            = can be cut in two ways, as JSON: '["name", "value"]'.
         refused: a value that is not wanted.
         more: a value to go half of the way to: "redder".
         must: an edited attribute; answers without its new value are left out.
@@ -86,6 +87,7 @@ def query(
         raise UserError(f"--k: expected at least 1, found {k}")
     if picture is not None:
         check_picture_name(picture)
+        require_writable(picture)
     opened = Bundle.read(bundle)
     wanted = parse_edits(edits, refused, more, opened.schema)
     check(wanted, opened.schema)  # a wrong name is told before the gallery is embedded
@@ -121,7 +123,7 @@ def parse_edits(
     edits: dict[str, Edit] = {}
     for option, texts in (("--set", values), ("--unset", refused), ("--more", more)):
         for text in texts:
-            name, value = split_text(option, text, "VALUE", schema)
+            name, value = parse_edit(option, text, schema)
             edit = {"--set": value, "--unset": Not(value), "--more": More(value)}[option]
             before = edits.setdefault(name, edit)
             if isinstance(before, Not) and isinstance(edit, Not):
@@ -137,7 +139,8 @@ def parse_weights(texts: Sequence[str], schema: Schema) -> dict[str, float]:
     """Weights of the texts of --weight. Raises UserError with one that is none."""
     weights: dict[str, float] = {}
     for text in texts:
-        name, number = split_text("--weight", text, "NUMBER", schema)
+        name, _, number = text.rpartition("=")
+        schema.attribute_index(name)
         try:
             weights[name] = float(number)
         except ValueError:
@@ -145,14 +148,28 @@ def parse_weights(texts: Sequence[str], schema: Schema) -> dict[str, float]:
     return weights
 
 
-def split_text(option: str, text: str, what: str, schema: Schema) -> tuple[str, str]:
-    """The two sides of `attribute=value`; names may have an equals sign themselves."""
-    at = [number for number, letter in enumerate(text) if letter == "="]
-    sides = [(text[:number], text[number + 1 :]) for number in at]
-    known = [side for side in sides if side[0] in schema.names]
-    name, value = (known or sides or [("", "")])[-1 if known else 0]
-    if not (name and value):
-        raise UserError(f"{option}: expected ATTRIBUTE={what}, found {text!r}")
+def parse_edit(option: str, text: str, schema: Schema) -> tuple[str, str]:
+    """Attribute and value, of which either may have a "=" in it: the schema says where it is cut,
+    and where it has two ways, JSON does.
+    """
+    try:
+        name, value = json.loads(text)
+        schema.encode({name: value})
+        return name, value
+    except (ValueError, TypeError, RecursionError, UserError):
+        pass  # as a rule it is no list of JSON
+    cuts = [(text[:at], text[at + 1 :]) for at, char in enumerate(text) if char == "="]
+    cuts = [(name, value) for name, value in cuts if name and value]
+    if not cuts:
+        raise UserError(f"{option}: expected ATTRIBUTE=VALUE, found {text!r}")
+    values = {attribute.name: attribute.values for attribute in schema.attributes}
+    meant = [(name, value) for name, value in cuts if value in values.get(name, ())]
+    if len(meant) > 1:
+        ways = " and ".join(f"{option} '{json.dumps(way, ensure_ascii=False)}'" for way in meant)
+        raise UserError(f"{option}: {text!r} may be {ways}; say which")
+    # Where nothing fits, the first that names an attribute says what is wrong with its value.
+    name, value = next((c for c in meant or cuts if c[0] in values), cuts[0])
+    schema.encode({name: value})
     return name, value
 
 

@@ -11,6 +11,7 @@ from typing import Annotated
 import tyro
 
 from adde.errors import UserError, run_program
+from adde.serving.http.cards import Cards
 from adde.serving.http.settings import Settings
 from adde.serving.providers import Device
 
@@ -21,6 +22,7 @@ def server(
     bundle: Path,
     gallery: Path,
     limits: Annotated[Settings, tyro.conf.arg(name="")],
+    cards: Annotated[Cards, tyro.conf.arg(name="")],
     host: str = "127.0.0.1",
     port: int = 8000,
     key_file: Path | None = None,
@@ -36,6 +38,7 @@ def server(
         bundle: folder of the bundle, or a link to it.
         gallery: a gallery of that bundle, or a folder of shards, which is embedded once.
         limits: of requests.
+        cards: how the page shows items.
         host: address to bind to.
         port: port to bind to; 0: any that is free.
         key_file: file of API keys, `name: key` a line; else those of ADDE_API_KEYS, if any.
@@ -55,7 +58,7 @@ def server(
         raise UserError(f"{error.name} is not installed: pip install 'adde[serve]'") from error
     source = Source(bundle, gallery, device, allow_fallback, limits.threads)
     required = True if require_key else False if no_require_key else None
-    serve(source, limits, host, port, key_file, required, allow_host)
+    serve(source, limits, host, port, key_file, required, allow_host, cards)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import tyro
 from adde.errors import run_program
 from adde.shards.engine import Engine, engine
 from adde.shards.importers import open_catalogue
-from adde.shards.pack import SUMMARY_NAME, PackOptions, pack
+from adde.shards.pack import SUMMARY_NAME, PackOptions, pack, require_place
 from adde.shards.summary import as_text
 from adde.shards.tabular import TableOptions
 
@@ -31,8 +31,9 @@ class Arguments:
     """Packs a catalogue into WebDataset shards with an index."""
 
     catalogue: str
-    """A .csv or .parquet table; kind:path of a public dataset, see docs/catalogues.md (support,
-    deepfashion, celeba, 3dshapes, hf); or an embedded catalogue: wardrobe or wardrobe-hard."""
+    """A .csv or .parquet table, or a folder of .parquet files; kind:path of a public dataset, see
+    docs/catalogues.md (support, deepfashion, celeba, 3dshapes, hf); or an embedded catalogue:
+    wardrobe or wardrobe-hard."""
     out: Path
     """Folder of the shards; shards of anything else there are replaced."""
     images: Path | None = None
@@ -54,6 +55,7 @@ def main() -> None:
     # A job that is told to stop cleans up after itself, as at Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     arguments = tyro.cli(Arguments)
+    require_place(arguments.out)  # before a table of millions is read
     opened = open_catalogue(
         arguments.catalogue,
         arguments.images,
@@ -61,6 +63,7 @@ def main() -> None:
         size=arguments.size,
         items=arguments.items,
         seed=arguments.layout.seed,
+        skip_unreadable=arguments.layout.skip_unreadable,
     )
     summary = pack(
         opened.catalogue,

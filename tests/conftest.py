@@ -23,7 +23,7 @@ if not torch.cuda.is_available():
 
 from adde.schema import Attribute, Schema
 from adde.scoring import Calibration
-from adde.shards.index import Shard, ShardIndex
+from adde.shards.index import Shard, ShardIndex, member_rows
 
 TINY_SCHEMA = Schema(
     (
@@ -93,7 +93,7 @@ def _write_shard(root, name, split, seed, repeats):
             groups.append(3)
     content = (root / name).read_bytes()
     digest = hashlib.sha256(content).hexdigest()
-    return Shard(name, split, len(members), len(content), digest, groups, members)
+    return Shard(name, split, len(members), len(content), digest, member_rows(groups, members))
 
 
 def _add(tar, name, content):
@@ -127,7 +127,9 @@ def tiny_model():
     from adde.model import ADDE, ModelSettings
 
     torch.manual_seed(0)
-    settings = ModelSettings(backbone="test_resnet", image_size=32, width=6, hidden=8)
+    settings = ModelSettings(
+        backbone="test_resnet", image_size=32, width=6, hidden=8, presence=False
+    )
     model = ADDE(settings, TINY_SCHEMA).eval()
     with torch.no_grad():
         model.memory.weight.normal_()

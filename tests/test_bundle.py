@@ -83,7 +83,7 @@ def test_a_missing_or_shorter_file_is_named_even_unverified(written, name):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"format": 1}, "expected format 2, found 1"),
+        ({"format": 1}, "expected format 3, found 1"),
         ({"schema_hash": "0"}, "schema_hash: expected"),
         ({"attributes": 7}, "attributes: expected 2 .* found 7"),
         ({"width": 5}, "sha256: expected .*the file was changed"),

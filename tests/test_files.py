@@ -1,20 +1,29 @@
 """Files are whole or not there, whatever happens on the way."""
 
+import contextlib
+import errno
 import hashlib
 import inspect
 import os
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from adde.errors import UserError, run_program
 from adde.files import (
     atomic_path,
+    cache_folder,
+    open_text,
     read_json,
+    read_text,
     remove_leftovers,
+    require_writable,
     sha256_of_file,
+    strangers,
     write_json,
     write_text,
 )
@@ -165,6 +174,182 @@ def test_stopped_at_any_moment(tmp_path, kind, how):
     assert moments > 5
 
 
+def volume(path, *names):
+    """A folder as the root of a disk is: not to be renamed, with what the file system put there."""
+    for name in ("lost+found", *names):
+        (path / name).mkdir(parents=True)
+        (path / name / "old").write_text("old")
+    return path
+
+
+@pytest.mark.parametrize("failure", [None, KeyboardInterrupt])
+def test_a_volume_is_filled(tmp_path, failure):
+    out = volume(tmp_path / "out", "a", "gone")
+    (out / "index").write_text("of old")
+    with contextlib.suppress(KeyboardInterrupt), atomic_path(out, "index") as temporary:
+        temporary.mkdir()
+        assert temporary.parent == out
+        for name in ("a", "index", "z"):
+            (temporary / name).write_text("new")
+        assert (out / "index").read_text() == "of old"
+        if failure:
+            raise failure
+    texts = {path.name: path.read_text() for path in out.iterdir() if path.is_file()}
+    assert texts == ({"index": "of old"} if failure else dict.fromkeys(("a", "index", "z"), "new"))
+    folders = {path.name for path in out.iterdir() if path.is_dir()}
+    assert folders == {"lost+found", *(("a", "gone") if failure else ())}
+    assert (out / "lost+found" / "old").exists()
+
+
+def test_who_reads_a_volume_while_it_is_filled_finds_no_mixture(tmp_path, monkeypatch):
+    out = volume(tmp_path / "out")
+    for name in ("index", "part"):
+        (out / name).write_text("old")
+    seen = []
+    rename = Path.rename
+
+    def look_and_rename(path, target):
+        seen.append({p.name for p in out.iterdir() if p.is_file()})
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", look_and_rename)
+    with atomic_path(out, "index") as temporary:
+        temporary.mkdir()
+        for name in ("another", "index", "part"):
+            (temporary / name).write_text("new")
+    assert [len(names) for names in seen] == [0, 1, 2]
+    assert "index" not in set().union(*seen)
+
+
+MOUNTED = """
+from pathlib import Path
+from adde.files import atomic_path, strangers
+out = Path("out")
+with atomic_path(out, "a") as temporary:
+    temporary.mkdir()
+    (temporary / "a").write_text("new")
+assert strangers(out, {"a"}.__contains__) == [], list(out.iterdir())
+"""
+
+
+@pytest.mark.parametrize("mount", ["mount --bind b 'out'", "mount -t tmpfs none 'out'"])
+def test_a_mount_point_is_filled(tmp_path, mount):
+    for name in ("out", "b"):
+        (tmp_path / name).mkdir()
+    script = f'{mount} || exit 77; "{sys.executable}" -c "$0" && cat out/a'
+    words = ["unshare", "--mount", "--map-root-user", "bash", "-c", script, MOUNTED]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    if "unshare" in done.stderr or done.returncode == 77:
+        pytest.skip(f"nothing can be mounted here: {done.stderr}")
+    assert (done.returncode, done.stdout) == (0, "new"), done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "out"]
+
+
+def test_a_folder_that_turns_out_not_to_be_renamed_is_filled(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old").touch()
+    rename = Path.rename
+
+    def refuse(path, target):  # as overlayfs does for a folder of the image below
+        if path == out:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with atomic_path(out) as temporary:
+        temporary.mkdir()
+        (temporary / "new").touch()
+    assert [path.name for path in out.iterdir()] == ["new"]
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_where_nothing_can_be_written_is_told_before_work(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"out: expected to write in .*file, found: (Not|File)"):
+        require_writable(tmp_path / "file" / "out")
+    require_writable(tmp_path / "new" / "out")
+    assert not (tmp_path / "new" / "out").exists()
+
+
+def test_what_is_strange_in_a_folder(tmp_path):
+    out = volume(tmp_path / "out", ".out.partial", "b", "c", "a")
+    assert strangers(out, lambda name: name == "b") == ["a", "c"]
+    assert strangers(tmp_path / "none", lambda name: False) == []
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_text_of_people_is_read_with_any_byte_order_mark(tmp_path, encoding):
+    path = tmp_path / "a.txt"
+    path.write_bytes("größe\r\n红\n".encode(encoding))
+    assert read_text(path) == "größe\n红\n"
+    with open_text(path, newline="") as file:
+        assert file.readline() == "größe\r\n"
+        file.seek(0)
+        assert file.read() == "größe\r\n红\n"
+
+
+def test_text_that_is_none_is_told_with_its_line(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes("a\nb\nm\xe4nnlich\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"a\.txt, line 3: expected UTF-8, found byte 0xe4; save"):
+        read_text(path)
+    path.write_bytes("ab".encode("utf-16")[:-1])
+    with pytest.raises(UserError, match=r"a\.txt, line 1: expected UTF-8"):
+        read_text(path)
+    with pytest.raises(UserError, match="expected a file to read, found: Is a directory"):
+        read_text(tmp_path)
+
+
+def test_a_name_that_is_no_text_goes_through_json(tmp_path):
+    name = os.fsdecode(b"photos/\xff.jpg")
+    write_json(tmp_path / "a.json", {name: "größe"})
+    assert read_json(tmp_path / "a.json") == {name: "größe"}
+
+
+def test_nesting_without_end_is_no_json(tmp_path):
+    (tmp_path / "a.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"a\.json: expected JSON, found: RecursionError"):
+        read_json(tmp_path / "a.json")
+
+
+def test_without_a_home_the_cache_is_a_folder_of_ones_own(tmp_path, monkeypatch):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    folder = cache_folder()
+    assert folder.parent == tmp_path
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert cache_folder() == folder
+    folder.chmod(0o777)  # anyone could have put anything there
+    with pytest.raises(UserError, match="this user's alone"):
+        cache_folder()
+    folder.rmdir()
+    folder.symlink_to(tmp_path)
+    with pytest.raises(UserError, match="this user's alone"):
+        cache_folder()
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "iso-8859-1", "utf-8"])
+def test_letters_that_the_output_has_not_are_escaped(encoding):
+    program = (
+        "import os; from adde.errors import UserError, run_program\n"
+        "def main():\n"
+        "    print('grün 红', os.fsdecode(b'\\xff.jpg'))\n"
+        "    raise UserError('红')\n"
+        "run_program(main)"
+    )
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "1"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, env=environment)
+    assert done.returncode == 1
+    expected = ["grün 红 \udcff.jpg\n", "error: 红\n"]
+    found = [done.stdout, done.stderr]
+    assert found == [text.encode(encoding, "backslashreplace") for text in expected]
+
+
 def test_a_body_that_makes_nothing(tmp_path):
     with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "a"):
         pass
@@ -183,7 +368,7 @@ def test_text_and_json(tmp_path):
     with pytest.raises(UserError, match=r"a\.json: expected JSON, found: .*line 3"):
         read_json(path)
     path.write_bytes(b'"\xff"')
-    with pytest.raises(UserError, match=r"a\.json: expected JSON"):
+    with pytest.raises(UserError, match=r"a\.json, line 1: expected UTF-8, found byte 0xff"):
         read_json(path)
     with pytest.raises(UserError, match=r"b\.json: no such file"):
         read_json(tmp_path / "b.json")

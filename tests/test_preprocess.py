@@ -1,15 +1,18 @@
 """Pictures in: every kind that decodes becomes upright RGB, everything else a message."""
 
 import io
+import json
+import math
 import struct
 import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import BmpImagePlugin, Image
 
 from adde.errors import UserError
 from adde.preprocess import Preprocess, decode, fit
+from adde.shards.jpeg import decode_pixels, is_plain
 
 ORIENTATION = 0x0112
 UPRIGHT = {
@@ -59,6 +62,57 @@ def test_pictures_come_upright(orientation):
     exif[ORIENTATION] = orientation
     shown = np.asarray(decode(encoded(Image.fromarray(stored), exif=exif)))
     np.testing.assert_array_equal(shown, UPRIGHT[orientation](stored))
+
+
+def exif_of(*tags, orientation=6):
+    """EXIF by TIFF's specification (Adobe, 1992): its orientation and other tags, each (number,
+    type, count, four bytes).
+    """
+    tags = sorted([(ORIENTATION, 3, 1, struct.pack("<HH", orientation, 0)), *tags])
+    entries = b"".join(struct.pack("<HHL", *tag[:3]) + tag[3] for tag in tags)
+    head = b"Exif\0\0II*\0" + struct.pack("<LH", 8, len(tags))
+    return head + entries + struct.pack("<L", 0)
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        (0x0128, 2, 2, b"2\0\0\0"),  # ResolutionUnit, a number, as text
+        (0x010E, 11, 1, struct.pack("<f", 1)),  # ImageDescription, a text, as a float
+        (0x011A, 4, 1, struct.pack("<L", 72)),  # XResolution, a ratio, as a whole number
+        (0x8769, 2, 4, b"abc\0"),  # where the camera's own tags stand, as text
+        (0x0100, 99, 1, b"\0\0\0\0"),  # a type that there is not
+    ],
+)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_odd_exif_turns_a_picture_all_the_same(kind, tag):
+    stored = smooth(16, 8)
+    content = encoded(Image.fromarray(stored), kind, exif=exif_of(tag), lossless=True, quality=95)
+    shown = np.asarray(decode(content)).astype(int)
+    assert np.abs(shown - np.rot90(stored, -1)).max() < 40  # a JPEG is not exact
+    if kind == "JPEG":
+        assert not is_plain(content)
+        np.testing.assert_array_equal(decode_pixels(content, "x", 8), shown)
+
+
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0II*\0", b"Exif\0\0nonsense", exif_of(orientation=77), exif_of()[:-30]]
+)
+def test_exif_that_says_nothing_leaves_a_picture_as_it_is(exif):
+    stored = smooth(16, 8)
+    content = encoded(Image.fromarray(stored), "PNG", exif=exif)
+    np.testing.assert_array_equal(np.asarray(decode(content)), stored)
+
+
+@pytest.mark.parametrize("error", [TypeError("a"), struct.error("b"), MemoryError(), KeyError(7)])
+def test_whatever_a_decoder_raises_names_the_file(monkeypatch, error):
+    def fail(image):
+        raise error
+
+    content = encoded(Image.fromarray(noise()), "BMP")
+    monkeypatch.setattr(BmpImagePlugin.BmpImageFile, "load", fail)
+    with pytest.raises(UserError, match=rf"^a\.bmp: expected .* found: {type(error).__name__}"):
+        decode(content, "a.bmp")
 
 
 def test_grey_palette_and_one_bit():
@@ -171,17 +225,69 @@ def test_no_file_and_no_picture(tmp_path):
 @pytest.mark.parametrize("shape", [(40, 20), (20, 40), (20, 20), (50, 31), (9, 70)])
 def test_fit_by_definition(shape):
     picture = smooth(*shape)
-    fitted = np.asarray(fit(Image.fromarray(picture), 8), dtype=float)
+    fitted = fit(Image.fromarray(picture), 8).astype(float)
     assert np.abs(fitted - cut_and_resize(picture, 8)).max() <= 2  # levels of 255: rounded twice
 
 
 def cut_and_resize(picture, size):
-    """Centre square, then a cubic kernel (a = -1/2) as wide as the reduction, per axis."""
+    """The square in the centre, resized."""
     height, width = picture.shape[:2]
     side = min(height, width)
-    rows = resize_weights(height, (height - side) // 2, side, size)
-    columns = resize_weights(width, (width - side) // 2, side, size)
+    top, left = (height - side) // 2, (width - side) // 2
+    return resized(picture[top : top + side, left : left + side], size, size)
+
+
+def resized(picture, width, height):
+    """A cubic kernel (a = -1/2) as wide as the reduction, per axis."""
+    rows = resize_weights(picture.shape[0], 0, picture.shape[0], height)
+    columns = resize_weights(picture.shape[1], 0, picture.shape[1], width)
     return np.einsum("yh,xw,hwc->yxc", rows, columns, picture).clip(0, 255)
+
+
+@pytest.mark.parametrize("shape", [(40, 20), (21, 40), (20, 20), (50, 31), (9, 70), (300, 1)])
+@pytest.mark.parametrize("size", [8, 33])
+def test_squash_and_pad_lose_nothing(shape, size):
+    picture = smooth(*shape)
+    squashed = fit(Image.fromarray(picture), size, "squash").astype(float)
+    assert np.abs(squashed - resized(picture, size, size)).max() <= 2
+
+    padded = fit(Image.fromarray(picture), size, "pad").astype(float)
+    height, width = (
+        max(1, math.floor(size * side / max(shape) + 0.5)) for side in picture.shape[:2]
+    )
+    top, left = (size - height) // 2, (size - width) // 2
+    inside = padded[top : top + height, left : left + width]
+    assert np.abs(inside - resized(picture, width, height)).max() <= 2
+    # Nine pixels of one border column are enough to see whose median a bar has.
+    for bar, border in (
+        (padded[:top], picture[0]),
+        (padded[top + height :], picture[-1]),
+        (padded[:, :left], picture[:, 0]),
+        (padded[:, left + width :], picture[:, -1]),
+    ):
+        levels = [sorted(border[:, c].tolist())[(len(border) - 1) // 2] for c in range(3)]
+        assert (bar == levels).all()
+
+
+def test_a_portraits_collar_and_hem_are_seen():
+    """Red above, blue below, in the quarter of a 3:4 picture that a crop takes away."""
+    picture = np.full((400, 300, 3), 255, np.uint8)
+    picture[:40], picture[-40:] = (255, 0, 0), (0, 0, 255)
+    content = encoded(Image.fromarray(picture))
+    for how, seen in (("crop", 0), ("pad", 6), ("squash", 6)):
+        loaded = Preprocess(64, fit=how).load(content).astype(int)
+        middle = loaded[:, 20:44]
+        assert (middle[:, :, 0] - middle[:, :, 2] > 200).any(axis=1).sum() >= seen
+        assert (middle[:, :, 2] - middle[:, :, 0] > 200).any(axis=1).sum() >= seen
+        assert seen or (loaded == 255).all()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_square_picture_is_the_same_in_every_fit(kind):
+    content = encoded(Image.fromarray(noise(90, 90)), kind)
+    for size in (16, 90, 100):
+        found = [Preprocess(size, fit=how).load(content) for how in ("crop", "pad", "squash")]
+        assert found[0].tobytes() == found[1].tobytes() == found[2].tobytes()
 
 
 def resize_weights(length, start, side, size):
@@ -209,10 +315,14 @@ def test_draft_changes_the_speed_and_not_the_picture(width, height):
     content = encoded(Image.fromarray(smooth(width, height)), "JPEG", quality=95)
     drafted = decode(content, draft_size=64)
     assert 64 <= min(drafted.size) < min(width, height)
-    whole = np.asarray(fit(decode(content), 64), int)
+    whole = fit(decode(content), 64).astype(int)
     assert np.abs(Preprocess(64).load(content).astype(int) - whole).max() <= 6
 
 
 def test_json():
-    preprocess = Preprocess(32, (0.1, 0.2, 0.3), (1.0, 2.0, 3.0))
-    assert Preprocess.from_json(preprocess.to_json()) == preprocess
+    preprocess = Preprocess(32, (0.1, 0.2, 0.3), (1.0, 2.0, 3.0), "pad")
+    assert Preprocess.from_json(json.loads(json.dumps(preprocess.to_json()))) == preprocess
+    before = {name: value for name, value in preprocess.to_json().items() if name != "fit"}
+    assert Preprocess.from_json(before).fit == "crop"
+    with pytest.raises(UserError, match=r"preprocess.fit: expected one of .* found 'stretch'"):
+        Preprocess.from_json({**before, "fit": "stretch"})

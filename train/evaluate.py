@@ -17,12 +17,13 @@ from adde.errors import run_program
 from adde.files import write_json
 from adde.metrics import manipulation_queries
 from adde.schema import Schema
-from adde.shards.index import ShardIndex
 from adde.shards.queries import read_queries
 from adde.training.calibration import calibration_of
 from adde.training.checkpoint import load_model
 from adde.training.evaluation import Evaluator, MemoryEdit, top_k_on
+from adde.training.preflight import require_split
 from adde.training.report import write_report
+from adde.training.run_folder import open_shards
 
 COLUMNS = ("hit@1", "hit@10", "hit@30", "ndcg@30", "ndcg_target@30", "ndcg_others@30")
 
@@ -49,9 +50,10 @@ def evaluate(
         queries: most that are asked, evenly spaced over all; 0: all.
     """
     model, config, found = load_model(run, checkpoint)
+    index = open_shards(config, shards)
+    require_split(index, split)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
-    index = ShardIndex.read(shards or config.data.shards)
     model.schema.require_same(index.schema, str(found.path), str(index.root))
 
     evaluator = Evaluator(index, batch_size, config.data.workers, device)

@@ -12,6 +12,7 @@ from pathlib import Path
 import tyro
 
 from adde.errors import run_program
+from adde.files import read_text
 from adde.training.search import Search, read_sweep
 
 
@@ -27,7 +28,7 @@ def search(sweep: Path, out: Path | None = None, trials: int = 20, seed: int = 0
     read = read_sweep(sweep)
     found = Search(read, out or Path("runs") / read.name, seed)
     found.run(trials)
-    print((found.folder / "best.json").read_text())
+    print(read_text(found.folder / "best.json"))
     print(f"plot: {found.folder / 'results.png'}")
 
 

@@ -21,7 +21,7 @@ def model_card(bundle: Bundle) -> str:
         "",
         f"- encoder.onnx: pictures (B, {side}, {side}, 3) uint8 -> embeddings "
         f"(B, {len(schema.sizes)}, {bundle.width}), logits (B, {schema.num_values}); "
-        f"{_in_words(details)}",
+        f"{_in_words(details)}; pictures are made square by {bundle.preprocess.fit!r}",
         f"- memory.onnx: embeddings, indicator (B, {schema.num_values}) -> query "
         f"(B, {len(schema.sizes) * bundle.width}), of length 1; {details['memory']}",
         "",
@@ -83,7 +83,8 @@ def _drop(details: Any) -> list[str]:
         return []
     shown = ", ".join(f"{k} {v:.2f}" for k, v in drop["points"].items() if v is not None)
     note = arithmetic_note(details["precision"], details["parity"]["device"])
-    points = f"Points lost by {details['precision']} on the test split: {shown}."
+    split = details["parity"].get("split", "test")
+    points = f"Points lost by {details['precision']} on the {split} split: {shown}."
     return ["", f"{points} {note}".strip()]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 
 from adde.bundle import ENCODER, MEMORY, Bundle, Golden
-from adde.errors import UserError
+from adde.errors import UserError, foreign
 from adde.exporting.parity import BATCHES, relative_error
 from adde.serving.providers import Device
 from adde.serving.session import Session
@@ -55,10 +55,8 @@ def check_bundle(
 
 
 def _check_opset(bundle: Bundle, path: Path) -> None:
-    try:
+    with foreign(path, "an ONNX graph"):
         imports = onnx.load(path, load_external_data=False).opset_import
-    except Exception as error:  # protobuf's own
-        raise UserError(f"{path}: expected an ONNX graph, found: {error}") from None
     found = next((entry.version for entry in imports if entry.domain in ("", "ai.onnx")), None)
     if found != bundle.details["opset"]:
         raise UserError(f"{path}: expected opset {bundle.details['opset']}, found {found}")
@@ -85,11 +83,9 @@ def _check_dimensions(bundle: Bundle, golden: Golden) -> None:
 def _check_batch(bundle: Bundle, session: Session, golden: Golden, size: int) -> dict[str, Any]:
     rows = np.arange(size) % len(golden.images)
     images, indicator = golden.images[rows], golden.indicator[rows]
-    try:
+    with foreign(bundle.path, f"onnxruntime to run batches of {size}"):
         outputs = session.encode(images)
         query = session.edit(outputs.embeddings, indicator)
-    except Exception as error:
-        raise UserError(f"{bundle.path}: onnxruntime fails at batch {size}: {error}") from None
     found = {**outputs._asdict(), "query": query}
     if outputs.presence is None:
         del found["presence"]

@@ -22,7 +22,7 @@ from adde.exporting.precision import (
     candidates,
     reduce,
 )
-from adde.files import atomic_path
+from adde.files import atomic_path, require_writable, strangers
 from adde.model import ADDE
 from adde.preprocess import Picture, Preprocess
 from adde.schema import Labels
@@ -32,7 +32,6 @@ from adde.serving.session import Session
 from adde.shards.index import ShardIndex
 from adde.shards.reader import iterate
 
-SPLIT = "test"
 GOLDEN_PICTURES = 4
 PACKAGES = ("adde", "torch", "timm", "onnx", "onnxscript", "onnxruntime-gpu", "numpy", "pillow")
 
@@ -43,45 +42,50 @@ def export_bundle(
     out: Path,
     retrieval: Mapping[str, Any] | None,
     source: Mapping[str, Any],
-    calibration: Calibration,
+    calibration: Calibration | None,
     precision: Precision = "fp32",
     allow_drop: float | None = None,
+    split: str = "test",
 ) -> Bundle:
     """Writes the bundle of a model into the folder `out`, in place of a bundle that is there.
 
     Args:
         model: on the CPU; it is put in eval mode.
-        index: shards of the same catalogue, whose test split proves the export.
+        index: shards of the same catalogue, whose split proves the export.
         out: the bundle's folder; new, empty, or with nothing but a bundle.
         retrieval: the run's metrics.json, or None where it has none.
         source: what names the run and its checkpoint.
-        calibration: of the match score, as torch's outputs have it.
+        calibration: of the match score, as torch's outputs have it; None exports a bundle that
+            ranks by distance.
         precision: of the encoder. int8 is tried for the heads too, and kept to the backbone where
             they lose too much.
-        allow_drop: points that figures of the test split may lose by fewer bits; None: as in
+        allow_drop: points that figures of the split may lose by fewer bits; None: as in
             `adde.exporting.precision`.
+        split: of the index.
 
     Raises:
-        UserError: `out` holds something else, the shards have another schema or no test split,
+        UserError: `out` holds something else, the shards have another schema or no such split,
             or the parity gate fails; `out` is then as it was.
     """
     model.eval()
     model.schema.require_same(index.schema, "the checkpoint", str(index.root))
     require_replaceable(out)
-    pictures, _ = next(read_split(model.preprocess, index))  # no test split is told before work
+    pictures, _ = next(read_split(model.preprocess, index, split))  # none is told before work
     torch_session = TorchSession(model)
-    with atomic_path(out) as folder:
+    with atomic_path(out, BUNDLE_NAME) as folder:
         folder.mkdir()
         memory = write_graphs(model, folder)
         width = model.settings.width
         details = dict[str, Any](precision=precision, presence=model.settings.presence)
         bundle = Bundle(folder, model.schema, model.preprocess, width, details, calibration)
         if precision == "fp32":
-            report = compare(torch_session, bundle, index)
+            report = compare(torch_session, bundle, index, split)
             parity.require(report)
             golden, parts = make_golden(model, torch_session, pictures), "all"
         else:
-            report, parts = reduce_bits(torch_session, bundle, index, precision, allow_drop)
+            report, parts = reduce_bits(
+                *(torch_session, bundle, index, precision, allow_drop, split)
+            )
             golden = make_golden(model, Session(bundle), pictures)
         golden.write(folder / GOLDEN)
         report["golden_error_allowed"] = LIMITS[precision].golden_error
@@ -106,6 +110,7 @@ def reduce_bits(
     index: ShardIndex,
     precision: Precision,
     allow_drop: float | None,
+    split: str = "test",
 ) -> tuple[Any, str]:
     """Replaces a float32 encoder by the smallest that passes the gate; report, and its parts.
 
@@ -125,7 +130,7 @@ def reduce_bits(
     for parts in (*others, last):
         bundle.encoder.write_bytes(whole)
         reduce(bundle.path, precision, parts, calibration)
-        report = compare(torch_session, bundle, index)
+        report = compare(torch_session, bundle, index, split)
         try:
             parity.require_small_drop(report, limit, precision)
         except UserError as error:
@@ -137,11 +142,13 @@ def reduce_bits(
     raise AssertionError("there is a last one")
 
 
-def compare(torch_session: TorchSession, bundle: Bundle, index: ShardIndex) -> Any:
+def compare(
+    torch_session: TorchSession, bundle: Bundle, index: ShardIndex, split: str = "test"
+) -> Any:
     """The parity report of the graphs that lie in a bundle's folder, printed too."""
-    batches = -(-index.count(SPLIT) // parity.BATCHES[-1])
-    split = tqdm(
-        read_split(bundle.preprocess, index),
+    batches = -(-index.count(split) // parity.BATCHES[-1])
+    samples = tqdm(
+        read_split(bundle.preprocess, index, split),
         "compare onnxruntime with torch",
         batches,
         unit="batch",
@@ -149,11 +156,10 @@ def compare(torch_session: TorchSession, bundle: Bundle, index: ShardIndex) -> A
         disable=None,
     )
     device = gate_device(bundle.details["precision"])
-    assert bundle.calibration is not None
     report = parity.measure(
-        torch_session, Session(bundle, device), split, bundle.schema, bundle.calibration
+        torch_session, Session(bundle, device), samples, bundle.schema, bundle.calibration
     )
-    report["device"] = device
+    report |= {"device": device, "split": split}
     print_report(report)
     if note := arithmetic_note(bundle.details["precision"], device):
         print(note)
@@ -170,24 +176,28 @@ def gate_device(precision: Precision) -> Device:
 
 
 def require_replaceable(out: Path) -> None:
-    """Raises UserError where writing a bundle to `out` would delete anything but a bundle."""
+    """Raises UserError where writing a bundle to `out` would delete anything but a bundle, or where
+    it cannot be written.
+    """
     if out.name in ("", ".."):
         raise UserError(f"{out}: expected a bundle's own folder such as bundles/x; name one")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: expected a folder for the bundle, found a file; name another")
     known = {BUNDLE_NAME, *FILES, *LARGE_FILES}
-    others = sorted(p.name for p in out.iterdir() if p.name not in known) if out.exists() else []
-    if others:
+    if others := strangers(out, lambda name: name in known):
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         raise UserError(
             f"{out}: expected a new folder or one with nothing but a bundle, which is replaced, "
             f"found {', '.join(others[:3])}{more}; name another such as {out / 'x'}"
         )
+    require_writable(out)
 
 
-def read_split(preprocess: Preprocess, index: ShardIndex) -> Iterator[tuple[Picture, Labels]]:
-    """Pictures (B, S, S, 3) uint8 and labels (B, A) int64 of the test split, batch by batch."""
-    samples = iterate(index, SPLIT)
+def read_split(
+    preprocess: Preprocess, index: ShardIndex, split: str = "test"
+) -> Iterator[tuple[Picture, Labels]]:
+    """Pictures (B, S, S, 3) uint8 and labels (B, A) int64 of a split, batch by batch."""
+    samples = iterate(index, split)
     while batch := list(islice(samples, parity.BATCHES[-1])):
         pictures = np.stack([preprocess.load(sample.picture, sample.where) for sample in batch])
         yield pictures, np.stack([sample.labels for sample in batch])
@@ -212,7 +222,8 @@ def print_report(report: Any) -> None:
     print("points below torch: " + ", ".join(f"{k} {v:.3f}" for k, v in points.items()))
     ranking = report[f"top{parity.RANKS}"]
     if not ranking["queries"]:
-        print(f"parity of the top {parity.RANKS}: not compared, the {SPLIT} split has no query")
+        split = report.get("split", "test")
+        print(f"parity of the top {parity.RANKS}: not compared, the {split} split has no query")
         return
     print(
         f"parity of the top {parity.RANKS}: {ranking['identical']:.3%} of {ranking['queries']} "

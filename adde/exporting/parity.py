@@ -67,7 +67,7 @@ def measure(
     theirs: Runs,
     split: Iterable[tuple[Picture, Labels]],
     schema: Schema,
-    calibration: Calibration,
+    calibration: Calibration | None,
 ) -> Any:
     """The parity report, as bundle.json holds it.
 
@@ -76,7 +76,7 @@ def measure(
         theirs: the exported graphs.
         split: batches of pictures (B, S, S, 3) uint8 and labels (B, A) int64 of the test split.
         schema: of the catalogue.
-        calibration: of the match score.
+        calibration: of the match score; None: it is not compared.
 
     Raises:
         UserError: the exported graphs give numbers that are not finite.
@@ -218,7 +218,7 @@ def _drop(
     encoded: list[Outputs],
     labels: Labels,
     schema: Schema,
-    calibration: Calibration,
+    calibration: Calibration | None,
 ) -> dict[str, float | None]:
     """By figure, how many points of 100 theirs is below ours; None where there is no query."""
     figures: list[dict[str, float]] = []
@@ -226,11 +226,12 @@ def _drop(
         predicted = predicted_labels(logits, schema)
         found = {"accuracy": attribute_accuracy(predicted, labels, schema.names)["mean"]}
         if len(queries):
-            beliefs = calibration.beliefs(logits, presence, schema)
-            matched = rank_matches(queries, beliefs, schema, calibration, RANKS, watch=WATCH)
             found |= retrieval_metrics(places, labels, queries)
-            by_match = retrieval_metrics(matched, labels, queries)
-            found |= {f"match_{name}": by_match[name] for name in RETRIEVAL}
+            if calibration is not None:
+                beliefs = calibration.beliefs(logits, presence, schema)
+                matched = rank_matches(queries, beliefs, schema, calibration, RANKS, watch=WATCH)
+                by_match = retrieval_metrics(matched, labels, queries)
+                found |= {f"match_{name}": by_match[name] for name in RETRIEVAL}
         figures.append(found)
     ours, theirs = figures
     return {name: 100 * (ours[name] - theirs[name]) if name in ours else None for name in BOUNDED}

@@ -20,7 +20,7 @@ import onnx
 
 from adde.bundle import ENCODER, MEMORY, Bundle
 from adde.errors import UserError
-from adde.files import atomic_path, write_text
+from adde.files import atomic_path, require_writable, strangers, write_text
 from adde.serving.session import BUCKETS, STREAMS, cuda_options
 
 MODELS = {"adde_encoder": ENCODER, "adde_memory": MEMORY}
@@ -131,9 +131,9 @@ def _parameter(key: str, value: str) -> str:
 def _require_replaceable(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: expected a folder for the repository, found a file; name another")
-    others = sorted({p.name for p in out.iterdir()} - set(MODELS)) if out.exists() else []
-    if others:
+    if others := strangers(out, lambda name: name in MODELS):
         raise UserError(
             f"{out}: expected a new folder or one with nothing but {', '.join(MODELS)}, which are "
             f"replaced, found {', '.join(others[:3])}; name another"
         )
+    require_writable(out)

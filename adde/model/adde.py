@@ -57,7 +57,7 @@ class ADDE(nn.Module):
         self.backbone = build_backbone(settings).to(memory_format=torch.channels_last)
         published: dict[str, Any] = self.backbone.default_cfg  # pyright: ignore[reportAssignmentType]
         mean, std = published["mean"], published["std"]
-        self.preprocess = Preprocess(settings.image_size, tuple(mean), tuple(std))
+        self.preprocess = Preprocess(settings.image_size, tuple(mean), tuple(std), settings.fit)
         features = num_features(self.backbone, settings)
         self.dropout = nn.Dropout(settings.dropout)
         self.heads = AttributeHeads(

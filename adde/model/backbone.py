@@ -1,10 +1,12 @@
 """Any timm backbone, from its hub, from a file, or fresh."""
 
+import sys
+
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from adde.errors import UserError, did_you_mean
+from adde.errors import UserError, did_you_mean, foreign, reason
 from adde.model import alexnet as _registered  # noqa: F401 - among timm's models from here on
 from adde.model.settings import ModelSettings
 
@@ -14,8 +16,8 @@ def build_backbone(settings: ModelSettings) -> nn.Module:
     or the last map (B, C, H, W) where pooling is "flatten".
 
     Raises:
-        UserError: timm has no such model, its hub cannot be reached, the weight file is missing
-            or does not fit.
+        UserError: timm has no such model or refuses its options, its hub cannot be reached, the
+            weight file is missing or does not fit.
     """
     if not timm.is_model(settings.backbone):
         raise UserError(
@@ -23,23 +25,25 @@ def build_backbone(settings: ModelSettings) -> nn.Module:
             f"{did_you_mean(settings.backbone, timm.list_models())}"
         )
     options = dict(settings.backbone_options)
+    published = timm.models.get_pretrained_cfg(settings.backbone)
+    if published is not None and published.fixed_input_size:  # a model with places for patches
+        options.setdefault("img_size", settings.image_size)
     if settings.pooling == "flatten":
         options["global_pool"] = ""
     try:
         backbone = timm.create_model(
             settings.backbone, pretrained=settings.pretrained, num_classes=0, **options
         )
-    except TypeError as error:
-        raise UserError(
-            f"model.backbone_options: {settings.backbone!r} does not take {options}: {error}"
-        ) from error
     except Exception as error:
-        if not settings.pretrained:
-            raise
-        # The hub client raises its own, urllib's or the file system's errors.
+        found = reason(error)
+        if settings.pretrained and not isinstance(error, TypeError):
+            # The hub client raises its own, urllib's or the file system's errors.
+            raise UserError(
+                f"model.pretrained: could not get the weights of {settings.backbone!r} from timm's "
+                f"hub ({found}); give a local file as model.weights"
+            ) from error
         raise UserError(
-            f"model.pretrained: could not get the weights of {settings.backbone!r} from timm's "
-            f"hub ({type(error).__name__}: {error}); give a local file as model.weights"
+            f"model.backbone_options: {settings.backbone!r} does not take {options}: {found}"
         ) from error
     if settings.weights is not None:
         _load_weights(backbone, settings)
@@ -47,12 +51,31 @@ def build_backbone(settings: ModelSettings) -> nn.Module:
 
 
 def num_features(backbone: nn.Module, settings: ModelSettings) -> int:
-    """F, found by one forward pass: some timm models report another number than they return."""
+    """F, found by one forward pass: some timm models report another number than they return.
+
+    Raises:
+        UserError: the backbone does not take pictures of `image_size`, or gives no features of a
+            picture; names the size that it was made for.
+    """
+    side = settings.image_size
     backbone.eval()
-    with torch.no_grad():
-        features = backbone(torch.zeros(1, 3, settings.image_size, settings.image_size))
-    backbone.train()
-    return features[0].numel()
+    try:
+        with torch.no_grad():
+            features = backbone(torch.zeros(1, 3, side, side))
+        backbone.train()
+        return features.flatten(1).shape[1]
+    except Exception as error:  # timm's models check their input in many ways, or not at all
+        made_for = getattr(backbone, "default_cfg", {}).get("input_size", (3, side, side))[-1]
+        what = f"{settings.backbone!r}, made for pictures of {made_for} px, cannot encode one of "
+        what += f"{side} px: {reason(error)}"
+        if made_for == side:
+            raise UserError(
+                f"model.backbone_options: {what}; leave out what it needs not"
+            ) from error
+        raise UserError(
+            f"model.image_size: {what}; set model.image_size to {made_for}, or in "
+            f"model.backbone_options what this backbone may have for it, such as img_size = {side}"
+        ) from error
 
 
 def _load_weights(backbone: nn.Module, settings: ModelSettings) -> None:
@@ -60,11 +83,35 @@ def _load_weights(backbone: nn.Module, settings: ModelSettings) -> None:
     assert path is not None
     if not path.exists():
         raise UserError(f"model.weights: {path}: no such file")
-    state = timm.models.load_state_dict(str(path), weights_only=True)
-    missing, unexpected = backbone.load_state_dict(state, strict=False)
+    with foreign(f"model.weights: {path}", f"weights of {settings.backbone!r}"):
+        state = _converted(timm.models.load_state_dict(str(path), weights_only=True), backbone)
+    own = backbone.state_dict()
     # A file with a classifier is welcome; a file that leaves the backbone at random is not.
-    if missing:
+    if missing := [name for name in own if name not in state]:
+        unknown = [name for name in state if name not in own]
         raise UserError(
             f"model.weights: {path}: expected weights of {settings.backbone!r}, found none for "
-            f"{missing[:5]} and {len(unexpected)} unknown ones such as {unexpected[:5]}"
+            f"{missing[:5]} and {len(unknown)} unknown ones such as {unknown[:5]}; give those "
+            f"that timm.create_model({settings.backbone!r}).state_dict() names, or the original "
+            "file of OpenCLIP (keys visual.*) or DINOv2 with timm's model of the same name"
         )
+    for name, value in own.items():
+        if state[name].shape != value.shape:
+            raise UserError(
+                f"model.weights: {path}: {name}: expected shape {tuple(value.shape)} of "
+                f"{settings.backbone!r} at model.image_size {settings.image_size}, found "
+                f"{tuple(state[name].shape)}; it is of another model or size that timm does not "
+                "convert"
+            )
+    backbone.load_state_dict(state, strict=False)
+
+
+def _converted(state: dict[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:
+    """Weights under timm's names and for the model's own image size, by timm's conversion of the
+    backbone's family, where they are not so already: it would take some for an older form.
+    """
+    if all(n in state and state[n].shape == v.shape for n, v in backbone.state_dict().items()):
+        return state
+    family = sys.modules[type(backbone).__module__]
+    convert = getattr(family, "checkpoint_filter_fn", None)
+    return state if convert is None else convert(dict(state), backbone)

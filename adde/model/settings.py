@@ -4,6 +4,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from adde.preprocess import Fit
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
@@ -23,10 +25,17 @@ class ModelSettings:
     """Start from the weights timm's hub has for this backbone."""
 
     weights: Path | None = None
-    """Start from this file of backbone weights (.safetensors, .pth) instead."""
+    """Start from this file of backbone weights (.safetensors, .pth) instead: timm's, or the
+    original of what timm converts, such as OpenCLIP's and DINOv2's ViTs. Positions are resized to
+    image_size."""
 
     image_size: int = 224
-    """Side of the square input, in pixels."""
+    """Side of the square input, in pixels; models whose positions are learned are made for it."""
+
+    fit: Fit = "pad"
+    """How pictures become square: crop cuts the square from the centre, which takes a portrait
+    picture's top and bottom; pad keeps all of it, with bars in the colours of its border; squash
+    keeps all of it and distorts it. The bundle and all that is served follow."""
 
     width: int = 340
     """D, the width of one attribute's subspace."""

@@ -1,6 +1,7 @@
 """A folder of shards becomes a gallery: embedded once, and from where it was when interrupted."""
 
 import atexit
+import fcntl
 import hashlib
 import os
 import shutil
@@ -8,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,8 +19,16 @@ from tqdm import tqdm
 
 from adde.bundle import Bundle
 from adde.errors import UserError
-from adde.files import atomic_path, cache_folder, sha256_of_file
-from adde.serving.embedded import EmbeddedGallery
+from adde.files import (
+    cache_folder,
+    put_in_place,
+    require_writable,
+    sha256_of_file,
+    strangers,
+    sync_files,
+    workplace,
+)
+from adde.serving.embedded import ITEMS, LOCK, VECTORS, EmbeddedGallery
 from adde.serving.embedding import Embed, Split, embed_here, shards_of
 from adde.serving.fields import FieldTable
 from adde.serving.gallery import (
@@ -32,6 +41,9 @@ from adde.serving.gallery import (
 )
 from adde.serving.session import Session
 from adde.shards.index import INDEX_NAME, ShardIndex
+
+OURS = (ITEMS, VECTORS, LOCK, "index")
+"""What names begin with in a gallery, beside its header: one whose build was cut short has none."""
 
 KEPT = 10
 """Galleries of folders of shards that are kept; of more, those not opened for longest go."""
@@ -62,22 +74,24 @@ def build_with(
 ) -> None:
     """Embeds a folder of shards into the gallery `out`, replacing one that is there.
 
-    Until it is done it lies beside `out` as `.<name>.building`, from where the next call with
-    the same bundle, shards, split and fields goes on.
+    Until it is done it lies beside `out` as `.<name>.building` (within it, where it cannot be
+    renamed), from where the next call with the same bundle, shards, split and fields goes on.
 
     Raises:
-        UserError: the shards have another schema than the bundle, the split is empty, an item id
-            appears twice, a picture does not decode, or the fields are of other items.
+        UserError: `out` holds anything but a gallery or cannot be written, the shards have another
+            schema than the bundle, the split is empty, an item id appears twice, a picture does not
+            decode, or the fields are of other items.
     """
+    require_place(out)
     index = ShardIndex.read(shards)
     bundle.schema.require_same(index.schema, str(bundle.path), str(shards))
     total = sum(shard.samples for shard in shards_of(index, split))
     source = f"{sha256_of_file(shards / INDEX_NAME)} {split}"
     if fields is not None:
         fields.require_some(index, split)
-        source += f" {fields.sha256} {fields.id_column} {' '.join(fields.names)}"
+        source += f" {fields.hash} {fields.id_column} {' '.join(fields.names)}"
         embed = fields.with_fields(embed)
-    building = out.with_name(f".{out.name}.building")
+    building = workplace(out, "building")
     gallery = _resume(building, bundle, source, reopen or _writable)
     if gallery is None:
         header = Header.of(bundle, "embedded", shards, source)
@@ -86,6 +100,20 @@ def build_with(
         _store(embed(index, split, len(gallery)), gallery, total)
         gallery.finish()
     _replace(out, building)
+
+
+def require_place(out: Path) -> None:
+    """Refuses a folder of anything but a gallery, which is not ours to replace, and one that cannot
+    be written. Raises UserError.
+    """
+    whole = (out / GALLERY_NAME).exists()
+    found = strangers(out, lambda name: whole or name.startswith(OURS))
+    if found or out.is_file():
+        raise UserError(
+            f"{out}: expected a new folder or a gallery, which would be replaced, found "
+            f"{repr(found[0]) if found else 'a file'}; name another folder"
+        )
+    require_writable(out)
 
 
 def _replace(out: Path, made: Path) -> None:
@@ -99,8 +127,8 @@ def _replace(out: Path, made: Path) -> None:
         header = Header.read(made)
         replaced = {name: old[name] for name in ("uri", "collection")}
         replace(header, extra={**header.extra, "replaced": replaced}).write(made)
-    with atomic_path(out) as temporary:
-        made.rename(temporary)
+    sync_files(made)
+    put_in_place(made, out, GALLERY_NAME)
     if "replaced" in old:
         try:
             _drop(old["replaced"])
@@ -139,30 +167,46 @@ def open_or_build(bundle: Bundle, session: Session, folder: Path, split: Split =
         return open_gallery(folder, bundle)
     key = f"{bundle.hash} {sha256_of_index(folder)} {folder.resolve()} {split}"
     kept = cache_folder() / f"gallery-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
+    if (opened := _open_kept(kept, bundle)) is not None:
+        return opened
+    with ExitStack() as locked:
+        try:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            # Of several first users one embeds, and the others wait for it.
+            lock = locked.enter_context((kept.parent / f".{kept.name}.lock").open("w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if (opened := _open_kept(kept, bundle)) is not None:
+                return opened
+            _forget(kept.parent)
+        except OSError as error:
+            # The answer does not depend on it: say so and go on.
+            message = f"warning: {kept}: the gallery is not kept for next time: {error}"
+            print(message, file=sys.stderr)
+            temporary = tempfile.TemporaryDirectory(prefix="adde-gallery-")
+            atexit.register(temporary.cleanup)
+            kept = Path(temporary.name) / "gallery"
+        build_gallery(bundle, session, folder, kept, split)
+        return open_gallery(kept, bundle)
+
+
+def _open_kept(kept: Path, bundle: Bundle) -> Gallery | None:
+    """A gallery of the cache, marked as used; None where it is not there, or damaged."""
     try:
         opened = open_gallery(kept, bundle)
         now = time.time_ns()  # left to the kernel it is a tick of some milliseconds
         os.utime(kept, ns=(now, now))
         return opened
     except (UserError, OSError):
-        pass  # not there, or damaged: it is made again
-    try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        _forget(kept.parent)
-    except OSError as error:
-        # The answer does not depend on it: say so and go on.
-        print(f"warning: {kept}: the gallery is not kept for next time: {error}", file=sys.stderr)
-        temporary = tempfile.TemporaryDirectory(prefix="adde-gallery-")
-        atexit.register(temporary.cleanup)
-        kept = Path(temporary.name) / "gallery"
-    build_gallery(bundle, session, folder, kept, split)
-    return open_gallery(kept, bundle)
+        return None
 
 
 def _forget(cache: Path) -> None:
     """Makes room for one more gallery in the cache. Whoever has one open goes on with it."""
-    opened = sorted(cache.glob("gallery-*"), key=lambda folder: folder.stat().st_mtime)
-    for folder in opened[: max(0, len(opened) - KEPT + 1)]:
+    opened: list[tuple[float, Path]] = []
+    for folder in cache.glob("gallery-*"):
+        with suppress(FileNotFoundError):  # another process forgets it, too
+            opened.append((folder.stat().st_mtime, folder))
+    for _, folder in sorted(opened)[: max(0, len(opened) - KEPT + 1)]:
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -40,11 +40,13 @@ from adde.files import atomic_path, naming
 from adde.schema import UNKNOWN, Labels, Vector
 from adde.scoring import Calibration
 from adde.serving import filters as filtering
+from adde.serving import texts
 from adde.serving.asking import NOTHING_ELSE, SLACK, Asked, Nearness, augmented
 from adde.serving.facets import Facet, facets_of
 from adde.serving.gallery import (
     GALLERY_NAME,
     BusyError,
+    Fields,
     Header,
     Item,
     ItemNotFoundError,
@@ -250,7 +252,9 @@ class EmbeddedGallery:
         if filters:
             names = [*self.header.schema.names]
             names += [name for (name,) in database.execute("SELECT name FROM names")]
-            for condition in filtering.parse(filters, names):
+            conditions = filtering.parse(filters, names)
+            filtering.require_numbers(conditions, lambda asked: _passes(database, asked))
+            for condition in conditions:
                 passed = np.zeros_like(allowed)
                 passed[_rows(database, *filtering.to_sql(condition))] = True
                 allowed &= passed
@@ -290,6 +294,25 @@ class EmbeddedGallery:
             beliefs=None if state.beliefs is None else np.array(state.beliefs[row]),
         )
 
+    def browse(
+        self, text: str, filters: Mapping[str, Any], count: int, offset: int = 0, seed: int = 0
+    ) -> list[Item]:
+        """See `Gallery`."""
+        with self._reading() as (database, state):
+            allowed = self._allowed(database, state, filters, None)
+            if not text.strip():
+                rows = np.random.default_rng(seed).permutation(np.flatnonzero(allowed))
+            elif not database.execute(texts.THERE).fetchone():
+                raise UserError(
+                    "query: this gallery was built before items had words; build it again"
+                )
+            elif asked := texts.to_fts(text):
+                rows = _rows(database, texts.FIND, [asked])
+                rows = rows[allowed[rows]]
+            else:
+                rows = np.empty(0, np.int64)
+        return self._items(state, rows[offset : offset + count])
+
     def facets(self) -> list[Facet]:
         """See `Gallery`."""
         return facets_of(json.loads(text) for text in self._fields())
@@ -317,6 +340,7 @@ class EmbeddedGallery:
                     live[self._bury(item.item_id)] = False
                 self._insert(start, items)
                 self._insert_facts(start, known)
+                self._insert_texts(start, [item.item_id for item in items], known)
             self._keep(self._map(live, state.version + 1))
 
     def _append(self, start: int, items: Sequence[Item]) -> None:
@@ -352,6 +376,12 @@ class EmbeddedGallery:
                     if one.get(name) is not None
                 ),
             )
+
+    def _insert_texts(self, start: int, ids: Sequence[str], known: Sequence[Fields]) -> None:
+        if not self._database.execute(texts.THERE).fetchone():
+            return
+        found = (texts.text_of(item_id, one) for item_id, one in zip(ids, known))
+        self._database.executemany(texts.INSERT, enumerate(found, start))
 
     def delete(self, item_ids: Sequence[str]) -> int:
         """See `Gallery`. Raises UserError where the gallery was not opened for writing."""
@@ -503,6 +533,8 @@ def _open_to_write(folder: Path) -> sqlite3.Connection:
             database.execute("PRAGMA cache_size = -65536")
             database.execute("PRAGMA cache_spill = OFF")
             database.executescript(TABLES)
+            if database.execute("SELECT 1 FROM items LIMIT 1").fetchone() is None:
+                database.execute(texts.TABLE)
         except sqlite3.Error as error:
             raise _none_there(folder / ITEMS, error) from None
         opened.pop_all()
@@ -549,6 +581,12 @@ def _require_whole(found: Iterable[int | None], path: Path) -> None:
     last, count = found
     if (-1 if last is None else last) != (count or 0) - 1:
         raise UserError(f"{path}: expected rows 0 to {count}, found {last}; build it again")
+
+
+def _passes(database: sqlite3.Connection, condition: filtering.Condition) -> bool:
+    """Whether a stored row passes a condition."""
+    query, parameters = filtering.to_sql(condition)
+    return database.execute(f"{query} LIMIT 1", parameters).fetchone() is not None
 
 
 def _rows(

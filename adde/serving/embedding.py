@@ -104,7 +104,7 @@ def _samples(
     places = ((shard, position) for shard in shards for position in range(shard.samples))
     try:
         for shard, position in islice(places, start, stop):
-            offset, size = shard.members[position][:2]
+            offset, size = shard.members[position].tolist()[:2]
             yield reader.read(shard, position), (shard.name, offset, size)
     finally:
         reader.close()

@@ -1,9 +1,12 @@
 """What a table says of items beside their attributes: price, brand, stock."""
 
+import hashlib
+import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,10 +17,18 @@ from adde.schema import Schema
 from adde.serving.embedding import Embed, Split, spaced_ids
 from adde.serving.gallery import Fields, Item
 from adde.shards.index import ShardIndex
-from adde.shards.table import read_table
+from adde.shards.parquet import table_files
+from adde.shards.table import Places, read_table
+from adde.shards.unknown import WORDS, blank_unknown
 
 WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})")
 """Not 007, which is a name."""
+
+THOUSANDS = {
+    False: re.compile(r"-?[1-9]\d{0,2}(,\d{3})+(\.\d+)?"),
+    True: re.compile(r"-?([1-9]\d{0,2}(?P<mark>[. '])\d{3}((?P=mark)\d{3})*|\d+)(,\d+)?"),
+}
+"""Numbers with marks between their thousands, by whether a comma stands before the fraction."""
 
 LOOKED_AT = 1000
 """Items of which a table must have one: enough to meet a table of a thousandth of a catalogue."""
@@ -27,35 +38,59 @@ class FieldTable:
     """Fields of items by their ids.
 
     A column whose cells are all whole numbers, numbers, or true and false holds such; any other
-    holds text. An empty cell is a field that the item does not have.
+    holds text. An empty or unknown cell is a field that the item does not have. `notices` tells
+    each field's kind, and the cell that made a column of numbers text.
 
     Args:
         path: a CSV or Parquet table, one row per item.
         id_column: column of the item ids, as the shards have them.
         columns: those that become fields; if empty, every other but the attributes.
         schema: whose attributes are no fields.
+        unknown: words that say that a cell is not known; see `blank_unknown`.
+        decimal_comma: columns in which 1.045,90 is a number, and not 1,045.90.
+        skip_unreadable: leave out rows that cannot be read or have no id of their own.
 
     Raises:
-        UserError: the table cannot be read, a column is missing or an attribute, an id is missing
+        UserError: the table cannot be read, a column is missing or an attribute, ids are missing
             or there twice.
     """
 
-    def __init__(self, path: Path, id_column: str, columns: Sequence[str], schema: Schema) -> None:
-        table = read_table(path)
+    def __init__(
+        self,
+        path: Path,
+        id_column: str,
+        columns: Sequence[str],
+        schema: Schema,
+        unknown: Sequence[str] = WORDS,
+        decimal_comma: Sequence[str] = (),
+        skip_unreadable: bool = False,
+    ) -> None:
+        table = read_table(path, skip_unreadable).with_ids(id_column, skip_unreadable)
+        table, told = blank_unknown(table, unknown, {id_column, *schema.names})
         self.path, self.id_column = path, id_column
-        self.sha256 = sha256_of_file(path)
+        files = [sha256_of_file(file) for file in table_files(path)]
+        settings = [files, sorted(unknown), sorted(decimal_comma), skip_unreadable]
+        self.hash = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+        """Of what is read, and how."""
         self.unmatched = 0
         """Items asked for that the table does not have."""
-        self._rows = table.rows_by_id(id_column)
+        self._rows = {item_id: row for row, item_id in enumerate(table.column(id_column))}
         if taken := sorted(set(columns) & {*schema.names, id_column}):
             raise UserError(
                 f"{path}: expected columns that are neither attributes nor the ids, found "
                 f"{taken[0]!r}"
             )
         found = [name for name in table.columns if name not in (*schema.names, id_column)]
-        self._columns = {name: _typed(table.column(name)) for name in columns or found}
+        for name in decimal_comma:
+            table.column(name)
+        self._columns = {
+            name: _typed(table.column(name), name in decimal_comma) for name in columns or found
+        }
         if not self._columns:
             raise UserError(f"{path}: expected columns beside ids and attributes, found none")
+        kinds = [column.told(name, table.places) for name, column in self._columns.items()]
+        self.notices = (*table.notices, *told, *kinds)
+        """What a person should read before hours of embedding."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -68,7 +103,7 @@ class FieldTable:
         if row is None:
             self.unmatched += 1
             return {}
-        values = ((name, cells(row)) for name, cells in self._columns.items())
+        values = ((name, column.value(row)) for name, column in self._columns.items())
         return {name: value for name, value in values if value is not None}
 
     def require_some(self, index: ShardIndex, split: Split) -> None:
@@ -95,27 +130,69 @@ class FieldTable:
             yield [replace(item, fields=self.fields(item.item_id)) for item in items]
 
 
-def _typed(cells: Sequence[str]) -> Callable[[int], Any]:
-    """Row -> what its cell means, None where it is empty."""
+@dataclass(frozen=True)
+class _Column:
+    """The cells of a field and what they mean."""
+
+    cells: Sequence[str]
+    kind: str
+    read: Callable[[str], Any]
+    comma: bool
+    """Numbers have a comma before their fraction."""
+
+    def value(self, row: int) -> Any:
+        """What a row's cell means, None where it is empty."""
+        return self.read(self.cells[row]) if self.cells[row] else None
+
+    def told(self, name: str, places: Places) -> str:
+        """The kind in a line; of text that is numbers but for some cells, the first of these."""
+        counts = Counter(filter(None, self.cells))
+        line = f"field {name!r}: {self.kind}, {counts.total():,} of {len(self.cells):,} rows"
+        if self.kind.endswith("numbers") and counts:
+            numbers = [self.read(cell) for cell in counts]
+            return f"{line}, {min(numbers)} to {max(numbers)}"
+        either = {
+            c for c in counts if _number(c, False) is not None or _number(c, True) is not None
+        }
+        if self.kind != "text" or 2 * len(either) < len(counts):
+            return line
+        odd = {cell for cell in counts if _number(cell, self.comma) is None}
+        first = next(row for row, cell in enumerate(self.cells) if cell in odd)
+        advice = "correct them, or name words that mean nothing with --unknown"
+        if not self.comma and odd <= either:
+            advice = f"numbers with a decimal comma are read with --decimal-comma {name}"
+        return (
+            f"{line}: no numbers, as {sum(counts[cell] for cell in odd):,} cells are none, the "
+            f"first {self.cells[first]!r} ({places[first]}); filters by min and max will be "
+            f"refused; {advice}"
+        )
+
+
+def _typed(cells: Sequence[str], comma: bool) -> _Column:
     filled = set(cells) - {""}
-    kind: Callable[[str], Any] = str
-    if all(WHOLE.fullmatch(cell) for cell in filled):
-        kind = int
-    elif all(_is_number(cell) for cell in filled):
-        kind = float
-    elif {cell.lower() for cell in filled} <= {"true", "false"}:
-        kind = _is_true
-    return lambda row: kind(cells[row]) if cells[row] else None
+    if not filled:
+        return _Column(cells, "nothing", str, comma)
+    numbers = [_number(cell, comma) for cell in filled]
+    if all(isinstance(number, int) for number in numbers):
+        return _Column(cells, "whole numbers", lambda cell: _number(cell, comma), comma)
+    if all(number is not None for number in numbers):
+        return _Column(cells, "numbers", lambda cell: float(_number(cell, comma) or 0), comma)
+    if {cell.lower() for cell in filled} <= {"true", "false"}:
+        return _Column(cells, "true or false", lambda cell: cell.lower() == "true", comma)
+    return _Column(cells, "text", str, comma)
 
 
-def _is_number(cell: str) -> bool:
+def _number(cell: str, comma: bool) -> int | float | None:
+    """The number that a cell says, None where it says none."""
+    if match := THOUSANDS[comma].fullmatch(cell):
+        mark = (match["mark"] or "") if comma else ","
+        cell = cell.replace(mark, "").replace(",", ".")
+    if WHOLE.fullmatch(cell):
+        return int(cell)
     if re.match(r"-?0\d", cell) or "_" in cell:
-        return False
+        return None
     try:
-        return math.isfinite(float(cell))
+        number = float(cell)
     except ValueError:
-        return False
-
-
-def _is_true(cell: str) -> bool:
-    return cell.lower() == "true"
+        return None
+    return number if math.isfinite(number) else None

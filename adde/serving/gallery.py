@@ -182,6 +182,25 @@ class Gallery(Protocol):
         """An item. Raises ItemNotFoundError with the nearest ids."""
         ...
 
+    def browse(
+        self, text: str, filters: Mapping[str, Any], count: int, offset: int = 0, seed: int = 0
+    ) -> list[Item]:
+        """Items to start from: up to `count` after the first `offset`.
+
+        Args:
+            text: words that an item's id, known values or texts must all have; the best first.
+                If there are none, items come in an order of the seed's.
+            filters: see `adde.serving.filters`.
+            count: items wanted.
+            offset: items before them.
+            seed: of the order.
+
+        Raises:
+            UserError: a filter asks for what no item has, or is none.
+            UnavailableError: the service that the gallery lies in does not answer.
+        """
+        ...
+
     def facets(self) -> list[Facet]:
         """What fields the items have, which takes seconds where there are millions.
 

@@ -21,6 +21,7 @@ from adde.metrics import smallest
 from adde.schema import UNKNOWN, Labels, Vector
 from adde.scoring import likeliest
 from adde.serving import filters as filtering
+from adde.serving import texts
 from adde.serving.asking import NOTHING_ELSE, SLACK, Asked, augmented, augmented_query
 from adde.serving.facets import Facet, facets_of
 from adde.serving.gallery import (
@@ -41,6 +42,9 @@ LOOK_TIMEOUT = 4.0
 """Seconds a search may take: it is someone's request, which has a deadline."""
 
 PROBE_TIMEOUT = 1.0
+
+DIRECTIONS = 4
+"""Random ones, to which the items to start from are the nearest."""
 
 SAMPLE = 1000
 """Items whose fields are looked at to say what fields there are."""
@@ -131,7 +135,9 @@ class MilvusGallery:
         asked: Asked = NOTHING_ELSE,
     ) -> list[Item]:
         """See `Gallery`. Matches are the best of the CANDIDATES nearest vectors, or more."""
-        clauses = [filtering.to_milvus(filtering.parse(filters, self._names(filters)))]
+        conditions = filtering.parse(filters, self._names(filters))
+        filtering.require_numbers(conditions, lambda asked: self._any(filtering.to_milvus([asked])))
+        clauses = [filtering.to_milvus(conditions)]
         if exclude is not None:
             clauses.append(f"id != {filtering.literal(exclude)}")
         clauses += [self._shows(a, labels) for a, labels in asked.must.items()]
@@ -165,17 +171,17 @@ class MilvusGallery:
         names = [*self.header.schema.names]
         for name in filters:
             if name not in names:
-                exists = f"exists facts[{filtering.literal(name)}]"
-                with self._told():
-                    found = self._client.query(
-                        self._collection,
-                        filter=exists,
-                        output_fields=["id"],
-                        limit=1,
-                        timeout=LOOK_TIMEOUT,
-                    )
-                names += [name] if found else []
+                exists = self._any(f"exists facts[{filtering.literal(name)}]")
+                names += [name] if exists else []
         return names
+
+    def _any(self, clause: str) -> bool:
+        """Whether some item passes."""
+        with self._told():
+            found = self._client.query(
+                *(self._collection, clause), output_fields=["id"], limit=1, timeout=LOOK_TIMEOUT
+            )
+        return bool(found)
 
     def get(self, item_id: str) -> Item:
         """See `Gallery`."""
@@ -208,6 +214,39 @@ class MilvusGallery:
             beliefs=_read_beliefs(entity["beliefs"]) if self.header.calibrated else None,
         )
 
+    def browse(
+        self, text: str, filters: Mapping[str, Any], count: int, offset: int = 0, seed: int = 0
+    ) -> list[Item]:
+        """See `Gallery`; without text, near random directions, and again on other pages."""
+        if not text.strip():
+            return self._drawn(filters, count, (seed, offset))
+        asked = texts.to_milvus(text, 'record["text"]')
+        if not asked:
+            return []
+        passing = filtering.to_milvus(filtering.parse(filters, self._names(filters)))
+        with self._told():
+            found = self._client.query(
+                self._collection,
+                filter=" and ".join(clause for clause in (passing, asked) if clause),
+                output_fields=FIELDS,
+                limit=count,
+                offset=offset,
+                timeout=LOOK_TIMEOUT,
+            )
+        return [self._item(entity) for entity in found]
+
+    def _drawn(self, filters: Mapping[str, Any], count: int, seed: tuple[int, int]) -> list[Item]:
+        draws = np.random.default_rng(seed)
+        weights = np.ones(self._shape[0], np.float32)
+        found: dict[str, Item] = {}
+        for _ in range(DIRECTIONS):
+            query = draws.normal(size=self._shape).astype(np.float32)
+            query /= np.linalg.norm(query)
+            near = self.nearest(query, weights, DIRECTIONS * count, filters)
+            found |= {item.item_id: item for item in near}
+        items = list(found.values())
+        return [items[at] for at in draws.permutation(len(items))[:count]]
+
     def facets(self) -> list[Facet]:
         """See `Gallery`; of some items, as Milvus cannot say what values a path of JSON has."""
         with self._told():
@@ -227,6 +266,7 @@ class MilvusGallery:
         require_once(items)
         _chosen([item.item_id for item in items])  # what could not be asked for is not stored
         vectors = augmented(np.stack([item.vector for item in items]).astype(np.float32))
+        known = [facts(self.header.schema, item) for item in items]
         labels = np.stack([item.labels for item in items])
         shown = np.where(labels == UNKNOWN, np.stack([i.predicted for i in items]), labels)
         beliefs = beliefs_of(self.header, items)
@@ -237,16 +277,17 @@ class MilvusGallery:
                 "id": item.item_id,
                 "vector": vector.tolist(),
                 "norm": item.norm,
-                "facts": facts(self.header.schema, item),
+                "facts": one,
                 "record": {
                     "labels": item.labels.tolist(),
                     "predicted": item.predicted.tolist(),
                     "shown": values.tolist(),
                     "fields": dict(item.fields),
                     "place": item.place,
+                    "text": texts.text_of(item.item_id, one),
                 },
             }
-            for item, vector, values in zip(items, vectors, shown)
+            for item, vector, one, values in zip(items, vectors, known, shown)
         ]
         if beliefs is not None:
             for row, stored in zip(rows, beliefs):

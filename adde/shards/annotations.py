@@ -5,6 +5,7 @@ Their files start with a line that holds a count and a line that names the colum
 in the folder given or one below it (Anno/, Eval/), as the archives unpack.
 """
 
+import re
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,8 +14,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from adde.errors import UserError
+from adde.files import open_text
 from adde.shards.catalogue import Items
-from adde.shards.pictures import PictureFiles
+from adde.shards.pictures import PictureFiles, find_picture
 from adde.shards.table import Cells, Places, Table
 from adde.shards.tabular import TableOptions, table_catalogue
 
@@ -23,6 +25,8 @@ ATTRIBUTE_TYPES = {
     6: ("texture", "sleeve", "length", "neckline", "fabric", "fit"),
 }
 """What list_attr_cloth.txt numbers from 1: the 1,000 coarse attributes, and the 26 fine ones."""
+
+NUMBER = re.compile("[0-9]{1,6}")
 
 Value = TypeVar("Value")
 
@@ -96,18 +100,21 @@ def _typed_attributes(
 def celeba(root: Path, images: Path | None, options: TableOptions, size: int) -> Items:
     """CelebA: forty attributes with the values "no" and "yes", in its own splits.
 
-    With identity_CelebA.txt there is a column `identity`, for --group-by.
+    With identity_CelebA.txt items can be kept together by --group-by identity. An attribute that
+    all training items have, or none, is left out with a notice.
 
     Raises:
         UserError: a file is missing, or a line is not what the dataset's documentation says.
     """
     path, partition = find_list(root, "list_attr_celeba.txt"), "list_eval_partition.txt"
     splits = dict(row for _, row in _rows(find_list(root, partition), 2, header=False))
-    with path.open(encoding="utf-8") as file:
+    with open_text(path) as file:
         file.readline()
         names = file.readline().split()
+    if ours := {"image", "split", "identity"} & set(names):
+        raise UserError(f"{path}, line 2: expected names of attributes, found {sorted(ours)[0]!r}")
     columns = {name: Cells() for name in ("image", "split", *names)}
-    identities = _identities(root)
+    identities = _identities(root) if options.group_by == "identity" else {}
     if identities:
         columns["identity"] = Cells()
     lines = array("q")
@@ -124,8 +131,6 @@ def celeba(root: Path, images: Path | None, options: TableOptions, size: int) ->
     cells = {name: column.cells for name, column in columns.items()}
     table = Table(path, cells, Places(path, "line", lines))
     folder = images or _images(root, "img_align_celeba", table)
-    if not options.attributes:
-        options = replace(options, attributes=tuple(names))
     return _of_lists("celeba", table, folder, options, size, ())
 
 
@@ -148,6 +153,9 @@ def _of_lists(
     options = replace(options, image_column="image")
     if not options.group_by and not options.split_column:
         options = replace(options, split_column="split")
+    if options.split_column != "split":  # it is not used, and no attribute
+        others = {name: cells for name, cells in table.columns.items() if name != "split"}
+        table = replace(table, columns=others)
     pictures = PictureFiles(images, table.column("image"), table.places, size)
     items = table_catalogue(table, pictures, options)
     return replace(items, name=name, notices=(*items.notices, *told))
@@ -165,25 +173,25 @@ def find_list(root: Path, name: str) -> Path:
 def _images(root: Path, folder: str, table: Table) -> Path:
     """Where the first picture is: in `folder` below the root or one below it, else the root."""
     for images in (root / folder, *sorted(root.glob(f"*/{folder}"))):
-        if (images / table.column("image")[0]).is_file():
+        if any(find_picture(images, name) for name in table.column("image")[:1]):
             return images
     return root
 
 
 def _names(path: Path) -> list[tuple[str, str]]:
     """Name and type number of each line; names may hold spaces."""
-    with path.open(encoding="utf-8") as file:
-        lines = file.read().splitlines()[2:]
+    with open_text(path) as file:
+        lines = [*file][2:]
     pairs = [line.rsplit(None, 1) for line in lines if line.strip()]
     for number, pair in enumerate(pairs, 3):
-        if len(pair) != 2 or not pair[1].isdigit():
+        if len(pair) != 2 or not NUMBER.fullmatch(pair[1]):
             raise UserError(f"{path}, line {number}: expected a name and a number, found {pair}")
     return [(name.strip(), number) for name, number in pairs]
 
 
 def _rows(path: Path, width: int, header: bool = True) -> Iterator[tuple[int, list[str]]]:
     """Line number and words of each line; the count in the first must hold."""
-    with path.open(encoding="utf-8") as file:
+    with open_text(path) as file:
         expected = file.readline().strip() if header else None
         first = 3 if header else 1
         if header:
@@ -212,6 +220,6 @@ def _looked_up(known: dict[str, Value], key: str, place: str, where: Path | str)
 
 
 def _listed(names: list[tuple[str, str]], number: str, place: str) -> tuple[str, str]:
-    if not number.isdigit() or not 1 <= int(number) <= len(names):
+    if not NUMBER.fullmatch(number) or not 1 <= int(number) <= len(names):
         raise UserError(f"{place}: expected a number from 1 to {len(names)}, found {number!r}")
     return names[int(number) - 1]

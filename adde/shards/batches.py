@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from adde.errors import UserError
-from adde.preprocess import Picture, Preprocess
+from adde.preprocess import Fit, Picture, Preprocess
 from adde.schema import UNKNOWN, Labels
 from adde.shards.index import ShardIndex
 from adde.shards.order import Places
@@ -68,6 +68,16 @@ class Batches:
         self._preprocess, self._load, self._leave = preprocess, load, leave
         self._places, self._on_fault = places, on_fault
         self._reader: ShardReader | None = None
+
+    @property
+    def fit(self) -> Fit:
+        """How pictures become square."""
+        return self._preprocess.fit
+
+    @property
+    def leaves(self) -> bool:
+        """Whether pictures may come that are still to be decoded."""
+        return self._leave is not None
 
     def shape(self, number: int) -> tuple[int, int, int, int]:
         """Shape (b, S, S, 3) of a batch's pictures."""

@@ -1,7 +1,8 @@
 """Which columns of a table are attributes, and the labels that their cells become."""
 
+import re
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
 
@@ -10,6 +11,8 @@ import numpy as np
 from adde.errors import UserError
 from adde.schema import UNKNOWN, Attribute, Labels, Schema
 from adde.shards.table import Table
+from adde.shards.traits import no_trait
+from adde.shards.unknown import doubtful
 
 OTHER = "other"
 """The value that rare values are folded into."""
@@ -90,12 +93,14 @@ def label_attributes(
     for name in names:
         cells = table.column(name)
         folded = fold(cells, train, min_count)
-        if why := (not asked and _too_many(cells, max_values)) or _one_value(folded, min_count):
+        found = not asked and (_too_many(cells, max_values) or no_trait(name, cells))
+        if why := found or _one_value(folded, min_count):
             if asked:
                 raise UserError(f"{table.path}: attribute {name!r} has {why}; leave it out")
             notices.append(f"column {name!r} is no attribute: it has {why}")
             continue
         notices += _tell_folded(name, cells, folded, min_count)
+        notices += _tell_doubts(name, Counter(filter(None, cells)), bool(asked))
         attributes.append(Attribute(name, folded.values))
         label_of = {cell: folded.label(cell) for cell in set(cells)}
         labels.append(np.array([label_of[cell] for cell in cells], dtype=np.int64))
@@ -115,6 +120,24 @@ def _too_many(cells: Sequence[str], max_values: int) -> str | None:
     if labelled < ROWS_PER_VALUE * distinct:
         return f"{distinct} distinct values in {labelled} rows, nearly all different"
     return None
+
+
+def _tell_doubts(name: str, counts: Mapping[str, int], asked: bool) -> list[str]:
+    """What a person may want otherwise: values that say nothing, and numbers."""
+    notices: list[str] = []
+    if doubts := doubtful(counts):
+        shown = ", ".join(f"{value!r} ({counts[value]} rows)" for value in doubts)
+        asked_of = " ".join(repr(f"{name}={value}") for value in doubts)
+        notices.append(
+            f"attribute {name!r}: {shown} is a value to learn; where it says that nothing is "
+            f"known: --unknown {asked_of}"
+        )
+    if not asked and len(counts) > 2 and all(re.fullmatch(r"\d+(\.0)?", cell) for cell in counts):
+        notices.append(
+            f"attribute {name!r}: its {len(counts)} values are numbers; if they are no trait that "
+            "a picture shows, leave it out by naming the others with --attributes"
+        )
+    return notices
 
 
 def _one_value(folded: Folded, min_count: int) -> str | None:

@@ -1,15 +1,19 @@
 # pyright: standard
-"""JPEGs decoded on the device that trains on them, where `data.decode` asks for it (layer 1)."""
+"""JPEGs decoded on the device that trains on them (layer 1).
+
+Imported where `data.decode` asks for it: torchcodec needs libraries that not every machine has.
+"""
 
 import torch
 from torch import Tensor
 from torchcodec.decoders import decode_jpeg  # pyright: ignore[reportPrivateImportUsage]
 
 from adde.errors import UserError
+from adde.preprocess import Fit, placement
 
 
-def decode_into(images: Tensor, encoded: dict[int, bytes], names: dict[int, str]) -> None:
-    """Decodes pictures on the device of `images`, cuts their centre squares and resizes them.
+def decode_into(images: Tensor, encoded: dict[int, bytes], names: dict[int, str], fit: Fit) -> None:
+    """Decodes pictures on the device of `images`, and makes them square.
 
     Decoders round differently: numbers lie a few of 255 from those of `adde.preprocess`, which is
     what pictures are measured and served by.
@@ -18,28 +22,37 @@ def decode_into(images: Tensor, encoded: dict[int, bytes], names: dict[int, str]
         images: (b, S, S, 3) uint8.
         encoded: row of `images` to a file for which `adde.shards.jpeg.is_plain` holds.
         names: of the same rows, for errors.
+        fit: how pictures become square.
 
     Raises:
         UserError: a picture does not decode; names it.
     """
-    if not encoded:
-        return
     try:
         pictures = decode_jpeg([*encoded.values()], mode="RGB", device=images.device)
-    except RuntimeError as error:
+    except Exception as error:
         raise UserError(
             f"a picture of {names[min(names)]} and {len(names) - 1} more does not decode on "
             f"{images.device}: {error}; data.decode = 'cpu' names it"
         ) from None
     side = images.shape[1]
     for row, picture in zip(encoded, pictures):
-        height, width = picture.shape[1:]
-        edge = min(height, width)
-        top, left = (height - edge) // 2, (width - edge) // 2
-        square = picture[:, top : top + edge, left : left + edge]
-        if edge != side:
+        taken, place = placement((picture.shape[2], picture.shape[1]), side, fit)
+        left, top, right, bottom = taken
+        part = picture[:, top:bottom, left:right]
+        left, top, right, bottom = place
+        if part.shape[1:] != (bottom - top, right - left):
             resized = torch.nn.functional.interpolate(
-                square[None].float(), (side, side), mode="bicubic", antialias=True
+                part[None].float(), (bottom - top, right - left), mode="bicubic", antialias=True
             )
-            square = resized[0].round().clamp(0, 255).byte()
-        images[row] = square.permute(1, 2, 0)
+            part = resized[0].round().clamp(0, 255).byte()
+        square = images[row].permute(2, 0, 1)
+        square[:, top:bottom, left:right] = part
+        # As `adde.preprocess.draw_bars`; torch's median is the lower one of two, too.
+        for bar, edge in (
+            (square[:, :, :left], picture[:, :, 0]),
+            (square[:, :, right:], picture[:, :, -1]),
+            (square[:, :top], picture[:, 0]),
+            (square[:, bottom:], picture[:, -1]),
+        ):
+            if bar.numel():
+                bar.copy_(edge.median(1).values[:, None, None].expand_as(bar))

@@ -14,11 +14,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from adde.errors import UserError
+from adde.errors import UserError, foreign
 from adde.files import read_json
 from adde.shards.catalogue import Items
 from adde.shards.pictures import store
-from adde.shards.splits import SPLIT_WORDS, splits_by_hash
+from adde.shards.splits import split_of, splits_by_hash
 from adde.shards.table import Cells, Places, Table, as_texts
 from adde.shards.tabular import TableOptions, table_catalogue
 
@@ -40,15 +40,13 @@ class ArrowPicture:
     def read(self) -> tuple[bytes, str]:
         """The picture, its short side at most `size`. Raises UserError as `Source.read`."""
         where = f"{self.file}, row {self.row}, {self.column!r}"
-        cell = _opened(self.file).column(self.column)[self.row].as_py()
-        content = cell["bytes"] if cell else None
-        if content is None and cell and cell["path"]:
-            where, path = f"{where}, {cell['path']}", self.file.parent / cell["path"]
-            try:
-                content = path.read_bytes()
-            except OSError as error:
-                raise UserError(f"{where}: expected a readable file, found: {error}") from None
-        if content is None:
+        with foreign(where, "a picture's bytes or its path"):
+            cell = _opened(self.file).column(self.column)[self.row].as_py()
+            content = cell["bytes"] if cell else None
+            if content is None and cell and cell["path"]:
+                where = f"{where}, {cell['path']}"
+                content = (self.file.parent / cell["path"]).read_bytes()
+        if not isinstance(content, bytes):
             raise UserError(f"{where}: expected a picture, found none")
         return store(content, where, self.size)
 
@@ -80,10 +78,8 @@ class ArrowPictures:
 def _opened(path: Path) -> Any:
     """The table of an Arrow stream, mapped: nothing is read before it is asked for."""
     arrow: Any = importlib.import_module("pyarrow")
-    try:
+    with foreign(path, "an Arrow stream"):
         return arrow.ipc.open_stream(arrow.memory_map(str(path))).read_all()
-    except (arrow.ArrowException, OSError) as error:
-        raise UserError(f"{path}: expected an Arrow stream, found: {error}") from None
 
 
 def read_saved_dataset(root: Path, options: TableOptions, size: int) -> Items:
@@ -101,47 +97,56 @@ def read_saved_dataset(root: Path, options: TableOptions, size: int) -> Items:
     image = _image_column(root, features, options.image_column)
     files, ends, columns = list[Path](), list[int](), {name: Cells() for name in features}
     columns.pop(image)
-    columns["split"], columns["row"] = Cells(), Cells()
+    # A dataset may have columns of these names itself.
+    split_name, row_name = (_unused(name, features) for name in ("split", "row"))
+    columns[split_name], columns[row_name] = Cells(), Cells()
     for split, folder in parts.items():
         if _features(folder) != features:
             raise UserError(f"{folder}: expected the same features as in every split")
         for file in _data_files(folder):
             table = _opened(file)
-            _append(columns, table, features)
+            with foreign(file, f"the columns that {folder / 'dataset_info.json'} names"):
+                _append(columns, table, features)
             start = ends[-1] if ends else 0
             for row in range(start, start + table.num_rows):
-                columns["split"].append(split)
-                columns["row"].append(f"{row:08d}")
+                columns[split_name].append(split)
+                columns[row_name].append(f"{row:08d}")
             files.append(file)
             ends.append(start + table.num_rows)
-    rows = len(columns["row"].cells)
+    rows = len(columns[row_name].cells)
     cells = {name: column.cells for name, column in columns.items()}
     notices: list[str] = []
     if len(parts) == 1 or options.group_by:
-        del cells["split"]
+        del cells[split_name]
     elif not options.split_column:
-        cells["split"] = _with_validation(cells, options.val_share, notices)
-        options = replace(options, split_column="split")
+        splits, names = cells[split_name], cells[row_name]
+        cells[split_name] = _with_validation(splits, names, options.val_share, notices)
+        options = replace(options, split_column=split_name)
     table = Table(root, cells, Places(root, "row", range(rows)))
-    options = replace(options, id_column=options.id_column or "row")
+    options = replace(options, id_column=options.id_column or row_name)
     pictures = ArrowPictures(files, ends, image, size)
     items = table_catalogue(table, pictures, options)
     return replace(items, notices=(*items.notices, *notices))
 
 
+def _unused(name: str, features: dict[str, Any]) -> str:
+    while name in features:
+        name = f"_{name}"
+    return name
+
+
 def _with_validation(
-    cells: dict[str, list[str]], val_share: float, notices: list[str]
+    splits: list[str], names: list[str], val_share: float, notices: list[str]
 ) -> list[str]:
-    """The splits, with a share of train drawn into val where there is none."""
-    counts = Counter(SPLIT_WORDS.get(split) for split in cells["split"])
+    """The splits, with a share of train drawn into val by a hash of the names where there is
+    none.
+    """
+    counts = Counter(split_of(split) for split in splits)
     if counts["val"] or not val_share:
-        return cells["split"]
+        return splits
     notices.append(f"validation items are drawn from train, a share of {val_share}")
-    drawn = splits_by_hash(cells["row"], val_share, 0)
-    return [
-        new if SPLIT_WORDS.get(split) == "train" else split
-        for split, new in zip(cells["split"], drawn)
-    ]
+    drawn = splits_by_hash(names, val_share, 0)
+    return [new if split_of(split) == "train" else split for split, new in zip(splits, drawn)]
 
 
 def _parts(root: Path) -> dict[str, Path]:

@@ -46,6 +46,7 @@ def open_catalogue(
     size: int | None = None,
     items: int = 20_000,
     seed: int = 0,
+    skip_unreadable: bool = False,
 ) -> Opened:
     """Opens what `name` says: an embedded catalogue, `kind:path` of KINDS, or a table's path.
 
@@ -56,6 +57,7 @@ def open_catalogue(
         size: cap on a picture's short side, pixels; None is SIZE, or EMBEDDED_SIZE.
         items: number of items of an embedded catalogue.
         seed: of an embedded catalogue.
+        skip_unreadable: leave out rows of a table that cannot be used.
 
     Raises:
         UserError: nothing of that name, or as of the reader of its kind.
@@ -83,7 +85,7 @@ def open_catalogue(
     if colon and not Path(name).exists():
         raise UserError(f"--catalogue {name}: unknown kind {kind!r}; {did_you_mean(kind, KINDS)}")
     path = Path(name)
-    return _opened(read_catalogue(path, images or path.parent, options, size))
+    return _opened(read_catalogue(path, images or path.parent, options, size, skip_unreadable))
 
 
 def _opened(items: Items) -> Opened:

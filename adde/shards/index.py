@@ -1,36 +1,60 @@
-"""index.json: what a folder of shards holds, and where in each tar every member lies.
+"""index.json: what a folder of shards holds; index.members: where in each tar every member lies.
 
-Layout::
+Layout of index.json::
 
-    {"format": 2, "name": "wardrobe", "schema_hash": "...", "schema": {"attributes": [...]},
+    {"format": 3, "name": "wardrobe", "schema_hash": "...", "schema": {"attributes": [...]},
+     "members": {"name": "index.members", "bytes": 640000, "sha256": "..."},
      "shards": [{"name": "train-000000.tar", "split": "train", "samples": 512, "bytes": 1048576,
-                 "sha256": "...", "groups": [3, 5, ...],
-                 "members": [[image_offset, image_bytes, json_offset, json_bytes, crc32], ...]
-                }, ...]}
+                 "sha256": "..."}, ...]}
+
+index.members has one row of `MEMBER` for each sample, shard after shard as index.json lists them.
+It is mapped into memory, not read: all processes of a machine share its pages, and only those that
+are looked at are there.
 
 A sample is addressed by (shard, position): position p of a shard is row p of its `members`. Its
 crc32 is of the picture's bytes and then the JSON's: sha256 is for whole tars, which training does
-not read whole.
-`groups` are the lengths of the edit groups that stand one after another in the shard.
+not read whole. Samples of one edit group stand one after another and have its number in the shard.
+
+Format 2 had `groups` (lengths) and `members` (lists of five numbers) in each shard's entry; it is
+read into the memory of each process.
 """
 
 import hashlib
 import json
+import os
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from adde.errors import UserError, did_you_mean
-from adde.files import read_json, write_json
+from adde.files import atomic_path, read_json, sha256_of_file, write_json
 from adde.schema import Schema
 from adde.shards.sources import Remote, locate
 
 INDEX_NAME = "index.json"
-FORMAT = 2
+MEMBERS_NAME = "index.members"
+FORMAT = 3
 SPLITS = ("train", "val", "test")
+
+MEMBER = np.dtype(
+    [
+        ("image_at", "<u8"),
+        ("image_bytes", "<u4"),
+        ("json_at", "<u8"),
+        ("json_bytes", "<u4"),
+        ("crc32", "<u4"),
+        ("group", "<u4"),
+    ]
+)
+"""A row of index.members, 32 bytes."""
+
+Members = npt.NDArray[np.void]
 
 
 @dataclass(frozen=True)
@@ -42,8 +66,50 @@ class Shard:
     samples: int
     bytes: int
     sha256: str
-    groups: Sequence[int]
-    members: Sequence[Sequence[int]]
+    members: Members = field(repr=False, compare=False)
+    """(samples,) rows of MEMBER."""
+
+    @property
+    def groups(self) -> npt.NDArray[np.int64]:
+        """Lengths of the edit groups that stand one after another."""
+        group = self.members["group"]
+        first = np.append(True, group[1:] != group[:-1])[: len(group)]
+        return np.diff(np.flatnonzero(first), append=len(group))
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the members."""
+        return {name: value for name, value in vars(self).items() if name != "members"}
+
+    def with_members(self) -> dict[str, Any]:
+        """As an entry of index.json in format 2."""
+        members = [list(row)[:5] for row in self.members.tolist()]
+        return {**self.to_json(), "groups": self.groups.tolist(), "members": members}
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> "Shard":
+        """Reads what `with_members` gave."""
+        rest = {name: value for name, value in entry.items() if name not in ("groups", "members")}
+        return cls(**rest, members=member_rows(entry["groups"], entry["members"]))
+
+
+def member_rows(groups: Sequence[int], places: Sequence[Sequence[int]]) -> Members:
+    """Rows of MEMBER from the lengths of groups, and offset and size of each sample's picture,
+    those of its JSON, and crc32.
+    """
+    rows = np.zeros(len(places), MEMBER)
+    for name, column in zip(MEMBER.names or (), zip(*places)):
+        rows[name] = column
+    rows["group"] = np.repeat(np.arange(len(groups)), groups)
+    return rows
+
+
+@dataclass(frozen=True)
+class _File:
+    """index.members, as index.json vouches for it."""
+
+    name: str
+    bytes: int
+    sha256: str
 
 
 def checksum(picture: bytes, record: bytes) -> int:
@@ -91,18 +157,27 @@ class ShardIndex:
 
     def fingerprint(self, split: str) -> str:
         """sha256 of what a split's sample order rests on: its shards, their content and groups."""
-        content = [[shard.sha256, list(shard.groups)] for shard in self.split(split)]
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        digest = hashlib.sha256()
+        for number, shard in enumerate(self.split(split)):
+            part = json.dumps([shard.sha256, shard.groups.tolist()])
+            digest.update(f"{', ' if number else '['}{part}".encode())
+        digest.update(b"]")
+        return digest.hexdigest()
 
     def write(self) -> None:
-        """Writes index.json atomically into `root`, a local folder."""
+        """Writes index.members and then index.json into `root`, a local folder; each atomically."""
         assert isinstance(self.root, Path)
+        path = self.root / MEMBERS_NAME
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            for shard in self.shards:
+                file.write(shard.members.tobytes())
         content = {
             "format": FORMAT,
             "name": self.name,
             "schema_hash": self.schema.hash,
             "schema": self.schema.to_json(),
-            "shards": [vars(shard) for shard in self.shards],  # no copy of a list for every sample
+            "members": vars(_File(path.name, path.stat().st_size, sha256_of_file(path))),
+            "shards": [shard.to_json() for shard in self.shards],
         }
         write_json(self.root / INDEX_NAME, content, indent=None)
 
@@ -116,7 +191,8 @@ class ShardIndex:
 
         Raises:
             UserError: no index, another format, a field missing, a schema that does not have
-                the hash written beside it, or a local shard file missing or of another size.
+                the hash written beside it, or index.members or a local shard file missing or of
+                another size.
         """
         source = locate(root)
         path = f"{source}/{INDEX_NAME}"
@@ -130,7 +206,9 @@ class ShardIndex:
             index = cls._from_json(source, content)
         except KeyError as error:
             raise UserError(f"{path}: expected field {error}, found none") from None
-        except (TypeError, AttributeError) as error:
+        except UserError:
+            raise
+        except Exception as error:
             raise UserError(
                 f"{path}: expected an index of shards, found: {error}; build the shards again"
             ) from None
@@ -141,7 +219,7 @@ class ShardIndex:
     @classmethod
     def _from_json(cls, root: Path | Remote, content: Any) -> "ShardIndex":
         path = f"{root}/{INDEX_NAME}"
-        if content["format"] != FORMAT:
+        if content["format"] not in (2, FORMAT):
             raise UserError(
                 f"{path}: expected format {FORMAT}, found {content['format']}; "
                 "build the shards again"
@@ -152,8 +230,16 @@ class ShardIndex:
                 f"{path}: expected schema_hash {schema.hash} of the schema written there, "
                 f"found {content['schema_hash']}; build the shards again"
             )
-        shards = tuple(Shard(**shard) for shard in content["shards"])
-        return cls(root, content["name"], schema, shards)
+        if content["format"] == 2:
+            shards = [Shard.from_json(entry) for entry in content["shards"]]
+        else:
+            rows = _members(root, _File(**content["members"]))
+            ends = np.cumsum([entry["samples"] for entry in content["shards"]]).tolist()
+            if ends[-1:] != [len(rows)]:
+                raise ValueError(f"shards of {ends[-1:]} samples in all, and {len(rows)} members")
+            parts = np.split(rows, ends[:-1])
+            shards = [Shard(**e, members=part) for e, part in zip(content["shards"], parts)]
+        return cls(root, content["name"], schema, tuple(shards))
 
     def _check_files(self, folder: Path) -> None:
         for shard in self.shards:
@@ -164,3 +250,21 @@ class ShardIndex:
                     f"{path}: expected {shard.bytes} bytes, found "
                     f"{'no file' if found is None else found}; build the shards again"
                 )
+
+
+def _members(root: Path | Remote, file: _File) -> Members:
+    """The rows of a folder's members, mapped from the file or from the cache's copy of it."""
+    if isinstance(root, Remote):
+        descriptor = root.open(file)
+    else:
+        path = root / file.name
+        found = path.stat().st_size if path.exists() else "no file"
+        if found != file.bytes:
+            raise UserError(
+                f"{path}: expected {file.bytes} bytes, found {found}; build the shards again, or "
+                f"copy it from where {INDEX_NAME} came from"
+            )
+        descriptor = os.open(path, os.O_RDONLY)
+    with os.fdopen(descriptor, "rb") as opened:
+        # What a test or a repair writes into a row is this process's alone.
+        return np.memmap(opened, MEMBER, mode="c").view(np.ndarray)

@@ -7,23 +7,19 @@ import numpy as np
 import simplejpeg  # pyright: ignore[reportMissingTypeStubs]
 from PIL import Image
 
-from adde.preprocess import MAX_PIXELS, Picture, decode
-
-ORIENTATION = 0x0112
-"""EXIF's tag; 1 is upright."""
+from adde.errors import UserError
+from adde.preprocess import MAX_PIXELS, Picture, decode, decoding, orientation
 
 
 def plain_size(content: bytes) -> tuple[int, int] | None:
     """Width and height of an upright JPEG in colour whose size is not refused; None of any other
     file. Reads the head only.
     """
-    try:
+    with suppress(UserError), decoding("picture"):
         image: Image.Image = Image.open(io.BytesIO(content), formats=("JPEG",))
-        if image.mode != "RGB" or image.width * image.height > MAX_PIXELS:
-            return None
-        return image.size if image.getexif().get(ORIENTATION, 1) == 1 else None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return None
+        if image.mode == "RGB" and image.width * image.height <= MAX_PIXELS:
+            return image.size if orientation(image) == 1 else None
+    return None
 
 
 def is_plain(content: bytes) -> bool:
@@ -43,6 +39,6 @@ def decode_pixels(content: bytes, name: str, draft_size: int) -> Picture:
         scale = next((s for s in (8, 4, 2) if s <= scale), 1)  # those that Pillow drafts at
         width, height = (-(-side // scale) for side in size)
         # What is damaged is left to Pillow, which takes some of it and names the rest.
-        with suppress(ValueError):
+        with suppress(Exception):
             return simplejpeg.decode_jpeg(content, min_height=height, min_width=width)
     return np.array(decode(content, name, draft_size))

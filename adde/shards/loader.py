@@ -10,7 +10,7 @@ import signal
 import threading
 import weakref
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,10 +21,17 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from adde.errors import UserError
 from adde.shards.batches import Batches, Companions
-from adde.shards.gpu_decode import decode_into
 
 READ_AHEAD = 4
-"""Batches that each worker process holds ready."""
+"""Batches that each worker process holds ready, or as many as a step takes; fewer where their
+pictures take more than ROOM."""
+
+ROOM = 4 << 30
+"""Bytes of pictures that the workers of a rank may hold. A batch more for each worker, and those
+that are LENT, there are in any case."""
+
+QUEUE = 2
+"""Batches that a thread holds ready."""
 
 LENT = 2
 """Batches whose pictures lie in the workers' memory while they are used; those beyond are copied.
@@ -70,6 +77,27 @@ class Batch:
         return Batch(self.images[rows], self.labels[rows], ids)
 
 
+def join(batches: Iterator[Batch], count: int) -> Batch:
+    """The next `count` batches as one, all of one length; each is let go of once it is copied."""
+    batch: Batch | None = next(batches)
+    if count == 1:
+        return batch
+    size = len(batch.labels)
+    images, labels = (
+        tensor.new_empty(count * size, *tensor.shape[1:]) for tensor in (batch.images, batch.labels)
+    )
+    whole = Batch(images, labels, [])
+    for number in range(count):
+        batch = batch or next(batches)
+        rows = slice(number * size, (number + 1) * size)
+        images[rows], labels[rows] = batch.images, batch.labels
+        whole.item_ids += batch.item_ids
+        whole.faults += batch.faults
+        whole.stood_in += [number * size + row for row in batch.stood_in]
+        batch = None
+    return whole
+
+
 class BatchStream(Iterator[Batch]):
     """Batches of the given numbers in order, read ahead; close it when it is left early.
 
@@ -80,10 +108,12 @@ class BatchStream(Iterator[Batch]):
         device: where they are brought; to a GPU while the batch before is worked on.
         timeout: seconds without a batch after which this gives up; 0 waits for ever.
         rank: named in errors.
+        together: batches that are taken at a time.
 
     Raises:
         UserError: no batch came in time, a worker died, or as the batch says; names the rank,
-            and the shard and position that were being read.
+            and the shard and position that were being read. Or pictures are to be decoded on the
+            device, and torchcodec is not there.
     """
 
     def __init__(
@@ -94,21 +124,20 @@ class BatchStream(Iterator[Batch]):
         device: torch.device | None = None,
         timeout: float = 0.0,
         rank: int = 0,
+        together: int = 1,
     ) -> None:
         self._batches, self._timeout, self._rank = batches, timeout, rank
         self._device = device or torch.device("cpu")
+        self._decode_into = _device_decoder() if batches.leaves else None
         # Of each worker: its process, and the batch and row that it reads.
         self._reading = _shared((max(1, workers), 3), np.int64)
         self._reading[:] = NOBODY
         if not numbers:
-            source: Generator[Batch] = (batch for batch in ())
-        elif workers:
-            source = self._from_workers(numbers, workers)
+            self._source: Generator[Batch] = (batch for batch in ())
+        elif workers and self._device.type == "cpu" and not batches.leaves:
+            self._source = self._from_workers(numbers, workers, together)
         else:
-            source = self._from_a_thread(numbers)
-        if self._device.type == "cuda":
-            source = _to_gpu(source, self._device)
-        self._source = source
+            self._source = self._from_a_thread(numbers, workers, together)
 
     def __next__(self) -> Batch:
         try:
@@ -155,46 +184,78 @@ class BatchStream(Iterator[Batch]):
             if child.pid in self._reading[:, 0]:
                 child.terminate()
 
-    def _from_workers(self, numbers: range, workers: int) -> Generator[Batch]:
-        slots = _Slots(workers * READ_AHEAD + 1 + LENT, self._batches.shape(numbers[0]))
+    def _from_workers(self, numbers: range, workers: int, together: int) -> Generator[Batch]:
+        yield from self._arriving(*self._start_workers(numbers, workers, together))
+
+    def _start_workers(
+        self, numbers: range, workers: int, together: int
+    ) -> "tuple[_Slots, Iterator[tuple[int, int, Companions]]]":
+        shape = self._batches.shape(numbers[0])
+        ahead = ahead_of_each(workers, together, int(np.prod(shape)))
+        slots = _Slots(workers * ahead + 1 + LENT, shape)
         loader: DataLoader[tuple[int, int, Companions]] = DataLoader(
             _IntoSlots(self._batches, slots.pictures, self._reading),
             batch_size=None,
             sampler=slots.claim(numbers),
             num_workers=workers,
-            prefetch_factor=READ_AHEAD,
+            prefetch_factor=ahead,
             timeout=self._timeout,
             multiprocessing_context="fork",  # shares the slots
             worker_init_fn=_heed_the_parent,
         )
+        with _stops_held_back():
+            return slots, iter(loader)  # forks
+
+    def _arriving(
+        self, slots: "_Slots", places: Iterator[tuple[int, int, Companions]]
+    ) -> Generator[Batch]:
+        """Batches as the workers finish them: for a CPU where they lie, for a device there."""
         try:
-            with _stops_held_back():
-                places = iter(loader)  # forks
             for number, slot, found in places:
-                if self._device.type == "cuda":
-                    images = slots.copy(slot, len(found.item_ids), pinned=True)
+                count = len(found.item_ids)
+                if self._device.type == "cpu" and not found.encoded:
+                    yield Batch.of(slots.lend(slot, count), found)
                 else:
-                    images = slots.lend(slot, len(found.item_ids))
-                yield self._batch(number, images, found)
-                del images  # while the caller works on the next
+                    yield self._bring(number, torch.from_numpy(slots.pictures[slot][:count]), found)
+                    slots.give_back(slot)
         finally:
             self._end_workers()
 
-    def _batch(self, number: int, images: Tensor, found: Companions) -> Batch:
-        """The batch, with what was left encoded decoded on the device."""
-        batch = Batch.of(images, found)
-        if found.encoded:
-            batch = batch.to(self._device)
-            names = {row: self._batches.where(number, row) for row in found.encoded}
-            decode_into(batch.images, found.encoded, names)
-        return batch
+    def _read_here(self, numbers: range) -> Generator[Batch]:
+        """Batches that this process reads."""
+        for number in numbers:
+            images = _room(self._batches.shape(number), self._device.type == "cuda")
+            found = self._batches.read(number, images.numpy(), self._say)
+            self._say(NOBODY, NOBODY)
+            yield self._bring(number, images, found)
 
-    def _from_a_thread(self, numbers: range) -> Generator[Batch]:
-        """Reads one batch ahead; a read that never ends holds up nobody but its thread."""
-        ready: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=1)
+    def _bring(self, number: int, pictures: Tensor, found: Companions) -> Batch:
+        """The batch on the device, where what was left encoded is decoded."""
+        device = self._device
+        if not found.encoded:
+            return Batch.of(_pinned(pictures, device), found).to(device)
+        assert self._decode_into is not None
+        images = torch.empty(pictures.shape, dtype=torch.uint8, device=device)
+        if rows := [row for row in range(len(pictures)) if row not in found.encoded]:
+            images[rows] = _pinned(pictures[rows], device).to(device, non_blocking=True)
+        names = {row: self._batches.where(number, row) for row in found.encoded}
+        self._decode_into(images, found.encoded, names, self._batches.fit)
+        return Batch.of(images, found).to(device)
+
+    def _from_a_thread(self, numbers: range, workers: int, together: int) -> Generator[Batch]:
+        """Batches that a thread reads, decodes and copies ahead, on a GPU in a stream of its own.
+
+        A read or a decoder that takes long holds up nobody but the thread.
+        """
+        if workers:
+            source = self._arriving(*self._start_workers(numbers, workers, together))
+        else:
+            source = self._read_here(numbers)
+        ready: queue.Queue[tuple[Batch, Any] | BaseException | None] = queue.Queue(maxsize=QUEUE)
         closed = threading.Event()
+        stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
 
-        def put(item: Batch | BaseException | None) -> None:
+        def put(item: tuple[Batch, Any] | BaseException | None) -> None:
             while not closed.is_set():
                 with contextlib.suppress(queue.Full):
                     ready.put(item, timeout=0.1)
@@ -202,16 +263,17 @@ class BatchStream(Iterator[Batch]):
 
         def read() -> None:
             try:
-                for number in numbers:
-                    if closed.is_set():
-                        return
-                    images = _room(self._batches.shape(number), self._device.type == "cuda")
-                    found = self._batches.read(number, images.numpy(), self._say)
-                    self._say(NOBODY, NOBODY)
-                    put(self._batch(number, images, found))
+                with torch.cuda.stream(stream) if stream else contextlib.nullcontext():
+                    for batch in source:
+                        put((batch, stream and stream.record_event()))
+                        del batch  # while the next one is read
+                        if closed.is_set():
+                            return
                 put(None)
             except BaseException as error:
                 put(error)
+            finally:
+                source.close()
 
         thread = threading.Thread(target=read, daemon=True)
         thread.start()
@@ -219,13 +281,41 @@ class BatchStream(Iterator[Batch]):
             while (item := ready.get(timeout=self._timeout or None)) is not None:
                 if isinstance(item, BaseException):
                     raise item
-                yield item
+                if stream:
+                    _await(*item, self._device)
+                yield item[0]
+                del item
         finally:
             closed.set()
+            self._end_workers()  # of which the thread may wait for one
             thread.join(LAST_READ)
 
     def _say(self, number: int, item: int) -> None:
         self._reading[0] = os.getpid(), number, item
+
+
+def ahead_of_each(workers: int, together: int, size: int) -> int:
+    """Batches that each worker may hold ready: enough for `together` of them, within ROOM.
+
+    Args:
+        workers: processes.
+        together: batches that are taken at a time.
+        size: bytes of a batch's pictures.
+    """
+    wanted = max(READ_AHEAD, -(-together // workers))
+    return max(1, min(wanted, (ROOM // size - 1 - LENT) // workers))
+
+
+def _device_decoder() -> Callable[..., None]:
+    """What decodes on the device. Raises UserError where torchcodec cannot be imported."""
+    try:
+        from adde.shards.gpu_decode import decode_into
+    except (ImportError, OSError, RuntimeError) as error:  # one of its libraries is not there
+        raise UserError(
+            "data.decode = 'device': expected torchcodec, which does not import here "
+            f"({str(error).strip().splitlines()[0]}); install it, or set data.decode = 'cpu'"
+        ) from None
+    return decode_into
 
 
 class _Slots:
@@ -240,20 +330,19 @@ class _Slots:
         for number in numbers:
             yield number, self._free.popleft()
 
-    def copy(self, slot: int, rows: int, pinned: bool = False) -> Tensor:
-        """The first rows of a slot, page-locked for a GPU; the slot is free again."""
-        pictures = torch.from_numpy(self.pictures[slot][:rows])
-        copied = _room(pictures.shape, pinned).copy_(pictures)
+    def give_back(self, slot: int) -> None:
+        """The slot is free again."""
         self._free.append(slot)
-        return copied
 
     def lend(self, slot: int, rows: int) -> Tensor:
         """The first rows of a slot as they lie there; it is free again when they are used no
         more. A copy where LENT are out already, and no slot is left to claim.
         """
-        if not self._free:
-            return self.copy(slot, rows)
         pictures = self.pictures[slot][:rows]
+        if not self._free:
+            copied = torch.from_numpy(pictures).clone()
+            self.give_back(slot)
+            return copied
         # The tensor and its views hold the array, and may be let go of in any thread.
         weakref.finalize(pictures, self._free.append, slot).atexit = False
         return torch.from_numpy(pictures)
@@ -327,27 +416,16 @@ def _shared(shape: tuple[int, ...], dtype: type) -> np.ndarray:
     return np.frombuffer(mmap.mmap(-1, size), dtype).reshape(shape)
 
 
-def _to_gpu(batches: Generator[Batch], device: torch.device) -> Generator[Batch]:
-    """Copies the next batch on a stream of its own while the one before is worked on."""
-    copies = torch.cuda.Stream(device)
-    ahead: tuple[Batch, Any] | None = None
+def _pinned(pictures: Tensor, device: torch.device) -> Tensor:
+    """Pictures from where they can be copied to a GPU without waiting; no copy for a CPU."""
+    if device.type != "cuda" or pictures.is_pinned():
+        return pictures
+    return _room(pictures.shape, pinned=True).copy_(pictures)
 
-    def arrived() -> Batch:
-        assert ahead is not None
-        batch, event = ahead
-        working = torch.cuda.current_stream(device)
-        working.wait_event(event)
-        for tensor in (batch.images, batch.labels):
-            tensor.record_stream(working)  # else its memory is given to the next copy too early
-        return batch
 
-    with contextlib.closing(batches):
-        while True:
-            with torch.cuda.stream(copies):  # on which pictures are decoded, too
-                batch = next(batches, None)
-                sent = None if batch is None else (batch.to(device), copies.record_event())
-            if ahead is not None:
-                yield arrived()
-            if sent is None:
-                return
-            ahead = sent
+def _await(batch: Batch, event: Any, device: torch.device) -> None:
+    """Has this thread's stream wait for a batch that another one brings."""
+    working = torch.cuda.current_stream(device)
+    working.wait_event(event)
+    for tensor in (batch.images, batch.labels):
+        tensor.record_stream(working)  # else its memory is given to the next copy too early

@@ -1,8 +1,9 @@
 """The order of samples: a pure function of (seed, epoch, index), whoever reads it.
 
 An epoch is the shards in random order, cut into windows of a few shards; inside a window the
-edit groups come in random order, each whole. Only the windows that a batch touches are laid out,
-so a position deep in an epoch costs the same as the first.
+edit groups come in random order, each whole. Only the groups of the windows that a batch touches
+are shuffled, and only the rows that are asked for laid out, so a position deep in an epoch costs
+the same as the first, and a rank's share no more than its own rows.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,8 +42,8 @@ class SampleOrder:
         window: int = 16,
         last_batch: Literal["drop", "pad"] = "drop",
     ) -> None:
+        self._shards = shards
         self._samples = np.array([shard.samples for shard in shards], dtype=np.int64)
-        self._groups = [tuple(shard.groups) for shard in shards]
         self._seed, self._window = seed, window
         self.batch_size = batch_size
         self._total = int(self._samples.sum())
@@ -62,13 +63,18 @@ class SampleOrder:
 
     def batch(self, step: int) -> Places:
         """The (batch_size, 2) places of one global batch."""
+        return self.share(step, 0, self.batch_size)
+
+    def share(self, step: int, start: int, stop: int) -> Places:
+        """The (stop - start, 2) places of one global batch from row `start` up to `stop`."""
         epoch, step = divmod(step, self.steps_per_epoch)
-        start, stop = step * self.batch_size, (step + 1) * self.batch_size
-        places = self._stretch(epoch, start, min(stop, self._total))
-        while len(places) < self.batch_size:
-            missing = self.batch_size - len(places)
-            places = np.concatenate([places, self._stretch(epoch, 0, min(missing, self._total))])
-        return places
+        at, stop = step * self.batch_size + start, step * self.batch_size + stop
+        parts: list[Places] = []
+        while at < stop:  # past the end, the epoch's first items come again
+            first, count = at % self._total, min(stop - at, self._total - at % self._total)
+            parts.append(self._stretch(epoch, first, first + count))
+            at += count
+        return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
     def counts(self, steps: int) -> dict[str, float]:
         """What the first `steps` batches consumed: epochs, samples, and those of them repeated;
@@ -86,14 +92,21 @@ class SampleOrder:
         """The places of an epoch's positions from `start` up to `stop`."""
         _, ends = self._shard_order(epoch)
         first, last = np.searchsorted(ends, [start, stop - 1], side="right")
-        parts = [self._window_places(epoch, w) for w in range(int(first), int(last) + 1)]
-        before = int(ends[first - 1]) if first else 0
-        return np.concatenate(parts)[start - before : stop - before]
+        places = np.empty((stop - start, 2), np.int64)
+        for window in range(int(first), int(last) + 1):
+            before = int(ends[window - 1]) if window else 0
+            positions = np.arange(max(start, before), min(stop, int(ends[window])))
+            rows = slice(int(positions[0]) - start, int(positions[-1]) + 1 - start)
+            shards, offsets, group_ends = self._window_groups(epoch, window)
+            positions -= before
+            group = np.searchsorted(group_ends, positions, side="right")
+            places[rows, 0], places[rows, 1] = shards[group], positions + offsets[group]
+        return places
 
     def _shard_order(self, epoch: int) -> tuple[Places, Places]:
         return self._remember((epoch,), self._shuffle_shards)
 
-    def _window_places(self, epoch: int, window: int) -> Places:
+    def _window_groups(self, epoch: int, window: int) -> tuple[Places, Places, Places]:
         return self._remember((epoch, window), self._shuffle_window)
 
     def _remember(self, key: tuple[int, ...], make: Callable[..., Any]) -> Any:
@@ -110,18 +123,21 @@ class SampleOrder:
         starts = np.arange(0, len(order), self._window)
         return order, np.add.reduceat(self._samples[order], starts).cumsum()
 
-    def _shuffle_window(self, epoch: int, window: int) -> Places:
+    def _shuffle_window(self, epoch: int, window: int) -> tuple[Places, Places, Places]:
+        """A window's groups in order: their shards, what to add to a position in the window for
+        the one in the shard, and each group's last position in the window + 1.
+        """
         order, _ = self._shard_order(epoch)
-        groups: list[Places] = []
-        shards: list[int] = order[window * self._window : (window + 1) * self._window].tolist()
-        for shard in shards:
-            start = 0
-            for size in self._groups[shard]:
-                positions = np.arange(start, start + size)
-                groups.append(np.stack([np.full(size, shard), positions], axis=1))
-                start += size
-        shuffled: list[int] = self._random(epoch, window).permutation(len(groups)).tolist()
-        return np.concatenate([groups[group] for group in shuffled])
+        numbers = order[window * self._window : (window + 1) * self._window]
+        chosen: list[int] = numbers.tolist()
+        groups = [self._shards[number].groups for number in chosen]
+        sizes = np.concatenate(groups)
+        starts = np.concatenate([lengths.cumsum() - lengths for lengths in groups])
+        shards = np.repeat(numbers, [len(lengths) for lengths in groups])
+        shuffled = self._random(epoch, window).permutation(len(sizes))
+        sizes, starts = sizes[shuffled], starts[shuffled]
+        ends = np.cumsum(sizes)
+        return shards[shuffled], starts - (ends - sizes), ends
 
     def _random(self, *key: int) -> np.random.Generator:
         return np.random.Generator(np.random.Philox(np.random.SeedSequence((self._seed, *key))))

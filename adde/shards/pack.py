@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from adde.errors import UserError
-from adde.files import read_json, write_json
+from adde.files import read_json, require_writable, strangers, write_json
 from adde.metrics import Queries
 from adde.shards.catalogue import Catalogue
-from adde.shards.index import INDEX_NAME, ShardIndex
+from adde.shards.index import INDEX_NAME, MEMBERS_NAME, ShardIndex
 from adde.shards.queries import QUERIES_NAME, write_queries
 from adde.shards.summary import summarise
+from adde.shards.tar import RECEIPT
 from adde.shards.workplace import work_folder
 from adde.shards.writer import Run, Written, write_tars
 
@@ -36,7 +37,8 @@ class PackOptions:
     seed: int = 0
     """Of what is drawn: an embedded catalogue, and the order of the edit groups."""
     skip_unreadable: bool = False
-    """Leave out pictures that do not decode, and list them, instead of stopping."""
+    """Leave out rows of the table that cannot be used and pictures that do not decode, and list
+    them, instead of stopping."""
 
 
 def pack(
@@ -66,11 +68,11 @@ def pack(
         The summary, or None where `out` was packed from the same before.
 
     Raises:
-        UserError: `out` holds anything but shards, another process packs into it, or as of
-            `write_tars`.
+        UserError: `out` holds anything but shards or cannot be written, another process packs
+            into it, or as of `write_tars`.
     """
     out = out.resolve()  # the folder itself, not a link to it, is replaced
-    _refuse_strangers(out)
+    require_place(out)
     probe = _probe(catalogue)
     build = {"fingerprint": _fingerprint(catalogue, options, queries, probe)}
     if _is_built(out, build):
@@ -85,12 +87,13 @@ def pack(
         write_json(folder / SUMMARY_NAME, summary)
         write_json(folder / BUILD_NAME, build)
         written.index.write()
-        ours = {INDEX_NAME, SUMMARY_NAME, BUILD_NAME} | {s.name for s in written.index.shards}
+        ours = {INDEX_NAME, MEMBERS_NAME, SUMMARY_NAME, BUILD_NAME}
+        ours |= {shard.name for shard in written.index.shards}
         ours |= {QUERIES_NAME} if queries is not None else set()
         for entry in folder.iterdir():
-            if entry.name not in ours:
-                # Receipts, tars of a build of something else, and what workers of a build that was
-                # killed are just clearing away themselves.
+            if entry.name not in ours and not entry.name.endswith(RECEIPT):
+                # Tars of a build of something else, and what workers of a build that was killed
+                # are just clearing away themselves.
                 entry.unlink(missing_ok=True)
     return summary
 
@@ -128,19 +131,19 @@ def _of_written(queries: Queries, written: Written) -> Queries:
     return queries[np.flatnonzero(np.isin(queries.reference, rows))]
 
 
-def _refuse_strangers(out: Path) -> None:
-    """A folder of anything else is not ours to replace."""
-    if out.is_dir():
-        ours = {INDEX_NAME, SUMMARY_NAME, BUILD_NAME, QUERIES_NAME}
-        strange = [entry.name for entry in sorted(out.iterdir())]
-        strange = [name for name in strange if name not in ours and not name.endswith(".tar")]
-        if strange:
-            raise UserError(
-                f"{out}: expected a new folder or one of shards, which would be replaced, "
-                f"found {strange[0]!r} in it; name another folder"
-            )
-    elif out.exists():
+def require_place(out: Path) -> None:
+    """Refuses a folder of anything but shards, which is not ours to replace, and one that cannot be
+    written. Raises UserError.
+    """
+    known = {INDEX_NAME, MEMBERS_NAME, SUMMARY_NAME, BUILD_NAME, QUERIES_NAME}
+    if out.exists() and not out.is_dir():
         raise UserError(f"{out}: expected a folder, found a file; name another folder")
+    if strange := strangers(out, lambda name: name in known or name.endswith((".tar", RECEIPT))):
+        raise UserError(
+            f"{out}: expected a new folder or one of shards, which would be replaced, "
+            f"found {strange[0]!r} in it; name another folder"
+        )
+    require_writable(out)
 
 
 def _is_built(out: Path, build: dict[str, str]) -> bool:

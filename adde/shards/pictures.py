@@ -4,20 +4,20 @@ import io
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
 from PIL import Image
 
 from adde.errors import UserError
-from adde.preprocess import decode
-from adde.shards.jpeg import ORIENTATION
-from adde.shards.table import Table
+from adde.preprocess import decode, decoding, orientation
+from adde.shards.table import Table, plain
 
 EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 """Formats that are stored, and the extension each is stored under."""
 
-ENDINGS = ("", ".jpg", ".jpeg", ".png", ".webp", ".JPG")
+ENDINGS = ("", *(end for e in (".jpg", ".jpeg", ".png", ".webp") for end in (e, e.upper())))
 """What a cell may lack at its end to name a file; tables often say an id only."""
 
 LOOKED_AT = 200
@@ -72,19 +72,61 @@ class PictureFiles:
 
 
 def find_picture(images: Path, cell: str, endings: Iterable[str] = ENDINGS) -> Path | None:
-    """The file below `images` that a cell names, or None."""
+    """The file below `images` that a cell names, or None.
+
+    Where no file has the very name, one that looks the same will do (`adde.shards.table.plain`):
+    in other bytes of Unicode, with its ending in capitals, or below folders with Windows' sign.
+    """
+    if not cell:
+        return None
+    try:
+        for name in (cell, _ending_swapped(cell), cell.replace("\\", "/")):
+            for ending in endings:
+                if os.path.isfile(path := _below(images, name + ending)):  # noqa: PTH113
+                    return Path(path)
+        return _look_alike(images, cell.replace("\\", "/"), endings)
+    except (ValueError, OSError):  # a NUL in the cell, a name longer than any file's
+        return None
+
+
+def _below(images: Path, name: str) -> str:
+    """The path of a name in a folder; "" where it leads out of it."""
     root = images.absolute()
     # As text: `..` is taken away, while a link in the folder may lead where it likes.
-    path = os.path.normpath(root / cell)
-    if not cell or not path.startswith(os.path.normpath(root) + os.sep):
+    path = os.path.normpath(root / name)
+    return path if path.startswith(os.path.normpath(root) + os.sep) else ""
+
+
+def _ending_swapped(cell: str) -> str:
+    stem, ending = os.path.splitext(cell)  # noqa: PTH122
+    return stem + ending.swapcase()
+
+
+def _look_alike(images: Path, name: str, endings: Iterable[str]) -> Path | None:
+    """The file whose path looks the same, folder by folder."""
+    if not (path := _below(images, name)):
         return None
-    for ending in endings:
-        try:
-            if os.path.isfile(path + ending):  # noqa: PTH113
-                return Path(path + ending)
-        except ValueError:  # a NUL in the cell
+    *folders, last = Path(path).relative_to(os.path.normpath(images.absolute())).parts
+    folder = images
+    for part in folders:
+        if not (folder / part).is_dir():
+            part = _odd_names(folder, folder.stat().st_mtime_ns).get(plain(part), part)
+        folder = folder / part
+        if not folder.is_dir():
             return None
+    odd = _odd_names(folder, folder.stat().st_mtime_ns)
+    for alike in (plain(last + ending) for ending in endings):
+        if (found := folder / odd.get(alike, alike)).is_file():
+            return found
     return None
+
+
+@lru_cache(maxsize=1024)
+def _odd_names(folder: Path, changed: int) -> dict[str, str]:
+    """Names in a folder, by their plain form where that is another; `changed` is the folder's."""
+    with os.scandir(folder) as entries:
+        names = (entry.name for entry in entries)
+        return {alike: name for name in names if (alike := plain(name)) != name}
 
 
 def choose_image_column(table: Table, images: Path, asked: str | None) -> str:
@@ -136,15 +178,16 @@ def store(content: bytes, name: str, size: int) -> tuple[bytes, str]:
         UserError: the picture does not decode; see `adde.preprocess.decode`.
     """
     image = decode(content, name, size)
-    if (extension := _as_it_is(content, size)) is not None:
-        return content, extension
-    scale = size / min(image.size)
-    if scale < 1:
-        width, height = (round(side * scale) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
-    return buffer.getvalue(), "jpg"
+    with decoding(name):
+        if (extension := _as_it_is(content, size)) is not None:
+            return content, extension
+        scale = size / min(image.size)
+        if scale < 1:
+            width, height = (round(side * scale) for side in image.size)
+            image = image.resize((width, height), Image.Resampling.BICUBIC)
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+        return buffer.getvalue(), "jpg"
 
 
 def _as_it_is(content: bytes, size: int) -> str | None:
@@ -154,7 +197,7 @@ def _as_it_is(content: bytes, size: int) -> str | None:
         image.mode == "RGB"
         and not image.has_transparency_data
         and min(image.size) <= size
-        and image.getexif().get(ORIENTATION, 1) == 1
+        and orientation(image) == 1
         and getattr(image, "n_frames", 1) == 1
     )
     return EXTENSIONS.get(image.format or "") if plain else None

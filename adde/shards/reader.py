@@ -43,7 +43,8 @@ class ShardReader:
                 packed, or are not the labels of this schema; names shard and position. Or the
                 shard cannot be fetched.
         """
-        image_at, image_bytes, json_at, json_bytes, expected = shard.members[position]
+        row = shard.members[position].tolist()
+        image_at, image_bytes, json_at, json_bytes, expected, _ = row
         where = f"{self._root}/{shard.name}, sample {position}"
         picture = self._bytes(shard, image_at, image_bytes, where)
         content = self._bytes(shard, json_at, json_bytes, where)
@@ -56,7 +57,7 @@ class ShardReader:
             record = json.loads(content)
             labels = self._schema.encode(record["labels"])
             return Sample(record["item_id"], picture, labels, where)
-        except (UserError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except Exception as error:
             raise UserError(
                 f"{where}: expected JSON with item_id and labels of the schema, found: {error}; "
                 "build the shards again"

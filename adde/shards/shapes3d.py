@@ -17,7 +17,7 @@ import numpy.typing as npt
 from PIL import Image
 from tqdm import tqdm
 
-from adde.errors import UserError
+from adde.errors import UserError, foreign
 from adde.files import atomic_path
 from adde.schema import Attribute, Schema
 from adde.shards.catalogue import Items
@@ -40,7 +40,8 @@ class Pixels:
     def read(self) -> tuple[bytes, str]:
         """The picture as PNG."""
         buffer = io.BytesIO()
-        Image.fromarray(_mapped(self.array)[self.row]).save(buffer, "PNG")
+        with foreign(f"{self.array}, row {self.row}", "the pixels of a picture"):
+            Image.fromarray(_mapped(self.array)[self.row]).save(buffer, "PNG")
         return buffer.getvalue(), "png"
 
     def stamp(self) -> str:
@@ -77,17 +78,14 @@ def read_shapes3d(path: Path, val_share: float, test_share: float) -> Items:
         raise UserError("3dshapes: expected h5py; pip install 'adde[train]'") from None
     if not path.is_file():
         raise UserError(f"3dshapes: expected a file, found none at {path}")
-    try:
-        with h5py.File(path) as file:
-            images, factors = file["images"], np.asarray(file["labels"], dtype=np.float64)
-            if images.ndim != 4 or images.dtype != np.uint8 or factors.shape[1:] != (6,):
-                raise UserError(
-                    f"{path}: expected images (N, side, side, 3) uint8 and labels (N, 6), found "
-                    f"{images.shape} {images.dtype} and {factors.shape}"
-                )
-            array = _unpack(path, images)
-    except (OSError, KeyError) as error:
-        raise UserError(f"{path}: expected 3dshapes.h5, found: {error}") from None
+    with foreign(path, "3dshapes.h5"), h5py.File(path) as file:
+        images, factors = file["images"], np.asarray(file["labels"], dtype=np.float64)
+        if images.ndim != 4 or images.dtype != np.uint8 or factors.shape != (len(images), 6):
+            raise UserError(
+                f"{path}: expected images (N, side, side, 3) uint8 and labels (N, 6), found "
+                f"{images.shape} {images.dtype} and {factors.shape}"
+            )
+        array = _unpack(path, images)
     columns = [np.unique(column, return_inverse=True) for column in factors.T]
     schema = Schema(
         tuple(

@@ -9,19 +9,27 @@ from adde.shards.order import Places, SampleOrder
 
 @dataclass(frozen=True)
 class RankShare:
-    """The micro-batches of one rank: number m is part of global batch m // accumulation."""
+    """The micro-batches of one rank: number m is part of global batch m // accumulation.
+
+    They follow one another in the global batch, ranks inside a micro-batch; `whole`, a rank's
+    micro-batches inside its share.
+    """
 
     order: SampleOrder
     rank: int
     ranks: int
     accumulation: int
+    whole: bool = False
 
     def __call__(self, micro_batch: int) -> Places:
-        """Micro-batches follow one another in the global batch, ranks inside a micro-batch."""
+        """Places of this rank's micro-batch."""
         step, part = divmod(micro_batch, self.accumulation)
         size = self.order.batch_size // (self.accumulation * self.ranks)
-        start = (part * self.ranks + self.rank) * size
-        return self.order.batch(step)[start : start + size]
+        if self.whole:
+            start = (self.rank * self.accumulation + part) * size
+        else:
+            start = (part * self.ranks + self.rank) * size
+        return self.order.share(step, start, start + size)
 
 
 @dataclass(frozen=True)

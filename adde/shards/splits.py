@@ -1,7 +1,9 @@
 """Which split an item is in: by a column, or by a hash that stays as the catalogue grows."""
 
 import hashlib
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Collection, Sequence
 
 from adde.errors import UserError
 from adde.shards.index import SPLITS
@@ -10,29 +12,98 @@ from adde.shards.table import Table
 SPLIT_WORDS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
+    **dict.fromkeys(("test", "testing", "query", "gallery"), "test"),
 }
-"""What a split column may say, in any case."""
+"""What a split column may say, in any case, also with "set" behind. Query and gallery are the two
+halves that retrieval benchmarks have of their test items."""
+
+SPLIT_NAMES = {"split", "splits", "partition", "subset", "fold", "folds", "evaluation"}
+"""A column with one of these words in its name says where items go."""
+
+NAME_WORDS = {"train", "training", "test", "testing", "val", "validation"}
+"""So does one whose name is of these and FILLING alone, such as is_train."""
+
+FILLING = {"is", "in", "or", "set", "data"}
 
 
-def find_split_column(table: Table) -> str | None:
-    """The first column that holds split words only, at least two different ones; or None."""
-    for name, cells in table.columns.items():
-        words = {cell.lower() for cell in set(cells)}
-        if words <= set(SPLIT_WORDS) and len({SPLIT_WORDS[word] for word in words}) > 1:
-            return name
-    return None
+def split_of(cell: str) -> str | None:
+    """The split that a cell says, or None."""
+    return SPLIT_WORDS.get(re.sub(r"[\s_-]*set$", "", cell.lower()))
+
+
+def find_split_columns(table: Table) -> list[str]:
+    """Columns most of whose filled cells are split words, of at least two splits."""
+    return [name for name, cells in table.columns.items() if _says_splits(cells)]
+
+
+def named_as_split(table: Table) -> list[str]:
+    """Columns of several values whose names say that they hold splits."""
+    return [
+        name
+        for name, cells in table.columns.items()
+        if _is_split_name(words(name)) and len(set(cells) - {""}) > 1
+    ]
+
+
+def words(name: str) -> list[str]:
+    """The words of a column's name: isTrain and is_train have the same two."""
+    return re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
+
+
+def find_split_column(table: Table, asked: Collection[str] = ()) -> str | None:
+    """The column that says where items go; None where none looks as if it did.
+
+    Args:
+        table: N rows.
+        asked: attributes that were asked for, whatever their names.
+
+    Raises:
+        UserError: several do, or one by its name alone: items would be trained on that are meant
+            for the test.
+    """
+    found = [name for name in find_split_columns(table) if name not in asked]
+    if len(found) > 1:
+        raise UserError(
+            f"{table.path}: expected one column of splits, found {found}; name one with "
+            "--split-column"
+        )
+    named = [name for name in named_as_split(table) if name not in asked]
+    if not found and named:
+        cells = Counter(filter(None, table.column(named[0])))
+        raise UserError(
+            f"{table.path}: column {named[0]!r} looks like splits, expected train, val or test in "
+            f"it, found {', '.join(repr(cell) for cell, _ in cells.most_common(5))}; write those "
+            "words there, name another column with --split-column, or rename this one if it means "
+            "something else"
+        )
+    return found[0] if found else None
+
+
+def with_splits(table: Table, column: str, skip: bool = False) -> Table:
+    """The rows whose split a column says.
+
+    Raises:
+        UserError: others are not to be left out; names them.
+    """
+    cells = table.column(column)
+    wrong = {cell for cell in set(cells) if split_of(cell) is None}
+    return table.checked(
+        lambda row: (
+            f"expected train, val or test in column {column!r}, found {cells[row] or 'none'!r}"
+            if cells[row] in wrong
+            else None
+        ),
+        skip,
+    )
 
 
 def splits_of_column(table: Table, column: str) -> tuple[str, ...]:
     """Each row's split as a column says it. Raises UserError at any other word."""
-    cells = table.column(column)
-    for cell, place in zip(cells, table.places):
-        if cell.lower() not in SPLIT_WORDS:
-            raise UserError(
-                f"{place}: expected train, val or test in column {column!r}, found {cell!r}"
-            )
-    return tuple(SPLIT_WORDS[cell.lower()] for cell in cells)
+    splits = {cell: split_of(cell) for cell in set(table.column(column))}
+    found = tuple(split for cell in table.column(column) if (split := splits[cell]))
+    if len(found) < len(table):
+        with_splits(table, column)
+    return found
 
 
 def splits_by_hash(keys: Sequence[str], val_share: float, test_share: float) -> tuple[str, ...]:
@@ -51,6 +122,19 @@ def require_items(splits: Sequence[str], val_share: float, test_share: float, so
                 f"{source}: expected items in split {split!r}, found none of {len(splits)}; "
                 f"add some{away}"
             )
+
+
+def _says_splits(cells: Sequence[str]) -> bool:
+    counts = Counter(cells)
+    del counts[""]
+    found = {cell: split for cell in counts if (split := split_of(cell))}
+    said = sum(counts[cell] for cell in found)
+    return len(set(found.values())) > 1 and 2 * said >= counts.total()
+
+
+def _is_split_name(name: list[str]) -> bool:
+    of_words = NAME_WORDS.intersection(name) and set(name) <= NAME_WORDS | FILLING
+    return bool(of_words or SPLIT_NAMES.intersection(name))
 
 
 def _split_of(key: str, val_share: float, test_share: float) -> str:

@@ -9,6 +9,7 @@ indicator of -1, 0 and 1, and the one-hot labels asked for. The queries are kept
 Names of attributes and values are not part of them: a `schema.json` beside them may give those.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -18,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adde.errors import UserError
-from adde.files import read_json
+from adde.files import open_text, read_json
 from adde.metrics import Queries
 from adde.schema import UNKNOWN, Attribute, Labels, Schema
 from adde.shards.catalogue import Items
@@ -92,7 +93,8 @@ def _schema(root: Path) -> Schema:
     """The attributes of attr_num.txt, by the names of schema.json where there is one."""
     path = root / "attr_num.txt"
     words = " ".join(_lines(path)).translate(str.maketrans("[],", "   ")).split()
-    if not words or not all(word.isdigit() for word in words):
+    # Not isdigit: ² is a digit, and no number; a number of any length is more than memory holds.
+    if not words or not all(re.fullmatch("[0-9]{1,6}", word) for word in words):
         raise UserError(f"{path}: expected the number of values of each attribute, found {words}")
     sizes = tuple(map(int, words))
     if (named := root / "schema.json").exists():
@@ -109,19 +111,13 @@ def _schema(root: Path) -> Schema:
 
 
 def _lines(path: Path) -> list[str]:
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line]
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: expected UTF-8, found: {error}") from None
+    with open_text(path) as file:
+        return [line.strip() for line in file if line.strip()]
 
 
 def _blocks(path: Path, width: int) -> Iterator[tuple[int, Numbers]]:
     """First line number (from 1) and rows (B, width) of each block of a file of numbers."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    with path.open(encoding="utf-8") as file:
+    with open_text(path) as file:
         first = 1
         while lines := list(islice(file, BLOCK)):
             where = f"{path}, lines {first} to {first + len(lines) - 1}"

@@ -1,20 +1,74 @@
 """Tables of text cells from CSV and Parquet files."""
 
-import csv
-import importlib
+import unicodedata
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TextIO, overload
+from typing import overload
 
 from adde.errors import UserError, did_you_mean
+from adde.shards.delimited import read_records
+from adde.shards.parquet import ParquetTable, as_texts, table_files
 
-SEPARATORS = ",;\t|"
-"""The one that the header of a CSV file holds most of separates its cells."""
+__all__ = ["Cells", "Faults", "Places", "Table", "as_texts", "plain", "read_table"]
 
 SHARED = 10_000
 """Distinct cells of a column up to which equal ones are held once."""
+
+NAMED = 20
+"""Rows that a message about several names."""
+
+DELIMITED = (".csv", ".tsv", ".tab", ".txt")
+PARQUET = (".parquet", ".pq")
+
+UNSEEN = dict.fromkeys(map(ord, "\u200b\u200e\u200f\u2060\u00ad\ufeff"))
+SPACES = dict.fromkeys(map(ord, "\u00a0\u2007\u2009\u202f"), " ")
+
+
+def plain(text: str) -> str:
+    """Text in the one form that all have which look the same: composed, without unseen marks.
+
+    A name that a Mac has unpacked holds u and two dots where a table holds ü; web pages leave
+    spaces that do not break, and of no width.
+    """
+    text = text.strip()
+    if text.isascii():
+        return text
+    return unicodedata.normalize("NFC", text.translate(UNSEEN | SPACES)).strip()
+
+
+class Faults:
+    """Rows that cannot be used: how many, and the first of them in words."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._count = 0
+        self._first: list[str] = []
+
+    def add(self, place: str, fault: str) -> None:
+        """Counts one."""
+        self._count += 1
+        if self._count <= NAMED:
+            self._first.append(f"{place}: {fault}")
+
+    def settle(self, skip: bool) -> tuple[str, ...]:
+        """What to tell of rows that are left out; none where there are none.
+
+        Raises:
+            UserError: they are not to be left out; names the first.
+        """
+        if not self._count:
+            return ()
+        rest = self._count - len(self._first)
+        lines = "\n  ".join(self._first + [f"and {rest} more"] * (rest > 0))
+        if skip:
+            return (
+                f"{self._count} rows of {self._path} cannot be used and are left out:\n  {lines}",
+            )
+        what = lines if self._count == 1 else f"{self._count} rows cannot be used:\n  {lines}\n"
+        gap = "; " if self._count == 1 else ""
+        raise UserError(f"{what}{gap}correct them, or leave them out with --skip-unreadable")
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +92,10 @@ class Places(Sequence[str]):
             return Places(self.path, self.unit, self.numbers[index])
         return f"{self.path}, {self.unit} {self.numbers[index]}"
 
+    def take(self, rows: Sequence[int]) -> "Places":
+        """Those of some rows."""
+        return replace(self, numbers=array("q", (self.numbers[row] for row in rows)))
+
 
 @dataclass(frozen=True, eq=False)
 class Table:
@@ -45,8 +103,10 @@ class Table:
 
     path: Path
     columns: Mapping[str, Sequence[str]]
-    places: Sequence[str]
+    places: Places
     """File and line (CSV) or row (Parquet) of each row, for messages."""
+    notices: tuple[str, ...] = field(default=())
+    """What was left out, for the person who reads the summary."""
 
     def __len__(self) -> int:
         return len(self.places)
@@ -57,25 +117,43 @@ class Table:
             raise UserError(f"{self.path}: no column {name!r}; {did_you_mean(name, self.columns)}")
         return self.columns[name]
 
-    def rows_by_id(self, name: str) -> dict[str, int]:
-        """The row of each item id of a column, in order.
+    def checked(self, fault_of: Callable[[int], str | None], skip: bool = False) -> "Table":
+        """The rows of which `fault_of` says nothing.
 
         Raises:
-            UserError: there is no such column, an id is missing, or there twice; names the places.
+            UserError: others are not to be left out; names them.
         """
-        rows: dict[str, int] = {}
-        for row, item_id in enumerate(self.column(name)):
-            if not item_id:
-                place = self.places[row]
-                raise UserError(f"{place}: expected an item id in column {name!r}, found none")
-            if item_id in rows:
-                raise UserError(
-                    f"{self.places[row]}: expected an item id of its own in column {name!r}, found "
-                    f"{item_id!r} as in {self.places[rows[item_id]]}; name a column of unique ids "
-                    "with --id-column"
+        faults, rows = Faults(self.path), array("q")
+        for row in range(len(self)):
+            if fault := fault_of(row):
+                faults.add(self.places[row], fault)
+            else:
+                rows.append(row)
+        notices = self.notices + faults.settle(skip)
+        if len(rows) == len(self):
+            return self
+        columns = {n: tuple(cells[row] for row in rows) for n, cells in self.columns.items()}
+        return Table(self.path, columns, self.places.take(rows), notices)
+
+    def with_ids(self, name: str, skip: bool = False) -> "Table":
+        """The rows that have an item id of their own in a column; of several the first.
+
+        Raises:
+            UserError: there is no such column, or others are not to be left out; names them.
+        """
+        cells, rows = self.column(name), dict[str, int]()
+
+        def fault(row: int) -> str | None:
+            if not cells[row]:
+                return f"expected an item id in column {name!r}, found none"
+            if (before := rows.setdefault(cells[row], row)) != row:
+                return (
+                    f"expected an item id of its own in column {name!r}, found {cells[row]!r} as "
+                    f"in {self.places[before]} (--id-column names a column of unique ids)"
                 )
-            rows[item_id] = row
-        return rows
+            return None
+
+        return self.checked(fault, skip)
 
 
 class Cells:
@@ -86,8 +164,8 @@ class Cells:
         self._known: dict[str, str] | None = {}
 
     def append(self, cell: str) -> None:
-        """Adds a cell, stripped."""
-        cell = cell.strip()
+        """Adds a cell, stripped and in its plain form."""
+        cell = plain(cell)
         if self._known is not None:
             cell = self._known.setdefault(cell, cell)
             if len(self._known) > SHARED:
@@ -95,109 +173,94 @@ class Cells:
         self.cells.append(cell)
 
 
-def read_table(path: Path) -> Table:
-    """Reads a table by the ending of its name, .csv or .parquet.
+def read_table(path: Path, skip_unreadable: bool = False) -> Table:
+    """Reads a table by the ending of its name: CSV and its relatives, or Parquet.
+
+    Args:
+        path: a file; or a folder of Parquet files, as Spark and pandas write large tables.
+        skip_unreadable: leave out rows that cannot be read instead of raising.
 
     Raises:
-        UserError: no such file, another ending, not UTF-8, a row of another length than the
+        UserError: no such file, another ending, not UTF-8, rows of another length than the
             header, a column name that repeats, or a Parquet file that cannot be read.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: expected a CSV or Parquet file, found none")
-    readers = {".csv": _read_csv, ".tsv": _read_csv, ".parquet": _read_parquet}
-    if path.suffix.lower() not in readers:
+    if not table_files(path):
+        found = "a folder without any .parquet" if path.is_dir() else "none"
+        raise UserError(f"{path}: expected a CSV or Parquet file, found {found}")
+    if path.is_dir() or path.suffix.lower() in PARQUET:
+        return _read_parquet(path)
+    if path.suffix.lower() in DELIMITED:
+        return _read_delimited(path, skip_unreadable)
+    raise UserError(
+        f"{path}: expected a table whose name ends in .csv or .parquet, found another; save a "
+        "spreadsheet as CSV in UTF-8, unpack what is packed"
+    )
+
+
+def _read_delimited(path: Path, skip: bool) -> Table:
+    records = read_records(path)
+    header = next(records, None)
+    if header is None or header.fault:
+        found = header.fault if header else "none"
         raise UserError(
-            f"{path}: expected a table whose name ends in .csv or .parquet, found another"
+            f"{path}, line 1: expected a header with the names of columns, found {found}"
         )
-    return readers[path.suffix.lower()](path)
+    if any("\0" in cell for cell in header.cells):
+        raise UserError(
+            f"{path}, line {header.first}: expected the names of columns, found bytes of value 0, "
+            "as in UTF-16 without its mark; save it as UTF-8"
+        )
+    names = _column_names(path, header.cells)
+    columns = [Cells() for _ in names]
+    lines, faults = array("q"), Faults(path)
+    for record in records:
+        fault = record.fault and f"expected CSV, found: {record.fault}"
+        found = len(record.cells)
+        # Cells beyond the header that are empty are a spreadsheet's, not a comma too many.
+        if not fault and (found < len(names) or any(map(str.strip, record.cells[len(names) :]))):
+            fault = f"expected {len(names)} cells as in the header, found {found}"
+        if record.cells == header.cells:  # of tables that were put one behind the other
+            fault = "expected a row, found the header once more"
+        if fault:
+            several = record.last > record.first
+            at = f"lines {record.first} to {record.last}" if several else f"line {record.first}"
+            faults.add(f"{path}, {at}", fault)
+            continue
+        lines.append(record.first)
+        for column, cell in zip(columns, record.cells):
+            column.append(cell)
+    notices = faults.settle(skip)
+    contents = {
+        name: tuple(column.cells)
+        for name, column, said in zip(names, columns, header.cells)
+        # A column without a name and without a cell is the edge of a sheet.
+        if said.strip() or any(column.cells)
+    }
+    return Table(path, contents, Places(path, "line", lines), notices)
 
 
-def _read_csv(path: Path) -> Table:
-    # Line by line: the text of a large table would be held beside its cells.
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        try:
-            separator = max(SEPARATORS, key=file.readline().count)  # ties: the comma, the first
-            file.seek(0)
-            return _read_rows(path, file, separator)
-        except UnicodeDecodeError:
-            raise UserError(_not_utf8(path)) from None
-
-
-def _read_rows(path: Path, file: TextIO, separator: str) -> Table:
-    # strict: a quote left open would otherwise swallow the rest of the file in silence.
-    reader = csv.reader(file, delimiter=separator, strict=True)
-    lines = array("q")
-    try:
-        names = _column_names(path, next(reader, list[str]()))
-        columns = [Cells() for _ in names]
-        for cells in reader:
-            if not any(cells):
-                continue  # a blank line
-            if len(cells) != len(names):
-                raise UserError(
-                    f"{path}, line {reader.line_num}: expected {len(names)} cells as in the "
-                    f"header, found {len(cells)}"
-                )
-            lines.append(reader.line_num)
-            for column, cell in zip(columns, cells):
-                column.append(cell)
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: expected CSV, found: {error}") from None
-    contents = [tuple(column.cells) for column in columns]
-    return Table(path, dict(zip(names, contents)), Places(path, "line", lines))
-
-
-def _not_utf8(path: Path) -> str:
-    """Names the first line of a text file that is not UTF-8, and the byte."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                line.decode()
-            except UnicodeDecodeError as error:
-                byte = f"{line[error.start]:#04x}"
-                return f"{path}, line {number}: expected UTF-8, found byte {byte}; save it as UTF-8"
-    return f"{path}: expected UTF-8"
-
-
-def _column_names(path: Path, header: list[str]) -> list[str]:
+def _column_names(path: Path, header: Sequence[str]) -> list[str]:
     """Stripped names; an unnamed column (the index that pandas writes) is named by its number."""
-    names = [cell.strip() or f"column {number}" for number, cell in enumerate(header, 1)]
-    if not names:
-        raise UserError(f"{path}, line 1: expected a header with the names of columns, found none")
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"{path}: expected each column's name once, found {name!r} twice")
+    names = [plain(cell) or f"column {number}" for number, cell in enumerate(header, 1)]
+    if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        where = "; ".join(
+            f"{name!r} {'twice' if names.count(name) == 2 else f'{names.count(name)} times'} "
+            f"(columns {', '.join(str(n) for n, other in enumerate(names, 1) if other == name)})"
+            for name in repeated[:NAMED]
+        )
+        raise UserError(f"{path}: expected each column's name once, found {where}; rename them")
     return names
 
 
 def _read_parquet(path: Path) -> Table:
-    # Imported here: only tables need it, and the base install has none. It carries no types.
-    arrow: Any = importlib.import_module("pyarrow")
-    parquet: Any = importlib.import_module("pyarrow.parquet")
-    try:
-        schema = parquet.read_schema(path)
-        # Lists, structs and raw bytes are neither names nor labels.
-        plain: dict[str, str] = {
-            field.name: name
-            for field, name in zip(schema, _column_names(path, list(schema.names)))
-            if not arrow.types.is_nested(field.type) and "binary" not in str(field.type)
-        }
-        columns = {name: Cells() for name in plain.values()}
-        rows = 0
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(columns=list(plain)):
-                rows += batch.num_rows
-                for raw, name in plain.items():
-                    for cell in as_texts(batch.column(raw).to_pylist()):
-                        columns[name].append(cell)
-    except (arrow.ArrowException, OSError) as error:
-        raise UserError(f"{path}: expected a Parquet file, found: {error}") from None
-    contents = {name: tuple(column.cells) for name, column in columns.items()}
+    table = ParquetTable(path)
+    named = dict(zip(table.names, _column_names(path, table.names)))
+    columns = {name: Cells() for name in table.plain}
+    rows = 0
+    for batch in table.batches():
+        for name, cells in batch.items():
+            for cell in cells:
+                columns[name].append(cell)
+        rows += max(map(len, batch.values()), default=0)
+    contents = {named[name]: tuple(column.cells) for name, column in columns.items()}
     return Table(path, contents, Places(path, "row", range(1, rows + 1)))
-
-
-def as_texts(cells: Iterable[Any]) -> Iterator[str]:
-    """Cells of any plain type as text, "" where one is missing."""
-    for cell in cells:
-        missing = cell is None or cell != cell  # NaN differs from itself
-        yield "" if missing else str(cell)

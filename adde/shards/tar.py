@@ -15,14 +15,14 @@ import json
 import os
 import tarfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from adde.errors import UserError
 from adde.files import atomic_path, read_json, sha256_of_file, write_json
 from adde.shards.catalogue import Source
-from adde.shards.index import Shard, checksum
+from adde.shards.index import Shard, checksum, member_rows
 
 LISTED = 20
 """Unreadable pictures that an error names; no more are looked for."""
@@ -96,7 +96,8 @@ def write_shard(job: ShardJob) -> Packed:
     shard = _shard(job, path, kept) if kept else None
     packed = Packed(shard, kept, unreadable, pictures.hex())
     if job.skip_unreadable or not unreadable:
-        write_json(receipt, {"job": digest, **asdict(packed)}, indent=None)
+        written = {**vars(packed), "shard": shard and shard.with_members()}
+        write_json(receipt, {"job": digest, **written}, indent=None)
     return packed
 
 
@@ -129,10 +130,10 @@ def _finished(job: ShardJob, digest: str, receipt: Path) -> Packed | None:
         if content.pop("job") != digest:
             return None
         shard = content.pop("shard")
-        packed = Packed(Shard(**shard) if shard else None, **content)
+        packed = Packed(Shard.from_json(shard) if shard else None, **content)
         if packed.shard and (job.folder / job.name).stat().st_size != packed.shard.bytes:
             return None
-    except (UserError, OSError, KeyError, TypeError, AttributeError):
+    except (UserError, OSError, KeyError, TypeError, AttributeError, ValueError, OverflowError):
         return None  # none, or cut short: made again
     return packed if job.skip_unreadable or not packed.unreadable else None
 
@@ -144,10 +145,9 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def _shard(job: ShardJob, path: Path, kept: Sequence[int]) -> Shard:
-    sha256 = sha256_of_file(path)
-    sizes = kept_sizes(job.groups, kept)
-    size = path.stat().st_size
-    return Shard(path.name, job.split, len(kept), size, sha256, sizes, _members(path))
+    rows = member_rows(kept_sizes(job.groups, kept), _places(path))
+    size, sha256 = path.stat().st_size, sha256_of_file(path)
+    return Shard(path.name, job.split, len(kept), size, sha256, rows)
 
 
 def kept_sizes(groups: Sequence[int], kept: Sequence[int]) -> list[int]:
@@ -161,7 +161,7 @@ def kept_sizes(groups: Sequence[int], kept: Sequence[int]) -> list[int]:
     return [size for size in sizes if size]
 
 
-def _members(path: Path) -> list[list[int]]:
+def _places(path: Path) -> list[list[int]]:
     """Offset and size of each sample's picture and JSON, and the checksum of both, read back from
     the finished tar.
     """

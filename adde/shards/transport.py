@@ -94,4 +94,4 @@ def status_of(error: Exception) -> int | None:
     if isinstance(response, dict):
         return cast("dict[str, Any]", response).get("ResponseMetadata", {}).get("HTTPStatusCode")
     status: Any = getattr(error, "status", None) or getattr(error, "code", None)
-    return int(status) if str(status).isdigit() else None
+    return int(status) if str(status).isdecimal() else None

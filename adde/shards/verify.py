@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
-from adde.errors import UserError
+from adde.errors import UserError, reason
 from adde.files import sha256_of_file
 from adde.preprocess import decode
 from adde.schema import Schema
@@ -104,14 +105,16 @@ def check_shard(check: ShardCheck) -> Found:
         _differ(found, "split", SPLITS, shard.split)
     _compare(found, "bytes", shard.bytes, path.stat().st_size)
     _compare(found, "sha256", shard.sha256, sha256_of_file(path))
-    _compare(found, "sum of groups", shard.samples, sum(shard.groups))
     _compare(found, "members in the index", shard.samples, len(shard.members))
+    numbers = np.repeat(np.arange(len(shard.groups)), shard.groups)
+    if not np.array_equal(numbers, shard.members["group"]):
+        _differ(found, "groups", "numbers that count up from 0", "others")
     wrong: list[str] = []
     try:
         for position, sample in enumerate(_samples(path)):
             wrong += _compare_sample(check, position, sample, found)
-    except (tarfile.TarError, OSError, UserError) as error:
-        _differ(found, "content", "a tar of pictures and their JSON", str(error))
+    except Exception as error:  # tarfile tries what decompressors say of it, too
+        _differ(found, "content", "a tar of pictures and their JSON", reason(error))
     _compare(found, "samples", shard.samples, len(found.keys))
     found.differences.extend(wrong[:NAMED])
     if len(wrong) > NAMED:
@@ -169,11 +172,11 @@ def _compare_sample(
     found.keys.append(sample.key)
     where = f"{check.shard.name}, sample {position} ({sample.key})"
     for listed in check.shard.members[position : position + 1]:
-        if list(listed) != sample.place:
-            yield f"{where}: expected place and crc32 {listed}, found {sample.place}"
+        if (place := list(listed.tolist())[:5]) != sample.place:
+            yield f"{where}: expected place and crc32 {place}, found {sample.place}"
     try:
         found.item_ids.append(_item_id(sample.record, check.schema))
-    except (UserError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except Exception as error:
         yield f"{where}: expected JSON with item_id and labels of the schema, found: {error}"
     if check.decode:
         try:

@@ -9,26 +9,31 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from adde.errors import UserError
-from adde.files import atomic_path
+from adde.files import put_in_place, sync_files, workplace
+from adde.shards.index import INDEX_NAME
 from adde.shards.tar import RECEIPT
 
 
 @contextmanager
 def work_folder(out: Path) -> Generator[Path, None, None]:
-    """Yields a folder beside `out` that takes its place when the body is done.
+    """Yields a folder beside `out` that takes its place when the body is done, or one within it
+    where it cannot be renamed.
 
     Where the body is not done, or its process is killed, the folder stays with the shards that
     are finished (those with a receipt), and the next body finds them; with none it is removed.
+    In `out` nobody needs receipts, and they are deleted.
 
     Raises:
         UserError: another process is at work on the same `out`.
     """
-    folder = out.with_name(f".{out.name}.partial")
+    folder = workplace(out, "partial")
     lock = _locked(folder, out)
     try:
         yield folder
-        with atomic_path(out) as temporary:
-            folder.rename(temporary)
+        sync_files(folder)
+        put_in_place(folder, out, INDEX_NAME)
+        for receipt in out.glob(f"*{RECEIPT}"):
+            receipt.unlink(missing_ok=True)
     except BaseException:
         _keep_finished(folder)
         raise

@@ -33,7 +33,7 @@ EDIT_WEIGHTS = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 3.25, 3.5, 4.0, 5.0, 6.0, 8.0)
 USUAL = {"epsilon": 0.03, "edit_weight": 2.0}
 """Where there is no query to choose by."""
 
-SCORES = 1 << 21, 1 << 22
+SCORES = 1 << 21, 1 << 23
 """Queries x gallery items that temperatures and epsilon, and the weight, are compared on."""
 LEAST = 200
 """Queries that they are compared on however large the gallery is."""

@@ -16,8 +16,8 @@ import pydantic
 import tomli_w
 import tyro
 
-from adde.errors import UserError, did_you_mean
-from adde.files import write_text
+from adde.errors import UserError, did_you_mean, foreign
+from adde.files import read_text, write_text
 from adde.model.settings import ModelSettings
 
 if sys.version_info >= (3, 11):
@@ -336,6 +336,12 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Config, bool]:
     return config, known.resume
 
 
+def of_run(settings: dict[str, Any]) -> Config:
+    """The configuration that a run wrote down, with what runs did before a setting was there."""
+    model = {"fit": "crop", "presence": False, **settings.get("model", {})}
+    return pydantic.TypeAdapter(Config).validate_python({**settings, "model": model})
+
+
 def write_config(config: Config, run: Path) -> None:
     """Writes the complete configuration as `run`/config.toml."""
     write_text(run / CONFIG_NAME, tomli_w.dumps(_without_none(config.to_json())))
@@ -365,15 +371,16 @@ def first_difference(mine: dict[str, Any], theirs: dict[str, Any]) -> str | None
 
 
 def read_recipe(path: Path) -> Config:
-    """A TOML recipe, checked; settings it leaves out have their defaults."""
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such recipe") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: expected TOML, found: {error}") from None
+    """A TOML recipe, checked; settings it leaves out have their defaults, in a run's own
+    config.toml those of `of_run`.
+    """
+    text = read_text(path)
+    with foreign(path, "TOML"):
+        content = tomllib.loads(text)
     _refuse_unknown(content, Config, str(path), "")
     try:
+        if path.name == CONFIG_NAME:
+            return of_run(content)
         return pydantic.TypeAdapter(Config).validate_python(content)
     except pydantic.ValidationError as error:
         first = error.errors()[0]

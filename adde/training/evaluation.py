@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -204,6 +204,17 @@ def attribute_accuracy(encoded: Encoded, schema: Schema) -> dict[str, float]:
     return {"accuracy": accuracy["mean"], **of_each}
 
 
+def queries_of(labels: Labels) -> metrics.Queries:
+    """`metrics.manipulation_queries`, remembered: a split is evaluated again and again."""
+    return _queries_of(labels.tobytes(), labels.shape[1])
+
+
+@lru_cache(maxsize=2)
+def _queries_of(content: bytes, attributes: int) -> metrics.Queries:
+    labels = np.frombuffer(content, np.int64).reshape(-1, attributes)
+    return metrics.manipulation_queries(labels)
+
+
 def retrieval(
     model: ADDE, encoded: Encoded, device: torch.device, most: int = 0
 ) -> dict[str, float]:
@@ -215,7 +226,7 @@ def retrieval(
         device: ranks the gallery.
         most: see `metrics.Queries.spread`.
     """
-    queries = metrics.manipulation_queries(encoded.labels).spread(most)
+    queries = queries_of(encoded.labels).spread(most)
     mine = queries[rank() :: world_size()]
     ranked = metrics.rank_edits(
         mine,
@@ -243,7 +254,7 @@ def picture_rows(
     those it had before the edit.
     """
     schema, labels = model.schema, encoded.labels
-    queries = metrics.manipulation_queries(labels)
+    queries = queries_of(labels)
     if not len(queries) or not rows:
         return []
     some = queries[np.unique(np.linspace(0, len(queries) - 1, rows).astype(np.int64))]

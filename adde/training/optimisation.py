@@ -1,7 +1,8 @@
 """Learning rate, optimiser and averaged weights."""
 
+import fnmatch
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +26,16 @@ def learning_rate(schedule: Schedule, step: int, steps: int, steps_per_epoch: in
 
 
 def build_optimizer(settings: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
-    """Over the parameters that are trained now; only weight matrices and kernels decay."""
+    """Over the parameters that are trained now; only weight matrices and kernels decay, without
+    those that a part of the model names in timm's `no_weight_decay()`, such as positions.
+    """
     trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    decayed = {n for n, p in trained if p.ndim > 1 and not n.endswith("bias") and "memory" not in n}
+    spared = _without_decay(model, [n for n, _ in trained])
+    decayed = {
+        n
+        for n, p in trained
+        if p.ndim > 1 and not n.endswith("bias") and "memory" not in n and n not in spared
+    }
     groups: list[dict[str, Any]] = [
         {"params": [p for n, p in trained if n in decayed], "weight_decay": settings.weight_decay},
         {"params": [p for n, p in trained if n not in decayed], "weight_decay": 0.0},
@@ -35,6 +43,17 @@ def build_optimizer(settings: Optimizer, model: nn.Module) -> torch.optim.Optimi
     if settings.name == "sgd":
         return torch.optim.SGD(groups, lr=0.0, momentum=0.9)
     return torch.optim.AdamW(groups, lr=0.0, fused=True)
+
+
+def _without_decay(model: nn.Module, names: list[str]) -> set[str]:
+    """Those of `names` that a part of the model spares; by pattern, such as `pos_embed.*`, too."""
+    return {
+        name
+        for prefix, part in model.named_modules()
+        if hasattr(part, "no_weight_decay")
+        for pattern in cast("set[str]", cast(Any, part).no_weight_decay())
+        for name in fnmatch.filter(names, f"{prefix}.{pattern}".lstrip("."))
+    }
 
 
 class Averages:

@@ -111,6 +111,41 @@ def require_device(environment: Mapping[str, str] = os.environ) -> None:
         )
 
 
+def require_split(index: ShardIndex, split: str) -> None:
+    """Refuses shards without a split. Raises UserError that says how to go on."""
+    if split not in index.splits:
+        raise UserError(f"{index.root}: expected a split {split!r}, {_ways(index, split)}")
+
+
+def say_what_will_fail(index: ShardIndex, environment: Mapping[str, str] = os.environ) -> None:
+    """Prints what would come out only after the training, or look like a hang at its start."""
+    if "test" not in index.splits:
+        print(
+            f"warning: {index.root}: there is no test split, so that train/evaluate.py and "
+            f"export/to_onnx.py will be refused; {_ways(index, 'test')}"
+        )
+    backend = environment.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
+    if backend != "no":
+        print(
+            f"warning: Accelerate compiles the model with {backend} (dynamo_backend of its "
+            "default_config.yaml, which `accelerate env` shows, or --dynamo_backend): the first "
+            "steps of each stage may take minutes; accelerate launch --dynamo_backend no does "
+            "without"
+        )
+
+
+def _ways(index: ShardIndex, split: str) -> str:
+    """How to go on with shards that lack a split."""
+    there = [f"--split {name}" for name in index.splits if name != "train"]
+    return (
+        f"found {' and '.join(index.splits) or 'none'}; go on with "
+        f"{' or '.join([*there, '--shards'])}, which names shards of the same attributes that have "
+        f"one. shards/build.py makes it with --{split}-share 0.1, or from a table whose column of "
+        "splits says so; items that a run was trained on tell nothing of others, so train on the "
+        "new shards"
+    )
+
+
 def preflight(config: Config, index: ShardIndex, device: torch.device) -> Preflight:
     """Compares all ranks and measures what lies between them; on all ranks.
 

@@ -19,9 +19,8 @@ from adde.files import this_process
 from adde.model import ADDE
 from adde.schema import Schema
 from adde.shards.batches import Batches
-from adde.shards.index import ShardIndex
 from adde.shards.jpeg import is_plain
-from adde.shards.loader import Batch, BatchStream
+from adde.shards.loader import Batch, BatchStream, join
 from adde.shards.order import SampleOrder
 from adde.shards.resize import load_for_training
 from adde.shards.shares import RankShare
@@ -47,10 +46,16 @@ from adde.training.heartbeat import Heartbeat
 from adde.training.meter import Meter
 from adde.training.objectives import Objective
 from adde.training.pieces import Piece, shares
-from adde.training.preflight import preflight, require_room, require_shared
+from adde.training.preflight import (
+    preflight,
+    require_room,
+    require_shared,
+    require_split,
+    say_what_will_fail,
+)
 from adde.training.profiling import Profile, part
 from adde.training.report import write_report
-from adde.training.run_folder import open_folder, say_what_is_left
+from adde.training.run_folder import open_folder, open_shards, say_what_is_left
 from adde.training.saving import Saver
 from adde.training.stopping import StopSignals, exit_status
 from adde.training.strategies import Replicated, home_of_whole, open_accelerator, open_strategy
@@ -87,8 +92,9 @@ class Run:
     def _open(self, config: Config, resume: bool) -> None:
         """What may fail on one rank alone, with the others waiting for it."""
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
-        self.index = ShardIndex.read(config.data.shards)
-        self.index.split("val")
+        self.index = open_shards(config, flag="--data.shards")
+        for split in ("train", "val"):
+            require_split(self.index, split)
         looked = preflight(config, self.index, self.device)
         self.order = SampleOrder(
             self.index.split("train"),
@@ -120,6 +126,7 @@ class Run:
         start: dict[str, object] = {}
         if self.main:
             start = looked.write(config.run, checkpoint.position.step if checkpoint else 0)
+            say_what_will_fail(self.index)
         if checkpoint is not None:
             self._restore(checkpoint)
         self._evaluator = Evaluator(
@@ -178,16 +185,16 @@ class Run:
 
     @property
     def loads(self) -> int:
-        """Batches that a rank loads for a step: cached embeddings are cut up later."""
+        """Batches that a rank takes for a step: of cached embeddings its whole share."""
         return 1 if self.config.data.cached else self.config.data.accumulation
 
     def steps(self) -> Iterator[int]:
         """The stage's steps still to do, under a progress bar."""
         start = self.position.stage_step
-        first = self.position.step * self.loads
-        numbers = range(first, first + (self.total_steps - start) * self.loads)
-        share = RankShare(self.order, rank(), world_size(), self.loads)
         data = self.config.data
+        first, steps = self.position.step, self.total_steps - start
+        parts = data.accumulation
+        share = RankShare(self.order, rank(), world_size(), parts, whole=data.cached)
         batches = Batches(
             self.index,
             "train",
@@ -197,9 +204,16 @@ class Run:
             load_for_training,
             is_plain if data.decode == "device" else None,
         )
-        self._numbers = iter(numbers)
+        self._numbers = iter(range(first * self.loads, (first + steps) * self.loads))
+        # A whole share comes in micro-batches, too: none is in memory but the one that is used.
         self._stream = BatchStream(
-            batches, numbers, data.workers, self.device, data.timeout, rank()
+            batches,
+            range(first * parts, (first + steps) * parts),
+            data.workers,
+            self.device,
+            data.timeout,
+            rank(),
+            together=parts // self.loads,
         )
         self.meter.restart()
         with tqdm(
@@ -225,7 +239,7 @@ class Run:
         started = time.perf_counter()
         assert self._stream is not None
         self._heartbeat.say("loading a batch", self.position.step)
-        batch = next(self._stream)
+        batch = join(self._stream, self.config.data.accumulation // self.loads)
         self._heartbeat.say("training", self.position.step)
         self.meter.waited += time.perf_counter() - started
         self._faults.report(batch.faults, self.position.step)

@@ -22,8 +22,8 @@ from typing import Any, Literal
 
 import pydantic
 
-from adde.errors import UserError
-from adde.files import write_json
+from adde.errors import UserError, foreign
+from adde.files import read_text, write_json
 from adde.training.config import parse
 from adde.training.tracking import LOG_NAME, read_log
 
@@ -113,13 +113,11 @@ def read_sweep(path: Path) -> Sweep:
     """
     import yaml  # an extra
 
+    text = read_text(path)
+    with foreign(path, "YAML"):
+        content = yaml.safe_load(text)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
         sweep = Sweep.model_validate(content)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such sweep file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: expected YAML, found: {error}") from None
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])

@@ -71,7 +71,7 @@ def nodes(environment: Mapping[str, str]) -> int:
     for name in ("SLURM_JOB_NUM_NODES", "SLURM_NNODES", "PET_NNODES", "GROUP_WORLD_SIZE"):
         # Elastic jobs say "least:most".
         if found := environment.get(name, "").rpartition(":")[2]:
-            if not found.isdigit():
+            if not found.isdecimal():
                 raise UserError(f"{name}: expected a number of nodes, found {found!r}")
             return int(found)
     return 1

@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 def first_items(index, count):
     """The index with a test split of so many items."""
     (shard,) = index.split("test")
-    short = replace(shard, samples=count, members=shard.members[:count], groups=[count])
+    short = replace(shard, samples=count, members=shard.members[:count])
     return replace(index, shards=(short,))
 
 

@@ -43,7 +43,7 @@ def test_a_device_that_fails_is_told_and_the_others_go_on(copy, monkeypatch, cap
             self.device = device
 
         def encode(self, images):
-            embeddings, logits = super().encode(images)
+            embeddings, logits, _ = super().encode(images)
             if self.device == "cuda":
                 embeddings[-1, -1, -1] = np.inf
             return embeddings, logits

@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 import torch
 
-from adde.bundle import Bundle
+from adde.bundle import Bundle, Golden
 from adde.errors import UserError
 from adde.exporting import export, graphs, parity
 from adde.exporting.check import check_bundle
@@ -89,7 +89,7 @@ def test_golden_vectors_are_real_pictures_seen_by_torch(tiny_bundle, tiny_model,
     assert len(golden.images) == 4
     assert all(any(np.array_equal(image, other) for other in stored) for image in golden.images)
     with torch.no_grad():
-        embeddings, logits = tiny_model.encode(torch.from_numpy(golden.images))
+        embeddings, logits, _ = tiny_model.encode(torch.from_numpy(golden.images))
         edited = tiny_model.edit(embeddings, torch.from_numpy(golden.indicator)).flatten(1)
     np.testing.assert_allclose(golden.embeddings, embeddings, atol=1e-6)
     np.testing.assert_allclose(golden.logits, logits, atol=1e-6)
@@ -107,14 +107,26 @@ def test_graphs_are_plain_onnx_without_paths_of_the_machine(tiny_bundle):
         assert b"graphs.py" not in content
 
 
+def test_a_volume_is_filled(tmp_path, tiny_model, tiny_shards, tiny_bundle):
+    out = tmp_path / "volume"
+    (out / "lost+found").mkdir(parents=True)  # as on a disk of its own, which cannot be renamed
+    export.export_bundle(tiny_model, ShardIndex.read(tiny_shards), out, None, {"run": "x"})
+    assert {p.name for p in out.iterdir()} == {
+        "lost+found",
+        *(p.name for p in tiny_bundle.iterdir()),
+    }
+    assert list(tmp_path.iterdir()) == [out]
+
+
 class Noisy(Session):
     """onnxruntime whose embeddings are off by 1 %."""
 
     def encode(self, images):
-        embeddings, logits = super().encode(images)
+        found = super().encode(images)
         rng = np.random.default_rng(0)
-        noise = 0.01 * np.abs(embeddings).max()
-        return embeddings + noise * rng.standard_normal(embeddings.shape, np.float32), logits
+        noise = 0.01 * np.abs(found.embeddings).max()
+        noise = noise * rng.standard_normal(found.embeddings.shape, np.float32)
+        return found._replace(embeddings=found.embeddings + noise)
 
 
 def test_a_failed_gate_leaves_what_was_there(
@@ -128,7 +140,7 @@ def test_a_failed_gate_leaves_what_was_there(
         r"\((embeddings|query) at batch \d+\); identical top-30: .*found \d"
     )
     with pytest.raises(UserError, match=message):
-        export.export_bundle(tiny_model, ShardIndex.read(tiny_shards), out, None, {})
+        export.export_bundle(tiny_model, ShardIndex.read(tiny_shards), out, None, {}, None)
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert "parity at batch 64: embeddings" in capsys.readouterr().out
@@ -159,7 +171,7 @@ def test_nothing_but_a_bundle_is_replaced(
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UserError, match=message):
         export.export_bundle(
-            tiny_model, ShardIndex.read(tiny_shards), Path(out), None, {"run": "x"}
+            tiny_model, ShardIndex.read(tiny_shards), Path(out), None, {"run": "x"}, None
         )
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -169,7 +181,7 @@ def test_weights_too_large_for_a_graph_lie_beside_it_and_are_vouched_for(
 ):
     monkeypatch.setattr(graphs, "LARGE", 1000)  # bytes; the memory has fewer
     out = tmp_path / "made"
-    export.export_bundle(tiny_model, ShardIndex.read(tiny_shards), out, None, {})
+    export.export_bundle(tiny_model, ShardIndex.read(tiny_shards), out, None, {}, None)
     data, inside = out / "encoder.onnx.data", tiny_bundle / "encoder.onnx"
     assert not (out / "memory.onnx.data").exists()
     assert data.stat().st_size > 10_000
@@ -205,7 +217,7 @@ def test_shards_of_another_schema_are_refused_before_work(tmp_path, tiny_model, 
         index.root, "other", Schema((Attribute("colour", ("red", "teal")),)), index.shards
     )
     with pytest.raises(UserError, match=r"the checkpoint and .* have different schemas"):
-        export.export_bundle(tiny_model, other, tmp_path / "b", None, {})
+        export.export_bundle(tiny_model, other, tmp_path / "b", None, {}, None)
     assert not (tmp_path / "b").exists()
 
 
@@ -214,7 +226,20 @@ def test_an_empty_test_split_is_refused(tmp_path, tiny_model, tiny_shards):
     rest = tuple(shard for shard in index.shards if shard.split != "test")
     index = ShardIndex(index.root, "tiny", index.schema, rest)
     with pytest.raises(UserError, match="expected shards of split 'test', found none"):
-        export.export_bundle(tiny_model, index, tmp_path / "b", None, {})
+        export.export_bundle(tiny_model, index, tmp_path / "b", None, {}, None)
+
+
+@pytest.mark.slow
+def test_the_validation_split_proves_it_as_well(monkeypatch, tmp_path, tiny_model, tiny_shards):
+    monkeypatch.setattr(parity, "BATCHES", (1, 7))
+    index = ShardIndex.read(tiny_shards)
+    rest = tuple(shard for shard in index.shards if shard.split != "test")
+    index = ShardIndex(index.root, "tiny", index.schema, rest)
+    bundle = export.export_bundle(tiny_model, index, tmp_path / "b", None, {}, split="val")
+    assert bundle.details["parity"]["split"] == "val"
+    held = [tiny_model.preprocess.load(sample.picture) for sample in iterate(index, "val")]
+    golden = Golden.read(bundle.path / "golden.npz").images
+    assert all(any(np.array_equal(one, other) for other in held) for one in golden)
 
 
 def test_a_nan_does_not_pass_the_gate():
@@ -254,7 +279,7 @@ def test_random_edits_take_away_the_seen_value():
 
 def test_the_preprocessing_is_the_backbones(tiny_bundle):
     # test_resnet says 0.5 where the usual ImageNet values stand: a default would be noticed.
-    assert Bundle.read(tiny_bundle).preprocess == Preprocess(32, (0.5,) * 3, (0.5,) * 3)
+    assert Bundle.read(tiny_bundle).preprocess == Preprocess(32, (0.5,) * 3, (0.5,) * 3, "pad")
 
 
 class Crowded:

@@ -34,7 +34,7 @@ def index(tiny_shards):
 
 
 def export(model, index, out, precision, allow_drop=100.0):
-    return export_bundle(model, index, out, None, {"run": "tiny"}, precision, allow_drop)
+    return export_bundle(model, index, out, None, {"run": "tiny"}, None, precision, allow_drop)
 
 
 @pytest.mark.parametrize(("precision", "kind"), [("fp16", 10), ("int8", 3)])
@@ -49,8 +49,8 @@ def test_a_bundle_of_fewer_bits(tiny_model, tiny_bundle, index, tmp_path, precis
     images = np.stack([tiny_model.preprocess.load(s.picture) for s in iterate(index, "test")])
     whole, found = Session(Bundle.read(tiny_bundle)), Session(bundle)
     for batch in (1, 3, 24):
-        expected, _ = whole.encode(images[:batch])
-        embeddings, logits = found.encode(images[:batch])
+        expected, _, _ = whole.encode(images[:batch])
+        embeddings, logits, _ = found.encode(images[:batch])
         assert embeddings.dtype == logits.dtype == np.float32
         error = np.abs(embeddings - expected).max() / np.abs(expected).max()
         assert 0 < error < {"fp16": 0.01, "int8": 0.2}[precision]
@@ -116,7 +116,7 @@ def test_the_gate_of_fp16_is_float16_arithmetic_where_cuda_can_be_had(
 def test_numbers_beyond_float16_leave_nothing(tiny_model, index, tmp_path, monkeypatch):
     class Overflowing(Session):
         def encode(self, images):
-            embeddings, logits = super().encode(images)
+            embeddings, logits, _ = super().encode(images)
             embeddings[0, 0, 0] = np.nan
             return embeddings, logits
 

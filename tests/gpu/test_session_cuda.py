@@ -50,7 +50,7 @@ def larger(tiny_model, index, tmp_path_factory):
     @functools.cache
     def make(precision):
         out = tmp_path_factory.mktemp("bundles") / precision
-        return export_bundle(model, index, out, None, {}, precision, allow_drop=100.0)
+        return export_bundle(model, index, out, None, {}, None, precision, allow_drop=100.0)
 
     return make
 
@@ -58,7 +58,7 @@ def larger(tiny_model, index, tmp_path_factory):
 def test_it_runs_on_the_device_and_gives_the_golden_vectors(bundle, session):
     assert session.providers[0] == "CUDAExecutionProvider"
     golden = bundle.golden()
-    embeddings, logits = session.encode(golden.images)
+    embeddings, logits, _ = session.encode(golden.images)
     np.testing.assert_allclose(embeddings, golden.embeddings, rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(logits, golden.logits, rtol=1e-3, atol=1e-3)
     query = session.edit(embeddings, golden.indicator)
@@ -70,7 +70,7 @@ def test_batches_of_all_sizes_from_several_threads_equal_the_cpu(bundle, session
     expected = Session(bundle).encode(images)[0]
     parts = [slice(at, at + size) for at in (0, 1, 7) for size in (*BUCKETS, 3, 33, 100)]
     with ThreadPoolExecutor(4) as pool:
-        for part, (found, _) in zip(parts, pool.map(lambda p: session.encode(images[p]), parts)):
+        for part, (found, *_) in zip(parts, pool.map(lambda p: session.encode(images[p]), parts)):
             np.testing.assert_allclose(found, expected[part], rtol=1e-3, atol=1e-3)
 
 
@@ -108,7 +108,7 @@ def test_fp16_whose_numbers_leave_its_range_is_refused(tiny_model, index, tmp_pa
         model.heads.first.weight.mul_(1e4)
         model.heads.second.weight.mul_(1e3)
     with pytest.raises(UserError, match="expected finite embeddings"):
-        export_bundle(model, index, tmp_path / "b", None, {}, "fp16", allow_drop=100.0)
+        export_bundle(model, index, tmp_path / "b", None, {}, None, "fp16", allow_drop=100.0)
 
 
 @pytest.mark.parametrize(("precision", "allowed"), [("fp32", 1e-3), ("fp16", 0.02)])
@@ -124,7 +124,7 @@ def test_tensorrt_takes_the_bundle_and_gives_the_golden_vectors(
     golden = bundle.golden()
     for size in (1, 3, 65):
         rows = np.arange(size) % len(golden.images)
-        embeddings, logits = session.encode(golden.images[rows])
+        embeddings, logits, _ = session.encode(golden.images[rows])
         assert relative_error(golden.embeddings[rows], embeddings) < allowed
         assert relative_error(golden.logits[rows], logits) < allowed
         query = session.edit(embeddings, golden.indicator[rows])

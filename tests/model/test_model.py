@@ -5,6 +5,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from adde.errors import UserError
 from adde.model import ADDE, ModelSettings, multi_hot
@@ -92,6 +93,50 @@ def test_an_unknown_backbone_is_named_with_its_neighbours():
         ADDE(ModelSettings(backbone="resnet81"), SCHEMA)
 
 
+@pytest.mark.parametrize(
+    ("backbone", "size", "options", "message"),
+    [
+        (
+            "test_vit",
+            65,
+            {},
+            r"^model\.image_size: 'test_vit', made for pictures of 160 px, cannot encode one of 65"
+            r" px: .*; set model\.image_size to 160, or in model\.backbone_options .*img_size = 65",
+        ),
+        ("swin_s3_tiny_224", 32, {}, "made for pictures of 224 px, .* of 32 px"),
+        ("test_resnet", 32, {"features_only": True}, "cannot encode one of 32 px"),
+        ("test_resnet", 160, {"in_chans": 1}, r"^model\.backbone_options: 'test_resnet', made for"),
+        ("test_resnet", 32, {"block": "x"}, "'test_resnet' does not take .*'block': 'x'"),
+        ("test_resnet", 32, {"colour": 1}, "'test_resnet' does not take .*'colour'"),
+    ],
+)
+def test_what_timm_raises_is_a_message_with_the_setting(backbone, size, options, message):
+    settings = ModelSettings(
+        backbone=backbone, image_size=size, width=2, hidden=2, backbone_options=options
+    )
+    with pytest.raises(UserError, match=message):
+        ADDE(settings, SCHEMA)
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pth", "w.bin"])
+@pytest.mark.parametrize("content", [b"", b"nonsense" * 99, b"PK\3\4" + bytes(99)])
+def test_a_file_that_holds_no_weights_is_told(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    settings = ModelSettings(backbone="test_resnet", image_size=32, weights=tmp_path / name)
+    with pytest.raises(UserError, match=rf"{name}: expected weights of 'test_resnet', found: "):
+        ADDE(settings, SCHEMA)
+
+
+def test_weights_of_other_widths_are_told(tmp_path):
+    state = {k: torch.zeros(3) for k in timm.create_model("test_resnet").state_dict()}
+    save_file(state, tmp_path / "w.safetensors")
+    settings = ModelSettings(backbone="test_resnet", weights=tmp_path / "w.safetensors")
+    with pytest.raises(
+        UserError, match=r"expected weights of 'test_resnet', .*size mismatch.* \.\.\.$"
+    ):
+        ADDE(settings, SCHEMA)
+
+
 def test_weights_come_from_a_file(tmp_path):
     source = timm.create_model("test_resnet", num_classes=10)
     save_file(source.state_dict(), tmp_path / "w.safetensors")
@@ -101,6 +146,89 @@ def test_weights_come_from_a_file(tmp_path):
     model = ADDE(settings, SCHEMA)
     key = "layer1.0.conv1.weight"
     assert torch.equal(model.backbone.state_dict()[key], source.state_dict()[key])
+
+
+def loaded(backbone, path, image_size, **options):
+    settings = ModelSettings(
+        backbone=backbone, image_size=image_size, width=4, hidden=4, weights=path,
+        backbone_options=options,
+    )  # fmt: skip
+    return ADDE(settings, SCHEMA).backbone.eval()
+
+
+def test_a_vits_weights_are_resized_to_the_recipes_image_size(tmp_path):
+    source = timm.create_model("test_vit", num_classes=10, img_size=160).eval()
+    nn.init.normal_(source.pos_embed)
+    save_file(source.state_dict(), tmp_path / "w.safetensors")
+    places = source.pos_embed.shape[1] - 1
+    for size in (160, 96, 224):
+        found = loaded("test_vit", tmp_path / "w.safetensors", size)
+        assert found.pos_embed.shape[1] == places * size**2 // 160**2 + 1
+        assert torch.equal(found.blocks[0].mlp.fc1.weight, source.blocks[0].mlp.fc1.weight)
+        # The token of no place stays, and a mean over places about does.
+        assert torch.equal(found.pos_embed[:, 0], source.pos_embed[:, 0])
+        means = [model.pos_embed[:, 1:].mean(1) for model in (found, source)]
+        torch.testing.assert_close(*means, atol=0.15, rtol=0)
+        assert found(torch.zeros(1, 3, size, size)).shape == (1, source.num_features)
+
+
+def as_openclip(state):
+    """A ViT of timm's under the names that OpenCLIP's checkpoints have, with its text tower."""
+    named = {
+        "visual.class_embedding": state["cls_token"][0, 0],
+        "token_embedding.weight": torch.ones(2),
+    }
+    named["visual.positional_embedding"] = state["pos_embed"][0]
+    named["visual.conv1.weight"] = state["patch_embed.proj.weight"]
+    for name, value in state.items():
+        part, _, kind = name.rpartition(".")
+        if part in ("norm_pre", "norm"):
+            named[f"visual.ln_{'pre' if part == 'norm_pre' else 'post'}.{kind}"] = value
+        if name.startswith("blocks."):
+            name = name.replace("blocks.", "visual.transformer.resblocks.").replace("norm", "ln_")
+            name = name.replace("fc1", "c_fc").replace("fc2", "c_proj")
+            name = name.replace("attn.proj", "attn.out_proj").replace("attn.qkv.", "attn.in_proj_")
+            named[name] = value
+    return named
+
+
+def test_original_names_of_openclip_and_dinov2_load(tmp_path):
+    options = {"embed_dim": 32, "depth": 2, "num_heads": 2}
+    clip = timm.create_model("vit_base_patch32_clip_224", num_classes=0, **options)
+    nn.init.normal_(clip.pos_embed)
+    torch.save({"state_dict": as_openclip(clip.state_dict())}, tmp_path / "clip.pt")
+    found = loaded("vit_base_patch32_clip_224", tmp_path / "clip.pt", 224, **options)
+    for name, value in clip.state_dict().items():
+        assert torch.equal(found.state_dict()[name], value), name
+
+    dino = timm.create_model("vit_small_patch14_reg4_dinov2", num_classes=0, img_size=56, **options)
+    nn.init.normal_(dino.pos_embed)
+    state = dict(dino.state_dict())
+    state["register_tokens"] = state.pop("reg_token")
+    state["pos_embed"] = torch.cat([torch.zeros(1, 1, 32), state["pos_embed"]], 1)
+    torch.save({**state, "mask_token": torch.zeros(1, 32)}, tmp_path / "dino.pth")
+    found = loaded("vit_small_patch14_reg4_dinov2", tmp_path / "dino.pth", 56, **options)
+    for name, value in dino.state_dict().items():
+        assert torch.equal(found.state_dict()[name], value), name
+    found = loaded("vit_small_patch14_reg4_dinov2", tmp_path / "dino.pth", 112, **options)
+    assert found.pos_embed.shape == (1, 64, 32)
+
+
+def test_weights_that_do_not_fit_are_named(tmp_path):
+    source = timm.create_model("test_vit", num_classes=0)
+    names = {f"encoder.{name}": value for name, value in source.state_dict().items()}
+    save_file(names, tmp_path / "hf.safetensors")
+    with pytest.raises(UserError, match=r"hf\.safetensors: .*found none for .*OpenCLIP"):
+        loaded("test_vit", tmp_path / "hf.safetensors", 160)
+    wide = timm.create_model("test_resnet", num_classes=0, channels=[8, 16, 32, 64])
+    save_file(wide.state_dict(), tmp_path / "wide.safetensors")
+    with pytest.raises(UserError, match=r"wide.safetensors: .*: expected shape \(.*found \("):
+        loaded("test_resnet", tmp_path / "wide.safetensors", 32)
+    (tmp_path / "page.pth").write_text("<html>404</html>")
+    (tmp_path / "page.safetensors").write_text("<html>404</html>")
+    for kind in ("pth", "safetensors"):
+        with pytest.raises(UserError, match=rf"page\.{kind}: expected weights of 'test_vit'"):
+            loaded("test_vit", tmp_path / f"page.{kind}", 160)
 
 
 def test_weights_of_another_network_are_refused(tmp_path):

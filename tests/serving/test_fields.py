@@ -6,6 +6,8 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from adde.errors import UserError
@@ -54,6 +56,72 @@ def test_cells_become_what_their_column_holds(table):
     assert FieldTable(path, "sku", ("size",), SCHEMA).fields("a") == {"size": 36}
 
 
+def test_numbers_as_people_write_them(table):
+    path = table(
+        "sku;us;german;french;swiss;mixed;codes\n"
+        "a;1,045.00;1.045,90;1 045,5;1'045;12,90;0,90\n"
+        "b;12;12,90;7;-3,25;1,045.00;x\n"
+        "c;N/A;-1.234.567;;null;;1\n"
+    )
+    comma = ("german", "french", "swiss")
+    fields = FieldTable(path, "sku", (), SCHEMA, decimal_comma=comma)
+    assert fields.fields("a") == {
+        **{"us": 1045.0, "german": 1045.9, "french": 1045.5, "swiss": 1045.0},
+        **{"mixed": "12,90", "codes": "0,90"},
+    }
+    assert fields.fields("b")["swiss"] == -3.25
+    assert fields.fields("c") == {"german": -1234567.0, "codes": "1"}
+    with pytest.raises(UserError, match="no column 'germn'; did you mean 'german'"):
+        FieldTable(path, "sku", (), SCHEMA, decimal_comma=("germn",))
+
+
+def test_each_kind_is_told_and_the_cell_that_spoilt_it(table):
+    path = table(
+        "sku,price,net,sold,brand,left,year\n"
+        '1,9.50,"9,50",TRUE,acme,,2020\n'
+        '2,on sale,"8,25",false,nord,,2021\n'
+        '3,7,"7,5",,n/a,,2019\n'
+    )
+    told = FieldTable(path, "sku", (), SCHEMA).notices
+    assert told[0] == "column 'brand': unknown, as --unknown says: 'n/a' (1 rows)"
+    price, net, sold, brand, left, year = told[1:]
+    assert price.startswith("field 'price': text, 3 of 3 rows: no numbers, as 1 cells are none")
+    assert f"'on sale' ({path}, line 3)" in price
+    assert "--unknown" in price
+    assert "'9,50'" in net
+    assert "--decimal-comma net" in net
+    assert sold == "field 'sold': true or false, 2 of 3 rows"
+    assert brand == "field 'brand': text, 2 of 3 rows"
+    assert left == "field 'left': nothing, 0 of 3 rows"
+    assert year == "field 'year': whole numbers, 3 of 3 rows, 2019 to 2021"
+
+
+def test_other_words_or_commas_are_another_source(table):
+    path = table("sku,price\na,1\n")
+    ways = ({}, {"unknown": ("-",)}, {"decimal_comma": ("price",)}, {"skip_unreadable": True})
+    assert len({FieldTable(path, "sku", (), SCHEMA, **way).hash for way in ways}) == 4
+
+
+def test_rows_of_no_use_are_named_or_left_out(table):
+    path = table("sku,price\na,1\n,2\na,3\nb,4,5\nc,6\n")
+    with pytest.raises(UserError, match=r"line 5: expected 2 cells"):
+        FieldTable(path, "sku", (), SCHEMA)
+    fields = FieldTable(path, "sku", (), SCHEMA, skip_unreadable=True)
+    assert [fields.fields(item) for item in "abc"] == [{"price": 1}, {}, {"price": 6}]
+    assert "line 3" in fields.notices[1]
+    assert "line 4" in fields.notices[1]
+
+
+def test_a_folder_of_parquet_is_a_table_of_fields(tmp_path):
+    root = tmp_path / "fields"
+    root.mkdir()
+    for name, prices in (("a", [1, 2]), ("b", [2.5, None])):
+        part = pa.table({"sku": [f"{name}{n}" for n in range(2)], "price": prices})
+        pq.write_table(part, root / f"{name}.parquet")
+    fields = FieldTable(root, "sku", (), SCHEMA)
+    assert [fields.fields(i) for i in ("a1", "b0", "b1")] == [{"price": 2.0}, {"price": 2.5}, {}]
+
+
 @pytest.mark.parametrize(
     ("text", "asked", "message"),
     [
@@ -84,6 +152,7 @@ def test_the_program_stores_them(tiny_bundle, tiny_shards, bundle, table, tmp_pa
     command += ["--id-column", "sku"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert "field 'price': whole numbers, 10 of 10 rows, 10 to 19\n" in done.stdout
     assert f"fields price, brand of {path}; of the items embedded now it lacks 2\n" in done.stdout
     with closing(open_gallery(tmp_path / "g", bundle)) as gallery:
         assert gallery.get("val-000000-003").fields == {"price": 13, "brand": "acme"}

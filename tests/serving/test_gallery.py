@@ -131,6 +131,51 @@ def test_filters_know_the_catalogues_labels(empty, random_items):
     assert set(ids(found)) == {item.item_id for item in items if item.labels[0] in (0, 2)}
 
 
+TITLES = ["Bär & Söhne T-shirt", "red tea set", "T-shirt, 100 % wool", "v_w_z", '"x" OR y*']
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("BAR sohne", {0}),
+        ("shirt t", {0, 2}),
+        ("woo", {2}),  # the beginning of a word, not its end
+        ("irt", set()),
+        ("x-3 v", {3}),
+        ("w_", {2, 3}),
+        ('OR "y"', {4}),
+        ("title", set()),
+        ("wool red", set()),
+        ("%", set()),
+        ("\0 \ud800 wool", {2}),
+    ],
+)
+def test_items_are_found_by_words(empty, random_items, text, expected):
+    items = [*random_items(5, prefix="x", title=TITLES), *random_items(9, prefix="bare")]
+    empty.upsert([replace(item, labels=np.full(3, -1)) for item in items])
+    assert {int(i.removeprefix("x-")) for i in ids(empty.browse(text, {}, 20))} == expected
+
+
+def test_what_is_browsed_passes_filters_and_goes_on_in_pages(empty, random_items):
+    items = random_items(60, sold=[row % 2 == 0 for row in range(60)])
+    empty.upsert(items)
+    red = {item.item_id for item in items if item.labels[0] == 0}
+    assert {*ids(empty.browse("red", {}, 60))} == red
+    sold = {"sold": True, "colour": "red"}
+    wanted = {i for i in red if int(i.removeprefix("item-")) % 2 == 0}
+    assert {*ids(empty.browse("red", sold, 60))} == {*ids(empty.browse(" ", sold, 60))} == wanted
+    pages = [ids(empty.browse("red", {}, 4, offset)) for offset in range(0, len(red) + 4, 4)]
+    assert sorted(i for page in pages for i in page) == sorted(red)
+    # Changed and gone: what an item was before finds it no longer.
+    first = items[0]
+    empty.upsert([replace(first, labels=np.array([1, 0, 0]), fields={"title": "new"})])
+    assert ids(empty.browse("new", {}, 9)) == [first.item_id]
+    empty.delete([first.item_id])
+    assert ids(empty.browse("new", {}, 9)) == []
+    with pytest.raises(UserError, match="filters: no item has 'prise'"):
+        empty.browse("red", {"prise": 3}, 9)
+
+
 @pytest.mark.parametrize(
     ("filters", "message"),
     [
@@ -142,12 +187,14 @@ def test_filters_know_the_catalogues_labels(empty, random_items):
         ({"colour": {}}, "'colour': expected .*min.*found {}"),
         ({"colour": {"above": 3}}, "'colour': expected .*min.*above"),
         ({"colour": {"min": "3"}}, "'colour': expected .*min"),
+        ({"colour": {"min": 3}}, "'colour': .* no item has a number there but text"),
+        ({"brand": {"max": 1e9}}, "'brand': .* no item has a number there but text"),
         ({"colour": []}, "'colour': expected a value, a list of values or bounds"),
         ({"colour": [["red"]]}, "'colour': expected a value"),
     ],
 )
 def test_filters_that_are_none_are_told(empty, random_items, filters, message):
-    empty.upsert(random_items(3, price=[1, 2, 3]))
+    empty.upsert(random_items(3, price=[1, 2, 3], brand=["a", "10,90", "b"]))
     with pytest.raises(UserError, match=message):
         empty.nearest(random_items(1)[0].vector, np.ones(3, np.float32), 3, filters)
 

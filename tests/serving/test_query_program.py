@@ -134,7 +134,7 @@ def test_the_only_item_of_a_gallery_has_no_answer(query, tiny_shards, tmp_path):
     shards = shutil.copytree(tiny_shards, tmp_path / "shards")
     index = ShardIndex.read(shards)
     (shard,) = index.split("val")
-    lone = replace(shard, samples=1, groups=[1], members=shard.members[:1])
+    lone = replace(shard, samples=1, members=shard.members[:1])
     replace(index, shards=(lone,)).write()
     done = query("--gallery", shards, "--item", "val-000000-000", "--set", "colour=blue")
     assert done.returncode == 1

@@ -51,7 +51,7 @@ def test_a_table_is_packed_once(shop, rows, tmp_path):
     assert index.schema.names == ("sleeve", "colour")
     assert sum(index.count(split) for split in index.splits) == 60
     before = content(out)
-    assert set(before) == {"build.json", "index.json", "summary.json"} | {
+    assert set(before) == {"build.json", "index.json", "index.members", "summary.json"} | {
         shard.name for shard in index.shards
     }
     again = build(*words, "--workers", 1)

@@ -41,7 +41,9 @@ def test_finds_columns_and_labels(shop, rows):
 def test_columns_with_a_meaning_are_no_attributes(shop, rows):
     parts = ("train", "test", "valid", "train", "train")
     rows = [{**row, "part": parts[i % 5]} for i, row in enumerate(rows)]
-    assert read(*shop(rows), group_by="family").schema.names == ("sleeve", "colour", "part")
+    grouped = read(*shop(rows), group_by="family")
+    assert grouped.schema.names == ("sleeve", "colour")
+    assert any("'part' looks like splits too" in notice for notice in grouped.notices)
     found = read(*shop(rows), min_count=3)
     assert found.schema.names == ("sleeve", "colour", "family")
     assert found.splits[:3] == ("train", "test", "val")

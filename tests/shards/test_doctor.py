@@ -164,7 +164,7 @@ def ailing(shop, rows, tmp_path):
     at, size, *rest = shard.members[3]
     content = bytearray((index.root / shard.name).read_bytes())
     content[at : at + size] = bytes(size)
-    json_at, json_size, _ = rest
+    json_at, json_size, *_ = rest
     shard.members[3][4] = zlib.crc32(bytes(size) + content[json_at : json_at + json_size])
     (index.root / shard.name).write_bytes(content)
     index.write()

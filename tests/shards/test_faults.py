@@ -22,7 +22,7 @@ from adde.errors import UserError
 from adde.preprocess import Preprocess
 from adde.shards.batches import Batches
 from adde.shards.index import ShardIndex
-from adde.shards.loader import BatchStream
+from adde.shards.loader import BatchStream, join
 from adde.shards.order import SampleOrder
 from adde.shards.reader import ShardReader
 from adde.shards.shares import RankShare
@@ -43,7 +43,7 @@ def spoil(index, member, change, packed=False):
     Either after they were packed, or so that the index has the checksum of what stands there.
     """
     shard = index.split("train")[0]
-    image_at, image_bytes, json_at, json_bytes, _ = shard.members[3]
+    image_at, image_bytes, json_at, json_bytes, *_ = shard.members[3].tolist()
     at, size = (image_at, image_bytes) if member == "picture" else (json_at, json_bytes)
     path = index.root / shard.name
     content = bytearray(path.read_bytes())
@@ -198,6 +198,33 @@ def test_resuming_on_other_ranks_and_workers_sees_the_same_global_batches(
     parts = [ids(rank, ranks, range(stopped, 14), workers) for rank in range(ranks)]
     resumed = [[i for part in step for i in part] for step in zip(*parts)]
     assert whole[:stopped] + resumed == whole
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_share_in_micro_batches_is_the_share_in_one_piece(index, workers):
+    spoil(index, "picture", flip_last_pixel)
+    order = SampleOrder(index.split("train"), 24, seed=3)
+
+    def share(rank, parts, workers):
+        places = RankShare(order, rank, 2, parts, whole=True)
+        found = batches(index, "skip", places)
+        numbers = range(2 * parts)
+        with closing(BatchStream(found, numbers, workers, together=parts)) as stream:
+            return [join(stream, parts) for _ in range(2)]
+
+    seen = 0
+    for rank in range(2):
+        for expected, found in zip(share(rank, 1, 0), share(rank, 3, workers), strict=True):
+            assert torch.equal(found.labels, expected.labels) or found.stood_in
+            assert (found.stood_in, found.faults) == (expected.stood_in, expected.faults)
+            whole = [row for row in range(12) if row not in found.stood_in]
+            assert torch.equal(found.images[whole], expected.images[whole])
+            assert [found.item_ids[r] for r in whole] == [expected.item_ids[r] for r in whole]
+            for row in found.stood_in:  # an item of the same micro-batch
+                near = [found.item_ids[r] for r in whole if r // 4 == row // 4]
+                assert found.item_ids[row] in near
+            seen += len(found.stood_in)
+    assert seen == 1
 
 
 def test_a_stream_that_is_left_ends_its_thread(index):

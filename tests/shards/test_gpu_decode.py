@@ -1,6 +1,10 @@
 """Pictures decoded on the device, here the CPU, against those that workers decode."""
 
 import io
+import queue
+import subprocess
+import sys
+import threading
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -10,8 +14,9 @@ import torch
 from PIL import Image
 
 from adde.errors import UserError
-from adde.preprocess import Preprocess
+from adde.preprocess import Fit, Preprocess
 from adde.schema import Attribute, Schema
+from adde.shards import loader
 from adde.shards.batches import Batches, OnFault
 from adde.shards.catalogue import Items
 from adde.shards.engine import engine
@@ -76,17 +81,19 @@ def index(tmp_path_factory):
     return ShardIndex.read(out)
 
 
-def stream(index, workers, leave=None, on_fault: OnFault = "raise", device="cpu"):
+def stream(
+    index, workers, leave=None, on_fault: OnFault = "raise", device="cpu", fit: Fit = "crop"
+):
     places = StoredOrder(tuple(s.samples for s in index.split("train")), 7)
-    preprocess = Preprocess(40)
+    preprocess = Preprocess(40, fit=fit)
     batches = Batches(index, "train", preprocess, places, on_fault, load_for_training, leave)
     numbers = range(len(places))
     with closing(BatchStream(batches, numbers, workers, torch.device(device))) as found:
         return list(found)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_the_pictures_are_those_of_the_workers(index, workers):
+@pytest.mark.parametrize(("workers", "fit"), [(0, "crop"), (1, "crop"), (1, "pad"), (0, "squash")])
+def test_the_pictures_are_those_of_the_workers(index, workers, fit):
     plain = [is_plain(sample.picture) for sample in iterate(index, "train")]
     assert sum(plain) == 8  # the upright and the progressive ones
     asked = []
@@ -95,7 +102,8 @@ def test_the_pictures_are_those_of_the_workers(index, workers):
         asked.append(is_plain(content))
         return asked[-1]
 
-    expected, found = stream(index, workers), stream(index, workers, leave)
+    expected = stream(index, workers, fit=fit)
+    found = stream(index, workers, leave, fit=fit)
     if not workers:
         assert asked == plain
     for one, other in zip(expected, found, strict=True):
@@ -105,6 +113,53 @@ def test_the_pictures_are_those_of_the_workers(index, workers):
         assert apart.max() <= 3
         assert apart.float().mean() < 0.5
     assert any(not torch.equal(a.images, b.images) for a, b in zip(expected, found))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_next_batches_are_decoded_while_one_is_trained_on(index, workers, monkeypatch):
+    started, go_on = queue.Queue(), threading.Semaphore(0)
+
+    def slow(images, *_):
+        started.put(len(images))
+        assert go_on.acquire(timeout=60)
+        images[:] = 7
+
+    monkeypatch.setattr(loader, "_device_decoder", lambda: slow)
+    places = StoredOrder(tuple(s.samples for s in index.split("train")), 3)
+    batches = Batches(index, "train", Preprocess(40), places, leave=lambda content: True)
+    with closing(BatchStream(batches, range(8), workers)) as found:
+        go_on.release()
+        first = next(found)  # though the second is not decoded
+        assert started.get(timeout=60)
+        before = first.images.clone()
+        go_on.release(loader.QUEUE)
+        for _ in range(loader.QUEUE + 1):  # with nobody asking for them
+            started.get(timeout=60)
+        assert torch.equal(first.images, before)
+        go_on.release(8)
+        assert len(list(found)) == 7
+
+
+WITHOUT = """
+import sys
+sys.modules["torchcodec"] = None
+from adde.errors import UserError
+from adde.shards.loader import BatchStream
+
+class Left:
+    leaves = True
+
+try:
+    BatchStream(Left(), range(3), 0)
+except UserError as error:
+    print(error)
+"""
+
+
+def test_torchcodec_is_asked_for_where_it_decodes():
+    done = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "data.decode = 'device': expected torchcodec, which does not import here" in done.stdout
 
 
 @pytest.mark.gpu
@@ -140,4 +195,4 @@ def test_a_picture_that_does_not_decode_is_named():
     assert not is_plain(b"no picture")
     images = torch.zeros(3, 8, 8, 3, dtype=torch.uint8)
     with pytest.raises(UserError, match=r"a picture of a.tar, sample 4 and 0 more does not decode"):
-        decode_into(images, {1: whole[:-400]}, {1: "a.tar, sample 4"})
+        decode_into(images, {1: whole[:-400]}, {1: "a.tar, sample 4"}, "crop")

@@ -8,7 +8,7 @@ from hypothesis.extra.numpy import arrays
 
 from adde.schema import UNKNOWN
 from adde.shards.groups import edit_groups, has_neighbour, neighbour_in_group
-from adde.shards.index import Shard
+from adde.shards.index import Shard, member_rows
 from adde.shards.order import SampleOrder
 from adde.shards.wardrobe import wardrobe
 
@@ -102,7 +102,8 @@ def test_batches_hold_targets_of_edits():
 
     def share_with_target(groups):
         rows = np.array([row for group in groups for row in group])
-        shard = Shard("train-000000.tar", "train", len(rows), 0, "", [len(g) for g in groups], [])
+        members = member_rows([len(g) for g in groups], [[0] * 5] * len(rows))
+        shard = Shard("train-000000.tar", "train", len(rows), 0, "", members)
         order = SampleOrder([shard], batch_size=64, seed=0)
         batches = [labels[rows[order.batch(step)[:, 1]]] for step in range(20)]
         return np.mean([has_neighbour(batch).mean() for batch in batches])

@@ -220,6 +220,37 @@ def test_celeba(tmp_path):
     assert all(a == b for a, b in zip(by_person.splits[::2], by_person.splits[1::2]))
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_lists_as_editors_of_windows_save_them(tmp_path, encoding):
+    root = tmp_path / "celeba"
+    flags = itertools.cycle([(1, 1), (1, -1), (-1, 1), (-1, -1)])
+    items = [(*next(flags), (0, 0, 0, 1, 2)[number % 5], number // 2) for number in range(100)]
+    write_celeba(root, items)
+    plain = opened(f"celeba:{root}").catalogue
+    for path in root.rglob("*.txt"):
+        path.write_bytes(path.read_text().replace("\n", "\r\n").encode(encoding))
+    again = opened(f"celeba:{root}").catalogue
+    assert (again.item_ids, again.schema, again.splits) == (
+        plain.item_ids,
+        plain.schema,
+        plain.splits,
+    )
+    path = next(root.rglob("list_attr_celeba.txt"))
+    path.write_bytes(
+        path.read_bytes().decode(encoding).replace("Young", "Jünger").encode("latin-1")
+    )
+    with pytest.raises(UserError, match=r"list_attr_celeba\.txt, line 2: expected UTF-8, .*0xfc"):
+        opened(f"celeba:{root}")
+
+
+def test_an_attribute_that_all_have_is_left_out(tmp_path):
+    root = tmp_path / "celeba"
+    write_celeba(root, [(1, 1 - 2 * (n // 5 % 2), (0, 0, 0, 1, 2)[n % 5], n) for n in range(100)])
+    found = opened(f"celeba:{root}")
+    assert found.catalogue.schema.names == ("Young",)
+    assert any("'Smiling' is no attribute" in notice for notice in found.notices)
+
+
 def test_shapes3d(tmp_path):
     images, factors = write_shapes3d(tmp_path / "3dshapes.h5")
     words = ("--catalogue", f"3dshapes:{tmp_path / '3dshapes.h5'}", "--out", tmp_path / "out")
@@ -285,3 +316,20 @@ def test_saved_dataset_that_is_damaged(tmp_path):
         opened(f"hf:{folder}")
     with pytest.raises(UserError, match=r"dataset_info\.json: no such file"):
         opened(f"hf:{tmp_path}")
+
+
+@pytest.mark.parametrize("size", ["²", "9" * 5000, "-1", "3.0"])
+def test_numbers_of_values_that_are_none(tmp_path, size):
+    write_support(tmp_path, [[0, 1]], [[1, 0]], (3, 2), [])
+    (tmp_path / "attr_num.txt").write_text(f"[3, {size}]", encoding="utf-8")
+    with pytest.raises(UserError, match="expected the number of values of each attribute, found"):
+        opened(f"support:{tmp_path}")
+
+
+def test_lists_of_no_item_and_of_odd_numbers_are_refused(tmp_path):
+    write_celeba(tmp_path / "celeba", [])
+    with pytest.raises(UserError, match="expected items in split 'train', found none of 0"):
+        opened(f"celeba:{tmp_path / 'celeba'}")
+    write_deepfashion(tmp_path / "d", [("img/0.png", "²", {}, "train")])
+    with pytest.raises(UserError, match="expected a number from 1 to 2, found '²'"):
+        opened(f"deepfashion:{tmp_path / 'd'}")

@@ -4,19 +4,19 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from adde.errors import UserError
 from adde.preprocess import decode
 from adde.shards import jpeg
-from adde.shards.jpeg import ORIENTATION, decode_pixels, is_plain
+from adde.shards.jpeg import decode_pixels, is_plain
 
 
 def encoded(width, height, mode="RGB", orientation=1, **options):
     rng = np.random.default_rng(width * height)
     small = rng.integers(0, 256, (9, 9, 3)).astype(np.uint8)
     exif = Image.Exif()
-    exif[ORIENTATION] = orientation
+    exif[ExifTags.Base.Orientation] = orientation
     buffer = io.BytesIO()
     picture = Image.fromarray(small).resize((width, height)).convert(mode)
     picture.save(buffer, "JPEG", exif=exif, **options)

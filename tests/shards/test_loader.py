@@ -15,7 +15,7 @@ import torch
 from adde.preprocess import Preprocess
 from adde.shards.batches import Batches
 from adde.shards.index import ShardIndex
-from adde.shards.loader import LENT, READ_AHEAD, STOPS, BatchStream
+from adde.shards.loader import LENT, READ_AHEAD, ROOM, STOPS, BatchStream, ahead_of_each
 from adde.shards.shares import StoredOrder
 
 
@@ -55,6 +55,22 @@ def test_a_batch_at_a_time_lies_where_workers_wrote_it(batches):
     assert len(set(places)) <= slots
     span = max(places) - min(places)
     assert span == (slots - 1) * 3 * 8 * 8 * 3
+
+
+@pytest.mark.parametrize(
+    ("workers", "together", "megabytes", "expected"),
+    [
+        (2, 1, 1, READ_AHEAD),
+        (2, 32, 1, 16),  # what a step takes
+        (4, 128, 38, 27),  # 256 pictures of 224 px: 4 GB, not a step's 5
+        (8, 1, 4932, 1),  # a batch of 32,768 of them, which a worker has to put somewhere
+    ],
+)
+def test_workers_read_ahead_what_a_step_takes_within_bounds(workers, together, megabytes, expected):
+    ahead = ahead_of_each(workers, together, megabytes * 10**6)
+    assert ahead == expected
+    slots = workers * ahead + 1 + LENT
+    assert slots * megabytes * 10**6 <= max(ROOM, (workers + 1 + LENT) * megabytes * 10**6)
 
 
 def test_a_part_of_a_batch_keeps_its_memory(batches):
@@ -98,6 +114,8 @@ from adde.shards.batches import Companions
 from adde.shards.loader import BatchStream
 
 class Wide:
+    leaves = False
+
     def shape(self, number):
         return 64, 8, 8, 3
 

@@ -1,5 +1,6 @@
 """The sample order: every sample once, groups whole, the same for any number of ranks."""
 
+import itertools
 import pickle
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adde.errors import UserError
-from adde.shards.index import Shard
+from adde.shards.index import Shard, member_rows
 from adde.shards.order import SampleOrder
 from adde.shards.shares import RankShare, StoredOrder
 
@@ -20,7 +21,8 @@ groups_of_shards = st.lists(
 
 
 def shards(groups):
-    return [Shard(f"{i}.tar", "train", sum(g), 0, "", g, []) for i, g in enumerate(groups)]
+    rows = [member_rows(g, [[0] * 5] * sum(g)) for g in groups]
+    return [Shard(f"{i}.tar", "train", len(r), 0, "", r) for i, r in enumerate(rows)]
 
 
 @given(
@@ -49,6 +51,49 @@ def test_an_epoch_holds_every_sample_at_most_once_with_groups_whole(groups, batc
             assert follows or after[1] in starts[after[0]]
 
 
+def laid_out(groups, seed, window, epoch):
+    """An epoch as the module's docstring says it, group by group."""
+
+    def random(*key):
+        return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, *key))))
+
+    order = random(epoch).permutation(len(groups)).tolist()
+    places = []
+    for number, first in enumerate(range(0, len(order), window)):
+        whole = []
+        for shard in order[first : first + window]:
+            start = 0
+            for size in groups[shard]:
+                whole.append([(shard, start + n) for n in range(size)])
+                start += size
+        for group in random(epoch, number).permutation(len(whole)).tolist():
+            places += whole[group]
+    return places
+
+
+@given(
+    groups=groups_of_shards,
+    batch=st.integers(1, 40),
+    window=st.integers(1, 4),
+    seed=st.integers(0, 9),
+    parts=st.integers(1, 5),
+)
+@settings(max_examples=80, deadline=None)
+def test_every_share_is_its_rows_of_the_epoch(groups, batch, window, seed, parts):
+    order = SampleOrder(shards(groups), batch, seed, window, last_batch="pad")
+    for epoch in (0, 2):
+        expected = laid_out(groups, seed, window, epoch)
+        expected += expected * batch
+        for step in range(order.steps_per_epoch):
+            cuts = np.linspace(0, batch, parts + 1).astype(int).tolist()
+            found = []
+            for start, stop in itertools.pairwise(cuts):
+                if start < stop:
+                    share = order.share(epoch * order.steps_per_epoch + step, start, stop)
+                    found += map(tuple, share.tolist())
+            assert found == expected[step * batch : (step + 1) * batch]
+
+
 @given(groups=groups_of_shards, batch=st.integers(1, 40), seed=st.integers(0, 9))
 @settings(max_examples=60, deadline=None)
 def test_a_padded_epoch_holds_every_sample_and_repeats_what_it_says(groups, batch, seed):
@@ -73,11 +118,11 @@ LARGE = """
 import time
 from pathlib import Path
 import numpy as np
-from adde.shards.index import Shard
+from adde.shards.index import Shard, member_rows
 from adde.shards.order import SampleOrder
 
-groups = (4,) * 250
-shards = [Shard(f"{i}.tar", "train", 1000, 0, "", groups, ()) for i in range(100_000)]
+members = member_rows((4,) * 250, [[0] * 5] * 1000)
+shards = [Shard(f"{i}.tar", "train", 1000, 0, "", members) for i in range(100_000)]
 
 def kilobytes(name):  # ru_maxrss would begin with the parent's
     status = Path("/proc/self/status").read_text().splitlines()

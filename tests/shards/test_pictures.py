@@ -4,11 +4,11 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from adde.errors import UserError
 from adde.preprocess import decode
-from adde.shards.pictures import ORIENTATION, store
+from adde.shards.pictures import store
 
 RED, BLUE = (220, 30, 30), (30, 30, 220)
 
@@ -70,12 +70,14 @@ def test_first_of_several_frames():
 
 def test_stored_upright():
     exif = Image.Exif()
-    exif[ORIENTATION] = 6  # shown turned by 90 degrees clockwise: red comes to the top
+    exif[ExifTags.Base.Orientation] = (
+        6  # shown turned by 90 degrees clockwise: red comes to the top
+    )
     content = encoded(halves(), "JPEG", exif=exif)
     stored, extension = store(content, "x", 40)
     image = Image.open(io.BytesIO(stored))
     assert (extension, image.size) == ("jpg", (40, 60))
-    assert image.getexif().get(ORIENTATION, 1) == 1
+    assert image.getexif().get(ExifTags.Base.Orientation, 1) == 1
     assert near(image.getpixel((20, 5)), RED)
     assert near(image.getpixel((20, 55)), BLUE)
     np.testing.assert_allclose(np.asarray(image, int), np.asarray(decode(content), int), atol=40)

@@ -1,5 +1,6 @@
 """The index and the reader against tars read in full, and against damage."""
 
+import hashlib
 import json
 import shutil
 import tarfile
@@ -70,6 +71,54 @@ def test_written_index_reads_back(tiny_shards, copied):
     replace(index, root=copied).write()
     again = ShardIndex.read(copied)
     assert (again.schema, again.name, again.shards) == (index.schema, index.name, index.shards)
+    for one, other in zip(again.shards, index.shards):
+        assert one.members.tolist() == other.members.tolist()
+        assert one.groups.tolist() == [3] * (one.samples // 3)
+
+
+def test_an_index_of_before_is_read(tiny_shards, copied):
+    index = ShardIndex.read(tiny_shards)
+    edit_index(copied, format=2, shards=[shard.with_members() for shard in index.shards])
+    (copied / "index.members").unlink()
+    before = ShardIndex.read(copied)
+    assert before.fingerprint("train") == index.fingerprint("train")
+    for one, other in zip(iterate(before, "train"), iterate(index, "train"), strict=True):
+        assert (one.item_id, one.picture) == (other.item_id, other.picture)
+    entry = index.shards[0].with_members()
+    edit_index(copied, format=2, shards=[{**entry, "groups": [2]}])
+    with pytest.raises(UserError, match=r"index.json: expected an index of shards, found"):
+        ShardIndex.read(copied)
+
+
+def test_the_fingerprint_is_that_of_before(tiny_shards):
+    index = ShardIndex.read(tiny_shards)
+    entries = [shard.with_members() for shard in index.split("train")]
+    content = json.dumps([[entry["sha256"], entry["groups"]] for entry in entries])
+    assert index.fingerprint("train") == hashlib.sha256(content.encode()).hexdigest()
+
+
+def test_members_that_are_gone_or_of_other_shards(copied):
+    path = copied / "index.members"
+    content = path.read_bytes()
+    assert len(content) == 32 * 96
+    path.write_bytes(content[:-32])
+    with pytest.raises(UserError, match=r"index.members: expected 3072 bytes, found 3040; build"):
+        ShardIndex.read(copied)
+    path.unlink()
+    with pytest.raises(UserError, match=r"index.members: expected 3072 bytes, found no file"):
+        ShardIndex.read(copied)
+    path.write_bytes(content)
+    edit_index(copied, shards=json.loads((copied / "index.json").read_text())["shards"][1:])
+    with pytest.raises(UserError, match=r"shards of \[60\] samples in all, and 96 members"):
+        ShardIndex.read(copied)
+
+
+def test_an_index_written_over_stays_what_it_was_to_who_reads_it(copied):
+    index = ShardIndex.read(copied)
+    before = [shard.members.tolist() for shard in index.shards]
+    replace(index, shards=index.shards[::-1]).write()
+    assert [shard.members.tolist() for shard in index.shards] == before
+    assert ShardIndex.read(copied).shards == index.shards[::-1]
 
 
 def test_no_index(tmp_path):
@@ -80,9 +129,9 @@ def test_no_index(tmp_path):
 def test_damaged_index(copied):
     whole = json.loads((copied / "index.json").read_text())
     edit_index(copied, format=7)
-    with pytest.raises(UserError, match=r"index.json: expected format 2, found 7"):
+    with pytest.raises(UserError, match=r"index.json: expected format 3, found 7"):
         ShardIndex.read(copied)
-    edit_index(copied, format=2, schema_hash="abc")
+    edit_index(copied, format=3, schema_hash="abc")
     with pytest.raises(UserError, match=r"expected schema_hash .* found abc; build the shards"):
         ShardIndex.read(copied)
     (copied / "index.json").write_text('{"format": 2, "name": "tiny", "schema": null}')
@@ -132,7 +181,7 @@ def test_labels_outside_the_schema(copied):
 def test_damaged_records(copied, junk):
     index = ShardIndex.read(copied)
     (shard,) = index.split("val")
-    picture_at, picture_size, offset, size, _ = shard.members[5]
+    picture_at, picture_size, offset, size, *_ = shard.members[5].tolist()
     edit_bytes(copied, offset, junk.ljust(size))
     content = (copied / shard.name).read_bytes()
     picture = content[picture_at : picture_at + picture_size]

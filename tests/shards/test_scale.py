@@ -15,7 +15,7 @@ import json, sys
 from pathlib import Path
 
 from adde.shards.importers import open_catalogue
-from adde.shards.index import Shard
+from adde.shards.index import Shard, member_rows
 from adde.shards.pack import PackOptions, pack
 from adde.shards.tabular import TableOptions
 from adde.shards.tar import Packed
@@ -31,7 +31,8 @@ def workers(work, jobs):
             for n in range(count)
         ]
         digests = "".join(f"{job.first + n:032x}" for n in range(count))
-        shard = Shard(job.name, job.split, count, 2048 * count, "0" * 64, job.groups, members)
+        rows = member_rows(job.groups, members)
+        shard = Shard(job.name, job.split, count, 2048 * count, "0" * 64, rows)
         yield Packed(shard, list(range(count)), [], digests)
 
 opened = open_catalogue(str(root / "items.csv"), root / "p", TableOptions(id_column="id"))

@@ -23,7 +23,7 @@ import pytest
 from adde.errors import UserError
 from adde.shards.cache import Cache
 from adde.shards.download import Patience
-from adde.shards.index import Shard, ShardIndex
+from adde.shards.index import Shard, ShardIndex, member_rows
 from adde.shards.reader import ShardReader, iterate
 from adde.shards.sources import Prefetcher, Remote, locate
 
@@ -146,7 +146,7 @@ def put(server, name="a.tar", size=SIZE):
     """Puts random bytes of their own behind a name; the shard as an index would have it."""
     content = np.random.default_rng(list(name.encode())).bytes(size)
     server.files[f"/shop/{name}"] = content
-    return Shard(name, "train", 1, size, hashlib.sha256(content).hexdigest(), (), ())
+    return Shard(name, "train", 1, size, hashlib.sha256(content).hexdigest(), member_rows((), ()))
 
 
 def content_of(remote, shard):
@@ -183,8 +183,9 @@ def test_an_address_reads_as_its_folder(tiny_shards, server, tmp_path, monkeypat
         for mine, theirs in zip(iterate(here, split), iterate(there, split), strict=True):
             assert (theirs.item_id, theirs.picture) == (mine.item_id, mine.picture)
             assert theirs.where.startswith(f"{server.address}/shop/{split}-00000")
-    assert kept(there.root) == {shard.sha256 for shard in here.shards}
-    # The shards came once, the index is asked for anew.
+    members = hashlib.sha256((tiny_shards / "index.members").read_bytes()).hexdigest()
+    assert kept(there.root) == {members, *(shard.sha256 for shard in here.shards)}
+    # The shards and their members came once, the index is asked for anew.
     before = len(server.requests)
     assert len(list(iterate(ShardIndex.read(f"{server.address}/shop"), "train"))) == 60
     assert server.requests[before:] == [("/shop/index.json", 0, "")]
@@ -323,7 +324,7 @@ def test_nobody_listens(remote):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     gone = dataclasses.replace(remote, address=f"http://127.0.0.1:{port}/shop")
-    shard = Shard("a.tar", "train", 1, 9, "0" * 64, (), ())
+    shard = Shard("a.tar", "train", 1, 9, "0" * 64, member_rows((), ()))
     assert "expected 9 bytes, found ClientConnector" in failure(gone, shard)
 
 
@@ -391,7 +392,7 @@ def test_an_index_that_is_none(server, remote):
     with pytest.raises(UserError, match=r"/shop/index.json: expected JSON, found"):
         ShardIndex.read(remote.address)
     server.files["/shop/index.json"] = b'{"format": 7}'
-    with pytest.raises(UserError, match=r"/shop/index.json: expected format 2, found 7"):
+    with pytest.raises(UserError, match=r"/shop/index.json: expected format 3, found 7"):
         ShardIndex.read(remote.address)
     shard = dataclasses.replace(put(server), sha256="../../passwd")
     with pytest.raises(UserError, match=r"a.tar: expected a sha256 in the index, found '\.\./"):

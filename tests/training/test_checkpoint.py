@@ -13,7 +13,7 @@ from adde.errors import UserError
 from adde.files import this_process
 from adde.model import ADDE, ModelSettings
 from adde.schema import Attribute, Schema
-from adde.shards.index import Shard, ShardIndex
+from adde.shards.index import Shard, ShardIndex, member_rows
 from adde.training import checkpoint as checkpoints
 from adde.training.background import Background
 from adde.training.checkpoint import Position
@@ -23,7 +23,8 @@ from adde.training.saving import Saver
 from adde.training.strategies import Replicated
 
 SCHEMA = Schema((Attribute("colour", ("red", "blue")),))
-SHARD = Shard("train-000000.tar", "train", 2, 9, "0" * 64, [2], [[0, 1, 2, 3, 4]] * 2)
+MEMBERS = member_rows([2], [[0, 1, 2, 3, 4]] * 2)
+SHARD = Shard("train-000000.tar", "train", 2, 9, "0" * 64, MEMBERS)
 INDEX = ShardIndex(Path("shards"), "toy", SCHEMA, (SHARD,))
 CONFIG = Config(model=ModelSettings(backbone="test_resnet", image_size=32, width=4, hidden=4))
 

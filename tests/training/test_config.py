@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from adde.errors import UserError
-from adde.training.config import Config, first_difference, parse, read_recipe, write_config
+from adde.training.config import Config, first_difference, of_run, parse, read_recipe, write_config
 
 RECIPES = sorted((Path(__file__).parents[2] / "train" / "recipes").glob("*.toml"))
 
@@ -37,9 +37,24 @@ def test_resuming_takes_the_runs_own_configuration(tmp_path):
     assert config.margin == 0.123
 
 
+def test_a_run_of_before_crops_and_a_new_recipe_pads(tmp_path):
+    assert read_recipe(recipe(tmp_path, "[model]\nwidth = 8\n")).model.fit == "pad"
+    assert Config().model.fit == "pad"
+    write_config(Config(), tmp_path)
+    content = (tmp_path / "config.toml").read_text()
+    (tmp_path / "config.toml").write_text(content.replace('fit = "pad"\n', ""))
+    resumed, _ = parse(["--resume", "--run", str(tmp_path)])
+    assert resumed.model.fit == "crop"
+    state = Config().to_json()
+    del state["model"]["fit"]
+    assert of_run(state).model.fit == "crop"
+    assert of_run(Config().to_json()) == Config()
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("[model]\nfit = 'stretch'\n", r"model.fit: .*found 'stretch'"),
         ("[data]\nbatchsize = 3\n", r"unknown key 'data.batchsize'; did you mean 'batch_size'"),
         ("[data]\nbatch_size = 'many'\n", r"data.batch_size: .*found 'many'"),
         ("[encoder.schedule]\nkind = 'linear'\n", r"encoder.schedule.kind: .*found 'linear'"),
@@ -53,7 +68,7 @@ def test_a_wrong_recipe_is_named_with_its_key(tmp_path, text, message):
 
 
 def test_a_missing_recipe_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"none.toml: no such recipe"):
+    with pytest.raises(UserError, match=r"none.toml: no such file"):
         parse(["--recipe", str(tmp_path / "none.toml")])
 
 

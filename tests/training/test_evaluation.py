@@ -10,7 +10,8 @@ from adde import metrics
 from adde.errors import UserError
 from adde.shards.index import ShardIndex
 from adde.shards.reader import iterate
-from adde.training.evaluation import Evaluator, picture_rows, top_k
+from adde.training import evaluation
+from adde.training.evaluation import Evaluator, picture_rows, queries_of, retrieval, top_k
 
 
 @pytest.fixture
@@ -51,6 +52,27 @@ def test_what_cannot_be_read_is_left_out(damaged, tiny_shards, tiny_model, worke
     assert len(queries) > 10
     assert stored[5] not in queries
     assert queries <= set(stored)
+
+
+def test_a_splits_queries_are_found_once(tiny_shards, tiny_model, monkeypatch):
+    index, found = ShardIndex.read(tiny_shards), []
+    encoded = Evaluator(index, 7, 0, torch.device("cpu")).encode(tiny_model, "test")
+    expected = metrics.manipulation_queries(encoded.labels)
+
+    def counted(labels, queries=metrics.manipulation_queries):
+        found.append(len(labels))
+        return queries(labels)
+
+    monkeypatch.setattr(metrics, "manipulation_queries", counted)
+    evaluation._queries_of.cache_clear()
+    for _ in range(3):
+        retrieval(tiny_model, encoded, torch.device("cpu"))
+        picture_rows(index, "test", tiny_model, encoded, 3)
+    assert found == [24]
+    for name, value in vars(queries_of(encoded.labels)).items():
+        np.testing.assert_array_equal(value, getattr(expected, name))
+    assert len(queries_of(encoded.labels[:20]).reference) < len(expected)
+    assert found == [24, 20]
 
 
 @pytest.mark.parametrize(("items", "k"), [(3000, 50), (40, 50), (50, 50), (1, 3), (300, 7)])

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import timm
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -118,6 +119,24 @@ def test_only_matrices_and_kernels_decay():
     assert norms
     assert {f"{norm}.weight" for norm in norms} <= others
     assert {f"{kernel}.weight" for kernel in kernels} <= decayed
+
+
+@pytest.mark.parametrize(
+    ("backbone", "spared"),
+    [
+        ("test_vit", {"cls_token", "pos_embed"}),
+        ("swin_tiny_patch4_window7_224", {"layers.0.blocks.1.attn.relative_position_bias_table"}),
+        ("xcit_nano_12_p16_224", {"cls_token", "pos_embed.token_projection.weight"}),
+    ],
+)
+def test_positions_and_tokens_do_not_decay(backbone, spared):
+    model = nn.ModuleDict({"backbone": timm.create_model(backbone, num_classes=0)})
+    decayed, others = build_optimizer(Optimizer(weight_decay=0.1), model).param_groups
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    decayed, others = ({names[p] for p in group["params"]} for group in (decayed, others))
+    assert {f"backbone.{name}" for name in spared} <= others
+    assert any("attn.qkv.weight" in name for name in decayed)
+    assert not any("attn.qkv.weight" in name for name in others)
 
 
 def stage(model, scaler=None, accumulation=1, **settings):

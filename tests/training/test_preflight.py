@@ -12,7 +12,14 @@ from adde.errors import UserError
 from adde.shards.index import ShardIndex
 from adde.training import preflight as module
 from adde.training.config import Checkpoints, Config, Data
-from adde.training.preflight import preflight, require_device, require_room, require_same
+from adde.training.preflight import (
+    preflight,
+    require_device,
+    require_room,
+    require_same,
+    require_split,
+    say_what_will_fail,
+)
 
 CPU = torch.device("cpu")
 
@@ -91,6 +98,34 @@ def test_a_start_is_written_and_one_by_the_same_launcher_goes_on(
     assert again.resumes(tmp_path)
     replace(again, clock_skew_s=3.0).write(tmp_path, 40)
     assert "clocks are 3.0 s apart" in capsys.readouterr().out
+
+
+def without(index, split):
+    return replace(index, shards=tuple(s for s in index.shards if s.split != split))
+
+
+def test_a_missing_test_split_is_told_at_the_start(tiny_shards, capsys):
+    index = ShardIndex.read(tiny_shards)
+    say_what_will_fail(index, {"ACCELERATE_DYNAMO_BACKEND": "NO"})
+    assert capsys.readouterr().out == ""
+    say_what_will_fail(without(index, "test"), {})
+    printed = capsys.readouterr().out
+    assert "no test split, so that train/evaluate.py and export/to_onnx.py will be" in printed
+    assert "go on with --split val or --shards" in printed
+    assert "--test-share 0.1" in printed
+    require_split(index, "val")
+    with pytest.raises(
+        UserError, match=r"split 'val', found train and test.*--shards.*--val-share"
+    ):
+        require_split(without(index, "val"), "val")
+
+
+def test_compiling_by_accelerates_configuration_is_told(tiny_shards, capsys):
+    index = ShardIndex.read(tiny_shards)
+    say_what_will_fail(index, {"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"})
+    printed = capsys.readouterr().out
+    assert "with inductor (dynamo_backend of its default_config.yaml" in printed
+    assert "--dynamo_backend no" in printed
 
 
 def test_checkpoints_that_do_not_fit_are_refused(tmp_path, monkeypatch):

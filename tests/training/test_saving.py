@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from adde.errors import UserError
 from adde.files import sha256_of_file
 from adde.schema import Attribute, Schema
-from adde.shards.index import Shard, ShardIndex
+from adde.shards.index import Shard, ShardIndex, member_rows
 from adde.training import checkpoint as checkpoints
 from adde.training import pieces as pieces_of
 from adde.training import saving
@@ -24,7 +24,8 @@ from adde.training.pieces import Piece, shares
 from adde.training.saving import Saver
 
 SCHEMA = Schema((Attribute("colour", ("red", "blue")),))
-SHARD = Shard("train-000000.tar", "train", 2, 9, "0" * 64, [2], [[0, 1, 2, 3, 4]] * 2)
+MEMBERS = member_rows([2], [[0, 1, 2, 3, 4]] * 2)
+SHARD = Shard("train-000000.tar", "train", 2, 9, "0" * 64, MEMBERS)
 INDEX = ShardIndex(Path("shards"), "toy", SCHEMA, (SHARD,))
 RANKS = 3
 

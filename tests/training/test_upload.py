@@ -13,7 +13,7 @@ from s3fs import S3FileSystem
 from adde.errors import UserError
 from adde.files import this_process
 from adde.schema import Attribute, Schema
-from adde.shards.index import Shard, ShardIndex
+from adde.shards.index import Shard, ShardIndex, member_rows
 from adde.training import checkpoint as checkpoints
 from adde.training import upload
 from adde.training.checkpoint import Position
@@ -23,7 +23,8 @@ from adde.training.saving import Saver
 from adde.training.upload import Bucket, fetch, require_empty
 
 SCHEMA = Schema((Attribute("colour", ("red", "blue")),))
-SHARD = Shard("train-000000.tar", "train", 2, 9, "0" * 64, [2], [[0, 1, 2, 3, 4]] * 2)
+MEMBERS = member_rows([2], [[0, 1, 2, 3, 4]] * 2)
+SHARD = Shard("train-000000.tar", "train", 2, 9, "0" * 64, MEMBERS)
 INDEX = ShardIndex(Path("shards"), "toy", SCHEMA, (SHARD,))
 
 COUNT = count()

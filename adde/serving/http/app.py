@@ -23,7 +23,10 @@ def create_app(service: Service) -> ASGIApp:
         yield
         await service.close()
 
-    app = FastAPI(title="ADDE", docs_url=None, redoc_url=None, lifespan=lifespan)
+    # A redirect to the path with a slash would lead out of a proxy's prefix.
+    app = FastAPI(
+        title="ADDE", docs_url=None, redoc_url=None, lifespan=lifespan, redirect_slashes=False
+    )
     app.state.service = service
     app.include_router(router)
     pages.install(app)
@@ -39,6 +42,7 @@ def _description(app: FastAPI, keyed: bool) -> dict[str, Any]:
         version="1",
         description="This item, but with these values.",
         routes=app.routes,
+        servers=[{"url": "."}],  # from where this document is, behind whatever prefix
     )
     schemas = content["components"]["schemas"]
     schemas[problems.ProblemBody.__name__] = problems.ProblemBody.model_json_schema()

@@ -3,7 +3,7 @@
 from collections.abc import Sized
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
 
 from adde.serving.answers import Answer, Rank, Result, Seen
 from adde.serving.edits import More, Not
@@ -38,15 +38,20 @@ Scalars = Annotated[list[Scalar], Field(min_length=1, max_length=MOST, fail_fast
 Bounds = Annotated[dict[Literal["min", "max"], Number], Field(min_length=1), at_most(2)]
 Condition = Scalar | Scalars | Bounds
 Names = at_most(MOST)
+Filters = Annotated[dict[Text, Condition], at_most(MOST_FILTERS), Field(max_length=MOST_FILTERS)]
+
+
+# "1" is no number, and a mistyped name is told instead of left out.
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+FILTERS = TypeAdapter[dict[str, Condition]](Filters, config=STRICT)
 
 
 class _Asked(BaseModel):
-    # Strict: "1" is no number, and a mistyped name is told instead of left out.
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = STRICT
 
     image: str | None = Field(
         None,
-        description="A JPEG, PNG or WebP in base64.",
+        description="A JPEG, PNG or WebP in base64, or as a data URL.",
         json_schema_extra={"contentEncoding": "base64"},
     )
 
@@ -115,9 +120,8 @@ class SearchBody(_Asked):
     like: list[Text] = Field(
         [], max_length=MOST, description="If any, only these attributes count."
     )
-    filters: Annotated[dict[Text, Condition], at_most(MOST_FILTERS)] = Field(
+    filters: Filters = Field(
         {},
-        max_length=MOST_FILTERS,
         description="Attribute or field to a value, to several of which one must be had, or to "
         '{"min": ..., "max": ...}; all must hold.',
     )
@@ -224,6 +228,16 @@ class FieldBody(BaseModel):
     max: float | None
 
 
+class CardsBody(BaseModel):
+    """How the page shows items; null where they have no such field."""
+
+    title_field: str | None
+    price_field: str | None
+    currency: str | None
+    link_template: str | None
+    category: str | None
+
+
 class SchemaResult(BaseModel):
     """What can be asked for."""
 
@@ -233,6 +247,7 @@ class SchemaResult(BaseModel):
     fields: list[FieldBody] = Field(description="As they were when the gallery was opened.")
     items: int
     max_bytes: int
+    cards: CardsBody
 
 
 class Health(BaseModel):

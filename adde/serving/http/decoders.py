@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from adde.preprocess import Picture
+from adde.preprocess import Picture, Preprocess
 from adde.serving.http.pictures import BROKEN, GOOD, HEAD, NoDecoderError, PictureError, run
 
 PATIENCE = 10
@@ -53,16 +53,17 @@ class Decoders:
             decoder.wait_until_up()
             self._idle.put(decoder)
 
-    def load(self, content: bytes, size: int) -> Picture:
+    def load(self, content: bytes, preprocess: Preprocess) -> Picture:
         """A picture file's content -> (size, size, 3) uint8.
 
         Raises:
             PictureError: the picture is refused.
             NoDecoderError: it got no turn, for no fault of its own.
         """
-        decoder = self._idle.get()
+        decoder, size = self._idle.get(), preprocess.size
         try:
-            reply = decoder.ask(HEAD.pack(size, self._max_pixels) + content, self._seconds)
+            head = HEAD.pack(size, self._max_pixels, preprocess.fit.encode())
+            reply = decoder.ask(head + content, self._seconds)
         finally:
             self._idle.put(decoder)
         if reply[0] != GOOD:

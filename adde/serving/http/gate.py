@@ -1,6 +1,7 @@
 """How many requests are inside, and how long each may take."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -11,6 +12,39 @@ from adde.serving.http.metrics import Metrics
 from adde.serving.http.problems import CLIENT_GONE, Problem, come_back
 
 T = TypeVar("T")
+
+
+class Shares:
+    """Places, or bytes, of which all keys together may have so many.
+
+    Where there are several keys, none may have more than it leaves free: one alone so has half, two
+    have a third each, and there is always something for another.
+
+    Args:
+        limit: of all together.
+        several: whether there are several keys.
+    """
+
+    def __init__(self, limit: int, several: Callable[[], bool]) -> None:
+        self._limit, self._several = limit, several
+        self._held: Counter[str] = Counter()
+        self.taken = 0
+
+    def has(self, key: str, amount: int) -> bool:
+        """Whether a key may take so much more."""
+        own = self._held[key] if self._several() else 0
+        return own + amount <= self._limit - self.taken
+
+    def take(self, key: str, amount: int) -> None:
+        """Takes it, whether or not it may."""
+        self._held[key] += amount
+        self.taken += amount
+
+    def give_back(self, key: str, amount: int) -> None:
+        """Gives back what was taken."""
+        self.take(key, -amount)
+        if not self._held[key]:
+            del self._held[key]
 
 
 class Place:
@@ -32,24 +66,36 @@ class Place:
 class Gate:
     """Lets so many requests in at a time, and sends the others away at once."""
 
-    def __init__(self, limit: int, metrics: Metrics) -> None:
+    def __init__(self, limit: int, metrics: Metrics, several: Callable[[], bool]) -> None:
         self._limit, self._metrics = limit, metrics
-        self._inside = 0
+        self._places = Shares(limit, several)
         self._seconds = 0.0
         self.coming = 0
         """Requests inside that may yet bring a picture."""
         self.listeners: set[Callable[[], None]] = set()
         """Told when none is coming any more."""
 
+    @property
+    def _inside(self) -> int:
+        """Places taken."""
+        return self._places.taken
+
+    def check(self, key: str) -> None:
+        """Raises Problem 429 where there is no place: nobody need send a body first."""
+        if self._places.has(key, 1):
+            return
+        self._metrics.refused.labels("queue").inc()
+        detail = f"{self._inside} requests are inside, which is as many as may be"
+        if self._inside < self._limit:
+            detail = f"{self._inside} of {self._limit} places are taken, the rest is for other keys"
+        # A full house is empty after the time that one spends in it (Little's law).
+        raise come_back("queue-full", detail, self._seconds)
+
     @contextmanager
-    def place(self) -> Generator[Place]:
-        """A place for the body. Raises Problem 429 where there is none."""
-        if self._inside >= self._limit:
-            self._metrics.refused.labels("queue").inc()
-            detail = f"{self._limit} requests are inside, which is as many as may be"
-            # A full house is empty after the time that one spends in it (Little's law).
-            raise come_back("queue-full", detail, self._seconds)
-        self._inside += 1
+    def place(self, key: str) -> Generator[Place]:
+        """A place for the body. Raises as `check`."""
+        self.check(key)
+        self._places.take(key, 1)
         self.coming += 1
         place, start = Place(self), asyncio.get_running_loop().time()
         self._metrics.inside.set(self._inside)
@@ -57,7 +103,7 @@ class Gate:
             yield place
         finally:
             place.settle()
-            self._inside -= 1
+            self._places.give_back(key, 1)
             self._metrics.inside.set(self._inside)
             spent = asyncio.get_running_loop().time() - start
             self._seconds += 0.1 * (spent - self._seconds)

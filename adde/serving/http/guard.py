@@ -66,13 +66,12 @@ class _Exchange:
         self._id, self._started = str(uuid.uuid4()), time.monotonic()
         self._key: str | None = None
         self._read = self._sent = self._status = 0
-        scope.setdefault("state", {}).update(request_id=self._id, started=self._started)
+        scope.setdefault("state", {}).update(request_id=self._id, started=self._started, key="")
 
     async def run(self, app: ASGIApp, receive: Receive, send: Send) -> None:
         async def limited() -> Message:
             message = await receive()
-            self._read += len(message.get("body", b""))
-            self._check_size(self._read)
+            self._take(len(message.get("body", b"")))
             return message
 
         async def dressed(message: Message) -> None:
@@ -89,6 +88,7 @@ class _Exchange:
             if not self._status:
                 await answer(of_exception(error), self._id)(self._scope, receive, dressed)
         finally:
+            self._service.bodies.give_back(self._key or "", self._read)
             self._report()
 
     def _admit(self) -> None:
@@ -96,7 +96,7 @@ class _Exchange:
         service, path = self._service, get_route_path(self._scope) or "/"
         self._check_host(path in PROBES)
         if service.keys is not None and needs_key(path):
-            self._key = self._holder()
+            self._key = self._scope["state"]["key"] = self._holder()
             wait = 0.0 if path in PROBES else service.buckets.take(self._key)
             if wait:
                 service.metrics.refused.labels("rate").inc()
@@ -122,6 +122,18 @@ class _Exchange:
             detail = "expected the header `Authorization: Bearer KEY` with a key of this server"
             raise Problem(401, "key", detail, {"WWW-Authenticate": "Bearer"})
         return name
+
+    def _take(self, count: int) -> None:
+        """Counts what is read of the body."""
+        key, bodies = self._key or "", self._service.bodies
+        fits = bodies.has(key, count)
+        bodies.take(key, count)
+        self._read += count
+        self._check_size(self._read)
+        if not fits:
+            self._service.metrics.refused.labels("queue").inc()
+            detail = "the bodies of other requests take all the memory that there is for them"
+            raise come_back("queue-full", detail, 1)
 
     def _check_size(self, size: int) -> None:
         limit = self._service.settings.max_bytes

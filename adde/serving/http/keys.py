@@ -3,14 +3,20 @@
 import hashlib
 import hmac
 import logging
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from adde.errors import UserError
+from adde.files import read_text
 
 VARIABLE = "ADDE_API_KEYS"
 SHORTEST = 16
+
+NAME = re.compile(r"[\w.-]+")
+KEY = re.compile(r"[!-~]+")
+"""What fits in a header and is no sentence: a remark that happens to have a colon is no key."""
 
 log = logging.getLogger(__name__)
 
@@ -18,8 +24,9 @@ log = logging.getLogger(__name__)
 class Keys:
     """Named keys, from a file that is read again when it changes, or from a text.
 
-    A line is `name: key`; empty lines and those that start with # are left out. To change a key
-    give a second one another name, move the clients, and take the first away.
+    A line is `name: key`; empty lines and those that start with # are left out. Names are letters,
+    digits and `-_.`, keys visible ASCII characters. To change a key give a second one another name,
+    move the clients, and take the first away.
 
     Args:
         path: the file, or None.
@@ -74,13 +81,21 @@ class Keys:
 def parse(text: str, source: str) -> dict[str, bytes]:
     """Names and digests of keys. Raises UserError as `Keys`, which never shows a key."""
     digests: dict[str, bytes] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
+    # An environment that was filled from a file has its byte order mark.
+    # Not `splitlines`, which ends lines, comments too, at characters that show as none.
+    lines = re.split("\r\n|\r|\n", text.removeprefix("\ufeff"))
+    for number, line in enumerate(lines, start=1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         where = f"{source}: line {number}"
         name, colon, key = (part.strip() for part in line.partition(":"))
         if not (name and colon and key):
             raise UserError(f"{where}: expected `name: key`, found a line that is not")
+        if not NAME.fullmatch(name) or not KEY.fullmatch(key):
+            raise UserError(
+                f"{where}: expected `name: key`, a name of letters, digits and -_. and a key of "
+                "visible ASCII characters without spaces, found others; a comment begins with #"
+            )
         if len(key) < SHORTEST:
             raise UserError(
                 f"{where}: expected a key of at least {SHORTEST} characters, found {len(key)}; "
@@ -93,11 +108,7 @@ def parse(text: str, source: str) -> dict[str, bytes]:
 
 
 def _read(path: Path) -> dict[str, bytes]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: expected a file of `name: key` lines, found: {error}") from None
-    digests = parse(text, str(path))
+    digests = parse(read_text(path), str(path))
     if not digests:
         raise UserError(f"{path}: expected at least one line `name: key`, found none")
     return digests

@@ -11,6 +11,7 @@ from typing import TypeVar
 from adde.bundle import Bundle
 from adde.serving.facets import Facet
 from adde.serving.http.batching import Batcher
+from adde.serving.http.cards import Cards
 from adde.serving.http.gate import Gate
 from adde.serving.http.metrics import Metrics
 from adde.serving.http.settings import Settings
@@ -62,8 +63,10 @@ class Opened:
 class Pair:
     """What answers: made and used in one event loop; see `Source.open`."""
 
-    def __init__(self, opened: Opened, settings: Settings, gate: Gate, metrics: Metrics) -> None:
-        self.searcher = searcher = opened.searcher
+    def __init__(
+        self, opened: Opened, cards: Cards, settings: Settings, gate: Gate, metrics: Metrics
+    ) -> None:
+        self.searcher, self.cards = (searcher := opened.searcher), cards
         self.bundle, self.facets = searcher.bundle.hash, opened.facets
         self.providers = searcher.session.providers
         on_cpu = self.providers[0] == "CPUExecutionProvider"

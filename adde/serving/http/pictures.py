@@ -11,12 +11,16 @@ from multiprocessing.connection import Connection
 
 from PIL import Image, UnidentifiedImageError
 
-from adde.errors import UserError
+from adde.errors import UserError, foreign, reason
 from adde.preprocess import Picture, Preprocess
 
 FORMATS = ("JPEG", "PNG", "WEBP")
-HEAD = struct.Struct("<IQ")
-"""Before a picture's content: side of what is wanted, and most pixels of what is given."""
+HEAD = struct.Struct("<IQ8s")
+"""Before a picture's content: side of what is wanted, most pixels of what is given, and how it is
+made square (`adde.preprocess.Fit`)."""
+
+LONGEST = 1000
+"""Letters of a refusal: decoders may quote what they found."""
 
 GOOD, WRONG_FORMAT, TOO_LARGE, BROKEN = range(4)
 
@@ -37,14 +41,14 @@ def check(content: bytes, max_pixels: int) -> None:
     """Refuses what is no JPEG, PNG or WebP, or says that it is larger. Raises PictureError."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # max_pixels rules
+            warnings.simplefilter("ignore")  # max_pixels rules, and odd EXIF is no fault
             image = Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError:
         raise PictureError(WRONG_FORMAT, "image: expected JPEG, PNG or WebP, found none") from None
     except Image.DecompressionBombError as error:
         raise PictureError(TOO_LARGE, f"image: {error}") from None
-    except (OSError, ValueError, SyntaxError) as error:
-        message = f"image: expected one that decodes, found: {error}"
+    except Exception as error:  # of which decoders have no list
+        message = f"image: expected one that decodes, found: {reason(error)}"
         raise PictureError(BROKEN, message) from None
     width, height = image.size
     if width * height > max_pixels:
@@ -52,11 +56,12 @@ def check(content: bytes, max_pixels: int) -> None:
         raise PictureError(TOO_LARGE, message)
 
 
-def decode(content: bytes, size: int, max_pixels: int) -> Picture:
-    """One picture as `Preprocess.load` makes it, (size, size, 3) uint8. Raises PictureError."""
+def decode(content: bytes, preprocess: Preprocess, max_pixels: int) -> Picture:
+    """One picture as `preprocess` makes it, (size, size, 3) uint8. Raises PictureError."""
     check(content, max_pixels)
     try:
-        return Preprocess(size).load(content, "image", FORMATS)
+        with foreign("image", "one that decodes"):
+            return preprocess.load(content, "image", FORMATS)
     except UserError as error:
         raise PictureError(BROKEN, str(error)) from None
 
@@ -74,9 +79,18 @@ def run(connection: Connection) -> None:
 
 
 def reply(message: bytes) -> bytes:
-    """HEAD and content -> GOOD and pixels, or the kind of a refusal and its text."""
-    size, max_pixels = HEAD.unpack_from(message)
+    """HEAD and content -> GOOD and pixels, or the kind of a refusal and its text.
+
+    Decoders are foreign code, which may raise anything at a stranger's bytes: that is the
+    picture's fault, and no reason for this process to end.
+    """
+    size, max_pixels, fit = HEAD.unpack_from(message)
+    preprocess = Preprocess(size, fit=fit.rstrip(b"\0").decode())
     try:
-        return bytes([GOOD]) + decode(message[HEAD.size :], size, max_pixels).tobytes()
+        return bytes([GOOD]) + decode(message[HEAD.size :], preprocess, max_pixels).tobytes()
     except PictureError as error:
-        return bytes([error.kind]) + str(error).encode()
+        kind, text = error.kind, str(error)
+    except Exception as error:
+        kind = BROKEN
+        text = f"image: expected one that decodes, found: {type(error).__name__}: {error}"
+    return bytes([kind]) + text[:LONGEST].encode(errors="replace")

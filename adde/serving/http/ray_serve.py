@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from starlette.types import ASGIApp
 
 from adde.serving.http.app import create_app
+from adde.serving.http.cards import Cards
 from adde.serving.http.decoders import Decoders
 from adde.serving.http.hosts import Hosts
 from adde.serving.http.pair import Source
@@ -34,6 +35,8 @@ class Arguments(BaseModel):
     key_file: Path | None = None
     require_key: bool = True
     allow_host: tuple[str, ...] = ()
+    cards: dict[str, str] = {}
+    """Fields of `adde.serving.http.cards.Cards`."""
     limits: dict[str, int | float] = {}
     """Fields of `adde.serving.http.settings.Settings`; threads and decoders else are as many as the
     cores that Ray assigns to a replica."""
@@ -60,6 +63,7 @@ def build(args: Arguments) -> Any:
             starts.
     """
     settings_of(args)  # refused here where it can be
+    cards = Cards(**args.cards)
     hosts = Hosts("0.0.0.0", args.allow_host)
 
     def app() -> ASGIApp:
@@ -71,7 +75,7 @@ def build(args: Arguments) -> Any:
         opened = source.open()
         decoders = Decoders(settings.decoders, settings.decode_seconds, settings.max_pixels)
         # Decoders end with the replica's process, at the end of their pipes.
-        return create_app(Service(source, opened, decoders, settings, keys, hosts))
+        return create_app(Service(source, opened, decoders, settings, keys, hosts, cards))
 
     serve: Any = importlib.import_module("ray.serve")  # of the extra `ray`
     deployment = serve.deployment(serve.ingress(app)())

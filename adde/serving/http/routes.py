@@ -5,14 +5,13 @@ import logging
 from importlib.metadata import version
 from typing import Annotated, Any, cast
 
-import numpy as np
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 
 from adde.errors import UserError
-from adde.serving.gallery import Item, UnavailableError, read_picture
+from adde.serving.gallery import UnavailableError, read_picture
 from adde.serving.http import bodies
 from adde.serving.http.pair import Pair
 from adde.serving.http.problems import MEDIA_TYPE, Problem, ProblemBody, of_exception
@@ -124,6 +123,7 @@ async def schema(request: Request) -> bodies.SchemaResult:
         ],
         items=pair.gallery.items,
         max_bytes=service.settings.max_bytes,
+        cards=bodies.CardsBody(**vars(pair.cards)),
     )
 
 
@@ -135,31 +135,21 @@ async def some_items(
     request: Request,
     count: Annotated[int, Query(ge=1, le=100)] = 12,
     seed: Annotated[int, Query(ge=0, lt=2**32, description="Another seed, other items.")] = 0,
+    offset: Annotated[int, Query(ge=0, le=10_000, description="Items before these.")] = 0,
+    query: Annotated[str, Query(max_length=200, description="Words that items must have.")] = "",
+    filters: Annotated[
+        str, Query(max_length=2000, description="As /v1/search has them, in JSON.")
+    ] = "{}",
 ) -> Response:
     """Some items to start from."""
+    wanted = bodies.FILTERS.validate_json(filters)
 
-    async def drawn(pair: Pair) -> Response:
-        items = await pair.gallery.ask(draw, pair, count, seed)
-        header = pair.searcher.gallery.header
-        return json_response({"items": [bodies.item_json(header, item) for item in items]})
+    async def found(pair: Pair) -> Response:
+        gallery = pair.searcher.gallery
+        items = await pair.gallery.ask(gallery.browse, query, wanted, count, offset, seed)
+        return json_response({"items": [bodies.item_json(gallery.header, i) for i in items]})
 
-    return await service_of(request).look(request, drawn)
-
-
-def draw(pair: Pair, count: int, seed: int) -> list[Item]:
-    """Some items, the same for the same seed: those nearest to random directions."""
-    draws = np.random.default_rng(seed)
-    searcher = pair.searcher
-    attributes = len(searcher.schema.sizes)
-    found: dict[str, Item] = {}
-    for _ in range(4):
-        query = draws.normal(size=(attributes, searcher.bundle.width)).astype(np.float32)
-        query /= np.linalg.norm(query)
-        weights = np.ones(attributes, np.float32)
-        near = searcher.gallery.nearest(query, weights, 4 * count, {})
-        found |= {item.item_id: item for item in near}
-    items = list(found.values())
-    return [items[at] for at in draws.permutation(len(items))[:count]]
+    return await service_of(request).look(request, found)
 
 
 ItemId = Annotated[str, Path(max_length=1000)]

@@ -6,14 +6,18 @@ import os
 import signal
 import socket
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import Any, cast
 
 import uvicorn
 
 from adde.errors import UserError
 from adde.serving.http import logs
 from adde.serving.http.app import create_app
+from adde.serving.http.cards import Cards
+from adde.serving.http.connections import Connection, Connections
 from adde.serving.http.decoders import Decoders
 from adde.serving.http.hosts import Hosts, is_loopback
 from adde.serving.http.keys import VARIABLE, Keys
@@ -38,6 +42,7 @@ def serve(
     key_file: Path | None = None,
     require_key: bool | None = None,
     allow_host: Sequence[str] = (),
+    cards: Cards | None = None,
 ) -> None:
     """Serves until SIGTERM or SIGINT, and returns when the last request is answered.
 
@@ -49,6 +54,7 @@ def serve(
         key_file: API keys; else those of the environment's ADDE_API_KEYS.
         require_key: None: where there are keys, and wherever `host` is not loopback.
         allow_host: see `Hosts`.
+        cards: how the page shows items.
 
     Raises:
         UserError: the address is taken, keys are required and missing, a name is none, or the
@@ -60,7 +66,7 @@ def serve(
     listener = listen(host, port)
     decoders = Decoders(settings.decoders, settings.decode_seconds, settings.max_pixels)
     try:
-        service = Service(source, source.open(), decoders, settings, keys, hosts)
+        service = Service(source, source.open(), decoders, settings, keys, hosts, cards)
         Server(service).run(sockets=[listener])
     finally:
         decoders.close()
@@ -113,9 +119,12 @@ class Server(uvicorn.Server):
 
     def __init__(self, service: Service) -> None:
         limit = service.settings.deadline_seconds
+        connections = Connections(service.settings.connections, service.metrics)
         super().__init__(
             uvicorn.Config(
                 create_app(service),
+                http=cast(Any, partial(Connection, connections)),
+                ws="none",
                 log_config=None,
                 access_log=False,
                 server_header=False,

@@ -13,14 +13,15 @@ from fastapi import Request
 
 from adde.errors import UserError
 from adde.serving.http.bodies import EmbedBody, SearchBody, result_json, seen_json
+from adde.serving.http.cards import Cards
 from adde.serving.http.decoders import Decoders
-from adde.serving.http.gate import Gate, Place, in_time
+from adde.serving.http.gate import Gate, Place, Shares, in_time
 from adde.serving.http.hosts import Hosts
 from adde.serving.http.keys import Buckets, Keys
 from adde.serving.http.metrics import Metrics
 from adde.serving.http.pair import Opened, Pair, Source
 from adde.serving.http.problems import Problem
-from adde.serving.http.reading import Upload, read
+from adde.serving.http.reading import Body, Upload, read
 from adde.serving.http.settings import Settings
 from adde.serving.search import Request as Search
 from adde.serving.search import Start
@@ -38,6 +39,10 @@ class Service:
         opened: what `source.open()` gave.
         keys: who may ask; None: everyone.
         hosts: what the server is called; None: anything.
+        cards: how the page shows items.
+
+    Raises:
+        UserError: the gallery's items have none of what `cards` names.
     """
 
     def __init__(
@@ -48,15 +53,20 @@ class Service:
         settings: Settings,
         keys: Keys | None = None,
         hosts: Hosts | None = None,
+        cards: Cards | None = None,
     ) -> None:
         self.settings, self.keys, self.hosts = settings, keys, hosts
+        self._cards = cards or Cards()
+        self._cards_of(opened)  # told before it serves
         self.metrics = Metrics()
         self.buckets = Buckets(settings.rate, settings.burst)
         self.draining = False
         self.swap: Literal["none", "done", "failed", "running"] = "none"
         self.pair: Pair
         self._source, self._opened, self._decoders = source, opened, decoders
-        self._gate = Gate(settings.queue, self.metrics)
+        self.bodies = Shares(settings.queue * settings.max_bytes, self._several_keys)
+        """Bytes of bodies that requests have sent."""
+        self._gate = Gate(settings.queue, self.metrics, self._several_keys)
         self._swapping = asyncio.Lock()
 
     async def start(self) -> None:
@@ -91,18 +101,16 @@ class Service:
 
     async def embed(self, request: Request) -> bytes:
         """Answers /v1/embed."""
-        with self._gate.place() as place:
-            with self.metrics.stage("read"):
-                _, upload = await read(request, EmbedBody, self._left(request))
-            if upload is None:
-                raise Problem(422, "invalid", "image: expected one, found none")
+        _, upload = await self._read(request, EmbedBody)
+        if upload is None:
+            raise Problem(422, "invalid", "image: expected one, found none")
+        with self._gate.place(request.state.key) as place:
             return await in_time(request, self._embed(place, upload), self._left(request))
 
     async def search(self, request: Request) -> bytes:
         """Answers /v1/search."""
-        with self._gate.place() as place:
-            with self.metrics.stage("read"):
-                body, upload = await read(request, SearchBody, self._left(request))
+        body, upload = await self._read(request, SearchBody)
+        with self._gate.place(request.state.key) as place:
             return await in_time(request, self._search(place, body, upload), self._left(request))
 
     async def look(self, request: Request, work: Callable[[Pair], Awaitable[T]]) -> T:
@@ -113,9 +121,15 @@ class Service:
             with pair.in_use():
                 return await work(pair)
 
-        with self._gate.place() as place:
+        with self._gate.place(request.state.key) as place:
             place.settle()
             return await in_time(request, looked(), self._left(request))
+
+    async def _read(self, request: Request, kind: type[Body]) -> tuple[Body, Upload | None]:
+        """The body, which has a place only when it is here: else slow ones would fill the house."""
+        self._gate.check(request.state.key)
+        with self.metrics.stage("read"):
+            return await read(request, kind, self._left(request))
 
     async def _embed(self, place: Place, upload: Upload) -> bytes:
         pair = self.pair
@@ -137,17 +151,24 @@ class Service:
                 return await pair.gallery.ask(_found, pair, search, start)
 
     async def _start_of(self, pair: Pair, place: Place, upload: Upload) -> Start:
-        size = pair.searcher.bundle.preprocess.size
+        preprocess = pair.searcher.bundle.preprocess
         with self.metrics.stage("decode"):
             loop = asyncio.get_running_loop()
             load, threads = self._decoders.load, self._decoders.threads
-            picture = await loop.run_in_executor(threads, load, upload.take(), size)
+            picture = await loop.run_in_executor(threads, load, upload.take(), preprocess)
         place.settle()
         with self.metrics.stage("batch"):
             return await pair.batcher.embed(picture)
 
     def _pair(self, opened: Opened) -> Pair:
-        return Pair(opened, self.settings, self._gate, self.metrics)
+        cards = self._cards_of(opened)
+        return Pair(opened, cards, self.settings, self._gate, self.metrics)
+
+    def _cards_of(self, opened: Opened) -> Cards:
+        return self._cards.of(opened.searcher.schema, opened.facets, opened.items)
+
+    def _several_keys(self) -> bool:
+        return self.keys is not None and len(self.keys) > 1
 
     def _left(self, request: Request) -> float:
         """Seconds until a request's deadline."""

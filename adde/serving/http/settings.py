@@ -34,7 +34,10 @@ class Settings:
     max_wait_ms: float = 2.0
     """How long a picture waits for others that are on their way; with none, not at all."""
     queue: int = 256
-    """Requests inside at a time; one more gets 429 and Retry-After."""
+    """Requests inside at a time; one more gets 429 and Retry-After. A key takes no place that would
+    leave fewer free than it has, where there are others."""
+    connections: int = 4096
+    """Open at a time; one more closes that which has kept the server waiting for longest."""
     deadline_seconds: float = 10.0
     """From the request's head to its answer; later it gets 504."""
     drain_seconds: float = 5.0
@@ -45,7 +48,7 @@ class Settings:
     """Requests that a key may make at once."""
 
     def __post_init__(self) -> None:
-        whole = ("max_bytes", "decoders", "threads", "queue", "burst")
+        whole = ("max_bytes", "decoders", "threads", "queue", "connections", "burst")
         ranges = {
             **dict.fromkeys(whole, (1, 2**40)),
             "max_pixels": (1, MAX_PIXELS),

@@ -27,8 +27,9 @@ PROGRAM = Path(__file__).parents[3] / "serve_onnx" / "server.py"
 class InThread:
     """A server in a thread: `url` and `service`."""
 
-    def __init__(self, source, settings, decoders, keys=None, hosts=None):
-        self.service = Service(source, source.open(), decoders, settings, keys, hosts)
+    def __init__(self, source, settings, decoders, keys=None, hosts=None, cards=None):
+        opened = source.open()
+        self.service = Service(source, opened, decoders, settings, keys, hosts, cards)
         self.server = Server(self.service)
         self._socket = listen("127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
@@ -59,12 +60,12 @@ def serve(tiny_bundle, tiny_gallery, decoders):
     """Starts servers: `serve(queue=3, ...)`."""
     with contextlib.ExitStack() as opened:
 
-        def start(keys=None, hosts=None, gallery=tiny_gallery, **changed):
+        def start(keys=None, hosts=None, gallery=tiny_gallery, cards=None, **changed):
             settings, pool = Settings(**{"drain_seconds": 0, **changed}), decoders
             if "decode_seconds" in changed:
                 pool = Decoders(1, settings.decode_seconds, settings.max_pixels)
                 opened.callback(pool.close)
-            server = InThread(Source(tiny_bundle, gallery), settings, pool, keys, hosts)
+            server = InThread(Source(tiny_bundle, gallery), settings, pool, keys, hosts, cards)
             opened.callback(server.close)
             return server
 

@@ -49,6 +49,8 @@ def test_base64_and_upload_are_one(client, picture_of):
     upload = client.post("/v1/search", files={"image": content}).json()
     encoded = base64.b64encode(content).decode()
     assert client.post("/v1/search", json={"image": encoded}).json() == upload
+    for said in (f"data:image/jpeg;base64,{encoded}", base64.encodebytes(content).decode()):
+        assert client.post("/v1/search", json={"image": said}).json() == upload
     within = client.post("/v1/search", files={"request": (None, json.dumps({"image": encoded}))})
     assert within.json() == upload
 
@@ -60,7 +62,6 @@ def test_base64_and_upload_are_one(client, picture_of):
         ASKED,
         {"like": ["shape"], "k": 96},
         {"filters": {"colour": ["red", "blue"], "border": "white"}},
-        {"filters": {"colour": {"min": 0, "max": 2.0**70}}},  # no text is a number
     ],
 )
 def test_an_item_is_answered_as_by_the_library(client, searcher, asked):
@@ -131,6 +132,25 @@ def test_some_items_are_drawn_anew_with_another_seed(client, searcher):
     assert all(searcher.gallery.get(item_id) for item_id in first)
 
 
+def test_items_are_found_by_words_and_filters(client, searcher):
+    def found(**asked):
+        items = client.get("/v1/items", params={"count": 100, **asked}).json()["items"]
+        return {item["item_id"] for item in items}
+
+    everything = searcher.gallery.browse("", {}, 100)
+    red = {item.item_id for item in everything if item.labels[0] == 0}
+    assert len(everything) == 96 and red
+    assert found(query="RED") == found(filters='{"colour": ["red"]}') == red
+    one = min(red)
+    assert found(query=f"red {one}") == {one}
+    assert len(found(query="red", count=1, offset=len(red))) == 0
+    for filters in ("{", '{"colour": {}}', "[]", '{"colour": [[]]}'):
+        answer = client.get("/v1/items", params={"filters": filters})
+        assert (answer.status_code, answer.json()["title"]) == (422, "Unprocessable Entity")
+    answer = client.get("/v1/items", params={"filters": '{"color": "red"}'})
+    assert "no item has 'color'; did you mean" in answer.json()["detail"]
+
+
 def test_health_names_the_sessions_own_providers(client, bundle):
     health = client.get("/healthz").json()
     assert health["providers"] == ["CPUExecutionProvider"]
@@ -172,10 +192,12 @@ def test_metrics_count_what_was_done(serve, picture_of):
         ({"item": ITEM, "filters": {"price": 3}}, 422, "no item has 'price'"),
         ({"item": ITEM, "filters": {"colour": {"max": "red"}}}, 422, "filters"),
         ({"item": ITEM, "filters": {"colour": {}}}, 422, "filters"),
+        ({"item": ITEM, "filters": {"colour": {"max": 2.0**70}}}, 422, "no item has a number"),
         ({"item": ITEM, "colour": "red"}, 422, "Extra inputs are not permitted"),
         ({"item": ITEM, "filters": {str(at): 1 for at in range(51)}}, 422, "at most 50, found 51"),
         ({"item": "test-000000-05"}, 404, "did you mean"),
-        ({"image": "%%"}, 422, "expected base64"),
+        ({"image": "%%"}, 422, "image: expected a picture file in base64, or a data URL of it"),
+        ({"image": "data:image/svg+xml,%3Csvg/%3E"}, 422, "or a data URL of it"),
         ({"image": "AAAA"}, 415, "expected JPEG, PNG or WebP"),
         ({"image": ""}, 415, "expected JPEG, PNG or WebP"),
     ],

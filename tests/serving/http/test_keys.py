@@ -71,6 +71,31 @@ def test_keys_that_are_none_are_told_without_showing_them(text, message):
     assert "length" not in str(raised.value)
 
 
+REMARK = "name: key, of at least 16 characters; openssl rand -hex 24"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_file_of_any_editor_has_the_same_keys(tmp_path, encoding, end):
+    path = tmp_path / "keys.txt"
+    path.write_bytes(f"# {REMARK}{end}first: {OLD}{end}".encode(encoding))
+    keys = Keys(path)
+    assert (len(keys), keys.holder(OLD)) == (1, "first")
+    # A secret made of such a file comes as the environment's text.
+    assert parse(f"\ufeff# {REMARK}{end}first: {OLD}", "X").keys() == {"first"}
+
+
+@pytest.mark.parametrize("before", ["\u200b# ", "// ", "; ", "", "\ufeff\ufeff# "])
+def test_a_remark_is_no_key(before):
+    with pytest.raises(UserError, match=r"line 2: expected `name: key`, .*a comment begins with #"):
+        parse(f"first: {OLD}\n{before}{REMARK}", "keys.txt")
+
+
+@pytest.mark.parametrize("gap", ["\u2028", "\x85", "\x0b", "\x1c"])
+def test_a_comment_ends_where_its_line_does(gap):
+    assert parse(f"first: {OLD}\n# made by{gap}no-name:{NEW}", "keys.txt").keys() == {"first"}
+
+
 def test_a_key_is_required_off_loopback(monkeypatch, key_file):
     monkeypatch.delenv("ADDE_API_KEYS", raising=False)
     with pytest.raises(UserError, match="expected API keys, found none; give --key-file"):

@@ -165,16 +165,18 @@ def test_a_client_that_leaves_frees_its_place_and_its_picture_is_not_embedded(
     assert left == [4]
 
 
-def test_a_client_that_leaves_while_it_sends_frees_its_place(serve):
-    server = serve(queue=1)
-    raw = socket.create_connection(server.url[7:].split(":"))
-    raw.sendall(b"POST /v1/embed HTTP/1.1\r\nHost: x\r\n" + JSON + b"\r\n\r\nabc")
-    while server.service._gate._inside == 0:
-        time.sleep(0.01)
-    raw.close()
-    while server.service._gate._inside:
-        time.sleep(0.01)
-    assert server.service._gate.coming == 0
+def test_bodies_on_their_way_take_no_place_and_are_forgotten_when_their_client_leaves(serve):
+    server = serve(queue=1, max_bytes=1000)
+    clients = [socket.create_connection(server.url[7:].split(":")) for _ in range(20)]
+    for raw in clients:
+        raw.sendall(b"POST /v1/embed HTTP/1.1\r\nHost: x\r\n" + JSON + b"\r\n\r\nabc")
+    wait_until(lambda: server.service.bodies.taken == 60)
+    found = httpx.post(f"{server.url}/v1/search", json={"item": "test-000000-000"})
+    assert found.status_code == 200
+    for raw in clients:
+        raw.close()
+    wait_until(lambda: server.service.bodies.taken == 0)
+    assert server.service._gate._inside == server.service._gate.coming == 0
 
 
 def test_a_lone_request_does_not_wait_for_others(serve, contents):

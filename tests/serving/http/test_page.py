@@ -10,6 +10,7 @@ import shutil
 import time
 from contextlib import closing
 from dataclasses import replace
+from urllib.parse import urljoin
 
 import httpx
 import numpy as np
@@ -18,6 +19,8 @@ from picture_files import as_bytes
 from PIL import Image
 
 from adde.serving.embedded import EmbeddedGallery
+from adde.serving.http import pages
+from adde.serving.http.cards import Cards
 from adde.serving.http.keys import Keys
 
 ITEM = "test-000000-002"
@@ -27,7 +30,8 @@ KEY = "secret-secret-secret"
 def test_the_files_of_the_page_are_served_and_name_nothing_elsewhere(client):
     html = client.get("/").text
     assert html.startswith("<!doctype html>")
-    seen, left = set(), ["/page/main.js", *re.findall(r'(?:src|href)="(/page/[^"]+)"', html)]
+    left = ["/page/main.js", *(f"/{name}" for name in re.findall(r'="(page/[^"]+)"', html))]
+    seen = set()
     while left:
         path = left.pop()
         if path in seen:
@@ -40,7 +44,7 @@ def test_the_files_of_the_page_are_served_and_name_nothing_elsewhere(client):
         assert set(elsewhere) <= {"http://www.w3.org/2000/svg"}
         again = client.get(path, headers={"if-none-match": answer.headers["etag"]})
         assert again.status_code == 304
-    assert {f"/page/{n}.js" for n in ("main", "api", "state", "images", "filters")} <= seen
+    assert {f"/page/{n}.js" for n in ("main", "api", "state", "card", "choose")} <= seen
     assert "<script>" not in html and "style=" not in html  # the policy would not run them
     assert client.get("/page/../app.py").status_code == 404
 
@@ -49,7 +53,22 @@ def test_the_description_of_the_api_is_served_from_here(client):
     html = client.get("/docs")
     assert "script-src 'self'" in html.headers["content-security-policy"]
     for path in re.findall(r'(?:src|href)="([^"]+)"', html.text):
-        assert client.get(path).status_code == 200
+        assert client.get(urljoin("/docs", path)).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/schema/", "/page", "/docs/", "/docs/files"])
+def test_no_answer_leads_out_of_a_proxys_prefix(client, path):
+    assert client.get(path).status_code == 404  # and is no redirect, which names a path
+
+
+def test_the_page_is_the_same_under_a_prefix(client):
+    # As a proxy that strips it has it: whatever is asked for next goes through the prefix too.
+    names = sorted(path.name for path in pages.FOLDER.iterdir())
+    for path in ("/", "/docs", *(f"/page/{name}" for name in names)):
+        text = client.get(path).text
+        assert not re.findall(
+            r"""(?:src|href)="/[^"]*|["'`]/(?:v1|docs|page|openapi)[^"'`]*""", text
+        )
 
 
 @pytest.fixture(scope="module")
@@ -100,13 +119,59 @@ def until(page, expression):
 
 
 def expected(server, **asked):
+    """Ids of the API's answers, those that have all edits first."""
     content = httpx.post(f"{server.url}/v1/search", json={"k": 12, **asked}).json()
-    return [answer["item_id"] for answer in content["answers"]]
+    return in_order(content["answers"], asked.get("edits", {}))
+
+
+def in_order(found, edits):
+    lacking = [not all(answer["matches"][name]["good"] for name in edits) for answer in found]
+    return [found[at]["item_id"] for at in np.argsort(lacking, kind="stable")]
+
+
+def dividers(page):
+    """Each divider with the ids below it."""
+    sections = page.locator(".group").filter(visible=True).all()
+    return {
+        section.locator("h3").inner_text(): [
+            card.get_attribute("data-item") for card in section.locator(".card").all()
+        ]
+        for section in sections
+    }
 
 
 def change(page, attribute, value):
     page.click(f'[data-attribute="{attribute}"]')
     page.click(f'#menu [role=menuitemradio]:has-text("{value}")')
+
+
+@pytest.mark.slow
+def test_behind_a_prefix_that_a_proxy_takes_away(visit, server):
+    page, asked = visit(), []
+    page.goto("about:blank")
+
+    def forward(route):
+        path = route.request.url.removeprefix(server.url)
+        asked.append(path)
+        route.continue_(url=server.url + path.removeprefix("/shop/adde"))
+
+    page.context.route("**/*", forward)
+    page.goto(f"{server.url}/shop/adde/")
+    first = answers(page)[0]
+    page.click(".card a")
+    page.wait_for_url(f"**/shop/adde/?item={first}")
+    assert len(answers(page)) == 12
+    page.click("#home")
+    page.wait_for_url("**/shop/adde/")
+    page.reload()
+    assert first in answers(page)
+    page.goto(f"{server.url}/shop/adde/docs")
+    page.click("text=Whether the process lives")
+    page.click("text=Try it out")
+    page.click("text=Execute")
+    page.wait_for_selector(".live-responses-table")
+    assert asked[-1] == "/shop/adde/healthz"
+    assert all(path.startswith("/shop/adde/") for path in asked)
 
 
 @pytest.mark.slow
@@ -134,18 +199,6 @@ def test_from_the_first_look_to_an_answer_and_back(visit, server):
     chip = page.locator('[data-attribute="colour"]')
     assert chip.inner_text().split() == [seen["colour"], "→", wanted]
     assert page.locator("#heading").inner_text() == f"Most alike, but colour {wanted}"
-    # Of every answer it is marked whether it has what was asked for.
-    content = httpx.post(
-        f"{server.url}/v1/search", json={"item": first, "edits": {"colour": wanted}, "k": 12}
-    ).json()["answers"]
-    for card, answer in zip(page.locator(".card").all(), content, strict=True):
-        match = answer["matches"]["colour"]
-        tag = card.locator(".tags li").first
-        assert ("good" in tag.get_attribute("class")) == match["good"]
-        assert match["value"] in tag.inner_text()
-        good = sum(m["good"] for m in answer["matches"].values())
-        assert f"{good} of 3 match" in card.inner_text()
-
     third = answers(page)[2]
     page.locator(".card a").nth(2).click()
     page.wait_for_url(f"**/?item={third}")
@@ -168,9 +221,20 @@ def test_a_shared_address_shows_the_same(visit, server):
     asked = {"item": ITEM, "edits": {"colour": "blue"}, "weights": {"shape": 4.0}, "k": 24}
     assert answers(page) == expected(server, **asked)
     assert page.locator(".attribute:has-text('shape') .tag").inner_text() == "\u00d74"
+    bodies = []
+    page.on("request", lambda r: "/v1/search" in r.url and bodies.append(r.post_data_json))
     page.click("#more")
     page.wait_for_url("**k=48")
-    assert answers(page) == expected(server, **{**asked, "k": 48})
+    found = answers(page)
+    assert found == expected(server, **{**asked, "k": 48})
+    # Only what comes next is asked for, and where it begins the focus is.
+    assert [(body["offset"], body["k"]) for body in bodies] == [(24, 24)]
+    focused = page.evaluate("document.activeElement.closest('.card').dataset.item")
+    before = expected(server, **{**asked, "k": 24})
+    assert focused == next(item for item in found if item not in before)
+    page.reload()
+    page.wait_for_selector(".card")
+    assert answers(page) == found
 
 
 @pytest.mark.slow
@@ -260,7 +324,8 @@ def test_answers_are_filtered_by_the_fields_of_the_items(visit, serve, shop):
     wanted = {"price": {"min": 12.5, "max": 40.0}}
     assert answers(page) == expected(server, item=ITEM, filters=wanted) != plain
     assert page.locator('[data-filter="price"] .told').inner_text() == "12.5 \u2013 40"
-    assert page.locator(".facts").first.inner_text().startswith("Price ")
+    shown = [float(text) for text in page.locator(".card .price").all_inner_texts()]
+    assert len(shown) == 12 and all(12.5 <= price <= 40 for price in shown)
     until(page, "document.activeElement.dataset.filter === 'price'")
 
     # By keyboard alone: two makers.
@@ -346,9 +411,9 @@ def test_a_large_picture_is_sent_smaller_and_laid_on_white(visit, serve, monkeyp
     server, sent = serve(), []
     load = server.service._decoders.load
 
-    def seeing(content, size):
+    def seeing(content, preprocess):
         sent.append(content)
-        return load(content, size)
+        return load(content, preprocess)
 
     monkeypatch.setattr(server.service._decoders, "load", seeing)
     picture = Image.new("RGBA", (3000, 1500))
@@ -378,24 +443,28 @@ def test_a_picture_of_ones_own(visit, server, picture_of, tmp_path):
     assert answers(page) == [a["item_id"] for a in plain.json()["answers"]]
     seen = plain.json()["seen"]["shape"]
     percent = f"{round(seen['confidence'] * 100)} %"
-    assert (
-        page.locator('[data-attribute="shape"]')
-        .inner_text()
-        .split("\n")[0]
-        .startswith(seen["value"])
-    )
-    assert percent in page.locator('[data-attribute="shape"]').inner_text()
-    label = page.locator('[data-attribute="shape"]').get_attribute("aria-label")
-    assert label == f"shape: {seen['value']}, {percent} sure. Change"
+    chip = page.locator('[data-attribute="shape"]')
+    assert chip.inner_text().split() == [seen["value"], "guess", *percent.split()]
+    label = chip.get_attribute("aria-label")
+    assert label == f"shape: {seen['value']}, a guess, {percent} sure. Change"
+    assert page.locator("#hint").inner_text().startswith("Guessed from your picture.")
     wanted = next(v for v in ("disc", "square") if v != seen["value"])
     change(page, "shape", wanted)
     page.wait_for_url(f"**but.shape={wanted}")
     asked = {"request": json.dumps({"k": 12, "edits": {"shape": wanted}})}
     edited = httpx.post(f"{server.url}/v1/search", files=content, data=asked).json()
-    assert answers(page) == [a["item_id"] for a in edited["answers"]]
-    # The picture is in this tab alone.
+    found = in_order(edited["answers"], {"shape": wanted})
+    assert answers(page) == found
+    # The picture is in this tab, also when it is loaded anew, and in no other.
     page.reload()
-    assert "stayed in the tab" in page.locator("#problem").inner_text()
+    page.wait_for_selector(".chip")
+    assert answers(page) == found
+    until(page, "document.querySelector('#picture').naturalWidth === 32")
+    other = visit(page.url.removeprefix(server.url))
+    other.wait_for_selector("#note:not([hidden])")
+    assert "stayed in the tab" in other.locator("#note").inner_text()
+    assert len(answers(other)) == 24 and other.locator("#words").is_visible()
+    assert other.url == f"{server.url}/"
 
 
 @pytest.mark.slow
@@ -421,9 +490,10 @@ def test_a_picture_can_be_dropped(visit, picture_of):
 @pytest.mark.slow
 def test_what_goes_wrong_is_said(visit, tmp_path, drawn):
     logged = ("Failed to load resource",)
-    page = visit("/?item=nothing", allowed=logged)
-    page.wait_for_selector("#problem:not([hidden])")
-    assert "no item 'nothing' in the gallery" in page.locator("#problem").inner_text()
+    page = visit("/?item=nothing&but.colour=red", allowed=logged)
+    page.wait_for_selector("#note:not([hidden])")
+    assert "no longer in the catalogue" in page.locator("#note").inner_text()
+    assert len(answers(page)) == 24 and "nothing" not in page.url
     (tmp_path / "x.png").write_bytes(as_bytes(drawn, "gif"))
     page.set_input_files("#file", tmp_path / "x.png")
     until(page, "document.querySelector('#problem').innerText.includes('JPEG, PNG')")
@@ -490,7 +560,7 @@ def test_a_picture_that_comes_late_takes_no_others_place(keyed, picture_of):
     page, held = keyed, []
     page.route(f"**/v1/items/{ITEM}/picture", lambda route: held.append(route))
     page.goto(f"{page.address}/?item={ITEM}")
-    page.wait_for_selector(".tags")
+    page.wait_for_selector(".differs")
     assert answers(page)[0] != ITEM
     after = answers(page)[0]
     page.locator(".card a").first.click()
@@ -520,7 +590,7 @@ def test_a_refused_picture_comes_later(keyed):
 
     page.route(f"**/v1/items/{ITEM}/picture", refuse)
     page.goto(f"{page.address}/?item={ITEM}")
-    page.wait_for_selector(".tags")
+    page.wait_for_selector(".differs")
     until(page, "!document.querySelector('#picture').matches('.waiting')")
     assert len(refusals) == 1
     first = answers(page)[0]
@@ -542,7 +612,7 @@ def test_with_a_key_too_pictures_are_fetched_as_they_come_near(keyed):
         URL.revokeObjectURL = (address) => (window.alive--, revoke(address));"""
     )
     page.goto(f"{page.address}/?item={ITEM}&k=96")
-    page.wait_for_selector(".tags")
+    page.wait_for_selector(".differs")
     count = len(answers(page))
     until(page, "document.querySelector('.card img').naturalWidth === 32")
     page.wait_for_load_state("networkidle")
@@ -570,7 +640,7 @@ def test_a_page_outlives_a_swap_to_another_schema(visit, server):
 
     page.route("**/v1/schema", answer)
     page.goto(f"{server.url}/?item={ITEM}")
-    page.wait_for_selector(".tags")
+    page.wait_for_selector(".differs")
     assert answers(page) == expected(server, item=ITEM)
     assert len(current) == 2
     assert page.locator(".attribute").count() == 3
@@ -604,8 +674,12 @@ def test_it_fits_desktop_and_phone(visit, size, scheme, tmp_path):
     if size[0] > 1000:  # all of a row stands in one line
         middles = [box["y"] + box["height"] / 2 for box in boxes]
         assert max(middles) - min(middles) < 4
-    elif size[0] > 380:  # and what a chip says does too
-        assert page.locator(".edited .chip").bounding_box()["height"] < 45
+    else:  # a strip of chips, the changed ones first, that stays above the answers
+        first, edited = (page.locator(at).first.bounding_box() for at in (".frame", ".edited"))
+        assert first["y"] + first["height"] < 520 and edited["x"] + edited["width"] < size[0]
+        page.evaluate("scrollTo(0, 1000)")
+        assert page.locator("#query").bounding_box()["y"] == 0
+        page.evaluate("scrollTo(0, 0)")
     paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
     lightness = int(re.findall(r"\d+", paper)[0])
     assert (lightness > 128) == (scheme == "light")
@@ -613,3 +687,154 @@ def test_it_fits_desktop_and_phone(visit, size, scheme, tmp_path):
     menu = page.locator("#menu").bounding_box()
     assert menu["x"] >= 0 and menu["x"] + menu["width"] <= size[0]
     assert menu["y"] >= 0 and menu["y"] + menu["height"] <= size[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("part", "edit", "divided"),
+    [
+        ("but.colour=blue", "blue", ("Has blue", "Close, but not blue")),
+        ("not.colour=blue", {"not": "blue"}, ("Not blue", "Close, but blue")),
+    ],
+)
+def test_answers_that_have_it_come_first_under_a_divider(visit, server, part, edit, divided):
+    page = visit(f"/?item={ITEM}&{part}&k=96")  # all of them
+    page.wait_for_selector(".chip")
+    asked = {"item": ITEM, "edits": {"colour": edit}, "k": 96}
+    found = httpx.post(f"{server.url}/v1/search", json=asked).json()["answers"]
+    ids = [
+        [a["item_id"] for a in found if a["matches"]["colour"]["good"] == good]
+        for good in (True, False)
+    ]
+    assert all(ids)
+    answers(page)
+    assert dividers(page) == dict(zip(divided, ids, strict=True))
+    for answer in found:
+        line = page.locator(f'[data-item="{answer["item_id"]}"] .differs')
+        told = line.inner_text().split(" \u00b7 ")
+        expected = ["Alike in all else"]
+        matches = answer["matches"]
+        differs = {n: m for n, m in matches.items() if not m["good"]}
+        if matches["colour"]["predicted"]:  # a guess, also where it is what was asked for
+            differs["colour"] = matches["colour"]
+        assert len(told) == len(differs) or (not differs and told == expected)
+        if "colour" in differs and not differs["colour"]["predicted"]:
+            assert told[0] == differs["colour"]["value"]  # what it lacks comes first
+        guesses = {m["value"] for m in differs.values() if m["predicted"]}
+        marked = [guess.split()[-1] for guess in line.locator("em").all_inner_texts()]
+        assert sorted(marked) == sorted(guesses)
+
+
+@pytest.mark.slow
+def test_answers_must_have_it_and_edits_that_are_negative_or_graded(visit, server):
+    page = visit(f"/?item={ITEM}&but.colour=blue")
+    page.wait_for_selector(".chip")
+    switch = page.locator('[role="switch"]')
+    assert (switch.inner_text(), switch.get_attribute("aria-checked")) == ("Only blue", "false")
+    switch.click()
+    page.wait_for_url("**must=colour")
+    asked = {"item": ITEM, "edits": {"colour": "blue"}}
+    assert answers(page) == expected(server, **asked, must=["colour"])
+    assert list(dividers(page)) == ["Has blue"]
+    assert switch.get_attribute("aria-checked") == "true"
+    until(page, "document.activeElement.dataset.must === 'colour'")
+
+    page.click('[data-attribute="colour"]')
+    page.click("#menu .modes button:has-text('Not')")
+    page.click("#menu [role=menuitemcheckbox]:has-text('red')")
+    page.wait_for_url("**not.colour=red*")
+    asked = {"item": ITEM, "edits": {"colour": {"not": ["red"]}}, "must": ["colour"]}
+    assert answers(page) == expected(server, **asked)
+    assert list(dividers(page)) == ["Not red"]
+    assert switch.inner_text() == "Never red"
+    # Another one as well; and the last that is left cannot be refused.
+    page.click('[data-attribute="colour"]')
+    page.click("#menu [role=menuitemcheckbox]:has-text('green')")
+    page.wait_for_url("**not.colour=red&not.colour=green*")
+    page.click('[data-attribute="colour"]')
+    assert page.locator("#menu [role=menuitemcheckbox]:has-text('blue')").is_disabled()
+
+    page.click("#menu .modes button:has-text('More')")
+    page.click("#menu [role=menuitemradio]:has-text('green')")
+    page.wait_for_url(f"**/?item={ITEM}&more.colour=green&must=colour")
+    page.click('[data-must="colour"]')
+    page.click('[data-attribute="colour"]')
+    page.click("#menu button:has-text('A little')")
+    page.wait_for_url(f"**/?item={ITEM}&more.colour=green&amount.colour=0.25")
+    edit = {"colour": {"more": "green", "amount": 0.25}}
+    assert answers(page) == expected(server, item=ITEM, edits=edit)
+    assert page.locator("#heading").inner_text() == "Most alike, but colour more green"
+    page.click('[aria-label="Undo the change of colour"]')
+    page.wait_for_url(f"**/?item={ITEM}")
+
+
+@pytest.mark.slow
+def test_the_start_page_has_categories_and_a_search_box(visit, server):
+    page = visit()
+    page.wait_for_selector(".card")
+    chips = page.locator("#categories button").all_inner_texts()
+    assert chips == ["All", "Red", "Green", "Blue"]
+    page.click("#categories button:has-text('Green')")
+    page.wait_for_url("**/?in=green")
+
+    def asked(**more):
+        items = httpx.get(f"{server.url}/v1/items", params={"count": 24, **more}).json()["items"]
+        return [item["item_id"] for item in items]
+
+    green = '{"colour": ["green"]}'
+    assert answers(page) == asked(filters=green)
+    page.fill("#words", "DISC")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/?q=DISC&in=green")
+    assert answers(page) == asked(filters=green, query="disc")
+    assert page.locator("#heading").inner_text() == "“DISC” in green"
+    page.click("#categories button:has-text('All')")
+    page.wait_for_url("**/?q=DISC")
+    found = answers(page)
+    assert len(found) == 24
+    page.click("#more")
+    until(page, "document.querySelectorAll('.card').length > 24")
+    assert answers(page) == found + asked(query="disc", offset=24)
+    # Whoever starts from one does so without the words; and none may be found.
+    page.locator(".card .go").nth(3).click()
+    page.wait_for_url(f"**/?item={found[3]}")
+    page.go_back()
+    until(page, "document.querySelector('#words').value === 'DISC'")
+    page.fill("#words", "zebra")
+    page.click("#find button")
+    until(page, "document.querySelector('#heading').innerText === 'Nothing fits “zebra”'")
+    assert answers(page) == []
+
+
+@pytest.mark.slow
+def test_cards_show_name_price_and_a_link_where_there_are(visit, serve, shop):
+    cards = Cards(
+        title_field="model", currency="EUR", link_template="https://s.example/{item_id}?m={maker}"
+    )
+    server = serve(gallery=shop, cards=cards)
+    page = visit(f"/?item={ITEM}", url=server.url, locale="en-GB")
+    page.wait_for_selector(".differs")
+    first = httpx.get(f"{server.url}/v1/items/{answers(page)[0]}").json()
+    card = page.locator(".card").first
+    assert card.locator(".name").inner_text() == first["fields"]["model"]
+    assert card.locator(".price").inner_text() == f"€{first['fields']['price']:.2f}"
+    maker = {"acme": "acme", "Bär & Co": "B%C3%A4r%20%26%20Co", "x_y": "x_y"}
+    link = card.locator("a.shop")
+    wanted = f"https://s.example/{first['item_id']}?m={maker[first['fields']['maker']]}"
+    assert (link.get_attribute("href"), link.get_attribute("rel")) == (wanted, "noopener")
+    own = httpx.get(f"{server.url}/v1/items/{ITEM}").json()["fields"]
+    until(page, f"document.querySelector('#title').innerText === '{own['model']}'")
+    assert page.locator("#facts").inner_text().startswith(f"€{own['price']:.2f}")
+    assert "model" not in page.locator("#filters").inner_text().lower()
+    card.locator(".go").click()
+    page.wait_for_url(f"**/?item={first['item_id']}")
+    page.wait_for_load_state("networkidle")  # the server goes before the page does
+
+
+@pytest.mark.slow
+def test_an_address_that_no_browser_should_open_is_no_link(visit, serve, shop):
+    server = serve(gallery=shop, cards=Cards(link_template="{maker}"))
+    page = visit(f"/?item={ITEM}", url=server.url)
+    page.wait_for_selector(".differs")
+    assert page.locator("a.shop").count() == 0
+    page.wait_for_load_state("networkidle")

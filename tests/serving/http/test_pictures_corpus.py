@@ -16,7 +16,9 @@ import pytest
 from picture_files import as_bytes
 from PIL import Image
 
+from adde.preprocess import Preprocess
 from adde.serving.http import decoders as module
+from adde.serving.http import pictures
 from adde.serving.http.decoders import Decoders
 from adde.serving.http.pictures import NoDecoderError, PictureError
 from adde.serving.http.problems import of_exception
@@ -197,23 +199,83 @@ def kill(decoders):
     process_of(decoders).join()
 
 
+@pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
+def test_a_portrait_is_prepared_as_the_bundle_says(fit):
+    portrait = Image.effect_mandelbrot((90, 120), (-2, -1.5, 1, 1.5), 30).convert("RGB")
+    content, preprocess = as_bytes(portrait, "jpeg"), Preprocess(32, fit=fit)
+    with closing(Decoders(1, 5.0, 10_000_000)) as decoders:
+        assert decoders.load(content, preprocess).tobytes() == preprocess.load(content).tobytes()
+
+
+def exif(*entries):
+    """A block of EXIF: (tag, type, count, four bytes) each."""
+    block = b"".join(struct.pack("<HHL4s", *entry) for entry in sorted(entries))
+    head = b"Exif\0\0II*\0" + struct.pack("<LH", 8, len(entries))
+    return head + block + struct.pack("<L", 0)
+
+
+TURNED = (0x112, 3, 1, b"\x06\0\0\0")
+ODD = {
+    "resolution as text": (0x11A, 2, 3, b"72\0\0"),
+    "maker as number": (0x10F, 12, 1, b"\x40\0\0\0"),
+    "GPS at itself": (0x8825, 4, 1, b"\x08\0\0\0"),
+    "a tag behind the end": (0x13B, 2, 9999, b"\xff\xff\xff\x7f"),
+    "orientation as text": (0x112, 2, 2, b"6\0\0\0"),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_odd_exif_costs_no_decoder(drawn, kind):
+    entries = [ODD[kind]] + [TURNED] * (ODD[kind][0] != TURNED[0])
+    content = as_bytes(drawn, "jpeg", exif=exif(*entries))
+    with closing(Decoders(1, 2.0, 10**8)) as pool:
+        before = pool._all[0]._running[0].pid
+        for _ in range(2):
+            try:
+                assert pool.load(content, 8).shape == (8, 8, 3)
+            except PictureError as error:
+                assert str(error).startswith("image: expected one that decodes")
+        assert pool._all[0]._running[0].pid == before
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        struct.error("unpack"),
+        MemoryError(),
+        RecursionError("deep"),
+        KeyError("\udc80"),
+        Warning("w"),
+    ],
+)
+def test_whatever_a_decoder_raises_is_the_pictures_fault(drawn, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(pictures.Preprocess, "load", fail)
+    message = pictures.HEAD.pack(8, 10**8, b"crop") + as_bytes(drawn, "png")
+    answer = pictures.reply(message)
+    assert answer[0] == pictures.BROKEN
+    assert type(error).__name__ in answer[1:].decode()
+
+
 def test_a_decoder_that_dies_takes_one_picture_with_it(drawn):
     decoders = Decoders(1, 5.0, 10_000_000)
     try:
-        expected = decoders.load(as_bytes(drawn), 32)
+        expected = decoders.load(as_bytes(drawn), Preprocess(32))
         kill(decoders)
         with pytest.raises(PictureError, match="on which its decoder fails"):
-            decoders.load(as_bytes(drawn), 32)
-        assert np.array_equal(decoders.load(as_bytes(drawn), 32), expected)
+            decoders.load(as_bytes(drawn), Preprocess(32))
+        assert np.array_equal(decoders.load(as_bytes(drawn), Preprocess(32)), expected)
     finally:
         decoders.close()
 
 
 def test_a_picture_that_waits_for_a_busy_machine_is_not_at_fault(drawn):
     with closing(Decoders(1, 1.0, 10_000_000)) as decoders, ThreadPoolExecutor(1) as threads:
-        expected = decoders.load(as_bytes(drawn), 32)
+        expected = decoders.load(as_bytes(drawn), Preprocess(32))
         os.kill(process_of(decoders).pid, signal.SIGSTOP)  # as one that gets no turn
-        loaded = threads.submit(decoders.load, as_bytes(drawn), 32)
+        loaded = threads.submit(decoders.load, as_bytes(drawn), Preprocess(32))
         time.sleep(1.5)  # more than it may take
         assert not loaded.done()
         os.kill(process_of(decoders).pid, signal.SIGCONT)
@@ -225,16 +287,16 @@ def test_a_picture_that_gets_no_turn_at_all_may_come_back(drawn, monkeypatch):
     with closing(Decoders(1, 5.0, 10_000_000)) as decoders:
         os.kill(process_of(decoders).pid, signal.SIGSTOP)
         with pytest.raises(NoDecoderError) as caught:
-            decoders.load(as_bytes(drawn), 32)
+            decoders.load(as_bytes(drawn), Preprocess(32))
         problem = of_exception(caught.value)
         assert (problem.status, problem.headers["Retry-After"]) == (503, "2")
         monkeypatch.undo()
-        assert decoders.load(as_bytes(drawn), 32).shape == (32, 32, 3)
+        assert decoders.load(as_bytes(drawn), Preprocess(32)).shape == (32, 32, 3)
 
 
 def test_a_decoder_that_cannot_be_started_is_tried_again_with_the_next_picture(drawn, monkeypatch):
     with closing(Decoders(1, 5.0, 10_000_000)) as decoders:
-        expected = decoders.load(as_bytes(drawn), 32)
+        expected = decoders.load(as_bytes(drawn), Preprocess(32))
 
         def fail(_):
             raise OSError(24, "Too many open files")
@@ -242,16 +304,16 @@ def test_a_decoder_that_cannot_be_started_is_tried_again_with_the_next_picture(d
         monkeypatch.setattr(type(process_of(decoders)), "start", fail)
         kill(decoders)
         with pytest.raises(PictureError, match="on which its decoder fails"):
-            decoders.load(as_bytes(drawn), 32)
+            decoders.load(as_bytes(drawn), Preprocess(32))
         for _ in range(2):
             with pytest.raises(NoDecoderError, match="Too many open files"):
-                decoders.load(as_bytes(drawn), 32)
+                decoders.load(as_bytes(drawn), Preprocess(32))
         monkeypatch.undo()
-        assert np.array_equal(decoders.load(as_bytes(drawn), 32), expected)
+        assert np.array_equal(decoders.load(as_bytes(drawn), Preprocess(32)), expected)
         kill(decoders)
         monkeypatch.setattr(type(process_of(decoders)), "start", fail)
         with pytest.raises(PictureError):
-            decoders.load(as_bytes(drawn), 32)
+            decoders.load(as_bytes(drawn), Preprocess(32))
     # and closing it, with no process, is no error
 
 

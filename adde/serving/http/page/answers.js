@@ -1,87 +1,77 @@
-// Items as a grid: answers with what matches marked, or items to start from.
+// Items as grids: answers, those with all that was asked for first, or items to start from.
 
-import { byId, h, shown, told, words } from "./dom.js";
-import { fill } from "./images.js";
-import { empty, toQuery } from "./state.js";
+import { card } from "./card.js";
+import { byId, capital, h, words } from "./dom.js";
+import { dividers } from "./edits.js";
 
-const SHOWN_TAGS = 4;
-const grid = byId("answers");
+const place = byId("answers");
+let shownItems = new Set(); // ids: a catalogue that changes may give one on two pages
 
-export function showAnswers(answers, state, go) {
-  grid.replaceChildren(...answers.map((answer, at) => answerCard(answer, at + 1, state, go)));
+export function clear() {
+  shownItems = new Set();
+  place.replaceChildren();
 }
 
-export function showItems(items, go) {
-  grid.replaceChildren(...items.map((item) => card(item, empty(), go, describe(item), h("p", { class: "id" }, item.item_id))));
+// Adds a page of answers; the first of its cards.
+export function add(answers, state, cards, go) {
+  const asked = Object.keys(state.edits);
+  const has = (answer) => asked.every((name) => answer.matches[name]?.good);
+  const groups = asked.length ? dividers(state.edits).map(group) : [group("")];
+  return grow(answers, (answer) => {
+    const made = card(answer, cards, state.filters, go, details(answer, asked));
+    groups[has(answer) ? 0 : groups.length - 1].append(made);
+    return made;
+  });
 }
 
-function answerCard(answer, rank, state, go) {
-  const matches = Object.entries(answer.matches);
-  const good = matches.filter(([, match]) => match.good).length;
-  const head = h(
-    "p",
-    { class: "score" },
-    h("span", { class: "rank" }, String(rank)),
-    h("span", {}, `${good} of ${matches.length} match`),
-    h("span", { class: "cosine", title: "Likeness, at most 1" }, answer.score.toFixed(2)),
-  );
-  const bar = h("div", { class: "bars", "aria-hidden": "true" }, ...matches.map(([name, match]) => segment(name, match, state)));
-  const alt = `${answer.item_id}: ${good} of ${matches.length} match`;
-  return card(answer, state, go, alt, head, bar, facts(answer, state), tags(matches, state));
+export function addItems(items, state, cards, go) {
+  const list = group("");
+  return grow(items, (item) => {
+    const made = card(item, cards, state.filters, go);
+    made.querySelector("img").alt ||= describe(item);
+    list.append(made);
+    return made;
+  });
 }
 
-// What was filtered by.
-function facts({ fields }, { filters }) {
-  const names = [...filters.keys()].filter((name) => fields[name] !== undefined);
-  const texts = names.map((name) => `${words(name)} ${told(fields[name])}`);
-  return texts.length ? h("p", { class: "facts" }, texts.join(" · ")) : null;
+function grow(items, make) {
+  const fresh = items.filter((item) => !shownItems.has(item.item_id));
+  for (const item of fresh) shownItems.add(item.item_id);
+  const made = new Set(fresh.map(make));
+  // One without cards says nothing but that there are none.
+  for (const section of place.children) section.hidden = !section.querySelector(".card");
+  return [...place.querySelectorAll(".card")].find((each) => made.has(each));
 }
 
-function segment(name, match, state) {
-  const classes = [match.good ? "good" : "", match.predicted ? "predicted" : "", name in state.edits ? "asked" : ""];
-  return h("i", { class: classes.join(" ").trim(), title: `${words(name)}: ${words(match.value)}` });
+// The list under a divider, made where it is not there yet.
+function group(divider) {
+  const text = capital(divider);
+  let section = [...place.children].find((each) => each.dataset.divider === text);
+  if (!section) {
+    section = h("section", { class: "group", "data-divider": text }, text ? h("h3", {}, text) : null, h("ol", { class: "answers" }));
+    place.append(section);
+  }
+  return section.querySelector("ol");
 }
 
-// What was asked for first, marked as had or not; then what differs.
-function tags(matches, state) {
-  const asked = matches.filter(([name]) => name in state.edits);
-  const others = matches.filter(([name, match]) => !(name in state.edits) && !match.good);
-  const all = [...asked, ...others];
-  const list = all.slice(0, SHOWN_TAGS).map(([name, match]) =>
-    h(
-      "li",
-      {
-        class: `${match.good ? "good" : "bad"}${match.predicted ? " predicted" : ""}`,
-        title: match.predicted ? "As it looks; the catalogue does not say." : null,
-      },
-      h("span", { class: "mark", "aria-hidden": "true" }, match.good ? "✓" : "≠"),
-      h("span", { class: "of" }, words(name)),
-      shown(match.value),
-    ),
-  );
-  const left = all.length - list.length;
-  return h("ul", { class: "tags" }, ...list, left > 0 ? h("li", { class: "rest" }, `and ${left} more differ`) : null);
+// What an answer lacks of what was asked for, what it has by a guess only, and how else it differs.
+function details({ matches }, asked) {
+  const all = Object.entries(matches);
+  const wanted = all.filter(([name, match]) => asked.includes(name) && (!match.good || match.predicted));
+  const others = all.filter(([name, match]) => !asked.includes(name) && !match.good);
+  const told = [...wanted, ...others].map(([name, match]) => [detail(name, match), { guess: match.predicted }]);
+  return told.length ? told : [["Alike in all else", {}]];
 }
 
-// The whole card leads on; a link, so that it opens in another tab too.
-function card(item, { filters }, go, alt, ...below) {
-  const next = { ...empty(), filters, item: item.item_id };
-  const click = (event) => {
-    if (event.ctrlKey || event.metaKey || event.shiftKey || event.button) return;
-    event.preventDefault();
-    go(next);
-  };
-  const link = { href: toQuery(next), onclick: click, title: `Go on from ${item.item_id}` };
-  return h("li", { class: "card", "data-item": item.item_id }, h("a", link, frame(item, alt), ...below));
-}
-
-function frame(item, alt) {
-  const image = h("img", { alt, loading: "lazy", decoding: "async" });
-  if (item.has_picture) fill(image, item.item_id);
-  return h("span", { class: item.has_picture ? "frame" : "frame none" }, image);
+// "suit", "white shoes", "no glasses"; as short as it can be understood.
+function detail(name, { value, predicted }) {
+  if (value === null || value === "none") return `no ${words(name)}`;
+  const [, coloured] = name.match(/^(.*?)_?colou?r$/) ?? [];
+  const of = coloured === undefined ? words(name) : words(coloured);
+  if (predicted) return `${of} looks ${words(value)}`.trim();
+  return (coloured === undefined ? `${of} ${words(value)}` : `${words(value)} ${of}`).trim();
 }
 
 function describe(item) {
-  const values = Object.entries(item.labels).map(([name, value]) => `${words(name)} ${words(value ?? item.seen[name])}`);
-  return values.join(", ");
+  return Object.entries(item.labels).map(([name, value]) => `${words(name)} ${words(value ?? item.seen[name])}`).join(", ");
 }

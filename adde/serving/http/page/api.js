@@ -1,4 +1,4 @@
-// Requests to the server that the page came from, and to no other.
+// Requests to the server that the page came from, under whatever prefix, and to no other.
 
 const KEY = "adde-key";
 
@@ -19,22 +19,23 @@ export function keep(key) {
 
 export const hasKey = () => sessionStorage.getItem(KEY) !== null;
 
-export const schema = () => ask("/v1/schema");
-export const item = (id) => ask(`/v1/items/${encodeURIComponent(id)}`);
-export const someItems = (count, seed) => ask(`/v1/items?count=${count}&seed=${seed}`);
+export const schema = () => ask("v1/schema");
+export const item = (id) => ask(`v1/items/${encodeURIComponent(id)}`);
+export const someItems = ({ filters, ...asked }) =>
+  ask(`v1/items?${new URLSearchParams({ ...asked, filters: JSON.stringify(filters) })}`);
 
 export function search(request, picture, signal) {
   if (!picture) {
     const headers = { "content-type": "application/json" };
-    return ask("/v1/search", { method: "POST", headers, body: JSON.stringify(request), signal });
+    return ask("v1/search", { method: "POST", headers, body: JSON.stringify(request), signal });
   }
   const body = new FormData();
   body.append("image", picture, "picture");
   body.append("request", JSON.stringify(request));
-  return ask("/v1/search", { method: "POST", body, signal });
+  return ask("v1/search", { method: "POST", body, signal });
 }
 
-export const pictureAddress = (id) => `/v1/items/${encodeURIComponent(id)}/picture`;
+export const pictureAddress = (id) => `v1/items/${encodeURIComponent(id)}/picture`;
 export const picture = async (id) => (await send(pictureAddress(id))).blob();
 
 async function ask(address, options) {

@@ -1,12 +1,10 @@
-// The query's attributes as chips, and the menu that changes one.
+// The query's attributes as chips, each of which opens the menu that changes it.
 
 import { byId, h, shown, words } from "./dom.js";
-import * as menu from "./menu.js";
-import { withChange } from "./state.js";
+import * as choose from "./choose.js";
+import { mode, told, valuesOf } from "./edits.js";
 
-const WEIGHTS = [0, 0.5, 1, 2, 4];
-
-// `seen`: {name: {value, confidence}} of the query before edits.
+// `seen`: {name: {value, confidence, known}} of the query before edits; `change(name, changes)` as `withChange`.
 export function show(schema, state, seen, change) {
   const focused = document.activeElement?.dataset?.attribute;
   byId("attributes").replaceChildren(
@@ -24,7 +22,6 @@ function row(attribute, state, seen, change) {
   const only = state.only.includes(name);
   const counts = state.only.length ? only : weight > 0;
   const classes = `attribute${edit === undefined ? "" : " edited"}${counts ? "" : " ignored"}`;
-  const percent = seen.confidence < 1 && edit === undefined ? confidence(seen.confidence) : null;
   return h(
     "li",
     { class: classes },
@@ -35,121 +32,52 @@ function row(attribute, state, seen, change) {
         class: "chip",
         type: "button",
         "data-attribute": name,
-        "aria-haspopup": "menu",
+        "aria-haspopup": "dialog",
         "aria-label": label(name, state, seen, counts),
-        onclick: () => open(attribute, state, seen, change),
+        onclick: () => choose.open(() => chip(name), attribute, state, seen, change),
       },
-      ...(edit === undefined ? [] : [h("s", {}, shown(seen.value)), h("span", { class: "arrow" }, "→")]),
-      shown(edit ?? seen.value),
-      percent,
+      ...(edit === undefined ? [shown(seen.value), guess(seen)] : changed(seen, edit)),
     ),
     only ? h("span", { class: "tag" }, "only") : null,
     weight === 1 || state.only.length ? null : h("span", { class: "tag" }, `×${weight}`),
-    edit === undefined ? null : undo(name, state, change),
+    edit === undefined ? null : undo(name, change),
   );
+}
+
+function changed(seen, edit) {
+  const kind = mode(edit);
+  const word = kind === "exactly" ? null : h("span", {}, kind);
+  return [h("s", {}, shown(seen.value)), h("span", { class: "arrow" }, "→"), word, ...valuesOf(edit).map(shown)];
 }
 
 // All that the row shows: of a button with a label nothing else is read out.
 function label(name, state, seen, counts) {
   const edit = state.edits[name];
   const weight = state.weights[name] ?? 1;
-  const parts = [`${words(name)}: ${words(seen.value)}`];
-  if (edit !== undefined) parts.push(`changed to ${words(edit)}`);
-  else if (seen.confidence < 1) parts.push(`${inPercent(seen.confidence)} % sure`);
+  const parts = [`${words(name)}: ${seen.value === null ? "not there" : words(seen.value)}`];
+  if (edit !== undefined) parts.push(`changed to ${told(edit)}`);
+  else if (!known(seen)) parts.push(`a guess${sure(seen)}`);
   if (!counts) parts.push("does not count");
   else if (state.only.length) parts.push("alike only in this");
   else if (weight !== 1) parts.push(`counts ${weight} times`);
   return `${parts.join(", ")}. Change`;
 }
 
+const known = (seen) => seen.known ?? seen.confidence === 1;
 const inPercent = (share) => Math.round(share * 100);
+const sure = ({ confidence }) => (typeof confidence === "number" ? `, ${inPercent(confidence)} % sure` : "");
 
-function confidence(share) {
-  const percent = inPercent(share);
-  const meter = h("meter", { min: 0, max: 1, value: share, "aria-hidden": "true" });
-  return h("span", { class: "confidence", title: `${percent} % sure` }, `${percent} %`, meter);
+// What the classifier sees is no knowledge, and is marked.
+function guess(seen) {
+  if (known(seen)) return null;
+  const title = `A guess from the picture${sure(seen)}`;
+  if (typeof seen.confidence !== "number") return h("span", { class: "guess", title }, "guess");
+  const meter = h("meter", { min: 0, max: 1, value: seen.confidence, "aria-hidden": "true" });
+  return h("span", { class: "guess", title }, `guess ${inPercent(seen.confidence)} %`, meter);
 }
 
-function undo(name, state, change) {
-  const click = () => change(withChange(state, name, { edit: null }));
+function undo(name, change) {
+  const click = () => change(name, { edit: null });
   const text = `Undo the change of ${words(name)}`;
   return h("button", { class: "undo", type: "button", "aria-label": text, title: text, onclick: click }, "×");
-}
-
-function open(attribute, state, seen, change) {
-  const { name, values } = attribute;
-  const chosen = state.edits[name] ?? seen.value;
-  const choose = (value) => {
-    menu.close();
-    change(withChange(state, name, { edit: value === seen.value ? null : value }));
-  };
-  menu.open(
-    () => chip(name),
-    ['[aria-checked="true"]', "button"],
-    h("h3", { id: "menu-title" }, words(name)),
-    h(
-      "div",
-      { class: "values", role: "menu", "aria-labelledby": "menu-title", onkeydown: arrows },
-      ...values.map((value) => choice(value, value === chosen, value === seen.value, choose)),
-    ),
-    weights(name, state, change),
-    onlyThis(name, state, change),
-  );
-}
-
-function choice(value, chosen, isSeen, choose) {
-  return h(
-    "button",
-    {
-      type: "button",
-      role: "menuitemradio",
-      "aria-checked": String(chosen),
-      tabindex: chosen ? 0 : -1,
-      onclick: () => choose(value),
-    },
-    shown(value),
-    isSeen ? h("small", {}, "seen") : null,
-  );
-}
-
-function weights(name, state, change) {
-  const weight = state.weights[name] ?? 1;
-  const buttons = WEIGHTS.map((each) =>
-    h(
-      "button",
-      {
-        type: "button",
-        "aria-pressed": String(each === weight),
-        disabled: state.only.length > 0,
-        onclick: () => {
-          menu.close();
-          change(withChange(state, name, { weight: each }));
-        },
-      },
-      each === 0 ? "not" : `×${each}`,
-    ),
-  );
-  return h("div", { class: "weights", role: "group", "aria-label": "How much it counts" }, h("span", {}, "Counts"), ...buttons);
-}
-
-function onlyThis(name, state, change) {
-  const box = h("input", { type: "checkbox", checked: state.only.includes(name) });
-  box.addEventListener("change", () => {
-    menu.close();
-    change(withChange(state, name, { only: box.checked }));
-  });
-  return h("label", { class: "only" }, box, "Alike only in this");
-}
-
-function arrows(event) {
-  const step = { ArrowDown: 1, ArrowRight: 1, ArrowUp: -1, ArrowLeft: -1 }[event.key];
-  const choices = [...event.currentTarget.querySelectorAll("button")];
-  const at = choices.indexOf(document.activeElement);
-  let next = null;
-  if (step !== undefined) next = (at + step + choices.length) % choices.length;
-  if (event.key === "Home") next = 0;
-  if (event.key === "End") next = choices.length - 1;
-  if (next === null) return;
-  event.preventDefault();
-  choices[next].focus();
 }

@@ -1,2 +1,2 @@
 // validatorUrl: nothing is sent to Swagger's own validator.
-SwaggerUIBundle({ url: "/openapi.json", dom_id: "#swagger", validatorUrl: null });
+SwaggerUIBundle({ url: new URL("openapi.json", location).href, dom_id: "#swagger", validatorUrl: null });

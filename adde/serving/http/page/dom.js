@@ -10,11 +10,12 @@ export function h(tag, properties = {}, ...children) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
     else element.setAttribute(name, value === true ? "" : value);
   }
-  element.append(...children.filter((child) => child !== null && child !== undefined));
+  element.append(...children.flat().filter((child) => child !== null && child !== undefined));
   return element;
 }
 
 export const words = (name) => name.replaceAll("_", " ");
+export const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
 // A field's value, or its text in an address.
 export function told(value) {
@@ -31,5 +32,8 @@ export function swatch(value) {
   return dot;
 }
 
-// A value as it is shown: its dot and its words.
-export const shown = (value) => h("span", { class: "value" }, swatch(value), words(value));
+// A value as it is shown: its dot and its words. null: the attribute is not there.
+export const shown = (value) => h("span", { class: "value" }, value === null ? "not there" : [swatch(value), words(value)]);
+
+// A click that is to open another tab or window is the browser's.
+export const plain = (event) => !(event.ctrlKey || event.metaKey || event.shiftKey || event.button);

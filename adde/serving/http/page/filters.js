@@ -2,31 +2,27 @@
 
 import { byId, h, shown, told, words } from "./dom.js";
 import * as menu from "./menu.js";
-import { withFilter } from "./state.js";
 
 const list = byId("filters");
 
 export function show(schema, state, change) {
   const focused = document.activeElement?.dataset?.filter;
   const known = schema.fields.map((field) => field.name);
+  const { title_field: title, link_template: link } = schema.cards ?? {};
+  const offered = schema.fields.filter(({ name }) => state.filters.has(name) || (name !== title && !link?.includes(`{${name}}`)));
   const others = [...state.filters.keys()].filter((name) => !known.includes(name)).map(unknown);
-  const fields = [...schema.fields, ...others];
+  const fields = [...offered, ...others];
   list.hidden = fields.length === 0;
-  list.replaceChildren(...fields.map((field) => row(field, state, change)));
+  list.replaceChildren(...fields.map((field) => row(field, state.filters.get(field.name), change)));
   if (focused) chip(focused)?.focus(); // the row was made anew
-}
-
-export function hide() {
-  list.hidden = true;
 }
 
 // One that the address names and the schema does not: an attribute, a rare field or a mistake.
 const unknown = (name) => ({ name, values: [], min: null, max: null });
 const chip = (name) => list.querySelector(`[data-filter="${CSS.escape(name)}"]`);
 
-function row(field, state, change) {
+function row(field, filter, change) {
   const { name } = field;
-  const filter = state.filters.get(name);
   const text = filter ? describe(filter) : "any";
   return h(
     "li",
@@ -39,12 +35,12 @@ function row(field, state, change) {
         "data-filter": name,
         "aria-haspopup": "dialog",
         "aria-label": `Filter by ${words(name)}: ${text}. Change`,
-        onclick: () => open(field, filter, state, change),
+        onclick: () => open(field, filter, change),
       },
       h("span", { class: "of" }, words(name)),
       filter ? h("span", { class: "told" }, text) : null,
     ),
-    filter ? undo(name, state, change) : null,
+    filter ? undo(name, change) : null,
   );
 }
 
@@ -54,21 +50,21 @@ function describe({ values, min, max }) {
   return max === undefined ? `from ${min}` : `${min} – ${max}`;
 }
 
-function undo(name, state, change) {
+function undo(name, change) {
   const click = () => {
-    change(withFilter(state, name, null));
+    change(name, null);
     chip(name)?.focus();
   };
   const text = `Do not filter by ${words(name)}`;
   return h("button", { class: "undo", type: "button", "aria-label": text, title: text, onclick: click }, "×");
 }
 
-function open(field, filter, state, change) {
+function open(field, filter, change) {
   const { name } = field;
   const [read, ...controls] = (field.values.length ? choices : field.min === null ? exactly : range)(field, filter);
   const set = (next) => {
     menu.close();
-    change(withFilter(state, name, next));
+    change(name, next);
   };
   const submit = (event) => {
     event.preventDefault();

@@ -3,16 +3,22 @@
 import * as answers from "./answers.js";
 import * as api from "./api.js";
 import * as attributes from "./attributes.js";
-import { byId, h, words } from "./dom.js";
+import { byId, plain } from "./dom.js";
 import * as filters from "./filters.js";
-import * as images from "./images.js";
 import * as menu from "./menu.js";
+import { complain, note, say } from "./notices.js";
 import * as pictures from "./pictures.js";
-import { MOST, carried, changed, empty, fromQuery, started, toQuery, toRequest } from "./state.js";
+import * as query from "./query.js";
+import * as start from "./start.js";
+import { FIRST, MORE, MOST, carried, empty, fromQuery, started, toQuery, toRequest, withChange, withFilter } from "./state.js";
+
+const GONE = "This item is no longer in the catalogue. Start from another.";
+const ELSEWHERE = "The picture of this address stayed in the tab in which it was chosen. Choose it again, or start from an item.";
 
 let schema = null;
 let state = fromQuery(location.search);
 let running = new AbortController();
+let loaded = 0; // answers or items that the server gave, of which the next page goes on
 
 // Shows another state, as a step that "back" undoes.
 function go(next) {
@@ -23,55 +29,82 @@ function go(next) {
   return show();
 }
 
+// Of the state as it is then, which may be another than what was shown when a menu was opened.
+const change = (name, changes) => go(withChange(state, name, changes));
+const filter = (name, next) => go(withFilter(state, name, next));
+
 async function show() {
   running.abort();
   const { signal } = (running = new AbortController());
   byId("problem").hidden = byId("note").hidden = true;
+  await attempt(signal, async () => {
+    schema ??= await api.schema();
+    await (started(state) ? showSearch(signal) : showStart(signal));
+  });
+}
+
+async function attempt(signal, work) {
   byId("main").setAttribute("aria-busy", "true");
   say("Looking …");
   try {
-    schema ??= await api.schema();
-    await (started(state) ? showSearch(signal) : showStart());
+    await work();
   } catch (error) {
     if (signal.aborted) return;
-    complain(error);
+    complain(error, show);
   }
   if (!signal.aborted) byId("main").removeAttribute("aria-busy");
 }
 
-async function showStart() {
-  const asked = state;
-  const { items } = await api.someItems(24, state.seed);
-  if (asked !== state) return;
+async function showStart(signal) {
+  const { items } = await api.someItems(start.request(schema, state, 0));
+  if (signal.aborted) return;
   document.title = "This item, but …";
-  byId("query").hidden = byId("more").hidden = true;
-  filters.hide();
-  byId("others").hidden = false;
-  byId("heading").textContent = "Start from an item, or drop a picture";
-  answers.showItems(items, go);
-  say(`${schema.items.toLocaleString("en")} items`);
+  query.hide();
+  start.show(schema, state, go);
+  filters.show(schema, state, filter);
+  byId("others").hidden = state.words !== "" || !items.length;
+  byId("heading").textContent = start.heading(state, items.length);
+  answers.clear();
+  answers.addItems(items, state, schema.cards ?? {}, go);
+  went(items.length, start.PAGE);
+  say(`${byId("heading").textContent}; ${schema.items.toLocaleString("en")} items in the catalogue`);
+}
+
+// The start page in the place of what is not there any more.
+async function startInstead(text, signal) {
+  state = { ...empty(), filters: state.filters };
+  history.replaceState(null, "", toQuery(state));
+  note(text);
+  await showStart(signal);
 }
 
 async function showSearch(signal) {
-  const upload = state.upload === null ? null : pictures.get(state.upload);
-  if (upload === undefined)
-    throw new Error("The picture of this address stayed in the tab in which it was chosen. Choose it again.");
-  const result = await search(upload, signal);
+  const upload = state.upload === null ? null : await pictures.get(state.upload);
+  if (upload === undefined) return startInstead(ELSEWHERE, signal);
+  let result;
+  try {
+    result = await search(upload, signal);
+  } catch (error) {
+    if (error.status === 404 && state.item !== null) return startInstead(GONE, signal);
+    throw error;
+  }
   if (signal.aborted) return;
-  showQuery(upload);
-  attributes.show(schema, state, result.seen, go);
-  answers.showAnswers(result.answers, state, go);
+  start.hide();
+  query.show(state, schema, upload, change);
+  attributes.show(schema, state, result.seen, change);
+  answers.clear();
+  answers.add(result.answers, state, schema.cards ?? {}, go);
   const count = result.answers.length;
   byId("others").hidden = true;
-  byId("more").hidden = count < state.k || state.k >= MOST;
-  byId("heading").textContent = count ? heading() : nothing();
+  byId("heading").textContent = query.heading(state, count);
+  went(count, state.k);
   say(`${count} answers: ${byId("heading").textContent}`);
 }
 
 // Of the bundle that the schema is of: the server may have swapped it while the page was open.
 async function search(upload, signal) {
   const ask = () => {
-    filters.show(schema, state, go); // first: one that is refused can be taken away
+    filters.show(schema, state, filter); // first: one that is refused can be taken away
     return api.search(toRequest(state, schema.fields), upload?.file, signal);
   };
   const result = await ask().catch(async (error) => {
@@ -92,69 +125,44 @@ async function renewed(signal) {
   if (!gone.length) return false;
   state = next;
   history.replaceState(null, "", toQuery(state));
-  byId("note").textContent = `The catalogue has changed and no longer has: ${gone.map(words).join(", ")}.`;
-  byId("note").hidden = false;
+  note(`The catalogue has changed and no longer has: ${gone.map((each) => each.replaceAll("_", " ")).join(", ")}.`);
   return true;
 }
 
-function showQuery(upload) {
-  byId("query").hidden = false;
-  byId("title").textContent = state.item ?? "Your picture";
-  document.title = `${state.item ?? "Your picture"}, but …`;
-  byId("reset").hidden = !changed(state);
-  byId("hint").hidden = changed(state);
-  showPicture(upload);
+// How far the server's list was read, and whether it goes on.
+function went(count, asked) {
+  loaded = count;
+  byId("more").hidden = count < asked || count + MORE > MOST;
 }
 
-// Another one is another element, on which no picture of the one before can come late.
-function showPicture(upload) {
-  const of = upload?.address ?? state.item;
-  const before = byId("picture");
-  if (before.dataset.of === of && before.naturalWidth) return;
-  const alt = `What to start from: ${state.item ?? "your picture"}`;
-  const image = h("img", { id: "picture", alt, "data-of": of, src: upload?.address });
-  before.replaceWith(image);
-  if (!upload) images.fill(image, state.item);
-}
-
-function nothing() {
-  return state.filters.size ? "Nothing else passes these filters" : "Nothing else is in this catalogue";
-}
-
-function heading() {
-  const edits = Object.entries(state.edits).map(([name, value]) => `${words(name)} ${words(value)}`);
-  const base = state.only.length ? `Alike in ${state.only.map(words).join(", ")}` : "Most alike";
-  return edits.length ? `${base}, but ${edits.join(", ")}` : base;
-}
-
-function say(text) {
-  byId("status").textContent = text;
-}
-
-function complain(error) {
-  say("");
-  const box = byId("problem");
-  const again = h("button", { class: "button", type: "button", onclick: show }, "Try again");
-  const wait = error.retryAfter ? ` Come back in ${error.retryAfter} s.` : "";
-  box.replaceChildren(h("p", {}, `${error.message}${wait}`), error.status === 401 ? keyForm() : again);
-  box.hidden = false;
-  box.querySelector("input")?.focus();
-}
-
-function keyForm() {
-  const field = h("input", { type: "password", autocomplete: "off", "aria-label": "Key", placeholder: "Key" });
-  const form = h("form", {}, field, h("button", { class: "button", type: "submit" }, "Use this key"));
-  form.addEventListener("submit", (event) => {
-    event.preventDefault();
-    try {
-      api.keep(field.value.trim());
-    } catch (error) {
-      complain(error);
-      return;
-    }
-    show();
+// The next page, below what is there.
+async function more() {
+  const { signal } = running;
+  await attempt(signal, async () => {
+    const before = loaded;
+    const [found, first] = await (started(state) ? moreAnswers(signal) : moreItems(signal));
+    if (signal.aborted) return;
+    went(before + found, before + MORE);
+    if (found < MORE) byId("more").hidden = true;
+    say(`${found} more`);
+    first?.querySelector("a").focus({ preventScroll: true });
+    first?.scrollIntoView({ block: "nearest", behavior: "smooth" });
   });
-  return form;
+}
+
+async function moreAnswers(signal) {
+  const upload = state.upload === null ? null : await pictures.get(state.upload);
+  const asked = { ...toRequest(state, schema.fields), offset: loaded, k: MORE };
+  const result = await api.search(asked, upload?.file, signal);
+  if (result.bundle !== schema.bundle) throw new Error("The server has another model now.");
+  state = { ...state, k: loaded + MORE };
+  history.replaceState(null, "", toQuery(state));
+  return [result.answers.length, answers.add(result.answers, state, schema.cards ?? {}, go)];
+}
+
+async function moreItems(signal) {
+  const { items } = await api.someItems(start.request(schema, state, loaded));
+  return [items.length, signal.aborted ? null : answers.addItems(items, state, schema.cards ?? {}, go)];
 }
 
 async function startFrom(file) {
@@ -162,49 +170,22 @@ async function startFrom(file) {
     schema ??= await api.schema();
     await go({ ...empty(), filters: state.filters, upload: await pictures.add(file, schema.max_bytes) });
   } catch (error) {
-    complain(error);
+    complain(error, show);
   }
 }
 
-byId("file").addEventListener("change", (event) => {
-  if (event.target.files[0]) startFrom(event.target.files[0]);
-  event.target.value = ""; // the same file again is a change again
-});
 byId("home").addEventListener("click", (event) => {
-  if (event.ctrlKey || event.metaKey || event.shiftKey) return;
+  if (!plain(event)) return;
   event.preventDefault();
   go(empty());
 });
 byId("others").addEventListener("click", () => go({ ...state, seed: state.seed + 1 }));
-byId("more").addEventListener("click", () => go({ ...state, k: Math.min(MOST, state.k * 2) }));
-byId("reset").addEventListener("click", () => go({ ...empty(), item: state.item, upload: state.upload, filters: state.filters }));
+byId("more").addEventListener("click", more);
+byId("reset").addEventListener("click", () => go({ ...empty(), item: state.item, upload: state.upload, filters: state.filters, k: FIRST }));
 addEventListener("popstate", () => {
   state = fromQuery(location.search);
   menu.close();
   show();
 });
-
-let within = 0; // drag events come from every element on the way
-addEventListener("dragenter", (event) => {
-  if (![...event.dataTransfer.types].includes("Files")) return;
-  within += 1;
-  byId("drop").classList.add("shown");
-});
-addEventListener("dragleave", () => {
-  within = Math.max(0, within - 1);
-  if (!within) byId("drop").classList.remove("shown");
-});
-addEventListener("dragover", (event) => event.preventDefault());
-addEventListener("drop", (event) => {
-  event.preventDefault();
-  within = 0;
-  byId("drop").classList.remove("shown");
-  const [file] = event.dataTransfer.files;
-  if (file) startFrom(file);
-});
-addEventListener("paste", (event) => {
-  const [file] = event.clipboardData.files;
-  if (file) startFrom(file);
-});
-
+pictures.accept(startFrom);
 show();

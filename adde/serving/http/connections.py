@@ -1,0 +1,258 @@
+"""Connections: what a client may send, and for how long, before the app knows of its request.
+
+uvicorn has neither a limit on a request's head nor a time for it, starts all requests that are sent
+at once, and waits without end for the rest of a body that it has answered already. All of that is
+to be had without a key.
+"""
+
+import asyncio
+import resource
+import uuid
+from enum import Enum
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from adde.serving.http.guard import HEADERS
+from adde.serving.http.metrics import Metrics
+from adde.serving.http.problems import Problem, answer
+
+HEAD_BYTES = 1 << 16
+"""Of a request's head; also of what chunked bodies bring between two pieces of a body."""
+
+PATIENCE = 10.0
+"""Seconds for a head, and for the rest of a body that is answered already."""
+
+LAST_LOOK = 1.0
+"""Seconds in which a client that is sent away may read why."""
+
+STALLED = 30.0
+"""Seconds in which a client takes nothing of a long answer."""
+
+SPARE_FILES = 256
+"""Open files for all else: decoders, galleries, threads' pipes."""
+
+HEAD_END = b"\r\n\r\n"
+
+
+class Phase(Enum):
+    """What a connection waits for."""
+
+    FRESH = "its first byte"
+    HEAD = "the rest of a head"
+    BODY = "the rest of a body"
+    WORK = "the app"
+    LEFT = "the rest of a body that is answered already"
+    IDLE = "another request"
+    REFUSED = "its end"
+
+
+class Connections:
+    """All connections of a server.
+
+    Args:
+        most: open at a time. One more closes that which has kept the server waiting for longest.
+    """
+
+    def __init__(self, most: int, metrics: Metrics) -> None:
+        self._most = _with_files_for(most)
+        self._metrics = metrics
+        self._waiting: dict[Connection, None] = {}
+
+    def opened(self, connection: "Connection", count: int) -> None:
+        """Makes room for a new connection, of `count` with it."""
+        if count > self._most:
+            self.refused("connections")
+            next(iter(self._waiting), connection).end()
+
+    def refused(self, why: str) -> None:
+        """Counts what was sent away."""
+        self._metrics.refused.labels(why).inc()
+
+    def waits(self, connection: "Connection", phase: Phase | None) -> None:
+        """Says what a connection waits for from now on; None: it is closed."""
+        self._waiting.pop(connection, None)
+        if phase not in (None, Phase.WORK):
+            self._waiting[connection] = None  # after those that have waited for longer
+
+
+class Connection(HttpToolsProtocol):
+    """uvicorn's, with limits."""
+
+    def __init__(self, connections: Connections, **given: Any) -> None:
+        super().__init__(**given)
+        self._all = connections
+        self._phase: Phase | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._part: Phase | None = None  # HEAD or BODY, where one is begun and not complete
+        self._fed = 0  # bytes of a head so far, or since the last of a body
+        self._held = b""  # come while a request before is at work
+        self._stall: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        """Starts to wait for the first byte, and makes room."""
+        super().connection_made(transport)
+        self._watch()
+        self._all.opened(self, len(self.connections))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forgets the connection."""
+        super().connection_lost(exc)
+        self._held = b""
+        self._all.waits(self, None)
+        for timer in (self._timer, self._stall):
+            if timer is not None:
+                timer.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        """Feeds the parser; what follows a request waits until that is answered."""
+        data, self._held, at = self._held + data, b"", 0
+        while at < len(data) and not self._is_over():
+            if self.pipeline or (self._at_work() and self._part is not Phase.BODY):
+                self._held = data[at:]
+                self.flow.pause_reading()
+                break
+            room = HEAD_BYTES - self._fed
+            if not room:
+                detail = f"expected a head of at most {HEAD_BYTES:,} bytes"
+                self._refuse(Problem(431, "large-head", detail))
+                return
+            end = data.find(HEAD_END, at, at + room)
+            piece = data[at : at + room if end < 0 else end + len(HEAD_END)]
+            at += len(piece)
+            self._fed += len(piece)
+            super().data_received(piece)
+        self._watch()
+
+    def on_message_begin(self) -> None:
+        """A head begins."""
+        self._part = Phase.HEAD
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """A head is complete."""
+        self._part, self._fed = Phase.BODY, 0
+        super().on_headers_complete()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A field of the head; what comes after a chunked body is nothing that anyone reads."""
+        if self._part is Phase.HEAD:
+            super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of a body."""
+        self._fed = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """A request is complete."""
+        self._part, self._fed = None, 0
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """The next request's turn."""
+        super().on_response_complete()
+        if not self.transport.is_closing():
+            self.data_received(b"")
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuses what is no HTTP."""
+        self._refuse(Problem(400, "http", msg))
+
+    def pause_writing(self) -> None:
+        """An answer waits for its reader."""
+        super().pause_writing()
+        self._stalled_at(self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        """The reader is back."""
+        super().resume_writing()
+        if self._stall is not None:
+            self._stall.cancel()
+
+    def end(self) -> None:
+        """Closes it, unless for what the client does not read anyway."""
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+        else:
+            self.transport.close()
+
+    def _at_work(self) -> bool:
+        # uvicorn says None until the first request, its types do not.
+        cycle: Any = self.cycle
+        return cycle is not None and not cycle.response_complete
+
+    def _is_over(self) -> bool:
+        return self._phase is Phase.REFUSED or self.transport.is_closing()
+
+    def _watch(self) -> None:
+        """Sets the time for what the connection waits for, where that has changed."""
+        if self._is_over():
+            return
+        if self._at_work():
+            self._enter(Phase.BODY if self._part is Phase.BODY else Phase.WORK)
+        elif self._part is Phase.BODY:
+            self._enter(Phase.LEFT)
+        elif self._part or self._fed:
+            self._enter(Phase.HEAD)
+        else:
+            cycle: Any = self.cycle
+            self._enter(Phase.FRESH if cycle is None else Phase.IDLE)
+
+    def _enter(self, phase: Phase) -> None:
+        if phase is self._phase:
+            return
+        self._phase = phase
+        self._all.waits(self, phase)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        # The app has times of its own for bodies and for its work.
+        seconds = {Phase.IDLE: self.timeout_keep_alive, Phase.REFUSED: LAST_LOOK}
+        if phase not in (Phase.BODY, Phase.WORK):
+            self._timer = self.loop.call_later(seconds.get(phase, PATIENCE), self._overdue)
+
+    def _overdue(self) -> None:
+        if self._phase is Phase.HEAD:
+            detail = f"expected a whole head within {PATIENCE:g} s"
+            self._refuse(Problem(408, "slow-head", detail))
+        elif self._phase is Phase.REFUSED:
+            self.transport.abort()
+        else:
+            self.end()
+
+    def _refuse(self, problem: Problem) -> None:
+        """Says why and ends, where nothing else is being said."""
+        self._all.refused("head")
+        if self._at_work():
+            self.transport.abort()
+            return
+        said = answer(problem, str(uuid.uuid4()))
+        said.headers.update({**HEADERS, "connection": "close"})
+        head = b"".join(b"%b: %b\r\n" % field for field in said.raw_headers)
+        self.transport.write(STATUS_LINE[problem.status] + head + b"\r\n" + bytes(said.body))
+        # Closed at once, what is still unread would have the kernel throw the answer away.
+        self._enter(Phase.REFUSED)
+        self.flow.pause_reading()
+        self.transport.write_eof()
+
+    def _stalled_at(self, left: int) -> None:
+        def look() -> None:
+            now = self.transport.get_write_buffer_size()
+            if now >= left:
+                self.transport.abort()
+            else:
+                self._stalled_at(now)
+
+        self._stall = self.loop.call_later(STALLED, look)
+
+
+def _with_files_for(most: int) -> int:
+    """Raises the limit of open files where it may be; the connections that there are files for."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = most + SPARE_FILES
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return most
+    soft = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return max(1, soft - SPARE_FILES)

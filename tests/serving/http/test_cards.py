@@ -1,0 +1,54 @@
+"""What the page is told of how items are shown."""
+
+import pytest
+
+from adde.errors import UserError
+from adde.schema import Attribute, Schema
+from adde.serving.facets import Facet
+from adde.serving.http.cards import Cards
+
+SCHEMA = Schema((Attribute("colour", ("red", "blue")), Attribute("type", ("a", "b"))))
+
+
+def facets(*names):
+    return [Facet(name, (), None, None) for name in names]
+
+
+@pytest.mark.parametrize(
+    ("given", "names", "expected"),
+    [
+        ({}, (), (None, None, "type")),
+        ({}, ("name", "price", "title", "category"), ("title", "price", "category")),
+        ({"title_field": "label", "category": "colour"}, ("label",), ("label", None, "colour")),
+    ],
+)
+def test_usual_names_stand_where_none_is_given(given, names, expected):
+    found = Cards(**given).of(SCHEMA, facets(*names), items=1)
+    assert (found.title_field, found.price_field, found.category) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"title_field": "titel"}, "--title-field: no item has 'titel'; did you mean 'title'"),
+        ({"price_field": "colour"}, "--price-field: no item has 'colour'; valid: 'title'"),
+        ({"category": "kolour"}, "--category: no item has 'kolour'; did you mean 'colour'"),
+        ({"link_template": "/{urll}"}, "--link-template: no item has 'urll'; valid: 'item_id', "),
+    ],
+)
+def test_names_that_no_item_has_are_told(given, message):
+    with pytest.raises(UserError, match=message):
+        Cards(**given).of(SCHEMA, facets("title"), items=1)
+    assert Cards(**given).of(SCHEMA, [], items=0)  # they may come
+
+
+@pytest.mark.parametrize("text", ["{}", "shop/{item_id}", "https://x/", "https://x/{", "{a!r}"])
+@pytest.mark.parametrize("scheme", ["", "javascript:"])
+def test_templates_that_are_none_are_told(scheme, text):
+    with pytest.raises(UserError, match="--link-template: expected an address"):
+        Cards(link_template=scheme + text)
+
+
+def test_a_currency_is_three_capitals():
+    with pytest.raises(UserError, match="--currency: expected three capitals, such as EUR"):
+        Cards(currency="€")

@@ -1,0 +1,83 @@
+"""Where shards are written: beside a folder, or within one that cannot be renamed."""
+
+import errno
+from pathlib import Path
+
+import pytest
+from test_writer import Toy
+
+from adde.errors import UserError
+from adde.shards import workplace
+from adde.shards.engine import engine
+from adde.shards.index import ShardIndex
+from adde.shards.pack import PackOptions, pack
+from adde.shards.reader import iterate
+
+FEW = PackOptions(items_per_shard=10)
+
+
+def packed(out, items=60):
+    return pack(Toy(items), out, FEW, engine("processes", 1))
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.fixture
+def volume(tmp_path):
+    """A folder as the root of a disk is, which cannot be renamed."""
+    (tmp_path / "volume" / "lost+found").mkdir(parents=True)
+    return tmp_path / "volume"
+
+
+def test_a_volume_holds_the_same_bytes_and_is_packed_anew(tmp_path, volume):
+    for items in (60, 90):  # the second has more shards, which replace those of the first
+        packed(tmp_path / f"{items}", items)
+        assert packed(volume, items) is not None
+        assert files(volume) == files(tmp_path / f"{items}")
+        assert packed(volume, items) is None  # there is nothing to do
+    assert (volume / "lost+found").is_dir()
+    assert not list(tmp_path.glob(".*"))
+    assert (
+        sum(
+            1 for split in ("train", "val", "test") for _ in iterate(ShardIndex.read(volume), split)
+        )
+        == 90
+    )
+
+
+@pytest.mark.parametrize("place", ["folder", "volume"])
+def test_finished_shards_survive_a_folder_that_cannot_be_put_in_place(
+    tmp_path, volume, monkeypatch, place
+):
+    out = volume if place == "volume" else tmp_path / "folder"
+
+    def refuse(*_):
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(workplace, "put_in_place", refuse)
+        with pytest.raises(OSError, match="busy"):
+            packed(out)
+    kept = (volume if place == "volume" else tmp_path) / f".{out.name}.partial"
+    made = {path.name: path.stat().st_mtime_ns for path in kept.glob("*.tar")}
+    assert len(made) > 3
+    packed(out)
+    assert {path.name: path.stat().st_mtime_ns for path in out.glob("*.tar")} == made
+    assert not list(out.glob("*.receipt"))
+    assert not kept.exists()
+
+
+@pytest.mark.parametrize("name", ["photo.jpg", ".other.partial"])
+def test_a_volume_of_anything_else_is_refused(volume, name):
+    (volume / name).mkdir()
+    with pytest.raises(UserError, match=f"found '{name}' in it; name another folder"):
+        packed(volume)
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_a_picture_is_read(tmp_path):
+    (tmp_path / "file").touch()
+    blind = Toy(20, broken=range(20))
+    with pytest.raises(UserError, match=r"out: expected to write in .*file, found: "):
+        pack(blind, Path(tmp_path / "file" / "out"), FEW, engine("processes", 1))

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 
+LONGEST = 500
+
 
 class UserError(Exception):
     """Input or environment is wrong; the message says what, expected, found, and what to do."""
@@ -33,8 +35,11 @@ def foreign(where: object, expected: str, advice: str = "") -> Generator[None]:
 
 
 def reason(error: Exception) -> str:
-    """What an exception says; with its kind, where that is not made for people to read."""
-    told = str(error)
+    """What an exception says, in a line of at most LONGEST characters; with its kind, where that is
+    not made for people to read.
+    """
+    told = " ".join(str(error).split())
+    told = told if len(told) <= LONGEST else f"{told[:LONGEST]} ..."
     plain = isinstance(error, OSError | ValueError | SyntaxError) and told
     return told if plain else f"{type(error).__name__}: {told}".removesuffix(": ")
 

@@ -18,6 +18,9 @@ from adde.errors import UserError, did_you_mean
 UNKNOWN = -1
 """The label of an attribute that is not known or cannot be seen on an item. Never a class."""
 
+RESERVED = ("mean",)
+"""Names that no attribute has: figures stand beside their mean in metrics.json."""
+
 Labels = npt.NDArray[np.int64]
 Vector = npt.NDArray[np.float32]
 
@@ -38,8 +41,8 @@ class Schema:
     `offsets[a] + j`.
 
     Raises:
-        UserError: there is no attribute, a name or value repeats or is empty, or an attribute
-            has fewer than two values.
+        UserError: there is no attribute, a name or value repeats or is empty, a name is
+            reserved, or an attribute has fewer than two values.
     """
 
     attributes: tuple[Attribute, ...]
@@ -48,6 +51,11 @@ class Schema:
         if not self.attributes:
             raise UserError("schema: expected at least one attribute, found none")
         _check_unique("schema: attribute", self.names)
+        if taken := set(RESERVED) & set(self.names):
+            raise UserError(
+                f"schema: expected attributes with names of their own, found {min(taken)!r}, which "
+                "is what the mean of all is called; rename the column"
+            )
         for attribute in self.attributes:
             _check_unique(f"attribute {attribute.name!r}: value", attribute.values)
             if len(attribute.values) < 2:

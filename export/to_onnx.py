@@ -18,9 +18,9 @@ from adde.errors import run_program
 from adde.exporting.export import export_bundle
 from adde.exporting.precision import Precision
 from adde.files import read_json
-from adde.shards.index import ShardIndex
 from adde.training.checkpoint import load_model
 from adde.training.preflight import require_split
+from adde.training.run_folder import open_shards
 
 
 def export(
@@ -47,7 +47,7 @@ def export(
             the test split; default: 0.1 for fp16, 1.0 for int8.
     """
     model, config, found = load_model(run, checkpoint)
-    index = ShardIndex.read(shards or config.data.shards)
+    index = open_shards(config, shards)
     require_split(index, split)
     metrics = run / "metrics.json"
     source = {

@@ -8,8 +8,8 @@ from pathlib import Path
 import tyro
 
 from adde.errors import run_program
-from adde.shards.index import ShardIndex
 from adde.training.config import read_recipe
+from adde.training.run_folder import open_shards
 from adde.training.topology import Machine, choose, command, count_parameters
 
 
@@ -21,7 +21,7 @@ def pick(recipe: Path, shards: str | None = None) -> None:
         shards: folder or address of shards; default: the recipe's.
     """
     config = read_recipe(recipe)
-    index = ShardIndex.read(shards or config.data.shards)
+    index = open_shards(config, shards)
     machine = Machine.look()
     choice = choose(machine, config, count_parameters(config, index.schema))
     print(f"launch/{choice.file}.yaml")

@@ -17,8 +17,9 @@ from PIL import Image
 
 from adde.bundle import Bundle
 from adde.errors import UserError, did_you_mean, run_program
-from adde.files import atomic_path
+from adde.files import atomic_path, require_writable
 from adde.preprocess import decode
+from adde.schema import Schema
 from adde.serving import Answer, Searcher
 from adde.serving.build import Split, open_or_build
 from adde.serving.gallery import Gallery, Item, read_picture
@@ -53,7 +54,8 @@ def query(
         gallery: what answers come from: a gallery, or a folder of shards, which is embedded once.
         image: picture of the item to start from.
         item: or the id of an item of the gallery, which is then no answer itself.
-        edits: a value to ask for; may be given several times.
+        edits: a value to ask for; may be given several times. Where names with = can be cut in two
+            ways, as JSON: '["name", "value"]'.
         split: which part of the shards, where they are shards.
         k: number of answers.
         picture: draw query and answers into this file, PNG or JPEG by its name.
@@ -67,9 +69,11 @@ def query(
         raise UserError(f"--k: expected at least 1, found {k}")
     if picture is not None:
         check_picture_name(picture)
+        require_writable(picture)
     opened = Bundle.read(bundle)
-    wanted = parse_edits(edits)
-    opened.schema.encode(wanted)  # a wrong name is told before the gallery is embedded
+    wanted = parse_edits(
+        edits, opened.schema
+    )  # a wrong name is told before the gallery is embedded
     session = Session(opened, device, allow_fallback)
     # An unreadable picture, too, is told first.
     start = None if image is None else opened.preprocess.load(image)
@@ -90,16 +94,39 @@ def query(
         save(draw_answer(asked, wanted, tiles), picture)
 
 
-def parse_edits(texts: Sequence[str]) -> dict[str, str]:
+def parse_edits(texts: Sequence[str], schema: Schema) -> dict[str, str]:
     """`attribute=value` texts as a mapping. Raises UserError with the text that is not one."""
     edits: dict[str, str] = {}
     for text in texts:
-        name, equals, value = text.partition("=")
-        if not (name and equals and value):
-            raise UserError(f"--set: expected ATTRIBUTE=VALUE, found {text!r}")
+        name, value = _parse_edit(text, schema)
         if edits.setdefault(name, value) != value:
             raise UserError(f"--set: {name!r} is asked to be {edits[name]!r} and {value!r}")
     return edits
+
+
+def _parse_edit(text: str, schema: Schema) -> tuple[str, str]:
+    """Attribute and value, of which either may have a "=" in it: the schema says where it is cut,
+    and where it has two ways, JSON does.
+    """
+    try:
+        name, value = json.loads(text)
+        schema.encode({name: value})
+        return name, value
+    except (ValueError, TypeError, RecursionError, UserError):
+        pass  # as a rule it is no list of JSON
+    cuts = [(text[:at], text[at + 1 :]) for at, char in enumerate(text) if char == "="]
+    cuts = [(name, value) for name, value in cuts if name and value]
+    if not cuts:
+        raise UserError(f"--set: expected ATTRIBUTE=VALUE, found {text!r}")
+    values = {attribute.name: attribute.values for attribute in schema.attributes}
+    meant = [(name, value) for name, value in cuts if value in values.get(name, ())]
+    if len(meant) > 1:
+        ways = " and ".join(f"--set '{json.dumps(way, ensure_ascii=False)}'" for way in meant)
+        raise UserError(f"--set: {text!r} may be {ways}; say which")
+    # Where nothing fits, the first that names an attribute says what is wrong with its value.
+    name, value = next((c for c in meant or cuts if c[0] in values), cuts[0])
+    schema.encode({name: value})
+    return name, value
 
 
 def print_table(name: str, edits: Mapping[str, str], answers: Sequence[Answer]) -> None:

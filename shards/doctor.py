@@ -8,7 +8,8 @@ from pathlib import Path
 
 import tyro
 
-from adde.errors import run_program
+from adde.errors import UserError, run_program
+from adde.files import require_writable
 from adde.shards.doctor import as_text, diagnose, look_through
 from adde.shards.index import ShardIndex
 
@@ -21,6 +22,10 @@ def main(shards: Path, out: Path | None = None, workers: int | None = None) -> N
         out: a page with pictures to write, too.
         workers: processes; one per core if not given.
     """
+    if out is not None:
+        if out.is_dir():
+            raise UserError(f"{out}: expected a page's name such as report.html, found a folder")
+        require_writable(out)  # before the pictures are looked at
     index = ShardIndex.read(shards)
     looked = look_through(index, workers)
     found = diagnose(index, looked)

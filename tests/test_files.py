@@ -333,6 +333,23 @@ def test_without_a_home_the_cache_is_a_folder_of_ones_own(tmp_path, monkeypatch)
         cache_folder()
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "iso-8859-1", "utf-8"])
+def test_letters_that_the_output_has_not_are_escaped(encoding):
+    program = (
+        "import os; from adde.errors import UserError, run_program\n"
+        "def main():\n"
+        "    print('grün 红', os.fsdecode(b'\\xff.jpg'))\n"
+        "    raise UserError('红')\n"
+        "run_program(main)"
+    )
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "1"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, env=environment)
+    assert done.returncode == 1
+    expected = ["grün 红 \udcff.jpg\n", "error: 红\n"]
+    found = [done.stdout, done.stderr]
+    assert found == [text.encode(encoding, "backslashreplace") for text in expected]
+
+
 def test_a_body_that_makes_nothing(tmp_path):
     with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "a"):
         pass

@@ -16,12 +16,12 @@ from adde import metrics
 from adde.errors import run_program
 from adde.files import write_json
 from adde.schema import Schema
-from adde.shards.index import ShardIndex
 from adde.shards.queries import read_queries
 from adde.training.checkpoint import load_model
 from adde.training.evaluation import Evaluator, MemoryEdit, top_k_on
 from adde.training.preflight import require_split
 from adde.training.report import write_report
+from adde.training.run_folder import open_shards
 
 COLUMNS = ("hit@1", "hit@10", "hit@30", "ndcg@30", "ndcg_target@30", "ndcg_others@30")
 
@@ -46,7 +46,7 @@ def evaluate(
         batch_size: pictures encoded at a time.
     """
     model, config, found = load_model(run, checkpoint)
-    index = ShardIndex.read(shards or config.data.shards)
+    index = open_shards(config, shards)
     require_split(index, split)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)

@@ -4,7 +4,7 @@ import timm
 import torch
 from torch import nn
 
-from adde.errors import UserError, did_you_mean
+from adde.errors import UserError, did_you_mean, foreign, reason
 from adde.model import alexnet as _registered  # noqa: F401 - among timm's models from here on
 from adde.model.settings import ModelSettings
 
@@ -14,8 +14,8 @@ def build_backbone(settings: ModelSettings) -> nn.Module:
     or the last map (B, C, H, W) where pooling is "flatten".
 
     Raises:
-        UserError: timm has no such model, its hub cannot be reached, the weight file is missing
-            or does not fit.
+        UserError: timm has no such model or refuses its options, its hub cannot be reached, the
+            weight file is missing or does not fit.
     """
     if not timm.is_model(settings.backbone):
         raise UserError(
@@ -29,17 +29,16 @@ def build_backbone(settings: ModelSettings) -> nn.Module:
         backbone = timm.create_model(
             settings.backbone, pretrained=settings.pretrained, num_classes=0, **options
         )
-    except TypeError as error:
-        raise UserError(
-            f"model.backbone_options: {settings.backbone!r} does not take {options}: {error}"
-        ) from error
     except Exception as error:
-        if not settings.pretrained:
-            raise
-        # The hub client raises its own, urllib's or the file system's errors.
+        found = reason(error)
+        if settings.pretrained and not isinstance(error, TypeError):
+            # The hub client raises its own, urllib's or the file system's errors.
+            raise UserError(
+                f"model.pretrained: could not get the weights of {settings.backbone!r} from timm's "
+                f"hub ({found}); give a local file as model.weights"
+            ) from error
         raise UserError(
-            f"model.pretrained: could not get the weights of {settings.backbone!r} from timm's "
-            f"hub ({type(error).__name__}: {error}); give a local file as model.weights"
+            f"model.backbone_options: {settings.backbone!r} does not take {options}: {found}"
         ) from error
     if settings.weights is not None:
         _load_weights(backbone, settings)
@@ -47,12 +46,31 @@ def build_backbone(settings: ModelSettings) -> nn.Module:
 
 
 def num_features(backbone: nn.Module, settings: ModelSettings) -> int:
-    """F, found by one forward pass: some timm models report another number than they return."""
+    """F, found by one forward pass: some timm models report another number than they return.
+
+    Raises:
+        UserError: the backbone does not take pictures of `image_size`, or gives no features of a
+            picture; names the size that it was made for.
+    """
+    side = settings.image_size
     backbone.eval()
-    with torch.no_grad():
-        features = backbone(torch.zeros(1, 3, settings.image_size, settings.image_size))
-    backbone.train()
-    return features[0].numel()
+    try:
+        with torch.no_grad():
+            features = backbone(torch.zeros(1, 3, side, side))
+        backbone.train()
+        return features.flatten(1).shape[1]
+    except Exception as error:  # timm's models check their input in many ways, or not at all
+        made_for = getattr(backbone, "default_cfg", {}).get("input_size", (3, side, side))[-1]
+        what = f"{settings.backbone!r}, made for pictures of {made_for} px, cannot encode one of "
+        what += f"{side} px: {reason(error)}"
+        if made_for == side:
+            raise UserError(
+                f"model.backbone_options: {what}; leave out what it needs not"
+            ) from error
+        raise UserError(
+            f"model.image_size: {what}; set model.image_size to {made_for}, or in "
+            f"model.backbone_options what this backbone may have for it, such as img_size = {side}"
+        ) from error
 
 
 def _load_weights(backbone: nn.Module, settings: ModelSettings) -> None:
@@ -60,8 +78,9 @@ def _load_weights(backbone: nn.Module, settings: ModelSettings) -> None:
     assert path is not None
     if not path.exists():
         raise UserError(f"model.weights: {path}: no such file")
-    state = timm.models.load_state_dict(str(path), weights_only=True)
-    missing, unexpected = backbone.load_state_dict(state, strict=False)
+    with foreign(f"model.weights: {path}", f"weights of {settings.backbone!r}"):
+        state = timm.models.load_state_dict(str(path), weights_only=True)
+        missing, unexpected = backbone.load_state_dict(state, strict=False)
     # A file with a classifier is welcome; a file that leaves the backbone at random is not.
     if missing:
         raise UserError(

@@ -1,6 +1,7 @@
 """A folder of shards becomes a gallery: embedded once, and from where it was when interrupted."""
 
 import atexit
+import fcntl
 import hashlib
 import os
 import shutil
@@ -8,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -166,30 +167,46 @@ def open_or_build(bundle: Bundle, session: Session, folder: Path, split: Split =
         return open_gallery(folder, bundle)
     key = f"{bundle.hash} {sha256_of_index(folder)} {folder.resolve()} {split}"
     kept = cache_folder() / f"gallery-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
+    if (opened := _open_kept(kept, bundle)) is not None:
+        return opened
+    with ExitStack() as locked:
+        try:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            # Of several first users one embeds, and the others wait for it.
+            lock = locked.enter_context((kept.parent / f".{kept.name}.lock").open("w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if (opened := _open_kept(kept, bundle)) is not None:
+                return opened
+            _forget(kept.parent)
+        except OSError as error:
+            # The answer does not depend on it: say so and go on.
+            message = f"warning: {kept}: the gallery is not kept for next time: {error}"
+            print(message, file=sys.stderr)
+            temporary = tempfile.TemporaryDirectory(prefix="adde-gallery-")
+            atexit.register(temporary.cleanup)
+            kept = Path(temporary.name) / "gallery"
+        build_gallery(bundle, session, folder, kept, split)
+        return open_gallery(kept, bundle)
+
+
+def _open_kept(kept: Path, bundle: Bundle) -> Gallery | None:
+    """A gallery of the cache, marked as used; None where it is not there, or damaged."""
     try:
         opened = open_gallery(kept, bundle)
         now = time.time_ns()  # left to the kernel it is a tick of some milliseconds
         os.utime(kept, ns=(now, now))
         return opened
     except (UserError, OSError):
-        pass  # not there, or damaged: it is made again
-    try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        _forget(kept.parent)
-    except OSError as error:
-        # The answer does not depend on it: say so and go on.
-        print(f"warning: {kept}: the gallery is not kept for next time: {error}", file=sys.stderr)
-        temporary = tempfile.TemporaryDirectory(prefix="adde-gallery-")
-        atexit.register(temporary.cleanup)
-        kept = Path(temporary.name) / "gallery"
-    build_gallery(bundle, session, folder, kept, split)
-    return open_gallery(kept, bundle)
+        return None
 
 
 def _forget(cache: Path) -> None:
     """Makes room for one more gallery in the cache. Whoever has one open goes on with it."""
-    opened = sorted(cache.glob("gallery-*"), key=lambda folder: folder.stat().st_mtime)
-    for folder in opened[: max(0, len(opened) - KEPT + 1)]:
+    opened: list[tuple[float, Path]] = []
+    for folder in cache.glob("gallery-*"):
+        with suppress(FileNotFoundError):  # another process forgets it, too
+            opened.append((folder.stat().st_mtime, folder))
+    for _, folder in sorted(opened)[: max(0, len(opened) - KEPT + 1)]:
         shutil.rmtree(folder, ignore_errors=True)
 
 

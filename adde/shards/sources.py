@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit, urlunsplit
 
-from adde.errors import UserError
+from adde.errors import UserError, foreign
 from adde.files import cache_folder, sha256_of_file
 from adde.shards.cache import Cache, disk_errors
 from adde.shards.download import Download, Patience
@@ -91,10 +91,8 @@ class Remote:
                 Download(self._place(name), name, file, None, self.patience).run()
                 file.seek(0)
                 content = file.readall()
-        try:
+        with foreign(f"{self}/{name}", "JSON"):
             return json.loads(content)
-        except ValueError as error:
-            raise UserError(f"{self}/{name}: expected JSON, found: {error}") from None
 
     def open(self, shard: Stored) -> int:
         """File descriptor of a shard's local copy, downloaded first where it is not there.

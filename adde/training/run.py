@@ -19,7 +19,6 @@ from adde.files import this_process
 from adde.model import ADDE
 from adde.schema import Schema
 from adde.shards.batches import Batches
-from adde.shards.index import ShardIndex
 from adde.shards.jpeg import is_plain
 from adde.shards.loader import Batch, BatchStream
 from adde.shards.order import SampleOrder
@@ -55,7 +54,7 @@ from adde.training.preflight import (
 )
 from adde.training.profiling import Profile, part
 from adde.training.report import write_report
-from adde.training.run_folder import open_folder, say_what_is_left
+from adde.training.run_folder import open_folder, open_shards, say_what_is_left
 from adde.training.saving import Saver
 from adde.training.stopping import StopSignals, exit_status
 from adde.training.strategies import Replicated, home_of_whole, open_accelerator, open_strategy
@@ -89,7 +88,7 @@ class Run:
     def _open(self, config: Config, resume: bool) -> None:
         """What may fail on one rank alone, with the others waiting for it."""
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
-        self.index = ShardIndex.read(config.data.shards)
+        self.index = open_shards(config, flag="--data.shards")
         for split in ("train", "val"):
             require_split(self.index, split)
         looked = preflight(config, self.index, self.device)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from adde.errors import UserError
+from adde.shards.index import ShardIndex
 from adde.shards.order import SampleOrder
 from adde.training import checkpoint as checkpoints
 from adde.training.config import CONFIG_NAME, Config, first_difference, write_config
@@ -39,6 +40,32 @@ def open_folder(config: Config, resume: bool) -> Path | None:
     if not (config.run / CONFIG_NAME).exists():  # the checkpoint was fetched
         write_config(config, config.run)
     return found.path
+
+
+def open_shards(config: Config, named: str | None = None, flag: str = "--shards") -> ShardIndex:
+    """The shards that are named, or those of a configuration.
+
+    Args:
+        config: of a run or a recipe.
+        named: on the command line.
+        flag: that names them there.
+
+    Raises:
+        UserError: as `ShardIndex.read`; of a configuration's also where relative paths start from,
+            as a run may be used from another folder than it was started in.
+    """
+    if named is not None:
+        return ShardIndex.read(named)
+    shards = config.data.shards
+    try:
+        return ShardIndex.read(shards)
+    except UserError as error:
+        local = "://" not in shards and not Path(shards).is_absolute()
+        where = f", from {Path.cwd()}" if local else ""
+        raise UserError(
+            f"{error}; this is data.shards of the configuration, {shards!r}{where}: name the "
+            f"folder with {flag} if it is elsewhere"
+        ) from None
 
 
 def say_what_is_left(order: SampleOrder) -> None:

@@ -92,6 +92,50 @@ def test_an_unknown_backbone_is_named_with_its_neighbours():
         ADDE(ModelSettings(backbone="resnet81"), SCHEMA)
 
 
+@pytest.mark.parametrize(
+    ("backbone", "size", "options", "message"),
+    [
+        (
+            "test_vit",
+            65,
+            {},
+            r"^model\.image_size: 'test_vit', made for pictures of 160 px, cannot encode one of 65"
+            r" px: .*; set model\.image_size to 160, or in model\.backbone_options .*img_size = 65",
+        ),
+        ("swin_s3_tiny_224", 32, {}, "made for pictures of 224 px, .* of 32 px"),
+        ("test_resnet", 32, {"features_only": True}, "cannot encode one of 32 px"),
+        ("test_resnet", 160, {"in_chans": 1}, r"^model\.backbone_options: 'test_resnet', made for"),
+        ("test_resnet", 32, {"block": "x"}, "'test_resnet' does not take .*'block': 'x'"),
+        ("test_resnet", 32, {"colour": 1}, "'test_resnet' does not take .*'colour'"),
+    ],
+)
+def test_what_timm_raises_is_a_message_with_the_setting(backbone, size, options, message):
+    settings = ModelSettings(
+        backbone=backbone, image_size=size, width=2, hidden=2, backbone_options=options
+    )
+    with pytest.raises(UserError, match=message):
+        ADDE(settings, SCHEMA)
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pth", "w.bin"])
+@pytest.mark.parametrize("content", [b"", b"nonsense" * 99, b"PK\3\4" + bytes(99)])
+def test_a_file_that_holds_no_weights_is_told(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    settings = ModelSettings(backbone="test_resnet", image_size=32, weights=tmp_path / name)
+    with pytest.raises(UserError, match=rf"{name}: expected weights of 'test_resnet', found: "):
+        ADDE(settings, SCHEMA)
+
+
+def test_weights_of_other_widths_are_told(tmp_path):
+    state = {k: torch.zeros(3) for k in timm.create_model("test_resnet").state_dict()}
+    save_file(state, tmp_path / "w.safetensors")
+    settings = ModelSettings(backbone="test_resnet", weights=tmp_path / "w.safetensors")
+    with pytest.raises(
+        UserError, match=r"expected weights of 'test_resnet', .*size mismatch.* \.\.\.$"
+    ):
+        ADDE(settings, SCHEMA)
+
+
 def test_weights_come_from_a_file(tmp_path):
     source = timm.create_model("test_resnet", num_classes=10)
     save_file(source.state_dict(), tmp_path / "w.safetensors")

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -117,7 +118,7 @@ def test_shards_are_embedded_once(bundle, session, blind, tiny_shards, tiny_gall
     first = open_or_build(bundle, session, tiny_shards, "test")
     again = open_or_build(bundle, blind, tiny_shards, "test")
     assert len(first) == len(again) == 24
-    assert len(list(cache.iterdir())) == 1
+    assert len(list(cache.glob("gallery-*"))) == 1
     assert len(open_or_build(bundle, blind, tiny_gallery)) == 96
     with pytest.raises(UserError, match=r"expected a gallery .* or a folder of shards"):
         open_or_build(bundle, blind, cache)
@@ -144,7 +145,7 @@ def test_another_split_bundle_or_index_is_embedded_anew(
 @pytest.mark.parametrize("name", ["items.sqlite", "vectors.f32", "gallery.json"])
 def test_a_damaged_cache_is_made_again(bundle, session, blind, tiny_shards, cache, name):
     open_or_build(bundle, session, tiny_shards, "val").close()
-    (folder,) = cache.iterdir()
+    (folder,) = cache.glob("gallery-*")
     os.truncate(folder / name, 30)
     assert len(open_or_build(bundle, session, tiny_shards, "val")) == 12
     open_or_build(bundle, blind, tiny_shards, "val")
@@ -228,13 +229,25 @@ def test_ray_makes_the_same_gallery_and_goes_on_where_it_was(
         assert one.norm == pytest.approx(two.norm, rel=1e-6)
 
 
+def test_of_several_first_users_one_embeds_and_the_others_wait(bundle, session, tiny_shards, cache):
+    users = [Counting(session) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        opened = [pool.submit(open_or_build, bundle, user, tiny_shards) for user in users]
+        for each in opened:
+            with closing(each.result()) as gallery:
+                assert len(gallery) == 96
+    assert sorted(user.pictures for user in users) == [0, 0, 0, 96]
+
+
 def test_of_kept_galleries_those_not_opened_for_longest_go(
     bundle, session, tiny_shards, cache, monkeypatch
 ):
     monkeypatch.setattr(build, "KEPT", 2)
     for split in ("val", "test"):
         open_or_build(bundle, session, tiny_shards, split).close()
-    for at, folder in enumerate(sorted(cache.iterdir(), key=lambda folder: folder.stat().st_mtime)):
+    for at, folder in enumerate(
+        sorted(cache.glob("gallery-*"), key=lambda folder: folder.stat().st_mtime)
+    ):
         os.utime(folder, (at, at))
     open_or_build(bundle, Counting(session, most=0), tiny_shards, "val").close()
     old = open_or_build(bundle, Counting(session, most=0), tiny_shards, "test")
@@ -243,7 +256,7 @@ def test_of_kept_galleries_those_not_opened_for_longest_go(
     assert len(old.nearest(old.get("test-000000-003").vector, np.ones(3, np.float32), 3, {})) > 2
     old.close()
     open_or_build(bundle, Counting(session, most=0), tiny_shards, "val").close()
-    assert len(list(cache.iterdir())) == 2
+    assert len(list(cache.glob("gallery-*"))) == 2
 
 
 def test_a_replaced_collection_goes_when_its_successor_is_replaced(

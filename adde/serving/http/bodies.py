@@ -44,7 +44,7 @@ class _Asked(BaseModel):
 
     image: str | None = Field(
         None,
-        description="A JPEG, PNG or WebP in base64.",
+        description="A JPEG, PNG or WebP in base64, or as a data URL.",
         json_schema_extra={"contentEncoding": "base64"},
     )
 

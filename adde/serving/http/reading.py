@@ -114,7 +114,12 @@ def _without_image(body: Body) -> tuple[Body, Upload | None]:
     text, body.image = body.image, None
     if text is None:
         return body, None
+    head, comma, rest = text.partition(",")  # base64 has none
+    if comma and head.startswith("data:") and head.endswith(";base64"):
+        text = rest  # as FileReader and canvas give it
     try:
-        return body, Upload(base64.b64decode(text, validate=True))
+        # Programs break its lines.
+        return body, Upload(base64.b64decode("".join(text.split()), validate=True))
     except (binascii.Error, ValueError) as error:
-        raise Problem(422, "invalid", f"image: expected base64, found: {error}") from None
+        message = f"image: expected a picture file in base64, or a data URL of it, found: {error}"
+        raise Problem(422, "invalid", message) from None

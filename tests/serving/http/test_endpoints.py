@@ -49,6 +49,8 @@ def test_base64_and_upload_are_one(client, picture_of):
     upload = client.post("/v1/search", files={"image": content}).json()
     encoded = base64.b64encode(content).decode()
     assert client.post("/v1/search", json={"image": encoded}).json() == upload
+    for said in (f"data:image/jpeg;base64,{encoded}", base64.encodebytes(content).decode()):
+        assert client.post("/v1/search", json={"image": said}).json() == upload
     within = client.post("/v1/search", files={"request": (None, json.dumps({"image": encoded}))})
     assert within.json() == upload
 
@@ -175,7 +177,8 @@ def test_metrics_count_what_was_done(serve, picture_of):
         ({"item": ITEM, "colour": "red"}, 422, "Extra inputs are not permitted"),
         ({"item": ITEM, "filters": {str(at): 1 for at in range(51)}}, 422, "at most 50, found 51"),
         ({"item": "test-000000-05"}, 404, "did you mean"),
-        ({"image": "%%"}, 422, "expected base64"),
+        ({"image": "%%"}, 422, "image: expected a picture file in base64, or a data URL of it"),
+        ({"image": "data:image/svg+xml,%3Csvg/%3E"}, 422, "or a data URL of it"),
         ({"image": "AAAA"}, 415, "expected JPEG, PNG or WebP"),
         ({"image": ""}, 415, "expected JPEG, PNG or WebP"),
     ],

@@ -1,0 +1,61 @@
+"""What --set says, where names have the syntax in them."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from adde.errors import UserError
+from adde.schema import Attribute, Schema
+
+SCHEMA = Schema(
+    (
+        Attribute("colour", ("red", "a=b", "=", "[1]")),
+        Attribute("a=b.c", ("1", "2=3")),
+        Attribute("a", ("b.c=1", "x")),
+        Attribute('["a"', ("]", "=")),
+    )
+)
+
+
+@pytest.fixture(scope="module")
+def parse():
+    path = Path(__file__).parents[2] / "serve_onnx" / "query.py"
+    spec = importlib.util.spec_from_file_location("query_program", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return lambda *texts: module.parse_edits(texts, SCHEMA)
+
+
+def test_every_value_of_every_attribute_can_be_said(parse):
+    two_ways = []
+    for attribute in SCHEMA.attributes:
+        for value in attribute.values:
+            try:
+                assert parse(f"{attribute.name}={value}") == {attribute.name: value}
+            except UserError:
+                two_ways.append((attribute.name, value))
+    assert two_ways == [("a=b.c", "1"), ("a", "b.c=1")]
+    with pytest.raises(
+        UserError, match=r"""'a=b\.c=1' may be --set '\["a", "b\.c=1"\]' and --set"""
+    ):
+        parse("a=b.c=1")
+    assert parse('["a", "b.c=1"]', '["a=b.c", "1"]') == {"a": "b.c=1", "a=b.c": "1"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("color=red", "unknown attribute 'color'; did you mean 'colour'"),
+        ("colour=rad", "attribute 'colour': unknown value 'rad'"),
+        ("a=b.c=3", r"attribute 'a': unknown value 'b\.c=3'"),
+        ("colour=", "expected ATTRIBUTE=VALUE, found 'colour='"),
+        ("=red", "expected ATTRIBUTE=VALUE"),
+        ('["colour"]', "expected ATTRIBUTE=VALUE"),
+        ('{"colour": "red"}', "expected ATTRIBUTE=VALUE"),
+        ("[" * 5000, "expected ATTRIBUTE=VALUE"),
+    ],
+)
+def test_what_is_wrong_is_told(parse, text, message):
+    with pytest.raises(UserError, match=message):
+        parse(text)

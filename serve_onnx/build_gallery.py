@@ -39,6 +39,7 @@ def build(
     fields: Path | None = None,
     id_column: str | None = None,
     field_columns: tuple[str, ...] = (),
+    pictures: str | None = None,
     exact_items: int = EXACT_ITEMS,
     device: tuple[Device, ...] = ("cpu",),
     allow_fallback: bool = False,
@@ -48,7 +49,8 @@ def build(
     Args:
         bundle: folder of the bundle.
         catalogue: folder of shards.
-        out: folder of the gallery, replaced where there is one.
+        out: folder of the gallery. One that is there is replaced; items that were put into it and
+            are from no shards stay.
         split: which part of the shards.
         engine: where vectors lie: in the folder, or in Milvus.
         engine_embed: this process, or Ray Data with an actor per GPU, or per core for the CPU, on
@@ -57,6 +59,8 @@ def build(
         fields: a CSV or Parquet table of what answers are filtered by: price, brand, stock.
         id_column: its column of item ids.
         field_columns: its columns that are taken; all but attributes and ids if not given.
+        pictures: where a server finds the items' pictures, if not in the catalogue as seen from the
+            gallery: a folder, or an address as https://cdn.example/{item_id}.jpg.
         exact_items: up to so many a search looks at each; among more, at those that an index
             finds. Of the embedded engine: Milvus has an index of its own.
         device: where onnxruntime runs, in the order of preference.
@@ -83,7 +87,7 @@ def build(
         from adde.serving.milvus import MilvusGallery  # of the extra `milvus`
 
         create, reopen = MilvusGallery.creator(uri), MilvusGallery.open
-    build_with(embed, opened, catalogue, out, split, create, reopen, table)
+    build_with(embed, opened, catalogue, out, split, create, reopen, table, pictures)
     gallery = open_gallery(out, opened)
     print(f"{out}: {len(gallery)} items, engine {gallery.header.engine}")
     if table is not None:

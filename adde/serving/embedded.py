@@ -261,6 +261,15 @@ class EmbeddedGallery:
             place=tuple(stored) if (stored := json.loads(place)) else None,
         )
 
+    def of_no_shards(self) -> Iterator[list[Item]]:
+        """Items that were put in by themselves and have no picture, in blocks."""
+        state = self._now()
+        query = "SELECT row FROM items WHERE live AND place = 'null' AND row < ?"
+        with self._reading() as (database, _):
+            rows = _rows(database, query, [len(state.live)])
+        for at in range(0, len(rows), 1024):
+            yield self._items(state, rows[at : at + 1024])
+
     def facets(self) -> list[Facet]:
         """See `Gallery`."""
         return facets_of(json.loads(text) for text in self._fields())
@@ -393,8 +402,13 @@ class EmbeddedGallery:
         self.index = Index.build(self._folder, state.rows, state.live, self._shape)
 
     def snapshot(self, folder: Path) -> None:
-        """Writes the present state as a gallery of its own, without dead rows; all or nothing."""
+        """Writes the present state as a gallery of its own, without dead rows; all or nothing.
+
+        Raises:
+            BusyError: there is a gallery already, which a process writes; this one too.
+        """
         with (
+            being_replaced(folder),
             atomic_path(folder) as temporary,
             closing(EmbeddedGallery.create(temporary, self.header, self._exact_items)) as copy,
         ):
@@ -414,6 +428,23 @@ class EmbeddedGallery:
             self._close()
             for database in readers:  # which now say that they are closed
                 self._readers.put(database)
+
+
+@contextmanager
+def being_replaced(folder: Path) -> Generator[None]:
+    """Keeps others from writing the gallery of a folder, if there is one, until the end.
+
+    Raises:
+        BusyError: one does.
+    """
+    if not (folder / ITEMS).exists():
+        yield
+        return
+    descriptor = _only_writer(folder)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _only_writer(folder: Path) -> int:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from adde.serving import whereabouts
 from adde.serving.gallery import Header, Item
 from adde.serving.search import MAX_K, MAX_WEIGHT, Answer, Result, Seen
 
@@ -228,4 +229,6 @@ def item_json(header: Header, item: Item) -> dict[str, Any]:
 
 
 def _has_picture(header: Header, item: Item) -> bool:
+    if whereabouts.origin(header.pictures):
+        return True
     return header.pictures is not None and item.place is not None

@@ -66,6 +66,11 @@ PATIENCE = 20.0
 BLOCK = 10_000
 """Rows read at a time where all are: a commit waits for whoever reads."""
 
+# A range of the index on ids: no id that begins so sorts behind the beginning and LAST.
+LIKE_IDS = "SELECT id FROM items WHERE live AND id >= ? AND id <= ? LIMIT 1000"
+LAST = "\U0010ffff"
+"""The last character there is."""
+
 # A fact's value has no type of its own: "10" is not 10.
 TABLES = """
 CREATE TABLE IF NOT EXISTS items (row INTEGER PRIMARY KEY, id TEXT NOT NULL,
@@ -222,9 +227,11 @@ class EmbeddedGallery:
         if filters:
             names = [*self.header.schema.names]
             names += [name for (name,) in database.execute("SELECT name FROM names")]
-            for condition in filtering.parse(filters, names):
-                passed = np.zeros_like(allowed)
-                passed[_rows(database, *filtering.to_sql(condition))] = True
+            for condition in filtering.parse(filters, names, self.header.schema):
+                passed, rows = np.zeros_like(allowed), _rows(database, *filtering.to_sql(condition))
+                if not len(rows):
+                    filtering.require_kind(condition, _kinds(database, condition.name))
+                passed[rows] = True
                 allowed &= passed
         if exclude is not None:
             query = "SELECT row FROM items WHERE live AND id = ?"
@@ -535,9 +542,17 @@ def _rows(
     return np.fromstring(found, np.int64, sep=",") if found else np.empty(0, np.int64)
 
 
+def _kinds(database: sqlite3.Connection, name: str) -> list[str]:
+    """What items have in a field: numbers, text, both."""
+    number = "SELECT number FROM names WHERE name = ?"
+    found = f"SELECT 1 FROM facts WHERE name = ({number}) AND value"
+    # Text sorts above every number in SQLite.
+    tests = {"numbers": f"{found} < '' LIMIT 1", "text": f"{found} >= '' LIMIT 1"}
+    return [kind for kind, test in tests.items() if database.execute(test, (name,)).fetchone()]
+
+
 def _not_found(database: sqlite3.Connection, item_id: str) -> ItemNotFoundError:
     start = item_id[: max(1, len(item_id) // 2)]  # of a million ids, those worth comparing
-    query = "SELECT id FROM items WHERE live AND substr(id, 1, ?) = ? LIMIT 1000"
-    ids = [found for (found,) in database.execute(query, (len(start), start))]
+    ids = [found for (found,) in database.execute(LIKE_IDS, (start, start + LAST))]
     near = f"; {did_you_mean(item_id, ids)}" if ids else ""
     return ItemNotFoundError(f"no item {item_id!r} in the gallery{near}")

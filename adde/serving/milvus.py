@@ -124,7 +124,9 @@ class MilvusGallery:
         exclude: str | None = None,
     ) -> list[Item]:
         """See `Gallery`."""
-        clauses = [filtering.to_milvus(filtering.parse(filters, self._names(filters)))]
+        clauses = [
+            filtering.to_milvus(filtering.parse(filters, self._names(filters), self.header.schema))
+        ]
         if exclude is not None:
             clauses.append(f"id != {filtering.literal(exclude)}")
         with self._told():

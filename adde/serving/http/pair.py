@@ -94,7 +94,7 @@ class Pair:
         # Threads that wait for a service are not at work.
         remote = searcher.gallery.header.engine != "embedded"
         threads = settings.max_batch if remote else settings.threads
-        self.gallery = Watch(searcher.gallery, opened.items, threads)
+        self.gallery = Watch(searcher.gallery, opened.items, threads, settings.threads)
         self._users = 0
         self._unused = asyncio.Event()
         self._unused.set()

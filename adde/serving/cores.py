@@ -1,4 +1,4 @@
-"""How many cores this process may keep busy, and libraries that would count those of the machine."""
+"""How many cores this process may keep busy; libraries that would count those of the machine."""
 
 import ctypes
 import math
@@ -69,7 +69,7 @@ def blas_threads() -> set[int]:
 def _blas(verb: str) -> list[Any]:
     lines = (line.split(maxsplit=5)[5:] for line in OWN_FILES.read_text().splitlines())
     paths = {path for (path,) in filter(None, lines) if "openblas" in Path(path).name}
-    loaded = [ctypes.CDLL(path) for path in sorted(paths)]
+    loaded = [ctypes.CDLL(path) for path in sorted(paths) if Path(path).exists()]
     names = [name.format(verb) for name in BLAS]
     return [
         getattr(library, name) for library in loaded for name in names if hasattr(library, name)

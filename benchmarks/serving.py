@@ -220,8 +220,8 @@ def latencies(url: str, bodies: list[bytes], count: int, alone: Load) -> dict[st
 
 
 def cpu_ms(folder: Path, pair: tuple[Path, Path], pictures: list[bytes], count: int) -> Any:
-    """CPU milliseconds of the server's own process for a request, with an encoder next to free: what
-    bounds the requests a second of one process, as Python runs one thread at a time.
+    """CPU milliseconds of the server's own process for a request, with an encoder next to free:
+    what bounds the requests a second of one process, as Python runs one thread at a time.
     """
     search = {"edits": {"top_colour": "red"}, "k": 10}
     figures: dict[str, float] = {}

@@ -7,13 +7,13 @@
 With --gallery, items are put together from those of a gallery that a trained encoder made: each
 subspace, with its beliefs, that of another item; values hang together as in families of variants.
 Without, vectors are synthetic: 12 subspaces x 340, each near one of ten values' prototypes and
-moved along a few directions, with a little noise in all. Labels are known of half of the attributes. All
-is made block by block and never all in memory.
+moved along a few directions, with a little noise in all. Labels are known of half of the
+attributes. All is made block by block and never all in memory.
 
 `recall30` is of plain queries not seen by the build, against exact distances computed block by
 block, `match_recall30` of the same by match: the share of the first 30 whose exact score is not
-below the 30th of all, but for rounding. `ratio` is the median time of a search by match over that of one
-by distance, asked in turn. `bytes_per_item` is what the index by distance holds, mapped, and
+below the 30th of all, but for rounding. `ratio` is the median time of a search by match over that
+of one by distance, asked in turn. `bytes_per_item` is what the index by distance holds, mapped, and
 `match_bytes_per_item` that by match; what candidates are ranked anew by lies mapped on disk
 (`disk_bytes_per_item`).
 """

@@ -1,14 +1,17 @@
 """Encoding a split: every item once in stored order, and what cannot be read left out."""
 
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from adde import metrics
+from adde import edits, metrics
 from adde.errors import UserError
 from adde.mining.distances import allow_tf32
+from adde.schema import UNKNOWN, Attribute, Schema
+from adde.scoring import Calibration, with_known
 from adde.shards.index import ShardIndex
 from adde.shards.reader import iterate
 from adde.training import evaluation
@@ -53,6 +56,23 @@ def test_what_cannot_be_read_is_left_out(damaged, tiny_shards, tiny_model, worke
     assert len(queries) > 10
     assert stored[5] not in queries
     assert queries <= set(stored)
+
+
+def test_matches_are_found_on_a_device_as_in_numpy():
+    """Beliefs of few distinct values, so that scores tie."""
+    schema = Schema((Attribute("a", ("x", "y", "z")), Attribute("b", ("x", "y"))))
+    random = np.random.default_rng(0)
+    labels = random.integers(UNKNOWN, 2, (60, 2))
+    calibration = Calibration((1.0, 1.0), (), 0.01, 3.0)
+    plain = calibration.beliefs(np.zeros((60, 5), np.float32), None, schema)
+    beliefs = with_known(plain, labels, schema)
+    asked = edits.all_edits(labels, 1)
+    found = [
+        edits.rank_matches(asked, beliefs, schema, calibration, k=17, best=best)
+        for best in (None, partial(evaluation.best_matches, torch.device("cpu")))
+    ]
+    assert len(asked) > 20
+    np.testing.assert_array_equal(*found)
 
 
 def test_a_splits_queries_are_found_once(tiny_shards, tiny_model, monkeypatch):

@@ -30,9 +30,9 @@ are singletons it weighs next to nothing.
     at 3.3 TB/s                1.5 ms                 91 ms
     search: B^2 log2(B/10) loads from L1 (132 SMs x 32 lanes x 1.7 GHz = 7.2 T/s)
                                0.3 ms                 23 ms
-    launches                   13 groups x about 60: 4 ms
+    launches                   4 tiles x about 60: 1 ms
     bound, fp32                about 14 ms            about 0.9 s
-    bound, bf16                about 4 ms (launches)  about 170 ms
+    bound, bf16                about 4 ms             about 170 ms
 
 Training mines in fp32, whatever the precision of the backbone: there the products bound it, which
 in IEEE fp32 have no tensor cores. For bf16 embeddings memory does: what is left to gain is in the

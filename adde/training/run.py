@@ -94,7 +94,7 @@ class Run:
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
         self.index = open_shards(config, flag="--data.shards")
         for split in ("train", "val"):
-            require_split(self.index, split)
+            require_split(self.index, split, training=True)
         looked = preflight(config, self.index, self.device)
         self.order = SampleOrder(
             self.index.split("train"),

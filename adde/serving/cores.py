@@ -48,17 +48,17 @@ def _paid(file: Path) -> float:
 
 
 def limit_libraries(threads: int) -> None:
-    """Has numpy's BLAS, and faiss in this thread, use so many threads.
+    """Has numpy's BLAS, and faiss in this thread, use at most so many threads.
 
     Both take as many as the machine has cores, whatever a container may use. Their variables in the
     environment are read when they are loaded, which is before anyone has said how many. OpenMP, by
     which faiss computes, keeps a number for every thread that is not its own.
     """
-    for function in _blas("set"):
-        function(threads)
+    for get, put in zip(_blas("get"), _blas("set")):
+        put(min(get(), threads))
     faiss: Any = sys.modules.get("faiss")
     if faiss is not None:
-        faiss.omp_set_num_threads(threads)
+        faiss.omp_set_num_threads(min(faiss.omp_get_max_threads(), threads))
 
 
 def blas_threads() -> set[int]:

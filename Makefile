@@ -104,4 +104,4 @@ hard: setup
 	$(BIN)/python shards/build.py --catalogue wardrobe-hard --out data/wardrobe-hard
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no \
 		--dynamo_backend no train/main.py --recipe train/recipes/wardrobe_hard.toml --resume
-	$(BIN)/python train/evaluate.py --run runs/wardrobe-hard --split test
+	$(BIN)/python train/evaluate.py --run runs/wardrobe-hard --split test --queries 0

@@ -44,8 +44,9 @@ class Calibration:
 
     Attributes:
         temperatures: (A,) divisors of each attribute's logits.
-        presence: (A,) divisors of the presence logits; empty where attributes count as always
-            there, because the encoder has no presence output or it did not help.
+        presence: (A,) divisors of the presence logits, 0 for an attribute that counts as always
+            there; empty where all do, because the encoder has no presence output or it did not
+            help.
         epsilon: bounds the cost of a mismatch; 0 to 1.
         edit_weight: w of an edited attribute among the first FIRST answers; all else weighs 1.
     """
@@ -72,7 +73,7 @@ class Calibration:
             scaled = (logit - logit.max(axis=1, keepdims=True)) / self.temperatures[a]
             powers = np.exp(scaled)
             there = np.ones(len(logits), np.float32)
-            if self.presence:
+            if self.presence and self.presence[a]:
                 assert presence is not None
                 there = _sigmoid(presence[:, a] / self.presence[a])
             found[:, part][:, :-1] = powers * (there / powers.sum(axis=1))[:, None]

@@ -81,6 +81,9 @@ def test_beliefs_add_up_and_follow_temperature_and_presence():
         found = calibration.beliefs(logits, presence, SCHEMA)
         for part in scoring.parts(SCHEMA):
             np.testing.assert_allclose(found[:, part].sum(axis=1), 1, atol=1e-6)
+    always = Calibration((1.0, 1.0), (0.0, 1.0), 0.1, 2.0).beliefs(logits, presence, SCHEMA)
+    first, second = scoring.parts(SCHEMA)
+    assert not always[:, first.stop - 1].any() and always[:, second.stop - 1].all()
     without = Calibration((1.0, 1.0), (), 0.1, 2.0).beliefs(logits, None, SCHEMA)
     assert not without[:, [part.stop - 1 for part in scoring.parts(SCHEMA)]].any()
     with pytest.raises(ValueError, match="presence"):

@@ -33,8 +33,8 @@ EDIT_WEIGHTS = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 3.25, 3.5, 4.0, 5.0, 6.0, 8.0)
 USUAL = {"epsilon": 0.03, "edit_weight": 2.0}
 """Where there is no query to choose by."""
 
-SCORES = 1 << 21, 1 << 23
-"""Queries x gallery items that temperatures and epsilon, and the weight, are compared on."""
+SCORES = 1 << 23
+"""Queries x gallery items that settings are compared on."""
 LEAST = 200
 """Queries that they are compared on however large the gallery is."""
 
@@ -83,15 +83,14 @@ def calibrate(
         schema: of the catalogue.
     """
     values, there = temperatures(logits, labels, schema), presence_temperatures(presence, labels)
-    some, more = (max(LEAST, scores // max(1, len(labels))) for scores in SCORES)
-    every = manipulation_queries(labels)
-    queries = every.spread(some)
+    most = max(LEAST, SCORES // max(1, len(labels)))
+    queries = manipulation_queries(labels).spread(most)
     start = Calibration(values, there, **USUAL)
     if not len(queries):
         return start, {"queries": 0}
 
     found: list[tuple[float, Calibration]] = []
-    for used, factor, epsilon in product({there, ()}, FACTORS, EPSILONS):
+    for used, factor, epsilon in product(dict.fromkeys((there, ())), FACTORS, EPSILONS):
         hotter = tuple(factor * t for t in values)
         tried = Calibration(hotter, used, epsilon, 1.0)
         beliefs = tried.beliefs(logits, presence, schema)
@@ -99,7 +98,7 @@ def calibrate(
         found.append((figures["hit@1"] + figures["hit@30"] + figures["ndcg@30"], tried))
     # Of equals the first: fewest settings moved from the plain ones.
     chosen = max(found, key=lambda pair: pair[0])[1]
-    return _weigh_edits(chosen, every.spread(more), logits, presence, labels, schema, more)
+    return _weigh_edits(chosen, queries, logits, presence, labels, schema, most)
 
 
 def _weigh_edits(
@@ -143,11 +142,19 @@ def temperatures(logits: Vector, labels: Labels, schema: Schema) -> tuple[float,
 
 
 def presence_temperatures(presence: Vector | None, labels: Labels) -> tuple[float, ...]:
-    """(A,) as `temperatures`, of presence logits (N, A) and "the label is known"; () without."""
-    if presence is None:
+    """(A,) as `temperatures`, of presence logits (N, A) and "the label is known"; () without.
+
+    0, for always there, where no label is unknown: a split that was labelled with more care than
+    the training split says nothing of absence.
+    """
+    known = labels != UNKNOWN
+    if presence is None or known.all():
         return ()
-    signed = np.where(labels != UNKNOWN, presence, -presence).astype(np.float64)
-    return tuple(_least(lambda t, x=x: np.logaddexp(0, -x / t)) for x in signed.T)
+    signed = np.where(known, presence, -presence).astype(np.float64)
+    return tuple(
+        0.0 if all_known else _least(lambda t, x=x: np.logaddexp(0, -x / t))
+        for x, all_known in zip(signed.T, known.all(axis=0))
+    )
 
 
 def _least(losses: Any) -> float:

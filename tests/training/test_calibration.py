@@ -49,6 +49,9 @@ def test_presence_temperatures_undo_a_scale():
     known = random.random(x.shape) < 1 / (1 + np.exp(-x))
     labels = np.where(known, 0, UNKNOWN)
     assert presence_temperatures(2 * x, labels) == pytest.approx((2.0,) * 3, rel=0.08)
+    labels[:, 1] = 0
+    assert presence_temperatures(x, labels)[1] == 0.0
+    assert presence_temperatures(x, np.zeros_like(labels)) == ()
     assert presence_temperatures(None, labels) == ()
 
 

@@ -6,14 +6,14 @@
 
 With --gallery, items are put together from those of a gallery that a trained encoder made: each
 subspace, with its beliefs, that of another item; values hang together as in families of variants.
-Without, vectors are synthetic: 12 subspaces x 340, each near one of ten values' prototypes and moved
-along a few directions, with a little noise in all. Labels are known of half of the attributes. All
-is made block by block and never all in memory.
+Without, vectors are synthetic: 12 subspaces x 340, each near one of ten values' prototypes and
+moved along a few directions, with a little noise in all. Labels are known of half of the
+attributes. All is made block by block and never all in memory.
 
 `recall30` is of plain queries not seen by the build, against exact distances computed block by
-block, `match_recall30` of the same by match: the share of the first 30 whose exact score is not below
-the 30th of all, but for rounding. `ratio` is the median time of a search by match over that of one
-by distance, asked in turn. `bytes_per_item` is what the index by distance holds, mapped, and
+block, `match_recall30` of the same by match: the share of the first 30 whose exact score is not
+below the 30th of all, but for rounding. `ratio` is the median time of a search by match over that
+of one by distance, asked in turn. `bytes_per_item` is what the index by distance holds, mapped, and
 `match_bytes_per_item` that by match; what candidates are ranked anew by lies mapped on disk
 (`disk_bytes_per_item`).
 """
@@ -129,9 +129,8 @@ class Recombined(Catalogue):
             donors = np.empty(len(values), np.int64)
             for value, having in enumerate(self._having[a]):
                 some = np.flatnonzero(values[:, a] == value)
-                donors[some] = draws.choice(
-                    having if len(having) else len(self._vectors), len(some)
-                )
+                every = having if len(having) else len(self._vectors)
+                donors[some] = draws.choice(every, len(some))
             vectors[:, a] = self._vectors[donors, a]
             beliefs[:, part] = self._beliefs[donors, part]
         return vectors, values, beliefs
@@ -143,6 +142,8 @@ class Query:
 
     near: Nearness
     match: Matching
+    first: Vector | None
+    """Weights of the first matches, where others than the edited attribute count."""
 
 
 def make_queries(catalogue: Catalogue, count: int) -> dict[str, list[Query]]:
@@ -162,7 +163,10 @@ def make_queries(catalogue: Catalogue, count: int) -> dict[str, list[Query]]:
         for kind, alike in zip(asked, (attributes, attributes // 2, 1)):
             weights = np.isin(np.arange(attributes), order[:alike]).astype(np.float32)
             match = Matching(wanted[0], weights, catalogue.calibration.epsilon, schema)
-            asked[kind].append(Query(Nearness(vector, weights), match))
+            first = weights.copy()
+            first[edited] *= catalogue.calibration.edit_weight
+            query = Query(Nearness(vector, weights), match, first if alike > 1 else None)
+            asked[kind].append(query)
     return asked
 
 
@@ -211,16 +215,14 @@ class Asking(NamedTuple):
     best: list[list[Item]]
 
 
-def ask(gallery: EmbeddedGallery, queries: Sequence[Query], edit_weight: float) -> Asking:
+def ask(gallery: EmbeddedGallery, queries: Sequence[Query]) -> Asking:
     """Asks each query by distance, then by match as an edit is asked."""
     found = Asking([], [], [], [])
     for query in queries:
         near, match = query.near, query.match
-        # The first answers have weights of their own, as where something is edited.
-        first = match.weights * np.float32(edit_weight)
         for asked, milliseconds, answers in (
             (Asked(), found.distance_ms, found.nearest),
-            (Asked(match.wanted, match.epsilon, first=first), found.match_ms, found.best),
+            (Asked(match.wanted, match.epsilon, first=query.first), found.match_ms, found.best),
         ):
             start = time.perf_counter()
             items = gallery.nearest(near.query, near.weights, K, {}, None, asked)
@@ -252,7 +254,7 @@ def measure(catalogue: Catalogue, folder: Path, items: int, count: int) -> dict[
         figures["match_bytes_per_item"] = report["match_bytes_per_item"]
         for number, (kind, every) in enumerate(queries.items()):
             own = slice(number * count, (number + 1) * count)
-            found = ask(gallery, every, calibration.edit_weight)
+            found = ask(gallery, every)
             hits = sum(
                 len({item.item_id for item in one[:K]} & other)
                 for one, other in zip(found.nearest, nearest[own])

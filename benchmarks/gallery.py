@@ -129,9 +129,8 @@ class Recombined(Catalogue):
             donors = np.empty(len(values), np.int64)
             for value, having in enumerate(self._having[a]):
                 some = np.flatnonzero(values[:, a] == value)
-                donors[some] = draws.choice(
-                    having if len(having) else len(self._vectors), len(some)
-                )
+                every = having if len(having) else len(self._vectors)
+                donors[some] = draws.choice(every, len(some))
             vectors[:, a] = self._vectors[donors, a]
             beliefs[:, part] = self._beliefs[donors, part]
         return vectors, values, beliefs
@@ -143,6 +142,8 @@ class Query:
 
     near: Nearness
     match: Matching
+    first: Vector | None
+    """Weights of the first matches, where others than the edited attribute count."""
 
 
 def make_queries(catalogue: Catalogue, count: int) -> dict[str, list[Query]]:
@@ -162,7 +163,10 @@ def make_queries(catalogue: Catalogue, count: int) -> dict[str, list[Query]]:
         for kind, alike in zip(asked, (attributes, attributes // 2, 1)):
             weights = np.isin(np.arange(attributes), order[:alike]).astype(np.float32)
             match = Matching(wanted[0], weights, catalogue.calibration.epsilon, schema)
-            asked[kind].append(Query(Nearness(vector, weights), match))
+            first = weights.copy()
+            first[edited] *= catalogue.calibration.edit_weight
+            query = Query(Nearness(vector, weights), match, first if alike > 1 else None)
+            asked[kind].append(query)
     return asked
 
 
@@ -211,16 +215,14 @@ class Asking(NamedTuple):
     best: list[list[Item]]
 
 
-def ask(gallery: EmbeddedGallery, queries: Sequence[Query], edit_weight: float) -> Asking:
+def ask(gallery: EmbeddedGallery, queries: Sequence[Query]) -> Asking:
     """Asks each query by distance, then by match as an edit is asked."""
     found = Asking([], [], [], [])
     for query in queries:
         near, match = query.near, query.match
-        # The first answers have weights of their own, as where something is edited.
-        first = match.weights * np.float32(edit_weight)
         for asked, milliseconds, answers in (
             (Asked(), found.distance_ms, found.nearest),
-            (Asked(match.wanted, match.epsilon, first=first), found.match_ms, found.best),
+            (Asked(match.wanted, match.epsilon, first=query.first), found.match_ms, found.best),
         ):
             start = time.perf_counter()
             items = gallery.nearest(near.query, near.weights, K, {}, None, asked)
@@ -252,7 +254,7 @@ def measure(catalogue: Catalogue, folder: Path, items: int, count: int) -> dict[
         figures["match_bytes_per_item"] = report["match_bytes_per_item"]
         for number, (kind, every) in enumerate(queries.items()):
             own = slice(number * count, (number + 1) * count)
-            found = ask(gallery, every, calibration.edit_weight)
+            found = ask(gallery, every)
             hits = sum(
                 len({item.item_id for item in one[:K]} & other)
                 for one, other in zip(found.nearest, nearest[own])

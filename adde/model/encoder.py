@@ -55,7 +55,10 @@ class PresenceHead(nn.Module):
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """Embeddings (B, A, D) -> logits (B, A) float32."""
-        return self.linear(embeddings.transpose(0, 1)).squeeze(2).T.float()
+        # Products with a vector differ in their last bits with the batch where onnxruntime computes
+        # them, and answers must not; sums do not.
+        products = embeddings.float() * self.linear.weight.squeeze(2)
+        return products.sum(2) + self.linear.bias.flatten()
 
 
 class AttributeClassifiers(nn.Module):

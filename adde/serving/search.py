@@ -254,7 +254,9 @@ class Searcher:
             for name, edit in request.edits.items():
                 a = schema.attribute_index(name)
                 editing.ask(edit, asked, parts(schema)[a], schema, a)
-            if rank == "match" and good:
+            # Where nothing but edits counts, the order is the same.
+            unedited = [a for a in range(len(weights)) if a not in good]
+            if rank == "match" and good and weights[unedited].any():
                 first = weights.copy()
                 first[list(good)] *= self.calibration.edit_weight
             matching = Matching(asked[0], weights, self.calibration.epsilon, schema)

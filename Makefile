@@ -70,7 +70,7 @@ bundles/quickstart/bundle.json: $(QUICK)/metrics.json
 
 $(ANSWER): bundles/quickstart/bundle.json
 	$(BIN)/python serve_onnx/query.py --bundle bundles/quickstart --gallery data/wardrobe \
-		--split test --item 001949-0 --set headwear_colour=red --picture $@
+		--item 001949-0 --set headwear_colour=red --picture $@
 
 # Figures of the docs; docs/benchmarks.md is the table of them all.
 bench: setup data/wardrobe/index.json

@@ -6,7 +6,7 @@ label is asked, one, two or three at once, and answers are judged by the edited 
 Symbols: N gallery items, Q questions, A attributes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -44,6 +44,9 @@ MOST = 20_000
 
 COUNTS = (1, 2, 3)
 """Edits at once."""
+
+Best = Callable[[Vector, Vector, Vector, Schema, float, Sequence[int]], list[Places]]
+"""As `best_matches`."""
 
 Rank = Callable[[Asked], Places]
 """Questions to their answers, (Q, FIRST + 1) int64 gallery rows or more, best first."""
@@ -211,6 +214,7 @@ def rank_matches(
     k: int = 50,
     first: int = FIRST,
     watch: Watch = iter,
+    best: Best | None = None,
 ) -> Places:
     """(Q, k) answers by the match score on pictures alone, ties to the lowest row.
 
@@ -222,7 +226,9 @@ def rank_matches(
         k: ranks wanted.
         first: answers that are ranked with the weight of an edit.
         watch: is told of the blocks.
+        best: finds the best rows; None: `best_matches`.
     """
+    best = best or best_matches
     k = min(k, len(beliefs))
     obeys = calibration.edit_weight != 1
     found = np.zeros((len(asked), k), np.int64)
@@ -230,11 +236,32 @@ def rank_matches(
         wanted, edited = ask(asked[block], beliefs, schema)
         weights = np.ones((1 + obeys, *edited.shape), np.float32)
         weights[1:, edited] = calibration.edit_weight
-        scores = match_scores(wanted, weights, beliefs, schema, calibration.epsilon)
-        found[block] = smallest(-scores[0], k)
-        if obeys:
-            found[block] = first_then_rest(smallest(-scores[1], first), found[block], k)
+        counts = (k, first)[: len(weights)]
+        close, *obeying = best(wanted, weights, beliefs, schema, calibration.epsilon, counts)
+        found[block] = first_then_rest(obeying[0], close, k) if obeying else close
     return found
+
+
+def best_matches(
+    wanted: Vector,
+    weights: Vector,
+    beliefs: Vector,
+    schema: Schema,
+    epsilon: float,
+    counts: Sequence[int],
+) -> list[Places]:
+    """The best `counts` rows under each of several weights, (Q, count) each, ties to the lowest.
+
+    Args:
+        wanted: see `match_scores`, as the others.
+        weights: (W, Q, A) float32.
+        beliefs: (N, V + A) float32.
+        schema: of the columns.
+        epsilon: of the calibration.
+        counts: W numbers of rows wanted.
+    """
+    scores = match_scores(wanted, weights, beliefs, schema, epsilon)
+    return [smallest(-one, count) for one, count in zip(scores, counts)]
 
 
 def evaluate_split(
@@ -249,6 +276,7 @@ def evaluate_split(
     search: Search = top_k,
     watch: Watch = iter,
     most: int = MOST,
+    best: Best | None = None,
 ) -> dict[str, Any]:
     """The content of metrics.json but for the split's name.
 
@@ -264,18 +292,23 @@ def evaluate_split(
         search: ranks ADDE's queries.
         watch: is told of the blocks of all rankings.
         most: edits of known labels that are judged, of each number at once.
+        best: finds the best matches; None: `best_matches`.
     """
     beliefs = calibration.beliefs(logits, presence, schema)
 
     def match(asked: Asked, first: int = FIRST) -> Places:
-        return rank_matches(asked, beliefs, schema, calibration, first=first, watch=watch)
+        return rank_matches(
+            asked, beliefs, schema, calibration, first=first, watch=watch, best=best
+        )
 
     def adde(asked: Asked) -> Places:
         return rank_edits(asked, embeddings, logits, schema, edit, search=search, watch=watch)
 
     def soft(asked: Asked) -> Places:
-        found = baseline_rankings(asked, embeddings, logits, schema, watch=watch)
-        return found["classifier_soft"]
+        name = "classifier_soft"
+        return baseline_rankings(asked, embeddings, logits, schema, watch=watch, names=(name,))[
+            name
+        ]
 
     rankings = {"match": match(queries), "adde": adde(queries)}
     baselines = baseline_rankings(queries, embeddings, logits, schema, watch=watch)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from adde.mining import Edits, mine
+from adde.mining import Edits, LabelGrouping, mine
 from adde.schema import UNKNOWN
 
 
@@ -71,6 +71,7 @@ def label_triplets(
     ref_labels: Tensor,
     self_index: Tensor,
     margin: float,
+    grouping: LabelGrouping | None = None,
 ) -> tuple[Term, Tensor]:
     """Semi-hard triplets in each of G groups: (N, G, D) anchors against (M, G, D) columns.
 
@@ -84,6 +85,7 @@ def label_triplets(
         ref_labels=ref_labels.T.contiguous(),
         self_index=self_index,
         margin=margin,
+        grouping=grouping,
     )
     return Term(mined.loss_sum, mined.pairs.float()), mined.active
 

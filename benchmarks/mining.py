@@ -23,10 +23,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
-import matplotlib
 import numpy as np
 import torch
-import tyro
 from figures import publish
 from torch import Tensor
 
@@ -177,6 +175,8 @@ def _status_kb(name: str) -> int:
 
 def draw(times: dict[int, dict[Contender, float]], path: Path) -> None:
     """Log-log plot of seconds against the batch."""
+    import matplotlib
+
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -245,4 +245,6 @@ def benchmark(
 
 
 if __name__ == "__main__":
+    import tyro  # here, as matplotlib: benchmarks/gpu_check.py does without
+
     run_program(lambda: tyro.cli(benchmark))

@@ -221,6 +221,23 @@ def latencies(url: str, bodies: list[bytes], count: int, alone: Load) -> dict[st
     return figures
 
 
+def cpu_ms(folder: Path, pair: tuple[Path, Path], pictures: list[bytes], count: int) -> Any:
+    """CPU milliseconds of the server's own process for a request, with an encoder next to free:
+    what bounds the requests a second of one process, as Python runs one thread at a time.
+    """
+    search = {"edits": {"top_colour": "red"}, "k": 10}
+    figures: dict[str, float] = {}
+    with adde(folder, pair) as server:
+        for name, more in (("embed", {}), ("search", search)):
+            bodies = [body_of(picture, more) for picture in pictures]
+            url = server.url.replace("/embed", f"/{name}")
+            ask(url, bodies, 8, len(bodies))
+            with cpu_seconds(server.groups()) as seconds:
+                ask(url, bodies, 8, count)
+            figures[f"server_cpu_ms_{name}"] = 1000 * seconds["server"] / count
+    return figures
+
+
 def memory(folder: Path, pair: tuple[Path, Path], pictures: list[bytes], count: int) -> Any:
     """MB that the server grows by in 100,000 requests, a third each of embeddings of pictures,
     searches by picture and searches by item: the slope once it has warmed up.
@@ -298,6 +315,7 @@ def measure(folder: Path, quick: bool, memory_requests: int, given: Any) -> dict
         ratio = on_own_core(folder, pair, pictures, count, rounds)
         figures["server_vs_bare_own_core"] = ratio
     tiny = make_pictures(PICTURES, TINY_SIDE)
+    figures |= cpu_ms(folder, small_pair, tiny, 10 * count)
     return figures | memory(folder, small_pair, tiny, memory_requests)
 
 

@@ -8,6 +8,7 @@ import io
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,6 @@ def _picture(draws: np.random.Generator, side: int) -> bytes:
     return content.getvalue()
 
 
-def body_of(picture: bytes) -> bytes:
-    """A picture as the body of a request that every contender reads."""
-    return json.dumps({"image": base64.b64encode(picture).decode()}).encode()
+def body_of(picture: bytes, more: Mapping[str, Any] | None = None) -> bytes:
+    """A picture as the body of a request that every contender reads, and what more is asked."""
+    return json.dumps({"image": base64.b64encode(picture).decode(), **(more or {})}).encode()

@@ -43,6 +43,7 @@ def build(
     unknown: tuple[str, ...] = WORDS,
     decimal_comma: tuple[str, ...] = (),
     skip_unreadable: bool = False,
+    pictures: str | None = None,
     exact_items: int = EXACT_ITEMS,
     device: tuple[Device, ...] = ("cpu",),
     allow_fallback: bool = False,
@@ -52,7 +53,8 @@ def build(
     Args:
         bundle: folder of the bundle.
         catalogue: folder of shards.
-        out: folder of the gallery, replaced where there is one.
+        out: folder of the gallery. One that is there is replaced; items that were put into it and
+            are from no shards stay.
         split: which part of the shards.
         engine: where vectors lie: in the folder, or in Milvus.
         engine_embed: this process, or Ray Data with an actor per GPU, or per core for the CPU, on
@@ -65,6 +67,8 @@ def build(
             COLUMN=WORD says it of one column alone, beside the words of all.
         decimal_comma: its columns in which 1.045,90 is a number, and not 1,045.90.
         skip_unreadable: leave out its rows that cannot be read or have no id of their own.
+        pictures: where a server finds the items' pictures, if not in the catalogue as seen from the
+            gallery: a folder, or an address as https://cdn.example/{item_id}.jpg.
         exact_items: up to so many a search looks at each; among more, at those that an index
             finds. Of the embedded engine: Milvus has an index of its own.
         device: where onnxruntime runs, in the order of preference.
@@ -96,7 +100,7 @@ def build(
         from adde.serving.milvus import MilvusGallery  # of the extra `milvus`
 
         create, reopen = MilvusGallery.creator(uri), MilvusGallery.open
-    build_with(embed, opened, catalogue, out, split, create, reopen, table)
+    build_with(embed, opened, catalogue, out, split, create, reopen, table, pictures)
     gallery = open_gallery(out, opened)
     print(f"{out}: {len(gallery)} items, engine {gallery.header.engine}")
     if table is not None:

@@ -29,6 +29,7 @@ def server(
     require_key: Flag = False,
     no_require_key: Flag = False,
     allow_host: tuple[str, ...] = (),
+    pictures: str | None = None,
     device: tuple[Device, ...] = ("cpu",),
     allow_fallback: Flag = False,
 ) -> None:
@@ -46,6 +47,8 @@ def server(
         no_require_key: answer everyone, also off loopback; for use behind what asks for keys.
         allow_host: names that the server answers to: on loopback beside localhost and 127.0.0.1,
             elsewhere instead of any.
+        pictures: where items' pictures lie, if not where the gallery says: the folder of the
+            shards, or an address with the item's id in it, as https://cdn.example/{item_id}.jpg.
         device: where onnxruntime runs, in the order of preference.
         allow_fallback: go on where a device is not to be had.
     """
@@ -56,7 +59,7 @@ def server(
         from adde.serving.http.run import serve
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is not installed: pip install 'adde[serve]'") from error
-    source = Source(bundle, gallery, device, allow_fallback, limits.threads)
+    source = Source(bundle, gallery, device, allow_fallback, limits.threads, pictures)
     required = True if require_key else False if no_require_key else None
     serve(source, limits, host, port, key_file, required, allow_host, cards)
 

@@ -127,9 +127,7 @@ def tiny_model():
     from adde.model import ADDE, ModelSettings
 
     torch.manual_seed(0)
-    settings = ModelSettings(
-        backbone="test_resnet", image_size=32, width=6, hidden=8, presence=False
-    )
+    settings = ModelSettings(backbone="test_resnet", image_size=32, width=6, hidden=8)
     model = ADDE(settings, TINY_SCHEMA).eval()
     with torch.no_grad():
         model.memory.weight.normal_()

@@ -78,7 +78,7 @@ def test_losses_are_the_same_to_the_last_bit_under_autocast():
     draws = torch.Generator().manual_seed(0)
     labels = torch.randint(-1, 3, (12, 2), generator=draws)
     hot = torch.ones(12)
-    edits = draw_edits(labels, labels, torch.rand(12, 6), torch.rand(12), torch.tensor([0, 3]))
+    edits = draw_edits(labels, labels, torch.arange(12), 5, torch.tensor([0, 3]))
 
     def terms():
         vectors = torch.randn(12, 2, 8, generator=torch.Generator().manual_seed(1))

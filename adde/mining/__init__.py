@@ -1,7 +1,18 @@
 """Triplet mining: `mine` for label triplets, `draw_edits` and friends for manipulation triplets."""
 
+from adde.mining.draws import draw_key, uniform
 from adde.mining.labels import joint_labels
 from adde.mining.manipulation import Edits, draw_edits, semihard_negatives
-from adde.mining.triplets import Mined, mine
+from adde.mining.triplets import LabelGrouping, Mined, mine
 
-__all__ = ["Edits", "Mined", "draw_edits", "joint_labels", "mine", "semihard_negatives"]
+__all__ = [
+    "Edits",
+    "LabelGrouping",
+    "Mined",
+    "draw_edits",
+    "draw_key",
+    "joint_labels",
+    "mine",
+    "semihard_negatives",
+    "uniform",
+]

@@ -30,9 +30,9 @@ are singletons it weighs next to nothing.
     at 3.3 TB/s                1.5 ms                 91 ms
     search: B^2 log2(B/10) loads from L1 (132 SMs x 32 lanes x 1.7 GHz = 7.2 T/s)
                                0.3 ms                 23 ms
-    launches                   13 groups x about 60: 4 ms
+    launches                   4 tiles x about 60: 1 ms
     bound, fp32                about 14 ms            about 0.9 s
-    bound, bf16                about 4 ms (launches)  about 170 ms
+    bound, bf16                about 4 ms             about 170 ms
 
 Training mines in fp32, whatever the precision of the backbone: there the products bound it, which
 in IEEE fp32 have no tensor cores. For bf16 embeddings memory does: what is left to gain is in the
@@ -41,11 +41,12 @@ them. `make gpu-check` measures what a card at hand really takes, tiles beside t
 """
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from adde.mining.tiled import INFINITE_KEY, Choice, Members
+from adde.mining.tiled import INFINITE_KEY, Choice, Members, positives
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
 """Kernels run on the CPU, under Triton's interpreter (TRITON_INTERPRET=1 before the import)."""
@@ -88,16 +89,17 @@ def _distances(
     BLOCK_K: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
-    """Squared distances (BLOCK_M, BLOCK_N) float32 of the rows and columns of those numbers."""
+    """Squared distances (BLOCK_M, BLOCK_N) float32 of the rows and columns of those numbers, of
+    one group; the width is a multiple of BLOCK_K.
+    """
     row_in, column_in = row < num_rows, column < num_columns
     products = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for start in range(0, width, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
-        k_in = k < width
         at = (rows + row.to(tl.int64) * width)[:, None] + k[None, :]
-        x = tl.load(at, mask=row_in[:, None] & k_in[None, :], other=0.0)
+        x = tl.load(at, mask=row_in[:, None], other=0.0)
         at = (columns + column.to(tl.int64) * width)[None, :] + k[:, None]
-        y = tl.load(at, mask=column_in[None, :] & k_in[:, None], other=0.0)
+        y = tl.load(at, mask=column_in[None, :], other=0.0)
         if INTERPRETED:  # its products of bfloat16 are wrong
             x, y = x.to(tl.float32), y.to(tl.float32)
         products = tl.dot(x, y, products, input_precision="ieee")
@@ -130,7 +132,15 @@ def _positives_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """keys[r, i] = distance of row r to the i-th column of its class, above i."""
+    """keys[g, r, i] = distance of row r to the i-th column of its class, above i."""
+    group = tl.program_id(2).to(tl.int64)  # everything below is of this one
+    rows += group * num_rows * width
+    columns += group * num_columns * width
+    row_norms += group * num_rows
+    column_norms += group * num_columns
+    class_start += group * num_rows
+    class_size += group * num_rows
+    keys += group * num_rows * num_slots
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     row_in = row < num_rows
     start = tl.load(class_start + row, mask=row_in, other=0).to(tl.int32)
@@ -160,6 +170,7 @@ def _negatives_kernel(
     row_norms,
     column_norms,
     column_ids,
+    num_known,
     class_start,
     class_size,
     to_positives,
@@ -177,9 +188,21 @@ def _negatives_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """nearest[r, i]: least key beyond sorted positive i and not beyond i + 1; extreme[r]: the
+    """nearest[g, r, i]: least key beyond sorted positive i and not beyond i + 1; extreme[g, r]: the
     farthest negative, with its column counted down (`hardest`: the nearest one's key).
     """
+    group = tl.program_id(2).to(tl.int64)  # everything below is of this one
+    rows += group * num_rows * width
+    columns += group * num_columns * width
+    row_norms += group * num_rows
+    column_norms += group * num_columns
+    column_ids += group * num_columns
+    class_start += group * num_rows
+    class_size += group * num_rows
+    to_positives += group * num_rows * num_slots
+    nearest += group * num_rows * num_slots
+    extreme += group * num_rows
+    known = tl.load(num_known + group).to(tl.int32)  # columns of unknown label come last
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     row_in = row < num_rows
     start = tl.load(class_start + row, mask=row_in, other=0).to(tl.int32)
@@ -192,7 +215,7 @@ def _negatives_kernel(
             rows, columns, row_norms, column_norms, row, column, num_rows, num_columns, width,
             BLOCK_M, BLOCK_N, BLOCK_K, INTERPRETED,
         )  # fmt: skip
-        column_in = column < num_columns
+        column_in = column < known
         beside = (column[None, :] < start[:, None]) | (column[None, :] >= (start + size)[:, None])
         negative = row_in[:, None] & column_in[None, :] & beside
         column_id = tl.load(column_ids + column, mask=column_in, other=0).to(tl.int32)[None, :]
@@ -231,33 +254,35 @@ def choose_in_kernel(
     labels: Tensor,
     column_labels: Tensor,
     members: Members,
+    slots: int,
     strategy: str,
 ) -> Choice:
     """As `tiled.choose_by_sorting`, for float32, bfloat16 or float16; sums in float32."""
-    slots = int(members.size.max())
-    in_order = columns[members.columns].contiguous()
-    rows = rows.contiguous()
-    norms = [part.float().square().sum(1) for part in (rows, in_order)]
+    groups, num_rows, width = rows.shape
+    in_order = columns.gather(1, members.columns[..., None].expand(-1, -1, width))
+    # Rows of 340 numbers begin where copies of 16 bytes cannot; zeros change no product.
+    rows, in_order = (F.pad(part, (0, -width % BLOCK_K)).contiguous() for part in (rows, in_order))
+    norms = [part.float().square().sum(-1) for part in (rows, in_order)]
     common = (rows, in_order, *norms)
-    shape = (len(rows), len(columns), rows.shape[1], slots)
+    shape = (num_rows, columns.shape[1], rows.shape[2], slots)
     constants = {"CHUNK": CHUNK, "BLOCK_K": BLOCK_K, "INTERPRETED": INTERPRETED}
 
-    def grid(meta: dict[str, int]) -> tuple[int, int]:
-        return triton.cdiv(len(rows), meta["BLOCK_M"]), triton.cdiv(len(columns), CHUNK)
+    def grid(meta: dict[str, int]) -> tuple[int, int, int]:
+        return triton.cdiv(num_rows, meta["BLOCK_M"]), triton.cdiv(columns.shape[1], CHUNK), groups
 
-    keys = members.columns.new_full((len(rows), slots), INFINITE_KEY)
+    keys = members.columns.new_full((groups, num_rows, slots), INFINITE_KEY)
     _positives_kernel[grid](*common, members.start, members.size, keys, *shape, **constants)
-    keys = keys.sort(dim=1).values
+    keys = keys.sort(dim=-1).values
     to_positive, slot = _distance(keys), keys & 0xFFFFFFFF
-    pair = torch.arange(slots, device=rows.device) < members.size[:, None]
-    positive = members.columns[(members.start[:, None] + slot).where(pair, 0)]
+    pair, positive = positives(members, slots, slot)
 
     hardest = strategy == "hardest"
     nearest = torch.full_like(keys, INFINITE_KEY)
-    extreme = keys.new_full((len(rows),), INFINITE_KEY if hardest else -1)
+    extreme = keys.new_full((groups, num_rows), INFINITE_KEY if hardest else -1)
     _negatives_kernel[grid](
         *common,
         members.columns,
+        members.known,
         members.start,
         members.size,
         to_positive,
@@ -269,11 +294,11 @@ def choose_in_kernel(
         **constants,
     )
     if hardest:
-        key = extreme[:, None].expand_as(keys)
+        key = extreme[..., None].expand_as(keys)
     else:
         farthest = extreme ^ 0x7FFFFFFF  # counted up again
-        nearest = nearest.flip(1).cummin(1).values.flip(1)
-        key = nearest.where(nearest < INFINITE_KEY, farthest[:, None])
+        nearest = nearest.flip(-1).cummin(-1).values.flip(-1)
+        key = nearest.where(nearest < INFINITE_KEY, farthest[..., None])
     return Choice(pair, positive, key & 0xFFFFFFFF, to_positive, _distance(key))
 
 

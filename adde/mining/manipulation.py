@@ -13,8 +13,12 @@ import torch
 from torch import Tensor
 
 from adde.mining.distances import accumulator, full_precision, squared_distances
+from adde.mining.draws import pair_bits, words
 from adde.mining.tiled import tile_rows
 from adde.schema import UNKNOWN
+
+POSITIVES = 1 << 62
+"""Beyond every key of `draw_key`: the draws of positives have one of their own."""
 
 
 class Edits(NamedTuple):
@@ -35,7 +39,7 @@ class Edits(NamedTuple):
 
 
 def draw_edits(
-    labels: Tensor, all_labels: Tensor, edit_noise: Tensor, positive_noise: Tensor, offsets: Tensor
+    labels: Tensor, all_labels: Tensor, items: Tensor, key: int, offsets: Tensor
 ) -> Edits:
     """Draws for each reference an edit that has an exact target in the global batch.
 
@@ -48,8 +52,9 @@ def draw_edits(
     Args:
         labels: (N, A) int64, labels of this rank's references.
         all_labels: (M, A) int64, labels of the global batch.
-        edit_noise: (N, V) float, uniform noise per reference and column.
-        positive_noise: (M,) float, uniform noise in [0, 1) per item.
+        items: (N,) int64, the references' rows in the global batch.
+        key: of `draw_key`, the same on all ranks: what is drawn depends on it, on the item and on
+            the value's column alone.
         offsets: (A,) int64, first column of each attribute.
     """
     count = len(labels)
@@ -59,7 +64,7 @@ def draw_edits(
         *(labels.new_empty(count, dtype=torch.bool) for _ in range(2)),
     )
     for rows in _tiles(count, len(all_labels), labels.device):
-        tile = _draw_tile(labels[rows], all_labels, edit_noise[rows], positive_noise, offsets)
+        tile = _draw_tile(labels[rows], all_labels, items[rows], key, offsets)
         for whole, part in zip(edits, tile):
             whole[rows] = part
     return edits
@@ -76,15 +81,21 @@ def _tiles(rows: int, columns: int, device: torch.device) -> Iterator[slice]:
 
 
 def _draw_tile(
-    labels: Tensor, all_labels: Tensor, edit_noise: Tensor, positive_noise: Tensor, offsets: Tensor
+    labels: Tensor, all_labels: Tensor, items: Tensor, key: int, offsets: Tensor
 ) -> Edits:
-    differing, edited, column = _differences(labels, all_labels, offsets)
+    column_words = words(~key, (all_labels + offsets).clamp(min=0))
+    shown = column_words.new_zeros(len(labels), len(all_labels))
+    differing, edited = (torch.zeros_like(shown, dtype=torch.int16) for _ in range(2))
+    for attribute, (differ, change) in enumerate(_comparisons(labels, all_labels)):
+        differing += differ
+        edited += change
+        shown = torch.where(change, column_words[:, attribute], shown)
     exact_pair = (differing == 1) & (edited == 1)
-    shown = torch.zeros_like(edit_noise, dtype=torch.int64)
-    shown.scatter_add_(1, column, exact_pair.long())
-    drawn = torch.where(shown > 0, edit_noise, -torch.inf).argmax(1, keepdim=True)
-    shows = exact_pair & (column == drawn)
-    exact_positive = torch.where(shows, positive_noise, -1.0).argmax(1)
+    # One draw for each edit, whichever items show it: edits are uniform, not items.
+    edit_bits = pair_bits(words(key, items)[:, None], shown).masked_fill_(~exact_pair, -1)
+    shows = exact_pair & (edit_bits == edit_bits.amax(1, keepdim=True))
+    item_bits = words(key ^ POSITIVES, torch.arange(len(all_labels), device=labels.device))
+    exact_positive = torch.where(shows, item_bits & 0x7FFFFFFF, -1).argmax(1)
 
     num_attributes = labels.shape[1]
     nearest_cost, nearest = torch.where(edited > 0, differing, num_attributes + 1).min(1)
@@ -129,29 +140,20 @@ def _negative_tile(
     queries: Tensor, targets: Tensor, positive: Tensor, columns: Tensor, ref_labels: Tensor
 ) -> tuple[Tensor, Tensor]:
     distances = squared_distances(queries[None], columns)[0]
-    negative = _differences(targets, ref_labels)[1] > 0
+    negative = torch.zeros_like(distances, dtype=torch.bool)
+    for _, change in _comparisons(targets, ref_labels):
+        negative |= change
     farther = negative & (distances > distances.gather(1, positive[:, None]))
     inside = torch.where(farther, distances, torch.inf).argmin(1)
     outside = torch.where(negative, distances, -torch.inf).argmax(1)
     return torch.where(farther.any(1), inside, outside), negative.any(1)
 
 
-def _differences(
-    labels: Tensor, all_labels: Tensor, offsets: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Per row and column, (T, M): attributes that differ (UNKNOWN equals only UNKNOWN) and those
-    of them known on both, int16; the value column that the last of these has in `all_labels`,
-    int64 (0 where there is none).
+def _comparisons(labels: Tensor, all_labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Attribute by attribute, (T, M) bool: where rows (T, A) and columns (M, A) differ (UNKNOWN
+    equals only UNKNOWN), and where they do and it is known on both.
     """
-    shape = (len(labels), len(all_labels))
-    differing, edited = (labels.new_zeros(shape, dtype=torch.int16) for _ in range(2))
-    column = labels.new_zeros(shape)
+    known, all_known = labels != UNKNOWN, all_labels != UNKNOWN
     for attribute in range(labels.shape[1]):
-        mine, theirs = labels[:, attribute, None], all_labels[None, :, attribute]
-        differ = mine != theirs
-        change = differ & (mine != UNKNOWN) & (theirs != UNKNOWN)
-        differing += differ
-        edited += change
-        if offsets is not None:
-            column = torch.where(change, theirs + offsets[attribute], column)
-    return differing, edited, column
+        differ = labels[:, attribute, None] != all_labels[:, attribute]
+        yield differ, differ & known[:, attribute, None] & all_known[:, attribute]

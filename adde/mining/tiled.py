@@ -1,9 +1,10 @@
-"""Mining in row tiles: exact, on any device, no tensor larger than tile x M.
+"""Mining in tiles: exact, on any device, no tensor larger than a tile.
 
-Group by group, and only among items whose label is known, a tile of anchors is held against all
-columns. An anchor's distances to its negatives are sorted once, and each of its positives finds
-its negative by one search: a tile costs O(tile M log M), and anchors without a positive (most of
-them, for the joint label) cost nothing at all.
+How labels group rows and columns is worked out first, for all groups at once and from the labels
+alone (`group`). A tile is some anchors of some groups against all columns of known label: many
+groups where batches are small, some rows of one group where they are large. Its distances to
+negatives are sorted once, and each positive finds its negative by one search: a tile costs
+O(tile M log M), and anchors without a positive (most of them, for the joint label) cost nothing.
 
 The loss is linear in the distances it uses, so its gradient is a coefficient per distance (+1 at
 an active pair's positive, -1 at its negative). Each tile's coefficients are multiplied with the
@@ -11,8 +12,8 @@ embeddings while the tile is there, and only gradients of the inputs' shape are 
 has nothing to compute again.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,9 +28,17 @@ TILE_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}
 """Distances in one tile: 16 MiB in float32 on a CPU, 256 MiB where rows must fill a GPU; about
 six tensors of that size live at once. Other devices take the CPU's."""
 
+JOINED_ELEMENTS = {"cpu": 1 << 16, "cuda": TILE_ELEMENTS["cuda"]}
+"""Distances up to which groups share a tile: a GPU waits for launches where tiles are small, a CPU
+for memory where they leave its cache."""
+
+SLOT_COST = 4
+"""A slot for a positive weighs as much as this many distances: so many more tensors have them. A
+label that most items have then gets tiles of fewer rows, not more memory."""
+
 
 class Choice(NamedTuple):
-    """The pairs of T anchors with up to S positives each, all (T, S); what is no pair is False.
+    """The pairs of T anchors with up to S positives each, all (G, T, S); what is no pair is False.
 
     Attributes:
         pair: bool.
@@ -55,14 +64,89 @@ class Mining(NamedTuple):
 
 
 class Members(NamedTuple):
-    """The columns in class order, small classes first, ascending inside a class.
+    """K columns of each of G groups, and T anchors' classes among them.
 
-    The columns of anchor i's class are `columns[start[i] : start[i] + size[i]]`.
+    Attributes:
+        columns: (G, K) int64 in class order, small classes first, ascending inside a class, those
+            of unknown label last. The class of anchor i is
+            `columns[g, start[g, i] : start[g, i] + size[g, i]]`.
+        known: (G,) int64, the columns of known label.
+        start, size: (G, T) int64; the size is 0 for an anchor that has no pair.
     """
 
     columns: Tensor
+    known: Tensor
     start: Tensor
     size: Tensor
+
+
+class Grouping(NamedTuple):
+    """What follows from the labels of N anchors and M columns in G groups.
+
+    Groups are in another order: those with a large class last.
+
+    Attributes:
+        group: (G,) int64, each one's number.
+        known: (G,) int64, its columns of known label.
+        refs: (G, M) int64, these columns, ascending, then the others.
+        columns: (G, M) int64, places in `refs` in class order (see `Members`).
+        start, size: (G, N) int64, of each anchor; see `Members`.
+        own: (G, N) int64, the anchor's own place in `refs`, -1 where it has none.
+        order: (G, N) int64, anchors without a pair first, then in class order.
+        counts: (G, N + 1) int64, `known` and the sizes in that order; read on the host.
+    """
+
+    group: Tensor
+    known: Tensor
+    refs: Tensor
+    columns: Tensor
+    start: Tensor
+    size: Tensor
+    own: Tensor
+    order: Tensor
+    counts: Tensor
+
+    @classmethod
+    def unpack(cls, packed: Tensor, counts: Tensor, anchors: int) -> "Grouping":
+        """Of what `group` gives, with `counts` on the host, for so many anchors."""
+        columns = (packed.shape[1] - 2 - 4 * anchors) // 2
+        widths = [1, 1, columns, columns, anchors, anchors, anchors, anchors]
+        number, known, refs, in_order, start, size, own, order = packed.split(widths, dim=1)
+        number, known = number[:, 0], known[:, 0].contiguous()
+        return cls(number, known, refs, in_order, start, size, own, order, counts)
+
+
+def group(labels: Tensor, ref_labels: Tensor, self_index: Tensor) -> tuple[Tensor, Tensor]:
+    """Works out the `Grouping` of labels (G, N) and (G, M) on their device; waits for nothing.
+
+    Returns:
+        All but `counts` as one tensor, and `counts`.
+    """
+    unknown = ref_labels == UNKNOWN
+    refs = unknown.byte().argsort(dim=1, stable=True)
+    classes = ref_labels.gather(1, refs)
+    known = (~unknown).sum(1)
+    by_class = classes.sort(dim=1).values
+
+    def size_and_rank(of: Tensor) -> tuple[Tensor, Tensor]:
+        start = torch.searchsorted(by_class, of.contiguous())
+        size = torch.searchsorted(by_class, of.contiguous(), right=True) - start
+        rank = size * (classes.shape[1] + 1) + start
+        return size, rank.masked_fill(of == UNKNOWN, torch.iinfo(rank.dtype).max)
+
+    in_order, columns = size_and_rank(classes)[1].sort(dim=1, stable=True)
+    size, rank = size_and_rank(labels)
+    places = torch.empty_like(refs)
+    places.scatter_(1, refs, torch.arange(refs.shape[1], device=refs.device).expand_as(refs))
+    own = places[:, self_index].where(self_index >= 0, -1)
+    useful = (size > (own >= 0)) & (size < known[:, None]) & (labels != UNKNOWN)
+    size = size.where(useful, 0)
+    start = torch.searchsorted(in_order, rank).where(useful, 0)
+    order = start.where(useful, -1).argsort(dim=1, stable=True)
+    counts = torch.cat([known[:, None], size.gather(1, order)], dim=1)
+    by_size = counts[:, -1].argsort(stable=True)[:, None]  # the largest class of those with a pair
+    packed = torch.cat([known[:, None], refs, columns, start, size, own, order], dim=1)
+    return torch.cat([by_size, packed[by_size[:, 0]]], dim=1), counts[by_size[:, 0]]
 
 
 def tile_rows(columns: int, device: torch.device) -> int:
@@ -71,12 +155,42 @@ def tile_rows(columns: int, device: torch.device) -> int:
     return max(1, elements // max(1, columns))
 
 
+Tiles = list[tuple[slice, int]]
+
+
+def _tiles(counts: Any, device: torch.device) -> Iterator[tuple[slice, int, Tiles]]:
+    """Some groups at a time, their largest number of known columns, and of each tile of anchors
+    the places in `order` and the largest number of slots; of `Grouping.counts` as an array.
+    """
+    known, sizes = counts[:, 0], counts[:, 1:]
+    with_pairs = (sizes > 0).sum(1)
+    first, last = int((with_pairs == 0).sum()), len(counts)
+    if first == last:
+        return
+    together = JOINED_ELEMENTS.get(device.type, JOINED_ELEMENTS["cpu"])
+    every = max(1, together // (int(with_pairs.max()) * int(known.max())))
+    for start in range(first, last, every):
+        groups = slice(start, min(start + every, last))
+        columns, tiles = int(known[groups].max()), Tiles()
+        count, end = groups.stop - groups.start, sizes.shape[1]
+        at = end - int(with_pairs[groups].max())
+        while at < end:
+            rows = min(tile_rows(count * columns, device), end - at)
+            slots = int(sizes[groups, at + rows - 1].max())
+            if SLOT_COST * slots > columns:
+                rows = min(tile_rows(count * SLOT_COST * slots, device), end - at)
+                slots = int(sizes[groups, at + rows - 1].max())
+            tiles.append((slice(at, at + rows), slots))
+            at += rows
+        yield groups, columns, tiles
+
+
 def mine_in_tiles(
     anchors: Tensor,
     labels: Tensor,
     refs: Tensor,
     ref_labels: Tensor,
-    self_index: Tensor,
+    grouping: Grouping,
     margin: float,
     strategy: str,
     with_gradient: bool,
@@ -91,36 +205,33 @@ def mine_in_tiles(
     pairs, active = labels.new_zeros(groups), labels.new_zeros(groups)
     anchor_gradient = torch.zeros_like(anchors if with_gradient else anchors[:0], dtype=dtype)
     ref_gradient = torch.zeros_like(refs if with_gradient else refs[:0], dtype=dtype)
-    for group in range(groups):
-        known = (ref_labels[group] != UNKNOWN).nonzero()[:, 0]
-        classes = ref_labels[group, known]
-        members = _members(classes, labels[group])
-        itself = torch.searchsorted(known, self_index).where(self_index >= 0, -1)
-        positives = members.size - (itself >= 0).long()
-        useful = (positives > 0) & (members.size < len(known)) & (labels[group] != UNKNOWN)
-        # In class order too, so that a tile's anchors have about as many positives each.
-        in_order = members.start.where(useful, -1).argsort(stable=True)[int((~useful).sum()) :]
-        if not len(in_order):
-            continue
-        columns = refs[group, known]
-        for tile in in_order.split(tile_rows(len(known), anchors.device)):
-            rows = anchors[group, tile]
-            its = Members(members.columns, members.start[tile], members.size[tile])
-            found = choose(rows, columns, labels[group, tile], classes, its, strategy)
-            pair = found.pair & (found.positive != itself[tile, None])
+    for some, num_columns, tiles in _tiles(grouping.counts.numpy(), anchors.device):
+        number, known, places, in_order, start, size, own, order, _ = (p[some] for p in grouping)
+        number, places = number[:, None], places[:, :num_columns]
+        columns, classes = refs[number, places], ref_labels[number, places]
+        in_order = in_order[:, :num_columns].contiguous()
+        ref_pull = torch.zeros_like(columns if with_gradient else columns[:0], dtype=dtype)
+        for tile, slots in tiles:
+            anchor = order[:, tile]
+            rows = anchors[number, anchor]
+            its = Members(in_order, known, start.gather(1, anchor), size.gather(1, anchor))
+            found = choose(rows, columns, labels[number, anchor], classes, its, slots, strategy)
+            pair = found.pair & (found.positive != own.gather(1, anchor)[..., None])
             hinge = (margin + found.to_positive - found.to_negative).clamp_(min=0)
             hinge = hinge.where(pair, 0)
             used = (hinge > 0).to(dtype)
-            loss_sum[group] += hinge.sum()
-            pairs[group] += pair.sum()
-            active[group] += (hinge > 0).sum()
+            loss_sum.index_add_(0, number[:, 0], hinge.sum((1, 2)).to(dtype))
+            pairs.index_add_(0, number[:, 0], pair.sum((1, 2)))
+            active.index_add_(0, number[:, 0], (hinge > 0).sum((1, 2)))
             if with_gradient:
-                coefficients = used.new_zeros(len(tile), len(known))
-                coefficients.scatter_add_(1, found.positive, used)
-                coefficients.scatter_add_(1, found.negative, -used)
+                coefficients = used.new_zeros(*anchor.shape, num_columns)
+                coefficients.scatter_add_(2, found.positive, used)
+                coefficients.scatter_add_(2, found.negative, -used)
                 pulls = _pulls(coefficients, rows, columns)
-                anchor_gradient[group, tile] = pulls[0].to(dtype)
-                ref_gradient[group].index_add_(0, known, pulls[1].to(dtype))
+                anchor_gradient[number, anchor] = pulls[0].to(dtype)
+                ref_pull += pulls[1]
+        if with_gradient:
+            ref_gradient[number, places] = ref_pull
     return Mining(loss_sum, pairs, active, anchor_gradient, ref_gradient)
 
 
@@ -130,57 +241,65 @@ def choose_by_sorting(
     labels: Tensor,
     column_labels: Tensor,
     members: Members,
+    slots: int,
     strategy: str,
 ) -> Choice:
-    """The negatives of rows (T, D) among columns (M, D): sorted once, searched per positive."""
-    distances = squared_distances(rows[None], columns[None])[0]
-    offsets = torch.arange(int(members.size.max()), device=rows.device)
-    pair = offsets < members.size[:, None]
-    places = (members.start[:, None] + offsets).where(pair, members.start[:, None])
-    positive = members.columns[places]
-    to_positive = distances.gather(1, positive)
+    """The negatives of rows (G, T, D) among columns (G, K, D): sorted once, searched per positive.
 
-    count = (len(columns) - members.size)[:, None]
-    ascending, order = _sort(distances, labels[:, None] == column_labels)
+    Args:
+        rows: float embeddings.
+        columns: float embeddings.
+        labels: (G, T) int64.
+        column_labels: (G, K) int64; UNKNOWN ones are no negatives.
+        members: the rows' classes.
+        slots: S, at least the largest of them.
+        strategy: see `adde.mining.mine`.
+    """
+    distances = squared_distances(rows, columns)
+    pair, positive = positives(members, slots)
+    to_positive = distances.gather(2, positive)
+
+    column_labels = column_labels[:, None]
+    barred = (labels[..., None] == column_labels) | (column_labels == UNKNOWN)
+    ascending, order = _sort(distances, barred)
     if strategy == "hardest":
         place = torch.zeros_like(positive)
     else:
+        count = (members.known[:, None] - members.size)[..., None]
         place = torch.searchsorted(ascending, to_positive, right=True)
-        farthest = torch.searchsorted(ascending, ascending.gather(1, count - 1))
+        farthest = torch.searchsorted(ascending, ascending.gather(2, count - 1))
         place = place.where(place < count, farthest)
-    negative = order.gather(1, place).long()
-    return Choice(pair, positive, negative, to_positive, ascending.gather(1, place))
+    negative = order.gather(2, place).long()
+    return Choice(pair, positive, negative, to_positive, ascending.gather(2, place))
 
 
-def _members(classes: Tensor, labels: Tensor) -> Members:
-    by_class = classes.sort().values
+def positives(members: Members, slots: int, slot: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(G, T, S): whether there is an i-th column of the row's class, bool, and which, int64.
 
-    def size_and_rank(of: Tensor) -> tuple[Tensor, Tensor]:
-        start = torch.searchsorted(by_class, of)
-        size = torch.searchsorted(by_class, of, right=True) - start
-        return size, size * (len(classes) + 1) + start
-
-    in_order, columns = size_and_rank(classes)[1].sort(stable=True)
-    size, rank = size_and_rank(labels)
-    return Members(columns, torch.searchsorted(in_order, rank), size)
+    `slot` (G, T, S) are the columns' numbers in their class, where they are not in order.
+    """
+    offsets = torch.arange(slots, device=members.columns.device)
+    pair = offsets < members.size[..., None]
+    places = (members.start[..., None] + (offsets if slot is None else slot)).where(pair, 0)
+    return pair, members.columns.gather(1, places.flatten(1)).view_as(places)
 
 
 def _sort(distances: Tensor, barred: Tensor) -> tuple[Tensor, Tensor]:
     """Each row ascending, equal distances in column order, barred ones last; and the columns."""
     if distances.dtype == torch.float64:
-        return distances.masked_fill(barred, torch.inf).sort(dim=1, stable=True)
+        return distances.masked_fill(barred, torch.inf).sort(dim=-1, stable=True)
     # Distance and column share one integer, so that a plain sort does for both: no distance is
     # negative, and such floats sort as their bits do. numpy's sort of integers is vectorised,
     # ten times as fast as torch's sort with indices.
     keys = distances.view(torch.int32).to(torch.int64).bitwise_left_shift_(32)
     keys.masked_fill_(barred, INFINITE_KEY)
-    keys += torch.arange(distances.shape[1], device=distances.device)
+    keys += torch.arange(distances.shape[-1], device=distances.device)
     if keys.device.type == "cpu":
-        keys.numpy().sort(axis=1)
+        keys.numpy().sort(axis=-1)
     else:
-        keys = keys.sort(dim=1).values
+        keys = keys.sort(dim=-1).values
     halves = keys.view(torch.int32)
-    return halves[:, 1::2].view(torch.float32).contiguous(), halves[:, 0::2]
+    return halves[..., 1::2].view(torch.float32).contiguous(), halves[..., 0::2]
 
 
 def _pulls(coefficients: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
@@ -190,6 +309,6 @@ def _pulls(coefficients: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor,
     and its own place falls out. A coefficient counts pairs: bfloat16 rounds counts above 256, as
     it rounds the result.
     """
-    own = coefficients.sum(0)[:, None] * columns
+    own = coefficients.sum(1)[..., None] * columns
     coefficients = coefficients.to(columns.dtype)
     return -2 * (coefficients @ columns), 2 * (own - coefficients.mT @ rows)

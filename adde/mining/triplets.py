@@ -13,7 +13,6 @@ without any negative forms no pair; UNKNOWN labels form neither positives nor ne
 """
 
 import functools
-import importlib.util
 import logging
 import os
 from typing import Any, Literal, NamedTuple
@@ -53,6 +52,7 @@ def mine(
     margin: float,
     strategy: Strategy = "semihard",
     impl: Implementation = "auto",
+    grouping: "LabelGrouping | None" = None,
 ) -> Mined:
     """Mines triplets in G independent groups (attributes) at once; definition in the module.
 
@@ -67,15 +67,19 @@ def mine(
         strategy: how the negative is chosen.
         impl: `reference` is the plain contract; `tiled` runs anywhere and holds no tensor above
             tile x M; `triton` never holds distances at all; `auto` takes `triton` on a CUDA
-            device (but for float64) and `tiled` elsewhere, and logs which, once.
+            device where it compiles (but for float64) and `tiled` elsewhere, and logs which, once.
+        grouping: of the same labels. With it nothing waits for the device: labels
+            and embeddings are not looked into, and one that is not finite makes losses that are
+            not.
 
     Returns:
         `loss_sum` float32 (float64 for float64 inputs), differentiable in `anchors` and `refs`;
         `pairs` and `active` int64. Where there is no pair the sum is a zero with a gradient.
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit, a label is below -1 or is not that of
-            its own column, an embedding is not finite (rank and row are named), margin <= 0.
+        ValueError: shapes, dtypes or devices do not fit, margin <= 0; without `grouping` also: a
+            label is below -1 or is not that of its own column, an embedding is not finite (rank
+            and row are named).
     """
     if refs is None:
         refs, ref_labels = anchors, labels
@@ -92,10 +96,33 @@ def mine(
         arguments = (anchors, labels, refs, ref_labels, self_index, margin, strategy)
         with full_precision(anchors):
             return Mined(*reference_loss(*arguments))
-    chosen = _available(impl, anchors)
+    _require_able(impl, anchors)
     with_gradient = torch.is_grad_enabled() and (anchors.requires_grad or refs.requires_grad)
-    arguments = (anchors, labels, refs, ref_labels, self_index, margin, strategy, chosen)
+    known = (None, None) if grouping is None else grouping.tensors()
+    arguments = (anchors, labels, refs, ref_labels, self_index, *known, margin, strategy, impl)
     return Mined(*_mine_op(*arguments, with_gradient)[:3])
+
+
+class LabelGrouping:
+    """What mining must know of labels, worked out before there are embeddings.
+
+    Numbers that the host needs are copied while the device is at other work: a training step makes
+    one before the forward pass, and mining after it waits for nothing.
+    """
+
+    def __init__(self, labels: Tensor, ref_labels: Tensor, self_index: Tensor) -> None:
+        """Of labels (G, N) and (G, M) int64 and self_index (N,), as `mine` takes them."""
+        self._on_device, counts = tiled.group(labels, ref_labels, self_index)
+        self._counts = counts.to("cpu", non_blocking=True)  # into pinned memory
+        self._copied = torch.cuda.Event() if counts.is_cuda else None
+        if self._copied is not None:
+            self._copied.record()
+
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """What `tiled.group` gives, on the device and on the host."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._on_device, self._counts
 
 
 # One opaque operator, so that torch.compile keeps the graph around it whole. What is read back
@@ -109,18 +136,25 @@ def _mine_op(
     refs: Tensor,
     ref_labels: Tensor,
     self_index: Tensor,
+    grouping: Tensor | None,
+    counts: Tensor | None,
     margin: float,
     strategy: str,
     impl: str,
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    _check_values(anchors, labels, refs, ref_labels, self_index)
+    if grouping is None or counts is None:
+        _check_values(anchors, labels, refs, ref_labels, self_index)
+        grouping, counts = tiled.group(labels, ref_labels, self_index)
+    if impl == "auto":
+        impl = _automatic(anchors.device, anchors.dtype)
     if impl == "triton":
         from adde.mining.kernels import choose_in_kernel as choose  # imports triton
     else:
         choose = tiled.choose_by_sorting
         anchors, refs = accumulator(anchors), accumulator(refs)
-    arguments = (anchors, labels, refs, ref_labels, self_index, margin, strategy)
+    known = tiled.Grouping.unpack(grouping, counts.cpu(), labels.shape[1])
+    arguments = (anchors, labels, refs, ref_labels, known, margin, strategy)
     with full_precision(anchors):
         return tiled.mine_in_tiles(*arguments, with_gradient, choose)
 
@@ -147,16 +181,14 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 def _backward(ctx: Any, loss_gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     scale = loss_gradient[:, None, None]
     anchors, refs = (kept.mul(scale).to(ctx.dtype) for kept in ctx.saved_tensors)
-    return anchors, None, refs, *[None] * 6
+    return anchors, None, refs, *[None] * 8
 
 
 _mine_op.register_autograd(_backward, setup_context=_keep)
 
 
-def _available(impl: Implementation, anchors: Tensor) -> str:
-    if impl == "auto":
-        return _automatic(anchors.device.type, anchors.dtype)
-    if impl not in ("tiled", "triton"):
+def _require_able(impl: Implementation, anchors: Tensor) -> None:
+    if impl not in ("auto", "tiled", "triton"):
         raise ValueError(f"impl: expected auto, reference, tiled or triton, found {impl!r}")
     if impl == "triton" and anchors.dtype == torch.float64:
         raise ValueError("impl: triton computes in float32, found float64 embeddings; use tiled")
@@ -165,21 +197,38 @@ def _available(impl: Implementation, anchors: Tensor) -> str:
             f"impl: triton needs embeddings on a CUDA device, found {anchors.device}; use tiled, "
             "or set TRITON_INTERPRET=1 to try the kernels on a CPU"
         )
-    return impl
 
 
 @functools.cache
-def _automatic(device: str, dtype: torch.dtype) -> Literal["tiled", "triton"]:
+def _automatic(device: torch.device, dtype: torch.dtype) -> Literal["tiled", "triton"]:
     """The implementation for a device, said once in the log.
 
     Shape does not decide: tiles are faster than the definition from two items on, and whether a
     GPU has shapes at which they are faster than the kernels is for `make gpu-check` to say.
     """
-    has_triton = importlib.util.find_spec("triton") is not None
-    fits = device == "cuda" and dtype != torch.float64 and has_triton
-    impl = "triton" if fits else "tiled"
+    impl = "tiled"
+    if device.type == "cuda" and dtype != torch.float64:
+        try:
+            _try_kernels(device, dtype)
+            impl = "triton"
+        except Exception as error:  # of the compiler, the linker, the driver
+            last = (str(error).strip() or type(error).__name__).splitlines()[-1]
+            log.warning(
+                "mining in tiles, which is slower: Triton's kernels do not run here (%s). They are "
+                "compiled at first use, for which Triton needs a C compiler (CC) and Python's "
+                "header files (python3-dev)",
+                last,
+            )
     log.info("mining %s embeddings on %s with impl=%s", dtype, device, impl)
     return impl
+
+
+def _try_kernels(device: torch.device, dtype: torch.dtype) -> None:
+    """Compiles the kernels and runs them on four items; raises whatever keeps them from it."""
+    vectors = torch.eye(4, device=device, dtype=dtype)[None]
+    labels = torch.arange(4, device=device)[None] // 2
+    with torch.no_grad():
+        mine(vectors, labels, margin=0.5, impl="triton").loss_sum.cpu()
 
 
 def _check(

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 
 class AlexNet(nn.Module):
-    """Features (B, 4096) of the layer before the classifier."""
+    """Features (B, 4096) of the layer before the classifier, before its ReLU, as published."""
 
     def __init__(self, num_classes: int = 0, dropout: float = 0.5, **unused: Any) -> None:
         super().__init__()
         whole = torchvision.models.alexnet(dropout=dropout)
         self.features, self.avgpool = whole.features, whole.avgpool
-        self.classifier = nn.Sequential(*list(whole.classifier)[:-1])
+        self.classifier = nn.Sequential(*list(whole.classifier)[:-2])
         self.head = nn.Linear(4096, num_classes) if num_classes else nn.Identity()
         self.num_features = 4096
 

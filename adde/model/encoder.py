@@ -55,10 +55,7 @@ class PresenceHead(nn.Module):
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """Embeddings (B, A, D) -> logits (B, A) float32."""
-        # Products with a vector differ in their last bits with the batch where onnxruntime computes
-        # them, and answers must not; sums do not.
-        products = embeddings.float() * self.linear.weight.squeeze(2)
-        return products.sum(2) + self.linear.bias.flatten()
+        return self.linear(embeddings.transpose(0, 1)).squeeze(2).T.float()
 
 
 class AttributeClassifiers(nn.Module):

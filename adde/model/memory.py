@@ -11,16 +11,16 @@ from adde.schema import UNKNOWN, Schema
 class Memory(nn.Module):
     """Edits and reconstructions are products with M (DESIGN 4)."""
 
-    off_block: Tensor
-    """(A D, V) bool: entries outside the column's own attribute."""
+    of_column: Tensor
+    """(V,) int64, the attribute of each column."""
 
     def __init__(self, schema: Schema, width: int) -> None:
         super().__init__()
         attributes = len(schema.sizes)
         self.weight = nn.Parameter(torch.zeros(attributes * width, schema.num_values))
-        of_row = torch.arange(attributes).repeat_interleave(width)
+        # Data parallelism broadcasts buffers in every step: a mask of M's size would be too much.
         of_column = torch.from_numpy(schema.attribute_of_column)
-        self.register_buffer("off_block", of_row[:, None] != of_column[None, :], persistent=False)
+        self.register_buffer("of_column", of_column, persistent=False)
         self._shape = (attributes, width)
 
     def forward(self, coefficients: Tensor) -> Tensor:
@@ -28,15 +28,26 @@ class Memory(nn.Module):
         product = torch.nn.functional.linear(coefficients.to(self.weight.dtype), self.weight)
         return product.float().unflatten(1, self._shape)
 
+    @property
+    def off_block(self) -> Tensor:
+        """(A D, V) bool: entries outside the column's own attribute."""
+        attributes, width = self._shape
+        of_row = torch.arange(attributes, device=self.of_column.device).repeat_interleave(width)
+        return of_row[:, None] != self.of_column
+
     def off_block_l1(self) -> Tensor:
         """||N o M||_1, the sum of absolute off-block entries; scalar."""
-        return torch.where(self.off_block, self.weight, 0).abs().sum()
+        # Summed over each block first: what is masked is then (A, V).
+        blocks = self.weight.abs().unflatten(0, self._shape).sum(1)
+        attributes = torch.arange(len(blocks), device=blocks.device)
+        return blocks.where(attributes[:, None] != self.of_column, 0).sum()
 
     @torch.no_grad()
     def set_prototypes(self, prototypes: Tensor) -> None:
         """Sets M from prototypes (V, D), each in its own attribute's block; zero elsewhere."""
-        attributes, _ = self._shape
-        self.weight.copy_(torch.where(self.off_block, 0, prototypes.repeat(1, attributes).T))
+        columns = torch.arange(len(prototypes), device=prototypes.device)
+        self.weight.zero_()
+        self.weight.unflatten(0, self._shape)[self.of_column, :, columns] = prototypes
 
 
 @cache

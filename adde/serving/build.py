@@ -8,8 +8,8 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing, suppress
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,8 @@ from adde.files import (
     sync_files,
     workplace,
 )
-from adde.serving.embedded import ITEMS, LOCK, VECTORS, EmbeddedGallery
+from adde.serving import whereabouts
+from adde.serving.embedded import ITEMS, LOCK, VECTORS, EmbeddedGallery, being_replaced
 from adde.serving.embedding import Embed, Split, embed_here, shards_of
 from adde.serving.fields import FieldTable
 from adde.serving.gallery import (
@@ -37,6 +38,7 @@ from adde.serving.gallery import (
     Gallery,
     Header,
     Item,
+    ItemNotFoundError,
     UnavailableError,
 )
 from adde.serving.session import Session
@@ -71,17 +73,23 @@ def build_with(
     create: Callable[[Path, Header], Gallery] = EmbeddedGallery.create,
     reopen: Callable[[Path], Gallery] | None = None,
     fields: FieldTable | None = None,
+    pictures: str | None = None,
 ) -> None:
     """Embeds a folder of shards into the gallery `out`, replacing one that is there.
+
+    Nobody else may write that one meanwhile. Its items that are from no shards stay.
 
     Until it is done it lies beside `out` as `.<name>.building` (within it, where it cannot be
     renamed), from where the next call with the same bundle, shards, split and fields goes on.
 
     Raises:
+        BusyError: another process writes `out`, or builds it.
         UserError: `out` holds anything but a gallery or cannot be written, the shards have another
             schema than the bundle, the split is empty, an item id appears twice, a picture does not
-            decode, or the fields are of other items.
+            decode, the fields are of other items, or what should stay of `out` was embedded by
+            another bundle.
     """
+    lie = str(shards.resolve()) if pictures is None else whereabouts.checked(pictures)
     require_place(out)
     index = ShardIndex.read(shards)
     bundle.schema.require_same(index.schema, str(bundle.path), str(shards))
@@ -92,14 +100,58 @@ def build_with(
         source += f" {fields.hash} {fields.id_column} {' '.join(fields.names)}"
         embed = fields.with_fields(embed)
     building = workplace(out, "building")
-    gallery = _resume(building, bundle, source, reopen or _writable)
-    if gallery is None:
-        header = Header.of(bundle, "embedded", shards, source)
-        gallery = create(building, header)
-    with closing(gallery):
-        _store(embed(index, split, len(gallery)), gallery, total)
-        gallery.finish()
-    _replace(out, building)
+    with being_replaced(out), _old(out, bundle) as old:
+        gallery = _resume(building, bundle, source, reopen or _writable)
+        if gallery is None:
+            gallery = create(building, Header.of(bundle, "embedded", shards, source))
+        with closing(gallery):
+            _store(embed(index, split, len(gallery)), gallery, total)
+            if old is not None:
+                _carry_over(old, gallery, out)
+            gallery.finish()
+        replace(Header.read(building), pictures=lie).write(building)
+        _replace(out, building)
+
+
+@contextmanager
+def _old(out: Path, bundle: Bundle) -> Generator[EmbeddedGallery | None]:
+    """The gallery that is to be replaced, if any of its items must stay.
+
+    Raises:
+        UserError: they were embedded by another bundle, and there are no pictures of them.
+    """
+    try:
+        old = EmbeddedGallery(out)
+    except (UserError, OSError):  # none there, one of Milvus, or a damaged one
+        yield None
+        return
+    with closing(old):
+        stay = next(old.of_no_shards(), None)
+        if stay and old.header.bundle != bundle.hash:
+            raise UserError(
+                f"{out}: holds items that are from no shards, such as {stay[0].item_id!r}, and "
+                f"were embedded by another bundle ({old.header.bundle}); build into another folder "
+                "and put them in there"
+            )
+        yield old if stay else None
+
+
+def _carry_over(old: EmbeddedGallery, gallery: Gallery, out: Path) -> None:
+    """Puts items that are from no shards into the gallery that follows, unless it has their ids."""
+    count = 0
+    for items in old.of_no_shards():
+        new = [item for item in items if not _has(gallery, item.item_id)]
+        gallery.upsert(new)
+        count += len(new)
+    print(f"{out}: {count} items that are from no shards stay", file=sys.stderr)
+
+
+def _has(gallery: Gallery, item_id: str) -> bool:
+    try:
+        gallery.get(item_id)
+    except ItemNotFoundError:
+        return False
+    return True
 
 
 def require_place(out: Path) -> None:
@@ -253,7 +305,8 @@ def _resume(
         raise  # later it may be of use
     except UserError:
         pass  # of no use any more
-    _discard(building)
+    with being_replaced(building):  # or another process is at it
+        _discard(building)
     return None
 
 

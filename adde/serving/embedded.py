@@ -72,6 +72,11 @@ PATIENCE = 20.0
 BLOCK = 10_000
 """Rows read at a time where all are: a commit waits for whoever reads."""
 
+# A range of the index on ids: no id that begins so sorts behind the beginning and LAST.
+LIKE_IDS = "SELECT id FROM items WHERE live AND id >= ? AND id <= ? LIMIT 1000"
+LAST = "\U0010ffff"
+"""The last character there is."""
+
 # A fact's value has no type of its own: "10" is not 10.
 TABLES = """
 CREATE TABLE IF NOT EXISTS items (row INTEGER PRIMARY KEY, id TEXT NOT NULL,
@@ -252,11 +257,11 @@ class EmbeddedGallery:
         if filters:
             names = [*self.header.schema.names]
             names += [name for (name,) in database.execute("SELECT name FROM names")]
-            conditions = filtering.parse(filters, names)
-            filtering.require_numbers(conditions, lambda asked: _passes(database, asked))
-            for condition in conditions:
-                passed = np.zeros_like(allowed)
-                passed[_rows(database, *filtering.to_sql(condition))] = True
+            for condition in filtering.parse(filters, names, self.header.schema):
+                passed, rows = np.zeros_like(allowed), _rows(database, *filtering.to_sql(condition))
+                if not len(rows):
+                    filtering.require_kind(condition, _kinds(database, condition.name))
+                passed[rows] = True
                 allowed &= passed
         if exclude is not None:
             query = "SELECT row FROM items WHERE live AND id = ?"
@@ -312,6 +317,15 @@ class EmbeddedGallery:
             else:
                 rows = np.empty(0, np.int64)
         return self._items(state, rows[offset : offset + count])
+
+    def of_no_shards(self) -> Iterator[list[Item]]:
+        """Items that were put in by themselves and have no picture, in blocks."""
+        state = self._now()
+        query = "SELECT row FROM items WHERE live AND place = 'null' AND row < ?"
+        with self._reading() as (database, _):
+            rows = _rows(database, query, [len(state.live)])
+        for at in range(0, len(rows), 1024):
+            yield self._items(state, rows[at : at + 1024])
 
     def facets(self) -> list[Facet]:
         """See `Gallery`."""
@@ -446,8 +460,13 @@ class EmbeddedGallery:
         )
 
     def snapshot(self, folder: Path) -> None:
-        """Writes the present state as a gallery of its own, without dead rows; all or nothing."""
+        """Writes the present state as a gallery of its own, without dead rows; all or nothing.
+
+        Raises:
+            BusyError: there is a gallery already, which a process writes; this one too.
+        """
         with (
+            being_replaced(folder),
             atomic_path(folder) as temporary,
             closing(EmbeddedGallery.create(temporary, self.header, self._exact_items)) as copy,
         ):
@@ -499,6 +518,23 @@ class _Rows:
         if not count:  # nothing to map
             return np.empty((0, self._width), np.float32)
         return np.memmap(self._file, np.float32, "r", shape=(count, self._width))
+
+
+@contextmanager
+def being_replaced(folder: Path) -> Generator[None]:
+    """Keeps others from writing the gallery of a folder, if there is one, until the end.
+
+    Raises:
+        BusyError: one does.
+    """
+    if not (folder / ITEMS).exists():
+        yield
+        return
+    descriptor = _only_writer(folder)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _only_writer(folder: Path) -> int:
@@ -583,12 +619,6 @@ def _require_whole(found: Iterable[int | None], path: Path) -> None:
         raise UserError(f"{path}: expected rows 0 to {count}, found {last}; build it again")
 
 
-def _passes(database: sqlite3.Connection, condition: filtering.Condition) -> bool:
-    """Whether a stored row passes a condition."""
-    query, parameters = filtering.to_sql(condition)
-    return database.execute(f"{query} LIMIT 1", parameters).fetchone() is not None
-
-
 def _rows(
     database: sqlite3.Connection, query: str, values: Sequence[Any] = ()
 ) -> npt.NDArray[np.int64]:
@@ -612,9 +642,17 @@ def _shown(must: Mapping[int, Labels]) -> Iterator[tuple[str, list[int]]]:
         yield f"SELECT row FROM items WHERE live AND {shown} IN ({marks})", labels.tolist()
 
 
+def _kinds(database: sqlite3.Connection, name: str) -> list[str]:
+    """What items have in a field: numbers, text, both."""
+    number = "SELECT number FROM names WHERE name = ?"
+    found = f"SELECT 1 FROM facts WHERE name = ({number}) AND value"
+    # Text sorts above every number in SQLite.
+    tests = {"numbers": f"{found} < '' LIMIT 1", "text": f"{found} >= '' LIMIT 1"}
+    return [kind for kind, test in tests.items() if database.execute(test, (name,)).fetchone()]
+
+
 def _not_found(database: sqlite3.Connection, item_id: str) -> ItemNotFoundError:
     start = item_id[: max(1, len(item_id) // 2)]  # of a million ids, those worth comparing
-    query = "SELECT id FROM items WHERE live AND substr(id, 1, ?) = ? LIMIT 1000"
-    ids = [found for (found,) in database.execute(query, (len(start), start))]
+    ids = [found for (found,) in database.execute(LIKE_IDS, (start, start + LAST))]
     near = f"; {did_you_mean(item_id, ids)}" if ids else ""
     return ItemNotFoundError(f"no item {item_id!r} in the gallery{near}")

@@ -3,18 +3,22 @@
 A filter is a mapping from names (attributes or fields of the items) to what is wanted of each:
 a value, a list of values of which one must be had, or bounds {"min": ..., "max": ...}, both
 included and either left out. All must hold. An item that does not have the name never passes.
-Bounds of a name of which no item has a number are refused.
+
+Values of attributes are those of the schema. Fields come and go with the items, so that any value
+may be asked for, if it is of a kind that the field has: no text where all are numbers, and no
+bounds where none is.
 """
 
 import json
 import math
 import re
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 from adde.errors import UserError, did_you_mean
+from adde.schema import Schema
 
 BOUNDS = {"min": ">=", "max": "<="}
 
@@ -34,13 +38,51 @@ class Condition:
     """Pairs of ">=" or "<=" and a number."""
 
 
-def parse(filters: Mapping[str, Any], names: Collection[str]) -> list[Condition]:
+def parse(
+    filters: Mapping[str, Any], names: Collection[str], schema: Schema | None = None
+) -> list[Condition]:
     """Conditions of a filter over items that have `names`.
 
     Raises:
-        UserError: a name that no item has, or a condition that is none; names it.
+        UserError: a name that no item has, a condition that is none, or a value that the schema's
+            attribute does not have; names it.
     """
-    return [_condition(name, wanted, names) for name, wanted in filters.items()]
+    conditions = [_condition(name, wanted, names) for name, wanted in filters.items()]
+    for attribute in () if schema is None else schema.attributes:
+        for condition in conditions:
+            if condition.name == attribute.name:
+                _require_values(condition, attribute.values)
+    return conditions
+
+
+def _require_values(condition: Condition, known: Sequence[str]) -> None:
+    where = f"filters: {condition.name!r}"
+    if condition.bounds:
+        raise UserError(f"{where}: expected values, found bounds, which are for fields of numbers")
+    for value in condition.values:
+        if value not in known:
+            raise UserError(f"{where}: unknown value {value!r}; {did_you_mean(str(value), known)}")
+
+
+def require_kind(condition: Condition, held: Collection[str]) -> None:
+    """Refuses a condition that no item passes because its field holds something else.
+
+    Args:
+        condition: that no item passes.
+        held: what items have in the field: numbers, text, both, or nothing.
+
+    Raises:
+        UserError: it asks for text among numbers, or for numbers among text.
+    """
+    asked = {"text" if isinstance(value, str) else "numbers" for value in condition.values}
+    asked = asked or {"numbers"}
+    if held and not asked & set(held):
+        expected, found = " and ".join(held), " and ".join(sorted(asked))
+        hint = "; build_gallery.py says of the column of a table which cell made it text"
+        raise UserError(
+            f"filters: {condition.name!r}: expected {expected}, as the items have, found {found}"
+            + (hint if asked == {"numbers"} else "")
+        )
 
 
 def _condition(name: str, wanted: Any, names: Collection[str]) -> Condition:

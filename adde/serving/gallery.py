@@ -3,7 +3,8 @@
 A gallery is a folder with gallery.json::
 
     {"format": 3, "engine": "embedded", "bundle": sha256 of the bundle that embedded it,
-     "schema": ..., "schema_hash": ..., "width": D, "pictures": folder of the shards or null,
+     "schema": ..., "schema_hash": ..., "width": D,
+     "pictures": folder of the shards, from this one; a template of addresses; or null,
      "source": what was embedded, ...the engine's own}
 
 Symbols: A attributes, D width of a subspace, N items.
@@ -23,6 +24,7 @@ from adde.errors import UserError
 from adde.files import read_json, write_json
 from adde.schema import Labels, Schema, Vector
 from adde.scoring import with_known
+from adde.serving import whereabouts
 from adde.serving.asking import NOTHING_ELSE, Asked
 from adde.serving.facets import Facet
 from adde.serving.filters import storable
@@ -67,6 +69,7 @@ class Header:
     schema: Schema
     width: int
     pictures: str | None
+    """See `adde.serving.whereabouts`."""
     source: str
     """Says what was embedded, so that an interrupted build goes on only with the same."""
     calibration: Mapping[str, Any] | None = None
@@ -89,7 +92,9 @@ class Header:
     def write(self, folder: Path) -> None:
         """Writes gallery.json."""
         schema = {"schema": self.schema.to_json(), "schema_hash": self.schema.hash}
-        write_json(folder / GALLERY_NAME, {"format": FORMAT, **vars(self), **schema})
+        pictures = {"pictures": whereabouts.stored(self.pictures, folder)}
+        content = {"format": FORMAT, **vars(self), **schema, **pictures}
+        write_json(folder / GALLERY_NAME, content)
 
     @classmethod
     def read(cls, folder: Path) -> "Header":
@@ -108,6 +113,7 @@ class Header:
             schema = Schema.from_json(content["schema"], str(path))
             # Galleries of before there were beliefs do not say that they have none.
             content.setdefault("calibration", None)
+            content["pictures"] = whereabouts.found(content["pictures"], folder)
             rest = {name: content[name] for name in cls.__annotations__ if name != "schema"}
             return cls(schema=schema, **rest)
         except (KeyError, TypeError) as error:
@@ -282,12 +288,12 @@ def require_once(items: Sequence[Item]) -> None:
 
 
 def read_picture(header: Header, item: Item) -> bytes | None:
-    """An item's encoded picture; None where the gallery does not know one.
+    """An item's encoded picture; None where the gallery does not know one, or knows an address.
 
     Raises:
         UserError: the shards are not where they were, or were changed.
     """
-    if header.pictures is None or item.place is None:
+    if header.pictures is None or item.place is None or whereabouts.origin(header.pictures):
         return None
     name, offset, size = item.place
     path = Path(header.pictures) / name
@@ -296,8 +302,8 @@ def read_picture(header: Header, item: Item) -> bytes | None:
             content = os.pread(file.fileno(), size, offset)
     except OSError as error:
         raise UserError(
-            f"{path}: expected the shard that holds item {item.item_id!r}, found: "
-            f"{error.strerror}; build the gallery again"
+            f"{path}: expected the shard that holds items' pictures, found: {error.strerror}; say "
+            "where the shards lie, server.py --pictures FOLDER, or build the gallery again"
         ) from None
     if len(content) != size:
         raise UserError(f"{path}: expected {size} bytes at {offset}, found {len(content)}")

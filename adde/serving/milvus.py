@@ -135,7 +135,7 @@ class MilvusGallery:
         asked: Asked = NOTHING_ELSE,
     ) -> list[Item]:
         """See `Gallery`. Matches are the best of the CANDIDATES nearest vectors, or more."""
-        conditions = filtering.parse(filters, self._names(filters))
+        conditions = filtering.parse(filters, self._names(filters), self.header.schema)
         filtering.require_numbers(conditions, lambda asked: self._any(filtering.to_milvus([asked])))
         clauses = [filtering.to_milvus(conditions)]
         if exclude is not None:

@@ -121,6 +121,8 @@ def _blocks(path: Path, width: int) -> Iterator[tuple[int, Numbers]]:
         first = 1
         while lines := list(islice(file, BLOCK)):
             where = f"{path}, lines {first} to {first + len(lines) - 1}"
+            if not all(map(str.strip, lines)):
+                raise UserError(f"{where}: expected {width} numbers per line, found a blank line")
             try:
                 block = np.loadtxt(lines, dtype=np.float64, comments=None, ndmin=2)
             except ValueError as error:
@@ -156,7 +158,8 @@ def _queries(root: Path, schema: Schema, first: int, count: int) -> Queries | No
     if not path.exists():
         return None
     references = np.concatenate([b[:, 0] for _, b in _blocks(path, 1)] or [np.zeros(0)])
-    if (bad := np.flatnonzero((references < 0) | (references >= count))).size:
+    # So asked, NaN is none of them, nor is 1.5.
+    if (bad := np.flatnonzero(~np.isin(references, np.arange(count)))).size:
         raise UserError(
             f"{path}, line {bad[0] + 1}: expected a line of labels_test.txt from 0 to {count - 1}, "
             f"found {references[bad[0]]:g}"

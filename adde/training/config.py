@@ -12,10 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import pydantic
-import tomli_w
-import tyro
-
 from adde.errors import UserError, did_you_mean, foreign
 from adde.files import read_text, write_text
 from adde.model.settings import ModelSettings
@@ -154,6 +150,10 @@ class AddeStage:
     global_triplet: float = 0.0
     """Weight of the semi-hard triplets of whole embeddings under joint labels."""
 
+    edited_triplet: float = 0.0
+    """Weight of the semi-hard triplets of whole embeddings under joint labels among the items and
+    the edited queries together, which then are anchors, positives and negatives too."""
+
     compositional: float = 1.0
     """Weight of the triplet of edited query, positive and negative."""
 
@@ -270,8 +270,10 @@ class Config:
     seed: int = 0
     """Of weights, order, augmentation and drawn edits."""
 
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Of the forward pass; losses and embeddings stay in float32."""
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
+    """Of the forward pass; losses and embeddings stay in float32. fp32: IEEE float32, as evaluation
+    and bundles have it whatever is set here; tf32: factors of its products and convolutions are
+    rounded to 10 bits, on GPUs from Ampere on, several times as fast."""
 
     batch_norm: Literal["auto", "sync", "local"] = "auto"
     """Batch norms' statistics in training: sync: of the micro-batches of all ranks, as if one rank
@@ -301,6 +303,8 @@ class Config:
 
     def to_json(self) -> dict[str, Any]:
         """Every setting by name, nested; paths as strings."""
+        import pydantic
+
         return pydantic.TypeAdapter(Config).dump_python(self, mode="json")
 
 
@@ -312,6 +316,8 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Config, bool]:
     Raises:
         UserError: the recipe is missing, is not TOML, or has an unknown key or a wrong value.
     """
+    import tyro  # here, so that the settings can be had where only torch is installed
+
     before = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     before.add_argument("--recipe", type=Path)
     before.add_argument("--resume", action="store_true")
@@ -338,12 +344,16 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Config, bool]:
 
 def of_run(settings: dict[str, Any]) -> Config:
     """The configuration that a run wrote down, with what runs did before a setting was there."""
+    import pydantic
+
     model = {"fit": "crop", "presence": False, **settings.get("model", {})}
     return pydantic.TypeAdapter(Config).validate_python({**settings, "model": model})
 
 
 def write_config(config: Config, run: Path) -> None:
     """Writes the complete configuration as `run`/config.toml."""
+    import tomli_w
+
     write_text(run / CONFIG_NAME, tomli_w.dumps(_without_none(config.to_json())))
 
 
@@ -374,6 +384,8 @@ def read_recipe(path: Path) -> Config:
     """A TOML recipe, checked; settings it leaves out have their defaults, in a run's own
     config.toml those of `of_run`.
     """
+    import pydantic
+
     text = read_text(path)
     with foreign(path, "TOML"):
         content = tomllib.loads(text)

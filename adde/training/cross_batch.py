@@ -46,7 +46,11 @@ class CrossBatchMemory:
         """
         if self._seen < self._used_from:
             return embeddings, labels
-        return torch.cat([embeddings, self._embeddings]), torch.cat([labels, self._labels])
+        return torch.cat([embeddings, self._embeddings]), self.labels_beside(labels)
+
+    def labels_beside(self, labels: Tensor) -> Tensor:
+        """The labels of `beside`, for which the batch need not be encoded yet."""
+        return labels if self._seen < self._used_from else torch.cat([labels, self._labels])
 
     @torch.no_grad()
     def push(self, embeddings: Tensor, labels: Tensor) -> None:

@@ -1,6 +1,6 @@
 """What a model is worth: its embeddings of a split, and the figures that follow from them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from adde import metrics
+from adde import edits, metrics
 from adde.distributed import RankRows, rank, sum_over_ranks, world_size
 from adde.mining.distances import full_precision
 from adde.model import ADDE, Encoding
 from adde.schema import UNKNOWN, Labels, Schema, Vector
+from adde.scoring import parts
 from adde.shards.batches import Batches, OnFault
 from adde.shards.index import ShardIndex
 from adde.shards.loader import Batch, BatchStream
@@ -67,7 +68,9 @@ class Evaluator:
         # A rank may have no item of a small split, and still gathers with the others.
         parts = [_no_rows(model, self._device)]
         for batch, rows in self._batches(model, split):
-            parts.append(_row(model.encode(batch.images), batch.labels, rows))
+            with full_precision(batch.images):
+                encoding = model.encode(batch.images)
+            parts.append(_row(encoding, batch.labels, rows))
         columns = [torch.cat(column) for column in zip(*parts)]
         ranks = RankRows.of(len(columns[0]), self._device)
         columns = [ranks.gather(column).cpu().numpy() for column in columns]
@@ -89,7 +92,8 @@ class Evaluator:
         of_column = torch.from_numpy(schema.attribute_of_column).to(self._device)
         offsets = torch.tensor(schema.offsets, device=self._device)
         for batch, _ in self._batches(model, "train"):
-            embeddings = model.encode(batch.images).embeddings
+            with full_precision(batch.images):
+                embeddings = model.encode(batch.images).embeddings
             known = batch.labels != UNKNOWN
             columns = (batch.labels + offsets)[known]
             sums.index_add_(0, columns, embeddings[known].double())
@@ -183,6 +187,30 @@ def top_k(device: torch.device, queries: Vector, gallery: Vector, k: int) -> met
             part = torch.from_numpy(queries[block]).to(device)
             found.append(_smallest(torch.addmm(norms, part, rows.mT, alpha=-2.0), k))
     return torch.cat(found).cpu().numpy()
+
+
+def best_matches_on(device: torch.device) -> edits.Best:
+    """`adde.edits.best_matches`, on a GPU where there is one."""
+    return edits.best_matches if device.type == "cpu" else partial(best_matches, device)
+
+
+def best_matches(
+    device: torch.device,
+    wanted: Vector,
+    weights: Vector,
+    beliefs: Vector,
+    schema: Schema,
+    epsilon: float,
+    counts: Sequence[int],
+) -> list[metrics.Places]:
+    """As `adde.edits.best_matches`; products, logarithms and sorting on `device`."""
+    asked, weighed, items = (torch.from_numpy(a).to(device) for a in (wanted, weights, beliefs))
+    costs = torch.zeros((*weighed.shape[:2], len(items)), device=device)
+    with full_precision(items):
+        for a, part in enumerate(parts(schema)):
+            probability = (asked[:, part] @ items[:, part].mT).clamp(0, 1)
+            costs -= weighed[..., a, None] * (epsilon + probability).clamp(min=1e-30).log()
+    return [_smallest(one, k).cpu().numpy() for one, k in zip(costs, counts)]
 
 
 def _smallest(costs: Tensor, k: int) -> Tensor:

@@ -15,9 +15,17 @@ from torch import Tensor
 from adde import losses
 from adde.distributed import RankRows, sum_over_ranks, world_size
 from adde.losses import Term
-from adde.mining import Edits, draw_edits, joint_labels, semihard_negatives
+from adde.mining import (
+    Edits,
+    LabelGrouping,
+    draw_edits,
+    draw_key,
+    joint_labels,
+    semihard_negatives,
+    uniform,
+)
 from adde.model import Forward, first_columns, multi_hot
-from adde.schema import Schema
+from adde.schema import UNKNOWN, Schema
 from adde.shards.loader import Batch
 from adde.training.augment import DRAWS, augment
 from adde.training.config import AddeStage, Augmentation, EncoderStage
@@ -47,6 +55,8 @@ class Objective:
     augmentation: Augmentation
     margin: float
     memory: CrossBatchMemory | None = None
+    edited_triplets: bool = False
+    """Whether stage 3 has the term `edited_triplet`."""
 
     def encoder(
         self, model: Any, batch: Batch, draws: torch.Generator, ranks: RankRows | None = None
@@ -72,16 +82,38 @@ class Objective:
     ) -> "Plan":
         """All that is drawn for this rank's items, of labels (b, A), before they are encoded."""
         ranks = ranks or RankRows.equal(len(labels))
-        # Every rank draws for the whole global batch, so that draws follow items, not ranks.
-        moves = ranks.local(_uniform((sum(ranks.counts), DRAWS), draws, labels.device))
+        items = ranks.columns(labels.device)  # draws follow items of the global batch, not ranks
+        moves = uniform(draw_key(draws), items, DRAWS)
         all_labels = ranks.gather(labels)
+        columns = self._columns(labels, all_labels, items)
         if stage == "encoder":
-            return Plan(ranks, moves, all_labels)
-        noise = _uniform((len(all_labels), self.schema.num_values + 1), draws, labels.device)
+            return Plan(ranks, moves, all_labels, columns)
         offsets = first_columns(self.schema, labels.device)
-        edits = draw_edits(labels, all_labels, ranks.local(noise[:, 1:]), noise[:, 0], offsets)
+        edits = draw_edits(labels, all_labels, items, draw_key(draws), offsets)
         hot = (multi_hot(labels, self.schema), multi_hot(edits.targets, self.schema))
-        return Plan(ranks, moves, all_labels, edits, hot)
+        if self.edited_triplets:
+            columns["edited_triplet"] = self._edited_columns(labels, all_labels, edits, ranks)
+        return Plan(ranks, moves, all_labels, columns, edits, hot)
+
+    def _columns(self, labels: Tensor, all_labels: Tensor, items: Tensor) -> "dict[str, Columns]":
+        ref_labels = all_labels
+        if self.memory is not None:
+            ref_labels = self.memory.labels_beside(all_labels)
+        joint = joint_labels(ref_labels, self.schema.sizes)[:, None]
+        return {
+            "local_triplet": Columns.of(labels, ref_labels, items),
+            "global_triplet": Columns.of(joint[items], joint, items),
+        }
+
+    def _edited_columns(
+        self, labels: Tensor, all_labels: Tensor, edits: Edits, ranks: RankRows
+    ) -> "Columns":
+        """Joint labels of all items, then those that all edited queries are to have."""
+        targets = ranks.gather(edits.targets.where(edits.usable[:, None], UNKNOWN))
+        joint = joint_labels(torch.cat([all_labels, targets]), self.schema.sizes)[:, None]
+        items = ranks.columns(labels.device)
+        own = torch.cat([items, items + len(all_labels)])
+        return Columns.of(joint[own], joint, own)
 
     def encode(
         self, model: Any, plan: "Plan", images: Tensor, rows: slice = slice(None)
@@ -107,7 +139,7 @@ class Objective:
             plan.all_labels,
             plan.ranks,
         )
-        terms, shares = self._label_triplets(context)
+        terms, shares = self._label_triplets(context, plan.columns)
         if self.memory is not None:
             self.memory.push(context.all_embeddings, context.all_labels)
         shares["skipped"] = _skipped(batch)
@@ -120,7 +152,17 @@ class Objective:
         if plan.edits is None:
             terms["cls"] = losses.classification(out.logits, batch.labels, self.schema.sizes)
             return found
+        if "edited_triplet" in plan.columns:
+            terms["edited_triplet"] = self._edited_triplets(out, context, plan)
         return self._manipulation_terms(out, context, plan.edits, found)
+
+    def _edited_triplets(self, out: Forward, context: "_Context", plan: "Plan") -> Term:
+        """Triplets of whole embeddings under joint labels among items and edited queries."""
+        assert out.edited is not None
+        own = torch.cat([out.embeddings, out.edited]).flatten(1)[:, None]
+        everyone = torch.cat([context.all_embeddings, plan.ranks.gather(out.edited)])
+        refs, columns = everyone.flatten(1)[:, None], plan.columns["edited_triplet"]
+        return losses.label_triplets(own, refs=refs, margin=self.margin, **vars(columns))[0]
 
     def _manipulation_terms(
         self, out: Forward, context: "_Context", edits: Edits, found: Terms
@@ -183,28 +225,22 @@ class Objective:
             losses.classification(out.edited_logits, targets, sizes, usable),
         )
 
-    def _label_triplets(self, context: "_Context") -> tuple[dict[str, Term], dict[str, Term]]:
-        refs, ref_labels = context.all_embeddings, context.all_labels
+    def _label_triplets(
+        self, context: "_Context", columns: "dict[str, Columns]"
+    ) -> tuple[dict[str, Term], dict[str, Term]]:
+        refs = context.all_embeddings
         if self.memory is not None:
-            refs, ref_labels = self.memory.beside(refs, ref_labels)
-        joint = joint_labels(ref_labels)[:, None]
+            refs, _ = self.memory.beside(refs, context.all_labels)
         local, local_active = losses.label_triplets(
-            context.embeddings,
-            context.labels,
-            refs,
-            ref_labels,
-            context.ranks.columns(joint.device),
-            self.margin,
+            context.embeddings, refs=refs, margin=self.margin, **vars(columns["local_triplet"])
         )
         whole, whole_active = losses.label_triplets(
             context.embeddings.flatten(1)[:, None],
-            context.ranks.local(joint),
-            refs.flatten(1)[:, None],
-            joint,
-            context.ranks.columns(joint.device),
-            self.margin,
+            refs=refs.flatten(1)[:, None],
+            margin=self.margin,
+            **vars(columns["global_triplet"]),
         )
-        items = torch.full((1,), float(len(context.labels)), device=joint.device)
+        items = torch.full((1,), float(len(context.labels)), device=refs.device)
         shares = {
             # Mined pairs of each item: fewer where accumulation cuts the batch mining sees.
             "pairs_local": Term(local.counts.sum()[None], items),
@@ -216,6 +252,24 @@ class Objective:
 
 
 @dataclass(frozen=True)
+class Columns:
+    """Labels of a triplet term's anchors (N, G) and columns (M, G), which column each anchor is
+    (N,), and how they group; what `losses.label_triplets` takes.
+    """
+
+    labels: Tensor
+    ref_labels: Tensor
+    self_index: Tensor
+    grouping: LabelGrouping
+
+    @classmethod
+    def of(cls, labels: Tensor, ref_labels: Tensor, self_index: Tensor) -> "Columns":
+        """Works out the grouping."""
+        grouping = LabelGrouping(labels.T, ref_labels.T, self_index)
+        return cls(labels, ref_labels, self_index, grouping)
+
+
+@dataclass(frozen=True)
 class Plan:
     """What is drawn for a rank's b items of the global batch of M."""
 
@@ -224,6 +278,8 @@ class Plan:
     """(b, DRAWS) float32, of the augmentation."""
     all_labels: Tensor
     """(M, A) int64."""
+    columns: dict[str, Columns]
+    """Of each triplet term, by its name."""
     edits: Edits | None = None
     """Of stage 3."""
     hot: tuple[Tensor, ...] = ()
@@ -319,8 +375,3 @@ def _skipped(batch: Batch) -> Term:
 
 def _stack(*terms: Term) -> Term:
     return Term(torch.cat([t.sums for t in terms]), torch.cat([t.counts for t in terms]))
-
-
-def _uniform(shape: tuple[int, int], draws: torch.Generator, device: torch.device) -> Tensor:
-    """Drawn on the CPU, so that a GPU run and a CPU run draw the same."""
-    return torch.rand(shape, generator=draws).to(device, non_blocking=True)

@@ -37,7 +37,9 @@ class Panel:
 
 
 STAGE = "(encoder|adde)"
-TERMS = "(cls|presence|local_triplet|global_triplet|compositional|consistency|memory)"
+TERMS = (
+    "(cls|presence|local_triplet|global_triplet|edited_triplet|compositional|consistency|memory)"
+)
 
 PANELS = (
     Panel("Validation", "Retrieval", r"val/hit@(1|10|30)"),

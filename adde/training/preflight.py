@@ -67,7 +67,10 @@ class Preflight:
         where = f"{world_size()} rank{'s' if world_size() > 1 else ''} on {self.facts['device']}"
         again = f", restart {self.restarts}" if self.restarts else ""
         versions = ", ".join(f"{p} {self.facts[p]}" for p in PACKAGES if p in self.facts)
-        print(f"preflight: {where}{again}; code {self.facts['code']}, {versions}")
+        print(
+            f"preflight: {where}{again}; code {self.facts['code']}, {versions}; "
+            f"float32 is computed as {self.facts['float32']}"
+        )
         if world_size() > 1:
             print(
                 f"preflight: ranks agree; all-reduce {self.all_reduce_gb_per_s:.2f} GB/s, "
@@ -111,10 +114,11 @@ def require_device(environment: Mapping[str, str] = os.environ) -> None:
         )
 
 
-def require_split(index: ShardIndex, split: str) -> None:
+def require_split(index: ShardIndex, split: str, training: bool = False) -> None:
     """Refuses shards without a split. Raises UserError that says how to go on."""
     if split not in index.splits:
-        raise UserError(f"{index.root}: expected a split {split!r}, {_ways(index, split)}")
+        ways = _ways(index, split, training)
+        raise UserError(f"{index.root}: expected a split {split!r}, {ways}")
 
 
 def say_what_will_fail(index: ShardIndex, environment: Mapping[str, str] = os.environ) -> None:
@@ -134,15 +138,16 @@ def say_what_will_fail(index: ShardIndex, environment: Mapping[str, str] = os.en
         )
 
 
-def _ways(index: ShardIndex, split: str) -> str:
-    """How to go on with shards that lack a split."""
-    there = [f"--split {name}" for name in index.splits if name != "train"]
+def _ways(index: ShardIndex, split: str, training: bool = False) -> str:
+    """How to go on with shards that lack a split; training has no other split instead."""
+    ways = [f"--split {name}" for name in index.splits if name != "train"] + ["--shards"]
+    if training:
+        ways = ["--data.shards"]
     return (
-        f"found {' and '.join(index.splits) or 'none'}; go on with "
-        f"{' or '.join([*there, '--shards'])}, which names shards of the same attributes that have "
-        f"one. shards/build.py makes it with --{split}-share 0.1, or from a table whose column of "
-        "splits says so; items that a run was trained on tell nothing of others, so train on the "
-        "new shards"
+        f"found {' and '.join(index.splits) or 'none'}; go on with {' or '.join(ways)}, which "
+        "names shards of the same attributes that have one. shards/build.py makes it with "
+        f"--{split}-share 0.1, or from a table whose column of splits says so; items that a run "
+        "was trained on tell nothing of others, so train on the new shards"
     )
 
 
@@ -248,6 +253,7 @@ def _facts(config: Config, index: ShardIndex, device: torch.device) -> dict[str,
     splits = {shard.split for shard in index.shards}
     return {
         "device": device.type,
+        "float32": "TF32" if config.precision == "tf32" else "IEEE float32",
         "code": _code_hash(),
         **versions,
         "schema": index.schema.hash[:12],

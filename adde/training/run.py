@@ -94,7 +94,7 @@ class Run:
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
         self.index = open_shards(config, flag="--data.shards")
         for split in ("train", "val"):
-            require_split(self.index, split)
+            require_split(self.index, split, training=True)
         looked = preflight(config, self.index, self.device)
         self.order = SampleOrder(
             self.index.split("train"),
@@ -119,7 +119,11 @@ class Run:
         self._strategy: Replicated | None = None
         self._memory = _cross_batch_memory(config, self.index.schema, self.device)
         self.objective = Objective(
-            self.index.schema, config.augmentation, config.margin, self._memory
+            self.index.schema,
+            config.augmentation,
+            config.margin,
+            self._memory,
+            config.adde.edited_triplet > 0,
         )
         self._checkpoint = checkpoint
         from_main(lambda: require_room(config, self._bare))

@@ -3,11 +3,13 @@
 import pytest
 import torch
 
-from adde.mining import mine
+from adde.mining import draw_edits, mine, uniform
 from adde.training.augment import augment
 from adde.training.config import Augmentation
 
 pytestmark = pytest.mark.gpu
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # of a rehearsal
 
 
 @pytest.mark.parametrize("items", [1, 3, 127, 513])
@@ -24,8 +26,8 @@ def test_mining_equals_the_cpu(items, dtype, rtol):
     vectors = (torch.randint(-8, 9, (4, items, 64), generator=draws) / 64).to(dtype)
     labels = torch.randint(-1, 6, (4, items), generator=draws)
     results = []
-    for device in ("cpu", "cuda"):
-        leaf = vectors.to(device).requires_grad_()
+    for device in ("cpu", DEVICE):
+        leaf = vectors.to(device, copy=True).requires_grad_()
         mined = mine(leaf, labels.to(device), margin=0.5)
         mined.loss_sum.sum().backward()
         results.append((mined, leaf.grad.cpu().double()))
@@ -40,5 +42,17 @@ def test_augmentation_equals_the_cpu():
     images = torch.randint(0, 256, (5, 32, 32, 3), dtype=torch.uint8)
     draws = torch.rand(5, 4)
     expected = augment(images, draws, Augmentation())
-    found = augment(images.cuda(), draws.cuda(), Augmentation()).cpu()
+    found = augment(images.to(DEVICE), draws.to(DEVICE), Augmentation()).cpu()
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-2)
+
+
+def test_draws_and_edits_equal_the_cpus_to_the_last_bit():
+    labels = torch.randint(-1, 4, (300, 5), generator=torch.Generator().manual_seed(1))
+    offsets = 4 * torch.arange(5)
+    results = []
+    for device in ("cpu", DEVICE):
+        items, own = torch.arange(300, device=device), labels.to(device)
+        edits = draw_edits(own, own, items, 2**61 + 5, offsets.to(device))
+        results.append((*edits, uniform(2**61 + 7, items, 4)))
+    for one, other in zip(*results):
+        assert torch.equal(one, other.cpu())

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+pytest.importorskip("onnxruntime")
+
 from adde.bundle import Bundle
 from adde.errors import UserError
 from adde.exporting.check import check_bundle
@@ -22,6 +24,12 @@ from adde.serving.session import BUCKETS, Session
 from adde.shards.index import ShardIndex
 
 pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(scope="module", autouse=True)
+def provider():
+    if lacking := missing("cuda"):
+        pytest.skip(f"onnxruntime on CUDA: {'; '.join(lacking)}")
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from tiny_recipe import RECIPE
 
+from adde.serving.providers import missing
 from adde.training.tracking import read_log
 
 pytestmark = pytest.mark.gpu
@@ -61,16 +62,19 @@ def test_float32_starts_as_on_the_cpu_and_is_exported(recipe, tmp_path):
     train("gpu", 1, recipe, tmp_path / "gpu")
     train("cpu", 1, recipe, tmp_path / "cpu", ACCELERATE_USE_CPU="true", CUDA_VISIBLE_DEVICES="")
     found, expected = losses(tmp_path / "gpu"), losses(tmp_path / "cpu")
-    # Rounding differs and grows step by step; a wrong term would show in the first.
+    # Rounding differs and grows step by step; a wrong term would show in the first. fp32 is IEEE:
+    # with convolutions in TF32 the first losses would be up to 7e-3 apart.
     assert found[:5] == pytest.approx(expected[:5], rel=1e-3)
     output = program("train/evaluate.py", f"--run={tmp_path / 'gpu'}")
     assert "classifier_soft" in output
+    if lacking := missing("cuda"):
+        pytest.skip(f"trained and evaluated; not exported, onnxruntime on CUDA: {lacking}")
     bundle = tmp_path / "bundle"
     program("export/to_onnx.py", f"--run={tmp_path / 'gpu'}", f"--out={bundle}")
     assert "cuda" in program("export/check.py", "--bundle", bundle)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
 def test_every_precision_trains_and_goes_on_where_it_was(recipe, precision, tmp_path):
     run, words = tmp_path / "run", (f"--precision={precision}",)
     train("gpu", 1, recipe, run, *words)

@@ -71,6 +71,8 @@ for kernel, hardest in variants:
                     signature[name], values[place,] = "constexpr", constants[name]
                 elif name in SIZES:
                     signature[name] = "i32"
+                    if name == "width":  # padded
+                        aligned[place,] = [["tt.divisibility", 16]]
                 else:
                     kind = "fp32" if name in FLOATS else "i64"
                     signature[name] = "*" + (dtype if name in ("rows", "columns") else kind)
@@ -87,6 +89,8 @@ for kernel, hardest in variants:
                 "kernel": kernel.fn.__name__, "dtype": dtype,
                 "stack": int(re.search(r"STACK:(\\d+)", usage)[1]),
                 "shared": built.metadata.shared,
+                "copies": sorted(set(re.findall(r"cp.async.c[ag].shared.global.*?, 0x(\\w+),",
+                                                built.asm["ptx"]))),
                 "tensor_cores": re.search(r"wgmma|mma\\.sync", built.asm["ptx"]) is not None,
             }))
 """
@@ -106,6 +110,7 @@ def test_compiles_for_an_h100_without_having_one():
     assert len(built) == 17
     for kernel in built:
         assert kernel["shared"] <= 227 * 1024, kernel
+        assert kernel["copies"] == ["10"], kernel  # 16 bytes each
         assert kernel["stack"] <= 64, kernel  # bytes a thread that did not fit into registers
         assert kernel["tensor_cores"] == (kernel["dtype"] != "fp32"), kernel
 

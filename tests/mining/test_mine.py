@@ -7,8 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mining_cases import DEVICE, KINDS, batch, hard_case
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from adde.mining import joint_labels, mine, tiled, triplets
+from adde.mining import LabelGrouping, joint_labels, mine, tiled, triplets
+from adde.mining.distances import allow_tf32, full_precision
 
 MARGIN = 0.5
 FAST = ["tiled", "triton"]
@@ -236,6 +238,24 @@ def test_autocast_and_tf32_are_kept_out_and_put_back(tf32, monkeypatch):
     assert tf32.fp32_precision == "tf32"
 
 
+@pytest.mark.parametrize("allowed", [True, False])
+def test_tf32_is_what_was_asked_for_and_never_inside(allowed):
+    """torch's default lets convolutions have it and products not."""
+    matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    try:
+        allow_tf32(allowed)
+        # Under both of torch's names for it: mixed up, the older ones cannot be read.
+        assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == allowed
+        before = (matmul.fp32_precision, convolution.fp32_precision)
+        assert [switch == "tf32" for switch in before] == [allowed, allowed]
+        with full_precision(torch.zeros(1)):
+            assert matmul.fp32_precision == convolution.fp32_precision == "ieee"
+        assert (matmul.fp32_precision, convolution.fp32_precision) == before
+        assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == allowed
+    finally:
+        allow_tf32(False)
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # opcheck looks at it
 def test_is_one_operator_that_compiles_whole():
     vectors, labels = batch(2, 9, 5, 3, seed=1, dtype=torch.float32)
@@ -253,7 +273,8 @@ def test_is_one_operator_that_compiles_whole():
     torch.testing.assert_close(results[1], results[0])
     self_index = torch.arange(9, device=DEVICE)
     arguments = (vectors.requires_grad_(), labels, vectors.detach() + 0, labels, self_index)
-    torch.library.opcheck(triplets._mine_op, (*arguments, MARGIN, "semihard", "tiled", True))
+    rest = (None, None, MARGIN, "semihard", "tiled", True)
+    torch.library.opcheck(triplets._mine_op, (*arguments, *rest))
 
 
 def test_half_precision_gives_a_gradient_of_its_own_dtype():
@@ -272,6 +293,106 @@ def test_auto_says_once_what_it_took(caplog):
     assert len(caplog.records) == 1
     impl = "triton" if DEVICE == "cuda" else "tiled"
     assert caplog.messages[0].endswith(f"on {DEVICE} with impl={impl}")
+
+
+def test_where_triton_does_not_compile_tiles_mine_with_one_warning(caplog, monkeypatch):
+    """Slim images have no C compiler, which shows at the first launch only."""
+
+    def fail(device, dtype):
+        raise RuntimeError("Failed to find C compiler.\nPlease specify via CC environment.")
+
+    monkeypatch.setattr(triplets, "_try_kernels", fail)
+    triplets._automatic.cache_clear()
+    with caplog.at_level(logging.WARNING, "adde.mining"):
+        found = [triplets._automatic(torch.device("cuda", 0), torch.float32) for _ in range(3)]
+    triplets._automatic.cache_clear()
+    assert found == ["tiled"] * 3
+    (message,) = caplog.messages
+    assert "Please specify via CC" in message and "header files" in message
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="the interpreter stands in for a GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_probe_runs_the_kernels(dtype, monkeypatch):
+    triplets._try_kernels(torch.device("cpu"), dtype)
+    from adde.mining import kernels
+
+    monkeypatch.setattr(kernels, "_negatives_kernel", None)
+    with pytest.raises(TypeError):
+        triplets._try_kernels(torch.device("cpu"), dtype)
+
+
+class Operators(TorchDispatchMode):
+    """Names of all operators that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        self.names.append(function.overloadpacket.__name__)
+        return function(*arguments, **(keywords or {}))
+
+
+WAITS = {"_local_scalar_dense", "item", "nonzero", "unique_dim", "_unique2", "is_nonzero", "equal"}
+
+
+@pytest.mark.parametrize("groups", [2, 40])
+def test_with_a_grouping_nothing_waits_and_groups_go_together(groups, monkeypatch):
+    """What a training step does: 104 operations and 3 waits for each attribute before."""
+    vectors, labels = batch(groups, 64, 8, 5, seed=6, dtype=torch.float32)
+    labels[-1] = -1  # a group without any pair
+    own = torch.arange(64, device=DEVICE)
+    run, inside = tiled.mine_in_tiles, Operators()
+
+    def look(*arguments):  # a mode does not see into an operator
+        with inside:
+            return run(*arguments)
+
+    monkeypatch.setattr(tiled, "mine_in_tiles", look)
+    monkeypatch.setitem(tiled.JOINED_ELEMENTS, DEVICE, tiled.JOINED_ELEMENTS["cuda"])
+    expected, expected_gradient = loss_and_gradients("reference", vectors, labels)
+    leaf = vectors.clone().requires_grad_()
+    with Operators() as seen:
+        grouping = LabelGrouping(labels, labels, own)
+        joint_labels(labels.T)
+        mined = mine(
+            leaf,
+            labels,
+            refs=leaf,
+            ref_labels=labels,
+            self_index=own,
+            margin=MARGIN,
+            grouping=grouping,
+            impl="tiled",
+        )
+    assert not WAITS & {*seen.names, *inside.names}
+    assert 40 < len(inside.names) < 140
+    assert len(seen.names) < 120 + 4 * groups  # of which joint labels take a few a group
+    (mined.loss_sum * torch.arange(1.0, groups + 1, device=DEVICE)).sum().backward()
+    assert torch.equal(mined.pairs, expected.pairs)
+    torch.testing.assert_close(mined.loss_sum, expected.loss_sum, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(leaf.grad, expected_gradient, rtol=1e-4, atol=1e-4)
+
+
+def test_a_label_that_most_items_have_takes_no_more_memory(monkeypatch):
+    """Its positives are as many as the columns, and a dozen tensors hold them."""
+    rows = []
+    choose = tiled.choose_by_sorting
+
+    def look(*arguments):
+        found = choose(*arguments)
+        rows.append(found.pair.numel())
+        return found
+
+    monkeypatch.setattr(tiled, "choose_by_sorting", look)
+    monkeypatch.setitem(tiled.TILE_ELEMENTS, DEVICE, 1 << 14)
+    vectors, labels = batch(2, 300, 4, 3, seed=1, dtype=torch.float32)
+    labels = torch.zeros_like(labels)
+    labels[:, ::50] = 1
+    mine(vectors, labels, margin=MARGIN, impl="tiled")
+    assert max(rows) * tiled.SLOT_COST <= 1 << 14
+    assert sum(rows) >= 2 * 294 * 294
 
 
 def vectors_with(value, row):
@@ -331,3 +452,17 @@ def test_joint_labels_follow_the_rows():
     assert ids[0] == ids[2]
     assert len({ids[0], ids[1], ids[3]}) == 3
     assert ids[4] == -1
+
+
+@given(items=st.integers(1, 40), attributes=st.integers(1, 9), seed=st.integers(0, 999))
+@settings(max_examples=40, deadline=None)
+def test_joint_labels_are_equal_where_rows_are(items, attributes, seed):
+    draws = torch.Generator().manual_seed(seed)
+    rows = torch.randint(-1, 3, (items, attributes), generator=draws)
+    for sizes in (None, (3,) * attributes, (2**20,) * attributes):
+        ids = joint_labels(rows, sizes).tolist()
+        groups = {}
+        for row, found in zip(rows.tolist(), ids):
+            assert groups.setdefault(tuple(row), found) == found >= -1
+        assert len(set(groups.values())) == len(groups)
+        assert groups.get((-1,) * attributes, -1) == -1

@@ -9,6 +9,8 @@ from torch import nn
 
 from adde.errors import UserError
 from adde.model import ADDE, ModelSettings, multi_hot
+from adde.model.encoder import AttributeClassifiers
+from adde.model.memory import Memory
 from adde.schema import Attribute, Schema
 
 SCHEMA = Schema(
@@ -86,6 +88,31 @@ def test_prototypes_stand_in_their_own_blocks(model):
         model.memory.weight[0, 3] = -2.0  # a row of colour in a column of size
         model.memory.weight[0, 0] += 1.0  # on-block: does not count
     assert model.memory.off_block_l1().item() == 2.0
+
+
+def test_the_off_block_norm_and_its_gradient_are_the_masks(model):
+    weight = torch.randn_like(model.memory.weight)
+    of_row = torch.arange(3).repeat_interleave(5)
+    mask = of_row[:, None] != torch.from_numpy(SCHEMA.attribute_of_column)
+    assert torch.equal(model.memory.off_block, mask)
+    memory = Memory(SCHEMA, 5)
+    with torch.no_grad():
+        memory.weight.copy_(weight)
+    norm = memory.off_block_l1()
+    norm.backward()
+    torch.testing.assert_close(norm, weight[mask].abs().sum())
+    assert torch.equal(memory.weight.grad, weight.sign() * mask)
+
+
+def test_no_buffer_grows_with_width_times_values():
+    """DDP broadcasts them all in every forward pass."""
+    schema = Schema(
+        tuple(Attribute(f"a{a}", tuple(f"{v:03}" for v in range(30))) for a in range(20))
+    )
+    buffers = {name: b.nbytes for name, b in Memory(schema, 340).named_buffers()}
+    assert sum(buffers.values()) <= 8 * (20 * 340 + 600)
+    classifiers = AttributeClassifiers(schema, 340)
+    assert sum(b.nbytes for b in classifiers.buffers()) <= 8 * 600
 
 
 def test_an_unknown_backbone_is_named_with_its_neighbours():

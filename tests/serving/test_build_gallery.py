@@ -17,9 +17,10 @@ from adde.bundle import Bundle
 from adde.errors import UserError
 from adde.files import read_json, write_json
 from adde.schema import Schema
-from adde.serving import build, embedding
+from adde.serving import build, embedding, whereabouts
 from adde.serving.build import build_gallery, open_gallery, open_or_build
 from adde.serving.embedded import EmbeddedGallery
+from adde.serving.gallery import BusyError, read_picture
 from adde.serving.milvus import MilvusGallery
 from adde.serving.session import Session
 from adde.shards.index import ShardIndex
@@ -276,3 +277,137 @@ def test_a_replaced_collection_goes_when_its_successor_is_replaced(
     client = pymilvus.MilvusClient(str(tmp_path / "milvus.db"))
     assert set(client.list_collections()) == set(names[-2:])
     client.close()
+
+
+def test_a_gallery_that_another_writes_is_not_replaced(
+    bundle, session, blind, tiny_shards, random_items, tmp_path
+):
+    out = tmp_path / "g"
+    build_gallery(bundle, session, tiny_shards, out, "val")
+    command = [sys.executable, PROGRAM, "--bundle", bundle.path, "--catalogue", tiny_shards]
+    command += ["--out", out, "--split", "val"]
+    with closing(open_gallery(out, bundle, writable=True)) as gallery:
+        gallery.upsert(random_items(3, prefix="new"))
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert done.stderr.splitlines()[-1].startswith(f"error: {out}: another process writes")
+        with pytest.raises(BusyError):
+            build_gallery(bundle, blind, tiny_shards, out)  # before any work
+        other = EmbeddedGallery(out)
+        with closing(other), pytest.raises(BusyError):
+            other.snapshot(out)
+        with pytest.raises(BusyError):
+            gallery.snapshot(out)
+    with closing(open_gallery(out, bundle)) as gallery:
+        assert len(gallery) == 15
+
+
+def test_nobody_writes_a_gallery_that_is_being_replaced(
+    bundle, session, tiny_shards, random_items, tmp_path
+):
+    out, refused = tmp_path / "g", []
+    build_gallery(bundle, session, tiny_shards, out, "val")
+
+    class Meanwhile(Counting):
+        def encode(self, images):
+            with pytest.raises(BusyError):
+                open_gallery(out, bundle, writable=True)
+            with pytest.raises(BusyError):  # of another split: what is begun is not taken away
+                build_gallery(bundle, self.session, tiny_shards, out.with_name("other"), "test")
+            refused.append(True)
+            return super().encode(images)
+
+    other = out.with_name("other")
+    with pytest.raises(KeyboardInterrupt):
+        build_gallery(bundle, Counting(session, most=64), tiny_shards, other)
+    begun = open_gallery(other.with_name(".other.building"), bundle, writable=True)
+    with closing(begun):
+        build_gallery(bundle, Meanwhile(session), tiny_shards, out, "test")
+        assert refused and len(begun) == 64
+
+
+def test_items_that_are_from_no_shards_stay_when_their_gallery_is_built_again(
+    bundle, session, tiny_shards, random_items, tmp_path, capsys
+):
+    out = tmp_path / "g"
+    build_gallery(bundle, session, tiny_shards, out, "val")
+    put = random_items(1500, prefix="new", price=list(range(1500)))
+    with closing(open_gallery(out, bundle, writable=True)) as gallery:
+        taken = gallery.get("val-000000-003")
+        gallery.upsert([*put, replace(put[0], item_id="test-000000-001")])
+        gallery.upsert([replace(taken, fields={"price": 3})])
+        gallery.delete(["new-7", "val-000000-004"])
+    with pytest.raises(KeyboardInterrupt):
+        build_gallery(bundle, Counting(session, most=64), tiny_shards, out)
+    build_gallery(bundle, session, tiny_shards, out)
+    assert "1499 items that are from no shards stay" in capsys.readouterr().err
+    with closing(open_gallery(out, bundle)) as gallery:
+        assert len(gallery) == 96 + 1499
+        found = gallery.get("new-1499")
+        assert found.fields == {"price": 1499} and found.norm == put[1499].norm
+        assert np.array_equal(found.vector, put[1499].vector)
+        # What the shards have is as they have it.
+        assert gallery.get("test-000000-001").place is not None
+        assert gallery.get("val-000000-003").fields == {}
+        assert gallery.get("val-000000-004").place is not None
+
+
+def test_items_of_another_bundle_are_neither_dropped_nor_kept(
+    bundle, session, blind, tiny_bundle, tiny_shards, random_items, tmp_path
+):
+    out = tmp_path / "g"
+    other = replace(bundle, path=shutil.copytree(tiny_bundle, tmp_path / "b"))
+    replace(other, details={**other.details, "source": {"run": "another"}}).write()
+    other = Bundle.read(other.path)
+    build_gallery(other, session, tiny_shards, out, "val")
+    build_gallery(bundle, session, tiny_shards, out, "val")  # nothing is lost
+    with closing(open_gallery(out, bundle, writable=True)) as gallery:
+        gallery.upsert(random_items(1, prefix="new"))
+    with pytest.raises(UserError, match=r"'new-0', and were embedded by another bundle"):
+        build_gallery(other, blind, tiny_shards, out, "val")
+
+
+def test_a_gallery_that_is_moved_with_its_shards_has_its_pictures(
+    bundle, session, tiny_shards, tmp_path
+):
+    shop = tmp_path / "here" / "shop"
+    shutil.copytree(tiny_shards, shop / "data")
+    (shop / "current").symlink_to("galleries")
+    (shop / "galleries").mkdir()
+    build_gallery(bundle, session, shop / "data", shop / "current" / "g", "val")
+    assert read_json(shop / "galleries" / "g" / "gallery.json")["pictures"] == "../../data"
+    moved = shop.rename(tmp_path / "there")
+    with closing(open_gallery(moved / "galleries" / "g", bundle)) as gallery:
+        item = gallery.get("val-000000-003")
+        assert read_picture(gallery.header, item)
+        gallery.snapshot(tmp_path / "snapshot")
+    assert read_json(tmp_path / "snapshot" / "gallery.json")["pictures"] == "../there/data"
+    with closing(open_gallery(tmp_path / "snapshot", bundle)) as gallery:
+        assert read_picture(gallery.header, item)
+
+
+@pytest.mark.parametrize("lie", ["https://cdn.example/{item_id}.png", "elsewhere"])
+def test_where_pictures_lie_is_said_at_the_build(
+    tiny_bundle, bundle, tiny_shards, tmp_path, monkeypatch, lie
+):
+    (tmp_path / "elsewhere").mkdir()
+    command = [sys.executable, PROGRAM, "--bundle", tiny_bundle, "--catalogue", tiny_shards]
+    command += ["--out", tmp_path / "g", "--split", "val", "--pictures", lie]
+    with pytest.raises(KeyboardInterrupt):  # also where it goes on with what was begun
+        build_gallery(bundle, Counting(Session(bundle), most=0), tiny_shards, tmp_path / "g", "val")
+    done = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    stored = read_json(tmp_path / "g" / "gallery.json")["pictures"]
+    assert stored == (lie if "://" in lie else "../elsewhere")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["nowhere", "https://cdn.example/x.jpg", "ftp://x/{item_id}", "https://a;b/{item_id}",
+     "https:///{item_id}", "https://a/{item_id}\r\nx: y", "s3://bucket/{item_id}"],
+)  # fmt: skip
+def test_what_is_no_place_of_pictures_is_told(wrong):
+    with pytest.raises(UserError, match="--pictures: expected the folder of the shards, or"):
+        whereabouts.checked(wrong)

@@ -184,6 +184,9 @@ def test_what_is_browsed_passes_filters_and_goes_on_in_pages(empty, random_items
         ({"price": {"max": 2**70}}, "filters: 'price': expected .*min"),
         ({"price": {"min": float("-inf")}}, "filters: 'price': expected .*min"),
         ({"prise": 3}, "no item has 'prise'"),
+        ({"colour": "bleu"}, "'colour': unknown value 'bleu'; did you mean 'blue'"),
+        ({"colour": ["red", 3]}, "'colour': unknown value 3; valid: 'red'"),
+        ({"colour": {"max": 3}}, "'colour': expected values, found bounds"),
         ({"colour": {}}, "'colour': expected .*min.*found {}"),
         ({"colour": {"above": 3}}, "'colour': expected .*min.*above"),
         ({"colour": {"min": "3"}}, "'colour': expected .*min"),
@@ -197,6 +200,47 @@ def test_filters_that_are_none_are_told(empty, random_items, filters, message):
     empty.upsert(random_items(3, price=[1, 2, 3], brand=["a", "10,90", "b"]))
     with pytest.raises(UserError, match=message):
         empty.nearest(random_items(1)[0].vector, np.ones(3, np.float32), 3, filters)
+
+
+@pytest.mark.parametrize(
+    ("filters", "message"),
+    [
+        ({"price": "cheap"}, "'price': expected numbers, as the items have, found text"),
+        ({"price": ["1", "2"]}, "'price': expected numbers, as the items have, found text"),
+        ({"brand": {"min": 0}}, "'brand': expected text, as the items have, found numbers"),
+        ({"brand": [3, True]}, "'brand': expected text, as the items have, found numbers"),
+        ({"price": ["cheap", 1]}, None),
+        ({"price": {"min": 99}}, None),
+        ({"brand": "absent"}, None),
+        ({"both": {"min": 99}}, None),
+        ({"both": "absent"}, None),
+    ],
+)
+def test_what_a_field_cannot_hold_is_refused_and_what_none_holds_now_is_not(
+    bundle, random_items, tmp_path, filters, message
+):
+    folder = tmp_path / "g"
+    header = Header.of(bundle, "embedded", None, "test")
+    with closing(EmbeddedGallery.create(folder, header)) as gallery:
+        gallery.upsert(random_items(2, price=[2, 3.5], brand=["a", "b"], both=[1, "x"]))
+        item = random_items(1)[0]
+        if message is None:
+            assert gallery.nearest(item.vector, np.ones(3, np.float32), 3, filters) == []
+            return
+        with pytest.raises(UserError, match=message):
+            gallery.nearest(item.vector, np.ones(3, np.float32), 3, filters)
+
+
+def test_an_id_that_is_not_there_is_looked_up_and_not_searched_for(bundle, random_items, tmp_path):
+    header = Header.of(bundle, "embedded", None, "test")
+    with closing(EmbeddedGallery.create(tmp_path / "g", header)) as gallery:
+        gallery.upsert(random_items(40, prefix="shoe\U0010ffff%"))
+        with pytest.raises(ItemNotFoundError, match=r"did you mean 'shoe\\U0010ffff%-7'"):
+            gallery.get("shoe\U0010ffff-7")
+        with gallery._reading() as (database, _):
+            query = f"EXPLAIN QUERY PLAN {embedded.LIKE_IDS}"
+            (step,) = database.execute(query, ("shirt", "shirt")).fetchall()
+    assert "SEARCH" in step[3] and "id>?" in step[3]
 
 
 def test_the_fields_are_told_with_values_where_they_are_few(empty, random_items):
@@ -258,8 +302,9 @@ def test_every_item_is_there_with_its_picture(bundle, session, gallery, tiny_sha
 def test_a_picture_that_is_gone_is_told(gallery, tmp_path):
     item = gallery.get("val-000000-003")
     gone = replace(gallery.header, pictures=str(tmp_path))
-    with pytest.raises(UserError, match=r"val-000000\.tar: expected the shard that holds item"):
+    with pytest.raises(UserError, match=r"val-000000\.tar: expected the shard that holds") as told:
         read_picture(gone, item)
+    assert item.item_id not in str(told.value)  # servers log it
     shutil.copy(f"{gallery.header.pictures}/val-000000.tar", tmp_path)
     os.truncate(tmp_path / "val-000000.tar", 3000)
     with pytest.raises(UserError, match=r"expected .* bytes at .*, found"):

@@ -326,6 +326,13 @@ def test_numbers_of_values_that_are_none(tmp_path, size):
         opened(f"support:{tmp_path}")
 
 
+@pytest.mark.parametrize(("reference", "found"), [("nan", "nan"), ("0.5", "0.5"), ("1", "1")])
+def test_references_that_are_no_line_are_refused(tmp_path, reference, found):
+    write_support(tmp_path, [[0, 1]] * 9, [[1, 0]], (3, 2), [(reference, [0, 0, 0, -1, 1], [1, 1])])
+    with pytest.raises(UserError, match=f"expected a line of labels_test.txt .*, found {found}"):
+        opened(f"support:{tmp_path}", val_share=0)
+
+
 def test_lists_of_no_item_and_of_odd_numbers_are_refused(tmp_path):
     write_celeba(tmp_path / "celeba", [])
     with pytest.raises(UserError, match="expected items in split 'train', found none of 0"):

@@ -1,13 +1,17 @@
 """Encoding a split: every item once in stored order, and what cannot be read left out."""
 
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from adde import metrics
+from adde import edits, metrics
 from adde.errors import UserError
+from adde.mining.distances import allow_tf32
+from adde.schema import UNKNOWN, Attribute, Schema
+from adde.scoring import Calibration, with_known
 from adde.shards.index import ShardIndex
 from adde.shards.reader import iterate
 from adde.training import evaluation
@@ -54,6 +58,23 @@ def test_what_cannot_be_read_is_left_out(damaged, tiny_shards, tiny_model, worke
     assert queries <= set(stored)
 
 
+def test_matches_are_found_on_a_device_as_in_numpy():
+    """Beliefs of few distinct values, so that scores tie."""
+    schema = Schema((Attribute("a", ("x", "y", "z")), Attribute("b", ("x", "y"))))
+    random = np.random.default_rng(0)
+    labels = random.integers(UNKNOWN, 2, (60, 2))
+    calibration = Calibration((1.0, 1.0), (), 0.01, 3.0)
+    plain = calibration.beliefs(np.zeros((60, 5), np.float32), None, schema)
+    beliefs = with_known(plain, labels, schema)
+    asked = edits.all_edits(labels, 1)
+    found = [
+        edits.rank_matches(asked, beliefs, schema, calibration, k=17, best=best)
+        for best in (None, partial(evaluation.best_matches, torch.device("cpu")))
+    ]
+    assert len(asked) > 20
+    np.testing.assert_array_equal(*found)
+
+
 def test_a_splits_queries_are_found_once(tiny_shards, tiny_model, monkeypatch):
     index, found = ShardIndex.read(tiny_shards), []
     encoded = Evaluator(index, 7, 0, torch.device("cpu")).encode(tiny_model, "test")
@@ -85,3 +106,29 @@ def test_a_device_ranks_as_numpy_does_ties_included(items, k):
     found = top_k(torch.device("cpu"), queries, gallery, k)
     np.testing.assert_array_equal(found, expected)
     assert top_k(torch.device("cpu"), queries[:0], gallery, k).shape == (0, min(k, items))
+
+
+def test_figures_and_prototypes_are_those_of_ieee_float32(tiny_shards, tiny_model, monkeypatch):
+    """As bundles are served, whatever training computes with."""
+    seen = []
+    switches = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    encode = tiny_model.encode
+
+    def spy(images):
+        seen.append([switch.fp32_precision for switch in switches])
+        found = encode(images)
+        seen.append(found[0].dtype)
+        return found
+
+    monkeypatch.setattr(tiny_model, "encode", spy)
+    evaluator = Evaluator(ShardIndex.read(tiny_shards), 30, 0, torch.device("cpu"))
+    allow_tf32(True)
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            evaluator.encode(tiny_model, "val")
+            evaluator.prototypes(tiny_model)
+        assert torch.backends.cudnn.allow_tf32
+    finally:
+        allow_tf32(False)
+    assert seen == [["ieee", "ieee"], torch.float32] * (len(seen) // 2)
+    assert len(seen) >= 6

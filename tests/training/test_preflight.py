@@ -118,6 +118,8 @@ def test_a_missing_test_split_is_told_at_the_start(tiny_shards, capsys):
         UserError, match=r"split 'val', found train and test.*--shards.*--val-share"
     ):
         require_split(without(index, "val"), "val")
+    with pytest.raises(UserError, match=r"split 'val', found .*; go on with --data.shards, which"):
+        require_split(without(index, "val"), "val", training=True)
 
 
 def test_compiling_by_accelerates_configuration_is_told(tiny_shards, capsys):

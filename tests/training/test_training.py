@@ -225,6 +225,7 @@ def test_bf16_trains_as_fp32_and_resumes_to_the_last_bit(tiny_shards, tmp_path, 
     ("setting", "message"),
     [
         ("--precision=fp16", "precision: expected fp32 or bf16 on the CPU, found fp16"),
+        ("--precision=tf32", "precision: expected fp32 or bf16 on the CPU, found tf32"),
         ("--data.batch-size=61", "batch_size: expected at most the 60 items of the training split"),
     ],
 )

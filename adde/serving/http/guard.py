@@ -8,6 +8,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.routing import get_route_path  # pyright: ignore[reportPrivateImportUsage]
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from adde.serving.http.pages import CSP
 from adde.serving.http.problems import Problem, answer, come_back, of_exception
 from adde.serving.http.service import Service
 
@@ -20,10 +21,6 @@ OPEN_FOLDERS = ("/page/", "/docs/files/")
 PROBES = ("/healthz", "/readyz", "/metrics")
 """Not logged when all is well: they come every few seconds."""
 
-CSP = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
 HEADERS = {
     "content-security-policy": CSP,
     "x-content-type-options": "nosniff",

@@ -3,10 +3,16 @@
 from importlib.util import find_spec
 from pathlib import Path
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse
 from starlette.staticfiles import StaticFiles
 
+from adde.serving import whereabouts
+
+CSP = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 FOLDER = Path(__file__).parent / "page"
 
 # Swagger UI draws its icons from data addresses and styles them in place.
@@ -28,9 +34,14 @@ def install(app: FastAPI) -> None:
     app.add_api_route("/docs", docs, include_in_schema=False)
 
 
-async def page() -> FileResponse:
-    """The shopper's page."""
-    return FileResponse(FOLDER / "index.html")
+async def page(request: Request) -> FileResponse:
+    """The shopper's page, which may show pictures from where they are said to lie."""
+    pictures = request.app.state.service.pair.searcher.gallery.header.pictures
+    origin = whereabouts.origin(pictures) or ""
+    policy = CSP
+    for source in ("img-src", "connect-src"):
+        policy = policy.replace(f"{source} 'self'", f"{source} 'self' {origin}".rstrip())
+    return FileResponse(FOLDER / "index.html", headers={"content-security-policy": policy})
 
 
 async def docs() -> FileResponse:

@@ -1,14 +1,16 @@
 """A bundle with its gallery, as one thing that serves and is swapped for another."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 from adde.bundle import Bundle
+from adde.serving import whereabouts
 from adde.serving.facets import Facet
 from adde.serving.http.batching import Batcher
 from adde.serving.http.cards import Cards
@@ -22,6 +24,8 @@ from adde.serving.session import STREAMS, Session
 
 T = TypeVar("T")
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Source:
@@ -33,19 +37,27 @@ class Source:
     allow_fallback: bool = False
     threads: int | None = None
     """See `Session`."""
+    pictures: str | None = None
+    """Where they lie, if not where the gallery says; see `adde.serving.whereabouts`."""
 
     def open(self) -> "Opened":
         """A searcher that has run every batch size; takes seconds.
 
         Raises:
-            UserError: what `Bundle.read`, `Session` and `Searcher` refuse.
+            UserError: what `Bundle.read`, `Session` and `Searcher` refuse, or `pictures` is none.
         """
+        pictures = None if self.pictures is None else whereabouts.checked(self.pictures)
         # Links are followed once: a link that moves on leaves this pair what it was.
         bundle = Bundle.read(self.bundle.resolve())
         session = Session(bundle, self.devices, self.allow_fallback, self.threads)
         session.warm_up()
         searcher = Searcher(bundle, self.gallery.resolve(), session=session)
         gallery = searcher.gallery
+        if pictures is not None:
+            gallery.header = replace(gallery.header, pictures=pictures)
+        lie = gallery.header.pictures
+        if lie is not None and not whereabouts.origin(lie) and not Path(lie).is_dir():
+            log.warning("no pictures: %s: no such folder; say with --pictures where they lie", lie)
         return Opened(searcher, tuple(gallery.facets()), gallery.probe())
 
 
@@ -85,7 +97,7 @@ class Pair:
         # Threads that wait for a service are not at work.
         remote = searcher.gallery.header.engine != "embedded"
         threads = settings.max_batch if remote else settings.threads
-        self.gallery = Watch(searcher.gallery, opened.items, threads)
+        self.gallery = Watch(searcher.gallery, opened.items, threads, settings.threads)
         self._users = 0
         self._unused = asyncio.Event()
         self._unused.set()

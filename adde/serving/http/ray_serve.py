@@ -32,6 +32,7 @@ class Arguments(BaseModel):
     gallery: Path
     device: tuple[Device, ...] = ("cpu",)
     allow_fallback: bool = False
+    pictures: str | None = None
     key_file: Path | None = None
     require_key: bool = True
     allow_host: tuple[str, ...] = ()
@@ -70,7 +71,12 @@ def build(args: Arguments) -> Any:
         keys = find_keys("0.0.0.0", args.key_file, args.require_key)
         settings = settings_of(args, assigned_cores())
         source = Source(
-            args.bundle, args.gallery, args.device, args.allow_fallback, settings.threads
+            args.bundle,
+            args.gallery,
+            args.device,
+            args.allow_fallback,
+            settings.threads,
+            args.pictures,
         )
         opened = source.open()
         decoders = Decoders(settings.decoders, settings.decode_seconds, settings.max_pixels)

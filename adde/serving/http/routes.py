@@ -11,6 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 
 from adde.errors import UserError
+from adde.serving import whereabouts
 from adde.serving.gallery import UnavailableError, read_picture
 from adde.serving.http import bodies
 from adde.serving.http.pair import Pair
@@ -165,11 +166,13 @@ ItemId = Annotated[str, Path(max_length=1000)]
     },
 )
 async def picture(request: Request, item_id: ItemId) -> Response:
-    """An item's picture, as it was packed."""
+    """An item's picture, as it was packed; or a redirection, if `--pictures` is an address."""
 
-    async def read(pair: Pair) -> bytes | None:
+    async def read(pair: Pair) -> bytes | str | None:
         gallery = pair.searcher.gallery
         item = await pair.gallery.ask(gallery.get, item_id)
+        if whereabouts.origin(pictures := gallery.header.pictures):
+            return whereabouts.address(pictures or "", item_id)
         try:
             return await pair.in_thread(read_picture, gallery.header, item)
         except UserError as error:
@@ -178,11 +181,13 @@ async def picture(request: Request, item_id: ItemId) -> Response:
             raise Problem(503, "picture-missing", detail) from None
 
     content = await service_of(request).look(request, read)
+    headers = {"cache-control": "private, max-age=300"}
+    if isinstance(content, str):
+        return Response(status_code=307, headers={**headers, "location": content})
     kinds = (kind for start, kind in SIGNATURES.items() if (content or b"").startswith(start))
     media = next(kinds, None)
     if content is None or media is None:
         raise Problem(404, "no-picture", f"the gallery has no picture of item {item_id!r}")
-    headers = {"cache-control": "private, max-age=300"}
     return Response(content, media_type=media, headers=headers)
 
 

@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import TypeVar
 
 from adde.errors import UserError
+from adde.serving.cores import limit_libraries
 from adde.serving.gallery import Gallery, UnavailableError
 
 T = TypeVar("T")
@@ -28,11 +29,12 @@ class Watch:
     Args:
         items: as it said just now.
         threads: calls of the gallery at a time.
+        cores: that one of them may keep busy.
     """
 
-    def __init__(self, gallery: Gallery, items: int, threads: int) -> None:
+    def __init__(self, gallery: Gallery, items: int, threads: int, cores: int) -> None:
         self._gallery = gallery
-        self._threads = ThreadPoolExecutor(threads, "search")
+        self._threads = ThreadPoolExecutor(threads, "search", limit_libraries, (cores,))
         self._away: str | None = None
         self._items = items
         self._task = asyncio.create_task(self._look())

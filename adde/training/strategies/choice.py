@@ -11,6 +11,7 @@ from accelerate.utils import DistributedType, InitProcessGroupKwargs
 
 from adde.distributed import world_size
 from adde.errors import UserError
+from adde.mining.distances import allow_tf32
 from adde.model import ADDE
 from adde.training.config import Config
 from adde.training.preflight import asked_for_cpu, require_device
@@ -34,11 +35,11 @@ def open_accelerator(config: Config) -> Accelerator:
         _ready_deepspeed()
     _check_precision(config.precision)
     # Under DeepSpeed autocast is the engine's.
-    plain = config.precision == "fp32" or _asked("DEEPSPEED")
+    plain = config.precision in ("fp32", "tf32") or _asked("DEEPSPEED")
     # Accelerate's own FSDP wraps nothing on the CPU: it is to see plain ranks (see fsdp.py).
     fsdp = os.environ.pop("ACCELERATE_USE_FSDP", None)
     try:
-        return Accelerator(
+        accelerator = Accelerator(
             mixed_precision="no" if plain else config.precision, kwargs_handlers=handlers
         )
     except ValueError as error:
@@ -46,6 +47,8 @@ def open_accelerator(config: Config) -> Accelerator:
     finally:
         if fsdp is not None:
             os.environ["ACCELERATE_USE_FSDP"] = fsdp
+    allow_tf32(config.precision == "tf32")  # with a dynamo backend Accelerate switches it on
+    return accelerator
 
 
 def _join_ranks(stall: float) -> None:
@@ -107,14 +110,12 @@ def _asked(strategy: str) -> bool:
 
 
 def _check_precision(precision: str) -> None:
-    if precision != "fp16":
-        return
-    # Accelerate would train in float32 and say nothing.
-    if not _on_gpus():
+    # Training would be in float32 and say nothing.
+    if precision in ("fp16", "tf32") and not _on_gpus():
         raise UserError(
-            "precision: expected fp32 or bf16 on the CPU, found fp16, which needs a GPU"
+            f"precision: expected fp32 or bf16 on the CPU, found {precision}, which needs a GPU"
         )
-    if _asked("DEEPSPEED") or _asked("FSDP"):
+    if precision == "fp16" and (_asked("DEEPSPEED") or _asked("FSDP")):
         raise UserError(
             "precision: expected fp32 or bf16 under FSDP2 and DeepSpeed, found fp16, whose loss "
             "scale they keep out of checkpoints; use bf16, or launch/ddp.yaml"

@@ -60,12 +60,15 @@ def serve(tiny_bundle, tiny_gallery, decoders):
     """Starts servers: `serve(queue=3, ...)`."""
     with contextlib.ExitStack() as opened:
 
-        def start(keys=None, hosts=None, gallery=tiny_gallery, cards=None, **changed):
+        def start(
+            keys=None, hosts=None, gallery=tiny_gallery, cards=None, pictures=None, **changed
+        ):
             settings, pool = Settings(**{"drain_seconds": 0, **changed}), decoders
             if "decode_seconds" in changed:
                 pool = Decoders(1, settings.decode_seconds, settings.max_pixels)
                 opened.callback(pool.close)
-            server = InThread(Source(tiny_bundle, gallery), settings, pool, keys, hosts, cards)
+            source = Source(tiny_bundle, gallery, pictures=pictures)
+            server = InThread(source, settings, pool, keys, hosts, cards)
             opened.callback(server.close)
             return server
 

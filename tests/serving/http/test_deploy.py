@@ -102,6 +102,7 @@ def test_the_deployment_starts_the_image_with_flags_it_has(monkeypatch, pod, con
     assert pod["terminationGracePeriodSeconds"] > longest
     mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
     assert {str(source.bundle), str(source.gallery)} < set(mounts)
+    assert source.pictures in mounts
     assert all(mounts[path]["readOnly"] for path in mounts if path != "/tmp")
     assert str(key_file.parent) in mounts
     assert {mount["name"] for mount in mounts.values()} == {v["name"] for v in pod["volumes"]}
@@ -113,6 +114,13 @@ def test_the_deployment_starts_the_image_with_flags_it_has(monkeypatch, pod, con
     # Whoever balances sees that it is not ready, before the listener closes.
     probe = container["readinessProbe"]
     assert probe["periodSeconds"] * probe["failureThreshold"] < settings.drain_seconds
+
+
+def test_examples_of_containers_mount_the_pictures():
+    for text in (DOCKERFILE, (ROOT / "docs" / "serving.md").read_text()):
+        (example,) = re.findall(r"docker run -p 8000(?:.*\\\n)+.*", text)
+        (mounted,) = re.findall(r"-v \$PWD/data/shop:(\S+):ro", example)
+        assert example.endswith(f"adde-server --pictures {mounted}")
 
 
 def test_probes_ask_paths_that_need_no_key(container):
@@ -205,6 +213,7 @@ def test_under_ray_serve_the_app_answers_as_the_server(tmp_path, tiny_bundle, ti
     content["http_options"] |= {"host": "127.0.0.1", "port": 18_734}
     (application,) = content["applications"]
     application["args"] |= {"bundle": str(tiny_bundle), "gallery": str(tiny_gallery)}
+    del application["args"]["pictures"]
     application["deployments"][0]["ray_actor_options"]["num_cpus"] = 1
     (tmp_path / "serve.yaml").write_text(yaml.safe_dump(content))
     key = "a-key-of-some-length"

@@ -25,7 +25,9 @@ const list = (name, edit) => valuesOf(edit).map((value) => named(name, value)).j
 // Of the answers that have all that was asked for, and of the others.
 export function dividers(edits) {
   const each = Object.entries(edits);
-  const has = each.map(([name, edit]) => `${edit.not ? "not" : "has"} ${list(name, edit)}`).join(", ");
+  const shown = each.filter(([, edit]) => !edit.not).map(([name, edit]) => list(name, edit));
+  const refused = each.filter(([, edit]) => edit.not).map(([name, edit]) => `not ${list(name, edit)}`);
+  const has = [...(shown.length ? [`has ${shown.join(" and ")}`] : []), ...refused].join(", ");
   if (each.length > 1) return [has, "close, but not all of it"];
   const [[name, edit]] = each;
   return [has, `close, but ${edit.not ? "" : "not "}${list(name, edit)}`];

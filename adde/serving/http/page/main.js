@@ -18,6 +18,7 @@ const ELSEWHERE = "The picture of this address stayed in the tab in which it was
 let schema = null;
 let state = fromQuery(location.search);
 let running = new AbortController();
+let seen = { of: null, schema: null, values: {} }; // in what the search starts from
 let loaded = 0; // answers or items that the server gave, of which the next page goes on
 
 // Shows another state, as a step that "back" undoes.
@@ -81,6 +82,8 @@ async function startInstead(text, signal) {
 async function showSearch(signal) {
   const upload = state.upload === null ? null : await pictures.get(state.upload);
   if (upload === undefined) return startInstead(ELSEWHERE, signal);
+  const of = state.item ?? state.upload;
+  if (seen.of === of && seen.schema === schema) showChanges(seen.values); // at once: what is clicked next is clicked on this
   let result;
   try {
     result = await search(upload, signal);
@@ -90,8 +93,9 @@ async function showSearch(signal) {
   }
   if (signal.aborted) return;
   start.hide();
-  query.show(state, schema, upload, change);
-  attributes.show(schema, state, result.seen, change);
+  query.show(state, schema, upload);
+  seen = { of, schema, values: result.seen };
+  showChanges(seen.values);
   answers.clear();
   answers.add(result.answers, state, schema.cards ?? {}, go);
   const count = result.answers.length;
@@ -99,6 +103,11 @@ async function showSearch(signal) {
   byId("heading").textContent = query.heading(state, count);
   went(count, state.k);
   say(`${count} answers: ${byId("heading").textContent}`);
+}
+
+function showChanges(values) {
+  query.musts(state, change);
+  attributes.show(schema, state, values, change);
 }
 
 // Of the bundle that the schema is of: the server may have swapped it while the page was open.

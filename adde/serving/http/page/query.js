@@ -13,7 +13,7 @@ export function hide() {
   byId("query").hidden = byId("musts").hidden = true;
 }
 
-export function show(state, schema, upload, change) {
+export function show(state, schema, upload) {
   byId("query").hidden = false;
   const cards = schema.cards ?? {};
   name(state, cards);
@@ -22,7 +22,6 @@ export function show(state, schema, upload, change) {
   const guessed = upload !== null && upload !== undefined;
   byId("hint").textContent = `${guessed ? "Guessed from your picture. " : ""}Choose a value to ask for another.`;
   showPicture(state, upload);
-  musts(state, change);
   if (state.item !== null && (cards.title_field || cards.price_field || cards.link_template)) fetchItem(state.item, cards);
 }
 
@@ -55,7 +54,8 @@ function showPicture(state, upload) {
   if (!upload) images.fill(image, state.item);
 }
 
-function musts(state, change) {
+// The switches of what answers must have.
+export function musts(state, change) {
   const edits = Object.entries(state.edits);
   const focused = document.activeElement?.dataset?.must;
   byId("musts").hidden = edits.length === 0;

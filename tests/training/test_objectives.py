@@ -1,0 +1,86 @@
+"""Terms of the objectives that other files do not look at, and what the recipe `paper` is."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from adde.losses import normalise
+from adde.mining import mine
+from adde.model import ADDE, ModelSettings
+from adde.model.alexnet import AlexNet
+from adde.schema import Attribute, Schema
+from adde.shards.loader import Batch
+from adde.training.config import AddeStage, Augmentation, read_recipe
+from adde.training.objectives import Objective, global_mean
+
+SCHEMA = Schema((Attribute("colour", ("r", "g", "b")), Attribute("size", ("s", "l"))))
+RECIPES = Path(__file__).parents[2] / "train" / "recipes"
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    model = ADDE(ModelSettings(backbone="test_resnet", image_size=32, width=4, hidden=6), SCHEMA)
+    model.backbone = nn.Sequential(
+        nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 96), nn.Tanh()
+    )
+    nn.init.normal_(model.memory.weight, std=0.3)
+    return model
+
+
+def batch():
+    """Six items that all can be edited, one without labels, and two of one row."""
+    labels = torch.tensor([[0, 0], [1, 0], [2, 0], [0, 1], [1, 1], [-1, 1], [-1, -1], [0, 0]])
+    random = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (len(labels), 32, 32, 3), generator=random, dtype=torch.uint8)
+    return Batch(images, labels, [])
+
+
+def test_edited_queries_are_mined_with_the_items_under_joint_labels(model):
+    items = batch()
+    objective = Objective(SCHEMA, Augmentation(), margin=0.5, edited_triplets=True)
+    plan = objective.plan("adde", items.labels, torch.Generator().manual_seed(3))
+    out = objective.encode(model, plan, items.images)
+    term = objective.terms("adde", out, items, plan).losses["edited_triplet"]
+
+    usable = plan.edits.usable.tolist()
+    assert not all(usable) and sum(usable) >= 6
+    rows = [*items.labels.tolist(), *plan.edits.targets.tolist()]
+    ids = [-1 if max(row) < 0 else 10 * (row[0] + 1) + row[1] + 1 for row in rows]
+    ids = [i if real else -1 for i, real in zip(ids, [True] * len(items.labels) + usable)]
+    vectors = torch.cat([out.embeddings, out.edited]).flatten(1)
+    expected = mine(normalise(vectors)[None], torch.tensor([ids]), margin=0.5, impl="reference")
+    assert term.counts.item() == expected.pairs.item() > 10
+    torch.testing.assert_close(term.sums, expected.loss_sum)
+    gradient = torch.autograd.grad(term.sums.sum(), model.memory.weight, retain_graph=True)[0]
+    assert gradient.any()  # the edited query is pulled, not only what it is compared with
+
+
+def test_the_term_is_there_only_where_it_was_asked_for(model):
+    objective = Objective(SCHEMA, Augmentation(), margin=0.5)
+    terms = objective.adde(model, batch(), torch.Generator().manual_seed(3))
+    assert "edited_triplet" not in terms.losses
+    more = Objective(SCHEMA, Augmentation(), margin=0.5, edited_triplets=True)
+    terms = more.adde(model, batch(), torch.Generator().manual_seed(3))
+    _, scalars, _ = global_mean(terms, AddeStage(edited_triplet=2.0))
+    _, without, _ = global_mean(terms, AddeStage())
+    assert scalars["loss"] == pytest.approx(without["loss"] + 2 * scalars["edited_triplet"])
+
+
+@pytest.mark.parametrize("name", ["paper", "paper_resnet18"])
+def test_the_recipe_of_the_publication_is_what_it_says(name):
+    recipe = read_recipe(RECIPES / f"{name}.toml")
+    assert (recipe.model.width, recipe.model.hidden) == (340, 340)
+    stage = recipe.adde
+    assert (stage.local_triplet, stage.global_triplet, stage.edited_triplet) == (0, 0, 1)
+    assert (stage.cls, stage.compositional, stage.consistency, stage.memory) == (0.2, 1, 1, 0.4)
+
+
+def test_alexnet_ends_before_its_last_relu():
+    torch.manual_seed(0)
+    with torch.no_grad():
+        features = AlexNet().eval()(torch.randn(2, 3, 63, 63))
+    assert features.shape == (2, 4096)
+    assert 0.2 < (features < 0).float().mean() < 0.8

@@ -55,7 +55,11 @@ class PresenceHead(nn.Module):
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """Embeddings (B, A, D) -> logits (B, A) float32."""
-        return self.linear(embeddings.transpose(0, 1)).squeeze(2).T.float()
+        # A second column of zeros: the product with a single one is computed by other code, whose last
+        # bits depend on the batch under onnxruntime, and answers must not.
+        weight = nn.functional.pad(self.linear.weight, (0, 1))
+        logits = torch.baddbmm(self.linear.bias, embeddings.transpose(0, 1), weight)
+        return logits[:, :, 0].T.float()
 
 
 class AttributeClassifiers(nn.Module):

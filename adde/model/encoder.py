@@ -55,8 +55,8 @@ class PresenceHead(nn.Module):
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """Embeddings (B, A, D) -> logits (B, A) float32."""
-        # A second column of zeros: onnxruntime multiplies by a single one with other code, whose last
-        # bits depend on the batch, and answers must not.
+        # A second column of zeros: onnxruntime multiplies by a single one with other code, and its
+        # last bits then depend on the batch, which answers must not.
         weight = nn.functional.pad(self.linear.weight, (0, 1))
         logits = torch.baddbmm(self.linear.bias, embeddings.transpose(0, 1), weight)
         return logits[:, :, 0].T.float()

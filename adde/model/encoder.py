@@ -55,10 +55,11 @@ class PresenceHead(nn.Module):
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """Embeddings (B, A, D) -> logits (B, A) float32."""
-        # Products with a vector differ in their last bits with the batch where onnxruntime computes
-        # them, and answers must not; sums do not.
-        products = embeddings.float() * self.linear.weight.squeeze(2)
-        return products.sum(2) + self.linear.bias.flatten()
+        # A second column of zeros: onnxruntime multiplies by a single one with other code, and its
+        # last bits then depend on the batch, which answers must not.
+        weight = nn.functional.pad(self.linear.weight, (0, 1))
+        logits = torch.baddbmm(self.linear.bias, embeddings.transpose(0, 1), weight)
+        return logits[:, :, 0].T.float()
 
 
 class AttributeClassifiers(nn.Module):

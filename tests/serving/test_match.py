@@ -254,7 +254,7 @@ def test_pages_go_on_where_the_one_before_ended(searcher, rank):
 
 def test_more_of_a_value_lies_between(searcher, tiny_model):
     picture = picture_of(searcher, IDS[0])
-    embeddings, logits, _ = searcher.session.encode(picture[None])[:2]
+    embeddings, logits, _ = searcher.session.encode(picture[None])
     own, memory = int(logits[0, :3].argmax()), tiny_model.memory.weight.detach().numpy()
     new = (own + 1) % 3
     query = embeddings.ravel() + 0.25 * (memory[:, new] - memory[:, own])
@@ -274,7 +274,7 @@ def test_more_of_a_value_lies_between(searcher, tiny_model):
 
 def test_another_value_by_distance_is_the_mean_of_the_others(searcher, tiny_model):
     picture = picture_of(searcher, IDS[0])
-    embeddings, logits, _ = searcher.session.encode(picture[None])[:2]
+    embeddings, logits, _ = searcher.session.encode(picture[None])
     own, memory = int(logits[0, :3].argmax()), tiny_model.memory.weight.detach().numpy()
     others = [value for value in range(3) if value != own]
     query = embeddings.ravel() + memory[:, others].mean(axis=1) - memory[:, own]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from adde.bundle import BUNDLE_NAME, FILES, Bundle, Golden
 from adde.errors import UserError
 from adde.preprocess import Preprocess
 from adde.schema import Attribute, Schema
+from adde.scoring import Calibration
 
 SCHEMA = Schema((Attribute("colour", ("red", "blau")), Attribute("größe", ("s", "m", "l"))))
 DETAILS = {
@@ -21,12 +23,14 @@ DETAILS = {
     "parity": {"max_error": 1e-7},
     "retrieval": None,
     "source": {"run": "x"},
+    "presence": False,
 }
 
 
 def golden():
     rng = np.random.default_rng(0)
     shapes = {"embeddings": (3, 2, 4), "logits": (3, 5), "indicator": (3, 5), "query": (3, 8)}
+    shapes["presence"] = (3, 2)
     arrays = {name: rng.random(shape, dtype=np.float32) for name, shape in shapes.items()}
     return Golden(rng.integers(0, 256, (3, 9, 9, 3), dtype=np.uint8), **arrays)
 
@@ -55,6 +59,24 @@ def test_what_was_written_is_read(written):
     for name, array in vars(golden()).items():
         assert np.array_equal(getattr(found, name), array)
         assert getattr(found, name).dtype == array.dtype
+
+
+def test_vectors_without_presence_are_read_as_such(written):
+    without = replace(golden(), presence=None)
+    without.write(written.path / "golden.npz")
+    assert Golden.read(written.path / "golden.npz").outputs.presence is None
+
+
+def test_a_calibration_is_read_as_written_and_needs_what_it_uses(written):
+    calibration = Calibration((1.0, 2.0), (), 0.03, 2.0)
+    replace(written, calibration=calibration).write()
+    assert Bundle.read(written.path).calibration == calibration
+    replace(written, calibration=replace(calibration, presence=(1.0, 0.0))).write()
+    with pytest.raises(UserError, match="calibration: expected none of presence"):
+        Bundle.read(written.path)
+    replace(written, calibration=Calibration((1.0,), (), 0.03, 2.0)).write()
+    with pytest.raises(UserError, match="calibration of 2 attributes, found one of 1"):
+        Bundle.read(written.path)
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -10,12 +10,13 @@ import onnxruntime
 import pytest
 import torch
 
-from adde.bundle import Bundle, Golden
+from adde.bundle import Bundle, Golden, Outputs
 from adde.errors import UserError
 from adde.exporting import export, graphs, parity
 from adde.exporting.check import check_bundle
 from adde.preprocess import Preprocess
 from adde.schema import Attribute, Schema
+from adde.scoring import Calibration
 from adde.serving.session import Session
 from adde.shards.index import ShardIndex
 from adde.shards.reader import iterate
@@ -33,15 +34,18 @@ def run(tiny_bundle):
 @pytest.mark.parametrize("batch", [1, 2, 3, 13, 65])
 def test_the_encoder_graph_gives_what_torch_gives_from_raw_pictures(run, tiny_model, batch):
     images = np.random.default_rng(batch).integers(0, 256, (batch, 32, 32, 3), dtype=np.uint8)
-    embeddings, logits = run("encoder.onnx", images=images)
+    embeddings, logits, presence = run("encoder.onnx", images=images)
     # Not the model's own uint8 path: preprocessing is written out.
     mean, std = np.array(tiny_model.preprocess.mean), np.array(tiny_model.preprocess.std)
     pictures = torch.from_numpy((images / 255 - mean) / std).permute(0, 3, 1, 2).float()
     with torch.no_grad():
         expected = tiny_model.heads(tiny_model.backbone(pictures))
         expected_logits = tiny_model.classifiers(expected)
+        weight, bias = tiny_model.presence.linear.weight, tiny_model.presence.linear.bias
+        there = (expected * weight[:, :, 0]).sum(2) + bias[:, 0, 0]
     np.testing.assert_allclose(embeddings, expected, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(logits, expected_logits, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(presence, there, rtol=1e-4, atol=1e-4)
     assert embeddings.dtype == logits.dtype == np.float32
     assert np.ptp(embeddings, axis=0).max() > 0.1 or batch == 1
 
@@ -110,7 +114,7 @@ def test_graphs_are_plain_onnx_without_paths_of_the_machine(tiny_bundle):
 def test_a_volume_is_filled(tmp_path, tiny_model, tiny_shards, tiny_bundle):
     out = tmp_path / "volume"
     (out / "lost+found").mkdir(parents=True)  # as on a disk of its own, which cannot be renamed
-    export.export_bundle(tiny_model, ShardIndex.read(tiny_shards), out, None, {"run": "x"})
+    export.export_bundle(tiny_model, ShardIndex.read(tiny_shards), out, None, {"run": "x"}, None)
     assert {p.name for p in out.iterdir()} == {
         "lost+found",
         *(p.name for p in tiny_bundle.iterdir()),
@@ -282,6 +286,9 @@ def test_the_preprocessing_is_the_backbones(tiny_bundle):
     assert Bundle.read(tiny_bundle).preprocess == Preprocess(32, (0.5,) * 3, (0.5,) * 3, "pad")
 
 
+PLAIN = Calibration((1.0, 1.0), (), 0.01, 2.0)
+
+
 class Crowded:
     """A model whose items lie 1e-4 apart, all of it off by `error`."""
 
@@ -293,7 +300,7 @@ class Crowded:
 
     def encode(self, images):
         rows = images[:, 0, 0, 0]
-        return self.embeddings[rows], self.logits[rows]
+        return Outputs(self.embeddings[rows], self.logits[rows], None)
 
     def edit(self, embeddings, indicator):
         # Far from every item, as edits by an untrained memory are.
@@ -307,7 +314,7 @@ def measure_crowded(error):
     labels = np.random.default_rng(0).integers(0, 2, (24, 2))
     pictures = np.arange(24, dtype=np.uint8)[:, None, None, None]
     split = [(pictures[rows], labels[rows]) for rows in np.split(np.arange(24), [10, 20])]
-    return parity.measure(Crowded(0), Crowded(error), split, schema)
+    return parity.measure(Crowded(0), Crowded(error), split, schema, PLAIN)
 
 
 @pytest.mark.parametrize(("error", "passes"), [(1e-7, True), (3e-5, False)])
@@ -327,13 +334,15 @@ def test_of_very_many_queries_some_are_asked(monkeypatch):
     assert report["top30"]["identical"] < 1
     assert report["drop"]["points"]["hit@30"] == 0  # 30 answers of 24 items
     assert report["drop"]["points"]["ndcg@30"] != 0
+    # Both sides have the same logits, which alone rank matches.
+    assert report["drop"]["points"]["match_ndcg@30"] == 0
 
 
 def test_a_split_without_queries_claims_no_ranking(capsys):
     schema = Schema((Attribute("a", ("x", "y")), Attribute("b", ("p", "q", "r"))))
     labels = np.zeros((24, 2), np.int64)
     pictures = np.arange(24, dtype=np.uint8)[:, None, None, None]
-    report = parity.measure(Crowded(0), Crowded(1e-7), [(pictures, labels)], schema)
+    report = parity.measure(Crowded(0), Crowded(1e-7), [(pictures, labels)], schema, PLAIN)
     assert report["top30"] == {"queries": 0, "identical": None, "exchanged_ties": 0}
     parity.require(report)
     with pytest.raises(UserError, match="largest error"):

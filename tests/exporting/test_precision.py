@@ -116,12 +116,12 @@ def test_the_gate_of_fp16_is_float16_arithmetic_where_cuda_can_be_had(
 def test_numbers_beyond_float16_leave_nothing(tiny_model, index, tmp_path, monkeypatch):
     class Overflowing(Session):
         def encode(self, images):
-            embeddings, logits, _ = super().encode(images)
-            embeddings[0, 0, 0] = np.nan
-            return embeddings, logits
+            found = super().encode(images)
+            found.embeddings[0, 0, 0] = np.nan
+            return found
 
     monkeypatch.setattr(exporting, "Session", Overflowing)
-    with pytest.raises(UserError, match=r"expected finite embeddings .* infinities or NaN"):
+    with pytest.raises(UserError, match=r"expected finite outputs .* infinities or NaN"):
         export(tiny_model, index, tmp_path / "b", "fp16")
     assert not (tmp_path / "b").exists()
 

@@ -1,6 +1,7 @@
 """Ranking by match against the probabilities written out, and the edits that it understands."""
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from itertools import pairwise
@@ -316,6 +317,9 @@ def test_many_at_once_and_later_answer_as_one_by_one(searcher):
     requests += [Request(item=item_id, like=("shape",)) for item_id in IDS]
     one_by_one = [searcher.search(**vars(request)) for request in requests]
     assert searcher.search_batch(requests) == one_by_one
+    with ThreadPoolExecutor(6) as pool:
+        answers = pool.map(lambda request: searcher.search(**vars(request)), requests * 5)
+        assert list(answers) == one_by_one * 5
 
 
 def test_a_bundle_without_calibration_answers_by_distance(bundle, session, gallery):

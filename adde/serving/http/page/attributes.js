@@ -2,7 +2,7 @@
 
 import { byId, h, shown, words } from "./dom.js";
 import * as choose from "./choose.js";
-import { mode, told, valuesOf } from "./edits.js";
+import { mode, own, told, valuesOf } from "./edits.js";
 
 // `seen`: {name: {value, confidence, known}} of the query before edits; `change(name, changes)` as `withChange`.
 export function show(schema, state, seen, change) {
@@ -17,8 +17,8 @@ const chip = (name) => document.querySelector(`[data-attribute="${CSS.escape(nam
 
 function row(attribute, state, seen, change) {
   const { name } = attribute;
-  const edit = state.edits[name];
-  const weight = state.weights[name] ?? 1;
+  const edit = own(state.edits, name);
+  const weight = own(state.weights, name) ?? 1;
   const only = state.only.includes(name);
   const counts = state.only.length ? only : weight > 0;
   const classes = `attribute${edit === undefined ? "" : " edited"}${counts ? "" : " ignored"}`;
@@ -52,8 +52,8 @@ function changed(seen, edit) {
 
 // All that the row shows: of a button with a label nothing else is read out.
 function label(name, state, seen, counts) {
-  const edit = state.edits[name];
-  const weight = state.weights[name] ?? 1;
+  const edit = own(state.edits, name);
+  const weight = own(state.weights, name) ?? 1;
   const parts = [`${words(name)}: ${seen.value === null ? "not there" : words(seen.value)}`];
   if (edit !== undefined) parts.push(`changed to ${told(edit)}`);
   else if (!known(seen)) parts.push(`a guess${sure(seen)}`);

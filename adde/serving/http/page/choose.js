@@ -1,7 +1,7 @@
 // The menu that changes one attribute: to a value, more of one, or anything but some; and how much it counts.
 
 import { h, shown, words } from "./dom.js";
-import { AMOUNTS, mode, valuesOf } from "./edits.js";
+import { AMOUNTS, mode, own, valuesOf } from "./edits.js";
 import * as menu from "./menu.js";
 
 const WEIGHTS = [0, 0.5, 1, 2, 4];
@@ -9,7 +9,7 @@ const MODES = { exactly: "Change to", more: "More", not: "Not" };
 
 export function open(find, attribute, state, seen, change) {
   const { name } = attribute;
-  const edit = state.edits[name];
+  const edit = own(state.edits, name);
   const set = (changes) => {
     menu.close();
     change(name, changes);
@@ -30,7 +30,7 @@ export function open(find, attribute, state, seen, change) {
     modes,
     values,
     edit === undefined ? null : box("must", "Must have it", state.must.includes(name), (must) => set({ must })),
-    weights(state.weights[name] ?? 1, state.only.length > 0, (weight) => set({ weight })),
+    weights(own(state.weights, name) ?? 1, state.only.length > 0, (weight) => set({ weight })),
     box("only", "Alike only in this", state.only.includes(name), (only) => set({ only })),
   );
 }

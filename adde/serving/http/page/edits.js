@@ -42,13 +42,16 @@ export function write(query, name, edit) {
   if (kind === "more" && edit.amount !== AMOUNTS.More) query.set(`amount.${name}`, edit.amount);
 }
 
+// What an object has under a name of the shop's, which may be "constructor" or "toString".
+export const own = (object, name) => (Object.hasOwn(object, name) ? object[name] : undefined);
+
 // Whether a part of an address was one of these.
 export function read(edits, key, value) {
   const [, kind, name] = key.match(/^(but|not|more|amount)\.(.+)$/s) ?? [];
   if (kind === "but") edits[name] = value;
-  else if (kind === "not") edits[name] = { not: [...(edits[name]?.not ?? []), value] };
+  else if (kind === "not") edits[name] = { not: [...(own(edits, name)?.not ?? []), value] };
   else if (kind === "more") edits[name] = { more: value, amount: AMOUNTS.More };
-  else if (kind === "amount" && edits[name]?.more && Number(value) > 0 && Number(value) <= 1)
+  else if (kind === "amount" && own(edits, name)?.more && Number(value) > 0 && Number(value) <= 1)
     edits[name].amount = Number(value);
   return kind !== undefined;
 }

@@ -34,7 +34,7 @@ export function fromQuery(search) {
     else if (name === "in") state.category = value;
     else if (name === "seed" && Number(value) >= 0) state.seed = Math.floor(Number(value)) % 2 ** 32;
   }
-  state.must = state.must.filter((name) => name in state.edits);
+  state.must = state.must.filter((name) => Object.hasOwn(state.edits, name));
   return state;
 }
 
@@ -112,7 +112,7 @@ export function carried(state, before, now) {
   };
   for (const [name, edit] of Object.entries(state.edits))
     if (valuesOf(edit).some((value) => isGone(name, value))) delete next.edits[name];
-  next.must = state.must.filter((name) => name in next.edits);
+  next.must = state.must.filter((name) => Object.hasOwn(next.edits, name));
   for (const name of Object.keys(state.weights)) if (isGone(name)) delete next.weights[name];
   next.only = state.only.filter((name) => !isGone(name));
   for (const [name, { values }] of state.filters) {
@@ -137,7 +137,7 @@ export function withChange(state, name, { edit, must, weight, only }) {
   next.k = FIRST;
   if (edit !== undefined) set(next.edits, name, edit);
   if (must !== undefined) next.must = switched(next.must, name, must);
-  next.must = next.must.filter((each) => each in next.edits);
+  next.must = next.must.filter((each) => Object.hasOwn(next.edits, each));
   if (weight !== undefined) set(next.weights, name, weight === 1 ? null : weight);
   if (only !== undefined) next.only = switched(next.only, name, only);
   return next;

@@ -73,7 +73,7 @@ $(ANSWER): bundles/quickstart/bundle.json
 		--item 001949-0 --set headwear_colour=red --picture $@
 
 # Figures of the docs; docs/benchmarks.md is the table of them all.
-bench: setup data/wardrobe/index.json
+bench: setup bundles/quickstart/bundle.json
 	$(BIN)/python -m pip install --quiet --editable '.[train,remote,deepspeed,dev,bench]'
 	$(BIN)/python benchmarks/mining.py --json docs/mining.json --plot docs/mining.png
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/loader.py --json docs/loader.json
@@ -83,8 +83,10 @@ bench: setup data/wardrobe/index.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scaling.py --json docs/scaling.json --plot docs/scaling.png
 	$(BIN)/python benchmarks/large_batch.py --json docs/large_batch.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/memory.py --json docs/memory.json
-	# 18 GB of disk for temporary files; --folder names another.
-	$(BIN)/python benchmarks/gallery.py --json docs/gallery.json
+	$(BIN)/python serve_onnx/build_gallery.py --bundle bundles/quickstart \
+		--catalogue data/wardrobe --out galleries/quickstart
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/gallery.py --gallery galleries/quickstart \
+		--json docs/gallery.json
 	$(BIN)/python benchmarks/table.py
 
 # The checks that need a GPU: they say so and fail where there is none. Figures of every card add

@@ -10,12 +10,11 @@ Without, vectors are synthetic: 12 subspaces x 340, each near one of ten values'
 moved along a few directions, with a little noise in all. Labels are known of half of the
 attributes. All is made block by block and never all in memory.
 
-`recall30` is of plain queries not seen by the build, against exact distances computed block by
-block, `match_recall30` of the same by match: the share of the first 30 whose exact score is not
-below the 30th of all, but for rounding. `ratio` is the median time of a search by match over that
-of one by distance, asked in turn. `bytes_per_item` is what the index by distance holds, mapped, and
-`match_bytes_per_item` that by match; what candidates are ranked anew by lies mapped on disk
-(`disk_bytes_per_item`).
+`recall30` is of plain queries not seen by the build: the share of the first 30 that are as near as
+the 30th of all, but for rounding; `match_recall30` is that by match. `ratio` is the median time of
+a search by match over that of one by distance, asked in turn. `bytes_per_item` is what the index by
+distance holds, mapped, and `match_bytes_per_item` that by match; what candidates are ranked anew by
+lies mapped on disk (`disk_bytes_per_item`).
 """
 
 import shutil
@@ -176,28 +175,31 @@ def fill(gallery: EmbeddedGallery, catalogue: Catalogue, items: int) -> None:
         gallery.upsert(catalogue.block(at // BLOCK, min(BLOCK, items - at)))
 
 
-def truth(
-    catalogue: Catalogue, queries: Sequence[Query], items: int
-) -> tuple[list[set[str]], Vector]:
-    """Ids of the K nearest of each query, and its K-th best score, from every item by blocks."""
+def truth(catalogue: Catalogue, queries: Sequence[Query], items: int) -> tuple[Vector, Vector]:
+    """How near the K-th nearest of each query is, and its K-th best score, of all items."""
     count, schema, epsilon = len(queries), catalogue.schema, catalogue.calibration.epsilon
     asked = np.stack([query.near.vector for query in queries])
     wanted = np.stack([query.match.wanted for query in queries])
     weights = np.stack([query.match.weights for query in queries])
     nearest = np.full((count, K), -np.inf, np.float32)
-    best, rows = nearest.copy(), np.zeros((count, K), np.int64)
+    best = nearest.copy()
     for at in tqdm(range(0, items, BLOCK), "look at all", unit="block", disable=None):
         block = catalogue.block(at // BLOCK, min(BLOCK, items - at))
         vectors = augmented(np.stack([item.vector for item in block]))
-        scores = np.concatenate([nearest, asked @ vectors.T], axis=1)
-        known = np.broadcast_to(np.arange(at, at + len(block)), (count, len(block)))
-        names = np.concatenate([rows, known], axis=1)
-        first = np.argpartition(-scores, K, axis=1)[:, :K]
-        nearest, rows = (np.take_along_axis(array, first, axis=1) for array in (scores, names))
+        nearest = largest(np.hstack([nearest, asked @ vectors.T]))
         beliefs = certain(schema, block)
-        matched = np.hstack([best, match_scores(wanted, weights, beliefs, schema, epsilon)])
-        best = np.partition(matched, matched.shape[1] - K, axis=1)[:, -K:]
-    return [{f"item-{row}" for row in found} for found in rows], best.min(axis=1)
+        best = largest(np.hstack([best, match_scores(wanted, weights, beliefs, schema, epsilon)]))
+    return nearest.min(axis=1), best.min(axis=1)
+
+
+def largest(scores: Vector) -> Vector:
+    """(Q, K) of the largest scores (Q, N), in no order."""
+    return np.partition(scores, scores.shape[1] - K, axis=1)[:, -K:]
+
+
+def right(scores: Vector, floor: float) -> int:
+    """How many of K answers are right: no lower than the K-th of all, but for rounding."""
+    return min(K, int((scores >= floor - 1e-5 * max(1, abs(floor))).sum()))
 
 
 def certain(schema: Schema, items: Sequence[Item]) -> Vector:
@@ -255,17 +257,17 @@ def measure(catalogue: Catalogue, folder: Path, items: int, count: int) -> dict[
         for number, (kind, every) in enumerate(queries.items()):
             own = slice(number * count, (number + 1) * count)
             found = ask(gallery, every)
-            hits = sum(
-                len({item.item_id for item in one[:K]} & other)
-                for one, other in zip(found.nearest, nearest[own])
-            )
-            right = 0
-            for query, floor, best in zip(every, least[own], found.best):
-                scores = query.match(np.stack([i.beliefs for i in best if i.beliefs is not None]))
-                right += min(K, int((scores >= floor - 1e-5 * max(1, abs(floor))).sum()))
+            hits, matched = 0, 0
+            for query, near, floor, items_found, best in zip(
+                every, nearest[own], least[own], found.nearest, found.best
+            ):
+                rows = augmented(np.stack([item.vector for item in items_found]))
+                hits += right(query.near(rows), float(near))
+                beliefs = np.stack([item.beliefs for item in best if item.beliefs is not None])
+                matched += right(query.match(beliefs), float(floor))
             figures |= {
                 f"recall30{kind}": hits / (K * count),
-                f"match_recall30{kind}": right / (K * count),
+                f"match_recall30{kind}": matched / (K * count),
                 f"p50_ms{kind}": float(np.median(found.distance_ms)),
                 f"match_p50_ms{kind}": float(np.median(found.match_ms)),
                 f"ratio{kind}": float(np.median(found.match_ms) / np.median(found.distance_ms)),

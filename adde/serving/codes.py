@@ -8,6 +8,7 @@ nothing.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ ROUNDS = 15
 
 CERTAIN = 1 - 1e-5
 
-BLOCK = 1 << 16
+FIRST_BLOCK, BLOCK = 1 << 12, 1 << 16
 """Items scored at a time."""
 
 Array = npt.NDArray[np.unsignedinteger[Any]]
@@ -90,8 +91,10 @@ class Codes:
         best = [
             _Best(count, ROUNDING * float(match.weights.sum())) for match, count in zip(asked, most)
         ]
-        for at in range(0, self.codes.shape[1], BLOCK):
-            block = self.codes[:, at : at + BLOCK]
+        # A few first: what they leave out is most of what would be sorted.
+        count = self.codes.shape[1]
+        for at, end in pairwise([0, *range(min(FIRST_BLOCK, count), count, BLOCK), count]):
+            block = self.codes[:, at:end]
             sums, term = np.zeros((2, block.shape[1]), np.float32)
             for a in shared:
                 (weights[0, a] * added[a]).take(block[a], out=term, mode="clip")
@@ -101,7 +104,7 @@ class Codes:
                 for a in apart:
                     (own[a] * added[a]).take(block[a], out=term, mode="clip")
                     scores += term
-                kept.add(scores, allowed[at : at + BLOCK], at)
+                kept.add(scores, allowed[at:end], at)
         return [(kept.rows, kept.scores) for kept in best]
 
     def likeliest(self, attribute: int) -> npt.NDArray[np.int64]:

@@ -21,7 +21,12 @@ class BatchedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Applies layer g to x[g]."""
-        return torch.baddbmm(self.bias, x, self.weight)
+        weight = self.weight
+        if weight.shape[-1] > 1:
+            return torch.baddbmm(self.bias, x, weight)
+        # A second column of zeros: onnxruntime multiplies by a single one with other code, and its
+        # last bits then depend on the batch, which answers must not.
+        return torch.baddbmm(self.bias, x, F.pad(weight, (0, 1)))[..., :1]
 
 
 class AttributeHeads(nn.Module):
@@ -55,11 +60,7 @@ class PresenceHead(nn.Module):
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """Embeddings (B, A, D) -> logits (B, A) float32."""
-        # A second column of zeros: onnxruntime multiplies by a single one with other code, and its
-        # last bits then depend on the batch, which answers must not.
-        weight = nn.functional.pad(self.linear.weight, (0, 1))
-        logits = torch.baddbmm(self.linear.bias, embeddings.transpose(0, 1), weight)
-        return logits[:, :, 0].T.float()
+        return self.linear(embeddings.transpose(0, 1))[:, :, 0].T.float()
 
 
 class AttributeClassifiers(nn.Module):

@@ -6,7 +6,9 @@ epsilon, and whether presence is used, by hit@1 + hit@30 + NDCG@30; then the wei
 one with the largest `wanted@10` whose hit@10 and hit@30 are no lower than without it.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -16,7 +18,7 @@ import numpy.typing as npt
 from adde.distributed import from_main, rank
 from adde.edits import all_edits, rank_matches, wanted_metrics
 from adde.files import read_json, write_json
-from adde.metrics import Queries, manipulation_queries, retrieval_metrics
+from adde.metrics import Places, Queries, Watch, manipulation_queries, retrieval_metrics
 from adde.model import ADDE
 from adde.schema import UNKNOWN, Labels, Schema, Vector
 from adde.scoring import FIRST, Calibration
@@ -54,13 +56,12 @@ def calibration_of(
         evaluator: of the shards that the run was trained on.
     """
     path = checkpoint.path / CALIBRATION_NAME
-    if from_main(path.exists):
-        content = read_json(path)
+    content = from_main(lambda: read_json(path) if path.exists() else None)
+    if content is not None:
         return Calibration.from_json(content, model.schema, str(path)), content["figures"]
     encoded = evaluator.encode(model, "val")
-    found, figures = from_main(
-        lambda: calibrate(encoded.logits, encoded.presence, encoded.labels, model.schema)
-    )
+    arrays = (encoded.logits, encoded.presence, encoded.labels)
+    found, figures = from_main(lambda: calibrate(*arrays, model.schema, evaluator.watch))
     if rank() == 0:
         if not figures["queries"]:
             print(
@@ -72,7 +73,11 @@ def calibration_of(
 
 
 def calibrate(
-    logits: Vector, presence: Vector | None, labels: Labels, schema: Schema
+    logits: Vector,
+    presence: Vector | None,
+    labels: Labels,
+    schema: Schema,
+    watch: Watch = iter,
 ) -> tuple[Calibration, dict[str, Any]]:
     """The calibration of an encoder, and the validation figures that it was chosen by.
 
@@ -81,6 +86,7 @@ def calibrate(
         presence: (N, A) float32 logits; None where the encoder has none.
         labels: (N, A) int64.
         schema: of the catalogue.
+        watch: is told of the blocks of all rankings.
     """
     values, there = temperatures(logits, labels, schema), presence_temperatures(presence, labels)
     most = max(LEAST, SCORES // max(1, len(labels)))
@@ -90,33 +96,35 @@ def calibrate(
         return start, {"queries": 0}
 
     found: list[tuple[float, Calibration]] = []
+    rank_by = partial(rank_matches, schema=schema, watch=watch)
     for used, factor, epsilon in product(dict.fromkeys((there, ())), FACTORS, EPSILONS):
         hotter = tuple(factor * t for t in values)
         tried = Calibration(hotter, used, epsilon, 1.0)
         beliefs = tried.beliefs(logits, presence, schema)
-        figures = retrieval_metrics(rank_matches(queries, beliefs, schema, tried), labels, queries)
+        ranked = rank_by(queries, beliefs, calibration=tried)
+        figures = retrieval_metrics(ranked, labels, queries)
         found.append((figures["hit@1"] + figures["hit@30"] + figures["ndcg@30"], tried))
     # Of equals the first: fewest settings moved from the plain ones.
     chosen = max(found, key=lambda pair: pair[0])[1]
-    return _weigh_edits(chosen, queries, logits, presence, labels, schema, most)
+    beliefs = chosen.beliefs(logits, presence, schema)
+    return _weigh_edits(chosen, queries, beliefs, labels, most, rank_by)
 
 
 def _weigh_edits(
     plain: Calibration,
     queries: Queries,
-    logits: Vector,
-    presence: Vector | None,
+    beliefs: Vector,
     labels: Labels,
-    schema: Schema,
     most: int,
+    rank_by: Callable[..., Places],
 ) -> tuple[Calibration, dict[str, Any]]:
-    beliefs = plain.beliefs(logits, presence, schema)
     edits = all_edits(labels, 1, most)
     figures: list[dict[str, float]] = []
     for weight in EDIT_WEIGHTS:
         tried = replace(plain, edit_weight=weight)
-        row = retrieval_metrics(rank_matches(queries, beliefs, schema, tried), labels, queries)
-        ranked = rank_matches(edits, beliefs, schema, tried, FIRST + 1, FIRST + 1)
+        ranked = rank_by(queries, beliefs, calibration=tried)
+        row = retrieval_metrics(ranked, labels, queries)
+        ranked = rank_by(edits, beliefs, calibration=tried, k=FIRST + 1, first=FIRST + 1)
         wanted = wanted_metrics(ranked, labels, edits)
         figures.append({**row, **{name: float(v.mean()) for name, v in wanted.items()}})
     allowed = [

@@ -27,6 +27,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from adde.distributed import from_main
 from adde.errors import UserError
 from adde.files import read_json, remove_leftovers, sha256_of_file, write_json
 from adde.model import ADDE
@@ -239,11 +240,16 @@ def load_model(run: Path, which: str = "best") -> tuple[ADDE, Config, Checkpoint
 
 def _best_checkpoint(run: Path) -> Checkpoint:
     best = run / "checkpoints" / BEST_NAME
-    if not best.exists():
+
+    def name() -> str:
+        if best.exists():
+            return read_json(best)["checkpoint"]
         raise UserError(
             f"{best}: no such file; the run was not evaluated yet, use its last checkpoint"
         )
-    return read_checkpoint(best.parent / read_json(best)["checkpoint"])
+
+    # At a run's end it may be new, and other machines still see the one before it.
+    return read_checkpoint(best.parent / from_main(name))
 
 
 def folders(run: Path) -> list[Path]:

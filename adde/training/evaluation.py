@@ -1,8 +1,9 @@
 """What a model is worth: its embeddings of a split, and the figures that follow from them."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -100,6 +101,12 @@ class Evaluator:
             counts += torch.bincount(columns, minlength=len(of_column))
         sums, counts = sum_over_ranks(sums), sum_over_ranks(counts)
         return (sums / counts.clamp(min=1)[:, None]).float(), counts.long()
+
+    def watch(self, blocks: Iterable[Any]) -> Iterator[Any]:
+        """The blocks of a ranking, each of which gets the run on as a batch does."""
+        for block in blocks:
+            yield block
+            self._get_on()
 
     def _batches(self, model: ADDE, split: str) -> Iterator[tuple[Batch, Tensor]]:
         """This rank's batches of what can be read, and where in the split their items stand."""

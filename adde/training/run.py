@@ -416,6 +416,8 @@ class Run:
         """Calibrates the match score of the best checkpoint, which is evaluated and exported."""
         self._heartbeat.say("calibrating", self.position.step)
         self._close_strategy()
+        if not from_main((self.config.run / "checkpoints" / checkpoints.BEST_NAME).exists):
+            return  # of a finished run, resumed where its best is gone
         model, _, checkpoint = checkpoints.load_model(self.config.run)
         found, figures = calibration_of(checkpoint, model.to(self.device), self._evaluator)
         if self.main:

@@ -9,7 +9,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from test_ranks import free_port
 
-from adde.metrics import evaluate_split
+from adde.edits import evaluate_split
+from adde.metrics import METRIC_NAMES, manipulation_queries
+from adde.scoring import Calibration
 from adde.shards.index import ShardIndex
 from adde.training.evaluation import Evaluator, MemoryEdit, retrieval
 
@@ -58,9 +60,16 @@ def test_three_ranks_find_what_one_does(tiny_shards, tiny_model):
             np.testing.assert_array_equal(rows, encoded.rows)
             assert figures == pytest.approx(alone, abs=1e-12)
     for encoded, alone in expected:
-        ours = (encoded.embeddings, encoded.logits, encoded.labels, tiny_model.schema)
-        found = evaluate_split(*ours, MemoryEdit(tiny_model))["adde"]
-        assert alone == pytest.approx(found, abs=1e-12)
+        ours = (encoded.embeddings, encoded.logits, encoded.presence, encoded.labels)
+        found = evaluate_split(
+            *ours,
+            tiny_model.schema,
+            MemoryEdit(tiny_model),
+            Calibration((1.0,) * encoded.labels.shape[1], (), 0.01, 2.0),
+            manipulation_queries(encoded.labels),
+            most=30,
+        )["adde"]
+        assert alone == pytest.approx({n: found[n] for n in (*METRIC_NAMES, "queries")}, abs=1e-12)
 
 
 def test_fewer_queries_are_spread_over_all(tiny_shards, tiny_model):

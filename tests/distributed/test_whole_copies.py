@@ -72,5 +72,5 @@ def test_a_whole_copy_is_on_the_device_for_evaluations_alone(file, tiny_shards, 
     text = RECIPE.replace("[data]", f'[data]\nshards = "{tiny_shards}"')
     recipe.write_text(text.replace("epochs = 2\nlearning", "epochs = 0.3\nlearning"))
     output = launch(file, 2, recipe, tmp_path / "run", program=program)
-    # At the end of both stages, and between them.
-    assert output.count("evaluated") == 2 * 3
+    # At the end of both stages, between them, and to calibrate.
+    assert output.count("evaluated") == 2 * 4

@@ -33,7 +33,7 @@ def terms(objective, embeddings, labels):
     batch = Batch(images, labels, [])
     plan = objective.plan("encoder", labels, torch.Generator())
     logits = torch.zeros(ITEMS, SCHEMA.num_values)
-    return objective.terms("encoder", Forward(embeddings, logits), batch, plan)
+    return objective.terms("encoder", Forward(embeddings, logits, None), batch, plan)
 
 
 def by_hand(anchors, anchor_labels, others, other_labels):

@@ -83,6 +83,13 @@ def losses(run):
     return [v for line in lines for k, v in line.items() if k in ("encoder/loss", "adde/loss")]
 
 
+def unmined(run):
+    """Terms of every step in which no negative has a part: rounding may choose another."""
+    lines = map(json.loads, (run / "log.jsonl").read_text().splitlines())
+    names = ("encoder/cls", "encoder/presence", "adde/presence")
+    return [line[name] for line in lines for name in names if name in line]
+
+
 def wait_for_step(run, step, process):
     deadline = time.monotonic() + 120
     while not (found := steps(run)) or found[-1] < step:
@@ -189,9 +196,11 @@ def test_killed_and_resumed_on_other_ranks_sees_the_same_batches(
     output = finish(start(tiny_shards, run, *COMPARABLE, "--resume", launcher=launcher))
     assert "resuming at step" in output
     assert steps(run) == list(range(1, 26))
-    # A batch of other items has another loss, by far more than this.
-    assert losses(run) == pytest.approx(losses(killed_on_two_ranks / "whole"), abs=2e-3)
-    assert max(losses(run)) - min(losses(run)) > 0.1
+    # A batch of other items has other terms, by far more than this.
+    found = unmined(run)
+    assert found == pytest.approx(unmined(killed_on_two_ranks / "whole"), abs=5e-4)
+    assert len(found) == 10 + 10 + 15
+    assert max(found[-15:]) - min(found[-15:]) > 0.01
 
 
 def test_bf16_trains_as_fp32_and_resumes_to_the_last_bit(tiny_shards, tmp_path, uninterrupted):
@@ -200,7 +209,7 @@ def test_bf16_trains_as_fp32_and_resumes_to_the_last_bit(tiny_shards, tmp_path, 
     finish(start(tiny_shards, run, *more))
     found, expected = losses(run), losses(uninterrupted[0])
     assert found != expected
-    assert found[0] == pytest.approx(expected[0], rel=0.01)
+    assert unmined(run)[:2] == pytest.approx(unmined(uninterrupted[0])[:2], rel=0.01)
     assert found == pytest.approx(expected, rel=0.15)  # other negatives are mined on the way
     assert sum(found) == pytest.approx(sum(expected), rel=0.02)
     name, weights = last_weights(run)

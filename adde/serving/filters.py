@@ -12,8 +12,7 @@ bounds where none is.
 import json
 import math
 import re
-import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -104,26 +103,6 @@ def _condition(name: str, wanted: Any, names: Collection[str]) -> Condition:
             f"filters: {name!r}: expected a value, a list of values or bounds, found {wanted!r}"
         )
     return Condition(name, values=tuple(values))
-
-
-def require_numbers(conditions: list[Condition], passes: Callable[[Condition], bool]) -> None:
-    """Refuses bounds where there are no numbers: nothing would be found, and nothing say why.
-
-    Args:
-        conditions: of a filter.
-        passes: whether some item passes a condition.
-
-    Raises:
-        UserError: no item has a number under a name with bounds.
-    """
-    for condition in conditions:
-        number = Condition(condition.name, bounds=((">=", -sys.float_info.max),))
-        if condition.bounds and not passes(number):
-            raise UserError(
-                f"filters: {condition.name!r}: expected a value or a list of values, as no item "
-                "has a number there but text, found bounds; build_gallery.py says of the column "
-                "of a table which cell made it text"
-            )
 
 
 def storable(value: Any) -> bool:

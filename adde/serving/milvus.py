@@ -7,6 +7,7 @@ written nowhere. The same client reaches a file of Milvus Lite, a server and a c
 import base64
 import importlib
 import os
+import sys
 import uuid
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -135,9 +136,7 @@ class MilvusGallery:
         asked: Asked = NOTHING_ELSE,
     ) -> list[Item]:
         """See `Gallery`. Matches are the best of the CANDIDATES nearest vectors, or more."""
-        conditions = filtering.parse(filters, self._names(filters), self.header.schema)
-        filtering.require_numbers(conditions, lambda asked: self._any(filtering.to_milvus([asked])))
-        clauses = [filtering.to_milvus(conditions)]
+        clauses = [self._passing(filters)]
         if exclude is not None:
             clauses.append(f"id != {filtering.literal(exclude)}")
         clauses += [self._shows(a, labels) for a, labels in asked.must.items()]
@@ -166,6 +165,20 @@ class MilvusGallery:
     def _shows(self, attribute: int, labels: Labels) -> str:
         name = f'record["shown"][{attribute}]'
         return f"({' or '.join(f'{name} == {label}' for label in labels.tolist())})"
+
+    def _passing(self, filters: Mapping[str, Any]) -> str:
+        """An expression of what passes a filter. Raises UserError as `filters.parse`."""
+        conditions = filtering.parse(filters, self._names(filters), self.header.schema)
+        for condition in conditions:
+            if not self._any(filtering.to_milvus([condition])):
+                filtering.require_kind(condition, self._kinds(condition.name))
+        return filtering.to_milvus(conditions)
+
+    def _kinds(self, name: str) -> list[str]:
+        """What items have in a field: numbers, text, both."""
+        field = f"facts[{filtering.literal(name)}]"
+        tests = {"numbers": f"{field} >= {-sys.float_info.max}", "text": f'{field} >= ""'}
+        return [kind for kind, test in tests.items() if self._any(test)]
 
     def _names(self, filters: Mapping[str, Any]) -> list[str]:
         """Names that may be filtered by: the attributes, and fields that some item has."""
@@ -224,7 +237,7 @@ class MilvusGallery:
         asked = texts.to_milvus(text, 'record["text"]')
         if not asked:
             return []
-        passing = filtering.to_milvus(filtering.parse(filters, self._names(filters)))
+        passing = self._passing(filters)
         with self._told():
             found = self._client.query(
                 self._collection,

@@ -162,7 +162,7 @@ def read_picture(path):
             read()
         except UserError as error:
             found.append(error)
-    kind = reply(HEAD.pack(8, MAX_PIXELS) + content)[0]
+    kind = reply(HEAD.pack(8, MAX_PIXELS, b"crop") + content)[0]
     assert kind <= BROKEN, kind
     if found:
         raise found[0]

@@ -85,7 +85,8 @@ def test_an_item_is_answered_as_json_like_its_picture(query, tiny_shards, tmp_pa
 
 
 def test_edits_of_all_kinds_weights_and_rank(query, calibrated, calibrated_gallery):
-    asked = ("--bundle", calibrated, "--gallery", calibrated_gallery, "--item", "test-000000-000")
+    asked = ("--bundle", calibrated.path, "--gallery", calibrated_gallery)
+    asked += ("--item", "test-000000-000")
     edits = ("--unset", "colour=red", "--unset", "colour=blue", "--more", "border=white")
     done = query(*asked, *edits, "--must", "colour", "--weight", "shape=0.5", "--json")
     assert done.returncode == 0, done.stderr

@@ -40,11 +40,11 @@ def test_where_the_encoder_is_slow_a_batch_waits_for_what_is_being_decoded():
 def test_who_turns_out_to_bring_no_picture_is_waited_for_no_longer():
     async def ask():
         metrics = Metrics()
-        gate = Gate(2, metrics)
+        gate = Gate(2, metrics, lambda: False)
         wait = 600.0
         batcher = Batcher(list, lambda: gate.coming, metrics, lanes=2, max_batch=8, max_wait=wait)
         gate.listeners.add(batcher.wake)
-        with gate.place() as first, gate.place() as second:
+        with gate.place("") as first, gate.place("") as second:
             first.settle()
             embedded = asyncio.create_task(batcher.embed(PICTURE))
             for _ in range(20):

@@ -15,6 +15,7 @@ import yaml
 
 from adde.serving import cores
 from adde.serving.http import ray_serve
+from adde.serving.http.cards import Cards
 from adde.serving.http.settings import Settings
 
 ROOT = Path(__file__).parents[3]
@@ -62,12 +63,14 @@ def test_the_image_starts_the_program_with_flags_it_has(monkeypatch):
     program, *words = json.loads(instruction("ENTRYPOINT"))[1:]
     assert program == "/app/server.py"
     assert "serve_onnx/server.py" in instruction("COPY") and instruction("COPY").endswith("/app/")
-    source, settings, host, port, key_file, require_key, allow_host = started(monkeypatch, words)
+    source, settings, host, port, key_file, require_key, allow_host, cards = started(
+        monkeypatch, words
+    )
     assert [str(source.bundle), str(source.gallery)] == json.loads(instruction("VOLUME"))
     # Off loopback and nothing said of keys: it asks for them.
     assert (host, key_file, require_key) == ("0.0.0.0", None, None)
     assert not allow_host  # probes and balancers ask at addresses that nobody knows before
-    assert settings == Settings()
+    assert (settings, cards) == (Settings(), Cards())
     assert port == int(instruction("EXPOSE"))
 
 

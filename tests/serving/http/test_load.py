@@ -114,7 +114,7 @@ def test_a_look_at_the_gallery_has_a_place_a_deadline_and_an_end(serve, path):
         go_on.wait(60)
         raise RuntimeError("nobody waits for it any more")
 
-    gallery.nearest = gallery.get = wait
+    gallery.browse = gallery.get = wait
     with httpx.Client(base_url=server.url) as client, ThreadPoolExecutor(1) as threads:
         looked = threads.submit(httpx.get, f"{server.url}{path}", timeout=20)
         while not server.service._gate._inside and not looked.done():

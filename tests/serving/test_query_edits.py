@@ -24,7 +24,7 @@ def parse():
     spec = importlib.util.spec_from_file_location("query_program", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return lambda *texts: module.parse_edits(texts, SCHEMA)
+    return lambda *texts: module.parse_edits(texts, (), (), SCHEMA)
 
 
 def test_every_value_of_every_attribute_can_be_said(parse):
@@ -49,11 +49,11 @@ def test_every_value_of_every_attribute_can_be_said(parse):
         ("color=red", "unknown attribute 'color'; did you mean 'colour'"),
         ("colour=rad", "attribute 'colour': unknown value 'rad'"),
         ("a=b.c=3", r"attribute 'a': unknown value 'b\.c=3'"),
-        ("colour=", "expected ATTRIBUTE=VALUE, found 'colour='"),
-        ("=red", "expected ATTRIBUTE=VALUE"),
-        ('["colour"]', "expected ATTRIBUTE=VALUE"),
-        ('{"colour": "red"}', "expected ATTRIBUTE=VALUE"),
-        ("[" * 5000, "expected ATTRIBUTE=VALUE"),
+        ("colour=", "--set: expected ATTRIBUTE=VALUE, found 'colour='"),
+        ("=red", "--set: expected ATTRIBUTE=VALUE"),
+        ('["colour"]', "--set: expected ATTRIBUTE=VALUE"),
+        ('{"colour": "red"}', "--set: expected ATTRIBUTE=VALUE"),
+        ("[" * 5000, "--set: expected ATTRIBUTE=VALUE"),
     ],
 )
 def test_what_is_wrong_is_told(parse, text, message):

@@ -136,7 +136,8 @@ class MilvusGallery:
         asked: Asked = NOTHING_ELSE,
     ) -> list[Item]:
         """See `Gallery`. Matches are the best of the CANDIDATES nearest vectors, or more."""
-        clauses = [self._passing(filters)]
+        conditions = self._conditions(filters)
+        clauses = [filtering.to_milvus(conditions)]
         if exclude is not None:
             clauses.append(f"id != {filtering.literal(exclude)}")
         clauses += [self._shows(a, labels) for a, labels in asked.must.items()]
@@ -153,6 +154,8 @@ class MilvusGallery:
                 timeout=LOOK_TIMEOUT,
                 consistency_level="Bounded",  # seconds old, and no wait for those who write
             )
+        if not hits:
+            self._require_kinds(conditions)
         if asked.wanted is None or not hits:
             return [self._item(hit["entity"]) for hit in hits]
         beliefs = np.stack([_read_beliefs(hit["entity"]["beliefs"]) for hit in hits])
@@ -166,13 +169,14 @@ class MilvusGallery:
         name = f'record["shown"][{attribute}]'
         return f"({' or '.join(f'{name} == {label}' for label in labels.tolist())})"
 
-    def _passing(self, filters: Mapping[str, Any]) -> str:
-        """An expression of what passes a filter. Raises UserError as `filters.parse`."""
-        conditions = filtering.parse(filters, self._names(filters), self.header.schema)
+    def _conditions(self, filters: Mapping[str, Any]) -> list[filtering.Condition]:
+        return filtering.parse(filters, self._names(filters), self.header.schema)
+
+    def _require_kinds(self, conditions: Sequence[filtering.Condition]) -> None:
+        """See `filters.require_kind`. Only where nothing was found, as each is a call or more."""
         for condition in conditions:
             if not self._any(filtering.to_milvus([condition])):
                 filtering.require_kind(condition, self._kinds(condition.name))
-        return filtering.to_milvus(conditions)
 
     def _kinds(self, name: str) -> list[str]:
         """What items have in a field: numbers, text, both."""
@@ -237,7 +241,8 @@ class MilvusGallery:
         asked = texts.to_milvus(text, 'record["text"]')
         if not asked:
             return []
-        passing = self._passing(filters)
+        conditions = self._conditions(filters)
+        passing = filtering.to_milvus(conditions)
         with self._told():
             found = self._client.query(
                 self._collection,
@@ -247,6 +252,8 @@ class MilvusGallery:
                 offset=offset,
                 timeout=LOOK_TIMEOUT,
             )
+        if not found:
+            self._require_kinds(conditions)
         return [self._item(entity) for entity in found]
 
     def _drawn(self, filters: Mapping[str, Any], count: int, seed: tuple[int, int]) -> list[Item]:

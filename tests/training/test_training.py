@@ -68,7 +68,7 @@ def start(shards, run, *more, launcher=()):
 
 
 def finish(process):
-    output, _ = process.communicate(timeout=180)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     return output
 

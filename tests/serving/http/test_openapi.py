@@ -83,7 +83,7 @@ def ask_one(operation, mode, examples):
 
 def test_what_schemathesis_makes_up(server):
     asked = ask_all(server.url, 16)
-    assert asked[200] >= 20 and refused(asked) >= 250
+    assert asked[200] >= 8 and refused(asked) >= 250
     assert httpx.get(f"{server.url}/healthz").status_code == 200
 
 

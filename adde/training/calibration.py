@@ -22,6 +22,7 @@ from adde.metrics import Places, Queries, Watch, manipulation_queries, retrieval
 from adde.model import ADDE
 from adde.schema import UNKNOWN, Labels, Schema, Vector
 from adde.scoring import FIRST, Calibration
+from adde.shards.index import ShardIndex
 from adde.training.checkpoint import Checkpoint
 from adde.training.evaluation import Evaluator
 
@@ -47,13 +48,13 @@ def calibration_of(
     """A checkpoint's calibration, and the validation figures that it was chosen by.
 
     It lies in the checkpoint's folder. Where it does not, as in one from before it or one that was
-    not the best when its run ended, it is worked out on the validation split and put there; on all
-    ranks.
+    not the best when its run ended, it is worked out on the evaluator's validation split, and put
+    there if these are the shards that the run was trained on; on all ranks.
 
     Args:
         checkpoint: of the model.
         model: on the evaluator's device.
-        evaluator: of the shards that the run was trained on.
+        evaluator: of shards with the same schema.
     """
     path = checkpoint.path / CALIBRATION_NAME
     content = from_main(lambda: read_json(path) if path.exists() else None)
@@ -68,8 +69,17 @@ def calibration_of(
                 "calibration: the validation split has no query with an exact target; epsilon and "
                 f"the weight of an edit are the usual ones, {USUAL}"
             )
-        write_json(path, {**found.to_json(), "figures": figures})
+        if _trained_on(checkpoint, evaluator.index):
+            write_json(path, {**found.to_json(), "figures": figures})
+        else:
+            print(f"calibrated on the validation split of {evaluator.index.root}, not kept")
     return found, figures
+
+
+def _trained_on(checkpoint: Checkpoint, index: ShardIndex) -> bool:
+    """Whether a checkpoint's run was trained on these shards."""
+    own = checkpoint.state["shards"]
+    return "train" in index.splits and index.fingerprint("train") == own
 
 
 def calibrate(

@@ -58,7 +58,7 @@ class Evaluator:
         get_on: Callable[[], None] = lambda: None,
     ) -> None:
         self._get_on = get_on
-        self._index, self._batch_size = index, batch_size
+        self.index, self._batch_size = index, batch_size
         self._workers, self._device = workers, device
         self._on_fault: OnFault = on_fault
         self._timeout = timeout
@@ -110,9 +110,9 @@ class Evaluator:
 
     def _batches(self, model: ADDE, split: str) -> Iterator[tuple[Batch, Tensor]]:
         """This rank's batches of what can be read, and where in the split their items stand."""
-        samples = tuple(shard.samples for shard in self._index.split(split))
+        samples = tuple(shard.samples for shard in self.index.split(split))
         places = StoredOrder(samples, self._batch_size, rank(), world_size())
-        batches = Batches(self._index, split, model.preprocess, places, self._on_fault)
+        batches = Batches(self.index, split, model.preprocess, places, self._on_fault)
         stream = BatchStream(
             batches, range(len(places)), self._workers, self._device, self._timeout, rank()
         )

@@ -2,17 +2,23 @@
 
 import numpy as np
 import pytest
+import torch
 
 from adde.edits import all_edits, rank_matches, wanted_metrics
 from adde.metrics import manipulation_queries, retrieval_metrics
 from adde.schema import UNKNOWN, Attribute, Schema
 from adde.scoring import FIRST, Calibration
+from adde.shards.index import ShardIndex
 from adde.training.calibration import (
+    CALIBRATION_NAME,
     USUAL,
     calibrate,
+    calibration_of,
     presence_temperatures,
     temperatures,
 )
+from adde.training.checkpoint import Checkpoint
+from adde.training.evaluation import Evaluator
 
 SIZES = (4, 3, 3)
 SCHEMA = Schema(tuple(Attribute(f"a{i}", tuple("wxyz"[:s])) for i, s in enumerate(SIZES)))
@@ -101,3 +107,19 @@ def test_without_a_query_the_usual_settings_are_taken():
     found, figures = calibrate(logits, None, labels, SCHEMA)
     assert figures == {"queries": 0}
     assert (found.epsilon, found.edit_weight) == (USUAL["epsilon"], USUAL["edit_weight"])
+
+
+def test_a_calibration_is_kept_where_it_is_of_the_runs_own_shards(
+    tiny_shards, tiny_model, tmp_path, capsys
+):
+    index = ShardIndex.read(tiny_shards)
+    evaluator = Evaluator(index, 16, 0, torch.device("cpu"))
+    others = Checkpoint(tmp_path, {"shards": "of other shards"})
+    found, figures = calibration_of(others, tiny_model, evaluator)
+    assert not (tmp_path / CALIBRATION_NAME).exists()
+    assert "not kept" in capsys.readouterr().out
+    own = Checkpoint(tmp_path, {"shards": index.fingerprint("train")})
+    assert calibration_of(own, tiny_model, evaluator) == (found, figures)
+    assert (tmp_path / CALIBRATION_NAME).exists()
+    # From now on it is read, whoever asks.
+    assert calibration_of(others, tiny_model, evaluator)[0] == found

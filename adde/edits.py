@@ -15,9 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from adde.metrics import (
+    BASELINES,
     Asked,
     Edit,
     Figures,
+    On,
     Places,
     Queries,
     Search,
@@ -277,6 +279,7 @@ def evaluate_split(
     watch: Watch = iter,
     most: int = MOST,
     best: Best | None = None,
+    on: On | None = None,
 ) -> dict[str, Any]:
     """The content of metrics.json but for the split's name.
 
@@ -293,6 +296,7 @@ def evaluate_split(
         watch: is told of the blocks of all rankings.
         most: edits of known labels that are judged, of each number at once.
         best: finds the best matches; None: `best_matches`.
+        on: ranks the baselines; None: numpy.
     """
     beliefs = calibration.beliefs(logits, presence, schema)
 
@@ -304,22 +308,21 @@ def evaluate_split(
     def adde(asked: Asked) -> Places:
         return rank_edits(asked, embeddings, logits, schema, edit, search=search, watch=watch)
 
+    def baselines(asked: Asked, names: Sequence[str] = BASELINES) -> dict[str, Places]:
+        return baseline_rankings(asked, embeddings, logits, schema, watch=watch, names=names, on=on)
+
     def soft(asked: Asked) -> Places:
-        name = "classifier_soft"
-        return baseline_rankings(asked, embeddings, logits, schema, watch=watch, names=(name,))[
-            name
-        ]
+        return baselines(asked, ("classifier_soft",))["classifier_soft"]
 
     rankings = {"match": match(queries), "adde": adde(queries)}
-    baselines = baseline_rankings(queries, embeddings, logits, schema, watch=watch)
     rows = {
         name: summary(query_metrics(ranked, labels, queries), queries.reference)
-        for name, ranked in {**rankings, **baselines}.items()
+        for name, ranked in {**rankings, **baselines(queries)}.items()
     }
     asking = {"match": partial(match, first=FIRST + 1), "adde": adde, "classifier_soft": soft}
     return {
         **{name: rows[name] for name in rankings},
-        "baselines": {name: rows[name] for name in baselines},
+        "baselines": {name: rows[name] for name in BASELINES},
         "edits": judge(asking, labels, schema, most),
         "calibration": calibration.to_json(),
         "attribute_accuracy": attribute_accuracy(

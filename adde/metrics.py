@@ -6,7 +6,7 @@ ranks looked at.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -155,6 +155,18 @@ def smallest(costs: npt.NDArray[np.floating[Any]], k: int) -> Places:
     return ranked
 
 
+class On(NamedTuple):
+    """Where products are taken and sorted: numpy, or a device whose arrays have its operators."""
+
+    place: Callable[[Any], Any]
+    """A numpy array to one of there."""
+    smallest: Callable[[Any, int], Places]
+    """As `smallest`, of costs that are there."""
+
+
+HERE = On(np.asarray, smallest)
+
+
 def retrieval_metrics(ranked: Places, labels: Labels, queries: Queries) -> dict[str, float]:
     """Means of `query_metrics`, 0 where there is no query, and the number of queries."""
     found = query_metrics(ranked, labels, queries)
@@ -297,6 +309,7 @@ def baseline_rankings(
     k: int = 50,
     watch: Watch = iter,
     names: Sequence[str] = BASELINES,
+    on: On | None = None,
 ) -> dict[str, Places]:
     """(Q, k) answers of each baseline of DESIGN 5, on pictures alone.
 
@@ -305,35 +318,38 @@ def baseline_rankings(
     * classifier: number of attributes in which the gallery item's predicted values equal the
       reference's predicted ones with the asked one swapped in; ties by embedding distance.
     * classifier_soft: sum of the gallery item's log-probabilities of those wanted values.
+
+    `on` says where products are taken and sorted; None: here, in numpy.
     """
+    on = on or HERE
     predicted = predicted_labels(logits, schema)
-    gallery = _normalised(embeddings)
-    predicted_hot = schema.multi_hot(predicted)
-    log_probabilities = _log_softmax(logits, schema)
+    gallery = on.place(_normalised(embeddings))
+    predicted_hot = on.place(schema.multi_hot(predicted))
+    log_probabilities = on.place(_log_softmax(logits, schema))
     random = np.random.default_rng(0)
-    random_gallery = random.standard_normal((len(gallery), 16), dtype=np.float32)
+    random_gallery = on.place(random.standard_normal((len(gallery), 16), dtype=np.float32))
     shape = (len(queries), min(k, len(gallery)))
     ranked = {name: np.zeros(shape, np.int64) for name in names}
     for block in watch(blocks_of(len(queries), BASELINE_ARRAYS * len(gallery))):
         part = queries[block]
-        wanted = schema.multi_hot(swapped(predicted[part.reference], part))
+        wanted = on.place(schema.multi_hot(swapped(predicted[part.reference], part)))
         # Queries stand in the order of their items, of which a block has far fewer.
-        items, query = np.unique(part.reference, return_inverse=True)
-        distances = np.empty(0)
+        items, query = map(on.place, np.unique(part.reference, return_inverse=True))
+        distances = None
         if {"no_edit", "classifier"} & set(names):
             distances = (2 - 2 * gallery[items] @ gallery.T)[query.reshape(-1)]
         for name in names:
             if name == "random":
                 drawn = random.standard_normal((len(part), 16), dtype=np.float32)
-                costs = drawn @ random_gallery.T
+                costs = on.place(drawn) @ random_gallery.T
             elif name == "no_edit":
                 costs = distances
             elif name == "classifier":
                 # Squared distances of unit vectors stay below 8, so that one match outweighs them.
-                costs = distances - 8 * (wanted @ predicted_hot.T).astype(np.float64)
+                costs = distances - 8 * (wanted @ predicted_hot.T)
             else:
                 costs = -(wanted @ log_probabilities.T)
-            ranked[name][block] = smallest(costs, k)
+            ranked[name][block] = on.smallest(costs, k)
     return ranked
 
 

@@ -20,7 +20,7 @@ from adde.schema import Schema
 from adde.shards.queries import read_queries
 from adde.training.calibration import calibration_of
 from adde.training.checkpoint import load_model
-from adde.training.evaluation import Evaluator, MemoryEdit, best_matches_on, top_k_on
+from adde.training.evaluation import Evaluator, MemoryEdit, best_matches_on, ranked_on, top_k_on
 from adde.training.preflight import require_split
 from adde.training.report import write_report
 from adde.training.run_folder import open_shards
@@ -80,6 +80,7 @@ def evaluate(
         partial(tqdm, desc="rank", unit="block", leave=False, disable=None),
         min(queries, MOST) or MOST,
         best_matches_on(device),
+        ranked_on(device),
     )
     content = {"split": split, "checkpoint": found.path.name, **figures}
     path = run / ("metrics.json" if split == "test" else f"metrics-{split}.json")

@@ -196,6 +196,19 @@ def top_k(device: torch.device, queries: Vector, gallery: Vector, k: int) -> met
     return torch.cat(found).cpu().numpy()
 
 
+def ranked_on(device: torch.device) -> metrics.On:
+    """Where `metrics.baseline_rankings` takes products and sorts: a GPU where there is one."""
+    return metrics.HERE if device.type == "cpu" else placed_on(device)
+
+
+def placed_on(device: torch.device) -> metrics.On:
+    """Products and sorting on `device`, ties to the lowest row."""
+    return metrics.On(
+        lambda array: torch.from_numpy(array).to(device),
+        lambda costs, k: _smallest(costs, k).cpu().numpy(),
+    )
+
+
 def best_matches_on(device: torch.device) -> edits.Best:
     """`adde.edits.best_matches`, on a GPU where there is one."""
     return edits.best_matches if device.type == "cpu" else partial(best_matches, device)

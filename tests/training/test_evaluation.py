@@ -75,6 +75,26 @@ def test_matches_are_found_on_a_device_as_in_numpy():
     np.testing.assert_array_equal(*found)
 
 
+def test_baselines_are_ranked_on_a_device_as_in_numpy():
+    schema = Schema((Attribute("a", ("x", "y", "z")), Attribute("b", ("x", "y"))))
+    random = np.random.default_rng(1)
+    labels = random.integers(UNKNOWN, 2, (60, 2))
+    # Of few distinct numbers, which add up exactly: items tie.
+    embeddings = random.choice([-0.5, 0.5], (60, 2, 2)).astype(np.float32)
+    logits = schema.multi_hot(labels.clip(0))
+    queries = metrics.manipulation_queries(labels)
+    arguments = (queries, embeddings, logits, schema)
+    device = evaluation.placed_on(torch.device("cpu"))
+    here = metrics.baseline_rankings(*arguments, k=17)
+    there = metrics.baseline_rankings(*arguments, k=17, on=device)
+    assert len(queries) > 20 and tuple(there) == metrics.BASELINES
+    for name in ("no_edit", "classifier"):
+        np.testing.assert_array_equal(here[name], there[name], name)
+    # Sums of logarithms round otherwise there, and random products too.
+    for name in ("random", "classifier_soft"):
+        assert np.mean(here[name] == there[name]) > 0.9, name
+
+
 def test_a_splits_queries_are_found_once(tiny_shards, tiny_model, monkeypatch):
     index, found = ShardIndex.read(tiny_shards), []
     encoded = Evaluator(index, 7, 0, torch.device("cpu")).encode(tiny_model, "test")

@@ -109,8 +109,11 @@ def unedited(embeddings, indicator):
 
 
 def evaluate(embeddings, logits, labels, edit=unedited, queries=None):
-    """`evaluate_split` without presence, uncalibrated, few edits of each number."""
-    plain = Calibration((1.0,) * len(SIZES), (), 0.01, 2.0)
+    """`evaluate_split` without presence, uncalibrated, few edits of each number.
+
+    An edit weighs more than all other attributes together.
+    """
+    plain = Calibration((1.0,) * len(SIZES), (), 0.01, 4.0)
     queries = metrics.manipulation_queries(labels) if queries is None else queries
     return evaluate_split(embeddings, logits, None, labels, SCHEMA, edit, plain, queries, most=200)
 

@@ -239,6 +239,12 @@ class ShardIndex:
                 raise ValueError(f"shards of {ends[-1:]} samples in all, and {len(rows)} members")
             parts = np.split(rows, ends[:-1])
             shards = [Shard(**e, members=part) for e, part in zip(content["shards"], parts)]
+        for shard in shards:
+            if not _is_file_name(shard.name):
+                raise UserError(
+                    f"{path}: expected shards that are files of the same folder, found the name "
+                    f"{shard.name[:100]!r}; build the shards again"
+                )
         return cls(root, content["name"], schema, tuple(shards))
 
     def _check_files(self, folder: Path) -> None:
@@ -268,3 +274,9 @@ def _members(root: Path | Remote, file: _File) -> Members:
     with os.fdopen(descriptor, "rb") as opened:
         # What a test or a repair writes into a row is this process's alone.
         return np.memmap(opened, MEMBER, mode="c").view(np.ndarray)
+
+
+def _is_file_name(name: str) -> bool:
+    """Whether a file of a folder can have the name: no path leads elsewhere, and disks take it."""
+    length = len(name.encode(errors="surrogateescape"))
+    return 0 < length <= 255 and not {"/", "\0"} & set(name) and name not in (".", "..")

@@ -191,3 +191,13 @@ def test_damaged_records(copied, junk):
     with pytest.raises(UserError, match=r"val-000000.tar, sample 5: expected JSON with item_id"):
         samples.read(shard, 5)
     samples.close()
+
+
+@pytest.mark.parametrize("name", ["../train-000000.tar", "a/b.tar", "x" * 256, "", "..", "a\0b"])
+def test_a_shard_that_is_no_file_of_the_folder_is_refused(tiny_shards, tmp_path, name):
+    copy = shutil.copytree(tiny_shards, tmp_path / "shards")
+    content = json.loads((copy / "index.json").read_text())
+    content["shards"][0]["name"] = name
+    (copy / "index.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"index\.json: expected shards that are files of the same"):
+        ShardIndex.read(copy)

@@ -40,7 +40,7 @@ class Asked:
         assert self.wanted is not None
         asked = [(weights, k)]
         if self.first is not None:
-            asked.append((self.first, min(k, FIRST + SLACK)))
+            asked.append((self.first, min(k, FIRST + SLACK // 4)))
         return [(Matching(self.wanted, w, self.epsilon, schema), n) for w, n in asked]
 
 

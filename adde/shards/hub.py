@@ -79,7 +79,9 @@ def _opened(path: Path) -> Any:
     """The table of an Arrow stream, mapped: nothing is read before it is asked for."""
     arrow: Any = importlib.import_module("pyarrow")
     with foreign(path, "an Arrow stream"):
-        return arrow.ipc.open_stream(arrow.memory_map(str(path))).read_all()
+        table = arrow.ipc.open_stream(arrow.memory_map(str(path))).read_all()
+        table.validate(full=True)  # else damaged offsets are followed out of the file
+        return table
 
 
 def read_saved_dataset(root: Path, options: TableOptions, size: int) -> Items:

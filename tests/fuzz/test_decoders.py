@@ -14,6 +14,11 @@ def test_what_is_damaged_is_read_or_refused(kind):
     assert found["refused"]
 
 
+@pytest.mark.parametrize(("kind", "number"), [("arrow", 432), ("arrow", 718), ("index", 38824)])
+def test_what_was_found_once_is_refused(kind, number):
+    assert run(kind, number, 1, 60) == {"refused": 1}
+
+
 @pytest.mark.parametrize("kind", WHOLE)
 def test_what_is_whole_is_read(kind, tmp_path):
     """Else the damage would be tried on what is refused in any case."""

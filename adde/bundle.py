@@ -74,7 +74,7 @@ class Golden:
 
     @property
     def outputs(self) -> Outputs:
-        """What the encoder makes of `images`."""
+        """The encoder's outputs for `images`."""
         return Outputs(self.embeddings, self.logits, self.presence)
 
     def write(self, path: Path) -> None:
@@ -106,7 +106,7 @@ class Bundle:
     details: Mapping[str, Any]
     """precision, parts, memory, opset, versions, parity, retrieval, source, presence."""
     calibration: Calibration | None = None
-    """What the match score needs; None in a bundle from before it, which ranks by distance."""
+    """Settings of the match score; None in older bundles, which rank by distance."""
     hash: str = field(default="", compare=False)
     """sha256 of what bundle.json said when it was read, the hashes of the other files among it;
     empty where it was not read. What a folder holds later has another."""

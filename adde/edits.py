@@ -1,4 +1,4 @@
-"""What a shopper feels of a ranking: whether the answers have what was asked for.
+"""Metrics of obedience: how often the answers have the values that an edit asks for.
 
 The published protocol asks only where the gallery holds an exact target. Here every edit of a known
 label is asked, one, two or three at once, and answers are judged by the edited attributes alone.
@@ -164,7 +164,7 @@ def _shown(values: Labels, labels: Labels) -> Any:
 def judge(ranks: dict[str, Rank], labels: Labels, schema: Schema, most: int = MOST) -> Any:
     """Ranking -> number of edits -> `first_wanted` and `wanted@10` as in `metrics.summary`.
 
-    Of one edit also those of each attribute, and the `macro` mean over attributes.
+    For single edits also under `by_attribute`, with the `macro` mean over attributes.
     """
     result: dict[str, dict[str, Any]] = {name: {} for name in ranks}
     for count in COUNTS[: len(schema.names)]:

@@ -10,8 +10,8 @@ An unedited attribute wants the query's own beliefs; an edit to value v wants v 
 
     s(q, g) = sum_a w_a log(epsilon + P_a(q, g)).
 
-Of an edited attribute w is the `edit_weight` for the first FIRST answers, so that they have what
-was asked for, and 1 for those after them, which are what else is close.
+An edited attribute weighs `edit_weight` among the first FIRST answers, so that they obey the edit.
+After them it weighs 1, as every other attribute does.
 
 With independent beliefs and epsilon 0 that is the log-probability that g matches in every
 attribute, the best order there is for hit@k; a larger epsilon bounds what one certain mismatch
@@ -117,11 +117,6 @@ def parts(schema: Schema) -> list[slice]:
         slice(offset + a, offset + a + size + 1)
         for a, (offset, size) in enumerate(zip(schema.offsets, schema.sizes))
     ]
-
-
-def value_columns(schema: Schema) -> Labels:
-    """(V,) int64: the column in beliefs of each value, in the schema's order."""
-    return np.arange(schema.num_values) + schema.attribute_of_column
 
 
 def with_known(beliefs: Vector, labels: Labels, schema: Schema) -> Vector:

@@ -34,9 +34,9 @@ from tqdm import tqdm
 from adde.errors import UserError, run_program
 from adde.schema import UNKNOWN, Attribute, Labels, Schema, Vector
 from adde.scoring import Calibration, ask_value, likeliest, match_scores, parts, with_known
-from adde.serving.asking import Asked, Matching, Nearness, augmented
-from adde.serving.embedded import EmbeddedGallery
-from adde.serving.gallery import Header, Item
+from adde.serving.gallery.asking import Asked, Matching, Nearness, augmented
+from adde.serving.gallery.base import Header, Item
+from adde.serving.gallery.embedded import EmbeddedGallery
 
 ATTRIBUTES, WIDTH, VALUES = 12, 340, 10
 DIRECTIONS = 16

@@ -71,7 +71,7 @@ PARTS = (
     Part("definition", ("hypothesis",), ("tests/mining",), "not gpu"),
     Part("runs", (*TRAINING, "onnxruntime"), ("tests/gpu/test_training_cuda.py",)),
     Part("session", ("onnxruntime", "onnx", "onnxscript"), ("tests/gpu/test_session_cuda.py",)),
-    Part("decoding", ("torchcodec", "simplejpeg"), ("tests/shards/test_gpu_decode.py",)),
+    Part("decoding", ("torchcodec", "simplejpeg"), ("tests/loading/test_gpu_decode.py",)),
 )
 
 

@@ -23,10 +23,11 @@ from accelerate import Accelerator
 from figures import publish
 
 from adde.errors import run_program
+from adde.loading.augment import Augmentation
+from adde.loading.loader import Batch
 from adde.model import ADDE, ModelSettings
 from adde.schema import Attribute, Schema
-from adde.shards.loader import Batch
-from adde.training.config import AddeStage, Augmentation, Config, Data, EncoderStage
+from adde.training.config import AddeStage, Config, Data, EncoderStage
 from adde.training.gradient_cache import cached_backward
 from adde.training.objectives import Objective, global_mean
 from adde.training.strategies import Replicated

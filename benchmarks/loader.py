@@ -32,17 +32,17 @@ from torchvision.transforms import v2
 from webdataset.compat import WebDataset, WebLoader
 
 from adde.errors import run_program
+from adde.loading.loader import BatchStream
+from adde.loading.resize import load_for_training
 from adde.preprocess import Preprocess
 from adde.schema import Attribute, Schema
 from adde.shards.batches import Batches
-from adde.shards.catalogue import Items
-from adde.shards.engine import engine
+from adde.shards.catalogues.catalogue import Items
 from adde.shards.index import ShardIndex
-from adde.shards.loader import BatchStream
 from adde.shards.order import SampleOrder
-from adde.shards.pack import PackOptions, pack
+from adde.shards.packing.engine import engine
+from adde.shards.packing.pack import PackOptions, pack
 from adde.shards.reader import iterate
-from adde.shards.resize import load_for_training
 from adde.shards.shares import RankShare
 
 Stream = Iterator[Any]

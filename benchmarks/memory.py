@@ -25,10 +25,10 @@ import tyro
 from figures import publish
 
 from adde.errors import run_program
+from adde.loading.loader import LENT, READ_AHEAD, BatchStream, join
 from adde.schema import Attribute, Schema
 from adde.shards.batches import Companions
 from adde.shards.index import INDEX_NAME, Shard, ShardIndex, member_rows
-from adde.shards.loader import LENT, READ_AHEAD, BatchStream, join
 from adde.shards.order import SampleOrder
 
 PER_SHARD, GROUP = 1000, 4

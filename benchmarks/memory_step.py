@@ -13,11 +13,12 @@ import torch
 from figures import publish
 
 from adde.distributed import RankRows
+from adde.loading.augment import Augmentation
+from adde.loading.loader import Batch
 from adde.mining.distances import allow_tf32
 from adde.model import ADDE, ModelSettings
 from adde.schema import Attribute, Schema
-from adde.shards.loader import Batch
-from adde.training.config import AddeStage, Augmentation, EncoderStage
+from adde.training.config import AddeStage, EncoderStage
 from adde.training.objectives import Objective, global_mean
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

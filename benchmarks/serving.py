@@ -36,9 +36,9 @@ from adde.bundle import Bundle
 from adde.errors import UserError, run_program
 from adde.preprocess import Picture, Preprocess
 from adde.serving import Searcher
-from adde.serving.http.decoders import Decoders
+from adde.serving.http.requests.decoders import Decoders
 from adde.serving.http.settings import Settings
-from adde.serving.session import STREAMS, Session
+from adde.serving.onnx.session import STREAMS, Session
 
 CLIENTS = (1, 8, 32, 128)
 SIDE, SMALL_SIDE, TINY_SIDE = 800, 256, 96

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from adde.serving.build import build_gallery
-from adde.serving.session import Session
+from adde.serving.gallery.build import build_gallery
+from adde.serving.onnx.session import Session
 from adde.shards.index import ShardIndex
 
 ROOT = Path(__file__).parents[1]

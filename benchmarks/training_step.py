@@ -20,14 +20,15 @@ from accelerate import Accelerator
 from figures import publish
 
 from adde.errors import run_program
+from adde.loading.augment import Augmentation
+from adde.loading.loader import BatchStream
+from adde.loading.resize import load_for_training
 from adde.model import ADDE, ModelSettings
 from adde.shards.batches import Batches
 from adde.shards.index import ShardIndex
-from adde.shards.loader import BatchStream
 from adde.shards.order import SampleOrder
-from adde.shards.resize import load_for_training
 from adde.shards.shares import RankShare
-from adde.training.config import AddeStage, Augmentation, Config, EncoderStage, Optimizer
+from adde.training.config import AddeStage, Config, EncoderStage, Optimizer
 from adde.training.objectives import Objective, global_mean
 from adde.training.strategies import Replicated
 

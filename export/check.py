@@ -14,7 +14,7 @@ import tyro
 from adde.bundle import Bundle
 from adde.errors import UserError, run_program
 from adde.exporting.check import check_bundle
-from adde.serving.providers import PROVIDERS, Device, missing
+from adde.serving.onnx.providers import PROVIDERS, Device, missing
 
 
 def check(bundle: list[Path]) -> None:

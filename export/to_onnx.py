@@ -20,9 +20,9 @@ from adde.exporting.export import export_bundle
 from adde.exporting.precision import Precision
 from adde.files import read_json
 from adde.training.calibration import calibration_of
-from adde.training.checkpoint import load_model
+from adde.training.checkpoints.checkpoint import load_model
 from adde.training.evaluation import Evaluator
-from adde.training.preflight import require_split
+from adde.training.resilience.preflight import require_split
 from adde.training.run_folder import open_shards
 
 BATCH = 64

@@ -10,9 +10,9 @@ from pathlib import Path
 import tyro
 
 from adde.errors import UserError, run_program
-from adde.training.report import write_report
-from adde.training.tracking import LOG_NAME, PROJECT, has_login
-from adde.training.workspace import build_workspace
+from adde.training.watching.report import write_report
+from adde.training.watching.tracking import LOG_NAME, PROJECT, has_login
+from adde.training.watching.workspace import build_workspace
 
 
 def dashboard(

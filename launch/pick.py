@@ -9,8 +9,8 @@ import tyro
 
 from adde.errors import run_program
 from adde.training.config import read_recipe
+from adde.training.resilience.topology import Machine, choose, command, count_parameters
 from adde.training.run_folder import open_shards
-from adde.training.topology import Machine, choose, command, count_parameters
 
 
 def pick(recipe: Path, shards: str | None = None) -> None:

@@ -19,14 +19,14 @@ import tyro
 
 from adde.bundle import Bundle
 from adde.errors import UserError, run_program
-from adde.serving.build import build_with, open_gallery
-from adde.serving.embedded import EXACT_ITEMS, EmbeddedGallery
-from adde.serving.embedding import Split, embed_here
-from adde.serving.embedding_ray import on_ray
-from adde.serving.fields import FieldTable
-from adde.serving.providers import Device
-from adde.serving.session import Session
-from adde.shards.unknown import WORDS
+from adde.serving.gallery.build import build_with, open_gallery
+from adde.serving.gallery.embedded import EXACT_ITEMS, EmbeddedGallery
+from adde.serving.gallery.embedding import Split, embed_here
+from adde.serving.gallery.embedding_ray import on_ray
+from adde.serving.gallery.fields import FieldTable
+from adde.serving.onnx.providers import Device
+from adde.serving.onnx.session import Session
+from adde.shards.catalogues.unknown import WORDS
 
 
 def build(
@@ -97,7 +97,7 @@ def build(
         create = partial(EmbeddedGallery.create, exact_items=exact_items)
         reopen = partial(EmbeddedGallery, writable=True, exact_items=exact_items)
     else:
-        from adde.serving.milvus import MilvusGallery  # of the extra `milvus`
+        from adde.serving.gallery.milvus import MilvusGallery  # of the extra `milvus`
 
         create, reopen = MilvusGallery.creator(uri), MilvusGallery.open
     build_with(embed, opened, catalogue, out, split, create, reopen, table, pictures)

@@ -17,7 +17,7 @@ import tyro
 
 from adde.bundle import Bundle
 from adde.errors import UserError, run_program
-from adde.serving.providers import (
+from adde.serving.onnx.providers import (
     CUDNN,
     DRIVER,
     PROVIDERS,
@@ -32,7 +32,7 @@ from adde.serving.providers import (
     running,
     tensorrt_version,
 )
-from adde.serving.session import Session
+from adde.serving.onnx.session import Session
 
 CONVOLUTION = base64.b64decode(
     "CAg6TgoPCgF4CgF4EgF5IgRDb252EgFnWhsKAXgSFgoUCAESEAoCCAEKAggBCgIIAgoCCAJiGwoBeRIWChQIARIQCgIIAQ"

@@ -13,7 +13,7 @@ import tyro
 from adde.errors import UserError, run_program
 from adde.serving.http.cards import Cards
 from adde.serving.http.settings import Settings
-from adde.serving.providers import Device
+from adde.serving.onnx.providers import Device
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
@@ -55,7 +55,7 @@ def server(
     if require_key and no_require_key:
         raise UserError("expected one of --require-key and --no-require-key, found both")
     try:
-        from adde.serving.http.pair import Source
+        from adde.serving.http.hot_swap import Source
         from adde.serving.http.run import serve
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is not installed: pip install 'adde[serve]'") from error

@@ -19,11 +19,11 @@ from typing import Annotated
 import tyro
 
 from adde.errors import run_program
-from adde.shards.engine import Engine, engine
-from adde.shards.importers import open_catalogue
-from adde.shards.pack import SUMMARY_NAME, PackOptions, pack, require_place
-from adde.shards.summary import as_text
-from adde.shards.tabular import TableOptions
+from adde.shards.catalogues.importers import open_catalogue
+from adde.shards.catalogues.tabular import TableOptions
+from adde.shards.packing.engine import Engine, engine
+from adde.shards.packing.pack import SUMMARY_NAME, PackOptions, pack, require_place
+from adde.shards.packing.summary import as_text
 
 
 @dataclass(frozen=True, kw_only=True)

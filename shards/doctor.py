@@ -10,7 +10,7 @@ import tyro
 
 from adde.errors import UserError, run_program
 from adde.files import require_writable
-from adde.shards.doctor import as_text, diagnose, look_through
+from adde.shards.checking.doctor import as_text, diagnose, look_through
 from adde.shards.index import ShardIndex
 
 
@@ -32,7 +32,7 @@ def main(shards: Path, out: Path | None = None, workers: int | None = None) -> N
     print(as_text(found, looked.item_ids))
     if out is not None:
         # Imported here: the text needs no templates.
-        from adde.shards.doctor_page import write_page
+        from adde.shards.checking.doctor_page import write_page
 
         write_page(index, found, looked, out)
         print(f"\nwritten: {out}")

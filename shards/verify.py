@@ -10,8 +10,8 @@ import tyro
 from tqdm import tqdm
 
 from adde.errors import UserError, run_program
+from adde.shards.checking.verify import verify
 from adde.shards.index import ShardIndex
-from adde.shards.verify import verify
 
 
 def main(shards: Path, decode: bool = False, workers: int | None = None) -> None:

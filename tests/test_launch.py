@@ -25,8 +25,8 @@ from torch.distributed.run import get_args_parser
 from adde.errors import UserError
 from adde.training.batch_size import micro_batch
 from adde.training.config import Config, Data, Optimizer, parse
-from adde.training.stopping import StopSignals
-from adde.training.topology import Machine, bytes_per_parameter, choose, command, nodes
+from adde.training.resilience.stop_signals import StopSignals
+from adde.training.resilience.topology import Machine, bytes_per_parameter, choose, command, nodes
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "launch"

@@ -98,10 +98,10 @@ def test_an_unfinished_run_of_another_recipe_is_not_gone_on_with(quickstart):
 
 def test_shards_that_stay_the_same_are_not_trained_on_again(quickstart):
     quickstart()
-    touch("adde/shards/voxel.py")
+    touch("adde/shards/catalogues/voxel.py")
     assert quickstart() == (0, ["build"])
     assert quickstart() == (0, [])
-    touch("adde/shards/voxel.py")
+    touch("adde/shards/catalogues/voxel.py")
     touch("other")
     assert quickstart() == (0, ["build", "train", *AFTER_TRAINING])
     Path("other").unlink()

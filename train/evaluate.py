@@ -19,11 +19,11 @@ from adde.metrics import manipulation_queries
 from adde.schema import Schema
 from adde.shards.queries import read_queries
 from adde.training.calibration import calibration_of
-from adde.training.checkpoint import load_model
+from adde.training.checkpoints.checkpoint import load_model
 from adde.training.evaluation import Evaluator, MemoryEdit, best_matches_on, ranked_on, top_k_on
-from adde.training.preflight import require_split
-from adde.training.report import write_report
+from adde.training.resilience.preflight import require_split
 from adde.training.run_folder import open_shards
+from adde.training.watching.report import write_report
 
 COLUMNS = ("hit@1", "hit@10", "hit@30", "ndcg@30", "ndcg_target@30", "ndcg_others@30")
 

@@ -13,7 +13,7 @@ import tyro
 
 from adde.errors import run_program
 from adde.files import read_text
-from adde.training.search import Search, read_sweep
+from adde.training.trials import Search, read_sweep
 
 
 def search(sweep: Path, out: Path | None = None, trials: int = 20, seed: int = 0) -> None:

@@ -12,8 +12,8 @@ import onnx
 from adde.bundle import ENCODER, MEMORY, Bundle, Golden
 from adde.errors import UserError, foreign
 from adde.exporting.parity import BATCHES, relative_error
-from adde.serving.providers import Device
-from adde.serving.session import Session
+from adde.serving.onnx.providers import Device
+from adde.serving.onnx.session import Session
 
 ROUNDS = 5
 """Timed calls per batch size, after one that is not."""

@@ -27,8 +27,8 @@ from adde.model import ADDE
 from adde.preprocess import Picture, Preprocess
 from adde.schema import Labels
 from adde.scoring import Calibration
-from adde.serving.providers import Device, missing
-from adde.serving.session import Session
+from adde.serving.onnx.providers import Device, missing
+from adde.serving.onnx.session import Session
 from adde.shards.index import ShardIndex
 from adde.shards.reader import iterate
 

@@ -89,7 +89,7 @@ def off_block_share(model: ADDE) -> float:
 
 
 class TorchSession:
-    """The model in torch on the CPU, behind the interface of `adde.serving.session.Session`."""
+    """The torch model on the CPU, behind the interface of `adde.serving.onnx.session.Session`."""
 
     def __init__(self, model: ADDE) -> None:
         self._encoder, self._memory = EncoderGraph(model).eval(), MemoryGraph(model).eval()

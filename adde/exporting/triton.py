@@ -21,7 +21,7 @@ import onnx
 from adde.bundle import ENCODER, MEMORY, Bundle
 from adde.errors import UserError
 from adde.files import atomic_path, require_writable, strangers, write_text
-from adde.serving.session import BUCKETS, STREAMS, cuda_options
+from adde.serving.onnx.session import BUCKETS, STREAMS, cuda_options
 
 MODELS = {"adde_encoder": ENCODER, "adde_memory": MEMORY}
 TYPES = {

@@ -1,13 +1,27 @@
 """Random flips, shifts and scales of a batch of pictures, in one resampling on the device."""
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from adde.training.config import Augmentation
-
 DRAWS = 4
 """Uniform draws a picture needs: flip, horizontal shift, vertical shift, scale."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """Random changes of training pictures, on the device."""
+
+    flip: bool = True
+    """Mirror half of the pictures."""
+
+    shift: float = 0.05
+    """Largest shift in each direction, as a share of the side."""
+
+    scale: float = 0.1
+    """Largest change of size, as a share: 0.1 gives 0.9 to 1.1."""
 
 
 def augment(images: Tensor, draws: Tensor, settings: Augmentation) -> Tensor:

@@ -1,4 +1,3 @@
-# pyright: standard
 """JPEGs decoded on the device that trains on them (layer 1).
 
 Imported where `data.decode` asks for it: torchcodec needs libraries that not every machine has.

@@ -1,4 +1,3 @@
-# pyright: standard
 """Torch glue: batches read ahead, in worker processes or a thread, and brought to the device."""
 
 import contextlib
@@ -309,7 +308,7 @@ def ahead_of_each(workers: int, together: int, size: int) -> int:
 def _device_decoder() -> Callable[..., None]:
     """What decodes on the device. Raises UserError where torchcodec cannot be imported."""
     try:
-        from adde.shards.gpu_decode import decode_into
+        from adde.loading.gpu_decode import decode_into
     except (ImportError, OSError, RuntimeError) as error:  # one of its libraries is not there
         raise UserError(
             "data.decode = 'device': expected torchcodec, which does not import here "

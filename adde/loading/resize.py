@@ -1,4 +1,3 @@
-# pyright: standard
 """Pictures for training: the pixels that are decoded everywhere, resized by torch (layer 1)."""
 
 import numpy as np

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal, overload
 
 from adde.schema import UNKNOWN, Schema
-from adde.serving.gallery import Fields, Item
+from adde.serving.gallery.base import Fields, Item
 
 Rank = Literal["match", "distance"]
 

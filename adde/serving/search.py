@@ -15,13 +15,13 @@ from adde.schema import UNKNOWN, Labels, Schema, Vector
 from adde.scoring import Calibration, likeliest, parts, with_known
 from adde.serving import edits as editing
 from adde.serving.answers import Rank, Result, Seen, value_of
-from adde.serving.asking import Asked, Matching
-from adde.serving.build import open_or_build
 from adde.serving.edits import Edits
-from adde.serving.gallery import Gallery
-from adde.serving.providers import Device
+from adde.serving.gallery.asking import Asked, Matching
+from adde.serving.gallery.base import Gallery
+from adde.serving.gallery.build import open_or_build
+from adde.serving.onnx.providers import Device
+from adde.serving.onnx.session import Session
 from adde.serving.ranking import Question
-from adde.serving.session import Session
 
 MAX_WEIGHT = 1000.0
 MAX_K = 1000
@@ -114,7 +114,7 @@ class Searcher:
             k: answers wanted; all items where the gallery has fewer.
             weights: attribute to its weight in score and distance; 1 where not given.
             like: if any, only these attributes count.
-            filters: what answers must have; see `adde.serving.filters`.
+            filters: what answers must have; see `adde.serving.gallery.filters`.
             item: id of an item of the gallery to start from instead; it is no answer itself.
             rank: by the probability of a match (`adde.scoring`; needs a calibrated bundle), or by
                 distance from the edited embedding, as published. Default: match where calibrated.

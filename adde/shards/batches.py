@@ -13,7 +13,7 @@ from adde.schema import UNKNOWN, Labels
 from adde.shards.index import ShardIndex
 from adde.shards.order import Places
 from adde.shards.reader import Sample, ShardReader
-from adde.shards.sources import Remote
+from adde.shards.remote.sources import Remote
 
 OnFault = Literal["raise", "skip"]
 

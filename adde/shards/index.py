@@ -35,7 +35,7 @@ import numpy.typing as npt
 from adde.errors import UserError, did_you_mean
 from adde.files import atomic_path, read_json, sha256_of_file, write_json
 from adde.schema import Schema
-from adde.shards.sources import Remote, locate
+from adde.shards.remote.sources import Remote, locate
 
 INDEX_NAME = "index.json"
 MEMBERS_NAME = "index.members"
@@ -183,7 +183,7 @@ class ShardIndex:
 
     @classmethod
     def read(cls, root: Path | str, check_files: bool = True) -> "ShardIndex":
-        """Reads index.json of a local folder, or of an address (`adde.shards.sources`).
+        """Reads index.json of a local folder, or of an address (`adde.shards.remote.sources`).
 
         Args:
             root: of the shards.

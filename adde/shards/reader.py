@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from adde.errors import UserError
 from adde.schema import Labels, Schema
 from adde.shards.index import Shard, ShardIndex, checksum
-from adde.shards.sources import Prefetcher, Remote
+from adde.shards.remote.sources import Prefetcher, Remote
 
 OPEN_SHARDS = 64
 """File handles a reader keeps; more shards than this are opened again when needed."""

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from adde.distributed import gather_objects, rank
 from adde.errors import UserError
-from adde.shards.loader import Batch
+from adde.loading.loader import Batch
 from adde.training.config import Config
 from adde.training.objectives import Objective, finite_rows, not_finite
 from adde.training.strategies import Replicated

@@ -23,7 +23,7 @@ from adde.model import ADDE
 from adde.schema import UNKNOWN, Labels, Schema, Vector
 from adde.scoring import FIRST, Calibration
 from adde.shards.index import ShardIndex
-from adde.training.checkpoint import Checkpoint
+from adde.training.checkpoints.checkpoint import Checkpoint
 from adde.training.evaluation import Evaluator
 
 CALIBRATION_NAME = "calibration.json"

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from adde.errors import UserError, did_you_mean, foreign
 from adde.files import read_text, write_text
+from adde.loading.augment import Augmentation
 from adde.model.settings import ModelSettings
 
 if sys.version_info >= (3, 11):
@@ -72,20 +73,6 @@ class Data:
 
     timeout: float = 600.0
     """Seconds without a batch after which the run ends, naming what was being read; 0: never."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Augmentation:
-    """Random changes of training pictures, on the device."""
-
-    flip: bool = True
-    """Mirror half of the pictures."""
-
-    shift: float = 0.05
-    """Largest shift in each direction, as a share of the side."""
-
-    scale: float = 0.1
-    """Largest change of size, as a share: 0.1 gives 0.9 to 1.1."""
 
 
 @dataclass(frozen=True, kw_only=True)

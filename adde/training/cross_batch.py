@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from adde.schema import UNKNOWN
-from adde.training.checkpoint import Stored
+from adde.training.checkpoints.checkpoint import Stored
 from adde.training.config import CrossBatch
 
 

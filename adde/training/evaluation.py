@@ -12,16 +12,16 @@ from tqdm import tqdm
 
 from adde import edits, metrics
 from adde.distributed import RankRows, rank, sum_over_ranks, world_size
+from adde.loading.loader import Batch, BatchStream
 from adde.mining.distances import full_precision
 from adde.model import ADDE, Encoding
 from adde.schema import UNKNOWN, Labels, Schema, Vector
 from adde.scoring import parts
 from adde.shards.batches import Batches, OnFault
 from adde.shards.index import ShardIndex
-from adde.shards.loader import Batch, BatchStream
 from adde.shards.reader import ShardReader
 from adde.shards.shares import StoredOrder
-from adde.training.tracking import PictureRow
+from adde.training.watching.tracking import PictureRow
 
 
 @dataclass(frozen=True)

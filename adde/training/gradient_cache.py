@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adde.loading.loader import Batch
 from adde.model import Forward
-from adde.shards.loader import Batch
-from adde.training import profiling
 from adde.training.config import AddeStage, EncoderStage
 from adde.training.objectives import Objective, global_mean
 from adde.training.optimisation import Kept
 from adde.training.strategies import Replicated
+from adde.training.watching import profiling
 
 
 def cached_backward(

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from adde import losses
 from adde.distributed import RankRows, sum_over_ranks, world_size
+from adde.loading.augment import DRAWS, Augmentation, augment
+from adde.loading.loader import Batch
 from adde.losses import Term
 from adde.mining import (
     Edits,
@@ -26,11 +28,9 @@ from adde.mining import (
 )
 from adde.model import Forward, first_columns, multi_hot
 from adde.schema import UNKNOWN, Schema
-from adde.shards.loader import Batch
-from adde.training.augment import DRAWS, augment
-from adde.training.config import AddeStage, Augmentation, EncoderStage
+from adde.training.config import AddeStage, EncoderStage
 from adde.training.cross_batch import CrossBatchMemory
-from adde.training.profiling import part
+from adde.training.watching.profiling import part
 
 PER_ATTRIBUTE = ("cls", "presence", "local_triplet", "accuracy")
 """Terms and shares that are told of every attribute too: their parts are attributes, in order,

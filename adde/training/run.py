@@ -16,24 +16,23 @@ from tqdm import tqdm
 from adde.distributed import from_main, rank, sum_over_ranks, world_size
 from adde.errors import UserError
 from adde.files import this_process
+from adde.loading.loader import Batch, BatchStream, join
+from adde.loading.resize import load_for_training
 from adde.model import ADDE
 from adde.schema import Schema
 from adde.shards.batches import Batches
 from adde.shards.jpeg import is_plain
-from adde.shards.loader import Batch, BatchStream, join
 from adde.shards.order import SampleOrder
-from adde.shards.resize import load_for_training
 from adde.shards.shares import RankShare
-from adde.training import checkpoint as checkpoints
-from adde.training.alarms import Alarms
 from adde.training.bad_steps import BadSteps
-from adde.training.batch_norm import synchronise
 from adde.training.batch_size import micro_batch
 from adde.training.calibration import calibration_of
-from adde.training.checkpoint import Checkpoint, Position
+from adde.training.checkpoints import checkpoint as checkpoints
+from adde.training.checkpoints.checkpoint import Checkpoint, Position
+from adde.training.checkpoints.flat_shards import Piece, shares
+from adde.training.checkpoints.saving import Saver
 from adde.training.config import Config, Schedule
 from adde.training.cross_batch import CrossBatchMemory
-from adde.training.endings import explain
 from adde.training.evaluation import (
     Encoded,
     Evaluator,
@@ -41,25 +40,26 @@ from adde.training.evaluation import (
     picture_rows,
     retrieval,
 )
-from adde.training.faults import Faults
-from adde.training.heartbeat import Heartbeat
-from adde.training.meter import Meter
 from adde.training.objectives import Objective
-from adde.training.pieces import Piece, shares
-from adde.training.preflight import (
+from adde.training.resilience.errors import explain
+from adde.training.resilience.heartbeat import Heartbeat
+from adde.training.resilience.preflight import (
     preflight,
     require_room,
     require_shared,
     require_split,
     say_what_will_fail,
 )
-from adde.training.profiling import Profile, part
-from adde.training.report import write_report
+from adde.training.resilience.skipped_samples import Faults
+from adde.training.resilience.stop_signals import StopSignals, exit_status
 from adde.training.run_folder import open_folder, open_shards, say_what_is_left
-from adde.training.saving import Saver
-from adde.training.stopping import StopSignals, exit_status
 from adde.training.strategies import Replicated, home_of_whole, open_accelerator, open_strategy
-from adde.training.tracking import Tracker
+from adde.training.strategies.batch_norm import synchronise
+from adde.training.watching.alarms import Alarms
+from adde.training.watching.meter import Meter
+from adde.training.watching.profiling import Profile, part
+from adde.training.watching.report import write_report
+from adde.training.watching.tracking import Tracker
 
 STAGES = ("encoder", "adde")
 SHOWN = ("hit@1", "hit@10", "hit@30", "ndcg@30", "accuracy")

@@ -5,9 +5,9 @@ from pathlib import Path
 from adde.errors import UserError
 from adde.shards.index import ShardIndex
 from adde.shards.order import SampleOrder
-from adde.training import checkpoint as checkpoints
+from adde.training.checkpoints import checkpoint as checkpoints
+from adde.training.checkpoints.upload import Bucket, fetch, require_empty
 from adde.training.config import CONFIG_NAME, Config, first_difference, of_run, write_config
-from adde.training.upload import Bucket, fetch, require_empty
 
 
 def open_folder(config: Config, resume: bool) -> Path | None:

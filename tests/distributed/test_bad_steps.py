@@ -7,11 +7,11 @@ import pytest
 from test_strategies import launch
 from tiny_recipe import RECIPE
 
+from adde.loading.resize import load_for_training
 from adde.preprocess import Preprocess
 from adde.shards.index import ShardIndex
 from adde.shards.order import SampleOrder
 from adde.shards.reader import ShardReader
-from adde.shards.resize import load_for_training
 
 PROGRAM = '''
 """train/main.py with one picture that becomes NaN, and a look at every step that is skipped."""

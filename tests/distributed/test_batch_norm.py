@@ -8,8 +8,8 @@ from test_ranks import free_port
 from timm.layers import BatchNormAct2d
 from torch import nn
 
-from adde.training.batch_norm import synchronise
 from adde.training.config import Config, Data
+from adde.training.strategies.batch_norm import synchronise
 
 COUNT = 6
 

@@ -24,7 +24,7 @@ from test_strategies import ROOT
 from test_strategies import start as launch
 from tiny_recipe import RECIPE
 
-from adde.training.checkpoint import read_checkpoint
+from adde.training.checkpoints.checkpoint import read_checkpoint
 
 PROGRAM = '''
 """train/main.py that writes down which items every step saw, and kills itself as it is told."""

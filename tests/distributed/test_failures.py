@@ -107,7 +107,7 @@ ELSEWHERE = """
 import os, runpy
 from pathlib import Path
 from adde.errors import run_program
-from adde.training import preflight
+from adde.training.resilience import preflight
 
 main = runpy.run_path("train/main.py")["main"]
 preflight.SEEN_WITHIN = 0.5
@@ -135,10 +135,10 @@ import os, time
 from pathlib import Path
 import torch
 from adde.errors import UserError, run_program
-from adde.training import heartbeat
+from adde.training.resilience import heartbeat
 from adde.training import run as of_run
 from adde.training.config import parse
-from adde.training.tracking import Tracker
+from adde.training.watching.tracking import Tracker
 
 fault, pid = os.environ["FAULT"], Path(__file__).parent / "pid"
 heartbeat.INTERVAL = 0.2

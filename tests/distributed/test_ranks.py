@@ -10,10 +10,11 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from adde.distributed import RankRows
+from adde.loading.augment import Augmentation
+from adde.loading.loader import Batch
 from adde.model import ADDE, ModelSettings
 from adde.schema import Attribute, Schema
-from adde.shards.loader import Batch
-from adde.training.config import AddeStage, Augmentation, EncoderStage
+from adde.training.config import AddeStage, EncoderStage
 from adde.training.objectives import Objective, global_mean
 
 SCHEMA = Schema((Attribute("colour", ("r", "g", "b")), Attribute("size", ("s", "l"))))

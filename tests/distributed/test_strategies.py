@@ -21,7 +21,7 @@ from test_ranks import free_port
 from tiny_recipe import RECIPE
 
 from adde.errors import UserError
-from adde.training.checkpoint import read_checkpoint
+from adde.training.checkpoints.checkpoint import read_checkpoint
 from adde.training.config import Config
 from adde.training.strategies import open_accelerator
 

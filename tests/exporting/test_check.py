@@ -15,8 +15,8 @@ from adde.bundle import BUNDLE_NAME, FILES, Bundle
 from adde.errors import UserError
 from adde.exporting import check
 from adde.exporting.check import check_bundle
-from adde.serving import providers
-from adde.serving.session import Session
+from adde.serving.onnx import providers
+from adde.serving.onnx.session import Session
 
 PROGRAM = Path(__file__).parents[2] / "export" / "check.py"
 

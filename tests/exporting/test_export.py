@@ -17,7 +17,7 @@ from adde.exporting.check import check_bundle
 from adde.preprocess import Preprocess
 from adde.schema import Attribute, Schema
 from adde.scoring import Calibration
-from adde.serving.session import Session
+from adde.serving.onnx.session import Session
 from adde.shards.index import ShardIndex
 from adde.shards.reader import iterate
 

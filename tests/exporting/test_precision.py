@@ -23,7 +23,7 @@ from adde.exporting.precision import (
     reduce,
 )
 from adde.model import ADDE
-from adde.serving.session import Session
+from adde.serving.onnx.session import Session
 from adde.shards.index import ShardIndex
 from adde.shards.reader import iterate
 

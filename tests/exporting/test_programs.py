@@ -12,10 +12,10 @@ from adde.bundle import Bundle
 from adde.files import this_process
 from adde.model import ModelSettings
 from adde.shards.index import ShardIndex
-from adde.training.checkpoint import Position
+from adde.training.checkpoints.checkpoint import Position
+from adde.training.checkpoints.flat_shards import shares
+from adde.training.checkpoints.saving import Saver
 from adde.training.config import Config, Data, write_config
-from adde.training.pieces import shares
-from adde.training.saving import Saver
 
 ROOT = Path(__file__).parents[2]
 

@@ -16,7 +16,7 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 
 from adde.bundle import Bundle
-from adde.serving.session import BUCKETS, Session
+from adde.serving.onnx.session import BUCKETS, Session
 
 PROGRAM = Path(__file__).parents[2] / "export" / "to_triton.py"
 F = descriptor_pb2.FieldDescriptorProto

@@ -40,22 +40,22 @@ from adde.model.backbone import build_backbone
 from adde.model.settings import ModelSettings
 from adde.preprocess import MAX_PIXELS, Preprocess, decode
 from adde.schema import Attribute, Schema
-from adde.serving.gallery import Header
-from adde.serving.http.keys import Keys
-from adde.serving.http.pictures import BROKEN, HEAD, reply
-from adde.serving.session import Session
-from adde.shards.catalogue import Items
-from adde.shards.engine import engine
-from adde.shards.hub import read_saved_dataset
+from adde.serving.gallery.base import Header
+from adde.serving.http.requests.keys import Keys
+from adde.serving.http.requests.pictures import BROKEN, HEAD, reply
+from adde.serving.onnx.session import Session
+from adde.shards.catalogues.catalogue import Items
+from adde.shards.catalogues.hf_dataset import read_saved_dataset
+from adde.shards.catalogues.pictures import PictureFiles, store
+from adde.shards.catalogues.shapes3d import read_shapes3d
+from adde.shards.catalogues.table import read_table
+from adde.shards.catalogues.tabular import TableOptions
+from adde.shards.checking.verify import verify
 from adde.shards.index import INDEX_NAME, ShardIndex
 from adde.shards.jpeg import decode_pixels
-from adde.shards.pack import PackOptions, pack
-from adde.shards.pictures import PictureFiles, store
+from adde.shards.packing.engine import engine
+from adde.shards.packing.pack import PackOptions, pack
 from adde.shards.reader import iterate
-from adde.shards.shapes3d import read_shapes3d
-from adde.shards.table import read_table
-from adde.shards.tabular import TableOptions
-from adde.shards.verify import verify
 from adde.training.config import read_recipe
 
 MEMORY_LIMIT = 8 << 30

@@ -27,9 +27,9 @@ import tyro
 
 from adde.errors import UserError
 from adde.schema import Attribute, Schema
-from adde.serving.fields import FieldTable
-from adde.shards.catalogue import check
-from adde.shards.importers import open_catalogue
+from adde.serving.gallery.fields import FieldTable
+from adde.shards.catalogues.catalogue import check
+from adde.shards.catalogues.importers import open_catalogue
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "shards"))
 from trees import (

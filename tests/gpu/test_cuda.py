@@ -3,9 +3,8 @@
 import pytest
 import torch
 
+from adde.loading.augment import Augmentation, augment
 from adde.mining import draw_edits, mine, uniform
-from adde.training.augment import augment
-from adde.training.config import Augmentation
 
 pytestmark = pytest.mark.gpu
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from tiny_recipe import RECIPE
 
-from adde.serving.providers import missing
-from adde.training.tracking import read_log
+from adde.serving.onnx.providers import missing
+from adde.training.watching.tracking import read_log
 
 pytestmark = pytest.mark.gpu
 

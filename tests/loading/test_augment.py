@@ -2,8 +2,7 @@
 
 import torch
 
-from adde.training.augment import augment
-from adde.training.config import Augmentation
+from adde.loading.augment import Augmentation, augment
 
 
 def pictures():

@@ -14,19 +14,19 @@ import torch
 from PIL import Image
 
 from adde.errors import UserError
+from adde.loading import loader
+from adde.loading.gpu_decode import decode_into
+from adde.loading.loader import BatchStream
+from adde.loading.resize import load_for_training
 from adde.preprocess import Fit, Preprocess
 from adde.schema import Attribute, Schema
-from adde.shards import loader
 from adde.shards.batches import Batches, OnFault
-from adde.shards.catalogue import Items
-from adde.shards.engine import engine
-from adde.shards.gpu_decode import decode_into
+from adde.shards.catalogues.catalogue import Items
 from adde.shards.index import ShardIndex
 from adde.shards.jpeg import is_plain
-from adde.shards.loader import BatchStream
-from adde.shards.pack import PackOptions, pack
+from adde.shards.packing.engine import engine
+from adde.shards.packing.pack import PackOptions, pack
 from adde.shards.reader import iterate
-from adde.shards.resize import load_for_training
 from adde.shards.shares import StoredOrder
 
 SCHEMA = Schema((Attribute("colour", ("red", "blue")),))
@@ -144,7 +144,7 @@ WITHOUT = """
 import sys
 sys.modules["torchcodec"] = None
 from adde.errors import UserError
-from adde.shards.loader import BatchStream
+from adde.loading.loader import BatchStream
 
 class Left:
     leaves = True

@@ -12,10 +12,10 @@ import psutil
 import pytest
 import torch
 
+from adde.loading.loader import LENT, READ_AHEAD, ROOM, STOPS, BatchStream, ahead_of_each
 from adde.preprocess import Preprocess
 from adde.shards.batches import Batches
 from adde.shards.index import ShardIndex
-from adde.shards.loader import LENT, READ_AHEAD, ROOM, STOPS, BatchStream, ahead_of_each
 from adde.shards.shares import StoredOrder
 
 
@@ -111,7 +111,7 @@ KILLED = """
 import multiprocessing, os, signal
 import numpy as np
 from adde.shards.batches import Companions
-from adde.shards.loader import BatchStream
+from adde.loading.loader import BatchStream
 
 class Wide:
     leaves = False

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from adde.errors import UserError
+from adde.loading.resize import load_for_training
 from adde.preprocess import Preprocess
-from adde.shards.resize import load_for_training
 
 
 def load(preprocess, content, name="picture"):

@@ -8,9 +8,9 @@ import pytest
 
 from adde.bundle import Bundle
 from adde.scoring import Calibration
-from adde.serving.build import build_gallery, open_gallery
-from adde.serving.gallery import Item
-from adde.serving.session import Session
+from adde.serving.gallery.base import Item
+from adde.serving.gallery.build import build_gallery, open_gallery
+from adde.serving.onnx.session import Session
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import pytest
 from adde.errors import UserError
 from adde.schema import UNKNOWN
 from adde.serving import Request, Searcher
-from adde.serving.gallery import read_picture
+from adde.serving.gallery.base import read_picture
 
 EDITS = [
     {},

@@ -17,7 +17,7 @@ from adde.training.calibration import (
     presence_temperatures,
     temperatures,
 )
-from adde.training.checkpoint import Checkpoint
+from adde.training.checkpoints.checkpoint import Checkpoint
 from adde.training.evaluation import Evaluator
 
 SIZES = (4, 3, 3)

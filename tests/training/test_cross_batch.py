@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import nn
 
+from adde.loading.augment import Augmentation
+from adde.loading.loader import Batch
 from adde.model import ADDE, ModelSettings
 from adde.model.adde import Forward
 from adde.schema import Attribute, Schema
-from adde.shards.loader import Batch
-from adde.training.config import Augmentation, CrossBatch, EncoderStage
+from adde.training.config import CrossBatch, EncoderStage
 from adde.training.cross_batch import CrossBatchMemory
 from adde.training.objectives import Objective, global_mean
 

@@ -6,11 +6,12 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
 
+from adde.loading.augment import Augmentation
+from adde.loading.loader import Batch
 from adde.model import ADDE, ModelSettings
 from adde.model.adde import Forward
 from adde.schema import Attribute, Schema
-from adde.shards.loader import Batch
-from adde.training.config import AddeStage, Augmentation, Config, Data, EncoderStage
+from adde.training.config import AddeStage, Config, Data, EncoderStage
 from adde.training.gradient_cache import cached_backward
 from adde.training.objectives import Objective, global_mean
 from adde.training.strategies import Replicated

@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import nn
 
+from adde.loading.augment import Augmentation
+from adde.loading.loader import Batch
 from adde.losses import normalise
 from adde.mining import mine
 from adde.model import ADDE, ModelSettings
 from adde.model.alexnet import AlexNet
 from adde.schema import Attribute, Schema
-from adde.shards.loader import Batch
-from adde.training.config import AddeStage, Augmentation, read_recipe
+from adde.training.config import AddeStage, read_recipe
 from adde.training.objectives import Objective, global_mean
 
 SCHEMA = Schema((Attribute("colour", ("r", "g", "b")), Attribute("size", ("s", "l"))))

@@ -15,14 +15,14 @@ import psutil
 import pytest
 import torch
 
-from adde.shards.engine import engine
+from adde.shards.catalogues.wardrobe import wardrobe
 from adde.shards.index import ShardIndex
-from adde.shards.pack import PackOptions, pack
-from adde.shards.wardrobe import wardrobe
-from adde.training.checkpoint import last_checkpoint
-from adde.training.panels import NOT_SHOWN, PANELS, PICTURES, TABLES
-from adde.training.profiling import PARTS
-from adde.training.tracking import read_log
+from adde.shards.packing.engine import engine
+from adde.shards.packing.pack import PackOptions, pack
+from adde.training.checkpoints.checkpoint import last_checkpoint
+from adde.training.watching.panels import NOT_SHOWN, PANELS, PICTURES, TABLES
+from adde.training.watching.profiling import PARTS
+from adde.training.watching.tracking import read_log
 
 ROOT = Path(__file__).parents[2]
 TINY = [

@@ -11,7 +11,7 @@ import yaml
 
 from adde.errors import UserError
 from adde.training.config import parse
-from adde.training.search import Search, Sweep, read_sweep
+from adde.training.trials import Search, Sweep, read_sweep
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "train" / "sweeps").glob("*.yaml"))

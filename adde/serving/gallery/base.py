@@ -25,9 +25,9 @@ from adde.files import read_json, write_json
 from adde.schema import Labels, Schema, Vector
 from adde.scoring import with_known
 from adde.serving import whereabouts
-from adde.serving.asking import NOTHING_ELSE, Asked
-from adde.serving.facets import Facet
-from adde.serving.filters import storable
+from adde.serving.gallery.asking import NOTHING_ELSE, Asked
+from adde.serving.gallery.facets import Facet
+from adde.serving.gallery.filters import storable
 
 GALLERY_NAME = "gallery.json"
 FORMAT = 3
@@ -174,7 +174,7 @@ class Gallery(Protocol):
             query: (A, D) float32, L2-normalised over both axes.
             weights: (A,) float32, none negative.
             k: items wanted.
-            filters: see `adde.serving.filters`.
+            filters: see `adde.serving.gallery.filters`.
             exclude: an item id that is no answer.
             asked: whether to rank by match, and what answers must show.
 
@@ -196,7 +196,7 @@ class Gallery(Protocol):
         Args:
             text: words that an item's id, known values or texts must all have; the best first.
                 If there are none, items come in an order of the seed's.
-            filters: see `adde.serving.filters`.
+            filters: see `adde.serving.gallery.filters`.
             count: items wanted.
             offset: items before them.
             seed: of the order.
@@ -272,7 +272,7 @@ def beliefs_of(header: Header, items: Sequence[Item]) -> Vector | None:
         if item.beliefs is None:
             raise UserError(
                 f"item {item.item_id!r}: expected its beliefs, as the gallery's bundle is "
-                "calibrated, found none; adde.serving.embedding.embed gives them"
+                "calibrated, found none; adde.serving.gallery.embedding.embed gives them"
             )
         rows.append(item.beliefs)
     labels = np.stack([item.labels for item in items])

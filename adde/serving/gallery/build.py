@@ -29,10 +29,7 @@ from adde.files import (
     workplace,
 )
 from adde.serving import whereabouts
-from adde.serving.embedded import ITEMS, LOCK, VECTORS, EmbeddedGallery, being_replaced
-from adde.serving.embedding import Embed, Split, embed_here, shards_of
-from adde.serving.fields import FieldTable
-from adde.serving.gallery import (
+from adde.serving.gallery.base import (
     GALLERY_NAME,
     BusyError,
     Gallery,
@@ -41,7 +38,10 @@ from adde.serving.gallery import (
     ItemNotFoundError,
     UnavailableError,
 )
-from adde.serving.session import Session
+from adde.serving.gallery.embedded import ITEMS, LOCK, VECTORS, EmbeddedGallery, being_replaced
+from adde.serving.gallery.embedding import Embed, Split, embed_here, shards_of
+from adde.serving.gallery.fields import FieldTable
+from adde.serving.onnx.session import Session
 from adde.shards.index import INDEX_NAME, ShardIndex
 
 OURS = (ITEMS, VECTORS, LOCK, "index")
@@ -197,7 +197,7 @@ def _extra(folder: Path) -> Mapping[str, Any]:
 
 
 def _drop(extra: Mapping[str, Any]) -> None:
-    from adde.serving.milvus import drop  # pymilvus is no part of the base install
+    from adde.serving.gallery.milvus import drop  # pymilvus is no part of the base install
 
     drop(extra["uri"], extra["collection"])
 
@@ -207,7 +207,9 @@ def open_gallery(folder: Path, bundle: Bundle, writable: bool = False) -> Galler
     header = Header.read(folder)
     header.require_bundle(bundle, folder)
     if header.engine == "milvus":
-        from adde.serving.milvus import MilvusGallery  # pymilvus is no part of the base install
+        from adde.serving.gallery.milvus import (
+            MilvusGallery,  # pymilvus is no part of the base install
+        )
 
         return MilvusGallery.open(folder)
     return EmbeddedGallery(folder, writable)

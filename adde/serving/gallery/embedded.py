@@ -7,7 +7,7 @@ Layout of the folder, beside gallery.json::
                    subspaces, length before normalising
     beliefs.f32    row r at r * (V + A) floats, known labels certain; not where the bundle is not
                    calibrated
-    index.*        where there are too many items to look at each: see `adde.serving.index`
+    index.*        where there are too many items to look at each: see `adde.serving.gallery.index`
 
 Vectors and beliefs are written and synced before SQLite commits their rows, so a process killed at
 any moment leaves the last committed state, and at most bytes behind the last row that the next
@@ -39,11 +39,10 @@ from adde.errors import UserError, did_you_mean
 from adde.files import atomic_path, naming
 from adde.schema import UNKNOWN, Labels, Vector
 from adde.scoring import Calibration
-from adde.serving import filters as filtering
 from adde.serving import texts
-from adde.serving.asking import NOTHING_ELSE, SLACK, Asked, Nearness, augmented
-from adde.serving.facets import Facet, facets_of
-from adde.serving.gallery import (
+from adde.serving.gallery import filters as filtering
+from adde.serving.gallery.asking import NOTHING_ELSE, SLACK, Asked, Nearness, augmented
+from adde.serving.gallery.base import (
     GALLERY_NAME,
     BusyError,
     Fields,
@@ -55,8 +54,9 @@ from adde.serving.gallery import (
     facts,
     require_once,
 )
-from adde.serving.index import Index
-from adde.serving.looking import Mask, best_matches, exact, showing
+from adde.serving.gallery.facets import Facet, facets_of
+from adde.serving.gallery.index import Index
+from adde.serving.gallery.looking import Mask, best_matches, exact, showing
 
 ITEMS, VECTORS, BELIEFS, LOCK = "items.sqlite", "vectors.f32", "beliefs.f32", "lock"
 

@@ -12,9 +12,9 @@ from adde.bundle import Bundle
 from adde.metrics import predicted_labels
 from adde.preprocess import Picture
 from adde.schema import Labels, Vector
-from adde.serving.cores import cores
-from adde.serving.gallery import Item, Place
-from adde.serving.session import Session
+from adde.serving.gallery.base import Item, Place
+from adde.serving.onnx.cores import cores
+from adde.serving.onnx.session import Session
 from adde.shards.index import Shard, ShardIndex
 from adde.shards.reader import Sample, ShardReader
 

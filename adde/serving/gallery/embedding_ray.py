@@ -14,11 +14,11 @@ from typing import Any
 
 from adde.bundle import Bundle
 from adde.errors import UserError
-from adde.serving import embedding
-from adde.serving.embedding import Embed, Split, embed_here, shards_of
-from adde.serving.gallery import Item
-from adde.serving.providers import Device
-from adde.serving.session import Session
+from adde.serving.gallery import embedding
+from adde.serving.gallery.base import Item
+from adde.serving.gallery.embedding import Embed, Split, embed_here, shards_of
+from adde.serving.onnx.providers import Device
+from adde.serving.onnx.session import Session
 from adde.shards.index import ShardIndex
 
 PIECE = 8

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from adde.serving.filters import storable
+from adde.serving.gallery.filters import storable
 
 CHOICES = 24
 """So many different values can still be offered one by one."""

@@ -14,12 +14,12 @@ from typing import Any
 from adde.errors import UserError
 from adde.files import sha256_of_file
 from adde.schema import Schema
-from adde.serving.embedding import Embed, Split, spaced_ids
-from adde.serving.gallery import Fields, Item
+from adde.serving.gallery.base import Fields, Item
+from adde.serving.gallery.embedding import Embed, Split, spaced_ids
+from adde.shards.catalogues.parquet import table_files
+from adde.shards.catalogues.table import Places, read_table
+from adde.shards.catalogues.unknown import WORDS, blank_unknown
 from adde.shards.index import ShardIndex
-from adde.shards.parquet import table_files
-from adde.shards.table import Places, read_table
-from adde.shards.unknown import WORDS, blank_unknown
 
 WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})")
 """Not 007, which is a name."""

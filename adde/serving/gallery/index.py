@@ -1,10 +1,10 @@
 """Search in galleries too large to look at every vector: compact codes, then exact scores.
 
-By distance, every item is looked at in few numbers (`adde.serving.compact`), each number a byte. By
-match, in a code per attribute (`adde.serving.codes`). The candidates this gives are ranked anew by
-what is stored. As every code is looked at, recall is lost by rounding alone. How many candidates
-are taken is measured against looking at everything, for queries in all subspaces, in half of them
-and in one; what was measured lies beside the index in index.json.
+By distance, every item is scanned as a few one-byte numbers (`adde.serving.gallery.compact`); by
+match, as one code per attribute (`adde.serving.gallery.codes`). The candidates are ranked again by
+their stored vectors. Every code is scanned, so only rounding costs recall. The number of candidates
+is chosen by comparison with an exact search, for queries in all subspaces, in half of them and in
+one; the measurements are kept in index.json beside the index.
 
 Each build writes files of its own name, which index.json says last: what it names belongs together,
 whenever the build is interrupted and whenever another process reads.
@@ -27,11 +27,20 @@ from adde.errors import UserError
 from adde.files import atomic_path, read_json, write_json
 from adde.schema import Labels, Schema, Vector
 from adde.scoring import Calibration
-from adde.serving.asking import ROUNDING, Matching, Nearness, shows
-from adde.serving.codes import Codes
-from adde.serving.compact import Directions
-from adde.serving.looking import Mask, Rows, best_matches, exact, first, joined, look, showing
-from adde.serving.tuning import least_depth, tune
+from adde.serving.gallery.asking import ROUNDING, Matching, Nearness, shows
+from adde.serving.gallery.codes import Codes
+from adde.serving.gallery.compact import Directions
+from adde.serving.gallery.looking import (
+    Mask,
+    Rows,
+    best_matches,
+    exact,
+    first,
+    joined,
+    look,
+    showing,
+)
+from adde.serving.gallery.tuning import least_depth, tune
 
 REPORT = "index.json"
 

@@ -21,11 +21,10 @@ from adde.errors import UserError
 from adde.metrics import smallest
 from adde.schema import UNKNOWN, Labels, Vector
 from adde.scoring import likeliest
-from adde.serving import filters as filtering
 from adde.serving import texts
-from adde.serving.asking import NOTHING_ELSE, SLACK, Asked, augmented, augmented_query
-from adde.serving.facets import Facet, facets_of
-from adde.serving.gallery import (
+from adde.serving.gallery import filters as filtering
+from adde.serving.gallery.asking import NOTHING_ELSE, SLACK, Asked, augmented, augmented_query
+from adde.serving.gallery.base import (
     Gallery,
     Header,
     Item,
@@ -35,6 +34,7 @@ from adde.serving.gallery import (
     facts,
     require_once,
 )
+from adde.serving.gallery.facets import Facet, facets_of
 
 TIMEOUT = 10.0
 """Seconds a write may take, its tries anew included; then the caller is told."""

@@ -9,7 +9,7 @@ from fastapi.openapi.utils import get_openapi
 from starlette.types import ASGIApp
 
 from adde.serving.http import pages, problems
-from adde.serving.http.guard import Guard, needs_key
+from adde.serving.http.requests.middleware import Guard, needs_key
 from adde.serving.http.routes import router
 from adde.serving.http.service import Service
 

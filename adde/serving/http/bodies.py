@@ -8,7 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 from adde.serving import whereabouts
 from adde.serving.answers import Answer, Rank, Result, Seen
 from adde.serving.edits import More, Not
-from adde.serving.gallery import Header, Item
+from adde.serving.gallery.base import Header, Item
 from adde.serving.search import MAX_K, MAX_WEIGHT, Request
 
 MOST = 1000

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 from adde.errors import UserError, did_you_mean
 from adde.schema import Schema
-from adde.serving.facets import Facet
+from adde.serving.gallery.facets import Facet
 
 USUAL = {
     "title_field": ("title", "name"),

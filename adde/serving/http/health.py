@@ -8,8 +8,8 @@ from contextlib import suppress
 from typing import TypeVar
 
 from adde.errors import UserError
-from adde.serving.cores import limit_libraries
-from adde.serving.gallery import Gallery, UnavailableError
+from adde.serving.gallery.base import Gallery, UnavailableError
+from adde.serving.onnx.cores import limit_libraries
 
 T = TypeVar("T")
 

@@ -11,16 +11,16 @@ from typing import TypeVar
 
 from adde.bundle import Bundle
 from adde.serving import whereabouts
-from adde.serving.facets import Facet
+from adde.serving.gallery.facets import Facet
 from adde.serving.http.batching import Batcher
 from adde.serving.http.cards import Cards
-from adde.serving.http.gate import Gate
+from adde.serving.http.health import Watch
 from adde.serving.http.metrics import Metrics
+from adde.serving.http.requests.admission import Gate
 from adde.serving.http.settings import Settings
-from adde.serving.http.watch import Watch
-from adde.serving.providers import Device
+from adde.serving.onnx.providers import Device
+from adde.serving.onnx.session import STREAMS, Session
 from adde.serving.search import Searcher
-from adde.serving.session import STREAMS, Session
 
 T = TypeVar("T")
 

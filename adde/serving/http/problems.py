@@ -12,8 +12,8 @@ from pydantic import BaseModel, Field, ValidationError
 from starlette.exceptions import HTTPException
 
 from adde.errors import UserError
-from adde.serving.gallery import ItemNotFoundError, UnavailableError
-from adde.serving.http.pictures import (
+from adde.serving.gallery.base import ItemNotFoundError, UnavailableError
+from adde.serving.http.requests.pictures import (
     BROKEN,
     TOO_LARGE,
     WRONG_FORMAT,

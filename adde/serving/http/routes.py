@@ -12,11 +12,11 @@ from pydantic import BaseModel
 
 from adde.errors import UserError
 from adde.serving import whereabouts
-from adde.serving.gallery import UnavailableError, read_picture
+from adde.serving.gallery.base import UnavailableError, read_picture
 from adde.serving.http import bodies
-from adde.serving.http.pair import Pair
+from adde.serving.http.hot_swap import Pair
 from adde.serving.http.problems import MEDIA_TYPE, Problem, ProblemBody, of_exception
-from adde.serving.http.reading import FORM, JSON
+from adde.serving.http.requests.request_body import FORM, JSON
 from adde.serving.http.service import Service
 
 SIGNATURES = {

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from adde.errors import UserError
 from adde.preprocess import MAX_PIXELS
-from adde.serving.cores import cores
-from adde.serving.session import BUCKETS
+from adde.serving.onnx.cores import cores
+from adde.serving.onnx.session import BUCKETS
 
 MOST_DECODERS = 16
 """Unless more are asked for, as each has memory of its own."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from adde.serving.providers import onnxruntime
+from adde.serving.onnx.providers import onnxruntime
 
 Array = npt.NDArray[Any]
 

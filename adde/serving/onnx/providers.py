@@ -28,7 +28,7 @@ DRIVER, CUDNN, TENSORRT = "libcuda.so.1", "libcudnn.so.9", "libnvinfer.so.10"
 
 LOAD = """
 import ctypes, sys
-from adde.serving.providers import preload
+from adde.serving.onnx.providers import preload
 device, *libraries = sys.argv[1:]
 preload([device])
 try:

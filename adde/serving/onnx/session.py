@@ -14,9 +14,9 @@ from adde.errors import UserError
 from adde.files import cache_folder
 from adde.preprocess import Picture
 from adde.schema import Vector
-from adde.serving.binding import Array, Graph, Lane
-from adde.serving.cores import cores
-from adde.serving.providers import (
+from adde.serving.onnx.binding import Array, Graph, Lane
+from adde.serving.onnx.cores import cores
+from adde.serving.onnx.providers import (
     PROVIDERS,
     RECORD,
     Device,

@@ -15,10 +15,10 @@ from typing import TypeVar
 
 from adde.errors import UserError
 from adde.files import open_text
-from adde.shards.catalogue import Items
-from adde.shards.pictures import PictureFiles, find_picture
-from adde.shards.table import Cells, Places, Table
-from adde.shards.tabular import TableOptions, table_catalogue
+from adde.shards.catalogues.catalogue import Items
+from adde.shards.catalogues.pictures import PictureFiles, find_picture
+from adde.shards.catalogues.table import Cells, Places, Table
+from adde.shards.catalogues.tabular import TableOptions, table_catalogue
 
 ATTRIBUTE_TYPES = {
     5: ("texture", "fabric", "shape", "part", "style"),

@@ -10,9 +10,9 @@ import numpy as np
 
 from adde.errors import UserError
 from adde.schema import UNKNOWN, Attribute, Labels, Schema
-from adde.shards.table import Table
-from adde.shards.traits import no_trait
-from adde.shards.unknown import doubtful
+from adde.shards.catalogues.table import Table
+from adde.shards.catalogues.traits import no_trait
+from adde.shards.catalogues.unknown import doubtful
 
 OTHER = "other"
 """The value that rare values are folded into."""

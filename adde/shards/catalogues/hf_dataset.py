@@ -16,11 +16,11 @@ from typing import Any
 
 from adde.errors import UserError, foreign
 from adde.files import read_json
-from adde.shards.catalogue import Items
-from adde.shards.pictures import store
-from adde.shards.splits import split_of, splits_by_hash
-from adde.shards.table import Cells, Places, Table, as_texts
-from adde.shards.tabular import TableOptions, table_catalogue
+from adde.shards.catalogues.catalogue import Items
+from adde.shards.catalogues.pictures import store
+from adde.shards.catalogues.splits import split_of, splits_by_hash
+from adde.shards.catalogues.table import Cells, Places, Table, as_texts
+from adde.shards.catalogues.tabular import TableOptions, table_catalogue
 
 OPEN_FILES = 16
 """Mapped Arrow files that a process keeps."""

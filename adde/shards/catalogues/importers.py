@@ -5,12 +5,12 @@ from pathlib import Path
 
 from adde.errors import UserError, did_you_mean
 from adde.metrics import Queries
-from adde.shards.annotations import celeba, deepfashion
-from adde.shards.catalogue import Catalogue, Items
-from adde.shards.hub import read_saved_dataset
-from adde.shards.shapes3d import read_shapes3d
-from adde.shards.support import read_support
-from adde.shards.tabular import TableOptions, read_catalogue
+from adde.shards.catalogues.annotations import celeba, deepfashion
+from adde.shards.catalogues.catalogue import Catalogue, Items
+from adde.shards.catalogues.hf_dataset import read_saved_dataset
+from adde.shards.catalogues.paper_files import read_support
+from adde.shards.catalogues.shapes3d import read_shapes3d
+from adde.shards.catalogues.tabular import TableOptions, read_catalogue
 
 EMBEDDED = ("wardrobe", "wardrobe-hard")
 EMBEDDED_SIZE, SIZE = 64, 256
@@ -94,8 +94,8 @@ def _opened(items: Items) -> Opened:
 
 def _embedded(name: str, items: int, seed: int, size: int) -> Opened:
     # Imported here: who packs a table needs no renderer.
-    from adde.shards.wardrobe import wardrobe
-    from adde.shards.wardrobe_hard import wardrobe_hard
+    from adde.shards.catalogues.wardrobe import wardrobe
+    from adde.shards.catalogues.wardrobe_hard import wardrobe_hard
 
     draw = wardrobe if name == "wardrobe" else wardrobe_hard
     return Opened(draw(items, seed, size))

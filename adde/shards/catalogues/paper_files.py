@@ -22,10 +22,10 @@ from adde.errors import UserError
 from adde.files import open_text, read_json
 from adde.metrics import Queries
 from adde.schema import UNKNOWN, Attribute, Labels, Schema
-from adde.shards.catalogue import Items
-from adde.shards.pictures import PictureFiles
-from adde.shards.splits import splits_by_hash
-from adde.shards.table import Places
+from adde.shards.catalogues.catalogue import Items
+from adde.shards.catalogues.pictures import PictureFiles
+from adde.shards.catalogues.splits import splits_by_hash
+from adde.shards.catalogues.table import Places
 
 BLOCK = 4096
 """Lines of a file of numbers that are held at a time."""

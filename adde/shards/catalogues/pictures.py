@@ -12,7 +12,7 @@ from PIL import Image
 
 from adde.errors import UserError
 from adde.preprocess import decode, decoding, orientation
-from adde.shards.table import Table, plain
+from adde.shards.catalogues.table import Table, plain
 
 EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 """Formats that are stored, and the extension each is stored under."""
@@ -74,8 +74,9 @@ class PictureFiles:
 def find_picture(images: Path, cell: str, endings: Iterable[str] = ENDINGS) -> Path | None:
     """The file below `images` that a cell names, or None.
 
-    Where no file has the very name, one that looks the same will do (`adde.shards.table.plain`):
-    in other bytes of Unicode, with its ending in capitals, or below folders with Windows' sign.
+    Where no file has the exact name, one whose name looks the same is taken
+    (`adde.shards.catalogues.table.plain`): other Unicode bytes, a suffix in capitals, or Windows'
+    folder separator.
     """
     if not cell:
         return None

@@ -20,8 +20,8 @@ from tqdm import tqdm
 from adde.errors import UserError, foreign
 from adde.files import atomic_path
 from adde.schema import Attribute, Schema
-from adde.shards.catalogue import Items
-from adde.shards.splits import require_items, splits_by_hash
+from adde.shards.catalogues.catalogue import Items
+from adde.shards.catalogues.splits import require_items, splits_by_hash
 
 FACTORS = ("floor_hue", "wall_hue", "object_hue", "scale", "shape", "orientation")
 BLOCK = 4096

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 
 from adde.errors import UserError
+from adde.shards.catalogues.table import Table
 from adde.shards.index import SPLITS
-from adde.shards.table import Table
 
 SPLIT_WORDS = {
     **dict.fromkeys(("train", "training"), "train"),

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import overload
 
 from adde.errors import UserError, did_you_mean
-from adde.shards.delimited import read_records
-from adde.shards.parquet import ParquetTable, as_texts, table_files
+from adde.shards.catalogues.delimited import read_records
+from adde.shards.catalogues.parquet import ParquetTable, as_texts, table_files
 
 __all__ = ["Cells", "Faults", "Places", "Table", "as_texts", "plain", "read_table"]
 

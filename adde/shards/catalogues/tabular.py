@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adde.errors import UserError
-from adde.shards.catalogue import Items, Source
-from adde.shards.columns import label_attributes
-from adde.shards.pictures import PictureFiles, choose_image_column
-from adde.shards.splits import (
+from adde.shards.catalogues.catalogue import Items, Source
+from adde.shards.catalogues.columns import label_attributes
+from adde.shards.catalogues.pictures import PictureFiles, choose_image_column
+from adde.shards.catalogues.splits import (
     find_split_column,
     find_split_columns,
     named_as_split,
@@ -17,8 +17,8 @@ from adde.shards.splits import (
     splits_of_column,
     with_splits,
 )
-from adde.shards.table import Table, read_table
-from adde.shards.unknown import WORDS, blank_unknown
+from adde.shards.catalogues.table import Table, read_table
+from adde.shards.catalogues.unknown import WORDS, blank_unknown
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,16 @@ import numpy as np
 
 from adde.errors import UserError
 from adde.schema import Attribute, Labels, Schema
-from adde.shards.voxel import COLOURS, GLASSES, HEADWEAR, HIDDEN, Look, ambiguous, draw, visible
+from adde.shards.catalogues.voxel import (
+    COLOURS,
+    GLASSES,
+    HEADWEAR,
+    HIDDEN,
+    Look,
+    ambiguous,
+    draw,
+    visible,
+)
 
 SCHEMA = Schema(
     (

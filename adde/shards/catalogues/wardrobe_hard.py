@@ -21,8 +21,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from adde.schema import UNKNOWN, Attribute, Labels, Schema
-from adde.shards.voxel import COLOURS, Look, draw
-from adde.shards.wardrobe import SPLIT_OF_TEN, Figure, check_request, keyed_random
+from adde.shards.catalogues.voxel import COLOURS, Look, draw
+from adde.shards.catalogues.wardrobe import SPLIT_OF_TEN, Figure, check_request, keyed_random
 
 SCHEMA = Schema(
     (

@@ -11,12 +11,12 @@ from tqdm import tqdm
 from adde.errors import UserError
 from adde.preprocess import decode
 from adde.schema import UNKNOWN, Labels
-from adde.shards.groups import has_neighbour, neighbour_in_group
+from adde.shards.checking.similar import BANDS, THUMBNAIL, Hashes, Thumbnails, look, near_duplicates
 from adde.shards.index import Shard, ShardIndex
+from adde.shards.packing.groups import has_neighbour, neighbour_in_group
+from adde.shards.packing.summary import aligned, listed
+from adde.shards.packing.workers import in_order
 from adde.shards.reader import ShardReader
-from adde.shards.similar import BANDS, THUMBNAIL, Hashes, Thumbnails, look, near_duplicates
-from adde.shards.summary import aligned, listed
-from adde.shards.workers import in_order
 
 RARE = 10
 """Training items below which a value is called rare."""

@@ -1,4 +1,4 @@
-"""The findings of `adde.shards.doctor` as one page with pictures that opens anywhere."""
+"""The findings of `adde.shards.checking.doctor` as one page with pictures that opens anywhere."""
 
 import base64
 import io
@@ -12,7 +12,7 @@ from adde.errors import UserError
 from adde.files import write_text
 from adde.pages import render
 from adde.preprocess import decode
-from adde.shards.doctor import Looked
+from adde.shards.checking.doctor import Looked
 from adde.shards.index import ShardIndex
 from adde.shards.reader import ShardReader
 

@@ -16,9 +16,9 @@ from adde.errors import UserError, reason
 from adde.files import sha256_of_file
 from adde.preprocess import decode
 from adde.schema import Schema
+from adde.shards.catalogues.pictures import EXTENSIONS
 from adde.shards.index import INDEX_NAME, SPLITS, Shard, ShardIndex, checksum
-from adde.shards.pictures import EXTENSIONS
-from adde.shards.workers import in_order
+from adde.shards.packing.workers import in_order
 
 NAMED = 20
 """Differences of one shard's samples that are named; the rest are counted."""

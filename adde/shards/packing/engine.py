@@ -8,9 +8,9 @@ from itertools import islice
 from typing import Any, Literal
 
 from adde.errors import UserError
-from adde.shards.tar import Packed, ShardJob
-from adde.shards.workers import in_order
-from adde.shards.writer import Run
+from adde.shards.packing.tar import Packed, ShardJob
+from adde.shards.packing.workers import in_order
+from adde.shards.packing.writer import Run
 
 Engine = Literal["processes", "ray"]
 

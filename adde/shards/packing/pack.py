@@ -12,13 +12,13 @@ import numpy as np
 from adde.errors import UserError
 from adde.files import read_json, require_writable, strangers, write_json
 from adde.metrics import Queries
-from adde.shards.catalogue import Catalogue
+from adde.shards.catalogues.catalogue import Catalogue
 from adde.shards.index import INDEX_NAME, MEMBERS_NAME, ShardIndex
+from adde.shards.packing.summary import summarise
+from adde.shards.packing.tar import RECEIPT
+from adde.shards.packing.work_folder import work_folder
+from adde.shards.packing.writer import Run, Written, write_tars
 from adde.shards.queries import QUERIES_NAME, write_queries
-from adde.shards.summary import summarise
-from adde.shards.tar import RECEIPT
-from adde.shards.workplace import work_folder
-from adde.shards.writer import Run, Written, write_tars
 
 SUMMARY_NAME = "summary.json"
 BUILD_NAME = "build.json"
@@ -60,7 +60,7 @@ def pack(
         catalogue: what to pack.
         out: folder that appears when all is written, in place of one packed from anything else.
         options: the layout.
-        run: what does the work; see `adde.shards.engine`.
+        run: what does the work; see `adde.shards.packing.engine`.
         notices: what to tell of the catalogue in the summary.
         queries: of the test split, kept beside the shards; references are catalogue rows.
 

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from adde.schema import UNKNOWN
-from adde.shards.catalogue import Catalogue
-from adde.shards.groups import has_neighbour, neighbour_in_group
-from adde.shards.writer import Written
+from adde.shards.catalogues.catalogue import Catalogue
+from adde.shards.packing.groups import has_neighbour, neighbour_in_group
+from adde.shards.packing.writer import Written
 
 SHOWN = 20
 """Lines of a list that the text shows; the JSON has them all."""

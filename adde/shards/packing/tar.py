@@ -21,7 +21,7 @@ from typing import Any
 
 from adde.errors import UserError
 from adde.files import atomic_path, read_json, sha256_of_file, write_json
-from adde.shards.catalogue import Source
+from adde.shards.catalogues.catalogue import Source
 from adde.shards.index import Shard, checksum, member_rows
 
 LISTED = 20

@@ -11,7 +11,7 @@ from pathlib import Path
 from adde.errors import UserError
 from adde.files import put_in_place, sync_files, workplace
 from adde.shards.index import INDEX_NAME
-from adde.shards.tar import RECEIPT
+from adde.shards.packing.tar import RECEIPT
 
 
 @contextmanager

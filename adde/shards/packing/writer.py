@@ -15,10 +15,10 @@ import numpy as np
 from tqdm import tqdm
 
 from adde.errors import UserError
-from adde.shards.catalogue import Catalogue, check
-from adde.shards.groups import edit_groups
+from adde.shards.catalogues.catalogue import Catalogue, check
 from adde.shards.index import SPLITS, Shard, ShardIndex
-from adde.shards.tar import DIGEST_BYTES, LISTED, Packed, ShardJob, kept_sizes, write_shard
+from adde.shards.packing.groups import edit_groups
+from adde.shards.packing.tar import DIGEST_BYTES, LISTED, Packed, ShardJob, kept_sizes, write_shard
 
 Run = Callable[[Callable[[ShardJob], Packed], Iterable[ShardJob]], Generator[Packed, None, None]]
 """Does the work of each job somewhere, and gives the results in order."""

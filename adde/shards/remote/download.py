@@ -10,7 +10,7 @@ from io import FileIO
 from urllib.parse import urlsplit
 
 from adde.errors import UserError
-from adde.shards.transport import Pieces, read_from, shown, status_of
+from adde.shards.remote.transport import Pieces, read_from, shown, status_of
 
 TRY_LATER = (408, 425, 429)
 """Answers of the 4xx family after which another try may help; all others are final."""

@@ -23,9 +23,9 @@ from urllib.parse import urlsplit, urlunsplit
 
 from adde.errors import UserError, foreign
 from adde.files import cache_folder, sha256_of_file
-from adde.shards.cache import Cache, disk_errors
-from adde.shards.download import Download, Patience
-from adde.shards.transport import HTTP, OBJECTS, shown
+from adde.shards.remote.cache import Cache, disk_errors
+from adde.shards.remote.download import Download, Patience
+from adde.shards.remote.transport import HTTP, OBJECTS, shown
 
 
 class Stored(Protocol):

@@ -25,12 +25,18 @@ from adde.errors import UserError
 from adde.files import naming, put_in_place, read_json, sha256_of_file, sync, write_json
 from adde.files import temporary_sibling as sibling
 from adde.shards.index import ShardIndex
-from adde.training import checkpoint as checkpoints
-from adde.training.background import Background
-from adde.training.checkpoint import FORMAT, STATE_NAME, TENSORS_NAME, Position, part_name
+from adde.training.checkpoints import checkpoint as checkpoints
+from adde.training.checkpoints.background import Background
+from adde.training.checkpoints.checkpoint import (
+    FORMAT,
+    STATE_NAME,
+    TENSORS_NAME,
+    Position,
+    part_name,
+)
+from adde.training.checkpoints.flat_shards import Piece, snapshot
+from adde.training.checkpoints.upload import Bucket, Uploads
 from adde.training.config import Config
-from adde.training.pieces import Piece, snapshot
-from adde.training.upload import Bucket, Uploads
 
 GRACE = 5.0
 """Seconds for the other ranks' parts when the run ends by an error."""

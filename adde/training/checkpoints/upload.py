@@ -16,8 +16,14 @@ from urllib.parse import urlsplit
 
 from adde.errors import UserError
 from adde.files import atomic_path, read_json, sha256_of_file
-from adde.shards.transport import HTTP, shown
-from adde.training.checkpoint import BEST_NAME, STATE_NAME, delete_old, folders, read_checkpoint
+from adde.shards.remote.transport import HTTP, shown
+from adde.training.checkpoints.checkpoint import (
+    BEST_NAME,
+    STATE_NAME,
+    delete_old,
+    folders,
+    read_checkpoint,
+)
 
 TRIES = 5
 BACKOFF = 1.0

@@ -4,8 +4,8 @@ import torch
 
 from adde.distributed import rank
 from adde.errors import UserError
-from adde.shards.loader import BatchStream
-from adde.training.heartbeat import Heartbeat
+from adde.loading.loader import BatchStream
+from adde.training.resilience.heartbeat import Heartbeat
 
 LESS = "raise data.accumulation (with data.cached to mine in the whole batch all the same)"
 

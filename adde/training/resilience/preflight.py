@@ -20,8 +20,8 @@ from adde.distributed import from_main, gather_objects, rank, sum_over_ranks, wo
 from adde.errors import UserError
 from adde.files import temporary_sibling
 from adde.shards.index import ShardIndex
-from adde.training.code_state import git_state
 from adde.training.config import Config
+from adde.training.resilience.code_state import git_state
 
 PREFLIGHT_NAME = "preflight.jsonl"
 

@@ -18,9 +18,9 @@ from torch.distributed.tensor import DTensor
 
 from adde.distributed import rank, world_size
 from adde.model import ADDE, Forward
-from adde.training.checkpoint import Stored
+from adde.training.checkpoints.checkpoint import Stored
+from adde.training.checkpoints.flat_shards import Piece
 from adde.training.optimisation import build_optimizer
-from adde.training.pieces import Piece
 from adde.training.strategies.replicated import Replicated, over
 
 SMALLEST_BLOCK = 1 << 16

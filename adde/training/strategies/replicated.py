@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from adde.distributed import rank, sum_over_ranks, world_size
 from adde.model import ADDE, Forward
-from adde.training.checkpoint import Stored
+from adde.training.checkpoints.checkpoint import Stored
+from adde.training.checkpoints.flat_shards import Piece, shares, whole
 from adde.training.config import Config
 from adde.training.optimisation import Averages, Kept, build_optimizer
-from adde.training.pieces import Piece, shares, whole
-from adde.training.profiling import part
+from adde.training.watching.profiling import part
 
 
 class Replicated:

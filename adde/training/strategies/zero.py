@@ -16,12 +16,12 @@ from torch import Tensor
 from adde.distributed import rank, sum_over_ranks, world_size
 from adde.model import ADDE
 from adde.training.batch_size import micro_batch
-from adde.training.checkpoint import Stored
+from adde.training.checkpoints.checkpoint import Stored
+from adde.training.checkpoints.flat_shards import Piece
 from adde.training.config import Config
 from adde.training.optimisation import build_optimizer
-from adde.training.pieces import Piece
-from adde.training.profiling import part
 from adde.training.strategies.replicated import Replicated, over
+from adde.training.watching.profiling import part
 
 
 class Zero(Replicated):

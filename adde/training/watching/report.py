@@ -13,11 +13,11 @@ from adde.files import read_json, write_text
 from adde.metrics import BASELINES
 from adde.pages import render
 from adde.training.config import CONFIG_NAME
-from adde.training.figures import Series, curves_svg, heat_map_svg, number
-from adde.training.panels import Panel, sections
-from adde.training.preflight import PACKAGES, PREFLIGHT_NAME
 from adde.training.prototypes import nearest
-from adde.training.tracking import (
+from adde.training.resilience.preflight import PACKAGES, PREFLIGHT_NAME
+from adde.training.watching.figures import Series, curves_svg, heat_map_svg, number
+from adde.training.watching.panels import Panel, sections
+from adde.training.watching.tracking import (
     LOG_NAME,
     PROTOTYPES_NAME,
     ROWS_NAME,

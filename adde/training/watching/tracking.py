@@ -26,9 +26,9 @@ from tqdm import tqdm
 
 from adde.files import naming, write_json, write_text
 from adde.schema import Vector
-from adde.training.alarms import Alert
-from adde.training.figures import heat_map_png
 from adde.training.prototypes import block_energy, cosines, nearest
+from adde.training.watching.alarms import Alert
+from adde.training.watching.figures import heat_map_png
 
 LOG_NAME = "log.jsonl"
 ROWS_NAME = "evaluation/rows.json"

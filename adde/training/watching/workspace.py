@@ -4,7 +4,7 @@ import warnings
 from typing import Any
 
 from adde.errors import UserError
-from adde.training.panels import PICTURES, TABLES, Panel, sections
+from adde.training.watching.panels import PICTURES, TABLES, Panel, sections
 
 
 def build_workspace(entity: str, project: str, run: str | None = None) -> Any:

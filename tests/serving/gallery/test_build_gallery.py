@@ -17,16 +17,17 @@ from adde.bundle import Bundle
 from adde.errors import UserError
 from adde.files import read_json, write_json
 from adde.schema import Schema
-from adde.serving import build, embedding, whereabouts
-from adde.serving.build import build_gallery, open_gallery, open_or_build
-from adde.serving.embedded import EmbeddedGallery
-from adde.serving.gallery import BusyError, read_picture
-from adde.serving.milvus import MilvusGallery
-from adde.serving.session import Session
+from adde.serving import whereabouts
+from adde.serving.gallery import build, embedding
+from adde.serving.gallery.base import BusyError, read_picture
+from adde.serving.gallery.build import build_gallery, open_gallery, open_or_build
+from adde.serving.gallery.embedded import EmbeddedGallery
+from adde.serving.gallery.milvus import MilvusGallery
+from adde.serving.onnx.session import Session
 from adde.shards.index import ShardIndex
 from adde.shards.reader import iterate
 
-PROGRAM = Path(__file__).parents[2] / "serve_onnx" / "build_gallery.py"
+PROGRAM = Path(__file__).parents[3] / "serve_onnx" / "build_gallery.py"
 
 
 class Counting(Session):

@@ -12,15 +12,15 @@ import pytest
 
 from adde.errors import UserError
 from adde.schema import Attribute, Schema
-from adde.serving import embedding
-from adde.serving.build import build_with, open_gallery
-from adde.serving.embedding import embed_here, spaced_ids
-from adde.serving.facets import Facet
-from adde.serving.fields import FieldTable
+from adde.serving.gallery import embedding
+from adde.serving.gallery.build import build_with, open_gallery
+from adde.serving.gallery.embedding import embed_here, spaced_ids
+from adde.serving.gallery.facets import Facet
+from adde.serving.gallery.fields import FieldTable
 from adde.shards.index import ShardIndex
 
 SCHEMA = Schema((Attribute("colour", ("red", "green")),))
-PROGRAM = Path(__file__).parents[2] / "serve_onnx" / "build_gallery.py"
+PROGRAM = Path(__file__).parents[3] / "serve_onnx" / "build_gallery.py"
 
 
 @pytest.fixture

@@ -16,19 +16,19 @@ import pytest
 from adde.bundle import Bundle
 from adde.errors import UserError
 from adde.files import read_json, write_json
-from adde.serving import embedded, filters
-from adde.serving.build import open_gallery
-from adde.serving.embedded import EmbeddedGallery
-from adde.serving.embedding import embed
-from adde.serving.facets import Facet
-from adde.serving.gallery import (
+from adde.serving.gallery import embedded, filters
+from adde.serving.gallery.base import (
     Header,
     Item,
     ItemNotFoundError,
     UnavailableError,
     read_picture,
 )
-from adde.serving.milvus import MilvusGallery
+from adde.serving.gallery.build import open_gallery
+from adde.serving.gallery.embedded import EmbeddedGallery
+from adde.serving.gallery.embedding import embed
+from adde.serving.gallery.facets import Facet
+from adde.serving.gallery.milvus import MilvusGallery
 from adde.shards.index import ShardIndex
 from adde.shards.reader import iterate
 
@@ -376,7 +376,7 @@ def test_one_process_writes_and_others_read(tiny_gallery, tmp_path, random_items
 WRITES = """
 import pickle, sys
 from pathlib import Path
-from adde.serving.embedded import EmbeddedGallery
+from adde.serving.gallery.embedded import EmbeddedGallery
 
 gallery = EmbeddedGallery(Path(sys.argv[1]), writable=True)
 while True:
@@ -530,9 +530,9 @@ KILLED = """
 import os, sys
 from pathlib import Path
 import numpy as np
-from adde.serving import embedded
-from adde.serving.embedded import EmbeddedGallery
-from adde.serving.gallery import Item
+from adde.serving.gallery import embedded
+from adde.serving.gallery.embedded import EmbeddedGallery
+from adde.serving.gallery.base import Item
 
 gallery = EmbeddedGallery(Path(sys.argv[1]), writable=True)
 batch = 0

@@ -11,13 +11,13 @@ from adde.errors import UserError
 from adde.files import read_json
 from adde.schema import Attribute, Schema
 from adde.scoring import Calibration
-from adde.serving import compact, index, tuning
-from adde.serving.asking import Asked, augmented, augmented_query
-from adde.serving.build import open_gallery
-from adde.serving.compact import Directions
-from adde.serving.embedded import EmbeddedGallery
-from adde.serving.gallery import Header
-from adde.serving.index import Index
+from adde.serving.gallery import compact, index, tuning
+from adde.serving.gallery.asking import Asked, augmented, augmented_query
+from adde.serving.gallery.base import Header
+from adde.serving.gallery.build import open_gallery
+from adde.serving.gallery.compact import Directions
+from adde.serving.gallery.embedded import EmbeddedGallery
+from adde.serving.gallery.index import Index
 
 CALIBRATION = Calibration((1.0, 1.5, 0.7), (), 0.01, 2.0)
 TINY_SCHEMA = Schema(

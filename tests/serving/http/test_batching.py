@@ -6,8 +6,8 @@ import time
 import numpy as np
 
 from adde.serving.http.batching import PATIENCE, Batcher
-from adde.serving.http.gate import Gate
 from adde.serving.http.metrics import Metrics
+from adde.serving.http.requests.admission import Gate
 
 PICTURE = np.zeros((2, 2, 3), np.uint8)
 

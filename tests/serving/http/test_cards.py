@@ -4,7 +4,7 @@ import pytest
 
 from adde.errors import UserError
 from adde.schema import Attribute, Schema
-from adde.serving.facets import Facet
+from adde.serving.gallery.facets import Facet
 from adde.serving.http.cards import Cards
 
 SCHEMA = Schema((Attribute("colour", ("red", "blue")), Attribute("type", ("a", "b"))))

@@ -13,10 +13,10 @@ import httpx
 import pytest
 import yaml
 
-from adde.serving import cores
 from adde.serving.http import ray_serve
 from adde.serving.http.cards import Cards
 from adde.serving.http.settings import Settings
+from adde.serving.onnx import cores
 
 ROOT = Path(__file__).parents[3]
 DOCKERFILE = (ROOT / "serve_onnx" / "Dockerfile").read_text()
@@ -127,7 +127,7 @@ def test_examples_of_containers_mount_the_pictures():
 
 
 def test_probes_ask_paths_that_need_no_key(container):
-    from adde.serving.http.guard import needs_key
+    from adde.serving.http.requests.middleware import needs_key
 
     asked = {
         name: container[f"{name}Probe"]["httpGet"]["path"]

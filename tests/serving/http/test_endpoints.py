@@ -13,7 +13,7 @@ import pytest
 from pydantic import ValidationError
 
 from adde.serving import Request
-from adde.serving.build import open_gallery
+from adde.serving.gallery.build import open_gallery
 from adde.serving.http.bodies import SearchBody
 
 ITEM = "test-000000-005"

@@ -261,7 +261,7 @@ def test_a_picture_that_is_decoded_is_kept_no_longer(serve, contents, form):
 
 def test_every_thread_that_searches_has_as_many_threads_as_are_said(serve, monkeypatch):
     told = []
-    monkeypatch.setattr("adde.serving.http.watch.limit_libraries", told.append)
+    monkeypatch.setattr("adde.serving.http.health.limit_libraries", told.append)
     pool, together = serve(threads=3).service.pair.gallery._threads, threading.Barrier(3)
     for asked in [pool.submit(together.wait, 30) for _ in range(3)]:
         asked.result()

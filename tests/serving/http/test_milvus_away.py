@@ -12,11 +12,11 @@ import httpx
 import pytest
 
 from adde.errors import UserError
-from adde.serving.build import build_gallery
-from adde.serving.gallery import UnavailableError
-from adde.serving.http.pair import Source
+from adde.serving.gallery.base import UnavailableError
+from adde.serving.gallery.build import build_gallery
+from adde.serving.gallery.milvus import MilvusGallery
+from adde.serving.http.hot_swap import Source
 from adde.serving.http.settings import Settings
-from adde.serving.milvus import MilvusGallery
 from tests.serving.http.conftest import InThread
 
 pytest.importorskip("milvus_lite")
@@ -149,7 +149,7 @@ def test_what_one_client_asks_takes_nothing_from_the_others(client):
 
 @pytest.mark.parametrize("how", ["killed", pytest.param("stopped", marks=pytest.mark.slow)])
 def test_what_is_put_in_meanwhile_is_refused_aloud(folder, milvus, random_items, how, monkeypatch):
-    monkeypatch.setattr("adde.serving.milvus.TIMEOUT", 1.0)
+    monkeypatch.setattr("adde.serving.gallery.milvus.TIMEOUT", 1.0)
     new, old = random_items(2, prefix="new"), random_items(1, seed=3, prefix="test-000000-003")
     with closing(MilvusGallery(folder)) as gallery:
         gallery.upsert(old)
@@ -185,8 +185,8 @@ def there(gallery):
 def test_a_build_that_loses_milvus_goes_on_where_it_was(
     bundle, session, tiny_shards, milvus, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("adde.serving.embedding.BATCH", 16)
-    monkeypatch.setattr("adde.serving.milvus.TIMEOUT", 1.0)
+    monkeypatch.setattr("adde.serving.gallery.embedding.BATCH", 16)
+    monkeypatch.setattr("adde.serving.gallery.milvus.TIMEOUT", 1.0)
 
     class Going:
         """The session, at whose third batch Milvus goes."""

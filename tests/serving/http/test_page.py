@@ -18,10 +18,10 @@ import pytest
 from picture_files import as_bytes
 from PIL import Image
 
-from adde.serving.embedded import EmbeddedGallery
+from adde.serving.gallery.embedded import EmbeddedGallery
 from adde.serving.http import pages
 from adde.serving.http.cards import Cards
-from adde.serving.http.keys import Keys
+from adde.serving.http.requests.keys import Keys
 
 ITEM = "test-000000-002"
 KEY = "secret-secret-secret"

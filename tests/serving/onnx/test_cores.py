@@ -2,7 +2,7 @@
 
 import pytest
 
-from adde.serving.cores import _blas, blas_threads, limit_libraries
+from adde.serving.onnx.cores import _blas, blas_threads, limit_libraries
 
 faiss = pytest.importorskip("faiss")
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from adde.errors import UserError
-from adde.serving import providers
-from adde.serving import session as sessions
-from adde.serving.binding import Lane
-from adde.serving.providers import onnxruntime
-from adde.serving.session import Session
+from adde.serving.onnx import providers
+from adde.serving.onnx import session as sessions
+from adde.serving.onnx.binding import Lane
+from adde.serving.onnx.providers import onnxruntime
+from adde.serving.onnx.session import Session
 
 
 def test_golden_vectors(bundle, session):

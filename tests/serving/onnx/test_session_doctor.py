@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-PROGRAM = Path(__file__).parents[2] / "serve_onnx" / "doctor.py"
+PROGRAM = Path(__file__).parents[3] / "serve_onnx" / "doctor.py"
 
 
 def doctor(*arguments):

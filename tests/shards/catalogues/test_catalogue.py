@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from adde.errors import UserError
 from adde.schema import UNKNOWN, Attribute, Schema
-from adde.shards.catalogue import check
-from adde.shards.columns import fold
-from adde.shards.splits import splits_by_hash
-from adde.shards.table import read_table
-from adde.shards.tabular import TableOptions, read_catalogue
+from adde.shards.catalogues.catalogue import check
+from adde.shards.catalogues.columns import fold
+from adde.shards.catalogues.splits import splits_by_hash
+from adde.shards.catalogues.table import read_table
+from adde.shards.catalogues.tabular import TableOptions, read_catalogue
 
 
 def read(table, images, size=64, **options):

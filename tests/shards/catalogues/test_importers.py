@@ -22,14 +22,14 @@ from trees import (
 from adde.errors import UserError
 from adde.files import write_json
 from adde.schema import UNKNOWN
-from adde.shards.catalogue import check
-from adde.shards.importers import open_catalogue
+from adde.shards.catalogues.catalogue import check
+from adde.shards.catalogues.importers import open_catalogue
+from adde.shards.catalogues.tabular import TableOptions
 from adde.shards.index import ShardIndex
 from adde.shards.queries import read_queries
 from adde.shards.reader import iterate
-from adde.shards.tabular import TableOptions
 
-PROGRAM = Path(__file__).parents[2] / "shards" / "build.py"
+PROGRAM = Path(__file__).parents[3] / "shards" / "build.py"
 
 
 def opened(name, images=None, **options):

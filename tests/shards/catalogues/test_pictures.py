@@ -8,7 +8,7 @@ from PIL import ExifTags, Image
 
 from adde.errors import UserError
 from adde.preprocess import decode
-from adde.shards.pictures import store
+from adde.shards.catalogues.pictures import store
 
 RED, BLUE = (220, 30, 30), (30, 30, 220)
 

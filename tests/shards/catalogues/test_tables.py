@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from adde.errors import UserError
-from adde.shards.pictures import find_picture
-from adde.shards.table import read_table
-from adde.shards.tabular import TableOptions, read_catalogue
+from adde.shards.catalogues.pictures import find_picture
+from adde.shards.catalogues.table import read_table
+from adde.shards.catalogues.tabular import TableOptions, read_catalogue
 
 
 def read(table, images, skip=False, **options):

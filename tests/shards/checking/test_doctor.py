@@ -15,16 +15,16 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
 from adde.schema import UNKNOWN
-from adde.shards import similar
-from adde.shards.doctor import as_text, diagnose, look_through
-from adde.shards.doctor_page import write_page
-from adde.shards.engine import engine
+from adde.shards.catalogues.tabular import TableOptions, read_catalogue
+from adde.shards.checking import similar
+from adde.shards.checking.doctor import as_text, diagnose, look_through
+from adde.shards.checking.doctor_page import write_page
 from adde.shards.index import ShardIndex
-from adde.shards.pack import PackOptions, pack
+from adde.shards.packing.engine import engine
+from adde.shards.packing.pack import PackOptions, pack
 from adde.shards.reader import iterate
-from adde.shards.tabular import TableOptions, read_catalogue
 
-PROGRAM = Path(__file__).parents[2] / "shards" / "doctor.py"
+PROGRAM = Path(__file__).parents[3] / "shards" / "doctor.py"
 
 
 def flipped(bits, count, rng):

@@ -14,17 +14,17 @@ from pathlib import Path
 import pytest
 
 from adde.errors import UserError
-from adde.shards.engine import engine
+from adde.shards.catalogues.tabular import TableOptions, read_catalogue
+from adde.shards.checking.verify import verify
 from adde.shards.index import ShardIndex
-from adde.shards.pack import PackOptions, pack
+from adde.shards.packing.engine import engine
+from adde.shards.packing.pack import PackOptions, pack
+from adde.shards.packing.summary import as_text
+from adde.shards.packing.work_folder import work_folder
 from adde.shards.reader import iterate
-from adde.shards.summary import as_text
-from adde.shards.tabular import TableOptions, read_catalogue
-from adde.shards.verify import verify
-from adde.shards.workplace import work_folder
 
 HERE = engine("processes", 1)
-PROGRAM = Path(__file__).parents[2] / "shards" / "build.py"
+PROGRAM = Path(__file__).parents[3] / "shards" / "build.py"
 
 
 def command(*arguments):

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from adde.errors import UserError
-from adde.shards import engine as engines
-from adde.shards.engine import engine
+from adde.shards.packing import engine as engines
+from adde.shards.packing.engine import engine
 
-PROGRAM = Path(__file__).parents[2] / "shards" / "build.py"
+PROGRAM = Path(__file__).parents[3] / "shards" / "build.py"
 
 
 def build(*arguments):

@@ -14,11 +14,11 @@ BUILD = """
 import json, sys
 from pathlib import Path
 
-from adde.shards.importers import open_catalogue
+from adde.shards.catalogues.importers import open_catalogue
 from adde.shards.index import Shard, member_rows
-from adde.shards.pack import PackOptions, pack
-from adde.shards.tabular import TableOptions
-from adde.shards.tar import Packed
+from adde.shards.packing.pack import PackOptions, pack
+from adde.shards.catalogues.tabular import TableOptions
+from adde.shards.packing.tar import Packed
 
 root = Path(sys.argv[1])
 

@@ -7,10 +7,10 @@ import pytest
 from test_writer import Toy
 
 from adde.errors import UserError
-from adde.shards import workplace
-from adde.shards.engine import engine
 from adde.shards.index import ShardIndex
-from adde.shards.pack import PackOptions, pack
+from adde.shards.packing import work_folder as workplace
+from adde.shards.packing.engine import engine
+from adde.shards.packing.pack import PackOptions, pack
 from adde.shards.reader import iterate
 
 FEW = PackOptions(items_per_shard=10)

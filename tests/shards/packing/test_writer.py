@@ -13,10 +13,10 @@ from PIL import Image
 
 from adde.errors import UserError
 from adde.schema import UNKNOWN, Attribute, Schema
-from adde.shards.engine import engine
 from adde.shards.index import ShardIndex
+from adde.shards.packing.engine import engine
+from adde.shards.packing.writer import write_tars
 from adde.shards.reader import iterate
-from adde.shards.writer import write_tars
 
 EXTENSIONS = ("png", "jpg", "webp")
 SCHEMA = Schema((Attribute("colour", ("red", "größe", "blue")), Attribute("fit", ("slim", "wide"))))

@@ -19,10 +19,10 @@ import torch
 from PIL import Image
 
 from adde.errors import UserError
+from adde.loading.loader import BatchStream, join
 from adde.preprocess import Preprocess
 from adde.shards.batches import Batches
 from adde.shards.index import ShardIndex
-from adde.shards.loader import BatchStream, join
 from adde.shards.order import SampleOrder
 from adde.shards.reader import ShardReader
 from adde.shards.shares import RankShare

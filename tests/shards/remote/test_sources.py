@@ -21,11 +21,11 @@ import numpy as np
 import pytest
 
 from adde.errors import UserError
-from adde.shards.cache import Cache
-from adde.shards.download import Patience
 from adde.shards.index import Shard, ShardIndex, member_rows
 from adde.shards.reader import ShardReader, iterate
-from adde.shards.sources import Prefetcher, Remote, locate
+from adde.shards.remote.cache import Cache
+from adde.shards.remote.download import Patience
+from adde.shards.remote.sources import Prefetcher, Remote, locate
 
 PATIENCE = Patience(deadline=8.0, stall=0.4, tries=3, backoff=0.02)
 SIZE = 300_001
@@ -225,7 +225,7 @@ def test_buckets_of_gs(tiny_shards, server, tmp_path, monkeypatch):
 
 def check_bucket(scheme, prefix, tiny_shards, server, tmp_path, monkeypatch):
     monkeypatch.setenv("ADDE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("adde.shards.transport.BLOCK", 10_007)
+    monkeypatch.setattr("adde.shards.remote.transport.BLOCK", 10_007)
     server.files = {f"{prefix}{path.name}": path.read_bytes() for path in tiny_shards.iterdir()}
     index = ShardIndex.read(f"{scheme}://bucket/shop")
     for mine, theirs in zip(iterate(ShardIndex.read(tiny_shards), "val"), iterate(index, "val")):

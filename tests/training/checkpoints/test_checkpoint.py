@@ -14,12 +14,12 @@ from adde.files import this_process
 from adde.model import ADDE, ModelSettings
 from adde.schema import Attribute, Schema
 from adde.shards.index import Shard, ShardIndex, member_rows
-from adde.training import checkpoint as checkpoints
-from adde.training.background import Background
-from adde.training.checkpoint import Position
+from adde.training.checkpoints import checkpoint as checkpoints
+from adde.training.checkpoints.background import Background
+from adde.training.checkpoints.checkpoint import Position
+from adde.training.checkpoints.flat_shards import Piece, snapshot
+from adde.training.checkpoints.saving import Saver
 from adde.training.config import Checkpoints, Config, write_config
-from adde.training.pieces import Piece, snapshot
-from adde.training.saving import Saver
 from adde.training.strategies import Replicated
 
 SCHEMA = Schema((Attribute("colour", ("red", "blue")),))

@@ -15,13 +15,13 @@ from adde.errors import UserError
 from adde.files import sha256_of_file
 from adde.schema import Attribute, Schema
 from adde.shards.index import Shard, ShardIndex, member_rows
-from adde.training import checkpoint as checkpoints
-from adde.training import pieces as pieces_of
-from adde.training import saving
-from adde.training.checkpoint import Position
+from adde.training.checkpoints import checkpoint as checkpoints
+from adde.training.checkpoints import flat_shards as pieces_of
+from adde.training.checkpoints import saving
+from adde.training.checkpoints.checkpoint import Position
+from adde.training.checkpoints.flat_shards import Piece, shares
+from adde.training.checkpoints.saving import Saver
 from adde.training.config import Checkpoints, Config
-from adde.training.pieces import Piece, shares
-from adde.training.saving import Saver
 
 SCHEMA = Schema((Attribute("colour", ("red", "blue")),))
 MEMBERS = member_rows([2], [[0, 1, 2, 3, 4]] * 2)

@@ -14,13 +14,13 @@ from adde.errors import UserError
 from adde.files import this_process
 from adde.schema import Attribute, Schema
 from adde.shards.index import Shard, ShardIndex, member_rows
-from adde.training import checkpoint as checkpoints
-from adde.training import upload
-from adde.training.checkpoint import Position
+from adde.training.checkpoints import checkpoint as checkpoints
+from adde.training.checkpoints import upload
+from adde.training.checkpoints.checkpoint import Position
+from adde.training.checkpoints.flat_shards import whole
+from adde.training.checkpoints.saving import Saver
+from adde.training.checkpoints.upload import Bucket, fetch, require_empty
 from adde.training.config import Checkpoints, Config
-from adde.training.pieces import whole
-from adde.training.saving import Saver
-from adde.training.upload import Bucket, fetch, require_empty
 
 SCHEMA = Schema((Attribute("colour", ("red", "blue")),))
 MEMBERS = member_rows([2], [[0, 1, 2, 3, 4]] * 2)

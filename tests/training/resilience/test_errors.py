@@ -9,9 +9,9 @@ import torch
 
 from adde.errors import UserError
 from adde.training.config import Limits
-from adde.training.endings import explain
-from adde.training.heartbeat import Heartbeat, _state
-from adde.training.stopping import exit_status
+from adde.training.resilience.errors import explain
+from adde.training.resilience.heartbeat import Heartbeat, _state
+from adde.training.resilience.stop_signals import exit_status
 
 
 @pytest.mark.parametrize(

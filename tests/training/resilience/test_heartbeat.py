@@ -12,9 +12,9 @@ import pytest
 import torch.distributed as dist
 
 from adde.errors import UserError
-from adde.training import heartbeat
 from adde.training.config import Limits
-from adde.training.heartbeat import Heartbeat
+from adde.training.resilience import heartbeat
+from adde.training.resilience.heartbeat import Heartbeat
 
 
 class Counting:
@@ -136,7 +136,7 @@ def test_the_last_words_count_of_a_rank_that_is_gone(ranks):
 
 ALONE = """
 import time
-from adde.training import heartbeat
+from adde.training.resilience import heartbeat
 from adde.training.config import Limits
 
 heartbeat.INTERVAL = heartbeat.GRACE = 1.0
@@ -149,7 +149,7 @@ time.sleep(300)
 def test_a_rank_alone_that_gets_nowhere_ends():
     done = subprocess.run(
         [sys.executable, "-c", ALONE],
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
         capture_output=True,
         text=True,
         timeout=120,

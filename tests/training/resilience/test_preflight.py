@@ -10,9 +10,9 @@ from torch import nn
 
 from adde.errors import UserError
 from adde.shards.index import ShardIndex
-from adde.training import preflight as module
 from adde.training.config import Checkpoints, Config, Data
-from adde.training.preflight import (
+from adde.training.resilience import preflight as module
+from adde.training.resilience.preflight import (
     preflight,
     require_device,
     require_room,

@@ -2,8 +2,8 @@ import math
 
 import pytest
 
-from adde.training.alarms import LEAST, RECENT, WINDOWS, Alarms
 from adde.training.config import Alarms as Settings
+from adde.training.watching.alarms import LEAST, RECENT, WINDOWS, Alarms
 
 USUAL = LEAST + RECENT
 

@@ -3,7 +3,7 @@ import time
 import pytest
 import torch
 
-from adde.training.meter import DETAIL_EVERY, MAX_NAMED_RANKS, Means, Meter, rank_figures
+from adde.training.watching.meter import DETAIL_EVERY, MAX_NAMED_RANKS, Means, Meter, rank_figures
 
 
 def test_a_name_that_is_missing_at_times_has_the_mean_of_the_times_it_was_there() -> None:

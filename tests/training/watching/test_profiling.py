@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from torch.autograd import DeviceType
 
-from adde.training.profiling import break_down
+from adde.training.watching.profiling import break_down
 
 
 def event(name, start, end, device=DeviceType.CPU, on_device=0, thread=1):

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from adde.errors import UserError
-from adde.training.alarms import Alert
-from adde.training.code_state import git_state
-from adde.training.tracking import PictureRow, Tracker, read_log
+from adde.training.resilience.code_state import git_state
+from adde.training.watching.alarms import Alert
+from adde.training.watching.tracking import PictureRow, Tracker, read_log
 
 NAMES = ["top=red", "top=blue", "hat=none", "hat=cap"]
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from adde.training.panels import PANELS, PICTURES, TABLES, sections
-from adde.training.workspace import build_workspace
+from adde.training.watching.panels import PANELS, PICTURES, TABLES, sections
+from adde.training.watching.workspace import build_workspace
 
-PROGRAM = str(Path(__file__).parents[2] / "launch" / "dashboard.py")
+PROGRAM = str(Path(__file__).parents[3] / "launch" / "dashboard.py")
 
 
 def test_the_workspace_has_the_panels_of_the_page() -> None:

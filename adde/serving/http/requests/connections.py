@@ -13,9 +13,9 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from adde.serving.http.guard import HEADERS
 from adde.serving.http.metrics import Metrics
 from adde.serving.http.problems import Problem, answer
+from adde.serving.http.requests.middleware import HEADERS
 
 HEAD_BYTES = 1 << 16
 """Of a request's head; also of what chunked bodies bring between two pieces of a body."""

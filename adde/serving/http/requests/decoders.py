@@ -20,7 +20,14 @@ from typing import Any
 import numpy as np
 
 from adde.preprocess import Picture, Preprocess
-from adde.serving.http.pictures import BROKEN, GOOD, HEAD, NoDecoderError, PictureError, run
+from adde.serving.http.requests.pictures import (
+    BROKEN,
+    GOOD,
+    HEAD,
+    NoDecoderError,
+    PictureError,
+    run,
+)
 
 PATIENCE = 10
 """Of the CPU time that a picture may take: what it may take by the clock. On a busy machine a

@@ -10,9 +10,9 @@ import time
 import httpx
 import pytest
 
-from adde.serving.http import connections
-from adde.serving.http.keys import Keys
 from adde.serving.http.metrics import Metrics
+from adde.serving.http.requests import connections
+from adde.serving.http.requests.keys import Keys
 
 HEAD = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
 END = b"\r\n\r\n"

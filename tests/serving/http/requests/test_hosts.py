@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from adde.errors import UserError
-from adde.serving.http.hosts import Hosts
+from adde.serving.http.requests.hosts import Hosts
 
 LOCAL = ["localhost", "127.0.0.1", "[::1]", "localhost:8000", "LOCALHOST.:80", "127.8.9.1:1"]
 GIVEN = ["shop.example", "Shop.Example:443", "shop.example.", "10.0.0.7:8000", "[fd00::7]:8000"]

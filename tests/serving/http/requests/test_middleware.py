@@ -56,7 +56,7 @@ def test_a_body_that_does_not_say_is_refused_when_it_is_too_large(serve):
 
 
 def test_the_log_is_json_lines_without_pictures_keys_or_names(serve, picture_of, tmp_path):
-    from adde.serving.http.keys import Keys
+    from adde.serving.http.requests.keys import Keys
 
     key = "secret-secret-secret"
     lines = []

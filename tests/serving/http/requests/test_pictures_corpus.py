@@ -17,11 +17,11 @@ from picture_files import as_bytes
 from PIL import Image
 
 from adde.preprocess import Preprocess
-from adde.serving.http import decoders as module
-from adde.serving.http import pictures
-from adde.serving.http.decoders import Decoders
-from adde.serving.http.pictures import NoDecoderError, PictureError
 from adde.serving.http.problems import of_exception
+from adde.serving.http.requests import decoders as module
+from adde.serving.http.requests import pictures
+from adde.serving.http.requests.decoders import Decoders
+from adde.serving.http.requests.pictures import NoDecoderError, PictureError
 
 
 @pytest.fixture

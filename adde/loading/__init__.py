@@ -1,0 +1,1 @@
+"""Batches of shards as tensors on the device: reading ahead, resizing, decoding, augmentation."""

@@ -1,0 +1,1 @@
+"""Catalogues a build can open: tables, folders of pictures, public data sets, drawn ones."""

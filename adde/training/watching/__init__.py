@@ -1,0 +1,1 @@
+"""Logs, dashboards, alerts, profiles and the report of a run."""

@@ -85,6 +85,11 @@ class Schema:
         return sum(self.sizes)
 
     @cached_property
+    def value_names(self) -> list[str]:
+        """`attribute=value` of every column."""
+        return [f"{a.name}={value}" for a in self.attributes for value in a.values]
+
+    @cached_property
     def attribute_of_column(self) -> Labels:
         """(V,) int64: the attribute each column belongs to."""
         return np.repeat(np.arange(len(self.sizes), dtype=np.int64), self.sizes)

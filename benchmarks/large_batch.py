@@ -25,17 +25,20 @@ from figures import publish
 from adde.errors import run_program
 from adde.loading.augment import Augmentation
 from adde.loading.loader import Batch
-from adde.model import ADDE, ModelSettings
+from adde.methods.adde.config import AddeConfig, AddeStage
+from adde.methods.adde.model import ADDE
+from adde.methods.adde.objective import AddeObjective
+from adde.model import ModelSettings
 from adde.schema import Attribute, Schema
-from adde.training.config import AddeStage, Config, Data, EncoderStage
+from adde.training.config import Config, Data
 from adde.training.gradient_cache import cached_backward
-from adde.training.objectives import Objective, global_mean
 from adde.training.strategies import Replicated
+from adde.training.terms import global_mean
 
 SCHEMA = Schema(
     tuple(Attribute(name, tuple(map(str, range(10)))) for name in ("colour", "shape", "size"))
 )
-STAGES = {"encoder": EncoderStage(), "adde": AddeStage(global_triplet=0.5)}
+STAGES = {s.name: s for s in AddeConfig(adde=AddeStage(global_triplet=0.5)).stages()}
 SIDE = 32
 
 
@@ -68,17 +71,17 @@ def step(name: str, size: int, parts: int) -> tuple[dict[str, float], dict[str, 
     model = ADDE(settings, SCHEMA)
     torch.nn.init.normal_(model.memory.weight, std=0.1)
     model.memory.requires_grad_(name == "adde")
-    objective = Objective(SCHEMA, Augmentation(), margin=0.5)
+    objective = AddeObjective(SCHEMA, Augmentation(), margin=0.5)
     stage, draws = STAGES[name], torch.Generator().manual_seed(3)
     config = Config(data=Data(accumulation=max(1, parts)))
     strategy = Replicated(Accelerator(cpu=not torch.cuda.is_available()), model, config)
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
     before, batch, started = memory_mb("VmRSS"), make_batch(size), time.perf_counter()
     if parts:
-        cached_backward(strategy, objective, name, stage, batch, draws, parts)
+        cached_backward(strategy, objective, stage, batch, draws, parts)
     else:
-        terms = getattr(objective, name)(strategy.model, batch, draws)
-        strategy.backward(global_mean(terms, stage)[0])
+        terms = objective.batch_terms(stage, strategy.model, batch, draws)
+        strategy.backward(global_mean(terms, stage.weights)[0])
     seconds = time.perf_counter() - started
     gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     return {"mb": memory_mb("VmHWM") - before, "seconds": seconds}, gradients

@@ -15,11 +15,13 @@ from figures import publish
 from adde.distributed import RankRows
 from adde.loading.augment import Augmentation
 from adde.loading.loader import Batch
+from adde.methods.adde.config import AddeConfig
+from adde.methods.adde.model import ADDE
+from adde.methods.adde.objective import AddeObjective
 from adde.mining.distances import allow_tf32
-from adde.model import ADDE, ModelSettings
+from adde.model import ModelSettings
 from adde.schema import Attribute, Schema
-from adde.training.config import AddeStage, EncoderStage
-from adde.training.objectives import Objective, global_mean
+from adde.training.terms import global_mean
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -77,8 +79,8 @@ def whole_step(
     model = ADDE(settings, schema).to(DEVICE)
     model.memory.requires_grad_(stage == "adde")
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
-    objective = Objective(schema, Augmentation(), margin=0.5)
-    weights = EncoderStage() if stage == "encoder" else AddeStage()
+    objective = AddeObjective(schema, Augmentation(), margin=0.5)
+    part = next(s for s in AddeConfig().stages() if s.name == stage)
     draws = torch.Generator().manual_seed(0)
     side = settings.image_size
     images = torch.randint(0, 256, (items, side, side, 3), dtype=torch.uint8).to(DEVICE)
@@ -90,9 +92,9 @@ def whole_step(
 
     def step() -> None:
         with autocast(precision):
-            plan = objective.plan(stage, batch.labels, draws, RankRows.equal(items))
+            plan = objective.plan(part, batch, draws, RankRows.equal(items))
             out = objective.encode(model, plan, batch.images)
-        loss, _, _ = global_mean(objective.terms(stage, out, batch, plan), weights)
+        loss, _, _ = global_mean(objective.terms(part, out, batch, plan), part.weights)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

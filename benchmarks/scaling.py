@@ -33,11 +33,11 @@ from roofline import Gpu, step_seconds
 from adde.errors import run_program
 from adde.files import read_json, write_json
 from adde.losses import normalise
+from adde.methods.adde.model import ADDE
 from adde.mining import mine
-from adde.model import ADDE
 from adde.schema import Attribute, Schema
 from adde.shards.index import ShardIndex
-from adde.training.config import read_recipe, tomllib
+from adde.training.recipes import read_recipe, tomllib
 
 ROOT = Path(__file__).parents[1]
 ASSUMPTIONS = ROOT / "benchmarks/scaling.toml"
@@ -190,7 +190,8 @@ def assumed(path: Path) -> tuple[Machine, dict[str, Work]]:
 
 
 def _assumed_work(entry: dict[str, Any], machine: dict[str, Any]) -> Work:
-    settings = read_recipe(ROOT / entry["recipe"]).model.without_start_weights()
+    recipe: Any = read_recipe(ROOT / entry["recipe"])
+    settings = recipe.model.without_start_weights()
     count, values = entry["attributes"], entry["values"]
     each = [values // count + (k < values % count) for k in range(count)]
     schema = Schema(
@@ -363,7 +364,8 @@ def measured(shards: str, quick: bool) -> dict[str, float]:
         name: {key: statistics.median(some[key] for some in runs) for key in runs[0]}
         for name, runs in found.items()
     }
-    config, index = read_recipe(RECIPE), ShardIndex.read(shards)
+    config: Any = read_recipe(RECIPE)
+    index = ShardIndex.read(shards)
     schema, width = index.schema, config.model.width
     items, attributes = config.data.batch_size, len(schema.sizes)
     mining = measure_mining(items, attributes, width)

@@ -38,7 +38,8 @@ def make_pair(folder: Path, shards: Path, **settings: Any) -> tuple[Path, Path]:
     import torch
 
     from adde.exporting.export import export_bundle
-    from adde.model import ADDE, ModelSettings
+    from adde.methods.adde.model import ADDE
+    from adde.model import ModelSettings
 
     torch.manual_seed(0)
     index = ShardIndex.read(shards)

@@ -19,8 +19,8 @@ from figures import publish
 from torch import Tensor
 
 from adde.errors import run_program
+from adde.methods.adde.memory import Memory
 from adde.mining import LabelGrouping, draw_edits, mine
-from adde.model.memory import Memory
 from adde.schema import Attribute, Schema
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -23,14 +23,18 @@ from adde.errors import run_program
 from adde.loading.augment import Augmentation
 from adde.loading.loader import BatchStream
 from adde.loading.resize import load_for_training
-from adde.model import ADDE, ModelSettings
+from adde.methods.adde.config import AddeConfig
+from adde.methods.adde.model import ADDE
+from adde.methods.adde.objective import AddeObjective
+from adde.model import ModelSettings
 from adde.shards.batches import Batches
 from adde.shards.index import ShardIndex
 from adde.shards.order import SampleOrder
 from adde.shards.shares import RankShare
-from adde.training.config import AddeStage, Config, EncoderStage, Optimizer
-from adde.training.objectives import Objective, global_mean
+from adde.training.config import Config, Optimizer
+from adde.training.method import Stage
 from adde.training.strategies import Replicated
+from adde.training.terms import global_mean
 
 
 def measure(
@@ -64,13 +68,11 @@ def measure(
         )
         bare = bare_step(backbone, batch_size, image_size, accelerator.device)
         rounds = (2 if quick else 7) if image_size > 100 else (6 if quick else 25)
-        for stage, weights in (("encoder", EncoderStage()), ("adde", AddeStage())):
-            whole, parts = whole_step(
-                stage, weights, settings, index, batch_size, workers, accelerator
-            )
+        for stage in AddeConfig().stages():
+            whole, parts = whole_step(stage, settings, index, batch_size, workers, accelerator)
             times = alternate(bare, whole, rounds)
             seconds = {name: statistics.median(values) for name, values in times.items()}
-            name = f"{stage}_{image_size}px"
+            name = f"{stage.name}_{image_size}px"
             figures[f"step_vs_bare_{name}"] = seconds["bare"] / seconds["whole"]
             figures[f"images_per_second_{name}"] = batch_size / seconds["whole"]
             for part, values in parts.items():
@@ -97,8 +99,7 @@ def bare_step(
 
 
 def whole_step(
-    stage: str,
-    weights: EncoderStage | AddeStage,
+    stage: Stage,
     settings: ModelSettings,
     index: ShardIndex,
     batch_size: int,
@@ -107,9 +108,9 @@ def whole_step(
 ) -> tuple[Callable[[], None], dict[str, list[float]]]:
     """The step of train/main.py, and the seconds its parts take, filled as it runs."""
     model = ADDE(settings, index.schema).to(accelerator.device)
-    model.memory.requires_grad_(stage == "adde")
+    model.memory.requires_grad_(stage.name == "adde")
     stepper = Replicated(accelerator, model, Config(optimizer=Optimizer(clip_norm=1.0)))
-    objective = Objective(index.schema, Augmentation(), margin=0.5)
+    objective = AddeObjective(index.schema, Augmentation(), margin=0.5)
     order = SampleOrder(index.split("train"), batch_size, seed=0)
     share = RankShare(order, rank=0, ranks=1, accumulation=1)
     batches = Batches(index, "train", model.preprocess, share, load=load_for_training)
@@ -127,7 +128,8 @@ def whole_step(
         clocks = [clock]
         batch = next(stream)
         clocks.append(time.perf_counter())
-        loss, _, _ = global_mean(getattr(objective, stage)(model, batch, draws), weights)
+        terms = objective.batch_terms(stage, model, batch, draws)
+        loss, _, _ = global_mean(terms, stage.weights)
         clocks.append(time.perf_counter())
         loss.backward()
         clocks.append(time.perf_counter())

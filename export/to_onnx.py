@@ -19,8 +19,8 @@ from adde.errors import run_program
 from adde.exporting.export import export_bundle
 from adde.exporting.precision import Precision
 from adde.files import read_json
-from adde.training.calibration import calibration_of
-from adde.training.checkpoints.checkpoint import load_model
+from adde.methods.adde.calibration import calibration_of
+from adde.methods.adde.opening import load_adde
 from adde.training.evaluation import Evaluator
 from adde.training.resilience.preflight import require_split
 from adde.training.run_folder import open_shards
@@ -52,7 +52,7 @@ def export(
         allow_drop: points of hit@30, NDCG@30 and attribute accuracy that fewer bits may cost on
             the test split; default: 0.1 for fp16, 1.0 for int8.
     """
-    model, config, found = load_model(run, checkpoint)
+    model, config, found = load_adde(run, checkpoint)
     index = open_shards(config, shards)
     require_split(index, split)
     metrics = run / "metrics.json"

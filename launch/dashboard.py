@@ -10,6 +10,8 @@ from pathlib import Path
 import tyro
 
 from adde.errors import UserError, run_program
+from adde.training.method import Method
+from adde.training.recipes import CONFIG_NAME, method_of, read_settings
 from adde.training.watching.report import write_report
 from adde.training.watching.tracking import LOG_NAME, PROJECT, has_login
 from adde.training.watching.workspace import build_workspace
@@ -19,6 +21,7 @@ def dashboard(
     run: Path | None = None,
     project: str = os.environ.get("WANDB_PROJECT", PROJECT),
     entity: str | None = os.environ.get("WANDB_ENTITY"),
+    method: str = "adde",
 ) -> None:
     """Prints the link of a new workspace, or the path of the page.
 
@@ -26,6 +29,7 @@ def dashboard(
         run: folder of the run; None: all runs of the project.
         project: of W&B.
         entity: user or team; default: the login's own.
+        method: of the project's runs, whose panels are shown.
     """
     if run is not None and not (run / LOG_NAME).exists():
         raise UserError(f"{run}: expected a run folder with {LOG_NAME}, found none")
@@ -37,16 +41,17 @@ def dashboard(
             )
         print(f"no W&B login: the same panels are in {write_report(run)}")
         return
-    print(_save(project, entity, run.name if run else None))
+    settings = read_settings(run / CONFIG_NAME) if run else {"method": method}
+    print(_save(method_of(settings), project, entity, run.name if run else None))
 
 
-def _save(project: str, entity: str | None, run: str | None) -> str:
+def _save(method: Method, project: str, entity: str | None, run: str | None) -> str:
     import wandb
 
     entity = entity or wandb.Api().default_entity
     if not entity:
         raise UserError("expected a user or team, found none at W&B; give --entity")
-    return build_workspace(entity, project, run).save().url
+    return build_workspace(method, entity, project, run).save().url
 
 
 if __name__ == "__main__":

@@ -8,8 +8,9 @@ from pathlib import Path
 import tyro
 
 from adde.errors import run_program
-from adde.training.config import read_recipe
-from adde.training.resilience.topology import Machine, choose, command, count_parameters
+from adde.training.opening import count_parameters
+from adde.training.recipes import read_recipe
+from adde.training.resilience.topology import Machine, choose, command
 from adde.training.run_folder import open_shards
 
 

@@ -124,7 +124,8 @@ def tiny_model():
     # Not at the top: tests of layer 0 run where torch is not installed.
     import torch
 
-    from adde.model import ADDE, ModelSettings
+    from adde.methods.adde.model import ADDE
+    from adde.model import ModelSettings
 
     torch.manual_seed(0)
     settings = ModelSettings(backbone="test_resnet", image_size=32, width=6, hidden=8)

@@ -24,7 +24,8 @@ from torch.distributed.run import get_args_parser
 
 from adde.errors import UserError
 from adde.training.batch_size import micro_batch
-from adde.training.config import Config, Data, Optimizer, parse
+from adde.training.config import Config, Data, Optimizer
+from adde.training.recipes import parse
 from adde.training.resilience.stop_signals import StopSignals
 from adde.training.resilience.topology import Machine, bytes_per_parameter, choose, command, nodes
 

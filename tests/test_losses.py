@@ -7,9 +7,9 @@ import torch
 
 from adde import losses
 from adde.losses import Term, accuracy
+from adde.methods.adde.config import AddeStage
 from adde.mining import Edits, draw_edits, semihard_negatives
-from adde.training.config import AddeStage
-from adde.training.objectives import Terms, global_mean
+from adde.training.terms import Terms, global_mean
 
 SIZES = (3, 2)
 

@@ -15,12 +15,14 @@ from tqdm import tqdm
 from adde.edits import MOST, evaluate_split
 from adde.errors import run_program
 from adde.files import write_json
+from adde.methods.adde.calibration import calibration_of
+from adde.methods.adde.evaluation import MemoryEdit, encode_split
+from adde.methods.adde.opening import load_adde
 from adde.metrics import manipulation_queries
 from adde.schema import Schema
 from adde.shards.queries import read_queries
-from adde.training.calibration import calibration_of
-from adde.training.checkpoints.checkpoint import load_model
-from adde.training.evaluation import Evaluator, MemoryEdit, best_matches_on, ranked_on, top_k_on
+from adde.training.evaluation import Evaluator
+from adde.training.ranking import best_matches_on, ranked_on, top_k_on
 from adde.training.resilience.preflight import require_split
 from adde.training.run_folder import open_shards
 from adde.training.watching.report import write_report
@@ -49,7 +51,7 @@ def evaluate(
         batch_size: pictures encoded at a time.
         queries: most that are asked, evenly spaced over all; 0: all.
     """
-    model, config, found = load_model(run, checkpoint)
+    model, config, found = load_adde(run, checkpoint)
     index = open_shards(config, shards)
     require_split(index, split)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -58,7 +60,7 @@ def evaluate(
 
     evaluator = Evaluator(index, batch_size, config.data.workers, device)
     calibration, _ = calibration_of(found, model, evaluator)
-    encoded = evaluator.encode(model, split)
+    encoded = encode_split(evaluator, model, split)
     given = None
     if isinstance(index.root, Path):
         given = read_queries(index, split)

@@ -23,7 +23,7 @@ from adde.exporting.precision import (
     reduce,
 )
 from adde.files import atomic_path, require_writable, strangers
-from adde.model import ADDE
+from adde.methods.adde.model import ADDE
 from adde.preprocess import Picture, Preprocess
 from adde.schema import Labels
 from adde.scoring import Calibration

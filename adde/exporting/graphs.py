@@ -15,7 +15,7 @@ from torch.export import Dim
 
 from adde.bundle import ENCODER, MEMORY, Outputs
 from adde.errors import UserError
-from adde.model import ADDE
+from adde.methods.adde.model import ADDE
 from adde.preprocess import Picture
 from adde.schema import Vector
 

@@ -1,7 +1,5 @@
-"""The encoder, the prototype memory, and the module that joins them."""
+"""Backbones, and the settings of an encoder."""
 
-from adde.model.adde import ADDE, Encoding, Forward
-from adde.model.memory import first_columns, multi_hot
 from adde.model.settings import ModelSettings
 
-__all__ = ["ADDE", "Encoding", "Forward", "ModelSettings", "first_columns", "multi_hot"]
+__all__ = ["ModelSettings"]

@@ -16,8 +16,9 @@ from adde.distributed import gather_objects, rank
 from adde.errors import UserError
 from adde.loading.loader import Batch
 from adde.training.config import Config
-from adde.training.objectives import Objective, finite_rows, not_finite
+from adde.training.method import Objective, Stage
 from adde.training.strategies import Replicated
+from adde.training.terms import finite_rows, not_finite
 
 BAD_STEPS_NAME = "bad_steps.jsonl"
 
@@ -40,7 +41,7 @@ class BadSteps:
     def look(
         self,
         strategy: Replicated,
-        stage: str,
+        stage: Stage,
         scalars: dict[str, float],
         batch: Batch,
         draws: torch.Generator,
@@ -111,14 +112,14 @@ class BadSteps:
         self._ids: list[str] = []
 
     def _at_fault(
-        self, strategy: Replicated, stage: str, batch: Batch, draws: torch.Generator
+        self, strategy: Replicated, stage: Stage, batch: Batch, draws: torch.Generator
     ) -> list[str]:
         """Ids of this rank's items for which the model gives NaN or infinity by themselves.
 
         In eval mode: in training, batch norms spread one item's NaN over the whole batch.
         """
         again = torch.Generator().manual_seed(draws.initial_seed())
-        plan = self._objective.plan(stage, batch.labels, again)
+        plan = self._objective.plan(stage, batch, again)
         # All ranks encode as many pieces: they may have to gather the weights for each.
         size = len(batch.labels) // self._parts
         finite: list[torch.Tensor] = []

@@ -13,19 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from adde.loading.loader import Batch
-from adde.model import Forward
-from adde.training.config import AddeStage, EncoderStage
-from adde.training.objectives import Objective, global_mean
+from adde.training.method import Objective, Stage
 from adde.training.optimisation import Kept
 from adde.training.strategies import Replicated
+from adde.training.terms import Outputs, global_mean
 from adde.training.watching import profiling
 
 
 def cached_backward(
     strategy: Replicated,
     objective: Objective,
-    name: str,
-    stage: EncoderStage | AddeStage,
+    stage: Stage,
     batch: Batch,
     draws: torch.Generator,
     parts: int,
@@ -35,17 +33,18 @@ def cached_backward(
 
     Returns the scalars and the flag of `global_mean`.
     """
-    plan = objective.plan(name, batch.labels, draws)
+    plan = objective.plan(stage, batch, draws)
     size = len(batch.labels) // parts
     rows = [slice(part * size, (part + 1) * size) for part in range(parts)]
     seed = torch.initial_seed()
 
-    def encode(part: int) -> Forward:
+    def encode(part: int) -> Outputs:
         torch.manual_seed((seed + part) % 2**63)  # the same dropout in both passes
         return objective.encode(strategy.model, plan, batch.images, rows[part])
 
     cached = _join(_without_traces(strategy.model, encode, parts))
-    loss, scalars, stopping = global_mean(objective.terms(name, cached, batch, plan), stage, flag)
+    terms = objective.terms(stage, cached, batch, plan)
+    loss, scalars, stopping = global_mean(terms, stage.weights, flag)
     with profiling.part("backward"):
         loss.backward()
     for part in range(parts):
@@ -56,7 +55,7 @@ def cached_backward(
 
 
 @torch.no_grad()
-def _without_traces(model: nn.Module, encode: Any, parts: int) -> list[Forward]:
+def _without_traces(model: nn.Module, encode: Any, parts: int) -> list[Outputs]:
     """All parts' outputs; buffers (running statistics) are as before, for the second pass."""
     before = Kept(list(model.buffers()))
     outputs = [encode(part) for part in range(parts)]
@@ -64,7 +63,7 @@ def _without_traces(model: nn.Module, encode: Any, parts: int) -> list[Forward]:
     return outputs
 
 
-def _join(outputs: list[Forward]) -> Forward:
+def _join(outputs: list[Outputs]) -> Outputs:
     """The outputs of the whole share as leaves that collect gradients."""
 
     def leaf(values: tuple[Tensor | None, ...]) -> Tensor | None:
@@ -73,15 +72,16 @@ def _join(outputs: list[Forward]) -> Forward:
         joined = torch.cat(values) if values[0].ndim else values[0].clone()  # pyright: ignore[reportArgumentType]
         return joined.detach().requires_grad_()
 
-    return Forward(*map(leaf, zip(*outputs)))  # pyright: ignore[reportArgumentType]
+    kind: Any = type(outputs[0])
+    return kind(*map(leaf, zip(*outputs)))
 
 
-def _share(output: Forward, cached: Forward, rows: slice, first: bool) -> Tensor:
+def _share(output: Outputs, cached: Outputs, rows: slice, first: bool) -> Tensor:
     """A scalar whose gradient is this part's share of the loss's gradient.
 
-    What belongs to no item, such as the memory's norm, is the first part's.
+    What belongs to no item, such as a norm of weights, is the first part's.
     """
-    share = output.embeddings.new_zeros(())
+    share = torch.zeros((), device=next(v.device for v in output if v is not None))
     for value, leaf in zip(output, cached):
         if value is None or leaf is None or leaf.grad is None:
             continue

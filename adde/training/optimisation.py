@@ -27,15 +27,11 @@ def learning_rate(schedule: Schedule, step: int, steps: int, steps_per_epoch: in
 
 def build_optimizer(settings: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
     """Over the parameters that are trained now; only weight matrices and kernels decay, without
-    those that a part of the model names in timm's `no_weight_decay()`, such as positions.
+    those that a part of the model names in `no_weight_decay()`, timm's name for it.
     """
     trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     spared = _without_decay(model, [n for n, _ in trained])
-    decayed = {
-        n
-        for n, p in trained
-        if p.ndim > 1 and not n.endswith("bias") and "memory" not in n and n not in spared
-    }
+    decayed = {n for n, p in trained if p.ndim > 1 and not n.endswith("bias") and n not in spared}
     groups: list[dict[str, Any]] = [
         {"params": [p for n, p in trained if n in decayed], "weight_decay": settings.weight_decay},
         {"params": [p for n, p in trained if n not in decayed], "weight_decay": 0.0},

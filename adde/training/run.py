@@ -18,7 +18,6 @@ from adde.errors import UserError
 from adde.files import this_process
 from adde.loading.loader import Batch, BatchStream, join
 from adde.loading.resize import load_for_training
-from adde.model import ADDE
 from adde.schema import Schema
 from adde.shards.batches import Batches
 from adde.shards.jpeg import is_plain
@@ -26,21 +25,14 @@ from adde.shards.order import SampleOrder
 from adde.shards.shares import RankShare
 from adde.training.bad_steps import BadSteps
 from adde.training.batch_size import micro_batch
-from adde.training.calibration import calibration_of
 from adde.training.checkpoints import checkpoint as checkpoints
 from adde.training.checkpoints.checkpoint import Checkpoint, Position
 from adde.training.checkpoints.flat_shards import Piece, shares
 from adde.training.checkpoints.saving import Saver
-from adde.training.config import Config, Schedule
-from adde.training.cross_batch import CrossBatchMemory
-from adde.training.evaluation import (
-    Encoded,
-    Evaluator,
-    attribute_accuracy,
-    picture_rows,
-    retrieval,
-)
-from adde.training.objectives import Objective
+from adde.training.config import Config
+from adde.training.evaluation import Evaluator
+from adde.training.method import Method, Stage
+from adde.training.opening import load_model
 from adde.training.resilience.errors import explain
 from adde.training.resilience.heartbeat import Heartbeat
 from adde.training.resilience.preflight import (
@@ -61,13 +53,6 @@ from adde.training.watching.profiling import Profile, part
 from adde.training.watching.report import write_report
 from adde.training.watching.tracking import Tracker
 
-STAGES = ("encoder", "adde")
-SHOWN = ("hit@1", "hit@10", "hit@30", "ndcg@30", "accuracy")
-"""Validation figures on the terminal."""
-
-CALIBRATED = ("hit@1", "hit@10", "hit@30", "ndcg@30", "first_wanted", "wanted@10")
-"""Validation figures of the match score on the terminal."""
-
 
 class Run:
     """One run from its configuration, fresh or resumed; a context that closes what it opened.
@@ -76,11 +61,12 @@ class Run:
         UserError: the run folder holds another run, or the shards, schema or batch do not fit.
     """
 
-    def __init__(self, config: Config, resume: bool) -> None:
-        self.config = config
+    def __init__(self, method: Method, config: Config, resume: bool) -> None:
+        self.method, self.config = method, config
         self.accelerator = open_accelerator(config)
         self._heartbeat = Heartbeat(config.limits)
-        self.position = Position(STAGES[0], 0, 0)
+        self._stages = method.stages(config)
+        self.position = Position(self._stages[0].name, 0, 0)
         self._stream: BatchStream | None = None
         try:
             self._open(config, resume)
@@ -105,26 +91,21 @@ class Run:
         )
         micro_batch(config.data, world_size())
         resume = resume or looked.resumes(config.run)
-        found, writer = from_main(lambda: (open_folder(config, resume), this_process()))
+        found, writer = from_main(
+            lambda: (open_folder(self.method, config, resume), this_process())
+        )
         require_shared(config.run, writer)
         checkpoint = found and checkpoints.open_checkpoint(found)
 
         torch.manual_seed(config.seed)
-        self._bare = ADDE(config.model, self.index.schema)
+        self._bare: Any = self.method.build(config, self.index.schema)
         synchronise(self._bare, config, self.device)
         # Whole and averaged weights, for evaluation.
         self._average = copy.deepcopy(self._bare) if config.optimizer.ema else None
         self._home = home_of_whole(self.accelerator)
         self._park()
         self._strategy: Replicated | None = None
-        self._memory = _cross_batch_memory(config, self.index.schema, self.device)
-        self.objective = Objective(
-            self.index.schema,
-            config.augmentation,
-            config.margin,
-            self._memory,
-            config.adde.edited_triplet > 0,
-        )
+        self.objective = self.method.objective(config, self.index.schema, self.device)
         self._checkpoint = checkpoint
         from_main(lambda: require_room(config, self._bare))
         start: dict[str, object] = {}
@@ -156,25 +137,41 @@ class Run:
 
     # Stages
 
-    def enter(self, name: str, schedule: Schedule) -> bool:
+    def begin_stage(self, stage: Stage) -> bool:
         """Makes ready for a stage; False where it was finished, or has no steps."""
-        self.total_steps = math.ceil(schedule.epochs * self.order.steps_per_epoch)
-        at = self.position
-        if STAGES.index(name) < STAGES.index(at.stage):
+        self.total_steps = math.ceil(stage.schedule.epochs * self.order.steps_per_epoch)
+        names = [one.name for one in self._stages]
+        if names.index(stage.name) < names.index(self.position.stage):
             return False
-        if name != at.stage:
-            self.position = Position(name, 0, at.step)
-        # Prototypes have no part in the first stage, and no gradient: DDP would wait for one.
-        self._bare.memory.requires_grad_(name != "encoder")
+        self.stage = stage
+        if stage.name != self.position.stage or not (self.position.step or self._checkpoint):
+            self._prepare(stage)
+        # A parameter without a part in the stage gets no gradient, and DDP would wait for one.
+        self._bare.requires_grad_(True)
+        for name in stage.frozen:
+            self._bare.get_submodule(name).requires_grad_(False)
         self._close_strategy()
         self._strategy = open_strategy(self.accelerator, self._bare, self.config)
-        self._restore_strategy(name)
+        self._restore_strategy(stage.name)
         self.model.train()
         self._profile.close()
         self._profile = Profile(
-            self.config.run / "profile", name, self.config.profile and self.main
+            self.config.run / "profile", stage.name, self.config.profile and self.main
         )
         return self.position.stage_step < self.total_steps
+
+    def _prepare(self, stage: Stage) -> None:
+        """Has the method prepare the model for a stage that begins."""
+        self._heartbeat.say(f"preparing the stage {stage.name}", self.position.step)
+        model = self._gather().to(self.device)
+        changed = self.method.before(stage, model, self._evaluator)
+        self._close_strategy()
+        if model is not self._bare:
+            self._bare.load_state_dict(model.state_dict())
+        self.position = Position(stage.name, 0, self.position.step)
+        if changed:
+            self.evaluate()
+            self.save()
 
     @property
     def strategy(self) -> Replicated:
@@ -255,15 +252,16 @@ class Run:
     def note(self, scalars: dict[str, float], batch: Batch, draws: torch.Generator) -> None:
         """Takes down one micro-batch's scalars after its backward pass; on all ranks alike."""
         self.meter.add(scalars, len(batch.labels))
-        self._bad.look(self.strategy, self.position.stage, scalars, batch, draws)
+        self._bad.look(self.strategy, self.stage, scalars, batch, draws)
 
     @part("logging")
-    def log(self, stage: str, rate: float, norm: float) -> None:
+    def log(self, rate: float, norm: float) -> None:
         """Writes one step's figures to the log, the dashboard and the progress bar.
 
         Raises what writing a checkpoint raised since the step before.
         """
         self._saver.check()
+        stage = self.stage.name
         self.position = Position(stage, self.position.stage_step + 1, self.position.step + 1)
         scalars, speed = self.meter.take(), self.meter.speed
         attributes, ranks = self.meter.details()
@@ -296,26 +294,6 @@ class Run:
                 f"{speed['data_wait']:.0%} waiting for data"
             )
 
-    # Stage 2
-
-    def start_memory(self) -> None:
-        """Sets the memory to the prototypes of the encoder as it stands (stage 2)."""
-        if self.position.stage == "adde":
-            return
-        self._heartbeat.say("computing the prototypes", self.position.step)
-        model = self._gather().to(self.device)
-        prototypes, counts = self._evaluator.prototypes(model)
-        self._close_strategy()
-        if model is not self._bare:
-            self._bare.load_state_dict(model.state_dict())
-        self._bare.memory.set_prototypes(prototypes.to(self._home))
-        empty = [n for n, c in zip(value_names(self.index.schema), counts.tolist()) if not c]
-        if empty and self.main:
-            print(f"warning: no training item shows {', '.join(empty)}: their prototypes are zero")
-        self.position = Position("adde", 0, self.position.step)
-        self.evaluate()
-        self.save()
-
     # Evaluation and checkpoints
 
     def evaluation_due(self, step: int) -> bool:
@@ -324,37 +302,25 @@ class Run:
         return (step + 1) % every == 0 or step + 1 == self.total_steps
 
     def evaluate(self) -> None:
-        """Validates the weights that would be exported; in stage 3 the best are kept."""
+        """Validates the weights that would be exported; the best are kept."""
         self._heartbeat.say("evaluating", self.position.step)
         model = self._gather().to(self.device)
-        encoded = self._evaluator.encode(model, "val")
-        figures = attribute_accuracy(encoded, self.index.schema)
-        retrieves = self.position.stage == "adde"  # before, there is no memory that edits
-        if retrieves:
-            figures |= retrieval(model, encoded, self.device, self.config.evaluation.queries)
+        settings = self.config.evaluation
+        evaluated = self.method.evaluate(self.stage, model, self._evaluator, settings)
+        figures = evaluated.figures
         if self.main:
-            self._log_evaluation(model, encoded, figures)
+            self._tracker.log_evaluation(self.position.step, evaluated)
+            shown = ", ".join(f"{k} {v:.4f}" for k, v in figures.items() if k in self.method.shown)
+            tqdm.write(f"step {self.position.step}: {shown}")
         self._saver.wait()  # the best so far may still be on its way
-        better = retrieves and self.main and checkpoints.is_best(self.config.run, figures)
+        deciding = {n: figures[n] for n in self.method.deciding if n in figures}
+        better = bool(deciding) and self.main and checkpoints.is_best(self.config.run, deciding)
         # Saving takes all ranks, and the main one alone knows.
         if sum_over_ranks(torch.tensor([float(better)], device=self.device)).item():
-            self.save(figures)
+            self.save(deciding)
         self._park()
         self.accelerator.wait_for_everyone()
         self.meter.restart()
-
-    def _log_evaluation(self, model: ADDE, encoded: Encoded, figures: dict[str, float]) -> None:
-        count = self.config.evaluation.rows if self.position.stage == "adde" else 0
-        self._tracker.log_evaluation(
-            self.position.step,
-            {f"val/{name}": value for name, value in figures.items()},
-            picture_rows(self.index, "val", model, encoded, count),
-            model.memory.weight.detach().float().cpu().numpy().T,
-            value_names(self.index.schema),
-            self.index.schema.sizes,
-        )
-        shown = ", ".join(f"{k} {v:.4f}" for k, v in figures.items() if k in SHOWN)
-        tqdm.write(f"step {self.position.step}: {shown}")
 
     def checkpoint_due(self, step: int, stopping: bool) -> bool:
         """At the set pace, at the end of the stage, and before a stop."""
@@ -375,8 +341,7 @@ class Run:
 
     def _pieces(self) -> dict[str, Piece]:
         """What this rank writes of a checkpoint."""
-        alike = self._memory.state() if self._memory else {}
-        alike = {f"cross_batch/{name}": value for name, value in alike.items()}
+        alike = self.objective.state()
         if self._strategy is not None:
             return self._strategy.pieces() | shares(alike)
         model = {f"model/{name}": value for name, value in self._bare.state_dict().items()}
@@ -402,7 +367,7 @@ class Run:
         """Ends what the ranks have in common, then says where everything lies."""
         self._saver.wait()
         self.accelerator.wait_for_everyone()
-        self._calibrate()
+        self._finish_best()
         # The others go, while the main rank still uploads for W&B and writes the report.
         self._heartbeat.close()
         if torch.distributed.is_initialized():
@@ -412,21 +377,14 @@ class Run:
             report = write_report(self.config.run)
             print(f"report: {report}")
 
-    def _calibrate(self) -> None:
-        """Calibrates the match score of the best checkpoint, which is evaluated and exported."""
-        self._heartbeat.say("calibrating", self.position.step)
+    def _finish_best(self) -> None:
+        """Hands the best checkpoint's model to the method, which may add to it."""
+        self._heartbeat.say("finishing the best checkpoint", self.position.step)
         self._close_strategy()
         if not from_main((self.config.run / "checkpoints" / checkpoints.BEST_NAME).exists):
             return  # of a finished run, resumed where its best is gone
-        model, _, checkpoint = checkpoints.load_model(self.config.run)
-        found, figures = calibration_of(checkpoint, model.to(self.device), self._evaluator)
-        if self.main:
-            shown = ", ".join(f"{k} {figures[k]:.4f}" for k in CALIBRATED if k in figures)
-            print(
-                f"calibrated {checkpoint.path.name}: epsilon {found.epsilon:g}, an edit weighs "
-                f"{found.edit_weight:g}, presence is {'used' if found.presence else 'not used'}; "
-                f"validation: {shown}"
-            )
+        model, _, checkpoint = load_model(self.config.run)
+        self.method.finish(model.to(self.device), checkpoint, self._evaluator)
 
     def __enter__(self) -> "Run":
         return self
@@ -458,7 +416,7 @@ class Run:
         self._heartbeat.close(explained)
         return explained
 
-    def _gather(self) -> ADDE:
+    def _gather(self) -> Any:
         """Brings the whole weights up to date, on all ranks; those that would be exported."""
         if self._strategy is None:
             return self._bare
@@ -494,8 +452,7 @@ class Run:
             )
         tensors = checkpoint.tensors("model")
         self._bare.load_state_dict({name: stored.whole() for name, stored in tensors.items()})
-        if self._memory is not None:
-            self._memory.restore(checkpoint.tensors("cross_batch"))
+        self.objective.restore(checkpoint)
         self.position = checkpoint.position
         if self.main:
             print(f"resuming at step {self.position.step} from {where}")
@@ -507,20 +464,6 @@ class Run:
         self._strategy.restore(checkpoint.tensors("optimizer"), checkpoint.tensors("ema"))
         if self.accelerator.scaler and checkpoint.state["scaler"]:
             self.accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
-
-
-def value_names(schema: Schema) -> list[str]:
-    """`attribute=value` of every column."""
-    return [f"{a.name}={value}" for a in schema.attributes for value in a.values]
-
-
-def _cross_batch_memory(
-    config: Config, schema: Schema, device: torch.device
-) -> CrossBatchMemory | None:
-    if not config.cross_batch.size:
-        return None
-    shape = (len(schema.sizes), config.model.width)
-    return CrossBatchMemory(config.cross_batch, config.data.batch_size, shape, device)
 
 
 def _seed(*key: int) -> int:

@@ -7,10 +7,12 @@ from adde.shards.index import ShardIndex
 from adde.shards.order import SampleOrder
 from adde.training.checkpoints import checkpoint as checkpoints
 from adde.training.checkpoints.upload import Bucket, fetch, require_empty
-from adde.training.config import CONFIG_NAME, Config, first_difference, of_run, write_config
+from adde.training.config import Config
+from adde.training.method import Method
+from adde.training.recipes import CONFIG_NAME, config_of_run, first_difference, write_config
 
 
-def open_folder(config: Config, resume: bool) -> Path | None:
+def open_folder(method: Method, config: Config, resume: bool) -> Path | None:
     """The checkpoint to go on from; a fresh run's folder gets its config.toml. On the main rank.
 
     Raises:
@@ -32,7 +34,7 @@ def open_folder(config: Config, resume: bool) -> Path | None:
             f"{config.run}: expected an empty run folder, found {found.path.name}; go on with "
             "--resume, or name another folder with --run"
         )
-    theirs = of_run(found.state["config"]).to_json()
+    theirs = config_of_run(method, found.state["config"]).to_json()
     if difference := first_difference(config.to_json(), theirs):
         raise UserError(
             f"{found.path}: is of another configuration; {difference} (asked for, and in the "

@@ -24,7 +24,7 @@ import pydantic
 
 from adde.errors import UserError, foreign
 from adde.files import read_text, write_json
-from adde.training.config import parse
+from adde.training.recipes import parse
 from adde.training.watching.tracking import LOG_NAME, read_log
 
 POLL = 0.2  # s between two looks at a trial's log

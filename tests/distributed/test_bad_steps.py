@@ -18,7 +18,7 @@ PROGRAM = '''
 import hashlib, math, runpy, sys
 import torch
 from adde.errors import run_program
-from adde.training import objectives
+from adde.methods.adde import objective as objectives
 from adde.training.strategies import Replicated
 
 plain, begin, end = objectives.augment, Replicated.begin_step, Replicated.step

@@ -10,10 +10,11 @@ import torch.multiprocessing as mp
 from test_ranks import free_port
 
 from adde.edits import evaluate_split
+from adde.methods.adde.evaluation import MemoryEdit, retrieval
 from adde.metrics import METRIC_NAMES, manipulation_queries
 from adde.scoring import Calibration
 from adde.shards.index import ShardIndex
-from adde.training.evaluation import Evaluator, MemoryEdit, retrieval
+from adde.training.evaluation import Evaluator
 
 CPU = torch.device("cpu")
 

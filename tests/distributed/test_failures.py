@@ -137,7 +137,7 @@ import torch
 from adde.errors import UserError, run_program
 from adde.training.resilience import heartbeat
 from adde.training import run as of_run
-from adde.training.config import parse
+from adde.training.recipes import parse
 from adde.training.watching.tracking import Tracker
 
 fault, pid = os.environ["FAULT"], Path(__file__).parent / "pid"

@@ -12,10 +12,12 @@ from torch import nn
 from adde.distributed import RankRows
 from adde.loading.augment import Augmentation
 from adde.loading.loader import Batch
-from adde.model import ADDE, ModelSettings
+from adde.methods.adde.config import AddeStage, EncoderStage
+from adde.methods.adde.model import ADDE
+from adde.methods.adde.objective import AddeObjective
+from adde.model import ModelSettings
 from adde.schema import Attribute, Schema
-from adde.training.config import AddeStage, EncoderStage
-from adde.training.objectives import Objective, global_mean
+from adde.training.terms import global_mean
 
 SCHEMA = Schema((Attribute("colour", ("r", "g", "b")), Attribute("size", ("s", "l"))))
 ITEMS = 16
@@ -50,7 +52,7 @@ def one_step(stage, counts=(ITEMS,)):
     share = RankRows.of(counts[rank], images.device)
     assert share.counts == counts
     batch = Batch(share.local(images), share.local(labels), [])
-    objective = Objective(SCHEMA, Augmentation(), margin=0.5)
+    objective = AddeObjective(SCHEMA, Augmentation(), margin=0.5)
     terms = getattr(objective, stage)(wrapped, batch, torch.Generator().manual_seed(3), share)
     weights = AddeStage(global_triplet=1.0) if stage == "adde" else EncoderStage()
     loss, scalars, flag = global_mean(terms, weights, flag=rank == ranks - 1)

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch.distributed.tensor import DTensor
 
 from adde.errors import run_program
-from adde.model import ADDE
+from adde.methods.adde.model import ADDE
 from adde.training import run
 from adde.training.evaluation import Evaluator
 from adde.training.strategies import Replicated

@@ -22,7 +22,7 @@ from adde.exporting.precision import (
     candidates,
     reduce,
 )
-from adde.model import ADDE
+from adde.methods.adde.model import ADDE
 from adde.serving.onnx.session import Session
 from adde.shards.index import ShardIndex
 from adde.shards.reader import iterate

@@ -15,7 +15,8 @@ from adde.shards.index import ShardIndex
 from adde.training.checkpoints.checkpoint import Position
 from adde.training.checkpoints.flat_shards import shares
 from adde.training.checkpoints.saving import Saver
-from adde.training.config import Config, Data, write_config
+from adde.training.config import Config, Data
+from adde.training.recipes import write_config
 
 ROOT = Path(__file__).parents[2]
 

@@ -56,7 +56,7 @@ from adde.shards.jpeg import decode_pixels
 from adde.shards.packing.engine import engine
 from adde.shards.packing.pack import PackOptions, pack
 from adde.shards.reader import iterate
-from adde.training.config import read_recipe
+from adde.training.recipes import read_recipe
 
 MEMORY_LIMIT = 8 << 30
 SCHEMA = Schema((Attribute("colour", ("red", "blue")), Attribute("fit", ("slim", "wide"))))

@@ -18,7 +18,7 @@ from adde.errors import UserError
 from adde.exporting.check import check_bundle
 from adde.exporting.export import export_bundle
 from adde.exporting.parity import relative_error
-from adde.model import ADDE
+from adde.methods.adde.model import ADDE
 from adde.serving.onnx.providers import missing
 from adde.serving.onnx.session import BUCKETS, Session
 from adde.shards.index import ShardIndex

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from adde.errors import UserError
-from adde.training.config import Config, first_difference, of_run, parse, read_recipe, write_config
+from adde.training.config import Config, of_run
+from adde.training.recipes import first_difference, parse, read_recipe, write_config
 
 RECIPES = sorted((Path(__file__).parents[2] / "train" / "recipes").glob("*.toml"))
 

@@ -9,13 +9,15 @@ import torch
 
 from adde import edits, metrics
 from adde.errors import UserError
+from adde.methods.adde.evaluation import picture_rows, queries_of, retrieval
 from adde.mining.distances import allow_tf32
 from adde.schema import UNKNOWN, Attribute, Schema
 from adde.scoring import Calibration, with_known
 from adde.shards.index import ShardIndex
 from adde.shards.reader import iterate
 from adde.training import evaluation
-from adde.training.evaluation import Evaluator, picture_rows, queries_of, retrieval, top_k
+from adde.training.evaluation import Evaluator
+from adde.training.ranking import top_k
 
 
 @pytest.fixture

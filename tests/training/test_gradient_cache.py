@@ -8,18 +8,20 @@ from torch import nn
 
 from adde.loading.augment import Augmentation
 from adde.loading.loader import Batch
-from adde.model import ADDE, ModelSettings
-from adde.model.adde import Forward
+from adde.methods.adde.config import AddeStage, EncoderStage
+from adde.methods.adde.model import ADDE, Forward
+from adde.methods.adde.objective import AddeObjective
+from adde.model import ModelSettings
 from adde.schema import Attribute, Schema
-from adde.training.config import AddeStage, Config, Data, EncoderStage
+from adde.training.config import Config, Data
 from adde.training.gradient_cache import cached_backward
-from adde.training.objectives import Objective, global_mean
 from adde.training.strategies import Replicated
+from adde.training.terms import global_mean
 
 SCHEMA = Schema((Attribute("colour", ("r", "g", "b")), Attribute("size", ("s", "l"))))
 ITEMS = 12
 STAGES = {"encoder": EncoderStage(), "adde": AddeStage(global_triplet=0.5)}
-OBJECTIVE = Objective(SCHEMA, Augmentation(), margin=0.5)
+OBJECTIVE = AddeObjective(SCHEMA, Augmentation(), margin=0.5)
 
 
 def build(dropout=0.0, norm=False):

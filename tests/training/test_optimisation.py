@@ -19,12 +19,14 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from adde.losses import Term
-from adde.model import ADDE, ModelSettings
+from adde.methods.adde.config import EncoderStage
+from adde.methods.adde.model import ADDE
+from adde.model import ModelSettings
 from adde.schema import Attribute, Schema
-from adde.training.config import Config, Data, EncoderStage, Optimizer, Schedule
-from adde.training.objectives import Terms
+from adde.training.config import Config, Data, Optimizer, Schedule
 from adde.training.optimisation import build_optimizer, learning_rate
 from adde.training.strategies import Replicated
+from adde.training.terms import Terms
 
 ROOT = Path(__file__).parents[2]
 STEPS, PER_EPOCH = 40, 10

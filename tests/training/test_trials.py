@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from adde.errors import UserError
-from adde.training.config import parse
+from adde.training.recipes import parse
 from adde.training.trials import Search, Sweep, read_sweep
 
 ROOT = Path(__file__).parents[2]

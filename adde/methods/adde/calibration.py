@@ -18,8 +18,9 @@ import numpy.typing as npt
 from adde.distributed import from_main, rank
 from adde.edits import all_edits, rank_matches, wanted_metrics
 from adde.files import read_json, write_json
+from adde.methods.adde.evaluation import encode_split
+from adde.methods.adde.model import ADDE
 from adde.metrics import Places, Queries, Watch, manipulation_queries, retrieval_metrics
-from adde.model import ADDE
 from adde.schema import UNKNOWN, Labels, Schema, Vector
 from adde.scoring import FIRST, Calibration
 from adde.shards.index import ShardIndex
@@ -60,7 +61,7 @@ def calibration_of(
     content = from_main(lambda: read_json(path) if path.exists() else None)
     if content is not None:
         return Calibration.from_json(content, model.schema, str(path)), content["figures"]
-    encoded = evaluator.encode(model, "val")
+    encoded = encode_split(evaluator, model, "val")
     arrays = (encoded.logits, encoded.presence, encoded.labels)
     found, figures = from_main(lambda: calibrate(*arrays, model.schema, evaluator.watch))
     if rank() == 0:

@@ -10,12 +10,24 @@ batch first; of equal distances the lowest column is taken.
 Every rank remembers the whole global batch, which mining gathers anyway: all have the same.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from adde.schema import UNKNOWN
 from adde.training.checkpoints.checkpoint import Stored
-from adde.training.config import CrossBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossBatch:
+    """Items of past batches among the positives and negatives of both label triplet terms."""
+
+    size: int = 0
+    """Items remembered, of all ranks; 0: none. Each rank keeps 4 A D bytes of every one."""
+
+    warmup: int = 1000
+    """Steps before they are used: embeddings that still move fast mislead."""
 
 
 class CrossBatchMemory:

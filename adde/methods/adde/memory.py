@@ -28,6 +28,10 @@ class Memory(nn.Module):
         product = torch.nn.functional.linear(coefficients.to(self.weight.dtype), self.weight)
         return product.float().unflatten(1, self._shape)
 
+    def no_weight_decay(self) -> set[str]:
+        """Prototypes do not decay."""
+        return {"weight"}
+
     @property
     def off_block(self) -> Tensor:
         """(A D, V) bool: entries outside the column's own attribute."""

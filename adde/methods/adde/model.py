@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from adde.methods.adde.heads import AttributeClassifiers, AttributeHeads, PresenceHead
+from adde.methods.adde.memory import Memory
 from adde.model.backbone import build_backbone, num_features
-from adde.model.encoder import AttributeClassifiers, AttributeHeads, PresenceHead
-from adde.model.memory import Memory
 from adde.model.settings import ModelSettings
 from adde.preprocess import Preprocess
 from adde.schema import Schema

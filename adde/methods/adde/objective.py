@@ -1,11 +1,10 @@
-"""What each stage minimises: one forward pass, named loss terms, and their global mean.
+"""What each stage of ADDE minimises: one forward pass and named loss terms.
 
 Every rank encodes its own items; triplets are mined between its items and those of all ranks.
 Sums stay local, counts are added over ranks, so that N ranks give the loss and, after the
 average of gradients that data parallelism makes, the gradients of one.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +12,14 @@ import torch
 from torch import Tensor
 
 from adde import losses
-from adde.distributed import RankRows, sum_over_ranks, world_size
+from adde.distributed import RankRows, sum_over_ranks
 from adde.loading.augment import DRAWS, Augmentation, augment
 from adde.loading.loader import Batch
 from adde.losses import Term
+from adde.methods.adde.cross_batch import CrossBatchMemory
+from adde.methods.adde.losses import compositional, consistency, triplet_roles
+from adde.methods.adde.memory import first_columns, multi_hot
+from adde.methods.adde.model import Forward
 from adde.mining import (
     Edits,
     LabelGrouping,
@@ -26,30 +29,22 @@ from adde.mining import (
     semihard_negatives,
     uniform,
 )
-from adde.model import Forward, first_columns, multi_hot
 from adde.schema import UNKNOWN, Schema
-from adde.training.config import AddeStage, EncoderStage
-from adde.training.cross_batch import CrossBatchMemory
+from adde.training.checkpoints.checkpoint import Checkpoint
+from adde.training.method import Objective, Stage
+from adde.training.terms import Terms, finite_rows, item_shares
 from adde.training.watching.profiling import part
 
+CROSS_BATCH = "cross_batch"
+"""Prefix of the cross-batch memory's tensors in a checkpoint."""
+
 PER_ATTRIBUTE = ("cls", "presence", "local_triplet", "accuracy")
-"""Terms and shares that are told of every attribute too: their parts are attributes, in order,
-once or for several roles."""
+"""Terms and shares that are logged for every attribute too."""
 
 
 @dataclass(frozen=True)
-class Terms:
-    """Loss terms by name, and shares (part, whole) that are only looked at."""
-
-    losses: dict[str, Term]
-    shares: dict[str, Term]
-    attributes: tuple[str, ...] = ()
-    """Names of the attributes; none leaves the figures of each one out."""
-
-
-@dataclass(frozen=True)
-class Objective:
-    """What both stages need to know of the run."""
+class AddeObjective(Objective):
+    """The losses of both stages."""
 
     schema: Schema
     augmentation: Augmentation
@@ -58,35 +53,17 @@ class Objective:
     edited_triplets: bool = False
     """Whether stage 3 has the term `edited_triplet`."""
 
-    def encoder(
-        self, model: Any, batch: Batch, draws: torch.Generator, ranks: RankRows | None = None
-    ) -> Terms:
-        """Stage 1: classification, local and global label triplets.
-
-        `ranks` says how the global batch is shared out; None: as many items on every rank.
-        """
-        plan = self.plan("encoder", batch.labels, draws, ranks)
-        return self.terms("encoder", self.encode(model, plan, batch.images), batch, plan)
-
-    def adde(
-        self, model: Any, batch: Batch, draws: torch.Generator, ranks: RankRows | None = None
-    ) -> Terms:
-        """Stage 3: manipulation triplets mined in the global batch; `ranks` as in `encoder`."""
-        plan = self.plan("adde", batch.labels, draws, ranks)
-        return self.terms("adde", self.encode(model, plan, batch.images), batch, plan)
-
-    # The parts of both, for those who encode a batch in pieces
-
     def plan(
-        self, stage: str, labels: Tensor, draws: torch.Generator, ranks: RankRows | None = None
+        self, stage: Stage, batch: Batch, draws: torch.Generator, ranks: RankRows | None = None
     ) -> "Plan":
-        """All that is drawn for this rank's items, of labels (b, A), before they are encoded."""
+        """As `Objective.plan`; of the batch its labels (b, A) are all that is looked at."""
+        labels = batch.labels
         ranks = ranks or RankRows.equal(len(labels))
         items = ranks.columns(labels.device)  # draws follow items of the global batch, not ranks
         moves = uniform(draw_key(draws), items, DRAWS)
         all_labels = ranks.gather(labels)
         columns = self._columns(labels, all_labels, items)
-        if stage == "encoder":
+        if "compositional" not in stage.weights:
             return Plan(ranks, moves, all_labels, columns)
         offsets = first_columns(self.schema, labels.device)
         edits = draw_edits(labels, all_labels, items, draw_key(draws), offsets)
@@ -94,6 +71,16 @@ class Objective:
         if self.edited_triplets:
             columns["edited_triplet"] = self._edited_columns(labels, all_labels, edits, ranks)
         return Plan(ranks, moves, all_labels, columns, edits, hot)
+
+    def state(self) -> dict[str, Tensor]:
+        """The cross-batch memory's."""
+        state = self.memory.state() if self.memory is not None else {}
+        return {f"{CROSS_BATCH}/{name}": value for name, value in state.items()}
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """The same."""
+        if self.memory is not None:
+            self.memory.restore(checkpoint.tensors(CROSS_BATCH))
 
     def _columns(self, labels: Tensor, all_labels: Tensor, items: Tensor) -> "dict[str, Columns]":
         ref_labels = all_labels
@@ -118,20 +105,19 @@ class Objective:
     def encode(
         self, model: Any, plan: "Plan", images: Tensor, rows: slice = slice(None)
     ) -> Forward:
-        """What the model gives for some rows of this rank's images (b, S, S, 3) uint8, moved."""
+        """As `Objective.encode`; the images are augmented."""
         with part("augmentation"):
             moved = augment(images[rows], plan.moves[rows], self.augmentation)
         with part("forward"):
             return model(moved, *(hot[rows] for hot in plan.hot))
 
-    @part("mining and losses")
-    def terms(self, stage: str, out: Forward, batch: Batch, plan: "Plan") -> Terms:
-        """The stage's losses of what the model gave for all of this rank's items.
+    def terms(self, stage: Stage, out: Forward, batch: Batch, plan: "Plan") -> Terms:
+        """As `Objective.terms`. NaN and infinity are mined as zeros, so that ranks stay in step."""
+        with part("mining and losses"):
+            return self._terms(out, batch, plan)
 
-        NaN and infinity are mined as zeros, so that ranks stay in step; the share of items that
-        had them, `nonfinite`, tells `global_mean` that the step is void.
-        """
-        out, broken = _finite(out)
+    def _terms(self, out: Forward, batch: Batch, plan: "Plan") -> Terms:
+        out, finite = _finite(out)
         context = _Context(
             out.embeddings,
             batch.labels,
@@ -142,13 +128,12 @@ class Objective:
         terms, shares = self._label_triplets(context, plan.columns)
         if self.memory is not None:
             self.memory.push(context.all_embeddings, context.all_labels)
-        shares["skipped"] = _skipped(batch)
-        shares["nonfinite"] = broken
+        shares |= item_shares(batch, finite)
         with torch.no_grad():
             shares["accuracy"] = losses.accuracy(out.logits, batch.labels, self.schema.sizes)
         if out.presence is not None:
             terms["presence"] = losses.presence(out.presence, batch.labels)
-        found = Terms(terms, shares, self.schema.names)
+        found = Terms(terms, shares, dict.fromkeys(PER_ATTRIBUTE, self.schema.names))
         if plan.edits is None:
             terms["cls"] = losses.classification(out.logits, batch.labels, self.schema.sizes)
             return found
@@ -177,13 +162,13 @@ class Objective:
         negative, has_negative = semihard_negatives(
             queries, edits.targets, edits.positive, refs, all_labels
         )
-        roles = sum_over_ranks(losses.triplet_roles(edits, negative, has_negative, len(all_labels)))
+        roles = sum_over_ranks(triplet_roles(edits, negative, has_negative, len(all_labels)))
         as_positive, as_negative = ranks.local(roles.T).unbind(1)
         usable = edits.usable.float()
         terms["cls"] = self._classification(
             out, labels, edits.targets, usable, as_positive, as_negative
         )
-        terms["compositional"] = losses.compositional(
+        terms["compositional"] = compositional(
             queries,
             refs[edits.positive],
             refs[negative],
@@ -192,9 +177,9 @@ class Objective:
         )
         own, target = out.own_prototypes, out.target_prototypes
         terms["consistency"] = _stack(
-            losses.consistency(target, out.edited, edits.targets, usable),
-            losses.consistency(own, out.embeddings, labels, torch.ones_like(usable)),
-            losses.consistency(own, out.embeddings, labels, as_negative),
+            consistency(target, out.edited, edits.targets, usable),
+            consistency(own, out.embeddings, labels, torch.ones_like(usable)),
+            consistency(own, out.embeddings, labels, as_negative),
         )
         terms["memory"] = Term(out.off_block[None], torch.ones(1, device=labels.device))
         everyone = torch.full((1,), float(len(labels)), device=labels.device)
@@ -297,80 +282,14 @@ class _Context:
     ranks: RankRows
 
 
-def global_mean(
-    terms: Terms, stage: EncoderStage | AddeStage, flag: bool = False
-) -> tuple[Tensor, dict[str, float], bool]:
-    """The weighted loss over all ranks, its terms and shares, and whether any rank raised `flag`.
-
-    A term's weight is the stage's setting of the same name. Scalars are `loss`, every term and
-    share by its name, and `<name>/<attribute>` of those that are told of each attribute, where the
-    batch has any of it.
-
-    One collective carries everything. The returned loss is scaled by the number of ranks, since
-    data parallelism averages gradients. Where any rank's figures are not finite it is NaN on all,
-    and so are its gradients, by which every strategy knows a step that must not be taken.
-    """
-    weights = {name: getattr(stage, name) for name in terms.losses}
-    named = {**terms.losses, **terms.shares}
-    packed = [torch.cat([term.counts, term.sums.detach()]) for term in named.values()]
-    device = packed[0].device
-    reduced = sum_over_ranks(torch.cat([*packed, torch.full((1,), float(flag), device=device)]))
-    loss = torch.zeros((), device=device)
-    means: dict[str, Tensor] = {}
-    details: dict[str, Tensor] = {}
-    for (name, term), piece in zip(named.items(), reduced[:-1].split([len(p) for p in packed])):
-        found, sums = piece.chunk(2)
-        counts = found.clamp(min=1)
-        ratios = sums / counts
-        means[name] = ratios.sum()
-        if name in terms.losses:
-            loss = loss + weights[name] * (term.sums / counts).sum()
-        else:
-            means[name] = means[name] / (found > 0).sum().clamp(min=1)
-        if name in PER_ATTRIBUTE and terms.attributes:
-            width = len(terms.attributes)
-            known = found.view(-1, width).sum(0) > 0
-            details[name] = torch.where(known, ratios.view(-1, width).sum(0), torch.nan)
-    total = torch.stack([weights[name] * means[name] for name in terms.losses]).sum()
-    # One transfer for all values, and not one each.
-    whole = torch.stack([reduced[-1], total, *means.values()])
-    flag_sum, *values = torch.cat([whole, *details.values()]).tolist()
-    names = ["loss", *means, *(f"{name}/{a}" for name in details for a in terms.attributes)]
-    scalars = {n: v for n, v in zip(names, values) if "/" not in n or not math.isnan(v)}
-    if not_finite(scalars):
-        loss = loss * math.nan
-    return loss * world_size(), scalars, flag_sum > 0
-
-
-def not_finite(scalars: dict[str, float]) -> list[str]:
-    """Names of the scalars that are NaN or infinite, and `embeddings` where any item's are."""
-    names = [name for name, value in scalars.items() if not math.isfinite(value)]
-    return names + ["embeddings"] * (scalars.get("nonfinite", 0.0) > 0)
-
-
-def finite_rows(out: Forward) -> Tensor:
-    """(b,) bool: whether all that the model gives for an item is finite."""
-    found = [v.detach().flatten(1).sum(1) for v in out if v is not None and v.ndim]
-    return torch.stack(found).isfinite().all(0)
-
-
-def _finite(out: Forward) -> tuple[Forward, Term]:
-    """The outputs with zeros for items that are not finite where they are mined; the share of such
-    items.
-    """
+def _finite(out: Forward) -> tuple[Forward, Tensor]:
+    """The outputs with zeros where items are mined that are not finite; (b,) bool which are."""
     finite = finite_rows(out)
-    items = torch.full((1,), float(len(finite)), device=finite.device)
     mined = {
         name: None if value is None else value.masked_fill(~finite.view(-1, 1, 1), 0.0)
         for name, value in (("embeddings", out.embeddings), ("edited", out.edited))
     }
-    return out._replace(**mined), Term(items - finite.sum(), items)
-
-
-def _skipped(batch: Batch) -> Term:
-    """The share of samples that could not be read and have another in their place."""
-    counted = (len(batch.faults), len(batch.labels))
-    return Term(*(torch.full((1,), float(n), device=batch.labels.device) for n in counted))
+    return out._replace(**mined), finite
 
 
 def _stack(*terms: Term) -> Term:

@@ -8,8 +8,8 @@ A run's checkpoints/ holds step-<global step>/ folders and best.json, which name
                              sha256 of the files above; written last (`saving.py`)
 
 A tensor's name is `model/<name>`, `ema/<name>` (averaged weights, where the recipe asks for them),
-`optimizer/<parameter>/<entry>` or `cross_batch/<name>` (embeddings of past batches). How many
-ranks wrote them, and under which strategy, makes no difference to who reads them.
+`optimizer/<parameter>/<entry>`, or one that the method's objective gave (`Objective.state`). How
+many ranks wrote them, and under which strategy, makes no difference to who reads them.
 
 The random state is not stored: every step seeds its generators from (seed, step, rank), and the
 sample order from (seed, epoch), so that (seed, step) is the whole of it on any number of ranks.
@@ -24,15 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from adde.distributed import from_main
 from adde.errors import UserError
 from adde.files import read_json, remove_leftovers, sha256_of_file, write_json
-from adde.model import ADDE
-from adde.schema import Schema
-from adde.training.config import CONFIG_NAME, Config, read_recipe
 
 FORMAT = 3
 STATE_NAME = "state.json"
@@ -40,9 +37,6 @@ TENSORS_NAME = "tensors.json"
 BEST_NAME = "best.json"
 READERS = 4
 """Files whose hashes are taken at a time."""
-
-DECIDING = ("hit@30", "hit@10", "hit@1")
-"""Validation figures that choose the best checkpoint, in this order."""
 
 
 def part_name(number: int) -> str:
@@ -111,7 +105,7 @@ class Checkpoint:
         return Position(**self.state["position"])
 
     def tensors(self, kind: str) -> dict[str, Stored]:
-        """Its tensors of a kind (`model`, `ema`, `optimizer`, `cross_batch`), by name within it."""
+        """Its tensors of a kind (`model`, `ema`, `optimizer`, or the objective's own), by name."""
         parts = Parts(self.path)
         return {
             name.removeprefix(f"{kind}/"): Stored(
@@ -127,21 +121,20 @@ class Checkpoint:
 
 
 def is_best(run: Path, figures: dict[str, float]) -> bool:
-    """Whether validation figures are above those of the best checkpoint so far.
+    """Whether the deciding validation figures are above those of the best checkpoint so far.
 
-    hit@30 decides. Where an easy catalogue has it at 1 from early on, hit@10 and then hit@1 do.
+    The first one decides; of equals the second does, and so on.
     """
     path = run / "checkpoints" / BEST_NAME
     if not path.exists():
         return True
     best = read_json(path)
-    return [figures[name] for name in DECIDING] > [best[name] for name in DECIDING]
+    return list(figures.values()) > [best[name] for name in figures]
 
 
 def mark_best(run: Path, path: Path, figures: dict[str, float]) -> None:
     """Names `path` as the best checkpoint, with the validation figures that made it so."""
-    best = {"checkpoint": path.name, **{name: figures[name] for name in DECIDING}}
-    write_json(run / "checkpoints" / BEST_NAME, best)
+    write_json(run / "checkpoints" / BEST_NAME, {"checkpoint": path.name, **figures})
 
 
 def delete_old(run: Path, keep: int, busy: str | None = None) -> None:
@@ -210,35 +203,12 @@ def _require(file: Path, expected: str) -> None:
         raise UserError(f"{file}: damaged: expected sha256 {expected}, found {found}")
 
 
-def load_model(run: Path, which: str = "best") -> tuple[ADDE, Config, Checkpoint]:
-    """The model of a run's best or last checkpoint (averaged weights where it has them).
-
-    Returns:
-        The model in eval mode on the CPU, the run's configuration, and the checkpoint.
+def best_checkpoint(run: Path) -> Checkpoint:
+    """The checkpoint that validated best.
 
     Raises:
-        UserError: `run` is no run folder or has no such checkpoint, or it is damaged.
+        UserError: there is none yet, or it is damaged.
     """
-    if not (run / CONFIG_NAME).exists():
-        raise UserError(f"{run}: expected a run folder with {CONFIG_NAME}, found none")
-    config = read_recipe(run / CONFIG_NAME)
-    checkpoint = last_checkpoint(run) if which == "last" else _best_checkpoint(run)
-    if checkpoint is None:
-        raise UserError(f"{run}: expected a checkpoint, found none; train first")
-    schema = Schema.from_json(checkpoint.state["schema"], str(checkpoint.path / STATE_NAME))
-    model = ADDE(config.model.without_start_weights(), schema)
-    tensors = checkpoint.tensors("ema") or checkpoint.tensors("model")
-    try:
-        model.load_state_dict({name: stored.whole() for name, stored in tensors.items()})
-    except (RuntimeError, SafetensorError) as error:
-        raise UserError(
-            f"{checkpoint.path}: expected weights of the model that {run / CONFIG_NAME} "
-            f"describes, found: {error}"
-        ) from None
-    return model.eval(), config, checkpoint
-
-
-def _best_checkpoint(run: Path) -> Checkpoint:
     best = run / "checkpoints" / BEST_NAME
 
     def name() -> str:

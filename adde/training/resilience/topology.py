@@ -8,8 +8,6 @@ from pathlib import Path
 import torch
 
 from adde.errors import UserError
-from adde.model import ADDE
-from adde.schema import Schema
 from adde.training.batch_size import micro_batch
 from adde.training.config import Config
 
@@ -81,12 +79,6 @@ def bytes_per_parameter(config: Config) -> int:
     """Weights, gradients, the optimiser's state and averaged weights, all float32."""
     moments = 2 if config.optimizer.name == "adamw" else 1
     return FLOAT * (2 + moments + bool(config.optimizer.ema))
-
-
-def count_parameters(config: Config, schema: Schema) -> int:
-    """Of the model that a recipe describes."""
-    model = ADDE(config.model.without_start_weights(), schema)
-    return sum(p.numel() for p in model.parameters())
 
 
 def choose(machine: Machine, config: Config, parameters: int) -> Choice:

@@ -8,11 +8,11 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
+from torch import nn
 
 from adde.distributed import world_size
 from adde.errors import UserError
 from adde.mining.distances import allow_tf32
-from adde.model import ADDE
 from adde.training.config import Config
 from adde.training.resilience.preflight import asked_for_cpu, require_device
 from adde.training.strategies.replicated import Replicated
@@ -76,7 +76,7 @@ def _join_ranks(stall: float) -> None:
     )
 
 
-def open_strategy(accelerator: Accelerator, plain: ADDE, config: Config) -> Replicated:
+def open_strategy(accelerator: Accelerator, plain: nn.Module, config: Config) -> Replicated:
     """The launched strategy around `plain`, for one stage."""
     return _strategy(accelerator)(accelerator, plain, config)
 

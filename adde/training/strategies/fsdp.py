@@ -17,11 +17,11 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from adde.distributed import rank, world_size
-from adde.model import ADDE, Forward
 from adde.training.checkpoints.checkpoint import Stored
 from adde.training.checkpoints.flat_shards import Piece
 from adde.training.optimisation import build_optimizer
 from adde.training.strategies.replicated import Replicated, over
+from adde.training.terms import Outputs
 
 SMALLEST_BLOCK = 1 << 16
 """Parameters from which a block has collectives of its own, overlapped with its neighbours'."""
@@ -32,12 +32,12 @@ class FullyShard(Replicated):
 
     sharded = True
 
-    def _open(self, plain: ADDE) -> None:
+    def _open(self, plain: nn.Module) -> None:
         # fully_shard takes contiguous parameters only; convolutions still compute channels-last.
         bare = over(plain).to(memory_format=torch.contiguous_format)
         mesh = init_device_mesh(self._accelerator.device.type, (world_size(),))
         # Moves each block to the device and cuts it there before it comes to the next.
-        for block in blocks(bare.backbone):
+        for block in blocks(bare):
             fully_shard(block, mesh=mesh)
         fully_shard(bare, mesh=mesh)
         self._bare = bare
@@ -59,7 +59,7 @@ class FullyShard(Replicated):
         """Gradients stay whole until a step's last micro-batch."""
         return contextlib.nullcontext() if last else self._without_sync()
 
-    def look(self, encode: Callable[[Any], Forward]) -> Forward:
+    def look(self, encode: Callable[[Any], Outputs]) -> Outputs:
         """As for the others."""
         out = super().look(encode)
         # Without a backward pass to do so, the outermost weights would stay whole, and gradients

@@ -12,11 +12,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from adde.distributed import rank, sum_over_ranks, world_size
-from adde.model import ADDE, Forward
 from adde.training.checkpoints.checkpoint import Stored
 from adde.training.checkpoints.flat_shards import Piece, shares, whole
 from adde.training.config import Config
 from adde.training.optimisation import Averages, Kept, build_optimizer
+from adde.training.terms import Outputs
 from adde.training.watching.profiling import part
 
 
@@ -36,7 +36,7 @@ class Replicated:
     sharded = False
     """Whether the model that is trained is another than `plain`."""
 
-    def __init__(self, accelerator: Accelerator, plain: ADDE, config: Config) -> None:
+    def __init__(self, accelerator: Accelerator, plain: nn.Module, config: Config) -> None:
         self._accelerator, self._settings = accelerator, config.optimizer
         self._accumulation = config.data.accumulation
         self.model: Any = None
@@ -44,12 +44,11 @@ class Replicated:
         self._optimizer: Any = None
         self.averaged = Averages(config.optimizer.ema) if config.optimizer.ema else None
         self.block_norms: dict[str, float] = {}
-        """Norms of the last step's gradient by part of the model (backbone, heads, classifiers,
-        memory), before clipping."""
+        """Norms of the last step's gradient by part of the model, before clipping."""
         self._open(plain)
         self._buffers = Kept(list(self._bare.buffers()))
 
-    def _open(self, plain: ADDE) -> None:
+    def _open(self, plain: nn.Module) -> None:
         self._bare = plain
         optimizer = build_optimizer(self._settings, plain)
         self.model, self._optimizer = self._accelerator.prepare(plain, optimizer)
@@ -86,7 +85,7 @@ class Replicated:
         return norm
 
     @torch.no_grad()
-    def look(self, encode: Callable[[Any], Forward]) -> Forward:
+    def look(self, encode: Callable[[Any], Outputs]) -> Outputs:
         """What `encode` makes of the model in eval mode; the step under way is not disturbed.
 
         On all ranks.
@@ -142,7 +141,7 @@ class Replicated:
         return parameters | {n: b for n, b in self._bare.named_buffers() if n in stored}
 
     @torch.no_grad()
-    def copy_to(self, plain: ADDE, tensors: dict[str, Tensor] | None = None) -> None:
+    def copy_to(self, plain: nn.Module, tensors: dict[str, Tensor] | None = None) -> None:
         """Writes the whole state, or `tensors` that lie as it does, into `plain`; on all ranks.
 
         Buffers are those of rank 0, so that every rank evaluates what is saved.
@@ -256,7 +255,7 @@ class Replicated:
         self._optimizer.state.update(state)
 
 
-def over(plain: ADDE) -> ADDE:
+def over(plain: nn.Module) -> nn.Module:
     """A model like `plain` whose parameters lie in the same memory until they are moved or cut."""
     parameters = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in plain.parameters()}
     return copy.deepcopy(plain, parameters)

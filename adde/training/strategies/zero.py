@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from adde.distributed import rank, sum_over_ranks, world_size
-from adde.model import ADDE
 from adde.training.batch_size import micro_batch
 from adde.training.checkpoints.checkpoint import Stored
 from adde.training.checkpoints.flat_shards import Piece
@@ -29,13 +28,13 @@ class Zero(Replicated):
 
     sharded = True
 
-    def __init__(self, accelerator: Any, plain: ADDE, config: Config) -> None:
+    def __init__(self, accelerator: Any, plain: nn.Module, config: Config) -> None:
         self._zero: Any = None
         self._config = engine_config(accelerator.state.deepspeed_plugin.deepspeed_config, config)
         self._stage = self._config["zero_optimization"]["stage"]
         super().__init__(accelerator, plain, config)
 
-    def _open(self, plain: ADDE) -> None:
+    def _open(self, plain: nn.Module) -> None:
         import deepspeed  # an extra
 
         self._bare = over(plain).to(memory_format=torch.contiguous_format)

@@ -1,6 +1,7 @@
 """What is shown of a run, declared once: W&B's workspace and report.html draw the same panels."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -36,33 +37,15 @@ class Panel:
         return re.sub(f"^{common}", "", key)
 
 
-STAGE = "(encoder|adde)"
-TERMS = (
-    "(cls|presence|local_triplet|global_triplet|edited_triplet|compositional|consistency|memory)"
-)
+STAGE = "[^/]+"
+"""Name of any stage."""
 
 PANELS = (
-    Panel("Validation", "Retrieval", r"val/hit@(1|10|30)"),
-    Panel("Validation", "NDCG@30", r"val/ndcg(_target|_others)?@30"),
-    Panel("Validation", "Attribute accuracy, mean", r"val/accuracy"),
-    Panel("Validation", "Attribute accuracy", r"val/accuracy/.+"),
     Panel("Losses", "Loss", rf"{STAGE}/loss", wide_range=True),
-    Panel("Losses", "Encoder stage: terms", rf"encoder/{TERMS}", wide_range=True),
-    Panel("Losses", "ADDE stage: terms", rf"adde/{TERMS}", wide_range=True),
-    Panel("Attributes", "Training accuracy, mean", rf"{STAGE}/accuracy"),
-    Panel("Attributes", "Training accuracy", rf"{STAGE}/accuracy/.+"),
-    Panel("Attributes", "Cross-entropy", rf"{STAGE}/cls/.+", wide_range=True),
-    Panel("Attributes", "Cross-entropy of presence", rf"{STAGE}/presence/.+", wide_range=True),
-    Panel("Attributes", "Local triplets", rf"{STAGE}/local_triplet/.+", wide_range=True),
-    Panel("Mining", "Pairs per item", rf"{STAGE}/pairs_(local|global)", wide_range=True),
-    Panel("Mining", "Share of active triplets", rf"{STAGE}/active_(local|global)"),
-    Panel("Mining", "References with a target in the batch", r"adde/(exact_targets|usable_edits)"),
     Panel("Optimisation", "Gradient norm", r"grad_norm", wide_range=True),
     Panel("Optimisation", "Gradient norm by block", r"grad_norm/.+", wide_range=True),
     Panel("Optimisation", "Learning rate", r"lr"),
     Panel("Optimisation", "Steps skipped for NaN or infinity", r"bad_steps"),
-    Panel("Memory", "Block energy of the prototypes", r"prototypes/block_energy"),
-    Panel("Memory", "Block energy by value", r"prototypes/block_energy/.+"),
     Panel("Speed", "Images per second", r"images_per_second"),
     Panel("Speed", "Share of time waiting for data", r"data_wait"),
     Panel("Speed", "Peak memory, GB", r"memory_gb"),
@@ -76,25 +59,19 @@ PANELS = (
     Panel("Ranks", "Number of the slowest", r"ranks/slowest"),
     Panel("Ranks", "How much faster the median is", r"ranks/slowest_lag"),
 )
+"""Of every run; a method adds its own (`Method.panels`)."""
 
 NOT_SHOWN = (
-    r"val/(queries|hit@(20|40|50))",
     r"data/(samples|repeated|dropped)",
     rf"{STAGE}/nonfinite",
     r"ranks/(data_wait|memory_gb)_max",
 )
 """Figures of the log that no panel has; a test holds the log against these and the panels."""
 
-TABLES = ("answers", "nearest_prototypes")
-"""Tables of every evaluation: query -> answers before and after the edit; prototypes."""
 
-PICTURES = ("prototypes",)
-"""Pictures of every evaluation: the prototypes' cosines."""
-
-
-def sections() -> dict[str, list[Panel]]:
-    """The panels under their headings, in order."""
+def sections(panels: Iterable[Panel]) -> dict[str, list[Panel]]:
+    """Panels under their headings, in order."""
     found: dict[str, list[Panel]] = {}
-    for panel in PANELS:
+    for panel in panels:
         found.setdefault(panel.section, []).append(panel)
     return found

@@ -1,43 +1,30 @@
-"""A run as one page that opens anywhere: figures, answers, curves and prototypes.
+"""A run as one page that opens anywhere: figures, pictures, curves, tables.
 
 report.html asks nothing of the network, and shows whatever the run folder holds so far.
 """
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from adde.files import read_json, write_text
-from adde.metrics import BASELINES
 from adde.pages import render
-from adde.training.config import CONFIG_NAME
-from adde.training.prototypes import nearest
+from adde.training.method import Method
+from adde.training.recipes import CONFIG_NAME, method_of, read_settings
 from adde.training.resilience.preflight import PACKAGES, PREFLIGHT_NAME
+from adde.training.watching.displays import Cell, Summary, Table
 from adde.training.watching.figures import Series, curves_svg, heat_map_svg, number
-from adde.training.watching.panels import Panel, sections
-from adde.training.watching.tracking import (
-    LOG_NAME,
-    PROTOTYPES_NAME,
-    ROWS_NAME,
-    read_log,
-)
+from adde.training.watching.panels import PANELS, Panel, sections
+from adde.training.watching.tracking import DISPLAYS_NAME, LOG_NAME, read_log
 
 REPORT_NAME = "report.html"
 METRICS_NAME = "metrics.json"
 
 MOST_CURVES = 12
 """Curves that one plot holds; of more, the highest, the median and the lowest are drawn."""
-
-MEASURES = {
-    "hit@1": "hit@1",
-    "hit@10": "hit@10",
-    "hit@30": "hit@30",
-    "ndcg@30": "NDCG@30",
-    "ndcg_target@30": "NDCG@30 target",
-    "ndcg_others@30": "NDCG@30 others",
-}
 
 
 def write_report(run: Path) -> Path:
@@ -46,26 +33,25 @@ def write_report(run: Path) -> Path:
     Raises:
         UserError: metrics.json or a file of evaluation/ is not JSON.
     """
-    metrics, rows = _read(run / METRICS_NAME), _read(run / ROWS_NAME)
-    prototypes, config = _read(run / PROTOTYPES_NAME), run / CONFIG_NAME
-    log = read_log(run / LOG_NAME)
+    metrics, shown = _read(run / METRICS_NAME), _read(run / DISPLAYS_NAME) or {}
+    config, log = run / CONFIG_NAME, read_log(run / LOG_NAME)
+    method = method_of(read_settings(config) if config.exists() else {})
     series = _series(log)
+    summary = method.summary(metrics) if metrics else Summary(_newest(method, series))
     page = render(
         Path(__file__).with_name("report.html.j2"),
         name=run.resolve().name,
+        title=method.title,
         progress=_progress(log),
         alerts=[{"step": line["step"], **line["alert"]} for line in log if "alert" in line],
         split=metrics["split"] if metrics else "validation",
-        headline=_headline(metrics, series),
-        measures=list(MEASURES.values()),
-        table=_table(metrics) if metrics else [],
-        queries=metrics["adde"]["queries"] if metrics else 0,
-        edits=_edits(metrics) if metrics else [],
-        rows=rows["rows"] if rows else [],
-        attributes=_attributes(metrics) if metrics else [],
-        sections=_sections(series),
-        heat_map=_heat_map(prototypes) if prototypes else "",
-        prototypes=_prototypes(prototypes) if prototypes else [],
+        headline=summary.headline,
+        pictures=shown.get("pictures"),
+        results=[_table(table) for table in summary.tables],
+        sections=_sections((*method.panels, *PANELS), series),
+        matrix=shown.get("matrix"),
+        heat_map=_heat_map(shown["matrix"]) if "matrix" in shown else "",
+        tables=[_table(Table(**table)) for table in shown.get("tables", [])],
         starts=_starts(run / PREFLIGHT_NAME),
         config=config.read_text(encoding="utf-8") if config.exists() else "",
     )
@@ -87,61 +73,34 @@ def _progress(log: list[dict[str, Any]]) -> str:
     return f"{log[-1]['step']:,} steps in {took}"
 
 
-def _headline(metrics: dict[str, Any] | None, series: dict[str, Series]) -> list[tuple[str, float]]:
-    """Figures shown large: those of metrics.json, else the newest of validation."""
-    if metrics:
-        # Of a run from before the match score, the published ranking.
-        found = metrics.get("match", metrics["adde"])
-        found = {**found, "accuracy": metrics["attribute_accuracy"]["mean"]}
-    else:
-        found = {
-            name.removeprefix("val/"): line.values[-1]
-            for name, line in series.items()
-            if name.startswith("val/")
-        }
-    shown = {**MEASURES, "accuracy": "attribute accuracy"}
-    keys = ("hit@1", "hit@10", "hit@30", "ndcg@30", "accuracy")
-    return [(shown[key], found[key]) for key in keys if key in found]
+def _newest(method: Method, series: dict[str, Series]) -> list[tuple[str, float]]:
+    """The newest validation figures, where the run was not evaluated after its end."""
+    keys = {name: f"val/{name}" for name in method.shown}
+    return [(name, series[key].values[-1]) for name, key in keys.items() if key in series]
 
 
-def _table(metrics: dict[str, Any]) -> list[dict[str, Any]]:
-    """The match score, ADDE's distance and the baselines; each cell is its share, and whether it is
-    the column's best.
-    """
-    found = {"match score": metrics.get("match"), "ADDE": metrics["adde"], **metrics["baselines"]}
-    order = [n for n in ("match score", "ADDE", *reversed(BASELINES)) if found.get(n)]
-    best = {m: max(found[name][m] for name in order) for m in MEASURES}
-    return [
-        {
-            "name": name.replace("_", " "),
-            "cells": [(found[name][m], found[name][m] == best[m]) for m in MEASURES],
-        }
-        for name in order
+def _table(table: Table) -> dict[str, Any]:
+    """A table whose cells say how they are drawn: `share` in percent, or `text`."""
+    columns = list(zip(*table.rows))
+    best = [max((v for v in c if isinstance(v, float)), default=None) for c in columns]
+    rows = [
+        [
+            {
+                "share": cell if isinstance(cell, float) else None,
+                "text": _text(cell),
+                "best": table.best and isinstance(cell, float) and cell == best[at],
+            }
+            for at, cell in enumerate(row)
+        ]
+        for row in table.rows
     ]
+    return {**vars(table), "rows": rows}
 
 
-def _edits(metrics: dict[str, Any]) -> list[dict[str, Any]]:
-    """`first_wanted` and `wanted@10` of every ranking and number of edits at once."""
-    return [
-        {"name": name.replace("_", " "), "count": count, **row, "wanted": row["wanted@10"]}
-        for name, rows in metrics.get("edits", {}).items()
-        for count, row in rows.items()
-    ]
-
-
-def _attributes(metrics: dict[str, Any]) -> list[dict[str, Any]]:
-    """Accuracy of each attribute and hit@10 of its edits; None where there is none."""
-    accuracy = {k: v for k, v in metrics["attribute_accuracy"].items() if k != "mean"}
-    hits = {k: v for k, v in metrics.get("by_attribute", {}).items() if k != "macro"}
-    return [
-        {
-            "name": name,
-            "accuracy": accuracy.get(name),
-            "hit": hits.get(name, {}).get("hit@10"),
-            "queries": hits.get(name, {}).get("queries", 0),
-        }
-        for name in dict.fromkeys([*accuracy, *hits])
-    ]
+def _text(cell: Cell) -> str:
+    if isinstance(cell, float):
+        return f"{100 * cell:.1f}"
+    return "-" if cell is None else f"{cell:,}" if isinstance(cell, int) else cell
 
 
 def _series(log: list[dict[str, Any]]) -> dict[str, Series]:
@@ -156,12 +115,13 @@ def _series(log: list[dict[str, Any]]) -> dict[str, Series]:
     return series
 
 
-def _sections(series: dict[str, Series]) -> list[dict[str, Any]]:
+def _sections(panels: Sequence[Panel], series: dict[str, Series]) -> list[dict[str, Any]]:
     """The headings under which a run has anything, with their panels."""
-    adde = min((s.steps[0] for name, s in series.items() if name.startswith("adde/")), default=None)
+    starts = sorted(s.steps[0] for name, s in series.items() if name.endswith("/loss"))
+    boundary = starts[1] if len(starts) > 1 else None
     found: list[dict[str, Any]] = []
-    for heading, panels in sections().items():
-        drawn = [drawing for panel in panels if (drawing := _panel(panel, series, adde))]
+    for heading, under in sections(panels).items():
+        drawn = [drawing for panel in under if (drawing := _panel(panel, series, boundary))]
         if drawn:
             found.append({"heading": heading, "panels": drawn})
     return found
@@ -204,19 +164,9 @@ def _spread(series: list[Series]) -> list[Series]:
     return [Series(name, steps, [float(v) for v in found]) for name, found in zip(names, values)]
 
 
-def _heat_map(prototypes: dict[str, Any]) -> str:
-    similarity = np.asarray(prototypes["similarity"], dtype=np.float64)
-    return heat_map_svg(similarity, prototypes["names"], prototypes["sizes"])
-
-
-def _prototypes(prototypes: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every value: its block energy, and the values whose prototypes are nearest to its own."""
-    similarity = np.asarray(prototypes["similarity"], dtype=np.float32)
-    found = nearest(similarity, prototypes["names"])
-    return [
-        {"name": name, "energy": energy, "nearest": others}
-        for name, energy, others in zip(prototypes["names"], prototypes["block_energy"], found)
-    ]
+def _heat_map(matrix: dict[str, Any]) -> str:
+    values = np.asarray(matrix["values"], dtype=np.float64)
+    return heat_map_svg(values, matrix["names"], matrix["sizes"])
 
 
 def _starts(path: Path) -> list[dict[str, Any]]:

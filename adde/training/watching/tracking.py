@@ -2,13 +2,10 @@
 
 Written into the run folder:
 
-    log.jsonl                   one JSON object a line: step, time, scalars; or step, time, alert
-    evaluation/rows.json        query -> answers rows of the last evaluation, pictures inline
-    evaluation/prototypes.json  the prototypes' cosines and block energy, with names and block sizes
+    log.jsonl                 one JSON object a line: step, time, scalars; or step, time, alert
+    evaluation/displays.json  what the last evaluation shows (`displays.py`), pictures inline
 """
 
-import base64
-import io
 import json
 import math
 import os
@@ -16,41 +13,20 @@ import secrets
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
-from adde.files import naming, write_json, write_text
-from adde.schema import Vector
-from adde.training.prototypes import block_energy, cosines, nearest
+from adde.files import naming, read_json, write_json, write_text
 from adde.training.watching.alarms import Alert
-from adde.training.watching.figures import heat_map_png
+from adde.training.watching.displays import Evaluated
 
 LOG_NAME = "log.jsonl"
-ROWS_NAME = "evaluation/rows.json"
-PROTOTYPES_NAME = "evaluation/prototypes.json"
+DISPLAYS_NAME = "evaluation/displays.json"
 
 PROJECT = "adde"
 """W&B's project, where WANDB_PROJECT names no other."""
-
-
-@dataclass(frozen=True)
-class PictureRow:
-    """One query and its answers: encoded pictures, and whether all attributes match."""
-
-    query: bytes
-    edit: str
-    """In words, as `top_colour: blue -> red`."""
-
-    answers: list[tuple[bytes, bool]]
-    """Best first."""
-
-    before: list[tuple[bytes, bool]]
-    """What the unedited query would have answered, best first."""
 
 
 class Tracker:
@@ -100,53 +76,19 @@ class Tracker:
         self._write(step, {"alert": alert._asdict()})
         self._notify(step, alert, "WARN")
 
-    def log_evaluation(
-        self,
-        step: int,
-        scalars: dict[str, float],
-        rows: list[PictureRow],
-        prototypes: Vector,
-        names: list[str],
-        sizes: tuple[int, ...],
-    ) -> None:
-        """Logs an evaluation's figures, its picture rows, and how alike the prototypes are.
+    def log_evaluation(self, step: int, evaluated: Evaluated) -> None:
+        """Logs a validation's figures as `val/<name>`, and what it shows.
 
-        Args:
-            step: global step.
-            scalars: figures by name.
-            rows: queries with their answers; none leaves those of the last evaluation.
-            prototypes: (V, A D) float32, one row per attribute value; all zero where there is no
-                memory yet, which is left out.
-            names: V names of the form attribute=value.
-            sizes: V_a of each attribute, for the blocks of the heat map.
+        Pictures that it leaves out are those of the validation before.
         """
         if not self._main:
             return
-        energy = block_energy(prototypes, sizes)
-        if prototypes.any():
-            of_each = {f"prototypes/block_energy/{n}": float(e) for n, e in zip(names, energy)}
-            mean = {"prototypes/block_energy": float(np.nanmean(energy))}
-            scalars = {**scalars, **mean, **{n: e for n, e in of_each.items() if e == e}}
-        self.log(step, scalars)
-        if rows:
-            content = {"step": step, "rows": [_row_json(r) for r in rows]}
-            write_json(self._run / ROWS_NAME, content, indent=None)
-        similarity = cosines(prototypes) if prototypes.any() else None
-        if similarity is not None:
-            content = {
-                "names": names,
-                "sizes": list(sizes),
-                "similarity": similarity.round(4).tolist(),
-                "block_energy": [round(float(e), 4) if e == e else None for e in energy],
-            }
-            write_json(self._run / PROTOTYPES_NAME, content, indent=None)
+        self.log(step, {f"val/{name}": value for name, value in evaluated.figures.items()})
+        path = self._run / DISPLAYS_NAME
+        before = read_json(path) if path.exists() else {}
+        write_json(path, {**before, "step": step, **evaluated.to_json()}, indent=None)
         if self._wandb is not None:
-            media: dict[str, Any] = {"step": step}
-            self._guarded(
-                lambda: self._wandb.log(
-                    media | _wandb_media(rows, similarity, names, sizes, energy)
-                )
-            )
+            self._guarded(lambda: self._wandb.log({"step": step, **evaluated.to_wandb()}))
 
     def close(self, step: int = 0, error: BaseException | None = None) -> None:
         """Ends the W&B run and closes the log; more than once does no harm.
@@ -218,72 +160,6 @@ def has_login() -> bool:
     import wandb
 
     return bool(wandb.login(prompt=False))
-
-
-def _wandb_media(
-    rows: list[PictureRow],
-    similarity: Vector | None,
-    names: list[str],
-    sizes: tuple[int, ...],
-    energy: Vector,
-) -> dict[str, Any]:
-    """What panels.TABLES and panels.PICTURES name."""
-    content: dict[str, Any] = {}
-    if rows:
-        content["answers"] = _answers_table(rows)
-    if similarity is not None:
-        content["prototypes"] = _wandb_picture(heat_map_png(similarity, names, sizes))
-        content["nearest_prototypes"] = _nearest_table(similarity, names, energy)
-    return content
-
-
-def _answers_table(rows: list[PictureRow]) -> Any:
-    import wandb
-
-    answers = max(len(row.answers) for row in rows)
-    numbers = [str(i + 1) for i in range(answers)]
-    table = wandb.Table(columns=["query", "edit", "answers", *numbers])
-    for row in rows:
-        for when, found in (("before", row.before), ("after", row.answers)):
-            pictures = [_wandb_picture(p, "match" if ok else "no match") for p, ok in found]
-            pictures += [None] * (answers - len(pictures))
-            table.add_data(_wandb_picture(row.query), row.edit, when, *pictures)
-    return table
-
-
-def _nearest_table(similarity: Vector, names: list[str], energy: Vector) -> Any:
-    import wandb
-
-    found = nearest(similarity, names)
-    columns = [f"{word} {i + 1}" for i in range(len(found[0])) for word in ("nearest", "cosine")]
-    table = wandb.Table(columns=["value", "block energy", *columns])
-    for name, own, others in zip(names, energy, found):
-        table.add_data(name, float(own), *(cell for other in others for cell in other))
-    return table
-
-
-def _wandb_picture(encoded: bytes, caption: str = "") -> Any:
-    import wandb
-
-    return wandb.Image(Image.open(io.BytesIO(encoded)), caption=caption or None)
-
-
-def _row_json(row: PictureRow) -> dict[str, Any]:
-    def inline(found: list[tuple[bytes, bool]]) -> list[dict[str, Any]]:
-        return [{"picture": _inline(picture), "match": ok} for picture, ok in found]
-
-    return {
-        "query": _inline(row.query),
-        "edit": row.edit,
-        "answers": inline(row.answers),
-        "before": inline(row.before),
-    }
-
-
-def _inline(picture: bytes) -> str:
-    """A data URL; the first bytes of a picture tell its kind."""
-    kind = {b"\x89P": "png", b"RI": "webp"}.get(picture[:2], "jpeg")
-    return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

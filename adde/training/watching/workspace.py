@@ -4,13 +4,15 @@ import warnings
 from typing import Any
 
 from adde.errors import UserError
-from adde.training.watching.panels import PICTURES, TABLES, Panel, sections
+from adde.training.method import Method
+from adde.training.watching.panels import PANELS, Panel, sections
 
 
-def build_workspace(entity: str, project: str, run: str | None = None) -> Any:
+def build_workspace(method: Method, entity: str, project: str, run: str | None = None) -> Any:
     """A workspace that is not saved yet; asks nothing of the network.
 
     Args:
+        method: whose panels and tables are shown beside those of every run.
         entity: user or team.
         project: that the runs are logged to.
         run: name of the only run to show; None: all of the project's.
@@ -40,11 +42,12 @@ def build_workspace(entity: str, project: str, run: str | None = None) -> Any:
 
     found = [
         workspaces.Section(name=name, panels=[plot(panel) for panel in panels], is_open=True)
-        for name, panels in sections().items()
+        for name, panels in sections((*method.panels, *PANELS)).items()
     ]
-    shown: list[Any] = [reports.WeavePanelSummaryTable(table_name=name) for name in TABLES]
-    shown.append(reports.MediaBrowser(title="Cosines of the prototypes", media_keys=[*PICTURES]))
-    found.insert(1, workspaces.Section(name="Answers", panels=shown, is_open=True))
+    tables = ("pictures", *method.tables)
+    shown: list[Any] = [reports.WeavePanelSummaryTable(table_name=name) for name in tables]
+    shown.append(reports.MediaBrowser(title="Matrix", media_keys=["matrix"]))
+    found.insert(1, workspaces.Section(name="Evaluation", panels=shown, is_open=True))
     only = expr.And(workspaces.Metric("Name") == run) if run else ""
     return workspaces.Workspace(
         entity=entity,

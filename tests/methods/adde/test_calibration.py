@@ -5,11 +5,7 @@ import pytest
 import torch
 
 from adde.edits import all_edits, rank_matches, wanted_metrics
-from adde.metrics import manipulation_queries, retrieval_metrics
-from adde.schema import UNKNOWN, Attribute, Schema
-from adde.scoring import FIRST, Calibration
-from adde.shards.index import ShardIndex
-from adde.training.calibration import (
+from adde.methods.adde.calibration import (
     CALIBRATION_NAME,
     USUAL,
     calibrate,
@@ -17,6 +13,10 @@ from adde.training.calibration import (
     presence_temperatures,
     temperatures,
 )
+from adde.metrics import manipulation_queries, retrieval_metrics
+from adde.schema import UNKNOWN, Attribute, Schema
+from adde.scoring import FIRST, Calibration
+from adde.shards.index import ShardIndex
 from adde.training.checkpoints.checkpoint import Checkpoint
 from adde.training.evaluation import Evaluator
 

@@ -6,12 +6,13 @@ from torch import nn
 
 from adde.loading.augment import Augmentation
 from adde.loading.loader import Batch
-from adde.model import ADDE, ModelSettings
-from adde.model.adde import Forward
+from adde.methods.adde.config import EncoderStage
+from adde.methods.adde.cross_batch import CrossBatch, CrossBatchMemory
+from adde.methods.adde.model import ADDE, Forward
+from adde.methods.adde.objective import AddeObjective
+from adde.model import ModelSettings
 from adde.schema import Attribute, Schema
-from adde.training.config import CrossBatch, EncoderStage
-from adde.training.cross_batch import CrossBatchMemory
-from adde.training.objectives import Objective, global_mean
+from adde.training.terms import global_mean
 
 SCHEMA = Schema((Attribute("colour", ("r", "g", "b")), Attribute("size", ("s", "l"))))
 ITEMS, WIDTH, MARGIN = 6, 4, 0.5
@@ -69,7 +70,7 @@ def test_remembers_the_last_items_of_all_batches(size):
 
 def test_what_the_model_gave_no_figures_for_forms_no_pairs_later():
     queue, (embeddings, labels) = memory(), items(2)
-    objective = Objective(SCHEMA, Augmentation(), MARGIN, queue)
+    objective = AddeObjective(SCHEMA, Augmentation(), MARGIN, queue)
     broken = embeddings.clone()
     broken[3] = torch.nan
     terms(objective, broken, labels.abs())
@@ -79,7 +80,7 @@ def test_what_the_model_gave_no_figures_for_forms_no_pairs_later():
 
 
 def test_loss_and_pairs_are_those_of_plain_loops():
-    objective = Objective(SCHEMA, Augmentation(), MARGIN, memory())
+    objective = AddeObjective(SCHEMA, Augmentation(), MARGIN, memory())
     past = []
     for seed in range(4):
         embeddings, labels = items(seed)
@@ -103,7 +104,7 @@ def test_loss_and_pairs_are_those_of_plain_loops():
 
 
 def test_the_mean_is_over_all_pairs_and_past_items_get_no_gradient():
-    objective = Objective(SCHEMA, Augmentation(), MARGIN, memory())
+    objective = AddeObjective(SCHEMA, Augmentation(), MARGIN, memory())
     first = items(0)[0].requires_grad_()
     terms(objective, first, items(0)[1])
     second, labels = items(1)[0].requires_grad_(), items(1)[1]
@@ -117,8 +118,8 @@ def test_the_mean_is_over_all_pairs_and_past_items_get_no_gradient():
 
 
 def test_it_is_used_from_the_end_of_the_warmup_on():
-    alone = Objective(SCHEMA, Augmentation(), MARGIN)
-    warming = Objective(SCHEMA, Augmentation(), MARGIN, memory(warmup=2))
+    alone = AddeObjective(SCHEMA, Augmentation(), MARGIN)
+    warming = AddeObjective(SCHEMA, Augmentation(), MARGIN, memory(warmup=2))
     for seed in range(4):
         plain, found = (
             terms(objective, *items(seed)).losses["local_triplet"] for objective in (alone, warming)
@@ -130,7 +131,7 @@ def test_a_model_is_trained_with_it():
     model = ADDE(
         ModelSettings(backbone="test_resnet", image_size=32, width=WIDTH, hidden=4), SCHEMA
     )
-    objective = Objective(SCHEMA, Augmentation(), MARGIN, memory())
+    objective = AddeObjective(SCHEMA, Augmentation(), MARGIN, memory())
     images = torch.randint(0, 256, (ITEMS, 32, 32, 3), dtype=torch.uint8)
     for seed in range(2):
         found = objective.encoder(model, Batch(images, items(seed)[1], []), torch.Generator())

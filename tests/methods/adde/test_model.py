@@ -8,9 +8,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from adde.errors import UserError
-from adde.model import ADDE, ModelSettings, multi_hot
-from adde.model.encoder import AttributeClassifiers
-from adde.model.memory import Memory
+from adde.methods.adde.heads import AttributeClassifiers
+from adde.methods.adde.memory import Memory, multi_hot
+from adde.methods.adde.model import ADDE
+from adde.model import ModelSettings
 from adde.schema import Attribute, Schema
 
 SCHEMA = Schema(

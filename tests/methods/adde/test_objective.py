@@ -9,12 +9,15 @@ from torch import nn
 from adde.loading.augment import Augmentation
 from adde.loading.loader import Batch
 from adde.losses import normalise
+from adde.methods.adde.config import AddeStage
+from adde.methods.adde.model import ADDE
+from adde.methods.adde.objective import AddeObjective
 from adde.mining import mine
-from adde.model import ADDE, ModelSettings
+from adde.model import ModelSettings
 from adde.model.alexnet import AlexNet
 from adde.schema import Attribute, Schema
-from adde.training.config import AddeStage, read_recipe
-from adde.training.objectives import Objective, global_mean
+from adde.training.recipes import read_recipe
+from adde.training.terms import global_mean
 
 SCHEMA = Schema((Attribute("colour", ("r", "g", "b")), Attribute("size", ("s", "l"))))
 RECIPES = Path(__file__).parents[2] / "train" / "recipes"
@@ -41,7 +44,7 @@ def batch():
 
 def test_edited_queries_are_mined_with_the_items_under_joint_labels(model):
     items = batch()
-    objective = Objective(SCHEMA, Augmentation(), margin=0.5, edited_triplets=True)
+    objective = AddeObjective(SCHEMA, Augmentation(), margin=0.5, edited_triplets=True)
     plan = objective.plan("adde", items.labels, torch.Generator().manual_seed(3))
     out = objective.encode(model, plan, items.images)
     term = objective.terms("adde", out, items, plan).losses["edited_triplet"]
@@ -60,10 +63,10 @@ def test_edited_queries_are_mined_with_the_items_under_joint_labels(model):
 
 
 def test_the_term_is_there_only_where_it_was_asked_for(model):
-    objective = Objective(SCHEMA, Augmentation(), margin=0.5)
+    objective = AddeObjective(SCHEMA, Augmentation(), margin=0.5)
     terms = objective.adde(model, batch(), torch.Generator().manual_seed(3))
     assert "edited_triplet" not in terms.losses
-    more = Objective(SCHEMA, Augmentation(), margin=0.5, edited_triplets=True)
+    more = AddeObjective(SCHEMA, Augmentation(), margin=0.5, edited_triplets=True)
     terms = more.adde(model, batch(), torch.Generator().manual_seed(3))
     _, scalars, _ = global_mean(terms, AddeStage(edited_triplet=2.0))
     _, without, _ = global_mean(terms, AddeStage())

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from adde.training.prototypes import block_energy, cosines, nearest
+from adde.methods.adde.prototypes import block_energy, cosines, nearest
 
 NAMES = ["top=red", "top=blue", "hat=none", "hat=cap"]
 

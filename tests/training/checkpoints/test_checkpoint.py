@@ -11,7 +11,8 @@ from accelerate.state import AcceleratorState
 
 from adde.errors import UserError
 from adde.files import this_process
-from adde.model import ADDE, ModelSettings
+from adde.methods.adde.model import ADDE
+from adde.model import ModelSettings
 from adde.schema import Attribute, Schema
 from adde.shards.index import Shard, ShardIndex, member_rows
 from adde.training.checkpoints import checkpoint as checkpoints
@@ -19,7 +20,8 @@ from adde.training.checkpoints.background import Background
 from adde.training.checkpoints.checkpoint import Position
 from adde.training.checkpoints.flat_shards import Piece, snapshot
 from adde.training.checkpoints.saving import Saver
-from adde.training.config import Checkpoints, Config, write_config
+from adde.training.config import Checkpoints, Config
+from adde.training.recipes import write_config
 from adde.training.strategies import Replicated
 
 SCHEMA = Schema((Attribute("colour", ("red", "blue")),))

@@ -14,10 +14,11 @@ from PIL import Image
 from adde.errors import UserError
 from adde.metrics import BASELINES, METRIC_NAMES
 from adde.training.watching.alarms import Alert
+from adde.training.watching.displays import PictureRow
 from adde.training.watching.figures import Series, curves_svg, heat_map_svg, number
 from adde.training.watching.meter import MAX_NAMED_RANKS, rank_figures
 from adde.training.watching.report import MOST_CURVES, write_report
-from adde.training.watching.tracking import PictureRow, Tracker
+from adde.training.watching.tracking import Tracker
 
 NAMES = ["top=red", "top=<b>", "hat=none", "hat=cap", "hat=crown"]
 VOID = {"meta", "img", "br", "link", "circle", "rect", "path", "image"}

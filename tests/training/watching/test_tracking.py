@@ -13,7 +13,8 @@ from PIL import Image
 from adde.errors import UserError
 from adde.training.resilience.code_state import git_state
 from adde.training.watching.alarms import Alert
-from adde.training.watching.tracking import PictureRow, Tracker, read_log
+from adde.training.watching.displays import PictureRow
+from adde.training.watching.tracking import Tracker, read_log
 
 NAMES = ["top=red", "top=blue", "hat=none", "hat=cap"]
 

@@ -1,0 +1,1 @@
+"""Methods of training; each is a room whose module `method` holds `METHOD`."""

@@ -1,0 +1,1 @@
+"""Attribute-Driven Disentangled Encoder (Hou et al., ICCV 2021)."""

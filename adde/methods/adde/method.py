@@ -1,0 +1,137 @@
+"""ADDE as a method: encoder with classifiers, then prototypes, then encoder and memory together.
+
+Stage 2, the prototypes, is one pass over the training split before the stage `adde` begins.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adde.distributed import rank
+from adde.methods.adde import report
+from adde.methods.adde.calibration import calibration_of
+from adde.methods.adde.config import AddeConfig
+from adde.methods.adde.cross_batch import CrossBatchMemory
+from adde.methods.adde.evaluation import (
+    attribute_accuracy,
+    encode_split,
+    picture_rows,
+    prototypes,
+    represent,
+    retrieval,
+)
+from adde.methods.adde.model import ADDE
+from adde.methods.adde.objective import AddeObjective
+from adde.schema import Schema
+from adde.training.checkpoints.checkpoint import Checkpoint
+from adde.training.config import Evaluation
+from adde.training.evaluation import Evaluator
+from adde.training.method import Method, Stage
+from adde.training.watching.displays import Evaluated, Pictures, Summary
+from adde.training.watching.panels import STAGE, Panel
+
+TERMS = (
+    "(cls|presence|local_triplet|global_triplet|edited_triplet|compositional|consistency|memory)"
+)
+
+CALIBRATED = ("hit@1", "hit@10", "hit@30", "ndcg@30", "first_wanted", "wanted@10")
+"""Validation figures of the match score on the terminal."""
+
+
+class Adde(Method):
+    """Attribute-Driven Disentangled Encoder with its prototype memory (Hou et al., ICCV 2021)."""
+
+    title = "Attribute-Driven Disentangled Encoder"
+    Config = AddeConfig
+    deciding = ("hit@30", "hit@10", "hit@1")
+    shown = ("hit@1", "hit@10", "hit@30", "ndcg@30", "accuracy")
+    tables = ("nearest_prototypes",)
+    panels = (
+        Panel("Validation", "Retrieval", r"val/hit@(1|10|30)"),
+        Panel("Validation", "NDCG@30", r"val/ndcg(_target|_others)?@30"),
+        Panel("Validation", "Attribute accuracy, mean", r"val/accuracy"),
+        Panel("Validation", "Attribute accuracy", r"val/accuracy/.+"),
+        Panel("Losses", "Encoder stage: terms", rf"encoder/{TERMS}", wide_range=True),
+        Panel("Losses", "ADDE stage: terms", rf"adde/{TERMS}", wide_range=True),
+        Panel("Attributes", "Training accuracy, mean", r"(encoder|adde)/accuracy"),
+        Panel("Attributes", "Training accuracy", r"(encoder|adde)/accuracy/.+"),
+        Panel("Attributes", "Cross-entropy", rf"{STAGE}/cls/.+", wide_range=True),
+        Panel("Attributes", "Cross-entropy of presence", rf"{STAGE}/presence/.+", wide_range=True),
+        Panel("Attributes", "Local triplets", rf"{STAGE}/local_triplet/.+", wide_range=True),
+        Panel("Mining", "Pairs per item", rf"{STAGE}/pairs_(local|global)", wide_range=True),
+        Panel("Mining", "Share of active triplets", rf"{STAGE}/active_(local|global)"),
+        Panel(
+            "Mining", "References with a target in the batch", r"adde/(exact_targets|usable_edits)"
+        ),
+        Panel("Memory", "Block energy of the prototypes", r"(val|prototypes)/block_energy"),
+        Panel("Memory", "Block energy by value", r"(val|prototypes)/block_energy/.+"),
+    )
+    not_shown = (r"val/(queries|hit@(20|40|50))",)
+
+    def build(self, config: AddeConfig, schema: Schema, start: bool = True) -> ADDE:
+        """As `Method.build`."""
+        settings = config.model if start else config.model.without_start_weights()
+        return ADDE(settings, schema)
+
+    def stages(self, config: AddeConfig) -> tuple[Stage, ...]:
+        """Stages 1 and 3 of the paper."""
+        return config.stages()
+
+    def objective(self, config: AddeConfig, schema: Schema, device: torch.device) -> AddeObjective:
+        """As `Method.objective`."""
+        memory = None
+        if config.cross_batch.size:
+            shape = (len(schema.sizes), config.model.width)
+            memory = CrossBatchMemory(config.cross_batch, config.data.batch_size, shape, device)
+        edited = config.adde.edited_triplet > 0
+        return AddeObjective(schema, config.augmentation, config.margin, memory, edited)
+
+    def before(self, stage: Stage, model: Any, evaluator: Evaluator) -> bool:
+        """Stage 2: sets the memory to the prototypes of the encoder as it stands."""
+        if stage.name != "adde":
+            return False
+        found, counts = prototypes(evaluator, model)
+        model.memory.set_prototypes(found)
+        empty = [n for n, c in zip(model.schema.value_names, counts.tolist()) if not c]
+        if empty and rank() == 0:
+            print(f"warning: no training item shows {', '.join(empty)}: their prototypes are zero")
+        return True
+
+    def represent(self, model: ADDE, images: Tensor) -> dict[str, Tensor]:
+        """As `Method.represent`."""
+        return represent(model, images)
+
+    def evaluate(
+        self, stage: Stage, model: ADDE, evaluator: Evaluator, settings: Evaluation
+    ) -> Evaluated:
+        """Accuracy, and in the last stage retrieval: before, there is no memory that edits."""
+        encoded = encode_split(evaluator, model, "val")
+        figures = attribute_accuracy(encoded, model.schema)
+        if stage.name != "adde":
+            return Evaluated(figures)
+        figures |= retrieval(model, encoded, evaluator.device, settings.queries)
+        if rank() > 0:
+            return Evaluated(figures)
+        rows = picture_rows(evaluator.index, "val", model, encoded, settings.rows)
+        pictures = Pictures("What it answers", report.ANSWERS, rows) if rows else None
+        matrix, table, energy = report.prototypes(model)
+        return Evaluated(figures | energy, pictures, matrix, (table,))
+
+    def finish(self, model: ADDE, checkpoint: Checkpoint, evaluator: Evaluator) -> None:
+        """Calibrates the match score of the best checkpoint, which is evaluated and exported."""
+        found, figures = calibration_of(checkpoint, model, evaluator)
+        if rank() == 0:
+            shown = ", ".join(f"{k} {figures[k]:.4f}" for k in CALIBRATED if k in figures)
+            print(
+                f"calibrated {checkpoint.path.name}: epsilon {found.epsilon:g}, an edit weighs "
+                f"{found.edit_weight:g}, presence is {'used' if found.presence else 'not used'}; "
+                f"validation: {shown}"
+            )
+
+    def summary(self, metrics: dict[str, Any]) -> Summary:
+        """Retrieval beside its baselines, edits that are obeyed, and every attribute."""
+        return report.summary(metrics)
+
+
+METHOD = Adde()

@@ -1,0 +1,24 @@
+"""A run of ADDE opened for evaluation or export."""
+
+from pathlib import Path
+
+from adde.errors import UserError
+from adde.methods.adde.config import AddeConfig
+from adde.methods.adde.model import ADDE
+from adde.training.checkpoints.checkpoint import Checkpoint
+from adde.training.opening import load_model
+
+
+def load_adde(run: Path, which: str = "best") -> tuple[ADDE, AddeConfig, Checkpoint]:
+    """As `load_model`.
+
+    Raises:
+        UserError: as there, or the run is one of another method.
+    """
+    model, config, checkpoint = load_model(run, which)
+    if not isinstance(model, ADDE) or not isinstance(config, AddeConfig):
+        raise UserError(
+            f"{run}: expected a run of the method 'adde', the only one that is evaluated by edits "
+            f"and exported, found one of {config.method!r}"
+        )
+    return model, config, checkpoint

@@ -1,0 +1,153 @@
+"""Recipes: a run's complete configuration from a TOML file and the command line."""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from adde.errors import UserError, did_you_mean, foreign
+from adde.files import read_text, write_text
+from adde.training.config import Config
+from adde.training.method import Method, find_method
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pyright: ignore[reportMissingImports]
+
+CONFIG_NAME = "config.toml"
+
+NOT_TRAINING = (
+    *("run", "wandb", "profile", "alarms", "checkpoints", "evaluation"),
+    *("limits", "shards", "workers", "on_fault", "max_faults", "timeout"),
+)
+"""Settings that may change between a run and its resumption: the weights do not depend on them
+(the shards are held against the checkpoint by schema and content instead)."""
+
+
+def parse(arguments: Sequence[str] | None = None) -> tuple[Method, Config, bool]:
+    """The method and its configuration, from `--recipe FILE` and overrides; and whether `--resume`
+    was given.
+
+    Resuming without a recipe takes the configuration of the run that `--run` names.
+
+    Raises:
+        UserError: the recipe is missing, is not TOML, or has an unknown key or a wrong value.
+    """
+    import tyro  # here, so that the settings can be had where only torch is installed
+
+    before = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    before.add_argument("--recipe", type=Path)
+    before.add_argument("--resume", action="store_true")
+    before.add_argument("--run", type=Path)
+    before.add_argument("--method")
+    known, rest = before.parse_known_args(arguments)
+    recipe = known.recipe
+    if recipe is None and known.resume and known.run is not None:
+        recipe = known.run / CONFIG_NAME
+    found = read_settings(recipe) if recipe else {}
+    if known.method is not None:
+        found["method"] = known.method
+    method = method_of(found)
+    default = _checked(found, method, recipe)
+    if known.run is not None:
+        default = dataclasses.replace(default, run=known.run)
+    try:
+        config = tyro.cli(
+            method.Config,
+            default=default,
+            args=rest,
+            description="--recipe FILE starts from a recipe; --resume goes on from the run's last "
+            "checkpoint.",
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    return method, config, known.resume
+
+
+def config_of_run(method: Method, settings: dict[str, Any]) -> Config:
+    """The configuration that a run wrote down, as JSON or TOML."""
+    import pydantic
+
+    completed = method.Config.upgrade(settings)
+    return pydantic.TypeAdapter(method.Config).validate_python(completed)
+
+
+def write_config(config: Config, run: Path) -> None:
+    """Writes the complete configuration as `run`/config.toml."""
+    import tomli_w
+
+    write_text(run / CONFIG_NAME, tomli_w.dumps(_without_none(config.to_json())))
+
+
+def _without_none(settings: dict[str, Any]) -> dict[str, Any]:
+    """TOML has no null: a setting that is None is left out, which reads back as None."""
+    return {
+        key: _without_none(value) if isinstance(value, dict) else value
+        for key, value in settings.items()
+        if value is not None
+    }
+
+
+def first_difference(mine: dict[str, Any], theirs: dict[str, Any]) -> str | None:
+    """The first setting on which two runs differ in what they train, as `key: a and b`."""
+    for key, value in mine.items():
+        if key in NOT_TRAINING:
+            continue
+        other = theirs.get(key)
+        if isinstance(value, dict) and isinstance(other, dict):
+            if difference := first_difference(value, other):
+                return f"{key}.{difference}"
+        elif value != other:
+            return f"{key}: {value!r} and {other!r}"
+    return None
+
+
+def read_recipe(path: Path) -> Config:
+    """A TOML recipe, checked; settings it leaves out have their defaults, in a run's own
+    config.toml those of `Config.upgrade`.
+
+    Raises:
+        UserError: see `parse`.
+    """
+    found = read_settings(path)
+    return _checked(found, method_of(found), path)
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """A recipe's content, not checked yet. Raises UserError where it is no TOML."""
+    text = read_text(path)
+    with foreign(path, "TOML"):
+        return tomllib.loads(text)
+
+
+def method_of(settings: dict[str, Any]) -> Method:
+    """The method that a recipe names, or the default one."""
+    return find_method(str(settings.get("method", Config.method)))
+
+
+def _checked(content: dict[str, Any], method: Method, path: Path | None) -> Config:
+    if path is None:
+        return method.Config(**content)
+    import pydantic
+
+    _refuse_unknown(content, method.Config, str(path), "")
+    try:
+        if path.name == CONFIG_NAME:
+            return config_of_run(method, content)
+        return pydantic.TypeAdapter(method.Config).validate_python(content)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path}: {key}: {first['msg']}, found {first['input']!r}") from None
+
+
+def _refuse_unknown(content: dict[str, Any], kind: Any, path: str, prefix: str) -> None:
+    fields = {f.name: f.type for f in dataclasses.fields(kind)}
+    for key, value in content.items():
+        if key not in fields:
+            raise UserError(f"{path}: unknown key {prefix + key!r}; {did_you_mean(key, fields)}")
+        if isinstance(value, dict) and dataclasses.is_dataclass(fields[key]):
+            _refuse_unknown(value, fields[key], path, f"{prefix}{key}.")

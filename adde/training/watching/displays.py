@@ -1,0 +1,150 @@
+"""What an evaluation shows beside its figures: rows of pictures, a matrix, tables.
+
+A method fills these in; `evaluation/displays.json` keeps them, and W&B and report.html draw them.
+"""
+
+import base64
+import io
+from dataclasses import dataclass, field
+from typing import Any
+
+from PIL import Image
+
+from adde.schema import Vector
+from adde.training.watching.figures import heat_map_png
+
+Cell = str | int | float | None
+
+
+@dataclass(frozen=True)
+class PictureRow:
+    """One picture and, in named lines, others that belong to it, such as a query's answers."""
+
+    title: str
+    """In words, such as `top_colour: blue -> red`."""
+
+    picture: bytes
+    """Encoded."""
+
+    lines: dict[str, list[tuple[bytes, bool]]]
+    """Encoded pictures by the line's name, and whether each one is marked as right."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Rows of pictures under a heading."""
+
+    title: str
+    text: str
+    rows: list[PictureRow]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A symmetric (n, n) matrix in [-1, 1], such as cosines, drawn as a heat map."""
+
+    title: str
+    text: str
+    values: Vector
+    names: list[str]
+    """Of the n rows, as `block=name`."""
+    sizes: tuple[int, ...]
+    """Rows of each block, outlined in the picture."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under column headings. A float is a share, shown in percent; None is a dash."""
+
+    name: str
+    title: str
+    text: str
+    columns: list[str]
+    rows: list[list[Cell]]
+    bars: bool = False
+    """Whether shares are drawn as bars."""
+    best: bool = False
+    """Whether the largest share of each column is in bold."""
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A validation: figures on every rank, and what the main rank shows of them."""
+
+    figures: dict[str, float]
+    pictures: Pictures | None = None
+    matrix: Matrix | None = None
+    tables: tuple[Table, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the figures; pictures as data URLs."""
+        found: dict[str, Any] = {"tables": [vars(table) for table in self.tables]}
+        if self.pictures is not None:
+            rows = [_row_json(row) for row in self.pictures.rows]
+            found["pictures"] = {**vars(self.pictures), "rows": rows}
+        if self.matrix is not None:
+            values = self.matrix.values.round(4).tolist()
+            found["matrix"] = {**vars(self.matrix), "values": values}
+        return found
+
+    def to_wandb(self) -> dict[str, Any]:
+        """The same as W&B's media: `pictures`, `matrix`, and every table under its name."""
+        found: dict[str, Any] = {table.name: _wandb_table(table) for table in self.tables}
+        if self.pictures is not None:
+            found["pictures"] = _pictures_table(self.pictures.rows)
+        if self.matrix is not None:
+            drawn = heat_map_png(self.matrix.values, self.matrix.names, self.matrix.sizes)
+            found["matrix"] = _wandb_picture(drawn)
+        return found
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the report says of a finished evaluation."""
+
+    headline: list[tuple[str, float]] = field(default_factory=list)
+    """Shares shown large, with what they are."""
+    tables: list[Table] = field(default_factory=list)
+
+
+def _row_json(row: PictureRow) -> dict[str, Any]:
+    lines = {
+        name: [{"picture": _inline(picture), "good": good} for picture, good in found]
+        for name, found in row.lines.items()
+    }
+    return {"title": row.title, "picture": _inline(row.picture), "lines": lines}
+
+
+def _inline(picture: bytes) -> str:
+    """A data URL; the first bytes of a picture tell its kind."""
+    kind = {b"\x89P": "png", b"RI": "webp"}.get(picture[:2], "jpeg")
+    return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
+
+
+def _pictures_table(rows: list[PictureRow]) -> Any:
+    import wandb
+
+    most = max((len(found) for row in rows for found in row.lines.values()), default=0)
+    numbers = [str(i + 1) for i in range(most)]
+    table = wandb.Table(columns=["picture", "title", "line", *numbers])
+    for row in rows:
+        for line, found in row.lines.items():
+            cells = [_wandb_picture(p, "right" if good else "wrong") for p, good in found]
+            cells += [None] * (most - len(cells))
+            table.add_data(_wandb_picture(row.picture), row.title, line, *cells)
+    return table
+
+
+def _wandb_table(table: Table) -> Any:
+    import wandb
+
+    found = wandb.Table(columns=[*table.columns])
+    for row in table.rows:
+        found.add_data(*row)
+    return found
+
+
+def _wandb_picture(encoded: bytes, caption: str = "") -> Any:
+    import wandb
+
+    return wandb.Image(Image.open(io.BytesIO(encoded)), caption=caption or None)

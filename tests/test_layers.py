@@ -99,7 +99,7 @@ def test_the_base_install_serves():
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("module", ["adde.model", "adde.loading.loader"])
+@pytest.mark.parametrize("module", ["adde.mining", "adde.loading.loader"])
 def test_the_block_blocks(module):
     result = import_without(TORCH, [module])
     assert result.returncode != 0

@@ -164,8 +164,8 @@ if fault == "room":
 close, Tracker.close = Tracker.close, closing
 
 def main():
-    config, resume = parse()
-    with of_run.Run(config, resume) as run:
+    method, config, resume = parse()
+    with of_run.Run(method, config, resume) as run:
         if fault == "memory":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB")
         run.finish()

@@ -12,7 +12,7 @@ from torch import nn
 from adde.distributed import RankRows
 from adde.loading.augment import Augmentation
 from adde.loading.loader import Batch
-from adde.methods.adde.config import AddeStage, EncoderStage
+from adde.methods.adde.config import AddeConfig, AddeStage
 from adde.methods.adde.model import ADDE
 from adde.methods.adde.objective import AddeObjective
 from adde.model import ModelSettings
@@ -53,9 +53,10 @@ def one_step(stage, counts=(ITEMS,)):
     assert share.counts == counts
     batch = Batch(share.local(images), share.local(labels), [])
     objective = AddeObjective(SCHEMA, Augmentation(), margin=0.5)
-    terms = getattr(objective, stage)(wrapped, batch, torch.Generator().manual_seed(3), share)
-    weights = AddeStage(global_triplet=1.0) if stage == "adde" else EncoderStage()
-    loss, scalars, flag = global_mean(terms, weights, flag=rank == ranks - 1)
+    part = {s.name: s for s in AddeConfig(adde=AddeStage(global_triplet=1.0)).stages()}[stage]
+    draws = torch.Generator().manual_seed(3)
+    terms = objective.batch_terms(part, wrapped, batch, draws, share)
+    loss, scalars, flag = global_mean(terms, part.weights, flag=rank == ranks - 1)
     loss.backward()
     assert flag
     gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}

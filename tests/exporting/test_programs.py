@@ -10,12 +10,13 @@ import pytest
 
 from adde.bundle import Bundle
 from adde.files import this_process
+from adde.methods.adde.config import AddeConfig
 from adde.model import ModelSettings
 from adde.shards.index import ShardIndex
 from adde.training.checkpoints.checkpoint import Position
 from adde.training.checkpoints.flat_shards import shares
 from adde.training.checkpoints.saving import Saver
-from adde.training.config import Config, Data
+from adde.training.config import Data
 from adde.training.recipes import write_config
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +32,7 @@ def run(tmp_path, tiny_model, tiny_shards):
     """A run folder whose best checkpoint is `tiny_model`."""
     path = tmp_path / "runs" / "tiny"
     model = ModelSettings(backbone="test_resnet", image_size=32, width=6, hidden=8)
-    config = Config(run=path, data=Data(shards=str(tiny_shards)), model=model)
+    config = AddeConfig(run=path, data=Data(shards=str(tiny_shards)), model=model)
     write_config(config, path)
     saver = Saver(config, ShardIndex.read(tiny_shards), this_process())
     pieces = shares({f"model/{name}": v for name, v in tiny_model.state_dict().items()})

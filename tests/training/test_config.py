@@ -5,8 +5,15 @@ from pathlib import Path
 import pytest
 
 from adde.errors import UserError
-from adde.training.config import Config, of_run
-from adde.training.recipes import first_difference, parse, read_recipe, write_config
+from adde.methods.adde.config import AddeConfig as Config
+from adde.methods.adde.method import METHOD
+from adde.training.recipes import (
+    config_of_run,
+    first_difference,
+    parse,
+    read_recipe,
+    write_config,
+)
 
 RECIPES = sorted((Path(__file__).parents[2] / "train" / "recipes").glob("*.toml"))
 
@@ -27,14 +34,15 @@ def test_every_recipe_is_read_and_survives_being_written(path, tmp_path):
 def test_the_command_line_goes_over_the_recipe(tmp_path):
     path = recipe(tmp_path, "margin = 0.7\n[data]\nbatch_size = 32\n")
     words = ["--recipe", str(path), "--data.batch-size", "48", "--run", str(tmp_path), "--resume"]
-    config, resume = parse(words)
+    method, config, resume = parse(words)
+    assert method is METHOD
     assert (config.margin, config.data.batch_size, config.run) == (0.7, 48, tmp_path)
     assert resume
 
 
 def test_resuming_takes_the_runs_own_configuration(tmp_path):
     write_config(Config(margin=0.123), tmp_path)
-    config, _ = parse(["--resume", "--run", str(tmp_path)])
+    _, config, _ = parse(["--resume", "--run", str(tmp_path)])
     assert config.margin == 0.123
 
 
@@ -44,12 +52,12 @@ def test_a_run_of_before_crops_and_a_new_recipe_pads(tmp_path):
     write_config(Config(), tmp_path)
     content = (tmp_path / "config.toml").read_text()
     (tmp_path / "config.toml").write_text(content.replace('fit = "pad"\n', ""))
-    resumed, _ = parse(["--resume", "--run", str(tmp_path)])
+    _, resumed, _ = parse(["--resume", "--run", str(tmp_path)])
     assert resumed.model.fit == "crop"
     state = Config().to_json()
     del state["model"]["fit"]
-    assert of_run(state).model.fit == "crop"
-    assert of_run(Config().to_json()) == Config()
+    assert config_of_run(METHOD, state).model.fit == "crop"
+    assert config_of_run(METHOD, Config().to_json()) == Config()
 
 
 @pytest.mark.parametrize(
@@ -61,6 +69,9 @@ def test_a_run_of_before_crops_and_a_new_recipe_pads(tmp_path):
         ("[encoder.schedule]\nkind = 'linear'\n", r"encoder.schedule.kind: .*found 'linear'"),
         ("[model]\nwidth = 0\n", r"model: .*width: expected >= 1, found 0"),
         ("margin = \n", r"expected TOML"),
+        ("method = 'ade'\n", r"method: expected a method.*found 'ade'; did you mean 'adde'"),
+        ("method = 'my.own'\n", r"method: expected a method.*found 'my.own'; valid: 'adde'"),
+        ("method = 'adde.errors'\n", r"module with METHOD, found 'adde.errors'"),
     ],
 )
 def test_a_wrong_recipe_is_named_with_its_key(tmp_path, text, message):

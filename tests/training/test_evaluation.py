@@ -9,15 +9,21 @@ import torch
 
 from adde import edits, metrics
 from adde.errors import UserError
-from adde.methods.adde.evaluation import picture_rows, queries_of, retrieval
+from adde.methods.adde import evaluation
+from adde.methods.adde.evaluation import (
+    encode_split,
+    picture_rows,
+    prototypes,
+    queries_of,
+    retrieval,
+)
 from adde.mining.distances import allow_tf32
 from adde.schema import UNKNOWN, Attribute, Schema
 from adde.scoring import Calibration, with_known
 from adde.shards.index import ShardIndex
 from adde.shards.reader import iterate
-from adde.training import evaluation
 from adde.training.evaluation import Evaluator
-from adde.training.ranking import top_k
+from adde.training.ranking import best_matches, placed_on, top_k
 
 
 @pytest.fixture
@@ -36,7 +42,7 @@ def damaged(tiny_shards, tmp_path):
 def test_what_cannot_be_read_is_left_out(damaged, tiny_shards, tiny_model, workers, capsys):
     def encode(index, on_fault):
         evaluator = Evaluator(index, 7, workers, torch.device("cpu"), on_fault)
-        return evaluator.encode(tiny_model, "test")
+        return encode_split(evaluator, tiny_model, "test")
 
     whole = encode(ShardIndex.read(tiny_shards), "raise")
     labels = np.stack([s.labels for s in iterate(ShardIndex.read(tiny_shards), "test")])
@@ -54,7 +60,7 @@ def test_what_cannot_be_read_is_left_out(damaged, tiny_shards, tiny_model, worke
 
     rows = picture_rows(damaged, "test", tiny_model, found, 40)
     stored = [sample.picture for sample in iterate(ShardIndex.read(tiny_shards), "test")]
-    queries = {row.query for row in rows}
+    queries = {row.picture for row in rows}
     assert len(queries) > 10
     assert stored[5] not in queries
     assert queries <= set(stored)
@@ -71,7 +77,7 @@ def test_matches_are_found_on_a_device_as_in_numpy():
     asked = edits.all_edits(labels, 1)
     found = [
         edits.rank_matches(asked, beliefs, schema, calibration, k=17, best=best)
-        for best in (None, partial(evaluation.best_matches, torch.device("cpu")))
+        for best in (None, partial(best_matches, torch.device("cpu")))
     ]
     assert len(asked) > 20
     np.testing.assert_array_equal(*found)
@@ -86,7 +92,7 @@ def test_baselines_are_ranked_on_a_device_as_in_numpy():
     logits = schema.multi_hot(labels.clip(0))
     queries = metrics.manipulation_queries(labels)
     arguments = (queries, embeddings, logits, schema)
-    device = evaluation.placed_on(torch.device("cpu"))
+    device = placed_on(torch.device("cpu"))
     here = metrics.baseline_rankings(*arguments, k=17)
     there = metrics.baseline_rankings(*arguments, k=17, on=device)
     assert len(queries) > 20 and tuple(there) == metrics.BASELINES
@@ -99,7 +105,7 @@ def test_baselines_are_ranked_on_a_device_as_in_numpy():
 
 def test_a_splits_queries_are_found_once(tiny_shards, tiny_model, monkeypatch):
     index, found = ShardIndex.read(tiny_shards), []
-    encoded = Evaluator(index, 7, 0, torch.device("cpu")).encode(tiny_model, "test")
+    encoded = encode_split(Evaluator(index, 7, 0, torch.device("cpu")), tiny_model, "test")
     expected = metrics.manipulation_queries(encoded.labels)
 
     def counted(labels, queries=metrics.manipulation_queries):
@@ -147,8 +153,8 @@ def test_figures_and_prototypes_are_those_of_ieee_float32(tiny_shards, tiny_mode
     allow_tf32(True)
     try:
         with torch.autocast("cpu", torch.bfloat16):
-            evaluator.encode(tiny_model, "val")
-            evaluator.prototypes(tiny_model)
+            encode_split(evaluator, tiny_model, "val")
+            prototypes(evaluator, tiny_model)
         assert torch.backends.cudnn.allow_tf32
     finally:
         allow_tf32(False)

@@ -8,7 +8,7 @@ from torch import nn
 
 from adde.loading.augment import Augmentation
 from adde.loading.loader import Batch
-from adde.methods.adde.config import AddeStage, EncoderStage
+from adde.methods.adde.config import AddeConfig, AddeStage
 from adde.methods.adde.model import ADDE, Forward
 from adde.methods.adde.objective import AddeObjective
 from adde.model import ModelSettings
@@ -20,7 +20,7 @@ from adde.training.terms import global_mean
 
 SCHEMA = Schema((Attribute("colour", ("r", "g", "b")), Attribute("size", ("s", "l"))))
 ITEMS = 12
-STAGES = {"encoder": EncoderStage(), "adde": AddeStage(global_triplet=0.5)}
+STAGES = {s.name: s for s in AddeConfig(adde=AddeStage(global_triplet=0.5)).stages()}
 OBJECTIVE = AddeObjective(SCHEMA, Augmentation(), margin=0.5)
 
 
@@ -61,7 +61,7 @@ def cached(accelerator, stage, parts, **options):
     strategy = Replicated(accelerator, model, Config(data=Data(accumulation=parts)))
     torch.manual_seed(7)
     scalars, flag = cached_backward(
-        strategy, OBJECTIVE, stage, STAGES[stage], batch(), draws(), parts, flag=True
+        strategy, OBJECTIVE, STAGES[stage], batch(), draws(), parts, flag=True
     )
     assert flag
     return model, scalars
@@ -82,8 +82,8 @@ def same_gradients(model, expected):
 def test_gradients_and_figures_equal_the_plain_batch(accelerator, stage, parts):
     expected = build()
     expected.memory.requires_grad_(stage == "adde")
-    terms = getattr(OBJECTIVE, stage)(expected, batch(), draws())
-    loss, scalars, _ = global_mean(terms, STAGES[stage])
+    terms = OBJECTIVE.batch_terms(STAGES[stage], expected, batch(), draws())
+    loss, scalars, _ = global_mean(terms, STAGES[stage].weights)
     loss.backward()
     model, found = cached(accelerator, stage, parts)
     same_gradients(model, expected)
@@ -95,7 +95,7 @@ def test_dropout_and_batch_norms_are_those_of_one_graph_over_all_parts(accelerat
     expected = build(dropout=0.3, norm=True)
     expected.memory.requires_grad_(stage == "adde")
     items, rows = batch(), [slice(0, 4), slice(4, 8), slice(8, 12)]
-    plan = OBJECTIVE.plan(stage, items.labels, draws())
+    plan = OBJECTIVE.plan(STAGES[stage], items, draws())
     outputs = []
     for part, some in enumerate(rows):
         torch.manual_seed(7 + part)
@@ -103,8 +103,8 @@ def test_dropout_and_batch_norms_are_those_of_one_graph_over_all_parts(accelerat
     whole = Forward(
         *(None if v[0] is None else torch.cat(v) if v[0].ndim else v[0] for v in zip(*outputs))
     )
-    terms = OBJECTIVE.terms(stage, whole, items, plan)
-    global_mean(terms, STAGES[stage])[0].backward()
+    terms = OBJECTIVE.terms(STAGES[stage], whole, items, plan)
+    global_mean(terms, STAGES[stage].weights)[0].backward()
     model, _ = cached(accelerator, stage, 3, dropout=0.3, norm=True)
     same_gradients(model, expected)
     for name, buffer in model.named_buffers():  # running statistics moved once a part
@@ -127,7 +127,8 @@ def test_accumulation_without_the_cache_mines_fewer_pairs():
 
     def mined(rows):
         part = Batch(items.images[rows], labels[rows], [])
-        counts = OBJECTIVE.encoder(model, part, draws()).shares["pairs_local"]
+        terms = OBJECTIVE.batch_terms(STAGES["encoder"], model, part, draws())
+        counts = terms.shares["pairs_local"]
         return (counts.sums.sum() / counts.counts).item() * len(part.labels)
 
     whole = mined(slice(None))

@@ -19,11 +19,11 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from adde.losses import Term
-from adde.methods.adde.config import EncoderStage
 from adde.methods.adde.model import ADDE
 from adde.model import ModelSettings
 from adde.schema import Attribute, Schema
 from adde.training.config import Config, Data, Optimizer, Schedule
+from adde.training.method import Stage
 from adde.training.optimisation import build_optimizer, learning_rate
 from adde.training.strategies import Replicated
 from adde.training.terms import Terms
@@ -248,7 +248,7 @@ class Loop:
         self.model = model
         self.config = SimpleNamespace(data=SimpleNamespace(accumulation=accumulation, cached=False))
         self.loads = accumulation
-        self.objective = SimpleNamespace(encoder=self.terms)
+        self.objective = SimpleNamespace(batch_terms=self.terms)
         self.order = SimpleNamespace(steps_per_epoch=PER_EPOCH)
         self.batches = iter(batches)
         self.total_steps = len(batches) // accumulation
@@ -257,7 +257,7 @@ class Loop:
         micro_batch = self.strategy.micro_batch
         self.strategy.micro_batch = lambda last: self.synced.append(last) or micro_batch(last)
 
-    def enter(self, name, schedule):
+    def begin_stage(self, stage):
         return True
 
     def steps(self):
@@ -266,14 +266,14 @@ class Loop:
     def next_batch(self):
         return next(self.batches), None
 
-    def terms(self, model, batch, draws):
+    def terms(self, stage, model, batch, draws):
         errors = (model(batch.inputs) - batch.labels).square()
         return Terms({"cls": Term(errors.sum()[None], torch.tensor([float(len(errors))]))}, {})
 
     def note(self, scalars, batch, draws):
         self.losses.append(scalars["loss"])
 
-    def log(self, name, rate, norm):
+    def log(self, rate, norm):
         self.logged.append((rate, norm))
 
     def evaluation_due(self, step):
@@ -292,7 +292,7 @@ def test_a_step_takes_the_mean_gradient_of_its_micro_batches():
     loop = Loop(model, batches, accumulation=3)
     train_stage = runpy.run_path(str(ROOT / "train" / "main.py"))["train_stage"]
     schedule = Schedule(learning_rate=0.1, kind="constant", warmup=0)
-    train_stage(loop, "encoder", EncoderStage(schedule=schedule, cls=0.7))
+    train_stage(loop, Stage("encoder", schedule, {"cls": 0.7}))
 
     state = np.concatenate([weight[0], bias])
     norms, losses = [], []

@@ -15,12 +15,13 @@ import psutil
 import pytest
 import torch
 
+from adde.methods.adde.method import METHOD
 from adde.shards.catalogues.wardrobe import wardrobe
 from adde.shards.index import ShardIndex
 from adde.shards.packing.engine import engine
 from adde.shards.packing.pack import PackOptions, pack
 from adde.training.checkpoints.checkpoint import last_checkpoint
-from adde.training.watching.panels import NOT_SHOWN, PANELS, PICTURES, TABLES
+from adde.training.watching.panels import NOT_SHOWN, PANELS
 from adde.training.watching.profiling import PARTS
 from adde.training.watching.tracking import read_log
 
@@ -291,14 +292,15 @@ def two_ranks(tiny_shards, tmp_path_factory):
 def test_panels_show_what_a_run_logs_and_nothing_else(two_ranks):
     lines = [json.loads(line) for line in (two_ranks / "log.jsonl").read_text().splitlines()]
     logged = {name for line in lines for name in line} - {"step", "time", "alert"}
-    for panel in PANELS:
+    panels = (*METHOD.panels, *PANELS)
+    for panel in panels:
         assert any(panel.shows(name) for name in logged), panel
-    hidden = re.compile("|".join(NOT_SHOWN))
+    hidden = re.compile("|".join((*METHOD.not_shown, *NOT_SHOWN)))
     for name in logged:
-        shown = sum(panel.shows(name) for panel in PANELS)
+        shown = sum(panel.shows(name) for panel in panels)
         assert shown == (0 if hidden.fullmatch(name) else 1), name
     media = {path.name for path in (two_ranks / "wandb").rglob("media/**/*") if path.is_file()}
-    for name in (*TABLES, *PICTURES):
+    for name in ("pictures", "matrix", *METHOD.tables):
         assert any(file.startswith(f"{name}_") for file in media), (name, media)
     assert {line["ranks/slowest"] for line in lines if "ranks/slowest" in line} <= {0.0, 1.0}
     norms = next(line for line in reversed(lines) if "grad_norm/memory" in line)

@@ -59,14 +59,11 @@ def prototypes(model: ADDE) -> tuple[Matrix, Table, dict[str, float]]:
 
 def summary(metrics: dict[str, Any]) -> Summary:
     """Test figures of `train/evaluate.py`; a run from before the match score has none of it."""
-    split = metrics["split"]
     best = metrics.get("match", metrics["adde"])
-    headline = [(f"{MEASURES[m]}, {split}", best[m]) for m in MEASURES if "_" not in m]
+    headline = [(MEASURES[m], best[m]) for m in MEASURES if "_" not in m]
     accuracy = metrics["attribute_accuracy"]["mean"]
     tables = [_retrieval(metrics), _edits(metrics), _attributes(metrics)]
-    return Summary(
-        [*headline, (f"attribute accuracy, {split}", accuracy)], [t for t in tables if t.rows]
-    )
+    return Summary([*headline, ("attribute accuracy", accuracy)], [t for t in tables if t.rows])
 
 
 def _retrieval(metrics: dict[str, Any]) -> Table:

@@ -78,7 +78,9 @@ class Evaluated:
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the figures; pictures as data URLs."""
-        found: dict[str, Any] = {"tables": [vars(table) for table in self.tables]}
+        found: dict[str, Any] = {}
+        if self.tables:
+            found["tables"] = [vars(table) for table in self.tables]
         if self.pictures is not None:
             rows = [_row_json(row) for row in self.pictures.rows]
             found["pictures"] = {**vars(self.pictures), "rows": rows}

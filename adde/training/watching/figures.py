@@ -155,7 +155,7 @@ def number(value: float) -> str:
 
 def _ticks(low: float, high: float, about: int = 4) -> list[float]:
     """Round numbers that span low..high, about so many."""
-    if not high - low > 1e-4 * max(abs(low), abs(high)):  # else all would read the same
+    if not high - low > max(1e-4 * max(abs(low), abs(high)), 1e-300):  # they would read the same
         low, high = low - abs(low) / 2, high + (abs(high) / 2 or 1)
     raw = (high - low) / about
     power = 10.0 ** math.floor(math.log10(raw))

@@ -84,10 +84,11 @@ class Tracker:
         if not self._main:
             return
         self.log(step, {f"val/{name}": value for name, value in evaluated.figures.items()})
-        path = self._run / DISPLAYS_NAME
-        before = read_json(path) if path.exists() else {}
-        write_json(path, {**before, "step": step, **evaluated.to_json()}, indent=None)
-        if self._wandb is not None:
+        shown, path = evaluated.to_json(), self._run / DISPLAYS_NAME
+        if shown:
+            before = read_json(path) if path.exists() else {}
+            write_json(path, {**before, "step": step, **shown}, indent=None)
+        if shown and self._wandb is not None:
             self._guarded(lambda: self._wandb.log({"step": step, **evaluated.to_wandb()}))
 
     def close(self, step: int = 0, error: BaseException | None = None) -> None:

@@ -6,7 +6,7 @@ from torch import nn
 
 from adde.loading.augment import Augmentation
 from adde.loading.loader import Batch
-from adde.methods.adde.config import EncoderStage
+from adde.methods.adde.config import AddeConfig, EncoderStage
 from adde.methods.adde.cross_batch import CrossBatch, CrossBatchMemory
 from adde.methods.adde.model import ADDE, Forward
 from adde.methods.adde.objective import AddeObjective
@@ -16,6 +16,7 @@ from adde.training.terms import global_mean
 
 SCHEMA = Schema((Attribute("colour", ("r", "g", "b")), Attribute("size", ("s", "l"))))
 ITEMS, WIDTH, MARGIN = 6, 4, 0.5
+ENCODER = AddeConfig().stages()[0]
 CPU = torch.device("cpu")
 
 
@@ -33,9 +34,9 @@ def items(seed):
 def terms(objective, embeddings, labels):
     images = torch.zeros(ITEMS, 8, 8, 3, dtype=torch.uint8)
     batch = Batch(images, labels, [])
-    plan = objective.plan("encoder", labels, torch.Generator())
+    plan = objective.plan(ENCODER, batch, torch.Generator())
     logits = torch.zeros(ITEMS, SCHEMA.num_values)
-    return objective.terms("encoder", Forward(embeddings, logits, None), batch, plan)
+    return objective.terms(ENCODER, Forward(embeddings, logits, None), batch, plan)
 
 
 def by_hand(anchors, anchor_labels, others, other_labels):
@@ -109,7 +110,7 @@ def test_the_mean_is_over_all_pairs_and_past_items_get_no_gradient():
     terms(objective, first, items(0)[1])
     second, labels = items(1)[0].requires_grad_(), items(1)[1]
     found = terms(objective, second, labels)
-    loss, scalars, _ = global_mean(found, EncoderStage(cls=0, local_triplet=0))
+    loss, scalars, _ = global_mean(found, EncoderStage(cls=0, local_triplet=0).weights)
     term = found.losses["global_triplet"]
     assert scalars["global_triplet"] == pytest.approx((term.sums / term.counts).item())
     loss.backward()
@@ -134,6 +135,8 @@ def test_a_model_is_trained_with_it():
     objective = AddeObjective(SCHEMA, Augmentation(), MARGIN, memory())
     images = torch.randint(0, 256, (ITEMS, 32, 32, 3), dtype=torch.uint8)
     for seed in range(2):
-        found = objective.encoder(model, Batch(images, items(seed)[1], []), torch.Generator())
-        global_mean(found, EncoderStage())[0].backward()
+        found = objective.batch_terms(
+            ENCODER, model, Batch(images, items(seed)[1], []), torch.Generator()
+        )
+        global_mean(found, ENCODER.weights)[0].backward()
     assert model.heads.second.weight.grad.any()

@@ -9,7 +9,7 @@ from torch import nn
 from adde.loading.augment import Augmentation
 from adde.loading.loader import Batch
 from adde.losses import normalise
-from adde.methods.adde.config import AddeStage
+from adde.methods.adde.config import AddeConfig, AddeStage
 from adde.methods.adde.model import ADDE
 from adde.methods.adde.objective import AddeObjective
 from adde.mining import mine
@@ -19,8 +19,9 @@ from adde.schema import Attribute, Schema
 from adde.training.recipes import read_recipe
 from adde.training.terms import global_mean
 
+LAST = AddeConfig().stages()[-1]
 SCHEMA = Schema((Attribute("colour", ("r", "g", "b")), Attribute("size", ("s", "l"))))
-RECIPES = Path(__file__).parents[2] / "train" / "recipes"
+RECIPES = Path(__file__).parents[3] / "train" / "recipes"
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +46,9 @@ def batch():
 def test_edited_queries_are_mined_with_the_items_under_joint_labels(model):
     items = batch()
     objective = AddeObjective(SCHEMA, Augmentation(), margin=0.5, edited_triplets=True)
-    plan = objective.plan("adde", items.labels, torch.Generator().manual_seed(3))
+    plan = objective.plan(LAST, items, torch.Generator().manual_seed(3))
     out = objective.encode(model, plan, items.images)
-    term = objective.terms("adde", out, items, plan).losses["edited_triplet"]
+    term = objective.terms(LAST, out, items, plan).losses["edited_triplet"]
 
     usable = plan.edits.usable.tolist()
     assert not all(usable) and sum(usable) >= 6
@@ -64,12 +65,12 @@ def test_edited_queries_are_mined_with_the_items_under_joint_labels(model):
 
 def test_the_term_is_there_only_where_it_was_asked_for(model):
     objective = AddeObjective(SCHEMA, Augmentation(), margin=0.5)
-    terms = objective.adde(model, batch(), torch.Generator().manual_seed(3))
+    terms = objective.batch_terms(LAST, model, batch(), torch.Generator().manual_seed(3))
     assert "edited_triplet" not in terms.losses
     more = AddeObjective(SCHEMA, Augmentation(), margin=0.5, edited_triplets=True)
-    terms = more.adde(model, batch(), torch.Generator().manual_seed(3))
-    _, scalars, _ = global_mean(terms, AddeStage(edited_triplet=2.0))
-    _, without, _ = global_mean(terms, AddeStage())
+    terms = more.batch_terms(LAST, model, batch(), torch.Generator().manual_seed(3))
+    _, scalars, _ = global_mean(terms, AddeStage(edited_triplet=2.0).weights)
+    _, without, _ = global_mean(terms, LAST.weights)
     assert scalars["loss"] == pytest.approx(without["loss"] + 2 * scalars["edited_triplet"])
 
 

@@ -11,6 +11,7 @@ from accelerate.state import AcceleratorState
 
 from adde.errors import UserError
 from adde.files import this_process
+from adde.methods.adde.config import AddeConfig
 from adde.methods.adde.model import ADDE
 from adde.model import ModelSettings
 from adde.schema import Attribute, Schema
@@ -20,7 +21,8 @@ from adde.training.checkpoints.background import Background
 from adde.training.checkpoints.checkpoint import Position
 from adde.training.checkpoints.flat_shards import Piece, snapshot
 from adde.training.checkpoints.saving import Saver
-from adde.training.config import Checkpoints, Config
+from adde.training.config import Checkpoints
+from adde.training.opening import load_model
 from adde.training.recipes import write_config
 from adde.training.strategies import Replicated
 
@@ -28,7 +30,7 @@ SCHEMA = Schema((Attribute("colour", ("red", "blue")),))
 MEMBERS = member_rows([2], [[0, 1, 2, 3, 4]] * 2)
 SHARD = Shard("train-000000.tar", "train", 2, 9, "0" * 64, MEMBERS)
 INDEX = ShardIndex(Path("shards"), "toy", SCHEMA, (SHARD,))
-CONFIG = Config(model=ModelSettings(backbone="test_resnet", image_size=32, width=4, hidden=4))
+CONFIG = AddeConfig(model=ModelSettings(backbone="test_resnet", image_size=32, width=4, hidden=4))
 
 
 @pytest.fixture
@@ -57,7 +59,7 @@ def save(trained, step, keep=9, best=None):
 
 
 def figures(hit_30, hit_1=0.0):
-    return {"hit@30": hit_30, "hit@10": 0.1, "hit@1": hit_1, "ndcg@30": 0.2}
+    return {"hit@30": hit_30, "hit@10": 0.1, "hit@1": hit_1}
 
 
 def test_the_best_has_the_highest_hit_30_and_then_the_highest_hit_1(trained):
@@ -73,7 +75,7 @@ def test_the_best_has_the_highest_hit_30_and_then_the_highest_hit_1(trained):
 def test_weights_and_optimiser_come_back(trained):
     run, model, pieces = trained
     save(trained, 3, best=figures(0.5))
-    loaded, config, found = checkpoints.load_model(run)
+    loaded, config, found = load_model(run)
     assert config == CONFIG
     assert found.position == Position("encoder", 3, 3)
     for key, value in model.state_dict().items():
@@ -137,12 +139,12 @@ def test_what_a_killed_process_left_is_deleted(trained):
 
 def test_what_is_no_run_is_named(tmp_path):
     with pytest.raises(UserError, match=r"expected a run folder with config\.toml"):
-        checkpoints.load_model(tmp_path)
+        load_model(tmp_path)
     write_config(CONFIG, tmp_path)
     with pytest.raises(UserError, match="not evaluated yet"):
-        checkpoints.load_model(tmp_path)
+        load_model(tmp_path)
     with pytest.raises(UserError, match="found none; train first"):
-        checkpoints.load_model(tmp_path, "last")
+        load_model(tmp_path, "last")
 
 
 def test_training_goes_on_while_a_checkpoint_is_written_and_hears_of_a_failure():

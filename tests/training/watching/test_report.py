@@ -2,25 +2,31 @@ import base64
 import io
 import json
 import re
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from adde.errors import UserError
+from adde.methods.adde.report import prototypes as prototypes_of
 from adde.metrics import BASELINES, METRIC_NAMES
+from adde.schema import Attribute, Schema
 from adde.training.watching.alarms import Alert
-from adde.training.watching.displays import PictureRow
+from adde.training.watching.displays import Evaluated, PictureRow, Pictures
 from adde.training.watching.figures import Series, curves_svg, heat_map_svg, number
 from adde.training.watching.meter import MAX_NAMED_RANKS, rank_figures
 from adde.training.watching.report import MOST_CURVES, write_report
 from adde.training.watching.tracking import Tracker
 
-NAMES = ["top=red", "top=<b>", "hat=none", "hat=cap", "hat=crown"]
+SCHEMA = Schema((Attribute("top", ("red", "<b>")), Attribute("hat", ("none", "cap", "crown"))))
+NAMES = SCHEMA.value_names
 VOID = {"meta", "img", "br", "link", "circle", "rect", "path", "image"}
 
 
@@ -76,18 +82,26 @@ def write_run(run: Path) -> None:
         tracker.log(step, {**terms, "lr": 1e-3 / step, "data_wait": float("nan")})
     rows = [
         PictureRow(
-            picture("red"),
             "top: red -> <b>",
-            [(picture("blue"), i < 3) for i in range(10)],
-            [(picture("red"), i < 1) for i in range(10)],
+            picture("red"),
+            {
+                "before": [(picture("red"), i < 1) for i in range(10)],
+                "after": [(picture("blue"), i < 3) for i in range(10)],
+            },
         )
     ]
     prototypes = random.standard_normal((5, 8)).astype(np.float32)
-    tracker.log_evaluation(
-        300, {"val/hit@30": 0.5, "val/accuracy": 0.875}, rows, prototypes, NAMES, (2, 3)
+    memory = SimpleNamespace(weight=torch.from_numpy(prototypes.T))
+    matrix, table, energy = prototypes_of(SimpleNamespace(memory=memory, schema=SCHEMA))
+    evaluated = Evaluated(
+        {"hit@30": 0.5, "accuracy": 0.875, **energy},
+        Pictures("What it answers", "", rows),
+        matrix,
+        (table,),
     )
+    tracker.log_evaluation(300, evaluated)
     tracker.close()
-    (run / "config.toml").write_text('name = "a & b"\n')
+    (run / "config.toml").write_text('run = "a & b"\n')
 
 
 def write_metrics(run: Path) -> None:
@@ -130,7 +144,7 @@ def test_everything_the_run_holds_is_shown(run) -> None:
     for title in ("my-run", "Encoder stage: terms", "ADDE stage: terms", "Learning rate"):
         assert title in page.text
     assert "data_wait" not in page.text  # never finite
-    assert 'name = "a & b"' in page.text
+    assert 'run = "a & b"' in page.text
     assert "1,234 queries" in page.text
     assert "300 steps" in page.text
     assert "top: red → <b>" in page.text
@@ -140,8 +154,8 @@ def test_matching_answers_are_framed(run) -> None:
     _, page = read(run)
     assert len(page.all("img", "query")) == 1
     assert [found["alt"] for found in page.all("img", "match")] == [
-        "before, answer 1, as asked",
-        *(f"after, answer {k}, as asked" for k in (1, 2, 3)),
+        "before, 1, right",
+        *(f"after, {k}, right" for k in (1, 2, 3)),
     ]
     assert len(page.all("img")) == 21
     shown = base64.b64decode(page.all("img", "query")[0]["src"].partition(",")[2])
@@ -151,6 +165,7 @@ def test_matching_answers_are_framed(run) -> None:
 def test_the_best_of_each_column_is_bold(run) -> None:
     write_metrics(run)
     text, _ = read(run)
+    text = text[text.index("Against the baselines") :]
     table = text[text.index("<table>") : text.index("</table>")]
     lines = [line for line in table.splitlines() if "<td>" in line]
     cells = {line.split("td>")[1][:-2]: re.findall(r"<b>(.*?)</b>", line) for line in lines}
@@ -168,17 +183,15 @@ def test_attributes_have_bars_as_long_as_their_shares(run) -> None:
     write_metrics(run)
     text, _ = read(run)
     text = text[text.index("By attribute") : text.index(">Training<")]
-    assert re.findall(r'class="bar (\w*)"><i><i style="width:([\d.]+)%', text) == [
-        ("", "50.0"),
-        ("", "100.0"),
-        ("hit", "62.5"),
-    ]
+    widths = re.findall(r'class="bar"><i><i style="width:([\d.]+)%', text)
+    assert widths == ["50.0", "100.0", "62.5"]
+    assert text.count("<td>-</td>") == 1
 
 
 def test_without_metrics_validation_is_shown(run) -> None:
     _, page = read(run)
     assert "50.0 %hit@30, validation" in page.text
-    assert "87.5 %attribute accuracy, validation" in page.text
+    assert "87.5 %accuracy, validation" in page.text
     assert "Against the baselines" not in page.text
 
 
@@ -193,9 +206,10 @@ def test_alerts_stand_on_top(run) -> None:
 
 def test_every_value_has_its_block_energy_and_its_nearest(run) -> None:
     text, page = read(run)
-    table = text[text.index('<table class="prototypes">') :]
-    assert len(re.findall("<tr>", table[: table.index("</table>")])) == 1 + len(NAMES)
-    assert table.count('class="near"') == 3 * len(NAMES)
+    table = text[text.index('<table class="bars">') :]
+    _, _, *rows = table[: table.index("</table>")].split("<tr>")
+    assert [row.split("td>")[1][:-2] for row in rows] == [escape(name) for name in NAMES]
+    assert all(row.count("<td>") == 2 + 3 and 'class="bar"' in row for row in rows)
     assert "no checkout" not in page.text
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from adde.errors import UserError
 from adde.training.resilience.code_state import git_state
 from adde.training.watching.alarms import Alert
-from adde.training.watching.displays import PictureRow
+from adde.training.watching.displays import Evaluated, Matrix, PictureRow, Pictures, Table
 from adde.training.watching.tracking import Tracker, read_log
 
 NAMES = ["top=red", "top=blue", "hat=none", "hat=cap"]
@@ -25,9 +25,15 @@ def picture(colour: str, kind: str = "PNG") -> bytes:
     return content.getvalue()
 
 
-def rows() -> list[PictureRow]:
+def evaluated(figures: dict[str, float]) -> Evaluated:
     answers = [(picture("blue", "WEBP"), True), (picture("green", "JPEG"), False)]
-    return [PictureRow(picture("red"), "top: red -> blue", answers, answers[::-1])]
+    lines = {"before": answers[::-1], "after": answers}
+    rows = [PictureRow("top: red -> blue", picture("red"), lines)]
+    matrix = Matrix("Cosines", "Between values.", np.eye(4, dtype="f"), NAMES, (2, 2))
+    table = Table(
+        "nearest", "Nearest", "", ["value", "energy"], [["top=red", 0.5], ["hat=cap", None]]
+    )
+    return Evaluated(figures, Pictures("Answers", "", rows), matrix, (table,))
 
 
 def open_tracker(run, wandb="off", resume_step=0, main=True) -> Tracker:
@@ -78,34 +84,27 @@ def test_resuming_drops_what_will_be_done_again_and_a_torn_line(tmp_path) -> Non
 def test_other_ranks_write_nothing(tmp_path) -> None:
     with closing(open_tracker(tmp_path / "run", wandb="offline", main=False)) as tracker:
         tracker.log(1, {"a": 1.0})
-        tracker.log_evaluation(1, {"a": 1.0}, rows(), np.eye(4, dtype="f"), NAMES, (2, 2))
+        tracker.log_evaluation(1, evaluated({"a": 1.0}))
     assert not (tmp_path / "run").exists()
 
 
-def test_an_evaluation_leaves_its_pictures_and_cosines(tmp_path) -> None:
-    prototypes = np.array([[3, 0], [2, 2], [0, -1], [0, 0]], dtype=np.float32)
+def test_an_evaluation_leaves_what_it_shows(tmp_path) -> None:
     with closing(open_tracker(tmp_path)) as tracker:
-        tracker.log_evaluation(7, {"val/hit@30": 0.5}, rows(), prototypes, NAMES, (2, 2))
-    stored = json.loads((tmp_path / "evaluation/rows.json").read_text())
-    (row,) = stored["rows"]
+        tracker.log_evaluation(7, evaluated({"hit@30": 0.5}))
+        tracker.log_evaluation(8, Evaluated({"hit@30": 0.6}))  # which shows nothing
+    stored = json.loads((tmp_path / "evaluation/displays.json").read_text())
+    (row,) = stored["pictures"]["rows"]
     assert stored["step"] == 7
-    assert row["edit"] == "top: red -> blue"
-    assert row["query"].startswith("data:image/png;base64,")
-    kinds = [answer["picture"].partition(";")[0] for answer in row["answers"]]
+    assert row["title"] == "top: red -> blue"
+    assert row["picture"].startswith("data:image/png;base64,")
+    kinds = [answer["picture"].partition(";")[0] for answer in row["lines"]["after"]]
     assert kinds == ["data:image/webp", "data:image/jpeg"]
-    assert [answer["match"] for answer in row["answers"]] == [True, False]
-    assert [answer["match"] for answer in row["before"]] == [False, True]
-    found = json.loads((tmp_path / "evaluation/prototypes.json").read_text())
-    assert (found["names"], found["sizes"]) == (NAMES, [2, 2])
-    half = np.sqrt(0.5)
-    wanted = [[1, half, 0, 0], [half, 1, -half, 0], [0, -half, 1, 0], [0, 0, 0, 0]]
-    np.testing.assert_allclose(found["similarity"], wanted, atol=1e-4)
-    assert found["block_energy"] == [1, 0.5, 1, None]  # blocks are one wide
-    (line,) = read_log(tmp_path / "log.jsonl")
-    assert line["val/hit@30"] == 0.5
-    assert line["prototypes/block_energy"] == pytest.approx(2.5 / 3)
-    assert line["prototypes/block_energy/top=blue"] == 0.5
-    assert "prototypes/block_energy/hat=cap" not in line
+    good = {name: [answer["good"] for answer in found] for name, found in row["lines"].items()}
+    assert good == {"before": [False, True], "after": [True, False]}
+    assert (stored["matrix"]["names"], stored["matrix"]["sizes"]) == (NAMES, [2, 2])
+    assert stored["matrix"]["values"] == np.eye(4).tolist()
+    assert stored["tables"][0]["rows"] == [["top=red", 0.5], ["hat=cap", None]]
+    assert [line["val/hit@30"] for line in read_log(tmp_path / "log.jsonl")] == [0.5, 0.6]
 
 
 def test_an_alert_is_told_everywhere(tmp_path, monkeypatch, capsys) -> None:
@@ -159,9 +158,8 @@ def test_the_state_of_the_code_is_that_of_git(tmp_path) -> None:
 
 
 def test_without_a_memory_and_rows_only_figures_are_logged(tmp_path) -> None:
-    nothing = np.zeros((4, 2), dtype=np.float32)
     with closing(open_tracker(tmp_path)) as tracker:
-        tracker.log_evaluation(7, {"val/accuracy": 0.5}, [], nothing, NAMES, (2, 2))
+        tracker.log_evaluation(7, Evaluated({"accuracy": 0.5}))
     assert [line["step"] for line in read_log(tmp_path / "log.jsonl")] == [7]
     assert not (tmp_path / "evaluation").exists()
 
@@ -176,7 +174,7 @@ def test_off_never_imports_wandb(tmp_path, monkeypatch) -> None:
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
     monkeypatch.setattr(builtins, "__import__", guarded)
     with closing(open_tracker(tmp_path)) as tracker:
-        tracker.log_evaluation(1, {"a": 1.0}, rows(), np.eye(4, dtype="f"), NAMES, (2, 2))
+        tracker.log_evaluation(1, evaluated({"a": 1.0}))
     assert not (tmp_path / "wandb").exists()
 
 
@@ -278,7 +276,7 @@ def test_offline_wandb_leaves_its_files_in_the_run_folder(tmp_path, monkeypatch,
     monkeypatch.setenv("WANDB_SILENT", "true")
     with closing(open_tracker(tmp_path, wandb="offline")) as tracker:
         tracker.log(1, {"encoder/loss": 1.0})
-        tracker.log_evaluation(1, {"val/hit@1": 1.0}, rows(), np.eye(4, dtype="f"), NAMES, (2, 2))
+        tracker.log_evaluation(1, evaluated({"hit@1": 1.0}))
     assert "warning" not in capsys.readouterr().err
     (stored,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
     deadline = time.monotonic() + 20  # W&B's own process writes it, and lags on a busy machine
@@ -287,4 +285,4 @@ def test_offline_wandb_leaves_its_files_in_the_run_folder(tmp_path, monkeypatch,
         time.sleep(0.05)
     media = tmp_path / "wandb" / stored.parent.name / "files" / "media"
     assert list(media.rglob("*.table.json")), "the table of answers is missing"
-    assert list(media.rglob("prototypes*.png")), "the heat map is missing"
+    assert list(media.rglob("matrix*.png")), "the heat map is missing"

@@ -6,26 +6,28 @@ from pathlib import Path
 
 import pytest
 
-from adde.training.watching.panels import PANELS, PICTURES, TABLES, sections
+from adde.methods.adde.method import METHOD
+from adde.training.watching.panels import PANELS, sections
 from adde.training.watching.workspace import build_workspace
 
 PROGRAM = str(Path(__file__).parents[3] / "launch" / "dashboard.py")
 
 
 def test_the_workspace_has_the_panels_of_the_page() -> None:
-    workspace = build_workspace("team", "adde", "my-run")
+    workspace = build_workspace(METHOD, "team", "adde", "my-run")
     content = workspace._to_model().model_dump(by_alias=True)  # what would be sent
     banks = content["spec"]["section"]["panelBankConfig"]["sections"]
     by_name = {bank["name"]: bank["panels"] for bank in banks}
-    for name, panels in sections().items():
+    shown = (*METHOD.panels, *PANELS)
+    for name, panels in sections(shown).items():
         assert [p["config"]["chartTitle"] for p in by_name[name]] == [p.title for p in panels]
         for found, panel in zip(by_name[name], panels):
             assert found["config"]["metricRegex"] == f"^(?:{panel.keys})$"
             assert found["config"]["useMetricRegex"]
             assert found["config"]["xAxis"] == "step"
-    assert len(PANELS) == sum(len(panels) for panels in sections().values())
-    answers = str(by_name["Answers"])
-    assert all(name in answers for name in (*TABLES, *PICTURES))
+    assert len(shown) == sum(len(panels) for panels in sections(shown).values())
+    answers = str(by_name["Evaluation"])
+    assert all(name in answers for name in ("pictures", "matrix", *METHOD.tables))
     assert "my-run" in str(content["spec"]["section"]["runSets"])
 
 

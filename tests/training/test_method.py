@@ -1,0 +1,124 @@
+"""A method that is not the package's own has everything a run has; see tests/autoencoder.py."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from adde.shards.catalogues.wardrobe import wardrobe
+from adde.shards.packing.engine import engine
+from adde.shards.packing.pack import PackOptions, pack
+from adde.training.checkpoints.checkpoint import last_checkpoint
+from adde.training.watching.tracking import read_log
+from tests.autoencoder import METHOD
+
+ROOT = Path(__file__).parents[2]
+SETTINGS = """
+method = "tests.autoencoder"
+seed = 3
+wandb = "off"
+schedule = {epochs = 5, learning_rate = 1e-2}
+[data]
+shards = "SHARDS"
+batch_size = 16
+workers = 0
+[checkpoints]
+every = 4
+keep = 99
+[evaluation]
+rows = 2
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("method")
+    pack(wardrobe(120, 0, 32), folder / "shards", PackOptions(), engine("processes", 1))
+    (folder / "recipe.toml").write_text(SETTINGS.replace("SHARDS", str(folder / "shards")))
+    return folder / "recipe.toml"
+
+
+def start(program, *words):
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "true",
+    }
+    return subprocess.Popen(
+        [sys.executable, *program, *map(str, words)],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process, status=0):
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == status, output
+    return output
+
+
+@pytest.fixture(scope="module")
+def run(recipe):
+    folder = recipe.parent / "run"
+    finish(start(["train/main.py"], "--recipe", recipe, "--run", folder))
+    return folder
+
+
+def figures(run, name):
+    return [line[name] for line in read_log(run / "log.jsonl") if name in line]
+
+
+def test_it_trains_and_is_watched(run):
+    errors, quality = figures(run, "autoencoder/error"), figures(run, "val/psnr")
+    assert errors[-1] < 0.7 * errors[0]
+    assert len(quality) == 5 and quality[-1] > quality[0]
+    best = json.loads((run / "checkpoints/best.json").read_text())
+    assert best["psnr"] == max(quality)
+    page = (run / "report.html").read_text()
+    for shown in (METHOD.title, "Reconstructions", "Squared error", "Images per second", "psnr"):
+        assert shown in page
+    assert page.count('class="query"') == 2
+    assert "ADDE stage" not in page and "Prototypes" not in page
+
+
+def test_a_killed_run_resumes_to_the_same_weights(recipe, run):
+    folder = recipe.parent / "killed"
+    process = start(["train/main.py"], "--recipe", recipe, "--run", folder)
+    deadline = time.monotonic() + 120
+    while last_checkpoint(folder) is None:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert "resuming at step" in finish(start(["train/main.py"], "--resume", "--run", folder))
+    for kind in ("model", "optimizer"):
+        mine, theirs = (last_checkpoint(one).tensors(kind) for one in (folder, run))
+        assert mine.keys() == theirs.keys() and mine
+        assert all(mine[name].whole().equal(theirs[name].whole()) for name in mine)
+
+
+def test_two_ranks_train_as_one(recipe, run):
+    folder = recipe.parent / "two"
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    ranks = [*launcher, "--", "train/main.py"]
+    finish(start(ranks, "--recipe", recipe, "--run", folder))
+    assert figures(folder, "autoencoder/error") == pytest.approx(
+        figures(run, "autoencoder/error"), rel=1e-4
+    )
+
+
+@pytest.mark.parametrize("program", [["export/to_onnx.py", "--out"], ["train/evaluate.py"]])
+def test_what_only_adde_can_do_is_refused(run, program):
+    words = [*program[1:], *([run.parent / "bundle"] if program[1:] else [])]
+    output = finish(start(program[:1], "--run", run, *words), status=1)
+    assert "expected a run of the method 'adde'" in output
+    assert "found one of 'tests.autoencoder'" in output
+    assert not (run.parent / "bundle").exists()

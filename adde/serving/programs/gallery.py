@@ -1,13 +1,6 @@
-r"""Embeds a folder of shards into a gallery; started again, it goes on where it was.
+"""Embeds a folder of shards into a gallery; started again, it goes on where it was.
 
-python serve_onnx/build_gallery.py --bundle bundles/quickstart --catalogue data/wardrobe \
-    --out galleries/wardrobe
-python serve_onnx/build_gallery.py --bundle bundles/quickstart --catalogue data/wardrobe \
-    --out galleries/wardrobe --engine milvus --uri http://localhost:19530
-python serve_onnx/build_gallery.py --bundle bundles/shop --catalogue data/shop \
-    --out galleries/shop --fields items.csv --id-column sku
-RAY_ADDRESS=auto python serve_onnx/build_gallery.py --bundle bundles/shop --catalogue data/shop \
-    --out galleries/shop --engine-embed ray --device cuda
+Examples: serve_onnx/build_gallery.py.
 """
 
 import json
@@ -113,5 +106,6 @@ def build(
     gallery.close()
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Runs the command line's words."""
     run_program(lambda: tyro.cli(build))

@@ -1,11 +1,6 @@
-r"""Answers "this item, but with these values" from a bundle; needs neither torch nor a GPU.
+"""Answers "this item, but with these values" from a bundle; needs neither torch nor a GPU.
 
-python serve_onnx/query.py --bundle bundles/quickstart --gallery data/wardrobe --split test \
-    --image x.jpg --set top_colour=red --picture answer.png
-python serve_onnx/query.py --bundle bundles/quickstart --gallery data/wardrobe \
-    --item 001949-0 --set headwear=cap --set headwear_colour=red --must headwear --k 5 --json
-python serve_onnx/query.py --bundle bundles/quickstart --gallery data/wardrobe \
-    --item 001949-0 --unset top_colour=black --more layer_colour=red --weight top_kind=2
+Examples: serve_onnx/query.py.
 """
 
 import json
@@ -254,5 +249,6 @@ def save(image: Image.Image, path: Path) -> None:
     print(f"picture: {path}", file=sys.stderr)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Runs the command line's words."""
     run_program(lambda: tyro.cli(query))

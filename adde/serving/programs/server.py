@@ -1,8 +1,6 @@
-r"""Serves a bundle and its gallery over HTTP; needs neither torch nor a GPU.
+"""Serves a bundle and its gallery over HTTP; needs neither torch nor a GPU.
 
-python serve_onnx/server.py --bundle bundles/quickstart --gallery galleries/wardrobe
-python serve_onnx/server.py --bundle bundles/shop --gallery galleries/shop --host 0.0.0.0 \
-    --key-file keys.txt --device cuda
+Examples: serve_onnx/server.py.
 """
 
 from pathlib import Path
@@ -64,5 +62,6 @@ def server(
     serve(source, limits, host, port, key_file, required, allow_host, cards)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Runs the command line's words."""
     run_program(lambda: tyro.cli(server))

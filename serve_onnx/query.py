@@ -1,0 +1,16 @@
+r"""Answers "this item, but with these values" from a bundle; needs neither torch nor a GPU.
+
+python serve_onnx/query.py --bundle bundles/quickstart --gallery data/wardrobe --split test \
+    --image x.jpg --set top_colour=red --picture answer.png
+python serve_onnx/query.py --bundle bundles/quickstart --gallery data/wardrobe \
+    --item 001949-0 --set headwear=cap --set headwear_colour=red --must headwear --k 5 --json
+python serve_onnx/query.py --bundle bundles/quickstart --gallery data/wardrobe \
+    --item 001949-0 --unset top_colour=black --more layer_colour=red --weight top_kind=2
+
+Installed from a wheel, the command is called adde-query.
+"""
+
+from adde.serving.programs.query import main
+
+if __name__ == "__main__":
+    main()

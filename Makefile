@@ -1,9 +1,9 @@
-# make setup | quickstart | hard | test | test-slow | lint | bench | gpu-check | clean
+# make setup | quickstart | hard | test | test-slow | lint | constraints | bench | gpu-check | clean
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: setup hard test test-slow lint bench gpu-check quickstart clean
+.PHONY: setup hard test test-slow lint constraints bench gpu-check quickstart clean
 
 setup: $(VENV)/.installed
 
@@ -20,6 +20,12 @@ lint: setup
 
 test: lint
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+# What `make setup` gave here, for installs that give the same: pip install -c constraints.txt ...
+constraints: setup
+	{ $(BIN)/python -c "import platform as p; print('# Python', p.python_version(), p.system(), p.machine())" && \
+	$(BIN)/python -m pip list --format freeze --exclude adde --exclude pip; } > constraints.txt.new
+	mv constraints.txt.new constraints.txt
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow

@@ -7,9 +7,13 @@ import subprocess
 import sys
 import venv
 import zipfile
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import adde
 from adde.serving import Searcher
@@ -32,6 +36,35 @@ def test_the_changelog_dates_this_version():
     assert newest is not None
     assert newest[1] == adde.__version__
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", newest[2])
+
+
+def test_the_citation_is_of_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    dated = re.search(r"^## (\S+) \((.+)\)$", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert dated is not None
+    assert (citation["version"], citation["date-released"]) == dated.groups()
+
+
+def test_hosted_ci_runs_what_ci_runs():
+    steps = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]["test"]["steps"]
+    assert steps[-1]["run"] == (ROOT / ".ci" / "run").read_text().splitlines()[-1]
+
+
+def test_constraints_are_versions_that_the_project_allows():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = {}
+    for line in filter(lambda line: not line.startswith("#"), lines):
+        name, version = re.fullmatch(r"([\w.-]+)==([\w.+!]+)", line).groups()  # and nothing else
+        pinned[canonicalize_name(name)] = version
+    wanted = [Requirement(text) for text in requires("adde") or ()]
+    refused = [
+        str(want)
+        for want in wanted
+        if (version := pinned.get(canonicalize_name(want.name)))
+        and not want.specifier.contains(version)
+    ]
+    assert not refused
+    assert {"numpy", "onnxruntime-gpu", "torch", "fastapi"} <= set(pinned)
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,9 @@
-# make setup | quickstart | hard | test | test-slow | lint | constraints | house | bench | gpu-check | clean
+# make setup | quickstart | hard | test | test-slow | lint | docs | constraints | house | bench | gpu-check | clean
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: setup hard test test-slow lint constraints house bench gpu-check quickstart clean
+.PHONY: setup hard test test-slow lint docs constraints house bench gpu-check quickstart clean
 
 setup: $(VENV)/.installed
 
@@ -17,6 +17,11 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
+	$(BIN)/mkdocs build
+
+# The site with the API reference, in build/site; a link that leads nowhere is an error.
+docs: setup
+	$(BIN)/mkdocs build
 
 test: lint
 	$(BIN)/python -m pytest -n auto --dist loadfile

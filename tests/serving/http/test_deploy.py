@@ -113,7 +113,7 @@ def test_the_deployment_starts_the_image_with_flags_it_has(monkeypatch, pod, con
     assert source.threads == settings.threads
     assert settings.decoders <= int(container["resources"]["limits"]["cpu"])
     memory = int(container["resources"]["limits"]["memory"].removesuffix("Gi")) << 30
-    assert 1.2 * settings.queue * settings.max_bytes < memory / 2  # the rest: docs/serving_operations.md
+    assert 1.2 * settings.queue * settings.max_bytes < memory / 2  # see serving_operations.md
     # Whoever balances sees that it is not ready, before the listener closes.
     probe = container["readinessProbe"]
     assert probe["periodSeconds"] * probe["failureThreshold"] < settings.drain_seconds

@@ -1,9 +1,9 @@
-# make setup | quickstart | hard | test | test-slow | lint | bench | gpu-check | clean
+# make setup | quickstart | hard | test | test-slow | lint | docs | constraints | house | bench | gpu-check | clean
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: setup hard test test-slow lint bench gpu-check quickstart clean
+.PHONY: setup hard test test-slow lint docs constraints house bench gpu-check quickstart clean
 
 setup: $(VENV)/.installed
 
@@ -17,9 +17,24 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
+	$(BIN)/mkdocs build
+
+# The site with the API reference, in build/site; a link that leads nowhere is an error.
+docs: setup
+	$(BIN)/mkdocs build
 
 test: lint
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+# What `make setup` gave here, for installs that give the same: pip install -c constraints.txt ...
+constraints: setup
+	{ $(BIN)/python -c "import platform as p; print('# Python', p.python_version(), p.system(), p.machine())" && \
+	$(BIN)/python -m pip list --format freeze --exclude adde --exclude pip; } > constraints.txt.new
+	mv constraints.txt.new constraints.txt
+
+# How large files, functions and import chains are; docs/architecture.md says what is aimed at.
+house:
+	$(PYTHON) tools/house.py
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow

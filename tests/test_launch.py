@@ -179,7 +179,8 @@ def test_a_batch_that_cannot_be_shared_out_names_the_nearest(size, accumulation,
         micro_batch(Data(batch_size=size, accumulation=accumulation), ranks)
 
 
-DOCS = (ROOT / "docs" / "scaling.md").read_text() + (LAUNCH / "README.md").read_text()
+PAGES = [*sorted((ROOT / "docs").glob("scaling*.md")), LAUNCH / "README.md"]
+DOCS = "".join(page.read_text() for page in PAGES)
 
 
 def documented():

@@ -1,12 +1,10 @@
 """What --set says, where names have the syntax in them."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 
 from adde.errors import UserError
 from adde.schema import Attribute, Schema
+from adde.serving.programs.query import parse_edits
 
 SCHEMA = Schema(
     (
@@ -20,11 +18,7 @@ SCHEMA = Schema(
 
 @pytest.fixture(scope="module")
 def parse():
-    path = Path(__file__).parents[2] / "serve_onnx" / "query.py"
-    spec = importlib.util.spec_from_file_location("query_program", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return lambda *texts: module.parse_edits(texts, (), (), SCHEMA)
+    return lambda *texts: parse_edits(texts, (), (), SCHEMA)
 
 
 def test_every_value_of_every_attribute_can_be_said(parse):

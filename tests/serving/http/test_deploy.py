@@ -113,14 +113,14 @@ def test_the_deployment_starts_the_image_with_flags_it_has(monkeypatch, pod, con
     assert source.threads == settings.threads
     assert settings.decoders <= int(container["resources"]["limits"]["cpu"])
     memory = int(container["resources"]["limits"]["memory"].removesuffix("Gi")) << 30
-    assert 1.2 * settings.queue * settings.max_bytes < memory / 2  # the rest: docs/serving.md
+    assert 1.2 * settings.queue * settings.max_bytes < memory / 2  # see serving_operations.md
     # Whoever balances sees that it is not ready, before the listener closes.
     probe = container["readinessProbe"]
     assert probe["periodSeconds"] * probe["failureThreshold"] < settings.drain_seconds
 
 
 def test_examples_of_containers_mount_the_pictures():
-    for text in (DOCKERFILE, (ROOT / "docs" / "serving.md").read_text()):
+    for text in (DOCKERFILE, (ROOT / "docs" / "serving_deployment.md").read_text()):
         (example,) = re.findall(r"docker run -p 8000(?:.*\\\n)+.*", text)
         (mounted,) = re.findall(r"-v \$PWD/data/shop:(\S+):ro", example)
         assert example.endswith(f"adde-server --pictures {mounted}")

@@ -33,7 +33,7 @@ class Arguments:
     catalogue: str
     """A .csv or .parquet table, or a folder of .parquet files; kind:path of a public dataset, see
     docs/catalogues.md (support, deepfashion, celeba, 3dshapes, zappos, asen, fashionai, polyvore,
-    hf); or an embedded catalogue: wardrobe or wardrobe-hard."""
+    hf); or an embedded catalogue: wardrobe, wardrobe-hard or wardrobe-outfits."""
     out: Path
     """Folder of the shards; shards of anything else there are replaced."""
     images: Path | None = None

@@ -17,7 +17,7 @@ from adde.shards.catalogues.tabular import TableOptions, read_catalogue
 from adde.shards.catalogues.zappos import zappos
 from adde.shards.given import Given
 
-EMBEDDED = ("wardrobe", "wardrobe-hard")
+EMBEDDED = ("wardrobe", "wardrobe-hard", "wardrobe-outfits")
 EMBEDDED_SIZE, SIZE = 64, 256
 """Caps on a picture's short side, pixels, where none is given."""
 
@@ -117,7 +117,11 @@ def _embedded(name: str, items: int, seed: int, size: int) -> Opened:
     # Imported here: who packs a table needs no renderer.
     from adde.shards.catalogues.wardrobe import wardrobe
     from adde.shards.catalogues.wardrobe_hard import wardrobe_hard
+    from adde.shards.catalogues.wardrobe_outfits import wardrobe_outfits
 
+    if name == "wardrobe-outfits":
+        outfits = wardrobe_outfits(items, seed, size)
+        return Opened(outfits, given=outfits.given)
     draw = wardrobe if name == "wardrobe" else wardrobe_hard
     return Opened(draw(items, seed, size))
 

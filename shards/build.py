@@ -32,8 +32,8 @@ class Arguments:
 
     catalogue: str
     """A .csv or .parquet table, or a folder of .parquet files; kind:path of a public dataset, see
-    docs/catalogues.md (support, deepfashion, celeba, 3dshapes, hf); or an embedded catalogue:
-    wardrobe or wardrobe-hard."""
+    docs/catalogues.md (support, deepfashion, celeba, 3dshapes, zappos, asen, fashionai, polyvore,
+    hf); or an embedded catalogue: wardrobe, wardrobe-hard or wardrobe-outfits."""
     out: Path
     """Folder of the shards; shards of anything else there are replaced."""
     images: Path | None = None
@@ -72,6 +72,7 @@ def main() -> None:
         engine(arguments.engine, arguments.workers),
         notices=opened.notices,
         queries=opened.queries,
+        given=opened.given,
     )
     if summary is None:
         print(f"{arguments.out}: packed from the same before, nothing to do")

@@ -34,10 +34,14 @@ from adde.shards.catalogues.importers import open_catalogue
 sys.path.insert(0, str(Path(__file__).parents[1] / "shards"))
 from trees import (
     png,
+    write_asen,
     write_celeba,
     write_deepfashion,
+    write_fashionai,
+    write_polyvore,
     write_saved_dataset,
     write_support,
+    write_zappos,
 )
 
 SCHEMA = Schema((Attribute("colour", ("red", "green")),))
@@ -129,6 +133,22 @@ def write_trees(root: Path) -> None:
     )
     labels = [[row % 3, row % 2] for row in range(30)]
     write_support(root / "support", labels, labels, (3, 2), [(0, [-1, 1, 0, 0, 0], [1, 0])])
+    shoes = [(("Boots", "Shoes")[row % 2], "Zip;Lace", "Men", "Flat") for row in range(30)]
+    triplets = {("class", "val"): [(6, 7, 8)], ("class", "test"): [(0, 1, 2), (3, 4, 5)]}
+    write_zappos(root / "zappos", shoes, triplets)
+    values = {"sleeve": ["Short", "Long"], "collar": ["Invisible", "Shirt"]}
+    asked = {("query", "test"): ["0 0 1", "1 1 0"], ("candidate", "test"): ["2 0 1", "3 1 1"]}
+    known = [f"{row} 0 {row % 2} 1 {row // 2 % 2}" for row in range(10)]
+    write_asen(root / "asen", values, {"train": 10, "valid": 5, "test": 5}, known, asked)
+    write_fashionai(root / "fashionai", [("neck_labels", ("yn", "my")[r % 2]) for r in range(30)])
+    outfits = {
+        part: {f"{k}{n}": [f"{k}{n}a", f"{k}{n}b"] for n in range(5)}
+        for k, part in enumerate(("train", "valid", "test"), 1)
+    }
+    ids = [item for found in outfits.values() for outfit in found.values() for item in outfit]
+    kinds = {item: (item[-1], "1", "one") for item in ids}
+    questions = [(["30_1"], ["30_2", "31_2", "32_2"])] * 3
+    write_polyvore(root / "polyvore", "disjoint", outfits, kinds, questions, ["1 30_1 31_2"] * 3)
     saved = [(row, row % 2, ("red", "blue")[row % 2]) for row in range(30)]
     write_saved_dataset(root / "hf", {"train": saved, "test": saved})
 
@@ -143,6 +163,10 @@ TARGETS = {
     "celeba": Target("*/*.txt", catalogue("celeba:{}")),
     "deepfashion": Target("*/*.txt", catalogue("deepfashion:{}")),
     "support": Target("*.txt", catalogue("support:{}")),
+    "zappos": Target("**/*.[cjt][sx]*", catalogue("zappos:{}")),
+    "asen": Target("*.[tj]*", catalogue("asen:{}")),
+    "fashionai": Target("base/Annotations/*", catalogue("fashionai:{}")),
+    "polyvore": Target("**/*.[tjc][xs]*", catalogue("polyvore:{}/disjoint")),
     "hf": Target("**/*.[ja]*", catalogue("hf:{}")),
 }
 

@@ -10,11 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 from trees import (
+    write_asen,
     write_celeba,
     write_deepfashion,
+    write_fashionai,
+    write_polyvore,
     write_saved_dataset,
     write_shapes3d,
     write_support,
+    write_zappos,
 )
 
 from adde.shards.index import ShardIndex
@@ -46,13 +50,26 @@ def place(tmp_path_factory):
     write_deepfashion(place / "DeepFashion", fashion)
     write_celeba(place / "CelebA", [((-1) ** n, (-1) ** (n // 2), n % 3, n) for n in range(60)])
     write_shapes3d(place / "3dshapes.h5")
+    kinds = ("Boots", "Shoes")
+    write_zappos(place / "zappos", [(kinds[n % 2], "Buckle", "Men", "Flat") for n in range(60)])
+    pictures = {"train": 20, "valid": 10, "test": 10}
+    labels = [f"{n} 0 {n % 2}" for n in range(20)]
+    write_asen(place / "FashionAI-asen", {"sleeve": ["Short", "Long"]}, pictures, labels, {})
+    write_fashionai(place / "FashionAI", [("neck_labels", ("yn", "my")[n % 2]) for n in range(60)])
+    outfits = {
+        part: {f"{k}{n}": [f"{k}{n}a", f"{k}{n}b"] for n in range(8)}
+        for k, part in enumerate(("train", "valid", "test"), 1)
+    }
+    ids = [item for found in outfits.values() for outfit in found.values() for item in outfit]
+    categories = {item: (item[-1], "1", "one") for item in ids}
+    write_polyvore(place / "polyvore_outfits", "disjoint", outfits, categories)
     items = [(n, n % 2, ("red", "blue")[n // 2 % 2]) for n in range(80)]
     write_saved_dataset(place / "saved", {"train": items, "test": items[:30]})
     return place
 
 
 def test_the_page_has_commands():
-    assert len(COMMANDS) == 10
+    assert len(COMMANDS) == 14
 
 
 @pytest.mark.parametrize(

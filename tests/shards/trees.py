@@ -1,6 +1,7 @@
 """Tiny trees of the layout of public datasets, written as their documentation describes them."""
 
 import io
+import json
 
 import numpy as np
 from PIL import Image
@@ -107,8 +108,6 @@ def write_shapes3d(path, side=8):
 
 def write_saved_dataset(root, parts):
     """A saved DatasetDict: {split: [(seed, kind number or -1, colour or None)]}, two files each."""
-    import json
-
     import pyarrow as pa
 
     for split, items in parts.items():
@@ -136,3 +135,96 @@ def write_saved_dataset(root, parts):
         }
         (folder / "dataset_info.json").write_text(json.dumps({"features": features}))
     (root / "dataset_dict.json").write_text(json.dumps({"splits": list(parts)}))
+
+
+ZAPPOS_HEADER = "CID,Category,SubCategory,HeelHeight,Insole,Closure,Gender,Material,ToeStyle"
+
+
+def write_zappos(root, items, triplets=None):
+    """UT-Zappos50K: (class, closure, gender, heel) of each item, 1000-0, 1001-1 and so on.
+
+    Triplets: {(condition, split): [(a, b, c), ...]} as they stand in the files, counting in
+    filenames.json, which has the items in reverse order.
+    """
+    rows = [
+        f"{1000 + n}-{n},{kind},Ankle,{heel},,{closure},{gender},Leather;Suede,Round Toe"
+        for n, (kind, closure, gender, heel) in enumerate(items)
+    ]
+    write_lines(root / "ut-zap50k-data" / "meta-data.csv", [ZAPPOS_HEADER, *rows])
+    names = [f"{item[0]}/Ankle/A. B. Shoes/{1000 + n}.{n}.jpg" for n, item in enumerate(items)]
+    write_pictures(root / "ut-zap50k-images", names)
+    if triplets is not None:
+        write_lines(root / "csn" / "filenames.json", names[::-1])
+        for condition in ("class", "closure", "gender", "heel"):
+            for split in ("train", "val", "test"):
+                lines = [" ".join(map(str, t)) for t in triplets.get((condition, split), [])]
+                path = root / "csn" / "tripletlists" / f"{condition}_tripletlist_{split}.txt"
+                write_lines(path, lines)
+
+
+def write_asen(root, values, pictures, labels, asked):
+    """ASEN's layout.
+
+    values: {attribute: values}; pictures: {set: count}; labels: lines of label_train.txt; asked:
+    {(kind, set): lines}, kind "query" or "candidate".
+    """
+    meta = {
+        "ATTRIBUTES": list(values),
+        "ATTRIBUTES_NUM": {name: len(found) for name, found in values.items()},
+        "ATTRIBUTES_VALUES": values,
+    }
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "meta.json").write_text(json.dumps(meta))
+    for name, count in pictures.items():
+        names = [f"{name}/Images/{number}.jpg" for number in range(count)]
+        write_lines(root / f"filenames_{name}.txt", names)
+        write_pictures(root, names)
+    write_lines(root / "label_train.txt", labels)
+    for kind in ("query", "candidate"):
+        for name in ("valid", "test"):
+            write_lines(root / f"{kind}_{name}.txt", asked.get((kind, name), []))
+
+
+def write_fashionai(root, rows, archive="base"):
+    """FashionAI's csv: (task, flags) of each picture."""
+    names = [f"Images/{task}/{n:03d}.jpg" for n, (task, _) in enumerate(rows)]
+    lines = [f"{name},{task},{flags}" for name, (task, flags) in zip(names, rows)]
+    write_lines(root / archive / "Annotations" / "label.csv", lines)
+    write_pictures(root / archive, names)
+
+
+def write_polyvore(root, kind, sets, categories, blanks=(), judged=(), **more):
+    """Polyvore Outfits: {set: {outfit: [item ids]}}, {item id: (coarse, id, fine)}.
+
+    Blanks: (names that are there, answers) of the test set; judged: lines of its compatibility
+    file. `more` are those of the set valid: valid_blanks, valid_judged.
+    """
+    folder = root / kind
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, outfits in sets.items():
+        content = [
+            {
+                "set_id": outfit,
+                "items": [{"item_id": item, "index": n} for n, item in enumerate(items, 1)],
+            }
+            for outfit, items in outfits.items()
+        ]
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    metadata = {
+        item: {"title": "", "semantic_category": coarse, "category_id": number}
+        for item, (coarse, number, _) in categories.items()
+    }
+    (root / "polyvore_item_metadata.json").write_text(json.dumps(metadata))
+    rows = sorted({f"{number},{fine},{coarse}" for coarse, number, fine in categories.values()})
+    write_lines(root / "categories.csv", rows)
+    write_pictures(root / "images", [f"{item}.jpg" for item in categories])
+    for name, questions, lines in (
+        ("valid", more.get("valid_blanks", ()), more.get("valid_judged", ())),
+        ("test", blanks, judged),
+    ):
+        content = [
+            {"question": there, "blank_position": 1, "answers": answers}
+            for there, answers in questions
+        ]
+        (folder / f"fill_in_blank_{name}.json").write_text(json.dumps(content))
+        write_lines(folder / f"compatibility_{name}.txt", lines)

@@ -6,13 +6,18 @@ from pathlib import Path
 from adde.errors import UserError, did_you_mean
 from adde.metrics import Queries
 from adde.shards.catalogues.annotations import celeba, deepfashion
+from adde.shards.catalogues.asen import asen
 from adde.shards.catalogues.catalogue import Catalogue, Items
+from adde.shards.catalogues.fashionai import fashionai
 from adde.shards.catalogues.hf_dataset import read_saved_dataset
 from adde.shards.catalogues.paper_files import read_support
+from adde.shards.catalogues.polyvore import polyvore
 from adde.shards.catalogues.shapes3d import read_shapes3d
 from adde.shards.catalogues.tabular import TableOptions, read_catalogue
+from adde.shards.catalogues.zappos import zappos
+from adde.shards.given import Given
 
-EMBEDDED = ("wardrobe", "wardrobe-hard")
+EMBEDDED = ("wardrobe", "wardrobe-hard", "wardrobe-outfits")
 EMBEDDED_SIZE, SIZE = 64, 256
 """Caps on a picture's short side, pixels, where none is given."""
 
@@ -21,6 +26,10 @@ KINDS = {
     "deepfashion": "folder of the category and attribute prediction benchmark",
     "celeba": "folder of list_attr_celeba.txt and list_eval_partition.txt",
     "3dshapes": "3dshapes.h5",
+    "zappos": "folder of ut-zap50k-data/ and ut-zap50k-images/; CSN's tripletlists/ if there",
+    "asen": "folder of meta.json, filenames_*.txt and the lists of queries and candidates",
+    "fashionai": "folder of Annotations/label.csv",
+    "polyvore": "folder disjoint/ or nondisjoint/ of Polyvore Outfits",
     "hf": "folder that a Hugging Face dataset was saved to",
 }
 """What may stand before the colon of `--catalogue kind:path`, and what path then is."""
@@ -36,6 +45,8 @@ class Opened:
     notices: tuple[str, ...] = ()
     queries: Queries | None = None
     """Of the test split; references are rows of the catalogue."""
+    given: Given | None = None
+    """What else came with it."""
 
 
 def open_catalogue(
@@ -80,6 +91,16 @@ def open_catalogue(
     if kind == "3dshapes":
         _refuse_others(name, options, SHARES)
         return _opened(read_shapes3d(path, options.val_share, options.test_share))
+    if kind == "zappos":
+        return _opened(*zappos(path, images, options, size))
+    if kind == "fashionai":
+        _refuse_others(name, options, SHARES)
+        return _opened(fashionai(path, images, options.val_share, options.test_share, size))
+    if kind in ("asen", "polyvore"):
+        _refuse_others(name, options, ())
+        if kind == "asen":
+            return _opened(*asen(path, images, size))
+        return _opened(*polyvore(path, images, size, skip_unreadable))
     if kind == "hf":
         return _opened(read_saved_dataset(path, options, size))
     if colon and not Path(name).exists():
@@ -88,15 +109,19 @@ def open_catalogue(
     return _opened(read_catalogue(path, images or path.parent, options, size, skip_unreadable))
 
 
-def _opened(items: Items) -> Opened:
-    return Opened(items, items.notices)
+def _opened(items: Items, given: Given | None = None) -> Opened:
+    return Opened(items, items.notices, given=given)
 
 
 def _embedded(name: str, items: int, seed: int, size: int) -> Opened:
     # Imported here: who packs a table needs no renderer.
     from adde.shards.catalogues.wardrobe import wardrobe
     from adde.shards.catalogues.wardrobe_hard import wardrobe_hard
+    from adde.shards.catalogues.wardrobe_outfits import wardrobe_outfits
 
+    if name == "wardrobe-outfits":
+        outfits = wardrobe_outfits(items, seed, size)
+        return Opened(outfits, given=outfits.given)
     draw = wardrobe if name == "wardrobe" else wardrobe_hard
     return Opened(draw(items, seed, size))
 

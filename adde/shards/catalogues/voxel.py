@@ -31,6 +31,11 @@ COLOURS = {
 }
 """Named colours as the front of a garment shows them; its top is lighter, its side darker."""
 
+MANNEQUIN = "mannequin"
+"""A colour that no garment is labelled with, of those that are not meant."""
+
+_PAINT = {**COLOURS, MANNEQUIN: "#9d90b5"}
+
 HIDDEN = {
     "plain": {"layer_colour"},
     "stripes": {"layer_colour"},
@@ -133,7 +138,7 @@ def draw(look: Look, seed: str, size: int) -> Image.Image:
 def _options(look: Look) -> dict[str, Any]:
     """DiceBear's options for what a figure wears."""
     options: dict[str, Any] = {
-        option: COLOURS[colour]
+        option: _PAINT[colour]
         for attribute, option in _COLOUR_OPTION.items()
         if (colour := look.get(attribute)) is not None
     }

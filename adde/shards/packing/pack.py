@@ -13,6 +13,7 @@ from adde.errors import UserError
 from adde.files import read_json, require_writable, strangers, write_json
 from adde.metrics import Queries
 from adde.shards.catalogues.catalogue import Catalogue
+from adde.shards.given import GIVEN_NAMES, Given, write_given
 from adde.shards.index import INDEX_NAME, MEMBERS_NAME, ShardIndex
 from adde.shards.packing.summary import summarise
 from adde.shards.packing.tar import RECEIPT
@@ -49,6 +50,7 @@ def pack(
     *,
     notices: Sequence[str] = (),
     queries: Queries | None = None,
+    given: Given | None = None,
 ) -> dict[str, Any] | None:
     """Writes the tars, index.json and summary.json of a catalogue.
 
@@ -63,6 +65,7 @@ def pack(
         run: what does the work; see `adde.shards.packing.engine`.
         notices: what to tell of the catalogue in the summary.
         queries: of the test split, kept beside the shards; references are catalogue rows.
+        given: what else was given, kept beside the shards.
 
     Returns:
         The summary, or None where `out` was packed from the same before.
@@ -74,7 +77,7 @@ def pack(
     out = out.resolve()  # the folder itself, not a link to it, is replaced
     require_place(out)
     probe = _probe(catalogue)
-    build = {"fingerprint": _fingerprint(catalogue, options, queries, probe)}
+    build = {"fingerprint": _fingerprint(catalogue, options, queries, given, probe)}
     if _is_built(out, build):
         return None
     with work_folder(out) as folder:
@@ -83,6 +86,11 @@ def pack(
             kept = _of_written(queries, written)
             write_queries(folder, kept, "test", catalogue.item_ids, catalogue.schema)
             notices = [*notices, f"{len(kept):,} of {len(queries):,} queries given for test kept"]
+        if given is not None:
+            those = given.kept(_ids_of_written(catalogue, written))
+            write_given(folder, those, catalogue.schema)
+            told = f"{len(those):,} of {len(given):,} entries of {given.FILE_NAME} kept"
+            notices = [*notices, told]
         summary = summarise(catalogue, written, notices)
         write_json(folder / SUMMARY_NAME, summary)
         write_json(folder / BUILD_NAME, build)
@@ -90,6 +98,7 @@ def pack(
         ours = {INDEX_NAME, MEMBERS_NAME, SUMMARY_NAME, BUILD_NAME}
         ours |= {shard.name for shard in written.index.shards}
         ours |= {QUERIES_NAME} if queries is not None else set()
+        ours |= {given.FILE_NAME} if given is not None else set()
         for entry in folder.iterdir():
             if entry.name not in ours and not entry.name.endswith(RECEIPT):
                 # Tars of a build of something else, and what workers of a build that was killed
@@ -110,9 +119,15 @@ def _probe(catalogue: Catalogue) -> str:
 
 
 def _fingerprint(
-    catalogue: Catalogue, options: PackOptions, queries: Queries | None, probe: str
+    catalogue: Catalogue,
+    options: PackOptions,
+    queries: Queries | None,
+    given: Given | None,
+    probe: str,
 ) -> str:
-    """sha256 of ids, labels, splits, the pictures' stamps, the probe, queries and the layout."""
+    """sha256 of ids, labels, splits, the pictures' stamps, the probe, what was given and the
+    layout.
+    """
     digest = hashlib.sha256()
     content = [catalogue.name, catalogue.schema.hash, asdict(options), probe]
     digest.update(json.dumps(content, sort_keys=True).encode())
@@ -122,6 +137,8 @@ def _fingerprint(
     if queries is not None:
         for array in (queries.reference, queries.attribute, queries.value, queries.targets):
             digest.update(array.tobytes())
+    if given is not None:
+        digest.update(json.dumps(given.content(), sort_keys=True).encode())
     return digest.hexdigest()
 
 
@@ -131,11 +148,15 @@ def _of_written(queries: Queries, written: Written) -> Queries:
     return queries[np.flatnonzero(np.isin(queries.reference, rows))]
 
 
+def _ids_of_written(catalogue: Catalogue, written: Written) -> list[str]:
+    return [catalogue.item_ids[row] for group in written.groups for row in group]
+
+
 def require_place(out: Path) -> None:
     """Refuses a folder of anything but shards, which is not ours to replace, and one that cannot be
     written. Raises UserError.
     """
-    known = {INDEX_NAME, MEMBERS_NAME, SUMMARY_NAME, BUILD_NAME, QUERIES_NAME}
+    known = {INDEX_NAME, MEMBERS_NAME, SUMMARY_NAME, BUILD_NAME, QUERIES_NAME, *GIVEN_NAMES}
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: expected a folder, found a file; name another folder")
     if strange := strangers(out, lambda name: name in known or name.endswith((".tar", RECEIPT))):

@@ -1,0 +1,135 @@
+"""Queries, candidates and triplets of conditional similarity that a data set brings along.
+
+Layout of similarity.json: {"schema_hash": "...", "splits": {"test": {"queries": {attribute: [item
+ids]}, "candidates": {attribute: [item ids]}, "triplets": {attribute: [[anchor, close, far], ...]}},
+...}}. Where no queries are given, all items of the split with a known label are both.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from adde.errors import UserError
+from adde.schema import Labels, Schema
+from adde.shards.given import SIMILARITY_NAME, RowOf, read_given
+from adde.similarity import Benchmark, Mask
+
+Triplet = tuple[str, str, str]
+"""Item ids: anchor, close, far."""
+
+
+@dataclass(frozen=True)
+class SplitLists:
+    """The lists of one split, by attribute."""
+
+    queries: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
+    candidates: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
+    triplets: Mapping[str, Sequence[Triplet]] = field(default_factory=dict[str, Sequence[Triplet]])
+
+    def __len__(self) -> int:
+        return sum(map(len, self.queries.values())) + sum(map(len, self.triplets.values()))
+
+
+@dataclass(frozen=True)
+class SimilarityLists:
+    """Lists by split; see `adde.shards.given.Given`."""
+
+    FILE_NAME: ClassVar[str] = SIMILARITY_NAME
+
+    splits: Mapping[str, SplitLists]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.splits.values()))
+
+    def content(self) -> dict[str, Any]:
+        """The lists as JSON."""
+        return {
+            "splits": {
+                split: {
+                    name: {attribute: [*entries] for attribute, entries in of_name.items()}
+                    for name, of_name in vars(lists).items()
+                }
+                for split, lists in self.splits.items()
+            }
+        }
+
+    def kept(self, item_ids: Collection[str]) -> "SimilarityLists":
+        """The lists without entries that name other items."""
+        known = set(item_ids)
+        return SimilarityLists(
+            {
+                split: SplitLists(
+                    _those(lists.queries, known),
+                    _those(lists.candidates, known),
+                    {
+                        attribute: [triplet for triplet in triplets if known.issuperset(triplet)]
+                        for attribute, triplets in lists.triplets.items()
+                    },
+                )
+                for split, lists in self.splits.items()
+            }
+        )
+
+
+def _those(lists: Mapping[str, Sequence[str]], known: set[str]) -> dict[str, list[str]]:
+    return {name: [item for item in items if item in known] for name, items in lists.items()}
+
+
+def read_similarity(
+    folder: Path, schema: Schema, split: str, item_ids: Sequence[str], labels: Labels
+) -> Benchmark | None:
+    """Read the benchmark of a split; None where the data set brought none.
+
+    Args:
+        folder: of the shards.
+        schema: of the shards.
+        split: of the items.
+        item_ids: N of the split, in the order that the benchmark's rows are to count in.
+        labels: (N, A) int64.
+
+    Raises:
+        UserError: the file is damaged, is of another schema, or names items or attributes that
+            the split does not have.
+    """
+    path = folder / SIMILARITY_NAME
+    content = read_given(path, schema)
+    if content is None or split not in content["splits"]:
+        return None
+    row_of = RowOf(path, item_ids)
+    try:
+        lists = SplitLists(**content["splits"][split])
+        for name in {*lists.queries, *lists.candidates, *lists.triplets} - {*schema.names}:
+            raise UserError(f"{path}: expected attributes of the schema, found {name!r}")
+        triplets = {
+            schema.attribute_index(attribute): np.array(
+                [row_of(triplet, f"triplets of {attribute!r}") for triplet in entries], np.int64
+            ).reshape(-1, 3)
+            for attribute, entries in lists.triplets.items()
+            if entries
+        }
+        if not lists.queries:
+            of_labels = Benchmark.of_labels(labels)
+            return Benchmark(of_labels.queries, of_labels.candidates, triplets)
+        masks = [
+            _mask(of_name, row_of, name, labels, schema)
+            for name, of_name in (("queries", lists.queries), ("candidates", lists.candidates))
+        ]
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"{path}: expected queries, candidates and triplets by attribute, found: {error}; "
+            "build the shards again"
+        ) from None
+    return Benchmark(masks[0], masks[1], triplets)
+
+
+def _mask(
+    lists: Mapping[str, Sequence[str]], row_of: RowOf, name: str, labels: Labels, schema: Schema
+) -> Mask:
+    mask = np.zeros(labels.shape, np.bool_)
+    for attribute, items in lists.items():
+        rows = row_of(items, f"{name} of {attribute!r}")
+        mask[rows, schema.attribute_index(attribute)] = True
+    return mask

@@ -80,7 +80,7 @@ bench: setup bundles/quickstart/bundle.json
 	# One compute thread: on two cores the loader's process needs the other.
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/training_step.py --shards data/wardrobe --json docs/training_step.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/serving.py --json docs/serving.json
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scaling.py --json docs/scaling.json --plot docs/scaling.png
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scaling.py --json docs/scaling.json
 	$(BIN)/python benchmarks/large_batch.py --json docs/large_batch.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/memory.py --json docs/memory.json
 	$(BIN)/python serve_onnx/build_gallery.py --bundle bundles/quickstart \

@@ -1,4 +1,4 @@
-"""Compare the bytes that docs/scaling.md says a step of ZeRO sends with what its collectives carry."""
+"""Compare the bytes that a step of ZeRO sends, by docs/scaling.md, with what collectives carry."""
 
 import json
 import re

@@ -2,7 +2,6 @@
 
     python benchmarks/gallery.py --gallery galleries/quickstart --json docs/gallery.json
     python benchmarks/gallery.py --folder /disk/with/20/GB
-    python benchmarks/gallery.py --quick
 
 With --gallery, items are put together from those of a gallery that a trained encoder made: each
 subspace, with its beliefs, that of another item; values hang together as in families of variants.
@@ -291,7 +290,6 @@ def benchmark(
     gallery: Path | None = None,
     folder: Path | None = None,
     json: Path | None = None,
-    quick: bool = False,
 ) -> None:
     """Builds a gallery, asks it, and removes it.
 
@@ -300,9 +298,7 @@ def benchmark(
         gallery: of a calibrated bundle, whose items are put together anew; default: synthetic.
         folder: a disk with room for them; default: that of temporary files.
         json: file of the figures.
-        quick: 10,000 items.
     """
-    items = 10_000 if quick else items
     catalogue = Catalogue() if gallery is None else Recombined(gallery)
     numbers = len(catalogue.schema.sizes) * (catalogue.width + 4) + catalogue.schema.num_values
     room, needed = shutil.disk_usage(folder or tempfile.gettempdir()).free, 4.5 * numbers * items

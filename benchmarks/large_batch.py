@@ -1,7 +1,6 @@
 """A batch beyond memory: peak memory and time of one step with cached embeddings (`data.cached`).
 
     python benchmarks/large_batch.py --json docs/large_batch.json
-    python benchmarks/large_batch.py --quick
 
 One step of either stage on a batch of 32,768 pictures of 32 pixels, encoded 256 at a time by a tiny
 transformer, with triplets mined in the whole batch; and plain steps of smaller batches, whose
@@ -108,7 +107,6 @@ def alone(name: str, size: int, parts: int) -> dict[str, float]:
 def large_batch(
     batch: int = 32_768,
     micro: int = 256,
-    quick: bool = False,
     json: Path | None = None,
     only: tuple[str, int, int] | None = None,
 ) -> None:
@@ -117,14 +115,12 @@ def large_batch(
     Args:
         batch: items of the large batch.
         micro: of them, encoded at a time.
-        quick: a batch of 4,096.
         json: file for the figures.
         only: stage, batch and parts of one step to measure here; for processes of this program.
     """
     if only is not None:
         print(_dumps(step(*only)[0]))
         return
-    batch = 4096 if quick else batch
     few, many = batch // 16, batch // 8
     figures: dict[str, Any] = {"batch": batch, "micro_batch": micro}
     for name in STAGES:

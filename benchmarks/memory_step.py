@@ -4,7 +4,6 @@ python benchmarks/memory_step.py
 """
 
 import statistics
-import sys
 import time
 from collections.abc import Callable
 
@@ -121,4 +120,4 @@ def in_turns(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, flo
 
 
 if __name__ == "__main__":
-    publish(measure("--quick" in sys.argv[1:]), ("torch", "timm"), None)
+    publish(measure(small=False), ("torch", "timm"), None)

@@ -129,15 +129,14 @@ def require_same_loss(batch: Batch) -> None:
 
 
 def seconds(size: int, rounds: int, able: Sequence[Contender]) -> dict[Contender, float]:
-    """Median seconds of each contender, in turn, after a warm-up if there are rounds for it."""
+    """Median seconds of each contender, in turn, after a warm-up."""
     batch = Batch(size)
     times: dict[Contender, list[float]] = {contender: [] for contender in able}
-    warm_ups = min(1, rounds - 1)
-    for number in range(warm_ups + rounds):
+    for number in range(1 + rounds):
         for contender in able:
             started = time.perf_counter()
             step(contender, batch)
-            if number >= warm_ups:
+            if number >= 1:
                 times[contender].append(time.perf_counter() - started)
     return {contender: statistics.median(values) for contender, values in times.items()}
 
@@ -206,7 +205,7 @@ def benchmark(
     Args:
         json: file of the figures; a .jsonl file is appended to.
         plot: file of the picture.
-        quick: fewer rounds, and the cubic contenders at the smallest batch only.
+        quick: up to 3 rounds, and the cubic contenders at the smallest batch only.
         memory_of: print only this contender's memory at `batch`, taken in this process.
         batch: see `memory_of`.
     """
@@ -216,7 +215,7 @@ def benchmark(
     require_same_loss(Batch(256))
     rounds = {256: 9, 512: 3, 1024: 5, 2048: 5, 4096: 3}
     if quick:
-        rounds = {256: 3, 512: 1, 1024: 1, 2048: 1, 4096: 1}
+        rounds = {256: 3, 512: 3, 1024: 3, 2048: 3, 4096: 1}
     if DEVICE.type == "cuda":
         rounds |= {8192: 3, 16384: 3, 32768: 3}
     both = 256 if quick else 512

@@ -50,7 +50,6 @@ def measure(
     weights: Path = Path("data/efficientnet_lite0.safetensors"),
     run: Path = Path("runs/photos"),
     skip_training: bool = False,
-    quick: bool = False,
 ) -> None:
     """Prints and writes the category accuracies.
 
@@ -62,7 +61,6 @@ def measure(
         weights: file that the converted weights are written to.
         run: folder of the training run; must be new.
         skip_training: only the figures that need no training.
-        quick: a few steps of training, to see that everything works.
     """
     model = convert_weights(weights)
     published: dict[str, Any] = model.default_cfg  # pyright: ignore[reportAssignmentType]
@@ -75,7 +73,7 @@ def measure(
     train = frozen_features(model, preprocess, index, "train")
     test = frozen_features(model, preprocess, index, "test")
     figures: dict[str, Any] = frozen_accuracies(train, test)
-    figures["adde"] = None if skip_training else trained_accuracy(shards, weights, run, quick)
+    figures["adde"] = None if skip_training else trained_accuracy(shards, weights, run)
     figures["test_photographs"] = len(test[1])
     publish(figures, ("torch", "timm"), json)
 
@@ -171,11 +169,10 @@ def neighbours_accuracy(train: Split, test: Split) -> float:
     return float(np.mean(votes.argmax(1) == test[1]))
 
 
-def trained_accuracy(shards: Path, weights: Path, run: Path, quick: bool) -> float:
+def trained_accuracy(shards: Path, weights: Path, run: Path) -> float:
     """Trains the recipe and returns its category accuracy on the test split."""
-    short = ("--encoder.schedule.epochs", 0.05, "--adde.schedule.epochs", 0.05) if quick else ()
     paths = ("--run", run, "--data.shards", shards, "--model.weights", weights)
-    program("train/main.py", "--recipe", RECIPE, *paths, "--wandb", "off", *short)
+    program("train/main.py", "--recipe", RECIPE, *paths, "--wandb", "off")
     program("train/evaluate.py", "--run", run, "--split", "test")
     return float(read_json(run / "metrics.json")["attribute_accuracy"]["category"])
 

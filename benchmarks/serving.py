@@ -1,15 +1,14 @@
 """The server against bare onnxruntime, and against Ray Serve and LitServe on the same bundle.
 
     python benchmarks/serving.py --json docs/serving.json
-    python benchmarks/serving.py --quick
     python benchmarks/serving.py --memory-requests 100000     # minutes: all of them
 
 serve_onnx/server.py runs as a process of its own, as everything it is held against; contenders take
 turns in one run and are compared by medians. Clients, decoders and the model share this machine's
 cores, so the server's throughput is also given against bare onnxruntime with the server's decoders
-before it, against what it would have if it paid for clients as well, and with one core for the
-encoder and another for all else, as where the encoder is on a GPU. Pictures are JPEGs of
-800 x 800 pixels; the bundle is an untrained ResNet-18 at 224 px with the paper's widths.
+before it, and with one core for the encoder and another for all else, as where the encoder is on a
+GPU. Pictures are JPEGs of 800 x 800 pixels; the bundle is an untrained ResNet-18 at 224 px with the
+paper's widths.
 """
 
 import json as jsons
@@ -40,7 +39,10 @@ from adde.serving.http.requests.decoders import Decoders
 from adde.serving.http.settings import Settings
 from adde.serving.onnx.session import STREAMS, Session
 
-CLIENTS = (1, 8, 32, 128)
+CLIENTS = (1, 8, 32)
+ROUNDS, COUNT = 3, 256
+"""Turns of which the figures are medians, and requests in each."""
+
 SIDE, SMALL_SIDE, TINY_SIDE = 800, 256, 96
 """Pixels: what a shop's clients send, what a page that resizes first sends, and what costs little
 where requests are to be many.
@@ -130,39 +132,43 @@ def require_same_embeddings(url: str, bodies: Sequence[bytes], alone: Load) -> N
                 raise UserError(f"{url}: expected this project's answer, found another")
 
 
-def encoder_seconds(server: Running) -> float:
-    """Seconds that this project's server has spent in the encoder."""
-    with urllib.request.urlopen(server.url.replace("/v1/embed", "/metrics")) as response:
-        lines = response.read().decode().splitlines()
-    return next(float(line.split()[1]) for line in lines if "encode_seconds_sum" in line)
+def throughput(
+    server: Running,
+    bare: Bare,
+    decoding: BareDecoding,
+    bodies: list[bytes],
+    smaller: list[bytes],
+) -> dict[str, float]:
+    """The server against bare onnxruntime, without and with decoding, in turns: medians of rounds.
 
-
-def throughput(server: Running, bare: Bare, bodies: list[bytes], count: int, rounds: int) -> Any:
-    """Median ratio, medians of both, and shares while the server ran.
-
-    Of this machine's CPU, and of the time in which both of the encoder's lanes were at work: where
-    that is 1, what is missing to bare onnxruntime is CPU that others took, not waiting.
+    Also the shares of this machine's CPU that others than the encoder's process took.
     """
-    ours, theirs, ratios = [], [], []
     groups, cores = server.groups(), psutil.cpu_count() or 1
-    shares: dict[str, list[float]] = {name: [] for name in (*groups, "encoder_busy")}
-    for _ in range(rounds):
-        theirs.append(bare.per_second(max(3, count // BATCH // 2)))
-        start, encoding = time.perf_counter(), encoder_seconds(server)
+    rounds: list[dict[str, float]] = []
+    for _ in range(ROUNDS):
+        alone = bare.per_second(max(3, COUNT // BATCH // 2))
+        start = time.perf_counter()
         with cpu_seconds(groups) as taken:
-            ours.append(ask(server.url, bodies, BATCH, count).per_second)
+            ours = ask(server.url, bodies, BATCH, COUNT).per_second
         wall = time.perf_counter() - start
-        for name, seconds in taken.items():
-            shares[name].append(seconds / (wall * cores))
-        shares["encoder_busy"].append((encoder_seconds(server) - encoding) / (wall * STREAMS))
-        ratios.append(ours[-1] / theirs[-1])
-    medians = {name: statistics.median(values) for name, values in shares.items()}
-    return statistics.median(ratios), statistics.median(ours), statistics.median(theirs), medians
+        decoded = decoding.per_second(COUNT // BATCH)
+        small = ask(server.url, smaller, BATCH, COUNT).per_second
+        shares = {f"cpu_share_{name}": seconds / (wall * cores) for name, seconds in taken.items()}
+        rounds.append(
+            {
+                "server_vs_bare": ours / alone,
+                "server_vs_bare_decoding": ours / decoded,
+                f"server_vs_bare_{SMALL_SIDE}px": small / alone,
+                "pictures_per_second": ours,
+                "pictures_per_second_bare": alone,
+                "pictures_per_second_bare_decoding": decoded,
+                **shares,
+            }
+        )
+    return {name: statistics.median(found[name] for found in rounds) for name in rounds[0]}
 
 
-def on_own_core(
-    folder: Path, pair: tuple[Path, Path], pictures: list[bytes], count: int, rounds: int
-) -> float:
+def on_own_core(folder: Path, pair: tuple[Path, Path], pictures: list[bytes]) -> float:
     """Median ratio to bare onnxruntime where the encoder, in both, has one core to itself and all
     else, clients too, has another: what is missing is then what the server keeps it waiting.
     """
@@ -181,166 +187,133 @@ def on_own_core(
             for thread in process.threads():
                 os.sched_setaffinity(thread.id, {encoders if thread.id in lanes else others})
         try:
-            for _ in range(rounds):
+            for _ in range(ROUNDS):
                 os.sched_setaffinity(0, {encoders})
-                alone = bare.per_second(max(3, count // BATCH // 2))
+                alone = bare.per_second(max(3, COUNT // BATCH // 2))
                 os.sched_setaffinity(0, {others})
-                ratios.append(ask(server.url, bodies, BATCH, count).per_second / alone)
+                ratios.append(ask(server.url, bodies, BATCH, COUNT).per_second / alone)
         finally:
             os.sched_setaffinity(0, usable)
     return statistics.median(ratios)
 
 
-def against(server: Running, other: Running, bodies: list[bytes], count: int, rounds: int) -> Any:
+def against(server: Running, other: Running, bodies: list[bytes]) -> Any:
     """Median ratio of throughputs in turn, and the other's median."""
     pairs = [
-        [ask(each.url, bodies, BATCH, count).per_second for each in (server, other)]
-        for _ in range(rounds)
+        [ask(each.url, bodies, BATCH, COUNT).per_second for each in (server, other)]
+        for _ in range(ROUNDS)
     ]
     return statistics.median(a / b for a, b in pairs), statistics.median(b for _, b in pairs)
 
 
-def against_decoding(
-    server: Running, decoding: BareDecoding, bodies: list[bytes], count: int, rounds: int
-) -> Any:
-    """Likewise against bare onnxruntime that decodes."""
-    pairs = [
-        (decoding.per_second(count // BATCH), ask(server.url, bodies, BATCH, count).per_second)
-        for _ in range(rounds)
-    ]
-    return statistics.median(b / a for a, b in pairs), statistics.median(a for a, _ in pairs)
-
-
-def latencies(url: str, bodies: list[bytes], count: int, alone: Load) -> dict[str, float]:
+def latencies(url: str, bodies: list[bytes], alone: Load) -> dict[str, float]:
     """p50 and p99 in ms at every number of clients."""
-    figures: dict[str, float] = {}
+    figures: dict[str, float] = {"latency_requests": COUNT}
     for clients in CLIENTS:
-        load = ask(url, bodies, clients, count * (1 + clients // 64))
+        load = ask(url, bodies, clients, COUNT)
         require_same_answers(load, alone, f"{clients} clients")
         figures |= {f"p{p}_ms_c{clients}": load.ms(p) for p in (50, 99)}
     return figures
 
 
-def cpu_ms(folder: Path, pair: tuple[Path, Path], pictures: list[bytes], count: int) -> Any:
+def cpu_ms(server: Running, bodies: list[bytes], searches: list[bytes]) -> dict[str, float]:
     """CPU milliseconds of the server's own process for a request, with an encoder next to free:
     what bounds the requests a second of one process, as Python runs one thread at a time.
     """
-    search = {"edits": {"top_colour": "red"}, "k": 10}
     figures: dict[str, float] = {}
-    with adde(folder, pair) as server:
-        for name, more in (("embed", {}), ("search", search)):
-            bodies = [body_of(picture, more) for picture in pictures]
-            url = server.url.replace("/embed", f"/{name}")
-            ask(url, bodies, 8, len(bodies))
-            with cpu_seconds(server.groups()) as seconds:
-                ask(url, bodies, 8, count)
-            figures[f"server_cpu_ms_{name}"] = 1000 * seconds["server"] / count
+    for name, asked in (("embed", bodies), ("search", searches)):
+        url = server.url.replace("/embed", f"/{name}")
+        ask(url, asked, 8, len(asked))
+        with cpu_seconds(server.groups()) as seconds:
+            ask(url, asked, 8, 10 * COUNT)
+        figures[f"server_cpu_ms_{name}"] = 1000 * seconds["server"] / (10 * COUNT)
     return figures
 
 
-def memory(folder: Path, pair: tuple[Path, Path], pictures: list[bytes], count: int) -> Any:
+def memory(server: Running, bodies: list[bytes], count: int) -> dict[str, float]:
     """MB that the server grows by in 100,000 requests, a third each of embeddings of pictures,
     searches by picture and searches by item: the slope once it has warmed up.
     """
-    with adde(folder, pair) as server:
-        base = server.url.removesuffix("/v1/embed")
-        with urllib.request.urlopen(f"{base}/v1/items?count=64") as response:
-            found = jsons.load(response)["items"]
-        items = [jsons.dumps({"item": item["item_id"]}).encode() for item in found]
-        bodies = [body_of(picture) for picture in pictures]
-        sizes, done = [], []
-        for part in range(PARTS + WARM_UP):
-            for path, asked in (("embed", bodies), ("search", bodies), ("search", items)):
-                ask(f"{base}/v1/{path}", asked, BATCH, count // PARTS // 3)
-            if part >= WARM_UP - 1:
-                sizes.append(server.rss_mb())
-                done.append((part + 1) * (count // PARTS // 3) * 3)
+    base = server.url.removesuffix("/v1/embed")
+    with urllib.request.urlopen(f"{base}/v1/items?count=64") as response:
+        found = jsons.load(response)["items"]
+    items = [jsons.dumps({"item": item["item_id"]}).encode() for item in found]
+    sizes, done = [], []
+    for part in range(PARTS + WARM_UP):
+        for path, asked in (("embed", bodies), ("search", bodies), ("search", items)):
+            ask(f"{base}/v1/{path}", asked, BATCH, count // PARTS // 3)
+        if part >= WARM_UP - 1:
+            sizes.append(server.rss_mb())
+            done.append((part + 1) * (count // PARTS // 3) * 3)
     slope = np.polyfit(done, sizes, 1)[0]
     figures = {"rss_growth_mb_100k": float(slope) * 100_000, "rss_requests": done[-1]}
     return figures | {"rss_mb_start": sizes[0], "rss_mb_end": sizes[-1]}
 
 
-def measure(folder: Path, quick: bool, memory_requests: int, given: Any) -> dict[str, float]:
+def require_same_as_library(
+    bundle: Bundle, gallery: Path, pictures: list[bytes], load: Load
+) -> None:
+    """The server's embeddings must be the library's, to the last bit."""
+    searcher = Searcher(bundle, gallery)
+    for number, picture in enumerate(pictures):
+        wanted = searcher.embed([searcher.picture(picture)])[0].embedding
+        found = jsons.loads(next(iter(load.answers[number])))["embedding"]
+        if not np.array_equal(np.asarray(found, np.float32), wanted):
+            raise UserError("expected the server's embedding to be the library's")
+
+
+def measure(folder: Path, memory_requests: int, given: Any) -> dict[str, float]:
     """All figures."""
-    rounds, count = (1, 160) if quick else (3, 320)
     shards = make_shards(folder / "shards")
-    pair = given or make_pair(folder / "large", shards, image_size=64 if quick else 224)
+    pair = given or make_pair(folder / "large", shards, image_size=224)
     small = {"backbone": "test_resnet", "image_size": 32, "hidden": 64}
     small_pair = make_pair(folder / "small", shards, **small)
     pictures = make_pictures(PICTURES, SIDE)
     bodies = [body_of(picture) for picture in pictures]
     smaller = [body_of(picture) for picture in make_pictures(PICTURES, SMALL_SIDE)]
     bundle = Bundle.read(pair[0])
-    bare = Bare(bundle, pictures)
-    starts: list[float] = []
-    for _ in range(0 if quick else 2):
-        with adde(folder, pair) as server:
-            starts.append(server.up_seconds)
-    with adde(folder, pair) as server:
-        starts.append(server.up_seconds)
+    bare, usual = Bare(bundle, pictures), Settings()
+    pool = Decoders(usual.decoders, usual.decode_seconds, usual.max_pixels)
+    with closing(pool), adde(folder, pair) as server:
         alone = ask(server.url, bodies, 1, PICTURES)
-        searcher = Searcher(bundle, pair[1])
-        for number, picture in enumerate(pictures):
-            wanted = searcher.embed([searcher.picture(picture)])[0].embedding
-            found = jsons.loads(next(iter(alone.answers[number])))["embedding"]
-            if not np.array_equal(np.asarray(found, np.float32), wanted):
-                raise UserError("expected the server's embedding to be the library's")
-        ratio, ours, theirs, shares = throughput(server, bare, bodies, count, rounds)
-        usual = Settings()
-        pool = Decoders(usual.decoders, usual.decode_seconds, usual.max_pixels)
-        with closing(pool):
-            decoding = BareDecoding(bare, pool, bundle.preprocess, pictures)
-            decoded = against_decoding(server, decoding, bodies, count, rounds)
-        spent = shares["client"] + shares["decoders"]
-        figures = {
-            "server_vs_bare": ratio,
-            "server_vs_bare_decoding": decoded[0],
-            "server_vs_bare_less_clients_and_decoding": ratio / (1 - spent),
-            f"server_vs_bare_{SMALL_SIDE}px": throughput(server, bare, smaller, count, rounds)[0],
-            "pictures_per_second": ours,
-            "pictures_per_second_bare": theirs,
-            "pictures_per_second_bare_decoding": decoded[1],
-            "encoder_busy_share": shares.pop("encoder_busy"),
-            **{f"cpu_share_{name}": share for name, share in shares.items()},
-            "cold_start_s": statistics.median(starts),
-            "latency_requests": count,
-            **latencies(server.url, bodies, count, alone),
-        }
+        require_same_as_library(bundle, pair[1], pictures, alone)
+        decoding = BareDecoding(bare, pool, bundle.preprocess, pictures)
+        figures = throughput(server, bare, decoding, bodies, smaller)
+        figures |= latencies(server.url, bodies, alone)
         for name, key in (("ray", "ray_serve"), ("litserve", "litserve")):
             with contender(folder, pair, name) as other:
                 require_same_embeddings(other.url, bodies, alone)
-                ratio, theirs = against(server, other, bodies, count, 1 if quick else 3)
+                ratio, theirs = against(server, other, bodies)
             figures |= {f"server_vs_{key}": ratio, f"pictures_per_second_{key}": theirs}
     if len(os.sched_getaffinity(0)) > 1:
-        ratio = on_own_core(folder, pair, pictures, count, rounds)
-        figures["server_vs_bare_own_core"] = ratio
+        figures["server_vs_bare_own_core"] = on_own_core(folder, pair, pictures)
     tiny = make_pictures(PICTURES, TINY_SIDE)
-    figures |= cpu_ms(folder, small_pair, tiny, 10 * count)
-    return figures | memory(folder, small_pair, tiny, memory_requests)
+    bodies = [body_of(picture) for picture in tiny]
+    searches = [body_of(picture, {"edits": {"top_colour": "red"}, "k": 10}) for picture in tiny]
+    with adde(folder, small_pair) as server:
+        figures |= cpu_ms(server, bodies, searches)
+        return figures | memory(server, bodies, memory_requests)
 
 
 def benchmark(
     bundle: Path | None = None,
     gallery: Path | None = None,
-    memory_requests: int | None = None,
+    memory_requests: int = 10_000,
     json: Path | None = None,
-    quick: bool = False,
 ) -> None:
-    """Throughput, latency, memory and start of the server.
+    """Throughput, latency and memory of the server.
 
     Args:
         bundle: folder of a bundle to serve; default: an untrained one made on the spot.
         gallery: its gallery.
-        memory_requests: requests that memory's growth is measured over, of a small bundle;
-            default: 10,000, or 1,000 if quick. The figure is per 100,000.
+        memory_requests: requests that memory's growth is measured over, of a small bundle; the
+            figure is per 100,000.
         json: file of the figures.
-        quick: a 64 px bundle and one round each.
     """
     if (bundle is None) != (gallery is None):
         raise UserError("expected --bundle and --gallery, found one of them")
-    requests = memory_requests or (1_000 if quick else 10_000)
     with tempfile.TemporaryDirectory(prefix="adde-serving-") as folder:
-        figures = measure(Path(folder), quick, requests, bundle and (bundle, gallery))
+        figures = measure(Path(folder), memory_requests, bundle and (bundle, gallery))
     from figures import publish  # not above, as it needs torch; see make_pair
 
     packages = ("onnxruntime-gpu", "fastapi", "uvicorn", "ray", "litserve")

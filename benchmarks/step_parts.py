@@ -1,7 +1,6 @@
 """Parts of a training step beside the way they were done before, in turns in one run.
 
     python benchmarks/step_parts.py --json docs/step_parts.json
-    python benchmarks/step_parts.py --quick
 
 * `edits`: drawing stage 3's edits, against drawing noise for every item and value on the CPU alone;
 * `mining`: label triplets of all attributes at once, against one attribute after the other;
@@ -115,15 +114,14 @@ def in_turns(steps: dict[str, Callable[[], object]], rounds: int = 3) -> dict[st
     return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 
-def benchmark(json: Path | None = None, quick: bool = False) -> None:
+def benchmark(json: Path | None = None) -> None:
     """All parts.
 
     Args:
         json: file of the figures.
-        quick: smaller batches.
     """
-    figures = edits(1024 if quick else 4096, 10, 1000)
-    for items in (64,) if quick else (64, 256):
+    figures = edits(4096, 10, 1000)
+    for items in (64, 256):
         figures |= mining(items, 40, 25, 340)
     figures |= mining(64, 8, 8, 32)
     figures |= buffers(40, 240, 340)

@@ -57,7 +57,7 @@ def measure(
         batch_size: items of a batch.
         workers: decoding processes.
         json: file of the figures.
-        quick: fewer rounds.
+        quick: 3 rounds.
     """
     index = ShardIndex.read(shards)
     accelerator = Accelerator()
@@ -67,7 +67,7 @@ def measure(
             backbone=backbone, image_size=image_size, width=width, hidden=min(width, 512)
         )
         bare = bare_step(backbone, batch_size, image_size, accelerator.device)
-        rounds = (2 if quick else 7) if image_size > 100 else (6 if quick else 25)
+        rounds = 3 if quick else 7 if image_size > 100 else 25
         for stage in AddeConfig().stages():
             whole, parts = whole_step(stage, settings, index, batch_size, workers, accelerator)
             times = alternate(bare, whole, rounds)
@@ -144,9 +144,9 @@ def whole_step(
 def alternate(
     bare: Callable[[], None], whole: Callable[[], None], rounds: int
 ) -> dict[str, list[float]]:
-    """Seconds of both, in turn, after two warm-up rounds, so that noise falls on both."""
+    """Seconds of both, in turn, after a warm-up round, so that noise falls on both."""
     times: dict[str, list[float]] = {"bare": [], "whole": []}
-    for number in range(rounds + 2):
+    for number in range(rounds + 1):
         for name, step in (("bare", bare), ("whole", whole)):
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
@@ -154,7 +154,7 @@ def alternate(
             step()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            if number >= 2:
+            if number >= 1:
                 times[name].append(time.perf_counter() - started)
     return times
 

@@ -5,8 +5,8 @@ python export/to_onnx.py --run runs/shop --out bundles/shop --checkpoint last --
 python export/to_onnx.py --run runs/shop --out bundles/shop-int8 --precision int8
 
 onnxruntime must answer as torch does on the test split, or with --split val on the validation
-split, or nothing is written. A bundle that is there is replaced; a folder that holds anything else
-is refused.
+split, or nothing is written. Another bundle that is there is replaced; a folder that holds anything
+else is refused. For a bundle of the same weights, shards and versions there is nothing to do.
 """
 
 from pathlib import Path
@@ -16,11 +16,12 @@ import torch
 import tyro
 
 from adde.errors import run_program
-from adde.exporting.export import export_bundle
+from adde.exporting.export import export_bundle, is_exported
 from adde.exporting.precision import Precision
-from adde.files import read_json
+from adde.files import read_json, sha256_of_file
 from adde.methods.adde.calibration import calibration_of
 from adde.methods.adde.opening import load_adde
+from adde.training.checkpoints.checkpoint import STATE_NAME
 from adde.training.evaluation import Evaluator
 from adde.training.resilience.preflight import require_split
 from adde.training.run_folder import open_shards
@@ -61,6 +62,8 @@ def export(
         "checkpoint": found.path.name,
         "step": found.position.step,
         "catalogue": index.name,
+        "weights": sha256_of_file(found.path / STATE_NAME),
+        "pictures": index.fingerprint(split),
     }
     retrieval = read_json(metrics) if metrics.exists() else None
     if retrieval is not None and retrieval.get("checkpoint") != found.path.name:
@@ -68,9 +71,11 @@ def export(
         retrieval = None
     evaluator = Evaluator(index, BATCH, config.data.workers, torch.device("cpu"))
     calibration, _ = calibration_of(found, model, evaluator)
-    bundle = export_bundle(
-        model, index, out, retrieval, source, calibration, precision, allow_drop, split
-    )
+    request = (retrieval, source, calibration, precision, allow_drop, split)
+    if is_exported(out, *request):
+        print(f"{out}: exported from the same before, nothing to do")
+        return
+    bundle = export_bundle(model, index, out, *request)
     size = sum(file.stat().st_size for file in out.iterdir()) / 1e6
     print(f"{found.path.name} of {run}: {bundle.path} ({size:.1f} MB)")
 

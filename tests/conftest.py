@@ -1,16 +1,13 @@
 """A tiny catalogue that any test may read."""
 
 import hashlib
-import importlib.util
 import io
 import itertools
 import json
 import os
 import resource
-import sys
 import tarfile
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -149,20 +146,3 @@ def tiny_bundle(tiny_model, tiny_shards, tmp_path_factory):
     index = ShardIndex.read(tiny_shards)
     export_bundle(tiny_model, index, out, retrieval, {"run": "tiny"}, calibration)
     return out
-
-
-@pytest.fixture(scope="session")
-def scaling():
-    """benchmarks/scaling.py, as a module."""
-    folder = Path(__file__).parents[1] / "benchmarks"
-    sys.path.insert(0, str(folder))
-    try:
-        spec = importlib.util.spec_from_file_location("scaling", folder / "scaling.py")
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["scaling"] = module
-        spec.loader.exec_module(module)
-        yield module
-    finally:
-        sys.path.remove(str(folder))
-        sys.modules.pop("scaling", None)

@@ -4,7 +4,8 @@
     wandb sweep train/sweeps/quickstart.yaml       # the same, through W&B and its agents
 
 Called again, it goes on where it was cut off. Trials whose validation figures are among the worse
-are ended early. Results lie in the folder: results.png, best.json, and each trial's run.
+are ended early. Results lie in the folder: history.png, settings.png, best.json, and each trial's
+run.
 """
 
 from pathlib import Path
@@ -29,7 +30,7 @@ def search(sweep: Path, out: Path | None = None, trials: int = 20, seed: int = 0
     found = Search(read, out or Path("runs") / read.name, seed)
     found.run(trials)
     print(read_text(found.folder / "best.json"))
-    print(f"plot: {found.folder / 'results.png'}")
+    print(f"plots: {found.folder / 'history.png'}, {found.folder / 'settings.png'}")
 
 
 if __name__ == "__main__":

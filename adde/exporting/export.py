@@ -93,7 +93,7 @@ def export_bundle(
             "parts": parts,
             "memory": memory,
             "opset": OPSET,
-            "versions": {package: version(package) for package in PACKAGES},
+            "versions": package_versions(),
             "parity": report,
             "retrieval": retrieval,
             "source": dict(source),
@@ -102,6 +102,40 @@ def export_bundle(
         (folder / CARD).write_text(model_card(bundle), encoding="utf-8")
         bundle.write()
     return Bundle.read(out)
+
+
+def is_exported(
+    out: Path,
+    retrieval: Mapping[str, Any] | None,
+    source: Mapping[str, Any],
+    calibration: Calibration | None,
+    precision: Precision = "fp32",
+    allow_drop: float | None = None,
+    split: str = "test",
+) -> bool:
+    """Whether `out` holds, undamaged, what `export_bundle` would write there.
+
+    The arguments are those of `export_bundle`; `source` names weights and shards by their hashes.
+    """
+    try:
+        bundle = Bundle.read(out)
+    except UserError:
+        return False
+    wanted = {"retrieval": retrieval, "source": dict(source), "precision": precision}
+    wanted["versions"] = package_versions()
+    limit = LIMITS[precision].drop if allow_drop is None else allow_drop
+    details, report = bundle.details, bundle.details["parity"]
+    return (
+        all(details[name] == value for name, value in wanted.items())
+        and bundle.calibration == calibration
+        and report.get("split") == split
+        and (precision == "fp32" or report["drop"]["allowed"] == limit)
+    )
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that a bundle depends on."""
+    return {package: version(package) for package in PACKAGES}
 
 
 def reduce_bits(

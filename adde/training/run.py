@@ -44,7 +44,13 @@ from adde.training.resilience.preflight import (
 )
 from adde.training.resilience.skipped_samples import Faults
 from adde.training.resilience.stop_signals import StopSignals, exit_status
-from adde.training.run_folder import open_folder, open_shards, say_what_is_left
+from adde.training.run_folder import (
+    is_finished,
+    mark_finished,
+    open_folder,
+    open_shards,
+    say_what_is_left,
+)
 from adde.training.strategies import Replicated, home_of_whole, open_accelerator, open_strategy
 from adde.training.strategies.batch_norm import synchronise
 from adde.training.watching.alarms import Alarms
@@ -114,6 +120,11 @@ class Run:
             say_what_will_fail(self.index)
         if checkpoint is not None:
             self._restore(checkpoint)
+            if from_main(lambda: is_finished(config, self.position.step)):
+                if self.main:
+                    print(f"{config.run}: finished at step {self.position.step}, nothing to do")
+                self._leave()
+                raise SystemExit(0)
         self._evaluator = Evaluator(
             self.index,
             config.evaluation.batch_size,
@@ -369,13 +380,18 @@ class Run:
         self.accelerator.wait_for_everyone()
         self._finish_best()
         # The others go, while the main rank still uploads for W&B and writes the report.
-        self._heartbeat.close()
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+        self._leave()
         if self.main:
             self._tracker.close()
             report = write_report(self.config.run)
+            mark_finished(self.config.run, self.position.step)
             print(f"report: {report}")
+
+    def _leave(self) -> None:
+        """Leave the other ranks, without a word that anything is wrong."""
+        self._heartbeat.close()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
     def _finish_best(self) -> None:
         """Hands the best checkpoint's model to the method, which may add to it."""
@@ -448,7 +464,7 @@ class Run:
             raise UserError(
                 f"{where}: expected the shards it was trained on (fingerprint "
                 f"{checkpoint.state['shards']}), found others in {self.index.root} ({found}); "
-                "their samples come in another order, train into another --run"
+                f"to train on these from the start, delete {self.config.run} or name another --run"
             )
         tensors = checkpoint.tensors("model")
         self._bare.load_state_dict({name: stored.whole() for name, stored in tensors.items()})

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from adde.errors import UserError
+from adde.files import read_json, write_json
 from adde.shards.index import ShardIndex
 from adde.shards.order import SampleOrder
 from adde.training.checkpoints import checkpoint as checkpoints
@@ -10,6 +11,8 @@ from adde.training.checkpoints.upload import Bucket, fetch, require_empty
 from adde.training.config import Config
 from adde.training.method import Method
 from adde.training.recipes import CONFIG_NAME, config_of_run, first_difference, write_config
+
+FINISHED_NAME = "finished.json"
 
 
 def open_folder(method: Method, config: Config, resume: bool) -> Path | None:
@@ -38,11 +41,26 @@ def open_folder(method: Method, config: Config, resume: bool) -> Path | None:
     if difference := first_difference(config.to_json(), theirs):
         raise UserError(
             f"{found.path}: is of another configuration; {difference} (asked for, and in the "
-            f"checkpoint); use the run's own {config.run / CONFIG_NAME}, or another --run"
+            f"checkpoint); use the run's own {config.run / CONFIG_NAME}, or to train anew delete "
+            f"{config.run} or name another --run"
         )
     if not (config.run / CONFIG_NAME).exists():  # the checkpoint was fetched
         write_config(config, config.run)
     return found.path
+
+
+def mark_finished(run: Path, step: int) -> None:
+    """Note in `run` that its training has ended, after `step` steps, and its report is written."""
+    write_json(run / FINISHED_NAME, {"step": step})
+
+
+def is_finished(config: Config, step: int) -> bool:
+    """Whether a run that stands at `step` has nothing left to do.
+
+    A run with `checkpoints.upload` always has: what could not be uploaded before.
+    """
+    path = config.run / FINISHED_NAME
+    return not config.checkpoints.upload and path.exists() and read_json(path)["step"] == step
 
 
 def open_shards(config: Config, named: str | None = None, flag: str = "--shards") -> ShardIndex:

@@ -5,7 +5,8 @@ and so does `train/search.py`. Offline, trials lie in one folder:
 
     search.log        Optuna's journal, from which a search that was cut off goes on
     trial-0000/       run folder of each trial, with its output.txt
-    results.png       values by trial and by setting
+    history.png       figures of the completed trials and the best so far
+    settings.png      figures of the completed trials by each setting
     best.json         settings and figure of the best trial
 """
 
@@ -15,11 +16,13 @@ import os
 import signal
 import subprocess
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pydantic
 
 from adde.errors import UserError, foreign
@@ -271,7 +274,7 @@ class Search:
                 "settings": best.params,
             }
             write_json(self.folder / "best.json", content)
-        plot_results(self, self.folder / "results.png")
+            _plot(self.study, self.sweep.metric.name, self.folder)
 
 
 def _name(number: int) -> str:
@@ -328,49 +331,21 @@ def _figures(process: subprocess.Popen[bytes], run: Path, name: str) -> Iterator
         time.sleep(POLL)
 
 
-def plot_results(search: Search, path: Path) -> None:
-    """Values by trial, with the best so far, and by each setting; pruned trials are hollow."""
-    from matplotlib.figure import Figure  # slow to load
+def _plot(study: Any, metric: str, folder: Path) -> None:
+    """Draw history.png and settings.png."""
+    import matplotlib as mpl  # slow to load
 
-    trials = [t for t in search.ended() if t.value is not None or t.intermediate_values]
-    if not trials:
-        return
-    pruned = [t.value is None or t.state.name == "PRUNED" for t in trials]
-    values = [
-        t.intermediate_values[max(t.intermediate_values)] if p else t.value
-        for t, p in zip(trials, pruned)
-    ]
-    varied = [n for n, p in search.sweep.parameters.items() if p.value is None]
-    panels = 1 + len(varied)
-    columns = min(3, panels)
-    rows = -(-panels // columns)
-    figure = Figure(figsize=(4.2 * columns, 3.1 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, sharey=True).flat
-    faces = ["none" if p else "#2f6fde" for p in pruned]
-    spots: dict[str, Any] = {"s": 28, "c": faces, "edgecolors": "#2f6fde", "linewidths": 1.2}
-    better = max if search.sweep.metric.goal == "maximize" else min
-    best = [
-        better(v for v, p in zip(values[: k + 1], pruned) if not p)
-        if not all(pruned[: k + 1])
-        else float("nan")
-        for k in range(len(values))
-    ]
-    axes[0].scatter([t.number for t in trials], values, **spots)
-    axes[0].step([t.number for t in trials], best, where="post", color="#cf7220", label="best")
-    axes[0].set_xlabel("trial")
-    axes[0].legend(frameon=False)
-    for axis, name in zip(axes[1:], varied):
-        parameter = search.sweep.parameters[name]
-        settings = [t.params[name] for t in trials]
-        if parameter.distribution is None:
-            settings = [str(s) for s in settings]
-        axis.scatter(settings, values, **spots)
-        axis.set_xlabel(name)
-        if parameter.distribution == "log_uniform_values":
-            axis.set_xscale("log")
-    for number, axis in enumerate(axes):
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.set_visible(number < panels)
-        if number % columns == 0:
-            axis.set_ylabel(search.sweep.metric.name)
-    figure.savefig(path, dpi=120, facecolor="white")
+    mpl.use("Agg")
+    import optuna.visualization.matplotlib as plots
+    from matplotlib import pyplot
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Optuna's plots are experimental; one trial has no range
+        drawn = {
+            "history.png": plots.plot_optimization_history(study, target_name=metric),
+            "settings.png": plots.plot_slice(study, target_name=metric),
+        }
+    for name, axes in drawn.items():
+        figure = np.ravel(axes)[0].figure
+        figure.savefig(folder / name, dpi=120, bbox_inches="tight")
+        pyplot.close(figure)

@@ -1,6 +1,8 @@
-"""What benchmarks/scaling.py says that a step of ZeRO sends, against what its collectives carry."""
+"""Compare the bytes that a step of ZeRO sends, by docs/scaling.md, with what collectives carry."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 from test_strategies import launch
@@ -47,7 +49,12 @@ run_program(program["main"])
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file", ["zero1", "zero2"])
-def test_zero_sends_what_the_model_says(file, scaling, tiny_shards, tmp_path):
+def test_zero_sends_what_the_docs_say(file, tiny_shards, tmp_path):
+    # DeepSpeed's setting `use_multi_rank_bucket_allreduce = false` would send 8 bytes per weight,
+    # in as many successive collectives as there are ranks.
+    docs = (Path(__file__).parents[2] / "docs/scaling.md").read_text()
+    documented = re.search(rf"^\| `{file}` \|.*\| (\d+)[^|]*\|$", docs, re.MULTILINE)
+    assert documented is not None
     program, recipe = tmp_path / "main.py", tmp_path / "recipe.toml"
     program.write_text(PROGRAM)
     recipe.write_text(RECIPE.replace("[data]", f'[data]\nshards = "{tiny_shards}"'))
@@ -57,4 +64,4 @@ def test_zero_sends_what_the_model_says(file, scaling, tiny_shards, tmp_path):
     assert len(steps) > 3
     found = min(sent / weights for sent, weights in steps)  # others evaluate in between
     # Beside weights and gradients: embeddings, statistics, figures.
-    assert found == pytest.approx(scaling.SENT[file], rel=0.05)
+    assert found == pytest.approx(int(documented[1]), rel=0.05)

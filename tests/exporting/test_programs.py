@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from adde.bundle import Bundle
+from adde.exporting.export import is_exported
 from adde.files import this_process
 from adde.methods.adde.config import AddeConfig
 from adde.model import ModelSettings
@@ -69,12 +70,32 @@ def test_a_run_becomes_a_bundle_that_checks(monkeypatch, capsys, tmp_path, run):
     assert details["source"]["run"] == "tiny"
     assert details["source"]["checkpoint"] == "step-00000017"
     assert details["source"]["step"] == 17
+    written = (out / "bundle.json").stat().st_mtime_ns
+    program(monkeypatch, "to_onnx.py", "--run", run, "--out", out)
+    assert capsys.readouterr().out == f"{out}: exported from the same before, nothing to do\n"
+    assert (out / "bundle.json").stat().st_mtime_ns == written
     program(monkeypatch, "check.py", "--bundle", out)
     lines = capsys.readouterr().out.splitlines()
     assert "3 attributes x 6, 7 values, 32 px, fp32 (all), memory dense, opset 20" in lines[0]
     assert [line.split()[:3] for line in lines[2:]] == [
         ["fp32", "cpu", size] for size in ("1", "2", "7", "64")
     ]
+
+
+def test_a_bundle_of_anything_else_is_exported_again(tiny_bundle, tmp_path):
+    details = Bundle.read(tiny_bundle).details
+    calibration = Bundle.read(tiny_bundle).calibration
+    same = (details["retrieval"], details["source"], calibration)
+    assert is_exported(tiny_bundle, *same)
+    assert not is_exported(tmp_path, *same)
+    assert not is_exported(tiny_bundle, None, *same[1:])
+    assert not is_exported(tiny_bundle, same[0], {"run": "other"}, calibration)
+    assert not is_exported(tiny_bundle, *same[:2], None)
+    assert not is_exported(tiny_bundle, *same, "int8")
+    assert not is_exported(tiny_bundle, *same, split="val")
+    damaged = shutil.copytree(tiny_bundle, tmp_path / "damaged")
+    (damaged / "memory.onnx").write_bytes(b"")
+    assert not is_exported(damaged, *same)
 
 
 @pytest.mark.parametrize("size", [30_000, 250_000])

@@ -136,6 +136,17 @@ def test_a_run_leaves_what_it_promises(uninterrupted):
     assert 2 <= len(list((run / "checkpoints").glob("step-*"))) <= 3
 
 
+def test_a_finished_run_has_nothing_to_do(tiny_shards, uninterrupted, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(uninterrupted[0], run)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    output = finish(start(tiny_shards, run, "--resume", launcher=on_ranks(2)))
+    assert output.count(f"{run}: finished at step 25, nothing to do") == 1
+    after = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert {path.name for path in after if after[path] != before.get(path)} == {"preflight.jsonl"}
+    assert after.keys() == before.keys()
+
+
 @pytest.mark.parametrize(
     "step", [pytest.param(5, id="encoder", marks=pytest.mark.slow), pytest.param(14, id="adde")]
 )

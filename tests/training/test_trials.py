@@ -116,7 +116,8 @@ def test_a_search_finds_the_best_and_goes_on(method, tmp_path):
     best = json.loads((out / "best.json").read_text())
     assert best["val/hit@30"] == max(values)
     assert best["settings"]["margin"] == max(margins)
-    assert (out / "results.png").stat().st_size > 5000
+    for name in ("history.png", "settings.png"):
+        assert (out / name).stat().st_size > 5000
     assert {p.name for p in out.glob("trial-*")} == {f"trial-{k:04d}" for k in range(3)}
 
 

@@ -1,4 +1,4 @@
-"""Attribute manipulation retrieval: its queries, its rankings, its measures (DESIGN 5).
+"""Attribute manipulation retrieval: its queries, its rankings, its measures (docs/architecture.md, equations 15 and 16).
 
 Symbols: N gallery items, Q queries, A attributes, V columns, E width of a whole embedding, K
 ranks looked at.
@@ -311,7 +311,7 @@ def baseline_rankings(
     names: Sequence[str] = BASELINES,
     on: On | None = None,
 ) -> dict[str, Places]:
-    """(Q, k) answers of each baseline of DESIGN 5, on pictures alone.
+    """(Q, k) answers of each baseline, on pictures alone (docs/architecture.md).
 
     * random: queries and gallery are independent random vectors.
     * no_edit: the reference's own embedding.

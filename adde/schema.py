@@ -145,7 +145,7 @@ class Schema:
     def indicator(self, labels: Labels, targets: Labels) -> Vector:
         """(B, V) float32 edit that turns `labels` into `targets`, both (B, A) int64.
 
-        -1 at the value taken away, +1 at the new one (DESIGN 4); nothing is taken away where
+        -1 at the value taken away, +1 at the new one (equation 5); nothing is taken away where
         the label is UNKNOWN, and zero wherever the two agree.
         """
         return self.multi_hot(targets) - self.multi_hot(labels)

@@ -25,7 +25,7 @@ label_tables = st.lists(
 seeds = st.integers(0, 2**32 - 1)
 
 
-# The definitions of DESIGN 5, one loop at a time.
+# The definitions of docs/architecture.md, one loop at a time.
 
 
 def queries_by_loops(labels, sizes):

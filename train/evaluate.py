@@ -38,7 +38,7 @@ def evaluate(
     batch_size: int = 256,
     queries: int = 20_000,
 ) -> None:
-    """Attribute manipulation retrieval and attribute accuracy (DESIGN 5).
+    """Attribute manipulation retrieval and attribute accuracy (docs/architecture.md).
 
     The test split's figures are metrics.json, from which report and model card are made; another
     split's are metrics-<split>.json.

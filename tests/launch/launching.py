@@ -48,7 +48,7 @@ def launched(call):
     options = dict(zip(call[1:at:2], call[2:at:2]))
     file = options.pop("--config_file")
     assert Path(file).stem in FILES
-    config, _ = parse(call[at + 1 :])
+    _, config, _ = parse(call[at + 1 :])
     return {"file": file, **{k.lstrip("-"): v for k, v in options.items()}}, config
 
 

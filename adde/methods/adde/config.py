@@ -25,7 +25,7 @@ class _Terms:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderStage(_Terms):
-    """Stage 1: encoder and classifiers (DESIGN 4)."""
+    """Stage 1: encoder and classifiers (docs/architecture.md, equation 8)."""
 
     schedule: Schedule = field(default_factory=Schedule)
     """Length and learning rate."""
@@ -45,7 +45,7 @@ class EncoderStage(_Terms):
 
 @dataclass(frozen=True, kw_only=True)
 class AddeStage(_Terms):
-    """Stage 3: encoder and memory together on manipulation triplets (DESIGN 4)."""
+    """Stage 3: encoder and memory together on manipulation triplets (equation 12)."""
 
     schedule: Schedule = field(default_factory=lambda: Schedule(epochs=5.0, learning_rate=3e-4))
     """Length and learning rate."""

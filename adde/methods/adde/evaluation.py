@@ -52,7 +52,7 @@ def encode_split(evaluator: Evaluator, model: ADDE, split: str) -> Encoded:
 
 @torch.no_grad()
 def prototypes(evaluator: Evaluator, model: ADDE) -> tuple[Tensor, Tensor]:
-    """Stage 2: mean r_a over all training items that have the value (DESIGN 4); on all ranks.
+    """Stage 2: mean r_a over all training items that have the value (equation 9); on all ranks.
 
     Returns:
         (V, D) float32 prototypes, zero for a value that no training item has, and the (V,) int64

@@ -9,7 +9,7 @@ from adde.schema import UNKNOWN, Schema
 
 
 class Memory(nn.Module):
-    """Edits and reconstructions are products with M (DESIGN 4)."""
+    """Edits and reconstructions are products with M (docs/architecture.md, equation 5)."""
 
     of_column: Tensor
     """(V,) int64, the attribute of each column."""

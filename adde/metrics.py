@@ -1,4 +1,6 @@
-"""Attribute manipulation retrieval: its queries, its rankings, its measures (docs/architecture.md, equations 15 and 16).
+"""Attribute manipulation retrieval: its queries, its rankings, its measures.
+
+docs/architecture.md defines them: equations 15 and 16.
 
 Symbols: N gallery items, Q queries, A attributes, V columns, E width of a whole embedding, K
 ranks looked at.

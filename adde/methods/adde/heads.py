@@ -30,7 +30,7 @@ class BatchedLinear(nn.Module):
 
 
 class AttributeHeads(nn.Module):
-    """r_a = W2_a relu(W1_a h + b1_a) + b2_a for all attributes at once (docs/architecture.md, equation 1).
+    """r_a = W2_a relu(W1_a h + b1_a) + b2_a for all attributes at once (equation 1).
 
     With `equal`, each r_a is then scaled to length sqrt(D).
     """

@@ -1,4 +1,4 @@
-"""The model against equations 1, 2 and 5 of docs/architecture.md, written out one attribute at a time."""
+"""The model against equations 1, 2 and 5 of docs/architecture.md, one attribute at a time."""
 
 import numpy as np
 import pytest

@@ -16,11 +16,14 @@ from adde.disentanglement.distributions import irs, unsupervised
 from adde.disentanglement.information import mig, modularity
 from adde.disentanglement.prediction import dci, downstream, explicitness, sap
 from adde.disentanglement.probes import Probes, probe
+from adde.disentanglement.scores import Scores, as_text, read_codes, score
 from adde.disentanglement.votes import beta_vae, factor_vae, rf_metric_2
 
 __all__ = [
     "Coded",
     "Probes",
+    "Scores",
+    "as_text",
     "beta_vae",
     "code",
     "dci",
@@ -31,7 +34,9 @@ __all__ = [
     "mig",
     "modularity",
     "probe",
+    "read_codes",
     "rf_metric_2",
     "sap",
+    "score",
     "unsupervised",
 ]

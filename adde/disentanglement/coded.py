@@ -1,6 +1,5 @@
 """Codes and labels that were checked, and draws of items that share factor values."""
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -254,13 +253,3 @@ def combinations(coded: Coded) -> Rows:
             "all items, or fewer values of each factor"
         )
     return np.asarray(np.ravel_multi_index(tuple(coded.labels.T), sizes), dtype=np.int64)
-
-
-def library(name: str) -> Any:
-    """A module of the extra `study`. Raises UserError where it is not installed."""
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        raise UserError(
-            f"disentanglement: expected {name.split('.')[0]}; pip install 'adde[study]'"
-        ) from None

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from adde.disentanglement.coded import Coded, Floats, Rows, library
+from adde.disentanglement.coded import Coded, Floats, Rows
 from adde.disentanglement.information import gap
-from adde.errors import UserError
+from adde.errors import UserError, library
 from adde.schema import Labels
 
 Trees = Literal["lgbm", "sklearn"]
@@ -91,12 +91,12 @@ def _grow(
 ) -> tuple[Floats, Callable[[Floats], Labels]]:
     """Importances (F,) of boosted trees, and what predicts values from codes."""
     if trees == "sklearn":
-        ensemble = library("sklearn.ensemble")
+        ensemble = library("sklearn.ensemble", "study")
         model = ensemble.GradientBoostingClassifier(
             n_estimators=TREES, max_depth=DEPTH, random_state=0
         ).fit(codes, values)
         return model.feature_importances_, model.predict
-    lightgbm = library("lightgbm")
+    lightgbm = library("lightgbm", "study")
     settings = {
         "objective": "multiclass",
         "num_class": size,
@@ -127,7 +127,7 @@ def sap(coded: Coded) -> float:
     are standardised, so that the score does not depend on their scale as the study's does.
     Source: Kumar et al. 2018.
     """
-    machine = library("sklearn.svm").LinearSVC
+    machine = library("sklearn.svm", "study").LinearSVC
     codes = standardised(coded.codes, coded.train)
     table = np.zeros((codes.shape[1], len(coded.factors)))
     for factor in range(len(coded.factors)):
@@ -163,7 +163,7 @@ def explicitness(coded: Coded) -> float:
 
 def _roc_area(scores: Floats, positive: Any) -> float:
     """Share of (positive, negative) pairs in order; a tie counts half."""
-    ranks = library("scipy.stats").rankdata(scores)
+    ranks = library("scipy.stats", "study").rankdata(scores)
     count = positive.sum()
     above = ranks[positive].sum() - count * (count + 1) / 2
     return float(above / (count * (len(positive) - count)))
@@ -223,10 +223,10 @@ def downstream(
 
 
 def _chosen_linear(codes: Floats, values: Labels, seed: int) -> Any:
-    selection = library("sklearn.model_selection")
+    selection = library("sklearn.model_selection", "study")
     first = slice(CHOSEN_ON)
     search = selection.GridSearchCV(
-        library("sklearn.linear_model").LogisticRegression(),
+        library("sklearn.linear_model", "study").LogisticRegression(),
         {"C": np.logspace(-4, 4, 10)},
         cv=selection.KFold(5, shuffle=True, random_state=seed),
         error_score=0.0,  # of a fold that has one class alone
@@ -239,7 +239,7 @@ def _chosen_linear(codes: Floats, values: Labels, seed: int) -> Any:
 
 def linear(codes: Floats, values: Labels, strength: float = 1.0) -> Any:
     """A fitted LogisticRegression of scikit-learn, of inverse penalty `strength`."""
-    model = library("sklearn.linear_model").LogisticRegression(C=strength)
+    model = library("sklearn.linear_model", "study").LogisticRegression(C=strength)
     with _unconverged_is_fine():
         return model.fit(codes, values)
 
@@ -247,7 +247,7 @@ def linear(codes: Floats, values: Labels, strength: float = 1.0) -> Any:
 @contextmanager
 def _unconverged_is_fine() -> Generator[None]:
     """Of a model that has not converged after so many steps, the last state is scored."""
-    errors = library("sklearn.exceptions")
+    errors = library("sklearn.exceptions", "study")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", errors.ConvergenceWarning)
         warnings.simplefilter("ignore", errors.FitFailedWarning)

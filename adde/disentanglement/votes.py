@@ -13,9 +13,9 @@ from adde.disentanglement.coded import (
     Rows,
     Sharing,
     combinations,
-    library,
     sharing_value,
 )
+from adde.errors import library
 
 SET = 64
 """Items, or pairs of items, of a set."""
@@ -47,10 +47,10 @@ def beta_vae(coded: Coded, seed: int = 0) -> float:
             first = rng.choice(sharing.order, (len(part), SET))
             second = sharing.draw(coded.labels[first, number], rng)
             features[part] = np.abs(coded.codes[first] - coded.codes[second]).mean(axis=1)
-    model = library("sklearn.linear_model").LogisticRegression(max_iter=1000)
+    model = library("sklearn.linear_model", "study").LogisticRegression(max_iter=1000)
     with warnings.catch_warnings():
         # Of a model that has not converged after so many steps, the last state is scored.
-        warnings.simplefilter("ignore", library("sklearn.exceptions").ConvergenceWarning)
+        warnings.simplefilter("ignore", library("sklearn.exceptions", "study").ConvergenceWarning)
         model.fit(features[:TRAIN], factor[:TRAIN])
     return float(model.score(features[TRAIN:], factor[TRAIN:]))
 

@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 from trees import (
+    write_cars3d,
     write_celeba,
     write_deepfashion,
+    write_dsprites,
     write_saved_dataset,
     write_shapes3d,
+    write_smallnorb,
     write_support,
 )
 
@@ -46,13 +49,16 @@ def place(tmp_path_factory):
     write_deepfashion(place / "DeepFashion", fashion)
     write_celeba(place / "CelebA", [((-1) ** n, (-1) ** (n // 2), n % 3, n) for n in range(60)])
     write_shapes3d(place / "3dshapes.h5")
+    write_dsprites(place / "dsprites.npz")
+    write_cars3d(place / "cars")
+    write_smallnorb(place / "norb")
     items = [(n, n % 2, ("red", "blue")[n // 2 % 2]) for n in range(80)]
     write_saved_dataset(place / "saved", {"train": items, "test": items[:30]})
     return place
 
 
 def test_the_page_has_commands():
-    assert len(COMMANDS) == 10
+    assert len(COMMANDS) == 16
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What --catalogue may say, and the catalogue that it opens."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -7,12 +8,22 @@ from adde.errors import UserError, did_you_mean
 from adde.metrics import Queries
 from adde.shards.catalogues.annotations import celeba, deepfashion
 from adde.shards.catalogues.catalogue import Catalogue, Items
+from adde.shards.catalogues.factor_sets import (
+    read_cars3d,
+    read_dsprites,
+    read_mpi3d,
+    read_smallnorb,
+)
+from adde.shards.catalogues.grids import OPTIONS
 from adde.shards.catalogues.hf_dataset import read_saved_dataset
 from adde.shards.catalogues.paper_files import read_support
+from adde.shards.catalogues.rooms import rooms
 from adde.shards.catalogues.shapes3d import read_shapes3d
+from adde.shards.catalogues.sprites import VARIANTS as SPRITES
+from adde.shards.catalogues.sprites import sprites
 from adde.shards.catalogues.tabular import TableOptions, read_catalogue
 
-EMBEDDED = ("wardrobe", "wardrobe-hard")
+EMBEDDED = ("wardrobe", "wardrobe-hard", "rooms", "sprites", "sprites-colour", "sprites-noisy")
 EMBEDDED_SIZE, SIZE = 64, 256
 """Caps on a picture's short side, pixels, where none is given."""
 
@@ -21,11 +32,22 @@ KINDS = {
     "deepfashion": "folder of the category and attribute prediction benchmark",
     "celeba": "folder of list_attr_celeba.txt and list_eval_partition.txt",
     "3dshapes": "3dshapes.h5",
+    "dsprites": "dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz",
+    "mpi3d": "mpi3d_*.npz",
+    "cars3d": "folder of the .mat files, data/cars of nips2015-analogy-data",
+    "smallnorb": "folder of the six .mat files, unzipped",
     "hf": "folder that a Hugging Face dataset was saved to",
 }
 """What may stand before the colon of `--catalogue kind:path`, and what path then is."""
 
-SHARES = ("val_share", "test_share")
+GRIDS: dict[str, Callable[[Path, TableOptions, int], Items]] = {
+    "3dshapes": read_shapes3d,
+    "dsprites": read_dsprites,
+    "mpi3d": read_mpi3d,
+    "cars3d": read_cars3d,
+    "smallnorb": read_smallnorb,
+}
+"""Readers of sets of exact factors; the last argument is a cap on a picture's side."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +86,16 @@ def open_catalogue(
     """
     if size is not None and size < 1:
         raise UserError(f"--size: expected at least 1 pixel, found {size}")
-    if name in EMBEDDED:
-        return _embedded(name, items, seed, EMBEDDED_SIZE if size is None else size)
     options = options or TableOptions()
+    if name in EMBEDDED:
+        return _embedded(name, options, items, seed, EMBEDDED_SIZE if size is None else size)
     size = SIZE if size is None else size
     kind, colon, rest = name.partition(":")
     path = Path(rest)
+    if kind in GRIDS:
+        _refuse_others(name, options, OPTIONS)
+        return _opened(GRIDS[kind](path, options, size))
+    _refuse_hold_out(name, options)
     if kind == "support":
         _refuse_others(name, options, ("val_share",))
         found = read_support(path, images, options.val_share, size)
@@ -77,9 +103,6 @@ def open_catalogue(
     if kind in ("deepfashion", "celeba"):
         read = deepfashion if kind == "deepfashion" else celeba
         return _opened(read(path, images, options, size))
-    if kind == "3dshapes":
-        _refuse_others(name, options, SHARES)
-        return _opened(read_shapes3d(path, options.val_share, options.test_share))
     if kind == "hf":
         return _opened(read_saved_dataset(path, options, size))
     if colon and not Path(name).exists():
@@ -92,13 +115,28 @@ def _opened(items: Items) -> Opened:
     return Opened(items, items.notices)
 
 
-def _embedded(name: str, items: int, seed: int, size: int) -> Opened:
+def _embedded(name: str, options: TableOptions, items: int, seed: int, size: int) -> Opened:
+    if name == "rooms":
+        _refuse_others(name, options, OPTIONS)
+        return Opened(rooms(options, items, seed, size))
+    if name in SPRITES:
+        _refuse_others(name, options, OPTIONS)
+        return Opened(sprites(name, options, items, seed, size))
+    _refuse_hold_out(name, options)
     # Imported here: who packs a table needs no renderer.
     from adde.shards.catalogues.wardrobe import wardrobe
     from adde.shards.catalogues.wardrobe_hard import wardrobe_hard
 
     draw = wardrobe if name == "wardrobe" else wardrobe_hard
     return Opened(draw(items, seed, size))
+
+
+def _refuse_hold_out(name: str, options: TableOptions) -> None:
+    if options.hold_out:
+        exact = ", ".join(("rooms", *SPRITES, *(f"{kind}:" for kind in GRIDS)))
+        raise UserError(
+            f"--hold-out: expected a catalogue of exact factors ({exact}), found {name}"
+        )
 
 
 def _refuse_others(name: str, options: TableOptions, used: tuple[str, ...]) -> None:

@@ -280,6 +280,30 @@ def test_unsupervised_as_scipy_has_it(noisy):
     assert found["code_information"] == pytest.approx(np.mean(pairs))
 
 
+@pytest.fixture(scope="module")
+def compared():
+    """Codes on which disent 0.8.0 was run, with the same items to learn from and to score."""
+    rng = np.random.default_rng(0)
+    labels = np.stack([rng.integers(size, size=6000) for size in SIZES], axis=1)
+    codes = labels @ rng.normal(size=(4, 6)) + labels[:, [0, 1, 2, 3, 0, 1]] * 2
+    codes = codes + rng.normal(size=codes.shape)
+    return code((codes - codes.mean(axis=0)) / codes.std(axis=0), labels)
+
+
+def test_figures_as_disent_has_them(compared):
+    assert mig(compared) == pytest.approx(0.1975340015760665, abs=1e-9)
+    assert sap(compared) == pytest.approx(0.119125, abs=2e-3)
+    free = unsupervised(compared.codes)
+    assert free["gaussian_tc"] == pytest.approx(1.863377757522122, abs=1e-9)
+    assert free["wasserstein"] == pytest.approx(1.5382320637701065, abs=1e-9)
+
+
+@pytest.mark.slow
+def test_dci_as_disent_has_it(compared):
+    expected = (0.4676, 0.4397, 0.8978)
+    assert [*dci(compared, "sklearn").values()] == pytest.approx(expected, abs=0.005)
+
+
 def test_a_dead_latent_changes_no_score_without_labels(noisy):
     dead = np.column_stack([noisy.codes, np.full(N, 3.0)])
     before, after = unsupervised(noisy.codes), unsupervised(dead)

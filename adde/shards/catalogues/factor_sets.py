@@ -18,7 +18,7 @@ from adde.schema import Labels, Schema
 from adde.shards.catalogues.catalogue import Items
 from adde.shards.catalogues.grids import grid_splits, numbers, schema_of, sizes_of
 from adde.shards.catalogues.pixel_array import BLOCK, PixelRows, unpacked
-from adde.shards.catalogues.splits import splits_by_hash
+from adde.shards.catalogues.splits import require_items, splits_by_hash
 from adde.shards.catalogues.tabular import TableOptions
 
 Bytes = npt.NDArray[np.uint8]
@@ -144,49 +144,58 @@ def read_smallnorb(folder: Path, options: TableOptions, size: int) -> Items:
     Raises:
         UserError: a file is missing or is not what its authors describe, or as of `grid_splits`.
     """
-    labels: list[Labels] = []
-    pictures: list[Bytes] = []
-    files: list[Path] = []
-    item_ids: list[str] = []
-    parts: list[str] = []
-    for part, name in NORB_PARTS.items():
-        paths = {kind: folder / f"smallnorb-{name}-{kind}.mat" for kind in ("dat", "cat", "info")}
-        data, category, info = (_norb_matrix(path) for path in paths.values())
-        if data.ndim != 4 or data.shape[1] != 2 or data.dtype != np.uint8:
-            raise UserError(
-                f"{paths['dat']}: expected bytes (N, 2, height, width), found {data.dtype} "
-                f"{data.shape}"
-            )
-        if len(category) != len(data) or info.shape != (len(data), 4):
-            raise UserError(
-                f"{folder}: expected {len(data)} categories and infos of four, as pictures, "
-                f"found {category.shape} and {info.shape}"
-            )
-        instance, elevation, azimuth, lighting = info.astype(np.int64).T
-        own = np.stack([category.reshape(-1), elevation, azimuth // 2, lighting], axis=1)
-        bad = (own < 0) | (own >= np.array(NORB_SCHEMA.sizes))
-        if bad.any():
-            row, column = np.argwhere(bad)[0].tolist()
-            raise UserError(
-                f"{paths['info' if column else 'cat']}: expected {NORB_SCHEMA.names[column]} "
-                f"from 0 to {NORB_SCHEMA.sizes[column] - 1}, found {own[row, column]} at row {row}"
-            )
-        labels.append(own.astype(np.int64))
-        item_ids += [f"{part}-{row:05d}-toy{toy}" for row, toy in enumerate(instance.tolist())]
-        parts += [part] * len(own)
-        pictures.append(data[:, 0])
-        files.append(paths["dat"])
-    shape = (sum(map(len, pictures)), *pictures[0].shape[1:])
+    parts = {part: _norb_part(folder, name) for part, name in NORB_PARTS.items()}
+    pictures = [pixels for pixels, _, _ in parts.values()]
+    labels = np.concatenate([values for _, values, _ in parts.values()])
+    item_ids = [
+        f"{part}-{row:05d}-toy{toy}"
+        for part, (_, _, toys) in parts.items()
+        for row, toy in enumerate(toys.tolist())
+    ]
+    shape = (len(labels), *pictures[0].shape[1:])
     blocks = (block for part in pictures for block in _blocks(part))
+    files = [_norb_path(folder, name, "dat") for name in NORB_PARTS.values()]
     rows = unpacked(folder / "smallnorb.images.npy", files, shape, blocks, size)
-    items = _grid("smallnorb", NORB_SCHEMA, np.concatenate(labels), rows, options, folder)
-    splits = items.splits
-    if not options.hold_out:
+    if options.hold_out:
+        splits = grid_splits(NORB_SCHEMA, item_ids, labels, options, str(folder))
+    else:
         drawn = splits_by_hash(item_ids, options.val_share, 0)
-        splits = tuple(part if part == "test" else own for part, own in zip(parts, drawn))
+        own = [part for part, (_, values, _) in parts.items() for _ in values]
+        splits = tuple("test" if part == "test" else split for part, split in zip(own, drawn))
+        require_items(splits, options.val_share, options.test_share, str(folder))
     return Items(
-        items.name, items.schema, item_ids, items.labels, splits, rows, factors=items.factors
+        "smallnorb", NORB_SCHEMA, item_ids, labels, splits, rows, factors=sizes_of(NORB_SCHEMA)
     )
+
+
+def _norb_part(folder: Path, name: str) -> tuple[Bytes, Labels, Labels]:
+    """Left pictures (N, height, width), labels (N, 4) and toys (N,) of one part."""
+    paths = {kind: _norb_path(folder, name, kind) for kind in ("dat", "cat", "info")}
+    pairs, category, info = (_norb_matrix(path) for path in paths.values())
+    if pairs.ndim != 4 or pairs.shape[1] != 2 or pairs.dtype != np.uint8:
+        raise UserError(
+            f"{paths['dat']}: expected bytes (N, 2, height, width), found {pairs.dtype} "
+            f"{pairs.shape}"
+        )
+    if category.size != len(pairs) or info.shape != (len(pairs), 4):
+        raise UserError(
+            f"{folder}: expected {len(pairs)} categories and infos of four of {name}, as pictures, "
+            f"found {category.shape} and {info.shape}"
+        )
+    toy, elevation, azimuth, lighting = info.astype(np.int64).T
+    labels = np.stack([category.reshape(-1), elevation, azimuth // 2, lighting], axis=1)
+    bad = np.argwhere((labels < 0) | (labels >= np.array(NORB_SCHEMA.sizes)))
+    if len(bad):
+        row, column = bad[0].tolist()
+        raise UserError(
+            f"{paths['info' if column else 'cat']}: expected {NORB_SCHEMA.names[column]} from 0 to "
+            f"{NORB_SCHEMA.sizes[column] - 1}, found {labels[row, column]} at row {row}"
+        )
+    return pairs[:, 0], labels.astype(np.int64), toy
+
+
+def _norb_path(folder: Path, name: str, kind: str) -> Path:
+    return folder / f"smallnorb-{name}-{kind}.mat"
 
 
 def _norb_matrix(path: Path) -> npt.NDArray[Any]:

@@ -152,18 +152,18 @@ def held_out(
 ) -> npt.NDArray[np.bool_]:
     """(N,) whether an item shows a combination that training never sees, of the factors `names`.
 
-    About `share` of the combinations are held out, drawn by a hash of their names; every value
+    About `share` of the combinations are held out, drawn by a hash of their numbers; every value
     stays in at least one combination that is not.
 
     Raises:
         UserError: an unknown factor, fewer than two, or a share that holds out none.
     """
-    if len(set(names)) < 2:
+    columns = sorted({schema.attribute_index(name) for name in names})
+    if len(columns) < 2:
         raise UserError(f"--hold-out: expected at least two factors, found {list(names)}")
-    columns = [schema.attribute_index(name) for name in names]
     sizes = [schema.sizes[column] for column in columns]
     combinations = np.stack(np.unravel_index(np.arange(np.prod(sizes)), sizes), axis=1)
-    words = [repr((tuple(names), row)) for row in combinations.tolist()]
+    words = [repr((columns, row)) for row in combinations.tolist()]
     order = sorted(range(len(words)), key=lambda n: hashlib.sha256(words[n].encode()).digest())
     left = [np.full(size, len(words) // size) for size in sizes]
     held = np.zeros(len(words), dtype=np.bool_)

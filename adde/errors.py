@@ -1,10 +1,12 @@
 """The one exception whose message is meant for the person at the keyboard."""
 
 import difflib
+import importlib
 import io
 import sys
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
+from typing import Any
 
 LONGEST = 500
 
@@ -32,6 +34,16 @@ def foreign(where: object, expected: str, advice: str = "") -> Generator[None]:
     except Exception as error:
         end = f"; {advice}" if advice else ""
         raise UserError(f"{where}: expected {expected}, found: {reason(error)}{end}") from None
+
+
+def library(name: str, extra: str) -> Any:
+    """Imports a module that an extra of the package installs. Raises UserError where it is not."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise UserError(
+            f"expected {name.split('.')[0]}, found none; pip install 'adde[{extra}]'"
+        ) from None
 
 
 def reason(error: Exception) -> str:

@@ -2,6 +2,7 @@ r"""Packs a catalogue into WebDataset shards with an index.
 
 python shards/build.py --catalogue wardrobe --out data/wardrobe
 python shards/build.py --catalogue wardrobe-hard --items 20000 --out data/wardrobe-hard
+python shards/build.py --catalogue rooms --items 20000 --hold-out object_hue shape --out data/rooms
 python shards/build.py --catalogue items.csv --images photos/ --out data/shop --size 256
 python shards/build.py --catalogue items.parquet --images photos/ --out data/shop \
         --group-by family --attributes colour sleeve pattern
@@ -32,8 +33,9 @@ class Arguments:
 
     catalogue: str
     """A .csv or .parquet table, or a folder of .parquet files; kind:path of a public dataset, see
-    docs/catalogues.md (support, deepfashion, celeba, 3dshapes, zappos, asen, fashionai, polyvore,
-    hf); or an embedded catalogue: wardrobe, wardrobe-hard or wardrobe-outfits."""
+    docs/catalogues.md (support, deepfashion, celeba, 3dshapes, dsprites, mpi3d, cars3d, smallnorb,
+    zappos, asen, fashionai, polyvore, hf); or an embedded catalogue: wardrobe, wardrobe-hard,
+    wardrobe-outfits, rooms, sprites, sprites-colour or sprites-noisy."""
     out: Path
     """Folder of the shards; shards of anything else there are replaced."""
     images: Path | None = None

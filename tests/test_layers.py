@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 TORCH = ("torch", "torchvision", "timm", "accelerate")
-# What `pip install adde[train]` adds, by the names they are imported under.
+# What `pip install adde[train,study]` adds, by the names they are imported under.
 TRAIN_EXTRA = (
     *TORCH,
     "aiohttp",
@@ -17,6 +17,7 @@ TRAIN_EXTRA = (
     "dicebear_styles",
     "filelock",
     "fsspec",
+    "lightgbm",
     "matplotlib",
     "onnx",
     "onnxscript",
@@ -24,6 +25,8 @@ TRAIN_EXTRA = (
     "pydantic",
     "resvg_py",
     "safetensors",
+    "scipy",
+    "sklearn",
     "wandb",
     "webdataset",
 )
@@ -33,6 +36,7 @@ LAYER_0 = (
     "metrics",
     "scoring",
     "bundle",
+    "disentanglement",
     "errors",
     "files",
     "pages",

@@ -5,7 +5,10 @@ Layout of index.json::
     {"format": 3, "name": "wardrobe", "schema_hash": "...", "schema": {"attributes": [...]},
      "members": {"name": "index.members", "bytes": 640000, "sha256": "..."},
      "shards": [{"name": "train-000000.tar", "split": "train", "samples": 512, "bytes": 1048576,
-                 "sha256": "..."}, ...]}
+                 "sha256": "..."}, ...],
+     "factors": {"floor_hue": 10, ...}}
+
+`factors` is there where labels are exact: see `ShardIndex.factors`.
 
 index.members has one row of `MEMBER` for each sample, shard after shard as index.json lists them.
 It is mapped into memory, not read: all processes of a machine share its pages, and only those that
@@ -125,6 +128,9 @@ class ShardIndex:
     name: str
     schema: Schema
     shards: tuple[Shard, ...]
+    factors: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Attributes that are exact factors, with their numbers of values, the last fastest in a grid
+    of all combinations; empty where labels are somebody's judgement."""
 
     @cached_property
     def splits(self) -> Mapping[str, tuple[Shard, ...]]:
@@ -178,6 +184,7 @@ class ShardIndex:
             "schema": self.schema.to_json(),
             "members": vars(_File(path.name, path.stat().st_size, sha256_of_file(path))),
             "shards": [shard.to_json() for shard in self.shards],
+            **({"factors": dict(self.factors)} if self.factors else {}),
         }
         write_json(self.root / INDEX_NAME, content, indent=None)
 
@@ -245,7 +252,14 @@ class ShardIndex:
                     f"{path}: expected shards that are files of the same folder, found the name "
                     f"{shard.name[:100]!r}; build the shards again"
                 )
-        return cls(root, content["name"], schema, tuple(shards))
+        factors = dict(content.get("factors", {}))
+        sizes = dict(zip(schema.names, schema.sizes))
+        if not factors.items() <= sizes.items():
+            raise UserError(
+                f"{path}: expected factors among the attributes {sizes}, found {factors}; "
+                "build the shards again"
+            )
+        return cls(root, content["name"], schema, tuple(shards), factors)
 
     def _check_files(self, folder: Path) -> None:
         for shard in self.shards:

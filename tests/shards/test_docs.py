@@ -11,12 +11,15 @@ import pytest
 from PIL import Image
 from trees import (
     write_asen,
+    write_cars3d,
     write_celeba,
     write_deepfashion,
+    write_dsprites,
     write_fashionai,
     write_polyvore,
     write_saved_dataset,
     write_shapes3d,
+    write_smallnorb,
     write_support,
     write_zappos,
 )
@@ -63,13 +66,16 @@ def place(tmp_path_factory):
     ids = [item for found in outfits.values() for outfit in found.values() for item in outfit]
     categories = {item: (item[-1], "1", "one") for item in ids}
     write_polyvore(place / "polyvore_outfits", "disjoint", outfits, categories)
+    write_dsprites(place / "dsprites.npz")
+    write_cars3d(place / "cars")
+    write_smallnorb(place / "norb")
     items = [(n, n % 2, ("red", "blue")[n // 2 % 2]) for n in range(80)]
     write_saved_dataset(place / "saved", {"train": items, "test": items[:30]})
     return place
 
 
 def test_the_page_has_commands():
-    assert len(COMMANDS) == 14
+    assert len(COMMANDS) == 20
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,59 @@ def write_shapes3d(path, side=8):
     return images, grid
 
 
+def write_dsprites(path, side=6):
+    """96 pictures of 0 and 1: one colour, 3 shapes, 2 scales, 4 turns, 2 x 2 places."""
+    classes = np.stack(np.unravel_index(np.arange(96), (1, 3, 2, 4, 2, 2)), axis=1)
+    images = np.random.default_rng(0).integers(0, 2, (96, side, side)).astype(np.uint8)
+    # The real file's metadata is a pickled dict, which a reader must not need.
+    metadata = np.array({"title": "dSprites dataset"}, dtype=object)
+    np.savez_compressed(
+        path, metadata=metadata, imgs=images, latents_classes=classes, latents_values=classes * 0.5
+    )
+    return images, classes
+
+
+def write_cars3d(folder, cars=3, side=8):
+    """Pictures (cars, elevations 4, azimuths 24, side, side, 3), in a .mat file for each car."""
+    from scipy.io import savemat
+
+    folder.mkdir(parents=True)
+    shape = (cars, 4, 24, side, side, 3)
+    images = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    for car, own in enumerate(images):
+        savemat(folder / f"car_{car:03d}_mesh.mat", {"im": own.transpose(2, 3, 4, 1, 0)})
+    return images
+
+
+def write_smallnorb(folder, count=60, side=12):
+    """Both parts, `count` items each; returns pictures, categories and infos by part."""
+    folder.mkdir(parents=True)
+    rng, written = np.random.default_rng(0), {}
+    parts = {"train": "5x46789x9x18x6x2x96x96-training", "test": "5x01235x9x18x6x2x96x96-testing"}
+    for part, name in parts.items():
+        pairs = rng.integers(0, 256, (count, 2, side, side)).astype(np.uint8)
+        category = np.arange(count) % 5
+        info = np.stack(
+            [
+                rng.integers(10, size=count),
+                np.arange(count) % 9,
+                2 * (np.arange(count) % 18),
+                np.arange(count) % 6,
+            ],
+            axis=1,
+        )
+        for kind, magic, matrix in (
+            ("dat", 0x1E3D4C55, pairs),
+            ("cat", 0x1E3D4C54, category.astype("<i4")),
+            ("info", 0x1E3D4C54, info.astype("<i4")),
+        ):
+            lengths = [*matrix.shape, *[1] * (3 - matrix.ndim)]
+            header = np.array([magic, matrix.ndim, *lengths], "<i4").tobytes()
+            (folder / f"smallnorb-{name}-{kind}.mat").write_bytes(header + matrix.tobytes())
+        written[part] = pairs, category, info
+    return written
+
+
 def write_saved_dataset(root, parts):
     """A saved DatasetDict: {split: [(seed, kind number or -1, colour or None)]}, two files each."""
     import pyarrow as pa

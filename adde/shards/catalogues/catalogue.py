@@ -1,7 +1,7 @@
 """What is packed into shards. Anything of this shape will do: a table, drawings, your own."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -55,6 +55,13 @@ class Catalogue(Protocol):
         """N of "train", "val", "test"."""
         ...
 
+    @property
+    def factors(self) -> Mapping[str, int]:
+        """Of exact factors, the attributes that are such, with their numbers of values, the last
+        fastest in a grid of all combinations; empty of any other catalogue.
+        """
+        ...
+
     def source(self, row: int) -> Source:
         """Where the row's picture comes from."""
         ...
@@ -74,6 +81,8 @@ class Items:
     """Of row numbers."""
     notices: tuple[str, ...] = ()
     """What was found, folded or left out, for the person who reads the summary."""
+
+    factors: Mapping[str, int] = field(default_factory=dict[str, int])
 
     def source(self, row: int) -> Source:
         """Where the row's picture comes from."""

@@ -1,5 +1,6 @@
 """What --catalogue may say, and the catalogue that it opens."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -8,16 +9,29 @@ from adde.metrics import Queries
 from adde.shards.catalogues.annotations import celeba, deepfashion
 from adde.shards.catalogues.asen import asen
 from adde.shards.catalogues.catalogue import Catalogue, Items
+from adde.shards.catalogues.factor_sets import (
+    read_cars3d,
+    read_dsprites,
+    read_mpi3d,
+    read_smallnorb,
+)
 from adde.shards.catalogues.fashionai import fashionai
+from adde.shards.catalogues.grids import OPTIONS
 from adde.shards.catalogues.hf_dataset import read_saved_dataset
 from adde.shards.catalogues.paper_files import read_support
 from adde.shards.catalogues.polyvore import polyvore
+from adde.shards.catalogues.rooms import rooms
 from adde.shards.catalogues.shapes3d import read_shapes3d
+from adde.shards.catalogues.sprites import VARIANTS as SPRITES
+from adde.shards.catalogues.sprites import sprites
 from adde.shards.catalogues.tabular import TableOptions, read_catalogue
 from adde.shards.catalogues.zappos import zappos
 from adde.shards.given import Given
 
-EMBEDDED = ("wardrobe", "wardrobe-hard", "wardrobe-outfits")
+EMBEDDED = (
+    *("wardrobe", "wardrobe-hard", "wardrobe-outfits"),
+    *("rooms", "sprites", "sprites-colour", "sprites-noisy"),
+)
 EMBEDDED_SIZE, SIZE = 64, 256
 """Caps on a picture's short side, pixels, where none is given."""
 
@@ -30,11 +44,22 @@ KINDS = {
     "asen": "folder of meta.json, filenames_*.txt and the lists of queries and candidates",
     "fashionai": "folder of Annotations/label.csv",
     "polyvore": "folder disjoint/ or nondisjoint/ of Polyvore Outfits",
+    "dsprites": "dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz",
+    "mpi3d": "mpi3d_*.npz",
+    "cars3d": "folder of the .mat files, data/cars of nips2015-analogy-data",
+    "smallnorb": "folder of the six .mat files, unzipped",
     "hf": "folder that a Hugging Face dataset was saved to",
 }
 """What may stand before the colon of `--catalogue kind:path`, and what path then is."""
 
-SHARES = ("val_share", "test_share")
+GRIDS: dict[str, Callable[[Path, TableOptions, int], Items]] = {
+    "3dshapes": read_shapes3d,
+    "dsprites": read_dsprites,
+    "mpi3d": read_mpi3d,
+    "cars3d": read_cars3d,
+    "smallnorb": read_smallnorb,
+}
+"""Readers of sets of exact factors; the last argument is a cap on a picture's side."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +100,16 @@ def open_catalogue(
     """
     if size is not None and size < 1:
         raise UserError(f"--size: expected at least 1 pixel, found {size}")
-    if name in EMBEDDED:
-        return _embedded(name, items, seed, EMBEDDED_SIZE if size is None else size)
     options = options or TableOptions()
+    if name in EMBEDDED:
+        return _embedded(name, options, items, seed, EMBEDDED_SIZE if size is None else size)
     size = SIZE if size is None else size
     kind, colon, rest = name.partition(":")
     path = Path(rest)
+    if kind in GRIDS:
+        _refuse_others(name, options, OPTIONS)
+        return _opened(GRIDS[kind](path, options, size))
+    _refuse_hold_out(name, options)
     if kind == "support":
         _refuse_others(name, options, ("val_share",))
         found = read_support(path, images, options.val_share, size)
@@ -88,13 +117,10 @@ def open_catalogue(
     if kind in ("deepfashion", "celeba"):
         read = deepfashion if kind == "deepfashion" else celeba
         return _opened(read(path, images, options, size))
-    if kind == "3dshapes":
-        _refuse_others(name, options, SHARES)
-        return _opened(read_shapes3d(path, options.val_share, options.test_share))
     if kind == "zappos":
         return _opened(*zappos(path, images, options, size))
     if kind == "fashionai":
-        _refuse_others(name, options, SHARES)
+        _refuse_others(name, options, ("val_share", "test_share"))
         return _opened(fashionai(path, images, options.val_share, options.test_share, size))
     if kind in ("asen", "polyvore"):
         _refuse_others(name, options, ())
@@ -113,7 +139,14 @@ def _opened(items: Items, given: Given | None = None) -> Opened:
     return Opened(items, items.notices, given=given)
 
 
-def _embedded(name: str, items: int, seed: int, size: int) -> Opened:
+def _embedded(name: str, options: TableOptions, items: int, seed: int, size: int) -> Opened:
+    if name == "rooms":
+        _refuse_others(name, options, OPTIONS)
+        return Opened(rooms(options, items, seed, size))
+    if name in SPRITES:
+        _refuse_others(name, options, OPTIONS)
+        return Opened(sprites(name, options, items, seed, size))
+    _refuse_hold_out(name, options)
     # Imported here: who packs a table needs no renderer.
     from adde.shards.catalogues.wardrobe import wardrobe
     from adde.shards.catalogues.wardrobe_hard import wardrobe_hard
@@ -124,6 +157,14 @@ def _embedded(name: str, items: int, seed: int, size: int) -> Opened:
         return Opened(outfits, given=outfits.given)
     draw = wardrobe if name == "wardrobe" else wardrobe_hard
     return Opened(draw(items, seed, size))
+
+
+def _refuse_hold_out(name: str, options: TableOptions) -> None:
+    if options.hold_out:
+        exact = ", ".join(("rooms", *SPRITES, *(f"{kind}:" for kind in GRIDS)))
+        raise UserError(
+            f"--hold-out: expected a catalogue of exact factors ({exact}), found {name}"
+        )
 
 
 def _refuse_others(name: str, options: TableOptions, used: tuple[str, ...]) -> None:

@@ -51,6 +51,9 @@ class TableOptions:
     test_share: float = 0.1
     """Share of items drawn into the test split; 0 allows for none, and then neither evaluation
     nor export without --split val or shards that have one (--shards)."""
+    hold_out: tuple[str, ...] = ()
+    """Two or more factors of a catalogue of exact factors: the share of the test split is of the
+    combinations of their values, which no item of train or val shows."""
 
     def __post_init__(self) -> None:
         shares = (self.val_share, self.test_share)

@@ -8,8 +8,8 @@ An attribute that cannot be seen on an item is UNKNOWN.
 
 import io
 import random
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 
 import numpy as np
@@ -83,6 +83,8 @@ class Wardrobe:
     splits: tuple[str, ...]
     seed: int
     size: int
+    factors: Mapping[str, int] = field(default_factory=dict[str, int])
+    """None: what a look shows depends on more than one attribute."""
 
     def source(self, row: int) -> Figure:
         """The row's figure."""

@@ -15,7 +15,8 @@ Items are drawn one by one, not in families. What makes it hard:
 
 import io
 import random
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -97,6 +98,7 @@ class WardrobeHard:
     splits: tuple[str, ...]
     seed: int
     size: int
+    factors: Mapping[str, int] = field(default_factory=dict[str, int])
 
     def source(self, row: int) -> ObscuredFigure:
         """The row's figure as it is worn, and what obscures it."""

@@ -16,8 +16,8 @@ Whole outfits go to train, val and test (80/10/10), and no item is in two.
 import io
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -123,6 +123,7 @@ class WardrobeOutfits:
     given: OutfitLists
     seed: int
     size: int
+    factors: Mapping[str, int] = field(default_factory=dict[str, int])
 
     def source(self, row: int) -> Garment:
         """The row's garment."""

@@ -129,7 +129,8 @@ def _fingerprint(
     layout.
     """
     digest = hashlib.sha256()
-    content = [catalogue.name, catalogue.schema.hash, asdict(options), probe]
+    content: list[Any] = [catalogue.name, catalogue.schema.hash, asdict(options), probe]
+    content += [dict(catalogue.factors)] if catalogue.factors else []
     digest.update(json.dumps(content, sort_keys=True).encode())
     for row, (item_id, split) in enumerate(zip(catalogue.item_ids, catalogue.splits)):
         digest.update(json.dumps([item_id, split, catalogue.source(row).stamp()]).encode())

@@ -100,7 +100,9 @@ def write_tars(
             bar.update(len(plan.rows))
     if unreadable and not skip_unreadable:
         _refuse(unreadable)
-    index = ShardIndex(folder, catalogue.name, catalogue.schema, tuple(shards))
+    index = ShardIndex(
+        folder, catalogue.name, catalogue.schema, tuple(shards), dict(catalogue.factors)
+    )
     for split in set(catalogue.splits):
         if not index.count(split):
             raise UserError(f"split {split!r}: expected pictures that can be read, found none")

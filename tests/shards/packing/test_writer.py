@@ -34,6 +34,7 @@ class Toy:
         self.labels = rng.integers(UNKNOWN, [3, 2], (items, 2))
         self.splits = tuple(rng.choice(["train", "val", "test"], items, p=[0.6, 0.2, 0.2]).tolist())
         self.broken = frozenset(broken)
+        self.factors = {}
 
     def source(self, row):
         return Noise(row, row in self.broken)

@@ -26,6 +26,9 @@ from adde.training.evaluation import Evaluator
 from adde.training.resilience.preflight import require_split
 from adde.training.run_folder import open_shards
 
+UNTRAINED = "the mean prototypes of stage 2, untrained: the run has adde.schedule.epochs = 0"
+"""What memory.onnx holds of a run without stage 3."""
+
 BATCH = 64
 """Pictures encoded at a time, where a checkpoint is not calibrated yet."""
 
@@ -65,6 +68,9 @@ def export(
         "weights": sha256_of_file(found.path / STATE_NAME),
         "pictures": index.fingerprint(split),
     }
+    if not config.adde.schedule.epochs:
+        source["memory"] = UNTRAINED
+        print(f"{out}: the memory that edits is {UNTRAINED}")
     retrieval = read_json(metrics) if metrics.exists() else None
     if retrieval is not None and retrieval.get("checkpoint") != found.path.name:
         print(f"{metrics}: figures of {retrieval.get('checkpoint')}, left out of the bundle")

@@ -1,123 +1,82 @@
-"""Measures a run's checkpoint on a split: a table, and metrics.json in the run's folder.
+"""Measures a run's checkpoint on a split: a table, and a JSON file in the run's folder.
 
 python train/evaluate.py --run runs/quickstart --split test
 python train/evaluate.py --run runs/quickstart --split val --checkpoint last
+python train/evaluate.py --run runs/quickstart --task similarity
 """
 
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import tyro
-from tqdm import tqdm
 
-from adde.edits import MOST, evaluate_split
-from adde.errors import run_program
+from adde.errors import UserError, did_you_mean, run_program
 from adde.files import write_json
-from adde.methods.adde.calibration import calibration_of
-from adde.methods.adde.evaluation import MemoryEdit, encode_split
-from adde.methods.adde.opening import load_adde
-from adde.metrics import manipulation_queries
 from adde.schema import Schema
-from adde.shards.queries import read_queries
 from adde.training.evaluation import Evaluator
-from adde.training.ranking import best_matches_on, ranked_on, top_k_on
+from adde.training.method import Task, find_method
+from adde.training.opening import load_model
 from adde.training.resilience.preflight import require_split
-from adde.training.run_folder import open_shards
+from adde.training.run_folder import open_shards, results_path
 from adde.training.watching.report import write_report
-
-COLUMNS = ("hit@1", "hit@10", "hit@30", "ndcg@30", "ndcg_target@30", "ndcg_others@30")
 
 
 def evaluate(
     run: Path,
     split: Literal["train", "val", "test"] = "test",
+    task: str | None = None,
     checkpoint: Literal["best", "last"] = "best",
     shards: str | None = None,
     batch_size: int = 256,
     queries: int = 20_000,
 ) -> None:
-    """Attribute manipulation retrieval and attribute accuracy (docs/architecture.md).
+    """Runs one of the method's evaluations (docs/architecture.md).
 
-    The test split's figures are metrics.json, from which report and model card are made; another
-    split's are metrics-<split>.json.
+    An ADDE is evaluated by the tasks `manipulation` (retrieval of edits, and attribute accuracy)
+    and `similarity` (conditional similarity, and the leak matrix).
+
+    Manipulation on the test split writes metrics.json, on another split metrics-<split>.json. Any
+    other task writes <task>-<split>.json. The report shows the files of the test split.
 
     Args:
         run: folder of the run.
         split: whose items are gallery and queries.
+        task: what is evaluated; default: the method's first task.
         checkpoint: best on the validation split, or last.
         shards: folder or address of shards; default: those the run was trained on.
         batch_size: pictures encoded at a time.
         queries: most that are asked, evenly spaced over all; 0: all.
     """
-    model, config, found = load_adde(run, checkpoint)
+    model, config, found = load_model(run, checkpoint)
+    name, measure = _task(run, config.method, task)
     index = open_shards(config, shards)
     require_split(index, split)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model.to(device)
-    model.schema.require_same(index.schema, str(found.path), str(index.root))
-
+    schema = Schema.from_json(found.state["schema"], str(found.path))
+    schema.require_same(index.schema, str(found.path), str(index.root))
     evaluator = Evaluator(index, batch_size, config.data.workers, device)
-    calibration, _ = calibration_of(found, model, evaluator)
-    encoded = encode_split(evaluator, model, split)
-    given = None
-    if isinstance(index.root, Path):
-        given = read_queries(index, split)
-    else:
-        print("behind an address, queries that a dataset brings along are not looked for")
-    if given is not None:
-        print(f"{len(given)} queries given with the shards are asked, and no others")
-    asked = (manipulation_queries(encoded.labels) if given is None else given).spread(queries)
-    figures = evaluate_split(
-        encoded.embeddings,
-        encoded.logits,
-        encoded.presence,
-        encoded.labels,
-        model.schema,
-        MemoryEdit(model),
-        calibration,
-        asked,
-        top_k_on(device),
-        partial(tqdm, desc="rank", unit="block", leave=False, disable=None),
-        min(queries, MOST) or MOST,
-        best_matches_on(device),
-        ranked_on(device),
-    )
-    content = {"split": split, "checkpoint": found.path.name, **figures}
-    path = run / ("metrics.json" if split == "test" else f"metrics-{split}.json")
-    write_json(path, content)
-    print_tables(figures, model.schema)
+    measured = measure(model.to(device), found, evaluator, split, queries)
+    path = results_path(run, name, split)
+    write_json(path, {"split": split, "checkpoint": found.path.name, **measured.content})
+    print(measured.text)
     print(f"\n{found.path.name} of {run} on {split}: {path}, {write_report(run)}")
 
 
-def print_tables(figures: dict[str, Any], schema: Schema) -> None:
-    """Retrieval beside its baselines, edits of known labels, then every attribute."""
-    headline = {name: figures[name] for name in ("match", "adde")}
-    print(f"{'':18}" + "".join(f"{column:>16}" for column in COLUMNS))
-    for name, row in {**headline, **figures["baselines"]}.items():
-        print(f"{name:18}" + "".join(f"{row[column]:16.4f}" for column in COLUMNS))
-        if name == "match":
-            bounds = (row["interval"][column] for column in COLUMNS)
-            print(f"{'  95 % interval':18}" + "".join(f"  {a:.4f}-{b:.4f}" for a, b in bounds))
-    print(f"{headline['adde']['queries']} queries\n")
-
-    print(f"{'edits at once':18}{'first_wanted':>16}{'wanted@10':>16}{'queries':>16}")
-    for name, rows in figures["edits"].items():
-        for count, row in rows.items():
-            cells = f"{row['first_wanted']:16.4f}{row['wanted@10']:16.4f}{row['queries']:16d}"
-            print(f"{f'{name}, {count}':18}{cells}")
-    print()
-
-    edits = figures["edits"]["match"].get("1", {}).get("by_attribute", {})
-    accuracy, hits = figures["attribute_accuracy"], figures["by_attribute"]
-    columns = ("hit@1", "hit@10", "hit@30", "first_wanted", "wanted@10")
-    print(f"{'match by attribute':18}{'accuracy':>16}" + "".join(f"{c:>16}" for c in columns))
-    for name in ("macro", *schema.names):
-        row = {**hits.get(name, {}), **edits.get(name, {})}
-        row["accuracy"] = accuracy.get("mean" if name == "macro" else name)
-        cells = (row.get(column) for column in ("accuracy", *columns))
-        print(f"{name:18}" + "".join(f"{'-':>16}" if c is None else f"{c:16.4f}" for c in cells))
+def _task(run: Path, method: str, name: str | None) -> tuple[str, Task]:
+    tasks = find_method(method).tasks
+    if not tasks:
+        raise UserError(
+            f"{run}: expected a run of a method with evaluations of its own, such as 'adde', found "
+            f"one of {method!r}"
+        )
+    name = name or next(iter(tasks))
+    if name not in tasks:
+        raise UserError(
+            f"--task: expected an evaluation of the method {method!r}, found {name!r}; "
+            f"{did_you_mean(name, tasks)}"
+        )
+    return name, tasks[name]
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ gives it batches, ranks, checkpoints, logs and a report; docs/extending.md adds 
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,6 +95,19 @@ class Objective:
         """Takes back what `state` gave."""
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What an evaluation of a finished run found: the content of its file, and its tables."""
+
+    content: dict[str, Any]
+    text: str
+
+
+Task = Callable[[Any, Checkpoint, Evaluator, str, int], Measured]
+"""Evaluates a split of the evaluator's shards: model, its checkpoint, evaluator, split, and the
+most queries that are asked (0: all)."""
+
+
 class Method:
     """One way to train; subclasses say what differs from another."""
 
@@ -118,6 +131,9 @@ class Method:
 
     tables: tuple[str, ...] = ()
     """Names of the tables that an evaluation gives."""
+
+    tasks: Mapping[str, Task] = {}
+    """Evaluations of a finished run by name, for `train/evaluate.py`; the first is the default."""
 
     def build(self, config: Any, schema: Schema, start: bool = True) -> nn.Module:
         """The model, on the CPU. It has `preprocess`, the `Preprocess` of its pictures.
@@ -158,7 +174,12 @@ class Method:
         """Completes the best checkpoint at the end of a run; on all ranks."""
 
     def summary(self, metrics: dict[str, Any]) -> Summary:
-        """What the report says of `metrics.json`, which this method's evaluation wrote."""
+        """What the report says of the test split's evaluations.
+
+        Args:
+            metrics: content of `metrics.json` if there is one, and of every other task's file under
+                the task's name.
+        """
         return Summary()
 
 

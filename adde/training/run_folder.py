@@ -13,6 +13,7 @@ from adde.training.method import Method
 from adde.training.recipes import CONFIG_NAME, config_of_run, first_difference, write_config
 
 FINISHED_NAME = "finished.json"
+METRICS_NAME = "metrics.json"
 
 
 def open_folder(method: Method, config: Config, resume: bool) -> Path | None:
@@ -47,6 +48,13 @@ def open_folder(method: Method, config: Config, resume: bool) -> Path | None:
     if not (config.run / CONFIG_NAME).exists():  # the checkpoint was fetched
         write_config(config, config.run)
     return found.path
+
+
+def results_path(run: Path, task: str, split: str) -> Path:
+    """Return the file of an evaluation; that of `manipulation` is metrics.json."""
+    if task == "manipulation":
+        return run / (METRICS_NAME if split == "test" else f"metrics-{split}.json")
+    return run / f"{task}-{split}.json"
 
 
 def mark_finished(run: Path, step: int) -> None:

@@ -15,13 +15,13 @@ from adde.pages import render
 from adde.training.method import Method
 from adde.training.recipes import CONFIG_NAME, method_of, read_settings
 from adde.training.resilience.preflight import PACKAGES, PREFLIGHT_NAME
+from adde.training.run_folder import METRICS_NAME, results_path
 from adde.training.watching.displays import Cell, Summary, Table
 from adde.training.watching.figures import Series, curves_svg, heat_map_svg, number
 from adde.training.watching.panels import PANELS, Panel, sections
 from adde.training.watching.tracking import DISPLAYS_NAME, LOG_NAME, read_log
 
 REPORT_NAME = "report.html"
-METRICS_NAME = "metrics.json"
 
 MOST_CURVES = 12
 """Curves that one plot holds; of more, the highest, the median and the lowest are drawn."""
@@ -33,30 +33,39 @@ def write_report(run: Path) -> Path:
     Raises:
         UserError: metrics.json or a file of evaluation/ is not JSON.
     """
-    metrics, shown = _read(run / METRICS_NAME), _read(run / DISPLAYS_NAME) or {}
+    shown = _read(run / DISPLAYS_NAME) or {}
     config, log = run / CONFIG_NAME, read_log(run / LOG_NAME)
     method = method_of(read_settings(config) if config.exists() else {})
+    metrics = _results(run, method)
     series = _series(log)
     summary = method.summary(metrics) if metrics else Summary(_newest(method, series))
+    matrices = [summary.matrix and vars(summary.matrix), shown.get("matrix")]
     page = render(
         Path(__file__).with_name("report.html.j2"),
         name=run.resolve().name,
         title=method.title,
         progress=_progress(log),
         alerts=[{"step": line["step"], **line["alert"]} for line in log if "alert" in line],
-        split=metrics["split"] if metrics else "validation",
+        split="test" if metrics else "validation",
         headline=summary.headline,
         pictures=shown.get("pictures"),
         results=[_table(table) for table in summary.tables],
         sections=_sections((*method.panels, *PANELS), series),
-        matrix=shown.get("matrix"),
-        heat_map=_heat_map(shown["matrix"]) if "matrix" in shown else "",
+        matrices=[_heat_map(matrix) for matrix in matrices if matrix],
         tables=[_table(Table(**table)) for table in shown.get("tables", [])],
         starts=_starts(run / PREFLIGHT_NAME),
         config=config.read_text(encoding="utf-8") if config.exists() else "",
     )
     write_text(run / REPORT_NAME, page)
     return run / REPORT_NAME
+
+
+def _results(run: Path, method: Method) -> dict[str, Any]:
+    """The test split's evaluations; see `Method.summary`."""
+    metrics: dict[str, Any] = _read(run / METRICS_NAME) or {}
+    files = {task: results_path(run, task, "test") for task in method.tasks}
+    others = {task: path for task, path in files.items() if path.name != METRICS_NAME}
+    return metrics | {task: _read(path) for task, path in others.items() if path.exists()}
 
 
 def _read(path: Path) -> Any:
@@ -164,9 +173,10 @@ def _spread(series: list[Series]) -> list[Series]:
     return [Series(name, steps, [float(v) for v in found]) for name, found in zip(names, values)]
 
 
-def _heat_map(matrix: dict[str, Any]) -> str:
+def _heat_map(matrix: dict[str, Any]) -> dict[str, str]:
     values = np.asarray(matrix["values"], dtype=np.float64)
-    return heat_map_svg(values, matrix["names"], matrix["sizes"])
+    svg = heat_map_svg(values, matrix["names"], matrix["sizes"])
+    return {"title": matrix["title"], "text": matrix["text"], "svg": svg}
 
 
 def _starts(path: Path) -> list[dict[str, Any]]:

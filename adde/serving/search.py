@@ -131,6 +131,35 @@ class Searcher:
         )
         return self.search_batch([request])[0]
 
+    def similar(
+        self,
+        item: str,
+        like: Sequence[str],
+        k: int = 10,
+        rank: Rank | None = None,
+        filters: Mapping[str, Any] | None = None,
+        offset: int = 0,
+    ) -> Result:
+        """Find the `k` items most like an item in some attributes, whatever else they show.
+
+        Args:
+            item: id of an item of the gallery; it is no answer itself.
+            like: the attributes. By match they are compared by the probability that they agree, by
+                distance within their subspaces of unit length.
+            k: see `search`, as the others.
+            rank: see there.
+            filters: see there.
+            offset: see there.
+
+        Raises:
+            UserError: as `search`, or no attribute is named.
+        """
+        if not like:
+            raise UserError(
+                "like: expected one or more attributes, found none; Searcher.search compares all"
+            )
+        return self.search(item=item, like=like, k=k, rank=rank, filters=filters, offset=offset)
+
     def search_batch(self, requests: Sequence[Request]) -> list[Result]:
         """Answers several requests; their pictures are embedded together."""
         for request in requests:

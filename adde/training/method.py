@@ -132,6 +132,9 @@ class Method:
     tables: tuple[str, ...] = ()
     """Names of the tables that an evaluation gives."""
 
+    reads_pictures: bool = True
+    """Whether batches have pictures; else the pictures are left empty and nothing is decoded."""
+
     tasks: Mapping[str, Task] = {}
     """Evaluations of a finished run by name, for `train/evaluate.py`; the first is the default."""
 

@@ -19,7 +19,7 @@ from adde.files import this_process
 from adde.loading.loader import Batch, BatchStream, join
 from adde.loading.resize import load_for_training
 from adde.schema import Schema
-from adde.shards.batches import Batches
+from adde.shards.batches import Batches, load_nothing
 from adde.shards.jpeg import is_plain
 from adde.shards.order import SampleOrder
 from adde.shards.shares import RankShare
@@ -213,7 +213,7 @@ class Run:
             self._bare.preprocess,
             share,
             data.on_fault,
-            load_for_training,
+            load_for_training if self.method.reads_pictures else load_nothing,
             is_plain if data.decode == "device" else None,
         )
         self._numbers = iter(range(first * self.loads, (first + steps) * self.loads))

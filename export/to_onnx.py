@@ -3,6 +3,7 @@
 python export/to_onnx.py --run runs/quickstart --out bundles/quickstart
 python export/to_onnx.py --run runs/shop --out bundles/shop --checkpoint last --shards data/shop
 python export/to_onnx.py --run runs/shop --out bundles/shop-int8 --precision int8
+python export/to_onnx.py --run runs/shop --out bundles/shop --outfits runs/outfits
 
 onnxruntime must answer as torch does on the test split, or with --split val on the validation
 split, or nothing is written. Another bundle that is there is replaced; a folder that holds anything
@@ -17,6 +18,7 @@ import tyro
 
 from adde.errors import run_program
 from adde.exporting.export import export_bundle, is_exported
+from adde.exporting.outfits import load_head
 from adde.exporting.precision import Precision
 from adde.files import read_json, sha256_of_file
 from adde.methods.adde.calibration import calibration_of
@@ -41,6 +43,7 @@ def export(
     split: Literal["test", "val"] = "test",
     precision: Precision = "fp32",
     allow_drop: float | None = None,
+    outfits: Path | None = None,
 ) -> None:
     """Writes encoder, memory, golden vectors and bundle.json.
 
@@ -55,6 +58,8 @@ def export(
             split.
         allow_drop: points of hit@30, NDCG@30 and attribute accuracy that fewer bits may cost on
             the test split; default: 0.1 for fp16, 1.0 for int8.
+        outfits: folder of an outfit head's run, trained on the same checkpoint; the bundle then
+            completes outfits.
     """
     model, config, found = load_adde(run, checkpoint)
     index = open_shards(config, shards)
@@ -75,9 +80,10 @@ def export(
     if retrieval is not None and retrieval.get("checkpoint") != found.path.name:
         print(f"{metrics}: figures of {retrieval.get('checkpoint')}, left out of the bundle")
         retrieval = None
+    head = None if outfits is None else load_head(outfits, source["weights"])
     evaluator = Evaluator(index, BATCH, config.data.workers, torch.device("cpu"))
     calibration, _ = calibration_of(found, model, evaluator)
-    request = (retrieval, source, calibration, precision, allow_drop, split)
+    request = (retrieval, source, calibration, precision, allow_drop, split, head)
     if is_exported(out, *request):
         print(f"{out}: exported from the same before, nothing to do")
         return

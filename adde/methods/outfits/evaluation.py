@@ -1,5 +1,6 @@
 """What a head is worth: its figures on a split, beside simple scorers and the oracle."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -87,8 +88,8 @@ def figures_of(
     head: Head, features: Features, given: GivenOutfits, schema: Schema, only: tuple[str, ...] = ()
 ) -> dict[str, Any]:
     """`adde.outfits.outfit_figures` of all scorers, or of some by name."""
-    head = head.cpu()
-    every = scorers(head, features, given, schema)
+    # A copy: the head may be in training, on another device.
+    every = scorers(copy.deepcopy(head).cpu(), features, given, schema)
     chosen = {name: one for name, one in every.items() if not only or name in only}
     return outfit_figures(chosen, given.benchmark)
 

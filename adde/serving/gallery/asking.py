@@ -4,14 +4,15 @@ Stored rows are those of `augmented`: unit vectors, then the squared lengths of 
 Symbols: A attributes, D width of a subspace, V values, N items.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from adde.schema import Labels, Schema, Vector
-from adde.scoring import FIRST, log_term, match_scores, parts
+from adde.scoring import FIRST, log_term, match_scores, parts, tables
 
 SLACK = 16
 """Candidates beyond k: the last bits of two ways to compute a distance may order them anew."""
@@ -34,9 +35,18 @@ class Asked:
     """Compare the directions of subspaces alone, whatever their lengths."""
     first: Vector | None = None
     """(A,) float32 weights of the first FIRST matches, where they are others than of the rest."""
+    completing: Vector | None = None
+    """(V + A,) float32: rank by the product with beliefs, as an outfit is completed, instead."""
 
-    def matchings(self, weights: Vector, schema: Schema, k: int) -> "list[tuple[Matching, int]]":
-        """What to rank by, and how many of each are wanted, of k in all. By match."""
+    @property
+    def by_beliefs(self) -> bool:
+        """Items are ranked by what they show, and vectors decide only between equals."""
+        return self.wanted is not None or self.completing is not None
+
+    def matchings(self, weights: Vector, schema: Schema, k: int) -> "list[tuple[Scores, int]]":
+        """What to rank by, and how many of each are wanted, of k in all. By beliefs."""
+        if self.completing is not None:
+            return [(Product(self.completing, weights, schema), k)]
         assert self.wanted is not None
         asked = [(weights, k)]
         if self.first is not None:
@@ -114,6 +124,42 @@ def distances_in_subspaces(vectors: Vector, query: Vector, unit: bool) -> Vector
     return np.square(vectors - query).sum(axis=2)
 
 
+class Scores(Protocol):
+    """Scores stored beliefs, attribute by attribute."""
+
+    @property
+    def weights(self) -> Vector:
+        """(A,) float32: differences of ROUNDING times their sum count as none."""
+        ...
+
+    def __call__(self, beliefs: Vector) -> Vector:
+        """(N,) float32 scores of beliefs (N, V + A)."""
+        ...
+
+    def tables(self, centroids: Sequence[Vector]) -> list[Vector]:
+        """What each attribute adds for each of its centroids (K, V_a + 1), at a weight of 1."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """Scores beliefs by their product with a query: how well items complete an outfit."""
+
+    query: Vector
+    """(V + A,) float32."""
+    weights: Vector
+    """(A,) float32 ones; all attributes count."""
+    schema: Schema
+
+    def __call__(self, beliefs: Vector) -> Vector:
+        """See `Scores`."""
+        return beliefs @ self.query
+
+    def tables(self, centroids: Sequence[Vector]) -> list[Vector]:
+        """See `Scores`."""
+        return [c @ self.query[part] for c, part in zip(centroids, parts(self.schema))]
+
+
 @dataclass(frozen=True, eq=False)
 class Matching:
     """Says how well stored beliefs match what is wanted: the larger, the better."""
@@ -130,6 +176,11 @@ class Matching:
         return match_scores(
             self.wanted[None], self.weights[None], beliefs, self.schema, self.epsilon
         )[0]
+
+    def tables(self, centroids: Sequence[Vector]) -> list[Vector]:
+        """See `Scores`."""
+        ones = np.ones_like(self.weights)
+        return tables(self.wanted, ones, centroids, self.schema, self.epsilon)
 
     def probabilities(self, beliefs: Vector) -> Vector:
         """P_a (N, A) float32; a pair's do not depend on what else is compared, to the last bit."""

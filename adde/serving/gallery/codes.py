@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from adde.schema import Schema, Vector
-from adde.scoring import parts, tables
-from adde.serving.gallery.asking import ROUNDING, Matching
+from adde.scoring import parts
+from adde.serving.gallery.asking import ROUNDING, Scores
 from adde.serving.gallery.looking import Mask, Rows
 
 FEWEST = 64
@@ -73,7 +73,7 @@ class Codes:
         return cls(centroids, codes)
 
     def scan(
-        self, asked: Sequence[Matching], allowed: Mask, most: Sequence[int]
+        self, asked: Sequence[Scores], allowed: Mask, most: Sequence[int]
     ) -> list[tuple[Rows, Vector]]:
         """Of each ranking of what is wanted, so many allowed rows with the highest scores by their
         codes and all that tie with the last of them, in order; and their scores.
@@ -83,12 +83,11 @@ class Codes:
             allowed: (N,) which rows may be found.
             most: rows wanted of each.
         """
-        match, weights = asked[0], np.stack([match.weights for match in asked])
-        ones = np.ones_like(match.weights)
-        added = tables(match.wanted, ones, self.centroids, match.schema, match.epsilon)
+        weights = np.stack([match.weights for match in asked])
+        added = asked[0].tables(self.centroids)
         # What weighs the same everywhere is added up once.
         shared = [a for a in np.flatnonzero(weights[0]).tolist() if np.ptp(weights[:, a]) == 0]
-        apart = [a for a in range(len(ones)) if np.ptp(weights[:, a]) > 0]
+        apart = [a for a in range(weights.shape[1]) if np.ptp(weights[:, a]) > 0]
         looked = self._looked_up([w * table for w, table in zip(weights[0], added)], shared)
         best = [
             _Best(count, ROUNDING * float(match.weights.sum())) for match, count in zip(asked, most)

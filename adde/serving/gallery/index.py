@@ -27,7 +27,7 @@ from adde.errors import UserError
 from adde.files import atomic_path, read_json, write_json
 from adde.schema import Labels, Schema, Vector
 from adde.scoring import Calibration
-from adde.serving.gallery.asking import ROUNDING, Matching, Nearness, shows
+from adde.serving.gallery.asking import ROUNDING, Nearness, Scores, shows
 from adde.serving.gallery.codes import Codes
 from adde.serving.gallery.compact import Directions
 from adde.serving.gallery.looking import (
@@ -202,7 +202,7 @@ class Index:
 
     def matches(
         self,
-        asked: Sequence[tuple[Matching, int]],
+        asked: Sequence[tuple[Scores, int]],
         near: Nearness,
         allowed: Mask,
         rows: Vector,
@@ -227,7 +227,7 @@ class Index:
         return joined(best)
 
     def _nearest_ties(
-        self, found: Rows, scores: Vector, match: Matching, near: Nearness, most: int, count: int
+        self, found: Rows, scores: Vector, match: Scores, near: Nearness, most: int, count: int
     ) -> Rows:
         """At most so many rows of a scan: of those that tie with the last, the nearest."""
         if len(found) > most:

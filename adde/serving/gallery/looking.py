@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from adde.metrics import smallest
 from adde.schema import Labels, Schema, Vector
-from adde.serving.gallery.asking import ROUNDING, Matching, Nearness, shows
+from adde.serving.gallery.asking import ROUNDING, Nearness, Scores, shows
 
 BLOCK_BYTES = 4 << 20
 """Rows scored at a time: few enough for what is made of them to stay in a cache."""
@@ -40,7 +40,7 @@ def best_matches(
     beliefs: Vector,
     rows: Vector,
     allowed: Mask,
-    asked: Sequence[tuple[Matching, int]],
+    asked: Sequence[tuple[Scores, int]],
     near: Nearness,
 ) -> Rows:
     """The allowed rows that match best by any of several rankings, ties to the nearest.
@@ -66,7 +66,7 @@ def joined(found: Sequence[Rows]) -> Rows:
 
 
 def first(
-    chosen: Rows, scores: Vector, rows: Vector, match: Matching, near: Nearness, k: int
+    chosen: Rows, scores: Vector, rows: Vector, match: Scores, near: Nearness, k: int
 ) -> Rows:
     """The k of the chosen rows with the highest scores, highest first, ties to the nearest.
 

@@ -136,6 +136,11 @@ class MilvusGallery:
         asked: Asked = NOTHING_ELSE,
     ) -> list[Item]:
         """See `Gallery`. Matches are the best of the CANDIDATES nearest vectors, or more."""
+        if asked.completing is not None:
+            raise UserError(
+                "complete: expected an embedded gallery, found one in Milvus, which finds items by "
+                "their vectors alone; build one with --engine embedded"
+            )
         conditions = self._conditions(filters)
         clauses = [filtering.to_milvus(conditions)]
         if exclude is not None:

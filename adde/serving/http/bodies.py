@@ -1,6 +1,6 @@
 """What requests and answers hold, as OpenAPI describes it."""
 
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
@@ -9,6 +9,7 @@ from adde.serving import whereabouts
 from adde.serving.answers import Answer, Rank, Result, Seen
 from adde.serving.edits import More, Not
 from adde.serving.gallery.base import Header, Item
+from adde.serving.outfits import MOST_ITEMS, Fitting
 from adde.serving.search import MAX_K, MAX_WEIGHT, Request
 
 MOST = 1000
@@ -135,6 +136,17 @@ class SearchBody(_Asked):
         return Request(**fields)
 
 
+class CompleteBody(_Asked):
+    """An outfit as it is, and the category of the item that it lacks."""
+
+    items: list[Text] = Field(
+        [], max_length=MOST_ITEMS, description="Ids of items of the gallery that are there."
+    )
+    category: Text = Field(description="Value of the bundle's category attribute.")
+    k: int = Field(10, ge=1, le=MAX_K, description="Answers wanted.")
+    filters: Filters = Field({}, description="As in /v1/search.")
+
+
 class SeenBody(BaseModel):
     """An attribute of the query before the edits."""
 
@@ -195,6 +207,23 @@ class SearchResult(BaseModel):
     answers: list[AnswerBody]
 
 
+class FittingBody(BaseModel):
+    """An item that goes with an outfit."""
+
+    item_id: str
+    score: float = Field(description="How well it goes with the outfit; larger is better.")
+    labels: dict[str, str | None]
+    fields: dict[str, Any]
+    has_picture: bool
+
+
+class CompleteResult(BaseModel):
+    """Items of the category, best first."""
+
+    bundle: str
+    answers: list[FittingBody]
+
+
 class ItemBody(BaseModel):
     """An item of the gallery."""
 
@@ -243,6 +272,9 @@ class SchemaResult(BaseModel):
     """What can be asked for."""
 
     bundle: str
+    outfits: str | None = Field(
+        description="The attribute whose values /v1/complete completes; null where it cannot."
+    )
     calibrated: bool = Field(description="Answers can be ranked by match, and are by default.")
     attributes: list[AttributeBody]
     fields: list[FieldBody] = Field(description="As they were when the gallery was opened.")
@@ -295,6 +327,21 @@ def result_json(header: Header, bundle: str, result: Result) -> dict[str, Any]:
         "wanted": result.wanted,
         "answers": [answer_json(header, answer) for answer in result],
     }
+
+
+def complete_json(header: Header, bundle: str, found: Sequence[Fitting]) -> dict[str, Any]:
+    """A `CompleteResult`."""
+    answers = [
+        {
+            "item_id": fitting.item_id,
+            "score": fitting.score,
+            "labels": fitting.labels,
+            "fields": fitting.fields,
+            "has_picture": _has_picture(header, fitting.item),
+        }
+        for fitting in found
+    ]
+    return {"bundle": bundle, "answers": answers}
 
 
 def item_json(header: Header, item: Item) -> dict[str, Any]:

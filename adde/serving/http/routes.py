@@ -106,6 +106,16 @@ async def search(request: Request) -> Response:
     return json_response(await service_of(request).search(request))
 
 
+@router.post(
+    "/v1/complete",
+    responses={200: {"model": bodies.CompleteResult}, **problems(*WORK, 404)},
+    openapi_extra=body_of(bodies.CompleteBody, needs_image=False),
+)
+async def complete(request: Request) -> Response:
+    """Items that go with an outfit."""
+    return json_response(await service_of(request).complete(request))
+
+
 @router.get("/v1/schema", responses=problems(401, 421, 429))
 async def schema(request: Request) -> bodies.SchemaResult:
     """What can be asked for."""
@@ -113,6 +123,7 @@ async def schema(request: Request) -> bodies.SchemaResult:
     pair = service.pair
     return bodies.SchemaResult(
         bundle=pair.bundle,
+        outfits=pair.searcher.outfits,
         calibrated=pair.searcher.calibration is not None,
         attributes=[
             bodies.AttributeBody(name=a.name, values=list(a.values))

@@ -12,7 +12,14 @@ import orjson
 from fastapi import Request
 
 from adde.errors import UserError
-from adde.serving.http.bodies import EmbedBody, SearchBody, result_json, seen_json
+from adde.serving.http.bodies import (
+    CompleteBody,
+    EmbedBody,
+    SearchBody,
+    complete_json,
+    result_json,
+    seen_json,
+)
 from adde.serving.http.cards import Cards
 from adde.serving.http.hot_swap import Opened, Pair, Source
 from adde.serving.http.metrics import Metrics
@@ -23,6 +30,7 @@ from adde.serving.http.requests.hosts import Hosts
 from adde.serving.http.requests.keys import Buckets, Keys
 from adde.serving.http.requests.request_body import Body, Upload, read
 from adde.serving.http.settings import Settings
+from adde.serving.outfits import check_outfit
 from adde.serving.search import Request as Search
 from adde.serving.search import Start
 
@@ -113,6 +121,12 @@ class Service:
         with self._gate.place(request.state.key) as place:
             return await in_time(request, self._search(place, body, upload), self._left(request))
 
+    async def complete(self, request: Request) -> bytes:
+        """Answers /v1/complete."""
+        body, upload = await self._read(request, CompleteBody)
+        with self._gate.place(request.state.key) as place:
+            return await in_time(request, self._complete(place, body, upload), self._left(request))
+
     async def look(self, request: Request, work: Callable[[Pair], Awaitable[T]]) -> T:
         """What `work` finds in the gallery: inside and in time as a search is."""
 
@@ -150,6 +164,18 @@ class Service:
             with self.metrics.stage("search"):
                 return await pair.gallery.ask(_found, pair, search, start)
 
+    async def _complete(self, place: Place, body: CompleteBody, upload: Upload | None) -> bytes:
+        pair = self.pair
+        with pair.in_use():
+            check_outfit(pair.searcher.bundle, body.items, int(upload is not None))
+            starts: list[Start] = []
+            if upload is None:
+                place.settle()
+            else:
+                starts.append(await self._start_of(pair, place, upload))
+            with self.metrics.stage("search"):
+                return await pair.gallery.ask(_completed, pair, body, starts)
+
     async def _start_of(self, pair: Pair, place: Place, upload: Upload) -> Start:
         preprocess = pair.searcher.bundle.preprocess
         with self.metrics.stage("decode"):
@@ -183,6 +209,13 @@ def _embedded(bundle: str, start: Start) -> bytes:
     # Each is the shortest that reads back as the same float32.
     content = {"bundle": bundle, "embedding": start.embedding, "seen": seen_json(start.seen)}
     return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _completed(pair: Pair, body: CompleteBody, starts: list[Start]) -> bytes:
+    searcher = pair.searcher
+    found = searcher.completed(body.items, starts, body.category, body.k, body.filters)
+    content = complete_json(searcher.gallery.header, pair.bundle, found)
+    return json.dumps(content, allow_nan=False).encode()
 
 
 def _found(pair: Pair, search: Search, start: Start) -> bytes:

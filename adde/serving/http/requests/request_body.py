@@ -12,11 +12,11 @@ from starlette.datastructures import FormData
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
-from adde.serving.http.bodies import EmbedBody, SearchBody
+from adde.serving.http.bodies import CompleteBody, EmbedBody, SearchBody
 from adde.serving.http.problems import CLIENT_GONE, Problem
 
 T = TypeVar("T")
-Body = TypeVar("Body", EmbedBody, SearchBody)
+Body = TypeVar("Body", CompleteBody, EmbedBody, SearchBody)
 
 JSON, FORM = "application/json", "multipart/form-data"
 

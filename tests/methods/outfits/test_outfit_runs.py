@@ -12,6 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from adde.bundle import Bundle
+from adde.errors import UserError
+from adde.exporting.outfits import load_head
+from adde.serving.onnx.session import Session
 from adde.shards.catalogues.wardrobe_outfits import wardrobe_outfits
 from adde.shards.given import write_given
 from adde.shards.index import ShardIndex
@@ -125,6 +129,8 @@ def test_the_papers_form_trains(folder):
     ]
     finish(start("train/main.py", "--recipe", folder / "recipe.toml", "--run", run, *words))
     assert figures(run, "val/fitb") and all(np.isfinite(figures(run, "outfits/ranking")))
+    with pytest.raises(UserError, match=r"form 'bilinear'.*found 'distance'"):
+        load_head(run, "00" * 32)
     model, _, _ = load_model(run)
     assert model.projections.shape == (5, 3, 8, 32)
 
@@ -154,6 +160,26 @@ def test_another_encoder_is_refused(folder, run):
         state.write_text(state.read_text().replace(str(folder / "adde"), str(other)))
     printed = finish(start("train/evaluate.py", "--run", copy), status=1)
     assert "expected the checkpoint that the head was trained on, found another" in printed
+
+
+def test_the_head_is_exported_with_its_encoder(folder, run):
+    out = folder / "bundle"
+    words = ["--run", folder / "adde", "--out", out, "--outfits", run]
+    finish(start("export/to_onnx.py", *words))
+    bundle, (head, _, _) = Bundle.read(out), load_model(run)
+    assert bundle.details["outfits"]["category"] == "category"
+    weights = bundle.details["source"]["weights"]
+    assert bytes(head.encoder.tolist()).hex() == weights
+    # What onnxruntime gives for one item is its row of the tables.
+    outfit = np.zeros((1, 5, bundle.schema.num_values), np.float32)
+    outfit[0, 2, 7] = 1
+    queries = Session(bundle).complete(outfit)[0]
+    np.testing.assert_allclose(queries, head.table[2, :, 7].detach().numpy(), atol=1e-5)
+    assert "nothing to do" in finish(start("export/to_onnx.py", *words))
+    with pytest.raises(UserError, match="found one of another"):
+        load_head(run, "00" * 32)
+    with pytest.raises(UserError, match="expected a run of the method 'outfits'"):
+        load_head(folder / "adde", weights)
 
 
 def test_shards_without_outfits_are_refused(folder):

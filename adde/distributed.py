@@ -16,7 +16,10 @@ from adde.errors import UserError
 
 Answer = TypeVar("Answer")
 
-PATIENCE = timedelta(hours=4)
+RENAMED = hasattr(dist, "all_gather_single")
+"""torch 2.14 renames `all_gather_into_tensor`, and warns of the old name."""
+
+MAIN_RANK_TIMEOUT = timedelta(hours=4)
 """How long ranks wait for what the main one reads, checks or downloads alone at the start."""
 
 _waits: list[Any] = []
@@ -120,8 +123,8 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return values
 
 
-def from_main(ask: Callable[[], Answer]) -> Answer:
-    """What `ask` answers on the main rank, on all ranks; the others do not call it.
+def broadcast_from_main(fn: Callable[[], Answer]) -> Answer:
+    """What `fn` answers on the main rank, on all ranks; the others do not call it.
 
     Raises:
         UserError: it was raised there, or the disk refused something; on all ranks.
@@ -129,12 +132,12 @@ def from_main(ask: Callable[[], Answer]) -> Answer:
     found: list[Any] = [None, None]
     if rank() == 0:
         try:
-            found[0] = ask()
+            found[0] = fn()
         except (UserError, OSError) as error:
             found[1] = str(error)
     if world_size() > 1:
         # A group of its own: NCCL's collectives time out after minutes.
-        group: Any = dist.new_group(backend="gloo", timeout=PATIENCE)
+        group: Any = dist.new_group(backend="gloo", timeout=MAIN_RANK_TIMEOUT)
         dist.broadcast_object_list(found, group=group)
         dist.destroy_process_group(group)
     if found[1] is not None:
@@ -151,15 +154,22 @@ def gather_objects(mine: Any) -> list[Any]:
     return everyone
 
 
+def all_gather(rows: Tensor) -> Tensor:
+    """All ranks' rows (n, ...), as many on each, as one tensor in rank order; no gradient."""
+    gathered = rows.new_empty((world_size() * len(rows), *rows.shape[1:]))
+    name = "all_gather_single" if RENAMED else "all_gather_into_tensor"
+    getattr(dist, name)(gathered, rows)
+    return gathered
+
+
 def _all_gather(rows: Tensor) -> Tensor:
     with _waiting(rows.device):
         if not rows.requires_grad:
-            gathered = rows.new_empty((world_size() * len(rows), *rows.shape[1:]))
-            dist.all_gather_into_tensor(gathered, rows)
-            return gathered
+            return all_gather(rows)
         everyone = dist.group.WORLD
         assert everyone is not None
-        gathered: Any = functional.all_gather_tensor_autograd(rows, gather_dim=0, group=everyone)
+        name = "all_gather_single_autograd" if RENAMED else "all_gather_tensor_autograd"
+        gathered = getattr(functional, name)(rows, gather_dim=0, group=everyone)
         if isinstance(gathered, functional.AsyncCollectiveTensor):
             gathered.wait()  # it would when first looked at: here the clock sees it
         return gathered

@@ -23,7 +23,7 @@ def pick(recipe: Path, shards: str | None = None) -> None:
     """
     config = read_recipe(recipe)
     index = open_shards(config, shards)
-    machine = Machine.look()
+    machine = Machine.detect()
     choice = choose(machine, config, count_parameters(config, index.schema))
     print(f"launch/{choice.file}.yaml")
     for reason in choice.why:

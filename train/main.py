@@ -32,7 +32,7 @@ def train_stage(run: Run, stage: Stage) -> None:
         rate = learning_rate(stage.schedule, step, run.total_steps, run.order.steps_per_epoch)
         run.strategy.begin_step(rate)
         stopping = False
-        for number in range(run.loads):
+        for number in range(run.batches_per_step):
             batch, draws = run.next_batch()
             if run.config.data.cached:
                 scalars, stopping = cached_backward(
@@ -43,7 +43,7 @@ def train_stage(run: Run, stage: Stage) -> None:
                     terms = run.objective.batch_terms(stage, run.model, batch, draws)
                     loss, scalars, stopping = global_mean(terms, stage.weights, run.stop_asked)
                     run.strategy.backward(loss)
-            run.note(scalars, batch, draws)
+            run.record_micro_batch(scalars, batch, draws)
         norm = run.strategy.step()
 
         run.log(rate, norm)

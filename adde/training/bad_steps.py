@@ -1,7 +1,7 @@
 """Steps whose losses or gradients are not finite: skipped, their items found, written, counted.
 
 Whether a step is void is agreed through the all-reduced losses and the gradient's global norm; the
-strategies leave everything as it was (`Replicated.step`). Here is what is told of it.
+strategies leave everything as it was (`Strategy.step`). Here is what is told of it.
 """
 
 import functools
@@ -17,12 +17,12 @@ from adde.errors import UserError
 from adde.loading.loader import Batch
 from adde.training.config import Config
 from adde.training.method import Objective, Stage
-from adde.training.strategies import Replicated
+from adde.training.strategies import Strategy
 from adde.training.terms import finite_rows, not_finite
 
 BAD_STEPS_NAME = "bad_steps.jsonl"
 
-NAMED = 5
+MAX_NAMED = 5
 """Items that a message names; the file has them all."""
 
 
@@ -38,9 +38,9 @@ class BadSteps:
         self._last = ""
         self._clear()
 
-    def look(
+    def inspect(
         self,
-        strategy: Replicated,
+        strategy: Strategy,
         stage: Stage,
         scalars: dict[str, float],
         batch: Batch,
@@ -58,10 +58,10 @@ class BadSteps:
         self._ids += batch.item_ids
         if terms := not_finite(scalars):
             self._terms += [term for term in terms if term not in self._terms]
-            strategy.undo_buffers()
+            strategy.restore_buffers()
             self._items += self._at_fault(strategy, stage, batch, draws)
 
-    def settle(self, norm: float, step: int, loss_scale: float | None) -> None:
+    def finish_step(self, norm: float, step: int, loss_scale: float | None) -> None:
         """Ends a step: one that was skipped is counted, printed and written down.
 
         Args:
@@ -92,7 +92,7 @@ class BadSteps:
             with self._path.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
-    def require_few(self) -> None:
+    def require_below_limit(self) -> None:
         """Holds the count against the limit.
 
         Raises:
@@ -112,7 +112,7 @@ class BadSteps:
         self._ids: list[str] = []
 
     def _at_fault(
-        self, strategy: Replicated, stage: Stage, batch: Batch, draws: torch.Generator
+        self, strategy: Strategy, stage: Stage, batch: Batch, draws: torch.Generator
     ) -> list[str]:
         """Ids of this rank's items for which the model gives NaN or infinity by themselves.
 
@@ -128,7 +128,7 @@ class BadSteps:
             encode = functools.partial(
                 self._objective.encode, plan=plan, images=batch.images, rows=rows
             )
-            finite.append(finite_rows(strategy.look(encode)))
+            finite.append(finite_rows(strategy.forward_in_eval_mode(encode)))
         good = torch.cat(finite).tolist()
         return [item for item, fine in zip(batch.item_ids, good) if not fine]
 
@@ -136,9 +136,9 @@ class BadSteps:
 def _in_words(lines: list[dict[str, Any]]) -> str:
     parts: list[str] = []
     for line in lines:
-        more = len(line["items"]) - NAMED
-        shown = ", ".join(line["items"][:NAMED]) + (f" and {more} more" if more > 0 else "")
+        more = len(line["items"]) - MAX_NAMED
+        shown = ", ".join(line["items"][:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
         parts.append(f"rank {line['rank']}, items {shown}")
     if not lines[0]["alone"]:
-        return "no item gives it alone, its batch: " + "; ".join(parts[:NAMED])
-    return "; ".join(parts[:NAMED])
+        return "no item gives it alone, its batch: " + "; ".join(parts[:MAX_NAMED])
+    return "; ".join(parts[:MAX_NAMED])

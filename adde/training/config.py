@@ -136,7 +136,8 @@ class Alarms:
     """A loss of more than this many times its running median, or one that is not finite."""
 
     stall: float = 0.5
-    """Images per second under this share of their running median."""
+    """Throughput (images per second) that stays below this share of its running median for two
+    minutes."""
 
     straggler: float = 0.25
     """A rank that the median rank is faster than by more than this share."""

@@ -37,7 +37,7 @@ class Evaluator:
     """Encodes splits, each rank its share, in batches that stream through `workers` processes.
 
     Samples that cannot be read end it, or with `on_fault` `skip` are told and left out.
-    `get_on` is called after every batch.
+    `report_progress` is called after every batch.
     """
 
     def __init__(
@@ -48,9 +48,9 @@ class Evaluator:
         device: torch.device,
         on_fault: OnFault = "raise",
         timeout: float = 0.0,
-        get_on: Callable[[], None] = lambda: None,
+        report_progress: Callable[[], None] = lambda: None,
     ) -> None:
-        self._get_on = get_on
+        self._get_on = report_progress
         self.index, self._batch_size = index, batch_size
         self._workers, self.device = workers, device
         self._on_fault: OnFault = on_fault

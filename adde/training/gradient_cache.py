@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from adde.loading.loader import Batch
 from adde.training.method import Objective, Stage
-from adde.training.optimisation import Kept
-from adde.training.strategies import Replicated
+from adde.training.optimisation import Snapshot
+from adde.training.strategies import Strategy
 from adde.training.terms import Outputs, global_mean
 from adde.training.watching import profiling
 
 
 def cached_backward(
-    strategy: Replicated,
+    strategy: Strategy,
     objective: Objective,
     stage: Stage,
     batch: Batch,
@@ -57,9 +57,9 @@ def cached_backward(
 @torch.no_grad()
 def _without_traces(model: nn.Module, encode: Any, parts: int) -> list[Outputs]:
     """All parts' outputs; buffers (running statistics) are as before, for the second pass."""
-    before = Kept(list(model.buffers()))
+    before = Snapshot(list(model.buffers()))
     outputs = [encode(part) for part in range(parts)]
-    before.undo()
+    before.restore()
     return outputs
 
 

@@ -104,16 +104,16 @@ class Method:
     Config: type[Config]
     """Its settings: a subclass of the engine's."""
 
-    deciding: tuple[str, ...] = ()
+    best_metrics: tuple[str, ...] = ()
     """Validation figures that choose the best checkpoint, in this order; larger is better."""
 
-    shown: tuple[str, ...] = ()
+    terminal_metrics: tuple[str, ...] = ()
     """Validation figures on the terminal."""
 
     panels: tuple[Panel, ...] = ()
     """Plots of its figures, in W&B and the report."""
 
-    not_shown: tuple[str, ...] = ()
+    hidden_metrics: tuple[str, ...] = ()
     """Patterns of figures in the log that no panel has."""
 
     tables: tuple[str, ...] = ()

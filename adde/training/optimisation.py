@@ -72,7 +72,7 @@ class Averages:
             self.tensors[name].copy_(current[name])
 
 
-class Kept:
+class Snapshot:
     """Copies of a few tensors that are changed in place, to go back to."""
 
     def __init__(self, tensors: list[Tensor]) -> None:
@@ -84,13 +84,13 @@ class Kept:
             kept.append(tensor.detach().clone())
 
     @torch.no_grad()
-    def keep(self) -> None:
+    def save(self) -> None:
         """Takes the tensors as they are now."""
         for live, kept in self._pairs.values():
             torch._foreach_copy_(kept, live)
 
     @torch.no_grad()
-    def undo(self) -> None:
+    def restore(self) -> None:
         """Makes the tensors what they were."""
         for live, kept in self._pairs.values():
             torch._foreach_copy_(live, kept)

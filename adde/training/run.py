@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from adde.distributed import from_main, rank, sum_over_ranks, world_size
+from adde.distributed import broadcast_from_main, rank, sum_over_ranks, world_size
 from adde.errors import UserError
 from adde.files import this_process
 from adde.loading.loader import Batch, BatchStream, join
@@ -27,7 +27,7 @@ from adde.training.bad_steps import BadSteps
 from adde.training.batch_size import micro_batch
 from adde.training.checkpoints import checkpoint as checkpoints
 from adde.training.checkpoints.checkpoint import Checkpoint, Position
-from adde.training.checkpoints.flat_shards import Piece, shares
+from adde.training.checkpoints.flat_shards import FlatShard, partition_replicated
 from adde.training.checkpoints.saving import Saver
 from adde.training.config import Config
 from adde.training.evaluation import Evaluator
@@ -40,18 +40,18 @@ from adde.training.resilience.preflight import (
     require_room,
     require_shared,
     require_split,
-    say_what_will_fail,
+    warn_early,
 )
-from adde.training.resilience.skipped_samples import Faults
+from adde.training.resilience.skipped_samples import SkippedSamples
 from adde.training.resilience.stop_signals import StopSignals, exit_status
 from adde.training.run_folder import (
     is_finished,
     mark_finished,
     open_folder,
     open_shards,
-    say_what_is_left,
+    report_incomplete_batches,
 )
-from adde.training.strategies import Replicated, home_of_whole, open_accelerator, open_strategy
+from adde.training.strategies import Strategy, full_model_device, open_accelerator, open_strategy
 from adde.training.strategies.batch_norm import synchronise
 from adde.training.watching.alarms import Alarms
 from adde.training.watching.meter import Meter
@@ -97,30 +97,30 @@ class Run:
         )
         micro_batch(config.data, world_size())
         resume = resume or looked.resumes(config.run)
-        found, writer = from_main(
+        found, writer = broadcast_from_main(
             lambda: (open_folder(self.method, config, resume), this_process())
         )
         require_shared(config.run, writer)
         checkpoint = found and checkpoints.open_checkpoint(found)
 
         torch.manual_seed(config.seed)
-        self._bare: Any = self.method.build(config, self.index.schema)
-        synchronise(self._bare, config, self.device)
+        self._full_model: Any = self.method.build(config, self.index.schema)
+        synchronise(self._full_model, config, self.device)
         # Whole and averaged weights, for evaluation.
-        self._average = copy.deepcopy(self._bare) if config.optimizer.ema else None
-        self._home = home_of_whole(self.accelerator)
-        self._park()
-        self._strategy: Replicated | None = None
+        self._average = copy.deepcopy(self._full_model) if config.optimizer.ema else None
+        self._full_device = full_model_device(self.accelerator)
+        self._offload_full()
+        self._strategy: Strategy | None = None
         self.objective = self.method.objective(config, self.index.schema, self.device)
         self._checkpoint = checkpoint
-        from_main(lambda: require_room(config, self._bare))
+        broadcast_from_main(lambda: require_room(config, self._full_model))
         start: dict[str, object] = {}
         if self.main:
             start = looked.write(config.run, checkpoint.position.step if checkpoint else 0)
-            say_what_will_fail(self.index)
+            warn_early(self.index)
         if checkpoint is not None:
             self._restore(checkpoint)
-            if from_main(lambda: is_finished(config, self.position.step)):
+            if broadcast_from_main(lambda: is_finished(config, self.position.step)):
                 if self.main:
                     print(f"{config.run}: finished at step {self.position.step}, nothing to do")
                 self._leave()
@@ -132,7 +132,7 @@ class Run:
             self.device,
             config.data.on_fault,
             config.data.timeout,
-            self._heartbeat.get_on,
+            self._heartbeat.report_progress,
         )
         told = {**config.to_json(), "start": start}
         self._tracker = Tracker(config.run, told, config.wandb, self.position.step, self.main)
@@ -141,10 +141,10 @@ class Run:
         self._alarms = Alarms(config.alarms)
         self._profile = Profile(config.run / "profile", "", False)
         self._saver = Saver(config, self.index, writer)
-        self._faults = Faults(config.run, rank())
+        self._faults = SkippedSamples(config.run, rank())
         self._bad = BadSteps(config, self.objective, self.main)
         if self.main:
-            say_what_is_left(self.order)
+            report_incomplete_batches(self.order)
 
     # Stages
 
@@ -158,11 +158,11 @@ class Run:
         if stage.name != self.position.stage or not (self.position.step or self._checkpoint):
             self._prepare(stage)
         # A parameter without a part in the stage gets no gradient, and DDP would wait for one.
-        self._bare.requires_grad_(True)
+        self._full_model.requires_grad_(True)
         for name in stage.frozen:
-            self._bare.get_submodule(name).requires_grad_(False)
+            self._full_model.get_submodule(name).requires_grad_(False)
         self._close_strategy()
-        self._strategy = open_strategy(self.accelerator, self._bare, self.config)
+        self._strategy = open_strategy(self.accelerator, self._full_model, self.config)
         self._restore_strategy(stage.name)
         self.model.train()
         self._profile.close()
@@ -173,19 +173,19 @@ class Run:
 
     def _prepare(self, stage: Stage) -> None:
         """Has the method prepare the model for a stage that begins."""
-        self._heartbeat.say(f"preparing the stage {stage.name}", self.position.step)
+        self._heartbeat.set_phase(f"preparing the stage {stage.name}", self.position.step)
         model = self._gather().to(self.device)
         changed = self.method.before(stage, model, self._evaluator)
         self._close_strategy()
-        if model is not self._bare:
-            self._bare.load_state_dict(model.state_dict())
+        if model is not self._full_model:
+            self._full_model.load_state_dict(model.state_dict())
         self.position = Position(stage.name, 0, self.position.step)
         if changed:
             self.evaluate()
             self.save()
 
     @property
-    def strategy(self) -> Replicated:
+    def strategy(self) -> Strategy:
         """The model, gradients and optimiser of the stage entered last."""
         assert self._strategy is not None
         return self._strategy
@@ -196,7 +196,7 @@ class Run:
         return self.strategy.model
 
     @property
-    def loads(self) -> int:
+    def batches_per_step(self) -> int:
         """Batches that a rank takes for a step: of cached embeddings its whole share."""
         return 1 if self.config.data.cached else self.config.data.accumulation
 
@@ -210,13 +210,15 @@ class Run:
         batches = Batches(
             self.index,
             "train",
-            self._bare.preprocess,
+            self._full_model.preprocess,
             share,
             data.on_fault,
             load_for_training,
             is_plain if data.decode == "device" else None,
         )
-        self._numbers = iter(range(first * self.loads, (first + steps) * self.loads))
+        self._numbers = iter(
+            range(first * self.batches_per_step, (first + steps) * self.batches_per_step)
+        )
         # A whole share comes in micro-batches, too: none is in memory but the one that is used.
         self._stream = BatchStream(
             batches,
@@ -225,7 +227,7 @@ class Run:
             self.device,
             data.timeout,
             rank(),
-            together=parts // self.loads,
+            together=parts // self.batches_per_step,
         )
         self.meter.restart()
         with tqdm(
@@ -250,9 +252,9 @@ class Run:
         """
         started = time.perf_counter()
         assert self._stream is not None
-        self._heartbeat.say("loading a batch", self.position.step)
-        batch = join(self._stream, self.config.data.accumulation // self.loads)
-        self._heartbeat.say("training", self.position.step)
+        self._heartbeat.set_phase("loading a batch", self.position.step)
+        batch = join(self._stream, self.config.data.accumulation // self.batches_per_step)
+        self._heartbeat.set_phase("training", self.position.step)
         self.meter.waited += time.perf_counter() - started
         self._faults.report(batch.faults, self.position.step)
         number = next(self._numbers)
@@ -260,10 +262,12 @@ class Run:
         draws = torch.Generator().manual_seed(_seed(self.config.seed, number))
         return batch, draws
 
-    def note(self, scalars: dict[str, float], batch: Batch, draws: torch.Generator) -> None:
+    def record_micro_batch(
+        self, scalars: dict[str, float], batch: Batch, draws: torch.Generator
+    ) -> None:
         """Takes down one micro-batch's scalars after its backward pass; on all ranks alike."""
         self.meter.add(scalars, len(batch.labels))
-        self._bad.look(self.strategy, self.stage, scalars, batch, draws)
+        self._bad.inspect(self.strategy, self.stage, scalars, batch, draws)
 
     @part("logging")
     def log(self, rate: float, norm: float) -> None:
@@ -278,9 +282,11 @@ class Run:
         attributes, ranks = self.meter.details()
         terms = {f"{stage}/{name}": value for name, value in {**scalars, **attributes}.items()}
         blocks = {f"grad_norm/{name}": value for name, value in self.strategy.block_norms.items()}
-        self._faults.require_few(scalars["skipped"], self.config.data, self.order.steps_per_epoch)
+        self._faults.require_below_limit(
+            scalars["skipped"], self.config.data, self.order.steps_per_epoch
+        )
         scaler = self.accelerator.scaler
-        self._bad.settle(norm, self.position.step, scaler.get_scale() if scaler else None)
+        self._bad.finish_step(norm, self.position.step, scaler.get_scale() if scaler else None)
         counts = {f"data/{k}": v for k, v in self.order.counts(self.position.step).items()}
         self._tracker.log(
             self.position.step,
@@ -296,9 +302,9 @@ class Run:
                 **self._saver.figures(),
             },
         )
-        for alert in self._alarms.look(stage, scalars["loss"], speed["images_per_second"], ranks):
+        for alert in self._alarms.check(stage, scalars["loss"], speed["images_per_second"], ranks):
             self._tracker.alert(self.position.step, alert)
-        self._bad.require_few()
+        self._bad.require_below_limit()
         if self.main:
             self._bar.set_postfix_str(
                 f"loss {scalars['loss']:.3f}, {speed['images_per_second']:.0f} images/s, "
@@ -314,22 +320,24 @@ class Run:
 
     def evaluate(self) -> None:
         """Validates the weights that would be exported; the best are kept."""
-        self._heartbeat.say("evaluating", self.position.step)
+        self._heartbeat.set_phase("evaluating", self.position.step)
         model = self._gather().to(self.device)
         settings = self.config.evaluation
         evaluated = self.method.evaluate(self.stage, model, self._evaluator, settings)
         figures = evaluated.figures
         if self.main:
             self._tracker.log_evaluation(self.position.step, evaluated)
-            shown = ", ".join(f"{k} {v:.4f}" for k, v in figures.items() if k in self.method.shown)
+            shown = ", ".join(
+                f"{k} {v:.4f}" for k, v in figures.items() if k in self.method.terminal_metrics
+            )
             tqdm.write(f"step {self.position.step}: {shown}")
         self._saver.wait()  # the best so far may still be on its way
-        deciding = {n: figures[n] for n in self.method.deciding if n in figures}
+        deciding = {n: figures[n] for n in self.method.best_metrics if n in figures}
         better = bool(deciding) and self.main and checkpoints.is_best(self.config.run, deciding)
         # Saving takes all ranks, and the main one alone knows.
         if sum_over_ranks(torch.tensor([float(better)], device=self.device)).item():
             self.save(deciding)
-        self._park()
+        self._offload_full()
         self.accelerator.wait_for_everyone()
         self.meter.restart()
 
@@ -346,17 +354,17 @@ class Run:
 
         `best` are validation figures that make it the best.
         """
-        self._heartbeat.say("saving a checkpoint", self.position.step)
+        self._heartbeat.set_phase("saving a checkpoint", self.position.step)
         scaler = self.accelerator.scaler
-        self._saver.save(self.position, self._pieces, scaler and scaler.state_dict(), best)
+        self._saver.save(self.position, self._flat_shards, scaler and scaler.state_dict(), best)
 
-    def _pieces(self) -> dict[str, Piece]:
+    def _flat_shards(self) -> dict[str, FlatShard]:
         """What this rank writes of a checkpoint."""
         alike = self.objective.state()
         if self._strategy is not None:
-            return self._strategy.pieces() | shares(alike)
-        model = {f"model/{name}": value for name, value in self._bare.state_dict().items()}
-        return shares(model | alike)
+            return self._strategy.flat_shards() | partition_replicated(alike)
+        model = {f"model/{name}": value for name, value in self._full_model.state_dict().items()}
+        return partition_replicated(model | alike)
 
     @property
     def stop_asked(self) -> bool:
@@ -395,9 +403,11 @@ class Run:
 
     def _finish_best(self) -> None:
         """Hands the best checkpoint's model to the method, which may add to it."""
-        self._heartbeat.say("finishing the best checkpoint", self.position.step)
+        self._heartbeat.set_phase("finishing the best checkpoint", self.position.step)
         self._close_strategy()
-        if not from_main((self.config.run / "checkpoints" / checkpoints.BEST_NAME).exists):
+        if not broadcast_from_main(
+            (self.config.run / "checkpoints" / checkpoints.BEST_NAME).exists
+        ):
             return  # of a finished run, resumed where its best is gone
         model, _, checkpoint = load_model(self.config.run)
         self.method.finish(model.to(self.device), checkpoint, self._evaluator)
@@ -435,17 +445,17 @@ class Run:
     def _gather(self) -> Any:
         """Brings the whole weights up to date, on all ranks; those that would be exported."""
         if self._strategy is None:
-            return self._bare
-        self._strategy.copy_to(self._bare)
+            return self._full_model
+        self._strategy.gather_full_weights(self._full_model)
         averages = self._strategy.averaged
         if self._average is None or averages is None or not averages.tensors:
-            return self._bare
-        self._strategy.copy_to(self._average, averages.tensors)
+            return self._full_model
+        self._strategy.gather_full_weights(self._average, averages.tensors)
         return self._average
 
-    def _park(self) -> None:
+    def _offload_full(self) -> None:
         """Whole copies that are not trained leave the GPU until they are evaluated."""
-        self._bare.to(self._home)
+        self._full_model.to(self._full_device)
         if self._average is not None:
             self._average.to("cpu")
 
@@ -454,7 +464,7 @@ class Run:
             self._strategy.close()
         self._strategy = None
         gc.collect()  # what is cut is in cycles of hooks, and the next stage needs its memory
-        self._park()
+        self._offload_full()
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         where = str(checkpoint.path)
@@ -467,7 +477,7 @@ class Run:
                 f"to train on these from the start, delete {self.config.run} or name another --run"
             )
         tensors = checkpoint.tensors("model")
-        self._bare.load_state_dict({name: stored.whole() for name, stored in tensors.items()})
+        self._full_model.load_state_dict({name: stored.whole() for name, stored in tensors.items()})
         self.objective.restore(checkpoint)
         self.position = checkpoint.position
         if self.main:

@@ -89,7 +89,7 @@ def open_shards(config: Config, named: str | None = None, flag: str = "--shards"
         ) from None
 
 
-def say_what_is_left(order: SampleOrder) -> None:
+def report_incomplete_batches(order: SampleOrder) -> None:
     """Prints how an epoch's items that fill no batch are dealt with."""
     if order.dropped_per_epoch:
         print(

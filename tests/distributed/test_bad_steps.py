@@ -19,9 +19,9 @@ import hashlib, math, runpy, sys
 import torch
 from adde.errors import run_program
 from adde.methods.adde import objective as objectives
-from adde.training.strategies import Replicated
+from adde.training.strategies import Strategy
 
-plain, begin, end = objectives.augment, Replicated.begin_step, Replicated.step
+plain, begin, end = objectives.augment, Strategy.begin_step, Strategy.step
 
 def augment(images, moves, settings):
     out = plain(images, moves, settings)
@@ -30,7 +30,7 @@ def augment(images, moves, settings):
 
 def digest(strategy):
     # What this rank would write of a checkpoint; of what ranks have alike, its share.
-    return {{name: p.values.detach().clone() for name, p in strategy.pieces().items()}}
+    return {{name: p.values.detach().clone() for name, p in strategy.flat_shards().items()}}
 
 def begin_step(self, rate):
     begin(self, rate)
@@ -48,7 +48,7 @@ def step(self):
         print("untouched", flush=True)
     return norm
 
-objectives.augment, Replicated.begin_step, Replicated.step = augment, begin_step, step
+objectives.augment, Strategy.begin_step, Strategy.step = augment, begin_step, step
 program = runpy.run_path("train/main.py")
 run_program(program["main"])
 '''

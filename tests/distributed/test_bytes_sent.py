@@ -13,7 +13,7 @@ PROGRAM = '''
 import json, runpy
 import torch.distributed as dist
 from adde.errors import run_program
-from adde.training.strategies import Replicated
+from adde.training.strategies import Strategy
 
 sent = 0
 
@@ -31,17 +31,20 @@ count("all_reduce", 2, 0)  # a reduce-scatter, then an all-gather
 count("reduce", 1, 0)
 count("all_gather_into_tensor", 1, 0)
 count("reduce_scatter_tensor", 1, 1)
-begin, before = Replicated.begin_step, None
+if hasattr(dist, "all_gather_single"):  # torch 2.14's names
+    count("all_gather_single", 1, 0)
+    count("reduce_scatter_single", 1, 1)
+begin, before = Strategy.begin_step, None
 
 def begin_step(self, rate):
     global before
     if before is not None and dist.get_rank() == 0:
-        weights = sum(p.numel() for p in self._bare.parameters() if p.requires_grad)
+        weights = sum(p.numel() for p in self._module.parameters() if p.requires_grad)
         print(json.dumps(["sent", sent - before, weights]), flush=True)
     begin(self, rate)
     before = sent
 
-Replicated.begin_step = begin_step
+Strategy.begin_step = begin_step
 program = runpy.run_path("train/main.py")
 run_program(program["main"])
 '''

@@ -15,7 +15,7 @@ from adde.model import ModelSettings
 from adde.schema import Attribute, Schema
 from adde.training.config import Config, Data
 from adde.training.gradient_cache import cached_backward
-from adde.training.strategies import Replicated
+from adde.training.strategies import DataParallel
 from adde.training.terms import global_mean
 
 SCHEMA = Schema((Attribute("colour", ("r", "g", "b")), Attribute("size", ("s", "l"))))
@@ -58,7 +58,7 @@ def accelerator():
 def cached(accelerator, stage, parts, **options):
     model = build(**options)
     model.memory.requires_grad_(stage == "adde")
-    strategy = Replicated(accelerator, model, Config(data=Data(accumulation=parts)))
+    strategy = DataParallel(accelerator, model, Config(data=Data(accumulation=parts)))
     torch.manual_seed(7)
     scalars, flag = cached_backward(
         strategy, OBJECTIVE, STAGES[stage], batch(), draws(), parts, flag=True

@@ -25,7 +25,7 @@ from adde.schema import Attribute, Schema
 from adde.training.config import Config, Data, Optimizer, Schedule
 from adde.training.method import Stage
 from adde.training.optimisation import build_optimizer, learning_rate
-from adde.training.strategies import Replicated
+from adde.training.strategies import DataParallel
 from adde.training.terms import Terms
 
 ROOT = Path(__file__).parents[2]
@@ -148,7 +148,7 @@ def stage(model, scaler=None, accumulation=1, **settings):
     # What Accelerate itself does on GPUs only.
     own.scaler, own.native_amp = scaler, scaler is not None
     config = Config(optimizer=Optimizer(**settings), data=Data(accumulation=accumulation))
-    return own, Replicated(own, model, config)
+    return own, DataParallel(own, model, config)
 
 
 def parameters(model):
@@ -247,7 +247,7 @@ class Loop:
         )
         self.model = model
         self.config = SimpleNamespace(data=SimpleNamespace(accumulation=accumulation, cached=False))
-        self.loads = accumulation
+        self.batches_per_step = accumulation
         self.objective = SimpleNamespace(batch_terms=self.terms)
         self.order = SimpleNamespace(steps_per_epoch=PER_EPOCH)
         self.batches = iter(batches)
@@ -270,7 +270,7 @@ class Loop:
         errors = (model(batch.inputs) - batch.labels).square()
         return Terms({"cls": Term(errors.sum()[None], torch.tensor([float(len(errors))]))}, {})
 
-    def note(self, scalars, batch, draws):
+    def record_micro_batch(self, scalars, batch, draws):
         self.losses.append(scalars["loss"])
 
     def log(self, rate, norm):

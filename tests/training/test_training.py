@@ -306,7 +306,7 @@ def test_panels_show_what_a_run_logs_and_nothing_else(two_ranks):
     panels = (*METHOD.panels, *PANELS)
     for panel in panels:
         assert any(panel.shows(name) for name in logged), panel
-    hidden = re.compile("|".join((*METHOD.not_shown, *NOT_SHOWN)))
+    hidden = re.compile("|".join((*METHOD.hidden_metrics, *NOT_SHOWN)))
     for name in logged:
         shown = sum(panel.shows(name) for panel in panels)
         assert shown == (0 if hidden.fullmatch(name) else 1), name

@@ -27,7 +27,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from adde.distributed import from_main
+from adde.distributed import broadcast_from_main
 from adde.errors import UserError
 from adde.files import read_json, remove_leftovers, sha256_of_file, write_json
 
@@ -67,7 +67,7 @@ class Parts:
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredTensor:
     """A tensor of a checkpoint; what is read of it is all that comes into memory."""
 
     name: str
@@ -104,11 +104,11 @@ class Checkpoint:
         """Where training stood."""
         return Position(**self.state["position"])
 
-    def tensors(self, kind: str) -> dict[str, Stored]:
+    def tensors(self, kind: str) -> dict[str, StoredTensor]:
         """Its tensors of a kind (`model`, `ema`, `optimizer`, or the objective's own), by name."""
         parts = Parts(self.path)
         return {
-            name.removeprefix(f"{kind}/"): Stored(
+            name.removeprefix(f"{kind}/"): StoredTensor(
                 name,
                 tuple(entry["shape"]),
                 getattr(torch, entry["dtype"]),
@@ -219,7 +219,7 @@ def best_checkpoint(run: Path) -> Checkpoint:
         )
 
     # At a run's end it may be new, and other machines still see the one before it.
-    return read_checkpoint(best.parent / from_main(name))
+    return read_checkpoint(best.parent / broadcast_from_main(name))
 
 
 def folders(run: Path) -> list[Path]:

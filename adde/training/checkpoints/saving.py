@@ -1,10 +1,10 @@
 """Writing checkpoints: every rank its part, beside the training, complete or not there.
 
-Into a temporary folder every rank writes its part file and, once that is on the disk, a note with
-its hash and the runs of tensors in it. The main rank waits for all notes, checks that the runs
-make up every tensor, writes tensors.json and state.json and renames the folder. Ranks meet in the
-folder alone and in no collective: nothing can get between training's, or hang when a rank dies.
-Killed at any moment, the last complete checkpoint is what it was.
+Into a temporary folder every rank writes its part file and, once that is on the disk, a manifest
+with its hash and the runs of tensors in it. The main rank waits for all manifests, checks that the
+runs make up every tensor, writes tensors.json and state.json and renames the folder. Ranks
+coordinate through files only, so saving cannot interleave with training's collectives or hang on a
+dead rank. A kill at any moment leaves the previous checkpoint intact.
 """
 
 import functools
@@ -34,7 +34,7 @@ from adde.training.checkpoints.checkpoint import (
     Position,
     part_name,
 )
-from adde.training.checkpoints.flat_shards import Piece, snapshot
+from adde.training.checkpoints.flat_shards import FlatShard, HostBuffers
 from adde.training.checkpoints.upload import Bucket, Uploads
 from adde.training.config import Config
 
@@ -53,7 +53,7 @@ class Saver:
 
     def __init__(self, config: Config, index: ShardIndex, writer: str) -> None:
         self._config, self._index, self._writer = config, index, writer
-        self._background = Background()
+        self._background, self._buffers = Background(), HostBuffers()
         self._abandoned = threading.Event()
         self._saved: Position | None = None
         address = config.checkpoints.upload if rank() == 0 else None
@@ -64,7 +64,7 @@ class Saver:
     def save(
         self,
         position: Position,
-        pieces: Callable[[], dict[str, Piece]],
+        pieces: Callable[[], dict[str, FlatShard]],
         scaler: dict[str, Any] | None = None,
         best: dict[str, float] | None = None,
     ) -> None:
@@ -83,8 +83,8 @@ class Saver:
         started = time.perf_counter()
         path = self._config.run / "checkpoints" / f"step-{position.step:08d}"
         if position != self._saved:
-            self._background.wait()  # its copies are gone before others are made
-            copies = snapshot(pieces())
+            self._background.wait()  # until the buffers are on disk
+            copies = self._buffers.copy(pieces())
             self._background.start(functools.partial(self._write, path, position, copies, scaler))
             self._saved = position
         if best is not None and rank() == 0:
@@ -121,7 +121,7 @@ class Saver:
         self,
         path: Path,
         position: Position,
-        pieces: dict[str, Piece],
+        pieces: dict[str, FlatShard],
         scaler: dict[str, Any] | None,
     ) -> None:
         folder = sibling(path, self._writer)
@@ -137,9 +137,11 @@ class Saver:
     def _complete(
         self, folder: Path, path: Path, position: Position, scaler: dict[str, Any] | None
     ) -> None:
-        notes = _wait_for_notes(folder, path, self._config.checkpoints.timeout, self._abandoned)
-        write_json(folder / TENSORS_NAME, _tensors(path, notes), indent=None)
-        hashes = {part_name(part): note["sha256"] for part, note in enumerate(notes)}
+        manifests = _wait_for_manifests(
+            folder, path, self._config.checkpoints.timeout, self._abandoned
+        )
+        write_json(folder / TENSORS_NAME, _tensors(path, manifests), indent=None)
+        hashes = {part_name(part): manifest["sha256"] for part, manifest in enumerate(manifests)}
         hashes[TENSORS_NAME] = sha256_of_file(folder / TENSORS_NAME)
         state = {
             "format": FORMAT,
@@ -152,8 +154,8 @@ class Saver:
             "scaler": scaler,
         }
         write_json(folder / STATE_NAME, state)
-        for part in range(len(notes)):
-            _note(folder, part).unlink()
+        for part in range(len(manifests)):
+            _manifest_path(folder, part).unlink()
         put_in_place(folder, path)
 
     def _mark(self, path: Path, best: dict[str, float]) -> None:
@@ -168,19 +170,22 @@ class Saver:
             self._uploads.follow()
 
 
-def _note(folder: Path, part: int) -> Path:
+def _manifest_path(folder: Path, part: int) -> Path:
     return folder / f"part-{part:05d}.json"
 
 
-def _write_part(folder: Path, path: Path, pieces: dict[str, Piece]) -> None:
-    """Writes this rank's part, then its note; what goes wrong is noted too, for the main rank."""
+def _write_part(folder: Path, path: Path, pieces: dict[str, FlatShard]) -> None:
+    """Writes this rank's part, then its manifest, or one with the error for the main rank."""
     folder.mkdir(parents=True, exist_ok=True)  # whoever comes first
     part = folder / part_name(rank())
     try:
         with naming(path):
             try:
+                part.touch()
+                mode = part.stat().st_mode
                 values = {name: piece.values for name, piece in pieces.items()}
                 safetensors.torch.save_file(values, part)
+                part.chmod(mode)  # safetensors makes files that only their owner can read
             except SafetensorError as error:  # its own, where the disk is full
                 raise UserError(f"{path}: the checkpoint is not written: {error}") from None
             sync(part)
@@ -194,26 +199,30 @@ def _write_part(folder: Path, path: Path, pieces: dict[str, Piece]) -> None:
                 for name, piece in pieces.items()
             }
             write_json(
-                _note(folder, rank()), {"sha256": sha256_of_file(part), "runs": runs}, indent=None
+                _manifest_path(folder, rank()),
+                {"sha256": sha256_of_file(part), "runs": runs},
+                indent=None,
             )
     except Exception as error:
         with suppress(OSError):
-            write_json(_note(folder, rank()), {"error": str(error)})
+            write_json(_manifest_path(folder, rank()), {"error": str(error)})
         raise
 
 
-def _wait_for_notes(
+def _wait_for_manifests(
     folder: Path, path: Path, timeout: float, abandoned: threading.Event
 ) -> list[dict[str, Any]]:
-    """The notes of all ranks, once they are there.
+    """The manifests of all ranks, once they are there.
 
     Raises:
-        UserError: a rank failed, or its note is not there in time; names the ranks.
+        UserError: a rank failed, or its manifest is not there in time; names the ranks.
     """
     deadline = time.monotonic() + timeout
     while True:
         there = {entry.name for entry in folder.iterdir()}
-        missing = [part for part in range(world_size()) if _note(folder, part).name not in there]
+        missing = [
+            part for part in range(world_size()) if _manifest_path(folder, part).name not in there
+        ]
         if not missing:
             break
         if abandoned.is_set():
@@ -227,22 +236,22 @@ def _wait_for_notes(
                 "a disk that all machines share"
             )
         time.sleep(0.02)
-    notes = [read_json(_note(folder, part)) for part in range(world_size())]
-    for part, note in enumerate(notes):
-        if "error" in note:
-            raise UserError(f"{path}: rank {part} could not write its part: {note['error']}")
-    return notes
+    manifests = [read_json(_manifest_path(folder, part)) for part in range(world_size())]
+    for part, manifest in enumerate(manifests):
+        if "error" in manifest:
+            raise UserError(f"{path}: rank {part} could not write its part: {manifest['error']}")
+    return manifests
 
 
-def _tensors(path: Path, notes: list[dict[str, Any]]) -> dict[str, Any]:
-    """Every tensor's shape, dtype and runs in order, of all ranks' notes.
+def _tensors(path: Path, manifests: list[dict[str, Any]]) -> dict[str, Any]:
+    """Every tensor's shape, dtype and runs in order, of all ranks' manifests.
 
     Raises:
         UserError: some tensor's runs are not exactly all of it.
     """
     tensors: dict[str, Any] = {}
-    for part, note in enumerate(notes):
-        for name, run in note["runs"].items():
+    for part, manifest in enumerate(manifests):
+        for name, run in manifest["runs"].items():
             entry = tensors.setdefault(
                 name, {"shape": run["shape"], "dtype": run["dtype"], "runs": []}
             )

@@ -16,12 +16,12 @@ import torch
 from torch import nn
 
 import adde
-from adde.distributed import from_main, gather_objects, rank, sum_over_ranks, world_size
+from adde.distributed import broadcast_from_main, gather_objects, rank, sum_over_ranks, world_size
 from adde.errors import UserError
 from adde.files import temporary_sibling
 from adde.shards.index import ShardIndex
 from adde.training.config import Config
-from adde.training.resilience.code_state import git_state
+from adde.training.resilience.git_info import git_state
 
 PREFLIGHT_NAME = "preflight.jsonl"
 
@@ -36,7 +36,7 @@ SEEN_WITHIN = 30.0
 that there was none.
 """
 
-OWN = ("data.shards", "data.workers")
+PER_RANK_SETTINGS = ("data.shards", "data.workers")
 """Settings that ranks may have of their own; what the shards hold is compared by fingerprint."""
 
 PACKAGES = ("torch", "accelerate", "deepspeed", "timm", "numpy")
@@ -121,7 +121,7 @@ def require_split(index: ShardIndex, split: str, training: bool = False) -> None
         raise UserError(f"{index.root}: expected a split {split!r}, {ways}")
 
 
-def say_what_will_fail(index: ShardIndex, environment: Mapping[str, str] = os.environ) -> None:
+def warn_early(index: ShardIndex, environment: Mapping[str, str] = os.environ) -> None:
     """Prints what would come out only after the training, or look like a hang at its start."""
     if "test" not in index.splits:
         print(
@@ -184,7 +184,7 @@ def require_shared(run: Path, writer: str) -> None:
         UserError: names the ranks and their machines.
     """
     note = temporary_sibling(run / PREFLIGHT_NAME, writer)
-    from_main(note.touch)
+    broadcast_from_main(note.touch)
     deadline = time.monotonic() + SEEN_WITHIN
     while not note.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -279,7 +279,7 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
         name = prefix + key
         if isinstance(value, dict):
             found |= _flat(value, f"{name}.")
-        elif name not in OWN:
+        elif name not in PER_RANK_SETTINGS:
             found[name] = repr(value)
     return found
 

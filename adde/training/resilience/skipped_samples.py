@@ -11,7 +11,7 @@ from adde.training.config import Data
 FAULTS_NAME = "faults.jsonl"
 
 
-class Faults:
+class SkippedSamples:
     """What one rank skipped, and how much all of them did."""
 
     def __init__(self, run: Path, rank: int) -> None:
@@ -26,7 +26,7 @@ class Faults:
                 record = {"step": step, "rank": self._rank, "fault": fault}
                 lines.write(json.dumps(record, ensure_ascii=False) + "\n")
 
-    def require_few(self, share: float, data: Data, steps_per_epoch: int) -> None:
+    def require_below_limit(self, share: float, data: Data, steps_per_epoch: int) -> None:
         """Adds a step's share of skipped samples, of all ranks, and holds it against the limit.
 
         Raises:

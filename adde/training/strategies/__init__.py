@@ -4,7 +4,7 @@ A strategy is chosen by the file given to `accelerate launch` and changes nothin
 trained (docs/scaling.md).
 """
 
-from adde.training.strategies.choice import home_of_whole, open_accelerator, open_strategy
-from adde.training.strategies.replicated import Replicated
+from adde.training.strategies.choice import full_model_device, open_accelerator, open_strategy
+from adde.training.strategies.strategy import DataParallel, Strategy
 
-__all__ = ["Replicated", "home_of_whole", "open_accelerator", "open_strategy"]
+__all__ = ["DataParallel", "Strategy", "full_model_device", "open_accelerator", "open_strategy"]

@@ -15,7 +15,7 @@ from adde.errors import UserError
 from adde.mining.distances import allow_tf32
 from adde.training.config import Config
 from adde.training.resilience.preflight import asked_for_cpu, require_device
-from adde.training.strategies.replicated import Replicated
+from adde.training.strategies.strategy import DataParallel, Strategy
 
 
 def open_accelerator(config: Config) -> Accelerator:
@@ -76,12 +76,12 @@ def _join_ranks(stall: float) -> None:
     )
 
 
-def open_strategy(accelerator: Accelerator, plain: nn.Module, config: Config) -> Replicated:
+def open_strategy(accelerator: Accelerator, plain: nn.Module, config: Config) -> Strategy:
     """The launched strategy around `plain`, for one stage."""
     return _strategy(accelerator)(accelerator, plain, config)
 
 
-def home_of_whole(accelerator: Accelerator) -> torch.device:
+def full_model_device(accelerator: Accelerator) -> torch.device:
     """Where the plain model lies but while it is evaluated.
 
     That is the CPU where another is trained: the rank's device then has no room for both.
@@ -89,7 +89,7 @@ def home_of_whole(accelerator: Accelerator) -> torch.device:
     return torch.device("cpu") if _strategy(accelerator).sharded else accelerator.device
 
 
-def _strategy(accelerator: Accelerator) -> type[Replicated]:
+def _strategy(accelerator: Accelerator) -> type[Strategy]:
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         from adde.training.strategies.zero import Zero
 
@@ -98,7 +98,7 @@ def _strategy(accelerator: Accelerator) -> type[Replicated]:
         from adde.training.strategies.fsdp import FullyShard
 
         return FullyShard
-    return Replicated
+    return DataParallel
 
 
 def _on_gpus() -> bool:

@@ -17,30 +17,30 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from adde.distributed import rank, world_size
-from adde.training.checkpoints.checkpoint import Stored
-from adde.training.checkpoints.flat_shards import Piece
+from adde.training.checkpoints.checkpoint import StoredTensor
+from adde.training.checkpoints.flat_shards import FlatShard
 from adde.training.optimisation import build_optimizer
-from adde.training.strategies.replicated import Replicated, over
+from adde.training.strategies.strategy import Strategy, clone_sharing_storage
 from adde.training.terms import Outputs
 
 SMALLEST_BLOCK = 1 << 16
 """Parameters from which a block has collectives of its own, overlapped with its neighbours'."""
 
 
-class FullyShard(Replicated):
+class FullyShard(Strategy):
     """Every rank holds its rows of each parameter; blocks are made whole while they compute."""
 
     sharded = True
 
     def _open(self, plain: nn.Module) -> None:
         # fully_shard takes contiguous parameters only; convolutions still compute channels-last.
-        bare = over(plain).to(memory_format=torch.contiguous_format)
+        bare = clone_sharing_storage(plain).to(memory_format=torch.contiguous_format)
         mesh = init_device_mesh(self._accelerator.device.type, (world_size(),))
         # Moves each block to the device and cuts it there before it comes to the next.
         for block in blocks(bare):
             fully_shard(block, mesh=mesh)
         fully_shard(bare, mesh=mesh)
-        self._bare = bare
+        self._module = bare
         # Autocast around forward, and no other wrapper.
         self.model = self._accelerator.prepare_model(
             bare, device_placement=False, evaluation_mode=True
@@ -49,22 +49,22 @@ class FullyShard(Replicated):
 
     @contextlib.contextmanager
     def _without_sync(self) -> Iterator[None]:
-        self._bare.set_requires_gradient_sync(False)
+        self._module.set_requires_gradient_sync(False)
         try:
             yield
         finally:
-            self._bare.set_requires_gradient_sync(True)
+            self._module.set_requires_gradient_sync(True)
 
     def micro_batch(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Gradients stay whole until a step's last micro-batch."""
         return contextlib.nullcontext() if last else self._without_sync()
 
-    def look(self, encode: Callable[[Any], Outputs]) -> Outputs:
+    def forward_in_eval_mode(self, encode: Callable[[Any], Outputs]) -> Outputs:
         """As for the others."""
-        out = super().look(encode)
+        out = super().forward_in_eval_mode(encode)
         # Without a backward pass to do so, the outermost weights would stay whole, and gradients
         # would be looked for there.
-        self._bare.reshard()
+        self._module.reshard()
         return out
 
     def _shard(self, tensor: Tensor) -> Tensor:
@@ -82,19 +82,19 @@ class FullyShard(Replicated):
             stride=parameter.stride(),
         ).full_tensor()
 
-    def _piece(self, parameter: Any, shard: Tensor) -> Piece:
+    def _flat_shard(self, parameter: Any, shard: Tensor) -> FlatShard:
         # Rows are shared out in runs of as many on every rank, the last ones' shorter or empty.
         rows = -(-parameter.shape[0] // world_size()) * rank()
         start = min(rows, parameter.shape[0]) * prod(parameter.shape[1:])
-        return Piece(shard.reshape(-1), start, tuple(parameter.shape))
+        return FlatShard(shard.reshape(-1), start, tuple(parameter.shape))
 
-    def _cut(self, parameter: Any, stored: Stored) -> Tensor:
+    def _read_local_shard(self, parameter: Any, stored: StoredTensor) -> Tensor:
         local = parameter.detach().to_local()
-        start = self._piece(parameter, local).start
+        start = self._flat_shard(parameter, local).start
         values = stored.read(start, start + local.numel())
         return values.view(local.shape).to(local.device)
 
-    def _restore_entries(self, entries: dict[Tensor, dict[str, Stored]]) -> None:
+    def _restore_entries(self, entries: dict[Tensor, dict[str, StoredTensor]]) -> None:
         super()._restore_entries(entries)
         for parameter, state in self._optimizer.state.items():
             for entry, value in state.items():

@@ -12,15 +12,15 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from adde.distributed import rank, sum_over_ranks, world_size
-from adde.training.checkpoints.checkpoint import Stored
-from adde.training.checkpoints.flat_shards import Piece, shares, whole
+from adde.training.checkpoints.checkpoint import StoredTensor
+from adde.training.checkpoints.flat_shards import FlatShard, partition_replicated
 from adde.training.config import Config
-from adde.training.optimisation import Averages, Kept, build_optimizer
+from adde.training.optimisation import Averages, Snapshot, build_optimizer
 from adde.training.terms import Outputs
 from adde.training.watching.profiling import part
 
 
-class Replicated:
+class Strategy:
     """One stage's model and optimiser, as the loop uses them.
 
     Other strategies override what lies elsewhere. `shard` below is this rank's part of a
@@ -40,18 +40,17 @@ class Replicated:
         self._accelerator, self._settings = accelerator, config.optimizer
         self._accumulation = config.data.accumulation
         self.model: Any = None
-        self._bare: Any = None
+        self._module: Any = None
         self._optimizer: Any = None
         self.averaged = Averages(config.optimizer.ema) if config.optimizer.ema else None
         self.block_norms: dict[str, float] = {}
         """Norms of the last step's gradient by part of the model, before clipping."""
         self._open(plain)
-        self._buffers = Kept(list(self._bare.buffers()))
+        self._buffers = Snapshot(list(self._module.buffers()))
 
     def _open(self, plain: nn.Module) -> None:
-        self._bare = plain
-        optimizer = build_optimizer(self._settings, plain)
-        self.model, self._optimizer = self._accelerator.prepare(plain, optimizer)
+        """Sets `_module` (bare), `model` (as it is called) and `_optimizer`."""
+        raise NotImplementedError
 
     # A step
 
@@ -59,7 +58,7 @@ class Replicated:
         """Sets the learning rate of all groups, and remembers what a void step must not change."""
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        self._buffers.keep()
+        self._buffers.save()
 
     def micro_batch(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Around forward and backward: gradients are averaged over ranks with the last only."""
@@ -79,13 +78,13 @@ class Replicated:
         with part("optimiser"):
             norm = self._clip_and_step(self._settings.clip_norm or math.inf)
             if not math.isfinite(norm):
-                self.undo_buffers()
+                self.restore_buffers()
             elif self.averaged is not None:
                 self.averaged.update(self.state())
         return norm
 
     @torch.no_grad()
-    def look(self, encode: Callable[[Any], Outputs]) -> Outputs:
+    def forward_in_eval_mode(self, encode: Callable[[Any], Outputs]) -> Outputs:
         """What `encode` makes of the model in eval mode; the step under way is not disturbed.
 
         On all ranks.
@@ -95,9 +94,9 @@ class Replicated:
         self.model.train()
         return out
 
-    def undo_buffers(self) -> None:
+    def restore_buffers(self) -> None:
         """Puts back the running statistics from before the step."""
-        self._buffers.undo()
+        self._buffers.restore()
 
     def _clip_and_step(self, largest: float) -> float:
         self._accelerator.unscale_gradients()  # only in fp16 is there anything to it
@@ -114,7 +113,7 @@ class Replicated:
         before, and leaves that of each of the model's blocks in `block_norms`.
         """
         blocks: dict[str, list[Tensor]] = {}
-        for name, parameter in self._bare.named_parameters():
+        for name, parameter in self._module.named_parameters():
             if parameter.grad is not None:
                 block = blocks.setdefault(name.partition(".")[0], [])
                 block.append(self._shard(parameter.grad))
@@ -136,17 +135,19 @@ class Replicated:
 
     def state(self) -> dict[str, Tensor]:
         """This rank's shards of the parameters, and the persistent buffers, as they lie."""
-        parameters = {name: self._shard(p) for name, p in self._bare.named_parameters()}
-        stored = self._bare.state_dict(keep_vars=True)
-        return parameters | {n: b for n, b in self._bare.named_buffers() if n in stored}
+        parameters = {name: self._shard(p) for name, p in self._module.named_parameters()}
+        stored = self._module.state_dict(keep_vars=True)
+        return parameters | {n: b for n, b in self._module.named_buffers() if n in stored}
 
     @torch.no_grad()
-    def copy_to(self, plain: nn.Module, tensors: dict[str, Tensor] | None = None) -> None:
+    def gather_full_weights(
+        self, plain: nn.Module, tensors: dict[str, Tensor] | None = None
+    ) -> None:
         """Writes the whole state, or `tensors` that lie as it does, into `plain`; on all ranks.
 
         Buffers are those of rank 0, so that every rank evaluates what is saved.
         """
-        parameters = dict(self._bare.named_parameters())
+        parameters = dict(self._module.named_parameters())
         targets = plain.state_dict(keep_vars=True)
         for name, value in (self.state() if tensors is None else tensors).items():
             if name in parameters:
@@ -157,17 +158,17 @@ class Replicated:
             if value.data_ptr() != targets[name].data_ptr():
                 targets[name].copy_(value)
 
-    def pieces(self) -> dict[str, Piece]:
+    def flat_shards(self) -> dict[str, FlatShard]:
         """What this rank writes of a checkpoint; asks no other rank.
 
         Where weights are cut over the ranks, its own part; of what all have alike, its share.
         Buffers and counters, which may differ (statistics of its own items), are the main rank's.
         """
-        parameters = dict(self._bare.named_parameters())
-        mine: dict[str, Piece] = {}
+        parameters = dict(self._module.named_parameters())
+        mine: dict[str, FlatShard] = {}
         alike: dict[str, Tensor] = {}
 
-        def add(name: str, value: Tensor, piece: Piece | None) -> None:
+        def add(name: str, value: Tensor, piece: FlatShard | None) -> None:
             if piece is None:
                 alike[name] = value
             elif len(piece.values):
@@ -177,29 +178,31 @@ class Replicated:
         for kind, tensors in (("model", self.state()), ("ema", averages)):
             for name, value in tensors.items():
                 if name in parameters:
-                    add(f"{kind}/{name}", value, self._piece(parameters[name], value))
+                    add(f"{kind}/{name}", value, self._flat_shard(parameters[name], value))
                 elif rank() == 0:
-                    mine[f"{kind}/{name}"] = whole(value)
+                    mine[f"{kind}/{name}"] = FlatShard.of(value)
         for name, parameter in parameters.items():
             for entry, value in self._entries(parameter).items():
                 if value.ndim:
-                    found = self._entry_piece(parameter, value)
+                    found = self._entry_flat_shard(parameter, value)
                     add(f"optimizer/{name}/{entry}", value, found)
                 elif rank() == 0:
-                    mine[f"optimizer/{name}/{entry}"] = whole(value)
-        return mine | shares(alike)
+                    mine[f"optimizer/{name}/{entry}"] = FlatShard.of(value)
+        return mine | partition_replicated(alike)
 
-    def restore(self, optimizer: dict[str, Stored], averaged: dict[str, Stored]) -> None:
+    def restore(
+        self, optimizer: dict[str, StoredTensor], averaged: dict[str, StoredTensor]
+    ) -> None:
         """Puts back an optimiser's state, "<parameter>/<entry>", and averages where there are."""
-        parameters = dict(self._bare.named_parameters())
-        entries: dict[str, dict[str, Stored]] = {}
+        parameters = dict(self._module.named_parameters())
+        entries: dict[str, dict[str, StoredTensor]] = {}
         for key, value in optimizer.items():
             name, _, entry = key.rpartition("/")
             entries.setdefault(name, {})[entry] = value
         self._restore_entries({parameters[name]: found for name, found in entries.items()})
         if self.averaged is not None and averaged:
             self.averaged.tensors = {
-                name: self._cut(parameters[name], averaged[name])
+                name: self._read_local_shard(parameters[name], averaged[name])
                 if name in parameters
                 else averaged[name].whole().to(value.device)
                 for name, value in self.state().items()
@@ -208,43 +211,43 @@ class Replicated:
     def close(self) -> None:
         """Lets go of the model, which another strategy or stage may then take."""
         self._accelerator.free_memory()
-        self._accelerator.unwrap_model(self._bare, keep_fp32_wrapper=False)
-        # Still marked as prepared, it would be left as it is: without autocast in the next stage.
-        self._bare.__dict__.pop("_is_accelerate_prepared", None)
+        # Undo `prepare`, or the next stage would autocast twice or not at all. `unwrap_model` does
+        # the same, but imports DeepSpeed, which warns on machines without a GPU.
+        for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
+            self._module.__dict__.pop(name, None)
 
     # Where things lie
 
     def _shard(self, tensor: Tensor) -> Tensor:
         """This rank's part of a parameter or of its optimiser's state."""
-        return tensor
+        raise NotImplementedError
 
     def _whole(self, parameter: Tensor, shard: Tensor) -> Tensor:
         """All ranks' shards as one tensor of the parameter's shape; on all ranks."""
-        return shard
+        raise NotImplementedError
 
-    def _piece(self, parameter: Tensor, shard: Tensor) -> Piece | None:
+    def _flat_shard(self, parameter: Tensor, shard: Tensor) -> FlatShard | None:
         """Which elements of a parameter a shard of this rank is; None: all, and all ranks' are."""
-        return None
+        raise NotImplementedError
 
-    def _entry_piece(self, parameter: Tensor, value: Tensor) -> Piece | None:
-        """The same of what `_entries` gives."""
-        return self._piece(parameter, self._shard(value))
-
-    def _cut(self, parameter: Tensor, stored: Stored) -> Tensor:
+    def _read_local_shard(self, parameter: Tensor, stored: StoredTensor) -> Tensor:
         """This rank's shard of a tensor of the parameter's shape, where the parameter's lies."""
-        # The fused AdamW takes for granted that averages lie in memory as the parameter does.
-        return torch.empty_like(parameter.detach()).copy_(stored.whole())
+        raise NotImplementedError
+
+    def _entry_flat_shard(self, parameter: Tensor, value: Tensor) -> FlatShard | None:
+        """The same of what `_entries` gives."""
+        return self._flat_shard(parameter, self._shard(value))
 
     def _entries(self, parameter: Tensor) -> dict[str, Tensor]:
         """The optimiser's state of a parameter, as it lies on this rank."""
         state = self._optimizer.state.get(parameter, {})
         return {entry: value for entry, value in state.items() if isinstance(value, Tensor)}
 
-    def _restore_entries(self, entries: dict[Tensor, dict[str, Stored]]) -> None:
+    def _restore_entries(self, entries: dict[Tensor, dict[str, StoredTensor]]) -> None:
         state = {
             parameter: {
                 # Step counts too: the fused AdamW keeps them with the parameter.
-                entry: self._cut(parameter, stored)
+                entry: self._read_local_shard(parameter, stored)
                 if stored.shape
                 else stored.whole().to(parameter.device)
                 for entry, stored in found.items()
@@ -255,7 +258,29 @@ class Replicated:
         self._optimizer.state.update(state)
 
 
-def over(plain: nn.Module) -> nn.Module:
+class DataParallel(Strategy):
+    """The whole model on every rank, trained in place; gradients are averaged (DDP)."""
+
+    def _open(self, plain: nn.Module) -> None:
+        self._module = plain
+        optimizer = build_optimizer(self._settings, plain)
+        self.model, self._optimizer = self._accelerator.prepare(plain, optimizer)
+
+    def _shard(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def _whole(self, parameter: Tensor, shard: Tensor) -> Tensor:
+        return shard
+
+    def _flat_shard(self, parameter: Tensor, shard: Tensor) -> FlatShard | None:
+        return None
+
+    def _read_local_shard(self, parameter: Tensor, stored: StoredTensor) -> Tensor:
+        # The fused AdamW takes for granted that averages lie in memory as the parameter does.
+        return torch.empty_like(parameter.detach()).copy_(stored.whole())
+
+
+def clone_sharing_storage(plain: nn.Module) -> nn.Module:
     """A model like `plain` whose parameters lie in the same memory until they are moved or cut."""
     parameters = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in plain.parameters()}
     return copy.deepcopy(plain, parameters)

@@ -10,20 +10,19 @@ import math
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from adde.distributed import rank, sum_over_ranks, world_size
+from adde.distributed import all_gather, rank, sum_over_ranks, world_size
 from adde.training.batch_size import micro_batch
-from adde.training.checkpoints.checkpoint import Stored
-from adde.training.checkpoints.flat_shards import Piece
+from adde.training.checkpoints.checkpoint import StoredTensor
+from adde.training.checkpoints.flat_shards import FlatShard
 from adde.training.config import Config
 from adde.training.optimisation import build_optimizer
-from adde.training.strategies.replicated import Replicated, over
+from adde.training.strategies.strategy import Strategy, clone_sharing_storage
 from adde.training.watching.profiling import part
 
 
-class Zero(Replicated):
+class Zero(Strategy):
     """Optimiser (1), gradients (2) and parameters (3) cut over ranks by a DeepSpeed engine."""
 
     sharded = True
@@ -37,14 +36,14 @@ class Zero(Replicated):
     def _open(self, plain: nn.Module) -> None:
         import deepspeed  # an extra
 
-        self._bare = over(plain).to(memory_format=torch.contiguous_format)
-        optimizer = build_optimizer(self._settings, self._bare)
+        self._module = clone_sharing_storage(plain).to(memory_format=torch.contiguous_format)
+        optimizer = build_optimizer(self._settings, self._module)
         if self._stage == 3:
             # One parameter after the other; left to `initialize`, all would be moved first.
-            deepspeed.zero.Init(module=self._bare, config_dict_or_path=self._config)
-        self._bare.to(self._accelerator.device)  # what is not cut
+            deepspeed.zero.Init(module=self._module, config_dict_or_path=self._config)
+        self._module.to(self._accelerator.device)  # what is not cut
         opened: Any = deepspeed.initialize(
-            model=self._bare, optimizer=optimizer, config=self._config
+            model=self._module, optimizer=optimizer, config=self._config
         )
         self.model, self._zero = opened[:2]
         self._optimizer = optimizer
@@ -69,7 +68,7 @@ class Zero(Replicated):
     def _norms(self) -> dict[str, float]:
         """`block_norms`, of the pieces of the gradient that DeepSpeed keeps on this rank."""
         zero = self._zero
-        block_of = {id(p): name.partition(".")[0] for name, p in self._bare.named_parameters()}
+        block_of = {id(p): name.partition(".")[0] for name, p in self._module.named_parameters()}
         names = list(dict.fromkeys(block_of[id(p)] for p in self._trained()))
         squares = torch.zeros(len(names), device=self._accelerator.device)
         groups = zero.fp16_groups if self._stage == 3 else zero.params_in_partition
@@ -83,7 +82,7 @@ class Zero(Replicated):
         return dict(zip(names, sum_over_ranks(squares).sqrt().tolist()))
 
     def _trained(self) -> list[Tensor]:
-        return [p for p in self._bare.parameters() if p.requires_grad]
+        return [p for p in self._module.parameters() if p.requires_grad]
 
     def _clip_and_step(self, largest: float) -> float:
         norm = self.model.get_global_grad_norm()
@@ -106,17 +105,16 @@ class Zero(Replicated):
         if self._stage < 3 or shard.ndim != 1:
             return shard
         shard = shard.to(self._accelerator.device).contiguous()
-        whole = shard.new_empty(world_size() * shard.numel())
-        dist.all_gather_into_tensor(whole, shard)
+        whole = all_gather(shard)
         return whole[: parameter.ds_numel].view(parameter.ds_shape)
 
-    def _piece(self, parameter: Any, shard: Tensor) -> Piece | None:
+    def _flat_shard(self, parameter: Any, shard: Tensor) -> FlatShard | None:
         if self._stage < 3:
             return None
         start = min(rank() * shard.numel(), parameter.ds_numel)
-        return Piece(shard[: parameter.ds_numel - start], start, tuple(parameter.ds_shape))
+        return FlatShard(shard[: parameter.ds_numel - start], start, tuple(parameter.ds_shape))
 
-    def _cut(self, parameter: Any, stored: Stored) -> Tensor:
+    def _read_local_shard(self, parameter: Any, stored: StoredTensor) -> Tensor:
         if self._stage < 3:
             return stored.whole().to(parameter.device)
         piece = parameter.ds_tensor
@@ -149,11 +147,11 @@ class Zero(Replicated):
         entries = [entry for entry, value in state[flats[0]].items() if value.ndim]
         return found | {entry: local(parameter, entry) for entry in entries}
 
-    def _entry_piece(self, parameter: Any, value: Tensor) -> Piece | None:
+    def _entry_flat_shard(self, parameter: Any, value: Tensor) -> FlatShard | None:
         if self._stage == 3:
-            return self._piece(parameter, value)
+            return self._flat_shard(parameter, value)
         start = parameter._hp_mapping.lp_fragment_address.start
-        return Piece(value, start, tuple(parameter.shape))
+        return FlatShard(value, start, tuple(parameter.shape))
 
     def _link(self) -> None:
         """Tells stages 1 and 2 where each parameter's state lies.
@@ -166,12 +164,12 @@ class Zero(Replicated):
             for group, flat in zip(self._zero.bit16_groups, self._flats()):
                 lazy_init_hp_params_optimizer_state(group, flat, self._optimizer.state)
 
-    def pieces(self) -> dict[str, Piece]:
+    def flat_shards(self) -> dict[str, FlatShard]:
         """As for the others; of the optimiser's state what lies in this rank's flat tensors."""
         self._link()
-        return super().pieces()
+        return super().flat_shards()
 
-    def _restore_entries(self, entries: dict[Tensor, dict[str, Stored]]) -> None:
+    def _restore_entries(self, entries: dict[Tensor, dict[str, StoredTensor]]) -> None:
         for flat in self._flats():
             some = next(iter(entries.values()))
             self._optimizer.state[flat] = {
@@ -184,11 +182,13 @@ class Zero(Replicated):
                 if stored.shape:
                     self._restore_entry(parameter, entry, stored)
 
-    def _restore_entry(self, parameter: Any, entry: str, stored: Stored) -> None:
+    def _restore_entry(self, parameter: Any, entry: str, stored: StoredTensor) -> None:
         from deepspeed.utils import safe_set_local_optimizer_state
 
         if self._stage == 3:
-            safe_set_local_optimizer_state(parameter, self._cut(parameter, stored), entry)
+            safe_set_local_optimizer_state(
+                parameter, self._read_local_shard(parameter, stored), entry
+            )
         elif (fragment := parameter._hp_mapping) is not None:
             start, count = fragment.lp_fragment_address.start, fragment.lp_fragment_address.numel
             fragment.optim_fragment[entry].copy_(stored.read(start, start + count))

@@ -75,7 +75,7 @@ def _progress(log: list[dict[str, Any]]) -> str:
 
 def _newest(method: Method, series: dict[str, Series]) -> list[tuple[str, float]]:
     """The newest validation figures, where the run was not evaluated after its end."""
-    keys = {name: f"val/{name}" for name in method.shown}
+    keys = {name: f"val/{name}" for name in method.terminal_metrics}
     return [(name, series[key].values[-1]) for name, key in keys.items() if key in series]
 
 

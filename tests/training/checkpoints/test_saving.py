@@ -19,7 +19,7 @@ from adde.training.checkpoints import checkpoint as checkpoints
 from adde.training.checkpoints import flat_shards as pieces_of
 from adde.training.checkpoints import saving
 from adde.training.checkpoints.checkpoint import Position
-from adde.training.checkpoints.flat_shards import Piece, shares
+from adde.training.checkpoints.flat_shards import FlatShard, partition_replicated
 from adde.training.checkpoints.saving import Saver
 from adde.training.config import Checkpoints, Config
 
@@ -78,8 +78,8 @@ def cut(rank):
     """A weight whose rows are shared out, a run of one rank's alone, and what is alike."""
     first, last = (0, 9, 18, 21)[rank : rank + 2]
     flat = WHOLE["model/weight"].flatten()
-    mine = {"model/weight": Piece(flat[first:last], first, (7, 3))}
-    return mine | shares({name: WHOLE[name] for name in list(WHOLE)[1:]})
+    mine = {"model/weight": FlatShard(flat[first:last], first, (7, 3))}
+    return mine | partition_replicated({name: WHOLE[name] for name in list(WHOLE)[1:]})
 
 
 def test_parts_of_all_ranks_are_one_checkpoint(ranks, tmp_path):
@@ -208,7 +208,7 @@ def test_what_is_alike_is_shared_out_once_and_evenly(sizes, count):
         found = []
         for rank in range(count):
             patch.setattr(pieces_of, "rank", lambda rank=rank: rank)
-            found.append(shares(tensors))
+            found.append(partition_replicated(tensors))
     assert sorted(name for mine in found for name in mine) == sorted(tensors)
     loads = [sum(len(piece.values) for piece in mine.values()) for mine in found]
     assert max(loads) - min(loads) <= max(sizes, default=0)

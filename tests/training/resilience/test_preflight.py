@@ -18,7 +18,7 @@ from adde.training.resilience.preflight import (
     require_room,
     require_same,
     require_split,
-    say_what_will_fail,
+    warn_early,
 )
 
 CPU = torch.device("cpu")
@@ -106,9 +106,9 @@ def without(index, split):
 
 def test_a_missing_test_split_is_told_at_the_start(tiny_shards, capsys):
     index = ShardIndex.read(tiny_shards)
-    say_what_will_fail(index, {"ACCELERATE_DYNAMO_BACKEND": "NO"})
+    warn_early(index, {"ACCELERATE_DYNAMO_BACKEND": "NO"})
     assert capsys.readouterr().out == ""
-    say_what_will_fail(without(index, "test"), {})
+    warn_early(without(index, "test"), {})
     printed = capsys.readouterr().out
     assert "no test split, so that train/evaluate.py and export/to_onnx.py will be" in printed
     assert "go on with --split val or --shards" in printed
@@ -124,7 +124,7 @@ def test_a_missing_test_split_is_told_at_the_start(tiny_shards, capsys):
 
 def test_compiling_by_accelerates_configuration_is_told(tiny_shards, capsys):
     index = ShardIndex.read(tiny_shards)
-    say_what_will_fail(index, {"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"})
+    warn_early(index, {"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"})
     printed = capsys.readouterr().out
     assert "with inductor (dynamo_backend of its default_config.yaml" in printed
     assert "--dynamo_backend no" in printed

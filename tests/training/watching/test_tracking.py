@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from adde.errors import UserError
-from adde.training.resilience.code_state import git_state
+from adde.training.resilience.git_info import git_state
 from adde.training.watching.alarms import Alert
 from adde.training.watching.displays import Evaluated, Matrix, PictureRow, Pictures, Table
 from adde.training.watching.tracking import Tracker, read_log
@@ -118,11 +118,13 @@ def test_an_alert_is_told_everywhere(tmp_path, monkeypatch, capsys) -> None:
 
     monkeypatch.setattr(wandb, "init", lambda **_: Telling())
     with closing(open_tracker(tmp_path / "shoes", wandb="offline")) as tracker:
-        tracker.alert(7, Alert("stall", "40 images/s"))
-    assert "alert: stall at step 7: 40 images/s" in capsys.readouterr().out
+        tracker.alert(7, Alert("throughput drop", "40 images/s"))
+    assert "alert: throughput drop at step 7: 40 images/s" in capsys.readouterr().out
     (line,) = read_log(tmp_path / "shoes/log.jsonl")
-    assert (line["step"], line["alert"]) == (7, {"title": "stall", "text": "40 images/s"})
-    assert told == [{"title": "shoes: stall", "text": "Step 7: 40 images/s", "level": "WARN"}]
+    assert (line["step"], line["alert"]) == (7, {"title": "throughput drop", "text": "40 images/s"})
+    assert told == [
+        {"title": "shoes: throughput drop", "text": "Step 7: 40 images/s", "level": "WARN"}
+    ]
 
 
 def test_a_sweeps_agent_names_the_run_and_all_starts_stand_in_one_group(

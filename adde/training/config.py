@@ -4,6 +4,7 @@ A recipe is a TOML file with these names and those of its method (`recipes.py` r
 setting can be overridden on the command line (`--optimizer.weight-decay 0.1`).
 """
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -51,6 +52,11 @@ class Data:
     timeout: float = 600.0
     """Seconds without a batch after which the run ends, naming what was being read; 0: never."""
 
+    @property
+    def batches_per_step(self) -> int:
+        """Batches that a rank takes per step; with `cached` its whole share is one."""
+        return 1 if self.cached else self.accumulation
+
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
@@ -73,6 +79,10 @@ class Schedule:
 
     step_factor: float = 0.5
     """Factor of each drop of the step schedule."""
+
+    def steps(self, steps_per_epoch: int) -> int:
+        """Steps of the stage."""
+        return math.ceil(self.epochs * steps_per_epoch)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -107,10 +107,10 @@ ELSEWHERE = """
 import os, runpy
 from pathlib import Path
 from adde.errors import run_program
-from adde.training.resilience import preflight
+from adde.training.resilience import requirements
 
 main = runpy.run_path("train/main.py")["main"]
-preflight.SEEN_WITHIN = 0.5
+requirements.VISIBLE_WITHIN = 0.5
 folder = Path(__file__).parent / os.environ["RANK"]  # every rank has a disk of its own
 folder.mkdir()
 os.chdir(folder)
@@ -125,8 +125,8 @@ def test_a_run_folder_that_machines_do_not_share_is_refused_before_the_first_ste
     recipe.write_text(RECIPE.replace("[data]", f'[data]\nshards = "{tiny_shards}"'))
     program.write_text(ELSEWHERE)
     output = launch("ddp", 2, recipe, "run", program=program, status=1)
-    assert "error: run: expected a folder that all ranks share, found that what" in output
-    assert f"is not seen by rank 1 on {os.uname().nodename}; put --run on a disk" in output
+    assert "error: run: expected a folder that all ranks share, found that files which" in output
+    assert f"not visible to rank 1 on {os.uname().nodename}; put --run on a disk" in output
     assert not list((tmp_path / "0" / "run").glob(".*"))
 
 
@@ -136,7 +136,8 @@ from pathlib import Path
 import torch
 from adde.errors import UserError, run_program
 from adde.training.resilience import heartbeat
-from adde.training import run as of_run
+from adde.training import startup
+from adde.training.run import Run
 from adde.training.recipes import parse
 from adde.training.watching.tracking import Tracker
 
@@ -160,12 +161,12 @@ def no_room(*_):
 if fault == "slow":
     heartbeat.GRACE = 1.0
 if fault == "room":
-    of_run.require_room = no_room
+    startup.require_room = no_room
 close, Tracker.close = Tracker.close, closing
 
 def main():
     method, config, resume = parse()
-    with of_run.Run(method, config, resume) as run:
+    with Run(method, config, resume) as run:
         if fault == "memory":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB")
         run.finish()

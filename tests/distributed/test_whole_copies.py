@@ -12,14 +12,13 @@ from torch.distributed.tensor import DTensor
 
 from adde.errors import run_program
 from adde.methods.adde.model import ADDE
-from adde.training import run
 from adde.training.evaluation import Evaluator
-from adde.training.strategies import Strategy
+from adde.training.strategies import Strategy, weights
 
 # The CPU by another name, by which moves to the device are told from moves back.
 DEVICE = torch.device("cpu", 0)
 there, states, opening = [], [], False
-opened, begun, encoded = run.open_strategy, Strategy.begin_step, Evaluator.encode
+opened, begun, encoded = weights.open_strategy, Strategy.begin_step, Evaluator.encode
 
 def whole(model):
     return any(p.numel() and not isinstance(p, DTensor) for p in model.parameters())
@@ -54,7 +53,7 @@ def encode(evaluator, model, split):
     return encoded(evaluator, model, split)
 
 Accelerator.device = property(lambda self: DEVICE)
-ADDE.to, run.open_strategy = to, open_strategy
+ADDE.to, weights.open_strategy = to, open_strategy
 Strategy.begin_step, Evaluator.encode = begin_step, encode
 program = runpy.run_path("train/main.py")
 run_program(program["main"])

@@ -246,8 +246,7 @@ class Loop:
             model, None, accumulation, name="sgd", weight_decay=0.0, clip_norm=0.5
         )
         self.model = model
-        self.config = SimpleNamespace(data=SimpleNamespace(accumulation=accumulation, cached=False))
-        self.batches_per_step = accumulation
+        self.config = Config(data=Data(accumulation=accumulation))
         self.objective = SimpleNamespace(batch_terms=self.terms)
         self.order = SimpleNamespace(steps_per_epoch=PER_EPOCH)
         self.batches = iter(batches)

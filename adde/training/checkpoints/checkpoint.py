@@ -104,6 +104,10 @@ class Checkpoint:
         """Where training stood."""
         return Position(**self.state["position"])
 
+    def load(self, kind: str) -> dict[str, Tensor]:
+        """Read all tensors of a kind, as `tensors`."""
+        return {name: stored.whole() for name, stored in self.tensors(kind).items()}
+
     def tensors(self, kind: str) -> dict[str, StoredTensor]:
         """Its tensors of a kind (`model`, `ema`, `optimizer`, or the objective's own), by name."""
         parts = Parts(self.path)

@@ -4,7 +4,8 @@ A strategy is chosen by the file given to `accelerate launch` and changes nothin
 trained (docs/scaling.md).
 """
 
-from adde.training.strategies.choice import full_model_device, open_accelerator, open_strategy
+from adde.training.strategies.choice import open_accelerator
 from adde.training.strategies.strategy import DataParallel, Strategy
+from adde.training.strategies.weights import Weights
 
-__all__ = ["DataParallel", "Strategy", "full_model_device", "open_accelerator", "open_strategy"]
+__all__ = ["DataParallel", "Strategy", "Weights", "open_accelerator"]

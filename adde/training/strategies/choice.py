@@ -14,7 +14,7 @@ from adde.distributed import world_size
 from adde.errors import UserError
 from adde.mining.distances import allow_tf32
 from adde.training.config import Config
-from adde.training.resilience.preflight import asked_for_cpu, require_device
+from adde.training.resilience.requirements import asked_for_cpu, require_device
 from adde.training.strategies.strategy import DataParallel, Strategy
 
 

@@ -1,8 +1,10 @@
 """How a run is doing: means over steps, speed, memory, and what each rank does by itself."""
 
+import contextlib
 import resource
 import statistics
 import time
+from collections.abc import Iterator
 
 import torch
 
@@ -52,11 +54,18 @@ class Meter:
     def restart(self) -> None:
         """Starts the clock again, after something that is not training."""
         self._started = time.perf_counter()
-        self.waited = 0.0
+        self._waited = 0.0
         waited_in_collectives()
 
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time of the body as waiting for data."""
+        started = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - started
+
     def add(self, scalars: dict[str, float], images: int) -> None:
-        """Adds one micro-batch's scalars."""
+        """Add one micro-batch's scalars."""
         self._step.add(scalars)
         self._images += images
 
@@ -71,7 +80,7 @@ class Meter:
         alone = max(elapsed - waited_in_collectives(), 1e-9)
         self.speed = {
             "images_per_second": self._images * world_size() / elapsed,
-            "data_wait": self.waited / elapsed,
+            "data_wait": self._waited / elapsed,
             "memory_gb": _memory_gb(self._device),
         }
         self._window.add({name: value for name, value in means.items() if "/" in name})

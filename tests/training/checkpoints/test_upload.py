@@ -17,7 +17,7 @@ from adde.shards.index import Shard, ShardIndex, member_rows
 from adde.training.checkpoints import checkpoint as checkpoints
 from adde.training.checkpoints import upload
 from adde.training.checkpoints.checkpoint import Position
-from adde.training.checkpoints.flat_shards import whole
+from adde.training.checkpoints.flat_shards import FlatShard
 from adde.training.checkpoints.saving import Saver
 from adde.training.checkpoints.upload import Bucket, fetch, require_empty
 from adde.training.config import Checkpoints, Config
@@ -64,7 +64,7 @@ def saver_of(run, address):
 
 
 def save(saver, step, best=None):
-    pieces = {"model/weight": whole(torch.full((3,), float(step)))}
+    pieces = {"model/weight": FlatShard.of(torch.full((3,), float(step)))}
     figures = best and {"hit@30": best, "hit@10": 0.0, "hit@1": 0.0}
     saver.save(Position("encoder", step, step), lambda: pieces, best=figures)
     saver.wait()
@@ -216,7 +216,7 @@ def test_a_checkpoint_replaced_while_it_is_uploaded_arrives_whole(address, tmp_p
         if replace:
             replace.pop()
             # As the memory's start does with the encoder's last checkpoint.
-            pieces = {"model/weight": whole(torch.full((3,), 7.0))}
+            pieces = {"model/weight": FlatShard.of(torch.full((3,), 7.0))}
             saver.save(Position("adde", 0, 1), lambda: pieces)
             saver.wait()
 

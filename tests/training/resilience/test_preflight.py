@@ -12,11 +12,11 @@ from adde.errors import UserError
 from adde.shards.index import ShardIndex
 from adde.training.config import Checkpoints, Config, Data
 from adde.training.resilience import preflight as module
-from adde.training.resilience.preflight import (
-    preflight,
+from adde.training.resilience import requirements
+from adde.training.resilience.preflight import preflight, require_same
+from adde.training.resilience.requirements import (
     require_device,
     require_room,
-    require_same,
     require_split,
     warn_early,
 )
@@ -110,15 +110,15 @@ def test_a_missing_test_split_is_told_at_the_start(tiny_shards, capsys):
     assert capsys.readouterr().out == ""
     warn_early(without(index, "test"), {})
     printed = capsys.readouterr().out
-    assert "no test split, so that train/evaluate.py and export/to_onnx.py will be" in printed
-    assert "go on with --split val or --shards" in printed
+    assert "no test split, so train/evaluate.py and export/to_onnx.py will fail" in printed
+    assert "continue with --split val or --shards" in printed
     assert "--test-share 0.1" in printed
     require_split(index, "val")
     with pytest.raises(
         UserError, match=r"split 'val', found train and test.*--shards.*--val-share"
     ):
         require_split(without(index, "val"), "val")
-    with pytest.raises(UserError, match=r"split 'val', found .*; go on with --data.shards, which"):
+    with pytest.raises(UserError, match=r"split 'val', found .*; continue with --data.shards for"):
         require_split(without(index, "val"), "val", training=True)
 
 
@@ -126,13 +126,13 @@ def test_compiling_by_accelerates_configuration_is_told(tiny_shards, capsys):
     index = ShardIndex.read(tiny_shards)
     warn_early(index, {"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"})
     printed = capsys.readouterr().out
-    assert "with inductor (dynamo_backend of its default_config.yaml" in printed
+    assert "with inductor (dynamo_backend in its default_config.yaml" in printed
     assert "--dynamo_backend no" in printed
 
 
 def test_checkpoints_that_do_not_fit_are_refused(tmp_path, monkeypatch):
     usage = namedtuple("Usage", "total used free")
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage(10**9, 0, 10**6))
+    monkeypatch.setattr(requirements.shutil, "disk_usage", lambda path: usage(10**9, 0, 10**6))
     model = nn.Linear(1000, 100, bias=False)  # 0.4 MB, 1.2 MB with AdamW's moments
     config = Config(run=tmp_path, checkpoints=Checkpoints(keep=2))
     with pytest.raises(UserError, match=r"room for 0\.00 GB of checkpoints .2 kept, the best"):

@@ -136,5 +136,5 @@ def test_beyond_the_limit_the_run_ends_and_says_where_to_look(poisoned, tmp_path
     message = output.rpartition("error: ")[2]
     assert message.startswith("expected at most 1 steps with NaN or infinity since this start")
     assert f"found 2, the last at step {second}: " in message
-    assert f"rank 0, items {item}. Look at these items" in message
+    assert f"rank 0, items {item}. Check these items" in message
     assert [line["step"] for line in bad_steps(run)] == list(places)[:2]

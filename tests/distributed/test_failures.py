@@ -100,7 +100,7 @@ def test_ranks_on_the_cpu_of_a_machine_with_gpus_talk_by_gloo(tmp_path):
         text=True,
         timeout=120,
     )
-    assert "UserError: expected no GPUs in sight of DeepSpeed on the CPU" in done.stderr
+    assert "UserError: expected no visible GPUs for DeepSpeed on the CPU" in done.stderr
 
 
 ELSEWHERE = """

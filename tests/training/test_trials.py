@@ -11,7 +11,8 @@ import yaml
 
 from adde.errors import UserError
 from adde.training.recipes import parse
-from adde.training.trials import Search, Sweep, read_sweep
+from adde.training.sweep import Sweep, read_sweep
+from adde.training.trials import Search
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "train" / "sweeps").glob("*.yaml"))

@@ -1,4 +1,4 @@
-"""Samples that could not be read and were skipped: told, written down, and counted."""
+"""Report and count samples that could not be read and were skipped."""
 
 import json
 from pathlib import Path
@@ -12,14 +12,14 @@ FAULTS_NAME = "faults.jsonl"
 
 
 class SkippedSamples:
-    """What one rank skipped, and how much all of them did."""
+    """Samples that this rank skipped, and how many all ranks did."""
 
     def __init__(self, run: Path, rank: int) -> None:
         self._path, self._rank = run / FAULTS_NAME, rank
         self._skipped = 0.0
 
     def report(self, faults: list[str], step: int) -> None:
-        """Prints each of this rank's faults and adds it to the run's faults.jsonl."""
+        """Print this rank's faults and append them to the run's faults.jsonl."""
         for fault in faults:
             tqdm.write(f"rank {self._rank}, step {step}: skipped {fault}")
             with self._path.open("a", encoding="utf-8") as lines:
@@ -27,17 +27,15 @@ class SkippedSamples:
                 lines.write(json.dumps(record, ensure_ascii=False) + "\n")
 
     def require_below_limit(self, share: float, data: Data, steps_per_epoch: int) -> None:
-        """Adds a step's share of skipped samples, of all ranks, and holds it against the limit.
+        """Count a step's share of skipped samples, which is equal on all ranks.
 
         Raises:
-            UserError: more of this start's samples were skipped than `max_faults` of an epoch;
-                on all ranks alike.
+            UserError: more than `max_faults` of an epoch were skipped since this start.
         """
         self._skipped += share * data.batch_size
         allowed = data.max_faults * steps_per_epoch * data.batch_size
         if self._skipped > allowed:
             raise UserError(
                 f"expected at most {allowed:g} samples that cannot be read (data.max_faults = "
-                f"{data.max_faults:g} of an epoch), found {self._skipped:.0f}; they are listed "
-                f"in {self._path}"
+                f"{data.max_faults:g} of an epoch), found {self._skipped:.0f}; see {self._path}"
             )

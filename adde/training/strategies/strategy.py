@@ -1,4 +1,4 @@
-"""The whole model on every rank, gradients averaged (DDP); and what every strategy can do."""
+"""The interface of all strategies, and data parallelism (DDP)."""
 
 import contextlib
 import copy
@@ -21,22 +21,20 @@ from adde.training.watching.profiling import part
 
 
 class Strategy:
-    """One stage's model and optimiser, as the loop uses them.
+    """The model and optimiser of one stage, as the training loop uses them.
 
-    Other strategies override what lies elsewhere. `shard` below is this rank's part of a
-    parameter, in whatever form the strategy keeps it; here it is the parameter.
+    A `shard` is this rank's part of a parameter, in the form in which the strategy keeps it.
 
     Args:
         accelerator: of this process.
-        plain: the model as it stands, whole, with `requires_grad` as the stage wants it; here it
-            is trained in place.
+        model: the full model, with `requires_grad` set for the stage.
         config: of the run.
     """
 
     sharded = False
-    """Whether the model that is trained is another than `plain`."""
+    """Whether ranks hold parts of parameters, gradients or optimiser state."""
 
-    def __init__(self, accelerator: Accelerator, plain: nn.Module, config: Config) -> None:
+    def __init__(self, accelerator: Accelerator, model: nn.Module, config: Config) -> None:
         self._accelerator, self._settings = accelerator, config.optimizer
         self._accumulation = config.data.accumulation
         self.model: Any = None
@@ -44,36 +42,36 @@ class Strategy:
         self._optimizer: Any = None
         self.averaged = Averages(config.optimizer.ema) if config.optimizer.ema else None
         self.block_norms: dict[str, float] = {}
-        """Norms of the last step's gradient by part of the model, before clipping."""
-        self._open(plain)
+        """Norms of the last step's gradient by top-level submodule, before clipping."""
+        self._open(model)
         self._buffers = Snapshot(list(self._module.buffers()))
 
-    def _open(self, plain: nn.Module) -> None:
-        """Sets `_module` (bare), `model` (as it is called) and `_optimizer`."""
+    def _open(self, model: nn.Module) -> None:
+        """Set `_module` (unwrapped), `model` (as it is called) and `_optimizer`."""
         raise NotImplementedError
 
     # A step
 
     def begin_step(self, rate: float) -> None:
-        """Sets the learning rate of all groups, and remembers what a void step must not change."""
+        """Set the learning rate, and save the buffers in case the step is skipped."""
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._buffers.save()
 
     def micro_batch(self, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Around forward and backward: gradients are averaged over ranks with the last only."""
+        """Wrap forward and backward; only the last micro-batch averages gradients over ranks."""
         return contextlib.nullcontext() if last else self._accelerator.no_sync(self.model)
 
     def backward(self, loss: Tensor) -> None:
-        """Adds one micro-batch's share to the step's gradients."""
+        """Add one micro-batch's share to the step's gradients."""
         with part("backward"):
             self._accelerator.backward(loss / self._accumulation)
 
     def step(self) -> float:
-        """Clips, steps, averages, clears; returns the gradient's global norm before clipping.
+        """Clip, step, update averages, clear; return the gradient's global norm before clipping.
 
-        Where that is NaN or infinite, which all ranks see alike, the step is void: weights,
-        optimiser, averages and running statistics stay as they were.
+        If the norm, which is equal on all ranks, is NaN or infinite, the step is skipped: weights,
+        optimiser, averages and running statistics do not change.
         """
         with part("optimiser"):
             norm = self._clip_and_step(self._settings.clip_norm or math.inf)
@@ -85,9 +83,9 @@ class Strategy:
 
     @torch.no_grad()
     def forward_in_eval_mode(self, encode: Callable[[Any], Outputs]) -> Outputs:
-        """What `encode` makes of the model in eval mode; the step under way is not disturbed.
+        """Return what `encode` makes of the model in eval mode; on all ranks.
 
-        On all ranks.
+        The current step's gradients and buffers do not change.
         """
         self.model.eval()
         out = encode(self.model)
@@ -95,13 +93,13 @@ class Strategy:
         return out
 
     def restore_buffers(self) -> None:
-        """Puts back the running statistics from before the step."""
+        """Restore the running statistics from before the step."""
         self._buffers.restore()
 
     def _clip_and_step(self, largest: float) -> float:
-        self._accelerator.unscale_gradients()  # only in fp16 is there anything to it
+        self._accelerator.unscale_gradients()  # has an effect only in fp16
         norm = self._clip(largest)
-        # fp16's GradScaler skips by itself, and must be asked in order to lower its scale.
+        # fp16's GradScaler skips the step itself, and must be called to lower its scale.
         if math.isfinite(norm) or self._accelerator.scaler is not None:
             self._optimizer.step()
         self._optimizer.zero_grad()
@@ -109,8 +107,9 @@ class Strategy:
 
     @torch.no_grad()
     def _clip(self, largest: float) -> float:
-        """Scales gradients so that their global norm is `largest` at most; returns that norm
-        before, and leaves that of each of the model's blocks in `block_norms`.
+        """Scale gradients to a global norm of at most `largest`; return the norm before.
+
+        Sets `block_norms`.
         """
         blocks: dict[str, list[Tensor]] = {}
         for name, parameter in self._module.named_parameters():
@@ -126,29 +125,29 @@ class Strategy:
             factor = (largest / (total + 1e-6)).clamp(max=1.0)
             for block in blocks.values():
                 torch._foreach_mul_(block, factor)
-        # One transfer for all of them.
+        # One transfer to the host for all of them.
         norm, *parts = torch.cat([total[None], squares.sqrt()]).tolist()
         self.block_norms = dict(zip(blocks, parts))
         return norm
 
-    # What evaluation and checkpoints need: the same names and shapes under every strategy
+    # For evaluation and checkpoints: the same names and shapes under every strategy
 
     def state(self) -> dict[str, Tensor]:
-        """This rank's shards of the parameters, and the persistent buffers, as they lie."""
+        """Return this rank's shards of the parameters, and the persistent buffers."""
         parameters = {name: self._shard(p) for name, p in self._module.named_parameters()}
         stored = self._module.state_dict(keep_vars=True)
         return parameters | {n: b for n, b in self._module.named_buffers() if n in stored}
 
     @torch.no_grad()
     def gather_full_weights(
-        self, plain: nn.Module, tensors: dict[str, Tensor] | None = None
+        self, model: nn.Module, tensors: dict[str, Tensor] | None = None
     ) -> None:
-        """Writes the whole state, or `tensors` that lie as it does, into `plain`; on all ranks.
+        """Gather the full state, or `tensors` in its layout, into `model`; on all ranks.
 
-        Buffers are those of rank 0, so that every rank evaluates what is saved.
+        Buffers are rank 0's, so that every rank evaluates what is saved.
         """
         parameters = dict(self._module.named_parameters())
-        targets = plain.state_dict(keep_vars=True)
+        targets = model.state_dict(keep_vars=True)
         for name, value in (self.state() if tensors is None else tensors).items():
             if name in parameters:
                 value = self._whole(parameters[name], value)
@@ -159,20 +158,20 @@ class Strategy:
                 targets[name].copy_(value)
 
     def flat_shards(self) -> dict[str, FlatShard]:
-        """What this rank writes of a checkpoint; asks no other rank.
+        """Return what this rank writes of a checkpoint, without communication.
 
-        Where weights are cut over the ranks, its own part; of what all have alike, its share.
-        Buffers and counters, which may differ (statistics of its own items), are the main rank's.
+        A rank writes its shards and its share of the replicated tensors. Buffers and step counters
+        may differ between ranks; rank 0 writes them.
         """
         parameters = dict(self._module.named_parameters())
         mine: dict[str, FlatShard] = {}
-        alike: dict[str, Tensor] = {}
+        replicated: dict[str, Tensor] = {}
 
-        def add(name: str, value: Tensor, piece: FlatShard | None) -> None:
-            if piece is None:
-                alike[name] = value
-            elif len(piece.values):
-                mine[name] = piece
+        def add(name: str, value: Tensor, shard: FlatShard | None) -> None:
+            if shard is None:
+                replicated[name] = value
+            elif len(shard.values):
+                mine[name] = shard
 
         averages = self.averaged.tensors if self.averaged is not None else {}
         for kind, tensors in (("model", self.state()), ("ema", averages)):
@@ -188,12 +187,12 @@ class Strategy:
                     add(f"optimizer/{name}/{entry}", value, found)
                 elif rank() == 0:
                     mine[f"optimizer/{name}/{entry}"] = FlatShard.of(value)
-        return mine | partition_replicated(alike)
+        return mine | partition_replicated(replicated)
 
     def restore(
         self, optimizer: dict[str, StoredTensor], averaged: dict[str, StoredTensor]
     ) -> None:
-        """Puts back an optimiser's state, "<parameter>/<entry>", and averages where there are."""
+        """Restore the optimiser state, by "<parameter>/<entry>", and averages if there are any."""
         parameters = dict(self._module.named_parameters())
         entries: dict[str, dict[str, StoredTensor]] = {}
         for key, value in optimizer.items():
@@ -209,44 +208,44 @@ class Strategy:
             }
 
     def close(self) -> None:
-        """Lets go of the model, which another strategy or stage may then take."""
+        """Release the model for another stage."""
         self._accelerator.free_memory()
         # Undo `prepare`, or the next stage would autocast twice or not at all. `unwrap_model` does
         # the same, but imports DeepSpeed, which warns on machines without a GPU.
         for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
             self._module.__dict__.pop(name, None)
 
-    # Where things lie
+    # The layout, which subclasses define
 
     def _shard(self, tensor: Tensor) -> Tensor:
-        """This rank's part of a parameter or of its optimiser's state."""
+        """Return this rank's part of a parameter or of its optimiser state."""
         raise NotImplementedError
 
     def _whole(self, parameter: Tensor, shard: Tensor) -> Tensor:
-        """All ranks' shards as one tensor of the parameter's shape; on all ranks."""
+        """Gather all ranks' shards as one tensor of the parameter's shape; on all ranks."""
         raise NotImplementedError
 
     def _flat_shard(self, parameter: Tensor, shard: Tensor) -> FlatShard | None:
-        """Which elements of a parameter a shard of this rank is; None: all, and all ranks' are."""
+        """Return the elements that this rank's shard of a parameter holds; None if replicated."""
         raise NotImplementedError
 
     def _read_local_shard(self, parameter: Tensor, stored: StoredTensor) -> Tensor:
-        """This rank's shard of a tensor of the parameter's shape, where the parameter's lies."""
+        """Read this rank's shard of a tensor of the parameter's shape, onto the same device."""
         raise NotImplementedError
 
     def _entry_flat_shard(self, parameter: Tensor, value: Tensor) -> FlatShard | None:
-        """The same of what `_entries` gives."""
+        """The same for a value of `_entries`."""
         return self._flat_shard(parameter, self._shard(value))
 
     def _entries(self, parameter: Tensor) -> dict[str, Tensor]:
-        """The optimiser's state of a parameter, as it lies on this rank."""
+        """Return this rank's optimiser state of a parameter."""
         state = self._optimizer.state.get(parameter, {})
         return {entry: value for entry, value in state.items() if isinstance(value, Tensor)}
 
     def _restore_entries(self, entries: dict[Tensor, dict[str, StoredTensor]]) -> None:
         state = {
             parameter: {
-                # Step counts too: the fused AdamW keeps them with the parameter.
+                # Step counts too: the fused AdamW keeps them on the parameter's device.
                 entry: self._read_local_shard(parameter, stored)
                 if stored.shape
                 else stored.whole().to(parameter.device)
@@ -259,12 +258,12 @@ class Strategy:
 
 
 class DataParallel(Strategy):
-    """The whole model on every rank, trained in place; gradients are averaged (DDP)."""
+    """The full model on every rank, trained in place; gradients are averaged (DDP)."""
 
-    def _open(self, plain: nn.Module) -> None:
-        self._module = plain
-        optimizer = build_optimizer(self._settings, plain)
-        self.model, self._optimizer = self._accelerator.prepare(plain, optimizer)
+    def _open(self, model: nn.Module) -> None:
+        self._module = model
+        optimizer = build_optimizer(self._settings, model)
+        self.model, self._optimizer = self._accelerator.prepare(model, optimizer)
 
     def _shard(self, tensor: Tensor) -> Tensor:
         return tensor
@@ -276,11 +275,11 @@ class DataParallel(Strategy):
         return None
 
     def _read_local_shard(self, parameter: Tensor, stored: StoredTensor) -> Tensor:
-        # The fused AdamW takes for granted that averages lie in memory as the parameter does.
+        # The fused AdamW assumes that its state has the memory layout of the parameter.
         return torch.empty_like(parameter.detach()).copy_(stored.whole())
 
 
-def clone_sharing_storage(plain: nn.Module) -> nn.Module:
-    """A model like `plain` whose parameters lie in the same memory until they are moved or cut."""
-    parameters = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in plain.parameters()}
-    return copy.deepcopy(plain, parameters)
+def clone_sharing_storage(model: nn.Module) -> nn.Module:
+    """Copy a model; its parameters share memory with the original until they are moved."""
+    parameters = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in model.parameters()}
+    return copy.deepcopy(model, parameters)

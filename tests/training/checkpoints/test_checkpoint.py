@@ -101,7 +101,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(trained, capsy
     assert checkpoints.last_checkpoint(run).position.step == 1
     warning = capsys.readouterr().err
     assert "step-00000002/part-00000.safetensors: damaged" in warning
-    assert "trying the one before it" in warning
+    assert "trying the previous one" in warning
 
     (run / "checkpoints" / "step-00000001" / "state.json").unlink()
     with pytest.raises(UserError, match="found all 2 damaged"):

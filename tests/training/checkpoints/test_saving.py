@@ -121,7 +121,9 @@ def test_a_missing_and_an_altered_part_are_named(ranks, tmp_path, capsys):
 def test_a_rank_that_never_writes_is_named_and_nothing_stays(ranks, tmp_path):
     for rank in (0, 2):
         ranks.on(rank, ranks.savers[rank].save, Position("encoder", 1, 1), lambda r=rank: cut(r))
-    with pytest.raises(UserError, match=r"the parts of 3 ranks within 0\.3 s .* none of ranks 1;"):
+    with pytest.raises(
+        UserError, match=r"the parts of 3 ranks within 0\.3 s .* none from ranks 1;"
+    ):
         ranks.savers[0].wait()
     assert not list((tmp_path / "checkpoints").iterdir())
 
@@ -154,7 +156,7 @@ def test_a_failed_run_does_not_wait_for_parts_that_never_come(tmp_path, monkeypa
 
 @pytest.mark.parametrize(
     ("shift", "message"),
-    [(1, "expected rank 2 to go on at element 18, found 19"), (-1, "found 17")],
+    [(1, "expected rank 2 to continue at element 18, found 19"), (-1, "found 17")],
 )
 def test_gaps_and_overlaps_are_refused(ranks, shift, message):
     def wrong(rank):

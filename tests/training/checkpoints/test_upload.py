@@ -120,7 +120,7 @@ def test_what_is_damaged_or_incomplete_there_is_named_and_passed_over(uploaded, 
     assert "step-00000005" not in error
     assert checkpoints.last_checkpoint(tmp_path / "new").position.step == 2
     system.rm(f"{root}/step-00000002/part-00000.safetensors")
-    with pytest.raises(UserError, match="expected a whole checkpoint, found all 2 damaged"):
+    with pytest.raises(UserError, match="expected an intact checkpoint, found all 2 damaged"):
         fetch(Bucket(uploaded), tmp_path / "other")
 
 
@@ -201,7 +201,7 @@ def test_an_address_that_cannot_be_read_ends_the_start_and_hides_its_password(mo
     monkeypatch.setattr(bucket._system, "ls", unreachable)
     with pytest.raises(UserError) as caught:
         fetch(bucket, Path("nowhere"))
-    assert "memory://shop/run: expected checkpoints or none, found OSError" in str(caught.value)
+    assert "memory://shop/run: expected to list checkpoints, found OSError" in str(caught.value)
     assert "s3cret" not in str(caught.value)
 
 

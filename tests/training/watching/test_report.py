@@ -154,8 +154,8 @@ def test_matching_answers_are_framed(run) -> None:
     _, page = read(run)
     assert len(page.all("img", "query")) == 1
     assert [found["alt"] for found in page.all("img", "match")] == [
-        "before, 1, right",
-        *(f"after, {k}, right" for k in (1, 2, 3)),
+        "before, 1, correct",
+        *(f"after, {k}, correct" for k in (1, 2, 3)),
     ]
     assert len(page.all("img")) == 21
     shown = base64.b64decode(page.all("img", "query")[0]["src"].partition(",")[2])
@@ -244,7 +244,7 @@ def test_of_many_ranks_the_slowest_is_named(tmp_path) -> None:
     tracker.log(10, rank_figures(rows))
     tracker.close()
     _, page = read(tmp_path)
-    assert "Number of the slowest" in page.text
+    assert "Slowest rank" in page.text
     assert "slowest 37" in page.text
 
 

@@ -1,11 +1,14 @@
-"""The batches of this rank in a run: their order, random numbers and unreadable samples."""
+"""This rank's batches: their order, their random numbers, and samples that cannot be read."""
 
+import json
 from collections.abc import Iterator
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from adde.distributed import rank, world_size
+from adde.errors import UserError
 from adde.loading.loader import Batch, BatchStream, join
 from adde.loading.resize import load_for_training
 from adde.preprocess import Preprocess
@@ -15,8 +18,9 @@ from adde.shards.jpeg import is_plain
 from adde.shards.order import SampleOrder
 from adde.shards.shares import RankShare
 from adde.training.config import Config
-from adde.training.resilience.skipped_samples import SkippedSamples
 from adde.training.watching.profiling import part
+
+FAULTS_NAME = "faults.jsonl"
 
 
 class TrainingBatches:
@@ -27,7 +31,7 @@ class TrainingBatches:
     ) -> None:
         self._config, self._index, self._order = config, index, order
         self._device = device
-        self._skipped = SkippedSamples(config.run, rank())
+        self._skipped = 0.0
         self._numbers: Iterator[int] = iter(())
         self.stream: BatchStream | None = None
         """Reads ahead; None outside a stage."""
@@ -67,14 +71,29 @@ class TrainingBatches:
         assert self.stream is not None
         data, seed = self._config.data, self._config.seed
         batch = join(self.stream, data.accumulation // data.batches_per_step)
-        self._skipped.report(batch.faults, step)
+        for fault in batch.faults:
+            tqdm.write(f"rank {rank()}, step {step}: skipped {fault}")
+            with (self._config.run / FAULTS_NAME).open("a", encoding="utf-8") as lines:
+                record = {"step": step, "rank": rank(), "fault": fault}
+                lines.write(json.dumps(record, ensure_ascii=False) + "\n")
         number = next(self._numbers)
         torch.manual_seed(_seed(seed, number, rank()))  # dropout
         return batch, torch.Generator().manual_seed(_seed(seed, number))
 
     def require_few_skipped(self, share: float) -> None:
-        """Count a step's share of skipped samples. Raise UserError beyond `data.max_faults`."""
-        self._skipped.require_below_limit(share, self._config.data, self._order.steps_per_epoch)
+        """Count a step's share of skipped samples, which is equal on all ranks.
+
+        Raises:
+            UserError: more than `data.max_faults` of an epoch were skipped since this start.
+        """
+        data, path = self._config.data, self._config.run / FAULTS_NAME
+        self._skipped += share * data.batch_size
+        allowed = data.max_faults * self._order.steps_per_epoch * data.batch_size
+        if self._skipped > allowed:
+            raise UserError(
+                f"expected at most {allowed:g} samples that cannot be read (data.max_faults = "
+                f"{data.max_faults:g} of an epoch), found {self._skipped:.0f}; see {path}"
+            )
 
     def close(self) -> None:
         """End the processes that read ahead."""

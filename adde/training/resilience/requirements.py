@@ -14,6 +14,7 @@ from adde.errors import UserError
 from adde.files import temporary_sibling
 from adde.shards.index import ShardIndex
 from adde.training.config import Config
+from adde.training.resilience.topology import checkpoint_bytes_per_parameter
 
 VISIBLE_WITHIN = 30.0
 """Seconds until a file that one machine has written is visible on the others: NFS clients cache for
@@ -118,9 +119,8 @@ def require_room(config: Config, model: nn.Module) -> None:
     Raises:
         UserError: it has less.
     """
-    moments = 2 if config.optimizer.name == "adamw" else 1
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    one = weights * (1 + moments + bool(config.optimizer.ema))
+    parameters = sum(p.numel() for p in model.parameters())
+    one = parameters * checkpoint_bytes_per_parameter(config)
     # Those kept, the best, and the one that is written before the oldest is deleted.
     needed = one * (config.checkpoints.keep + 2)
     existing = (config.run / "checkpoints").rglob("*")

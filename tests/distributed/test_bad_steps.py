@@ -1,4 +1,4 @@
-"""A picture that gives NaN on one of two ranks: its steps change nothing, and it is named."""
+"""A picture that yields NaN on one of two ranks: its steps are skipped and the item is named."""
 
 import json
 
@@ -14,7 +14,7 @@ from adde.shards.order import SampleOrder
 from adde.shards.reader import ShardReader
 
 PROGRAM = '''
-"""train/main.py with one picture that becomes NaN, and a look at every step that is skipped."""
+"""train/main.py with one picture that becomes NaN; checks that skipped steps change nothing."""
 import hashlib, math, runpy, sys
 import torch
 from adde.errors import run_program
@@ -29,7 +29,7 @@ def augment(images, moves, settings):
     return torch.where(poisoned[:, None, None, None], {value}, out)
 
 def digest(strategy):
-    # What this rank would write of a checkpoint; of what ranks have alike, its share.
+    # This rank's part of a checkpoint.
     return {{name: p.values.detach().clone() for name, p in strategy.flat_shards().items()}}
 
 def begin_step(self, rate):
@@ -57,7 +57,7 @@ BATCH = 12
 
 @pytest.fixture
 def poisoned(tiny_shards, tmp_path):
-    """Recipe and program for a run in which one item is NaN; the item, and the places it has."""
+    """Make recipe and program of a run in which one item is NaN; also return its id and rows."""
 
     def make(value="math.nan", **settings):
         index = ShardIndex.read(tiny_shards)

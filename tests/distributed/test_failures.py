@@ -1,4 +1,4 @@
-"""A rank that fails takes the others down, with its message, long before a collective times out."""
+"""A rank that fails ends the others with its message, long before a collective times out."""
 
 import os
 import re
@@ -35,14 +35,14 @@ if fault == "label" and rank == 1:
     labels[0, 3] = -7
 mine(vectors, labels, refs=refs, ref_labels=ref_labels, self_index=ranks.columns(refs.device),
      margin=0.5)
-dist.barrier()  # where the healthy rank would wait
+dist.barrier()  # the healthy rank waits here
 """
 
 
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        # All ranks see it in the gathered rows; the first to say so ends the others.
+        # All ranks see it in the gathered rows; the first to report it ends the others.
         ("nan", r"anchors: .* row 2 of group 0, seen on rank 1|refs: .* row 6 .* seen on rank 0"),
         ("label", "labels: expected >= -1, found -7, seen on rank 1"),
         ("disk", "UserError: .*No such file or directory: '/nowhere/note'"),
@@ -111,7 +111,7 @@ from adde.training.resilience import requirements
 
 main = runpy.run_path("train/main.py")["main"]
 requirements.VISIBLE_WITHIN = 0.5
-folder = Path(__file__).parent / os.environ["RANK"]  # every rank has a disk of its own
+folder = Path(__file__).parent / os.environ["RANK"]  # every rank has its own disk
 folder.mkdir()
 os.chdir(folder)
 run_program(main)
@@ -152,7 +152,7 @@ def closing(self, *failure):
         while heartbeat._state(int(pid.read_text())) not in ("", "Z"):
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        time.sleep(3)  # more than the heartbeat would wait
+        time.sleep(3)  # longer than the heartbeat waits
     close(self, *failure)
 
 def no_room(*_):
@@ -177,7 +177,7 @@ run_program(main)
 
 @pytest.fixture
 def around(tiny_shards, tmp_path):
-    """Ranks through all but the training, without a launcher that would end one for another."""
+    """Run ranks through everything but training, without a launcher that ends them together."""
     recipe, program = tmp_path / "recipe.toml", tmp_path / "main.py"
     recipe.write_text(RECIPE.replace("[data]", f'[data]\nshards = "{tiny_shards}"'))
     program.write_text(AROUND)

@@ -1,4 +1,4 @@
-"""Where weights are cut over ranks, a device has a whole copy while it evaluates, and no other."""
+"""With sharded weights a device holds a full copy only during an evaluation, and only one."""
 
 import pytest
 from test_strategies import launch
@@ -15,7 +15,7 @@ from adde.methods.adde.model import ADDE
 from adde.training.evaluation import Evaluator
 from adde.training.strategies import Strategy, weights
 
-# The CPU by another name, by which moves to the device are told from moves back.
+# Another name of the CPU, to tell moves to the device from moves back.
 DEVICE = torch.device("cpu", 0)
 there, states, opening = [], [], False
 opened, begun, encoded = weights.open_strategy, Strategy.begin_step, Evaluator.encode
@@ -28,7 +28,7 @@ def to(model, *where, **how):
     if device is not None:
         there[:] = [other for other in there if other is not model]
         if whole(model) and (opening or device.index == 0):
-            assert not opening, "moved whole in order to be cut"
+            assert not opening, "moved as a whole before sharding"
             there.append(model)
         assert len(there) <= 1, "two whole copies"
     return torch.nn.Module.to(model, *where, **how)
@@ -71,5 +71,5 @@ def test_a_whole_copy_is_on_the_device_for_evaluations_alone(file, tiny_shards, 
     text = RECIPE.replace("[data]", f'[data]\nshards = "{tiny_shards}"')
     recipe.write_text(text.replace("epochs = 2\nlearning", "epochs = 0.3\nlearning"))
     output = launch(file, 2, recipe, tmp_path / "run", program=program)
-    # At the end of both stages, between them, and to calibrate.
+    # At the end of both stages, between them, and for calibration.
     assert output.count("evaluated") == 2 * 4

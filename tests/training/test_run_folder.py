@@ -1,4 +1,4 @@
-"""A run that is used from another folder than it was started in."""
+"""A run that is used from another working directory."""
 
 import pytest
 

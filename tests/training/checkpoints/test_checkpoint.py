@@ -1,4 +1,4 @@
-"""Checkpoints: whole, found damaged, kept and deleted."""
+"""Checkpoints are complete, verified, kept and deleted."""
 
 import threading
 from dataclasses import replace
@@ -151,7 +151,7 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_hears_of_a_failure()
     background, written, go_on = Background(), [], threading.Event()
     background.start(lambda: go_on.wait(10) and written.append(1))
     background.check()
-    assert not written  # nobody waited
+    assert not written  # start did not wait
     go_on.set()
     background.start(lambda: written.append(2))  # after the first
     background.wait()
@@ -164,7 +164,7 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_hears_of_a_failure()
     with pytest.raises(UserError, match="no room"):
         while True:
             background.check()
-    background.check()  # told once
+    background.check()  # raised only once
     background.close()
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints of several ranks: parts, their completion, and what is missing or wrong by name."""
+"""Checkpoints of several ranks: their parts, and messages about missing or wrong ones."""
 
 import json
 import threading
@@ -43,7 +43,9 @@ class Ranks:
 
     def _open(self):
         saver, rank = Saver(self.config, INDEX, "1@main"), self.here.rank
-        saver._background.start(lambda: setattr(self.here, "rank", rank))  # of its thread
+        saver._background.start(
+            lambda: setattr(self.here, "rank", rank)
+        )  # sets the rank of its thread
         return saver
 
     def on(self, rank, job, *arguments, **options):
@@ -75,7 +77,7 @@ WHOLE = {
 
 
 def cut(rank):
-    """A weight whose rows are shared out, a run of one rank's alone, and what is alike."""
+    """Return a rank's shards: rows of a sharded weight, and its share of replicated tensors."""
     first, last = (0, 9, 18, 21)[rank : rank + 2]
     flat = WHOLE["model/weight"].flatten()
     mine = {"model/weight": FlatShard(flat[first:last], first, (7, 3))}

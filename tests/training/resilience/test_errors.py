@@ -1,4 +1,4 @@
-"""What a person is told about the error that ended a rank."""
+"""Explanations of the errors that end a rank."""
 
 import signal
 import subprocess
@@ -57,7 +57,7 @@ def test_a_launcher_that_restarts_is_told_of_no_failure():
 def test_a_process_is_told_stopped_or_ended():
     with subprocess.Popen(["sleep", "60"]) as process:
         try:
-            assert _state(process.pid) not in ("", "T", "Z")  # a loaded disk: "D" until it is read
+            assert _state(process.pid) not in ("", "T", "Z")  # "D" while a busy disk reads it
             process.send_signal(signal.SIGSTOP)
             deadline = time.monotonic() + 30
             while _state(process.pid) != "T":

@@ -1,4 +1,4 @@
-"""What a rank concludes from the others' signs of life, on a store and a clock of the test's."""
+"""Verdicts from the heartbeats of other ranks, with a store and a clock of the test."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from adde.training.resilience.heartbeat import Heartbeat
 
 
 class Counting:
-    """A store that counts what it is asked."""
+    """A store that counts its requests."""
 
     def __init__(self) -> None:
         self.store, self.asked = dist.HashStore(), 0
@@ -32,7 +32,7 @@ class Counting:
 
 @pytest.fixture
 def ranks(monkeypatch):
-    """Ranks that look at each other when they are told to.
+    """Ranks that poll each other when the test asks for it.
 
     `one(rank)` is that rank's heartbeat and `be(rank)` lets it act; `places` and `store` are common
     to all, and `now` is the time.
@@ -62,7 +62,7 @@ def beat(world, rank, number):
 
 
 def elsewhere(size):
-    """Ranks on machines of their own."""
+    """Locations of ranks on different machines."""
     return [(f"n{rank}", 7, f"start of n{rank}") for rank in range(size)]
 
 
@@ -73,7 +73,7 @@ def test_a_job_that_was_suspended_goes_on(ranks):
         beat(ranks, 1, number)
         ranks.now += 2
         assert main._poll() is None
-    ranks.now += 3600  # all are stopped, and this one is the first to go on
+    ranks.now += 3600  # all ranks are suspended, and this one continues first
     assert main._poll() is None
     beat(ranks, 1, 4)
     ranks.now += 2
@@ -100,7 +100,7 @@ def stopped():
 
 
 def silent(ranks, pid, namespace):
-    """The verdict of rank 0 on a rank that sends nothing for longer than the limit."""
+    """Return rank 0's verdict on a rank that is silent for longer than the limit."""
     host, own, _ = heartbeat._locate()
     ranks.places = [(host, own, "here"), (host, pid, namespace)]
     beat(ranks, 1, 3)
@@ -193,7 +193,7 @@ def test_a_rank_alone_that_gets_nowhere_ends():
         "step 9",
         done.stderr,
     )
-    # faulthandler says where it hangs.
+    # The traceback of faulthandler shows where it hangs.
     assert re.search(r'File "<string>", line 9 in <module>', done.stderr)
 
 

@@ -1,4 +1,4 @@
-"""What is refused before the first step, and with which words."""
+"""Checks before the first step, and their messages."""
 
 import json
 from collections import namedtuple
@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def ranks(monkeypatch):
-    """Has gather_objects answer as if other ranks had these facts too."""
+    """Make gather_objects return the facts of other ranks too."""
 
     def make(*others):
         monkeypatch.setattr(module, "gather_objects", lambda mine: [mine, *others])
@@ -137,7 +137,7 @@ def test_checkpoints_that_do_not_fit_are_refused(tmp_path, monkeypatch):
     config = Config(run=tmp_path, checkpoints=Checkpoints(keep=2))
     with pytest.raises(UserError, match=r"room for 0\.00 GB of checkpoints .2 kept, the best"):
         require_room(config, model)
-    # What the run's own checkpoints take is room for those that come after them.
+    # The run's own checkpoints are replaced, so their room counts.
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "old").write_bytes(bytes(3_900_000))
     require_room(config, model)

@@ -15,7 +15,7 @@ USUAL = MIN_BASELINE_STEPS + RECENT_STEPS
 
 
 def feed(alarms, losses=(), speeds=(), stage="encoder"):
-    """Titles of the alerts at each step."""
+    """Return the titles of the alerts of each step."""
     losses, speeds = list(losses), list(speeds)
     count = max(len(losses), len(speeds))
     pairs = zip(losses or [1.0] * count, speeds or [100.0] * count)
@@ -50,7 +50,7 @@ def test_another_stage_has_other_losses() -> None:
 
 
 class Clock:
-    """A clock that goes on by `step` seconds at every look."""
+    """A clock that advances by `step` seconds per call."""
 
     def __init__(self, step: float) -> None:
         self.now, self.step = 0.0, step
@@ -63,14 +63,14 @@ class Clock:
 def test_a_sustained_throughput_drop_is_told_once_with_both_speeds() -> None:
     alarms = Alarms(Settings(), Clock(0.5))
     feed(alarms, speeds=[100.0] * USUAL)
-    # Far more slow steps than the baseline has: they do not become what is usual.
+    # More slow steps than the baseline holds: they do not become the baseline.
     checks = [alarms.check("encoder", 1.0, 40.0, {}) for _ in range(600)]
     (at,) = [k for k, alerts in enumerate(checks) if alerts]
     assert (at - RECENT_STEPS // 2) * 0.5 == SUSTAINED_SECONDS
     ((title, text),) = checks[at]
     assert title == "throughput drop"
     assert text.startswith("40 images/s (median of 5 steps), below 50% of the usual 100 for 2 min")
-    # After a recovery it is told again.
+    # After a recovery the alert is raised again.
     assert not any(feed(alarms, speeds=[90.0] * 10))
     assert sum(map(len, feed(alarms, speeds=[40.0] * 600))) == 1
 

@@ -91,7 +91,7 @@ def test_other_ranks_write_nothing(tmp_path) -> None:
 def test_an_evaluation_leaves_what_it_shows(tmp_path) -> None:
     with closing(open_tracker(tmp_path)) as tracker:
         tracker.log_evaluation(7, evaluated({"hit@30": 0.5}))
-        tracker.log_evaluation(8, Evaluated({"hit@30": 0.6}))  # which shows nothing
+        tracker.log_evaluation(8, Evaluated({"hit@30": 0.6}))  # without displays
     stored = json.loads((tmp_path / "evaluation/displays.json").read_text())
     (row,) = stored["pictures"]["rows"]
     assert stored["step"] == 7
@@ -181,7 +181,7 @@ def test_off_never_imports_wandb(tmp_path, monkeypatch) -> None:
 
 
 class Failing:
-    """A W&B that opens, and then breaks."""
+    """A W&B that starts and then fails."""
 
     def __init__(self) -> None:
         self.logged = 0
@@ -241,7 +241,7 @@ def test_a_failing_wandb_is_said_once_and_training_goes_on(tmp_path, monkeypatch
 
 @pytest.fixture
 def opened(monkeypatch) -> list[dict]:
-    """What `wandb.init` is asked for, without opening anything."""
+    """The arguments of `wandb.init`, which starts nothing."""
     import wandb
 
     calls: list[dict] = []
@@ -281,7 +281,7 @@ def test_offline_wandb_leaves_its_files_in_the_run_folder(tmp_path, monkeypatch,
         tracker.log_evaluation(1, evaluated({"hit@1": 1.0}))
     assert "warning" not in capsys.readouterr().err
     (stored,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
-    deadline = time.monotonic() + 20  # W&B's own process writes it, and lags on a busy machine
+    deadline = time.monotonic() + 20  # W&B's process writes it later on a busy machine
     while b"val/hit@1" not in stored.read_bytes():
         assert time.monotonic() < deadline
         time.sleep(0.05)

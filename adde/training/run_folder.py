@@ -96,8 +96,6 @@ def print_unfilled_batches(order: SampleOrder) -> None:
     """Print what happens to items of an epoch that do not fill its last batch."""
     size = order.batch_size
     if left := order.dropped_per_epoch:
-        print(
-            f"each epoch drops {left} items, different ones each time: they fill no batch of {size}"
-        )
+        print(f"each epoch skips {left} items that do not fill a batch of {size}, each time others")
     if left := order.repeated_per_epoch:
         print(f"each epoch repeats {left} items to fill its last batch of {size}")

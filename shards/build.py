@@ -58,7 +58,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     arguments = tyro.cli(Arguments)
     require_place(arguments.out)  # before a table of millions is read
-    opened = open_catalogue(
+    catalogue = open_catalogue(
         arguments.catalogue,
         arguments.images,
         arguments.table,
@@ -67,15 +67,8 @@ def main() -> None:
         seed=arguments.layout.seed,
         skip_unreadable=arguments.layout.skip_unreadable,
     )
-    summary = pack(
-        opened.catalogue,
-        arguments.out,
-        arguments.layout,
-        engine(arguments.engine, arguments.workers),
-        notices=opened.notices,
-        queries=opened.queries,
-        given=opened.given,
-    )
+    run = engine(arguments.engine, arguments.workers)
+    summary = pack(catalogue, arguments.out, arguments.layout, run)
     if summary is None:
         print(f"{arguments.out}: packed from the same before, nothing to do")
     else:

@@ -24,7 +24,7 @@ from adde.errors import UserError
 from adde.metrics import Figures, Places
 from adde.outfits import Blank, OutfitBenchmark, StyleScorer, hide_items
 from adde.schema import UNKNOWN, Labels, Schema
-from adde.shards.given import OUTFITS_NAME, RowOf, read_given
+from adde.shards.benchmark_lists import OUTFITS_NAME, FindRows, read_benchmark, row_finder
 
 Items = Sequence[str]
 """Item ids."""
@@ -54,7 +54,7 @@ class StyleTables(NamedTuple):
 
 @dataclass(frozen=True)
 class OutfitLists:
-    """Outfits and questions by split; see `adde.shards.given.Given`."""
+    """Outfits and questions by split; see `adde.shards.benchmark_lists.BenchmarkLists`."""
 
     FILE_NAME: ClassVar[str] = OUTFITS_NAME
 
@@ -174,7 +174,7 @@ def read_outfits(
             outfit or a question is none; names an item that is not there, or has no category.
     """
     path = folder / OUTFITS_NAME
-    content = read_given(path, schema)
+    content = read_benchmark(path, schema)
     if content is None:
         return None
     lists = OutfitLists.from_json(content, path)
@@ -184,7 +184,7 @@ def read_outfits(
         raise UserError(f"{path}: expected a category of the schema, found {lists.category!r}")
     category = schema.attribute_index(lists.category)
     categories = labels[:, category]
-    rows = _Rows(path, RowOf(path, item_ids), lists.category, categories)
+    rows = _Rows(path, row_finder(path, item_ids), lists.category, categories)
     outfits = {
         name: [rows.of(outfit, f"outfit {number} of {name}") for number, outfit in enumerate(found)]
         for name, found in lists.outfits.items()
@@ -213,7 +213,7 @@ class _Rows:
     """Looks up the rows of items and checks outfits; `where` names the place in the file."""
 
     path: Path
-    row_of: RowOf
+    find_rows: FindRows
     category: str
     categories: Places
 
@@ -227,7 +227,7 @@ class _Rows:
         return Blank(outfit, self._checked(blank.answers, where, None), blank.truth)
 
     def _checked(self, items: Items, where: str, fault: str | None) -> Places:
-        rows = np.array(self.row_of(items, where), np.int64)
+        rows = np.array(self.find_rows(items, where), np.int64)
         unknown = self.categories[rows] == UNKNOWN
         if fault is None and unknown.any():
             item = items[int(unknown.argmax())]

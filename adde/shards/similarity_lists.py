@@ -14,7 +14,12 @@ import numpy as np
 
 from adde.errors import UserError
 from adde.schema import Labels, Schema
-from adde.shards.given import SIMILARITY_NAME, RowOf, read_given
+from adde.shards.benchmark_lists import (
+    SIMILARITY_NAME,
+    FindRows,
+    read_benchmark,
+    row_finder,
+)
 from adde.similarity import Benchmark, Mask
 
 Triplet = tuple[str, str, str]
@@ -35,7 +40,7 @@ class SplitLists:
 
 @dataclass(frozen=True)
 class SimilarityLists:
-    """Lists by split; see `adde.shards.given.Given`."""
+    """Lists by split; see `adde.shards.benchmark_lists.BenchmarkLists`."""
 
     FILE_NAME: ClassVar[str] = SIMILARITY_NAME
 
@@ -95,17 +100,17 @@ def read_similarity(
             the split does not have.
     """
     path = folder / SIMILARITY_NAME
-    content = read_given(path, schema)
+    content = read_benchmark(path, schema)
     if content is None or split not in content["splits"]:
         return None
-    row_of = RowOf(path, item_ids)
+    find_rows = row_finder(path, item_ids)
     try:
         lists = SplitLists(**content["splits"][split])
         for name in {*lists.queries, *lists.candidates, *lists.triplets} - {*schema.names}:
             raise UserError(f"{path}: expected attributes of the schema, found {name!r}")
         triplets = {
             schema.attribute_index(attribute): np.array(
-                [row_of(triplet, f"triplets of {attribute!r}") for triplet in entries], np.int64
+                [find_rows(triplet, f"triplets of {attribute!r}") for triplet in entries], np.int64
             ).reshape(-1, 3)
             for attribute, entries in lists.triplets.items()
             if entries
@@ -114,7 +119,7 @@ def read_similarity(
             of_labels = Benchmark.of_labels(labels)
             return Benchmark(of_labels.queries, of_labels.candidates, triplets)
         masks = [
-            _mask(of_name, row_of, name, labels, schema)
+            _mask(of_name, find_rows, name, labels, schema)
             for name, of_name in (("queries", lists.queries), ("candidates", lists.candidates))
         ]
     except (TypeError, ValueError, KeyError, AttributeError) as error:
@@ -126,10 +131,14 @@ def read_similarity(
 
 
 def _mask(
-    lists: Mapping[str, Sequence[str]], row_of: RowOf, name: str, labels: Labels, schema: Schema
+    lists: Mapping[str, Sequence[str]],
+    find_rows: FindRows,
+    name: str,
+    labels: Labels,
+    schema: Schema,
 ) -> Mask:
     mask = np.zeros(labels.shape, np.bool_)
     for attribute, items in lists.items():
-        rows = row_of(items, f"{name} of {attribute!r}")
+        rows = find_rows(items, f"{name} of {attribute!r}")
         mask[rows, schema.attribute_index(attribute)] = True
     return mask

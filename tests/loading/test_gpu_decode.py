@@ -21,7 +21,7 @@ from adde.loading.resize import load_for_training
 from adde.preprocess import Fit, Preprocess
 from adde.schema import Attribute, Schema
 from adde.shards.batches import Batches, OnFault
-from adde.shards.catalogues.catalogue import Items
+from adde.shards.catalogues.catalogue import Catalogue
 from adde.shards.index import ShardIndex
 from adde.shards.jpeg import is_plain
 from adde.shards.packing.engine import engine
@@ -75,7 +75,7 @@ def index(tmp_path_factory):
     made = pictures()
     labels = np.arange(len(made))[:, None] % 2
     ids = [str(number) for number in range(len(made))]
-    catalogue = Items("kinds", SCHEMA, ids, labels, ["train"] * len(made), made.__getitem__)
+    catalogue = Catalogue("kinds", SCHEMA, ids, labels, ["train"] * len(made), made.__getitem__)
     out = tmp_path_factory.mktemp("kinds") / "shards"
     pack(catalogue, out, PackOptions(items_per_shard=9), engine("processes", 1))
     return ShardIndex.read(out)

@@ -21,7 +21,7 @@ from typing import Any
 
 from adde.errors import UserError
 from adde.files import atomic_path, read_json, sha256_of_file, write_json
-from adde.shards.catalogues.catalogue import Source
+from adde.shards.catalogues.catalogue import PictureSource
 from adde.shards.index import Shard, checksum, member_rows
 
 LISTED = 20
@@ -45,7 +45,7 @@ class ShardJob:
     """Number of the first sample; keys count on from it."""
     groups: Sequence[int]
     """Lengths of the edit groups; what follows stands group by group."""
-    sources: Sequence[Source]
+    sources: Sequence[PictureSource]
     records: Sequence[bytes]
     """JSON of each sample."""
     probe: str

@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from adde.errors import UserError
-from adde.shards.catalogues.catalogue import Catalogue, check
+from adde.shards.catalogues.catalogue import Catalogue
 from adde.shards.index import SPLITS, Shard, ShardIndex
 from adde.shards.packing.groups import edit_groups
 from adde.shards.packing.tar import DIGEST_BYTES, LISTED, Packed, ShardJob, kept_sizes, write_shard
@@ -75,7 +75,6 @@ def write_tars(
         UserError: pictures do not decode (names up to 20), a split is left without any, the
             catalogue's parts do not fit each other, or items_per_shard is below 1.
     """
-    check(catalogue)
     if items_per_shard < 1:
         raise UserError(f"--items-per-shard: expected at least 1, found {items_per_shard}")
     plans = [plan for split in SPLITS for plan in _plans(catalogue, split, items_per_shard, seed)]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from adde.errors import UserError
 from adde.schema import UNKNOWN, Attribute, Schema
-from adde.shards.catalogues.catalogue import check
+from adde.shards.catalogues.catalogue import Catalogue
 from adde.shards.catalogues.columns import fold
 from adde.shards.catalogues.splits import splits_by_hash
 from adde.shards.catalogues.table import read_table
@@ -26,7 +26,6 @@ def read(table, images, size=64, **options):
 
 def test_finds_columns_and_labels(shop, rows):
     catalogue = read(*shop(rows))
-    check(catalogue)
     assert catalogue.name == "items"
     assert catalogue.item_ids == tuple(row["image"] for row in rows)
     # `price` has a value of its own in every row; `family` has 12 in 60.
@@ -211,13 +210,13 @@ def test_bad_columns_are_named(shop, rows):
     bad = {
         "no column 'color'; did you mean 'colour'": {"attributes": ("color",)},
         "no column 'famly'; did you mean 'family'": {"group_by": "famly"},
-        "line 3: expected an item id of its own in column 'colour', found 'red' as in": {
+        "line 3: expected a unique item id in column 'colour', found 'red' as in": {
             "id_column": "colour"
         },
         "line 2: expected train, val or test in column 'colour', found 'red'": {
             "split_column": "colour"
         },
-        "expected one of the two": {"split_column": "colour", "group_by": "family"},
+        "expected only one of them": {"split_column": "colour", "group_by": "family"},
         "expected shares from 0 whose sum is below 1, found 0.5 and 0.5": {
             "val_share": 0.5,
             "test_share": 0.5,
@@ -307,29 +306,24 @@ def test_stamp_changes_with_a_picture(shop, rows):
     assert stamp() != before
 
 
-class Bare:
-    """A catalogue of two items, to spoil."""
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": [[0]]}, r"expected labels \(2, 1\)"),
+        ({"splits": ("train",)}, "as many splits, found .* and 1"),
+        ({"labels": [[0], [2]]}, "item 'b': expected a label from -1 to 1 of 'colour', found 2"),
+        ({"labels": [[-2], [0]]}, "item 'a'.*found -2"),
+        ({"splits": ("train", "dev")}, r"found \['dev'\]"),
+        ({"item_ids": ("a", "a")}, "every item id once"),
+    ],
+)
+def test_a_catalogue_rejects_parts_that_do_not_fit(changes, message):
+    parts = {"item_ids": ("a", "b"), "labels": [[0], [-1]], "splits": ("train", "test")}
+    parts |= {"name": "bare", "schema": Schema((Attribute("colour", ("red", "blue")),))}
 
-    name = "bare"
-    schema = Schema((Attribute("colour", ("red", "blue")),))
+    def make(**parts):
+        return Catalogue(**{**parts, "labels": np.array(parts["labels"])}, source=print)
 
-    def __init__(self, item_ids=("a", "b"), labels=((0,), (-1,)), splits=("train", "test")):
-        self.item_ids, self.splits = item_ids, splits
-        self.labels = np.array(labels, dtype=np.int64)
-
-    def picture(self, row):
-        raise NotImplementedError
-
-
-def test_check_refuses_misfits():
-    check(Bare())
-    for catalogue, message in (
-        (Bare(labels=((0,),)), r"expected labels \(2, 1\)"),
-        (Bare(splits=("train",)), "as many splits, found .* and 1"),
-        (Bare(labels=((0,), (2,))), "item 'b': expected a label from -1 to 1 of 'colour', found 2"),
-        (Bare(labels=((-2,), (0,))), "item 'a'.*found -2"),
-        (Bare(splits=("train", "dev")), r"found \['dev'\]"),
-        (Bare(item_ids=("a", "a")), "every item id once"),
-    ):
-        with pytest.raises(UserError, match=message):
-            check(catalogue)
+    make(**parts)
+    with pytest.raises(UserError, match=message):
+        make(**{**parts, **changes})

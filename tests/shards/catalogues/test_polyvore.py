@@ -141,7 +141,7 @@ def test_outfits_that_cannot_be_used_are_named_or_left_out(tree, message, change
     assert message in str(error.value) and "--skip-unreadable" in str(error.value)
     found = open_catalogue(f"polyvore:{root}", skip_unreadable=True)
     assert message in "".join(found.notices)
-    lists = found.given
+    lists = found.benchmark
     assert (len(lists.outfits["train"]), len(lists.blanks["test"]), len(lists.judged["test"])) in (
         (6, 2, 2),
         (6, 0, 2),

@@ -19,6 +19,7 @@ from adde.outfits import (
     outfit_figures,
 )
 from adde.schema import UNKNOWN
+from adde.shards.benchmark_lists import write_benchmark
 from adde.shards.catalogues.voxel import COLOURS
 from adde.shards.catalogues.wardrobe_outfits import (
     CATEGORIES,
@@ -31,7 +32,6 @@ from adde.shards.catalogues.wardrobe_outfits import (
     style_tables,
     wardrobe_outfits,
 )
-from adde.shards.given import write_given
 from adde.shards.index import SPLITS, ShardIndex
 from adde.shards.outfit_lists import read_outfits
 from adde.shards.reader import iterate
@@ -42,7 +42,7 @@ def large(tmp_path_factory):
     """10,000 items as they are read back, without pictures: catalogue, and questions of test."""
     catalogue = wardrobe_outfits(10_000, seed=1)
     folder = tmp_path_factory.mktemp("outfits")
-    write_given(folder, catalogue.given, SCHEMA)
+    write_benchmark(folder, catalogue.benchmark, SCHEMA)
     found = read_outfits(folder, SCHEMA, "test", catalogue.item_ids, catalogue.labels)
     return catalogue, found
 
@@ -64,8 +64,8 @@ def test_a_larger_catalogue_begins_with_the_smaller():
     assert large.item_ids[:count] == small.item_ids
     assert (large.labels[:count] == small.labels).all()
     assert large.splits[:count] == small.splits
-    train = small.given.outfits["train"]
-    assert large.given.outfits["train"][: len(train)] == train
+    train = small.benchmark.outfits["train"]
+    assert large.benchmark.outfits["train"][: len(train)] == train
     assert small.source(7) == large.source(7)
     assert (wardrobe_outfits(300, seed=1).labels[:50] != small.labels[:50]).any()
 
@@ -74,7 +74,7 @@ def test_outfits_are_whole_and_no_item_is_in_two(large):
     catalogue, _ = large
     split_of = dict(zip(catalogue.item_ids, catalogue.splits))
     seen = []
-    for split, outfits in catalogue.given.outfits.items():
+    for split, outfits in catalogue.benchmark.outfits.items():
         for outfit in outfits:
             assert {split_of[item] for item in outfit} == {split}
             categories = [item.split("-")[1] for item in outfit]
@@ -82,7 +82,7 @@ def test_outfits_are_whole_and_no_item_is_in_two(large):
             assert len(set(categories)) == len(categories)
             seen += outfit
     assert sorted(seen) == sorted(catalogue.item_ids)
-    counts = {split: len(outfits) for split, outfits in catalogue.given.outfits.items()}
+    counts = {split: len(outfits) for split, outfits in catalogue.benchmark.outfits.items()}
     assert counts["val"] == pytest.approx(counts["train"] / 8, rel=0.02) == counts["test"]
     share = np.mean(["glasses" in item for item in catalogue.item_ids]) * len(seen)
     assert share / sum(counts.values()) == pytest.approx(0.6, abs=0.04)
@@ -219,4 +219,4 @@ def test_what_cannot_be_drawn_is_refused():
         wardrobe_outfits(199)
     with pytest.raises(UserError, match="size: expected 16 to 1024"):
         wardrobe_outfits(300, size=8)
-    assert len(wardrobe_outfits(200).given.outfits["test"]) >= 4
+    assert len(wardrobe_outfits(200).benchmark.outfits["test"]) >= 4

@@ -81,13 +81,7 @@ def test_summary_counts_what_was_written(shop, rows, tmp_path):
     table.write_text("\n".join([",".join(rows[0]), *(",".join(row.values()) for row in rows)]))
     options = TableOptions(attributes=("sleeve", "colour"), val_share=0)
     catalogue = read_catalogue(table, images, options, 64)
-    summary = pack(
-        catalogue,
-        tmp_path / "out",
-        PackOptions(skip_unreadable=True),
-        HERE,
-        notices=catalogue.notices,
-    )
+    summary = pack(catalogue, tmp_path / "out", PackOptions(skip_unreadable=True), HERE)
     assert summary == json.loads((tmp_path / "out" / "summary.json").read_text())
     kept = [row for row in rows if row["image"] != "07.jpg"]
     assert summary["items"] == Counter(row["split"] for row in kept)

@@ -35,8 +35,8 @@ def workers(work, jobs):
         shard = Shard(job.name, job.split, count, 2048 * count, "0" * 64, rows)
         yield Packed(shard, list(range(count)), [], digests)
 
-opened = open_catalogue(str(root / "items.csv"), root / "p", TableOptions(id_column="id"))
-summary = pack(opened.catalogue, root / "out", PackOptions(), workers)
+catalogue = open_catalogue(str(root / "items.csv"), root / "p", TableOptions(id_column="id"))
+summary = pack(catalogue, root / "out", PackOptions(), workers)
 # Not getrusage, whose peak is also that of the process that started this one.
 (peak,) = (line for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(json.dumps({

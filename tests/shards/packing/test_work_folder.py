@@ -4,7 +4,7 @@ import errno
 from pathlib import Path
 
 import pytest
-from test_writer import Toy
+from test_writer import toy
 
 from adde.errors import UserError
 from adde.shards.index import ShardIndex
@@ -17,7 +17,7 @@ FEW = PackOptions(items_per_shard=10)
 
 
 def packed(out, items=60):
-    return pack(Toy(items), out, FEW, engine("processes", 1))
+    return pack(toy(items), out, FEW, engine("processes", 1))
 
 
 def files(folder):
@@ -78,6 +78,6 @@ def test_a_volume_of_anything_else_is_refused(volume, name):
 
 def test_a_folder_that_cannot_be_made_is_refused_before_a_picture_is_read(tmp_path):
     (tmp_path / "file").touch()
-    blind = Toy(20, broken=range(20))
+    blind = toy(20, broken=range(20))
     with pytest.raises(UserError, match=r"out: expected to write in .*file, found: "):
         pack(blind, Path(tmp_path / "file" / "out"), FEW, engine("processes", 1))

@@ -10,7 +10,7 @@ import tyro
 
 from adde.errors import UserError, run_program
 from adde.files import require_writable
-from adde.shards.checking.doctor import as_text, diagnose, look_through
+from adde.shards.checking.doctor import as_text, diagnose, scan
 from adde.shards.index import ShardIndex
 
 
@@ -27,14 +27,14 @@ def main(shards: Path, out: Path | None = None, workers: int | None = None) -> N
             raise UserError(f"{out}: expected a page's name such as report.html, found a folder")
         require_writable(out)  # before the pictures are looked at
     index = ShardIndex.read(shards)
-    looked = look_through(index, workers)
-    found = diagnose(index, looked)
-    print(as_text(found, looked.item_ids))
+    scanned = scan(index, workers)
+    found = diagnose(index, scanned)
+    print(as_text(found, scanned.item_ids))
     if out is not None:
         # Imported here: the text needs no templates.
         from adde.shards.checking.doctor_page import write_page
 
-        write_page(index, found, looked, out)
+        write_page(index, found, scanned, out)
         print(f"\nwritten: {out}")
 
 

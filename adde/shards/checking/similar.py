@@ -41,8 +41,8 @@ _DEAL = np.random.default_rng(0).permutation(HASH_BITS)
 _ONES = np.array([bin(number).count("1") for number in range(1 << 16)], dtype=np.uint8)
 
 
-def look(image: Image.Image) -> tuple[Hashes, Thumbnails]:
-    """Hash (BANDS,) uint16 and thumbnail (THUMBNAIL, THUMBNAIL, 3) uint8 of an RGB picture."""
+def fingerprint(image: Image.Image) -> tuple[Hashes, Thumbnails]:
+    """Return a picture's hash (BANDS,) uint16 and thumbnail (THUMBNAIL, THUMBNAIL, 3) uint8."""
     grey = image.convert("L").resize((GRID + 1, GRID), Image.Resampling.BICUBIC, reducing_gap=3)
     levels = np.asarray(grey, dtype=np.int16)
     bits = (np.diff(levels, axis=1) > STEP).reshape(-1)[_DEAL].reshape(BANDS, -1)

@@ -53,6 +53,20 @@ def edit_groups(labels: Labels, seed: int, size: int = GROUP_SIZE) -> list[list[
     return groups
 
 
+def neighbour_shares(labels: Labels, sizes: Sequence[int]) -> dict[str, float]:
+    """Return the share of N rows that have a neighbour among all rows, and in their group.
+
+    Args:
+        labels: (N, A) int64, group by group.
+        sizes: Lengths of the groups.
+    """
+    groups = np.split(np.arange(len(labels)), np.cumsum(sizes)[:-1])
+    return {
+        "in_split": float(has_neighbour(labels).mean()),
+        "in_group": float(neighbour_in_group(labels, [group.tolist() for group in groups]).mean()),
+    }
+
+
 def has_neighbour(labels: Labels) -> npt.NDArray[np.bool_]:
     """(N,) bool: whether a row of labels (N, A) int64 has a neighbour among the others."""
     return neighbour_in_group(labels, [range(len(labels))])

@@ -17,7 +17,7 @@ from PIL import Image, ImageFilter
 from adde.schema import UNKNOWN
 from adde.shards.catalogues.tabular import TableOptions, read_catalogue
 from adde.shards.checking import similar
-from adde.shards.checking.doctor import as_text, diagnose, look_through
+from adde.shards.checking.doctor import as_text, diagnose, scan
 from adde.shards.checking.doctor_page import write_page
 from adde.shards.index import ShardIndex
 from adde.shards.packing.engine import engine
@@ -93,7 +93,7 @@ def again(image, quality):
 def test_what_looks_alike(change, same):
     for seed in range(8):
         image = photograph(seed)
-        looks = [similar.look(image), similar.look(change(image))]
+        looks = [similar.fingerprint(image), similar.fingerprint(change(image))]
         hashes, thumbnails = (np.stack(column) for column in zip(*looks))
         found = similar.near_duplicates(hashes, thumbnails, np.array([0, 1]))
         assert len(found.rows) == same, seed
@@ -109,7 +109,7 @@ def test_a_crowd_of_equal_pictures_is_no_trouble():
 
 def test_figures_by_loops(tiny_shards):
     index = ShardIndex.read(tiny_shards)
-    found = diagnose(index, look_through(index, workers=1))
+    found = diagnose(index, scan(index, workers=1))
     for column, attribute in enumerate(found["attributes"]):
         for split in index.splits:
             labels = [int(sample.labels[column]) for sample in iterate(index, split)]
@@ -172,22 +172,22 @@ def ailing(shop, rows, tmp_path):
 
 
 def test_what_ails_is_named(ailing, tmp_path):
-    looked = look_through(ailing, workers=1)
-    found = diagnose(ailing, looked)
+    scanned = scan(ailing, workers=1)
+    found = diagnose(ailing, scanned)
     (pair,) = found["near_duplicates"]
-    assert {looked.item_ids[row] for row in pair["rows"]} == {"04.jpg", "05.jpg"}
-    assert {looked.item_ids[row] for row in found["blank"]} == {"07.jpg", "08.jpg"}
+    assert {scanned.item_ids[row] for row in pair["rows"]} == {"04.jpg", "05.jpg"}
+    assert {scanned.item_ids[row] for row in found["blank"]} == {"07.jpg", "08.jpg"}
     ((broken, reason),) = ((b["row"], b["reason"]) for b in found["broken"])
     assert "sample 3: expected a picture that decodes" in reason
     assert found["attributes"][0]["unseen"] == ["cape"]
-    text = as_text(found, looked.item_ids)
+    text = as_text(found, scanned.item_ids)
     assert "1 values of 'sleeve' that no training item has, but others do:\n  cape" in text
     assert re.search(r"1 pairs .*\n  0[45]\.jpg \(\w+\) = 0[45]\.jpg \(\w+\)", text)
     assert "2 pictures are blank:\n  07.jpg\n  08.jpg" in text or "08.jpg\n  07.jpg" in text
-    assert f"1 pictures do not decode:\n  {looked.item_ids[broken]}: " in text
-    write_page(ailing, found, looked, tmp_path / "page.html")
+    assert f"1 pictures do not decode:\n  {scanned.item_ids[broken]}: " in text
+    write_page(ailing, found, scanned, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
-    for word in ("04.jpg", "05.jpg", "07.jpg", "08.jpg", looked.item_ids[broken], "cape"):
+    for word in ("04.jpg", "05.jpg", "07.jpg", "08.jpg", scanned.item_ids[broken], "cape"):
         assert word in page
     assert page.count("data:image/jpeg;base64,") == 3 + 3 + 2 + 2  # values, the pair, the blank
     assert not re.search(r"(src|href)=\"(?!data:)", page)  # asks nothing of the network

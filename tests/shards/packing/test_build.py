@@ -103,7 +103,7 @@ def test_summary_counts_what_was_written(shop, rows, tmp_path):
     share = f"{sum(blue.values()) / 59:.1%}"
     assert re.search(rf"\n {{9}}  blue +{blue['train']} +{blue['test']} +{share}\n", text)
     assert "20.jpg (train) = 40.jpg (test)" in text or "40.jpg (test) = 20.jpg (train)" in text
-    assert "warning: 1 pictures stand in several splits" in text
+    assert "warning: 1 pictures are in several splits" in text
     assert "1 pictures that cannot be read were left out:" in text
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from adde.errors import UserError
-from adde.shards.packing import engine as engines
 from adde.shards.packing.engine import engine
 
 PROGRAM = Path(__file__).parents[3] / "shards" / "build.py"
@@ -45,4 +44,3 @@ def test_without_ray_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"expected ray; pip install 'adde\[ray\]'"):
         list(engine("ray", None)(print, []))
-    assert engines.ROUND > 1

@@ -16,7 +16,8 @@ from tqdm import tqdm
 from adde.distributed import from_main, rank, sum_over_ranks, world_size
 from adde.errors import UserError
 from adde.files import this_process
-from adde.loading.loader import Batch, BatchStream, join
+from adde.loading.batch import Batch, join
+from adde.loading.loader import BatchStream
 from adde.loading.resize import load_for_training
 from adde.schema import Schema
 from adde.shards.batches import Batches

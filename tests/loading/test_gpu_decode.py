@@ -184,7 +184,7 @@ def test_what_stands_in_for_a_sample_may_be_decoded_on_the_device(index, tmp_pat
         batch = stream(index, 0, is_plain, "skip")[0]
     finally:
         shard.members[gap][4] = kept
-    assert batch.stood_in == [gap]
+    assert batch.substituted_rows == [gap]
     assert torch.equal(batch.images[gap], batch.images[(gap + 1) % 7])
     assert batch.images[gap].float().std() > 10
 

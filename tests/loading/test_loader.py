@@ -12,7 +12,8 @@ import psutil
 import pytest
 import torch
 
-from adde.loading.loader import LENT, READ_AHEAD, ROOM, STOPS, BatchStream, ahead_of_each
+from adde.loading.loader import BatchStream
+from adde.loading.workers import LENT, READ_AHEAD, READ_AHEAD_BYTES, STOP_SIGNALS, batches_ahead
 from adde.preprocess import Preprocess
 from adde.shards.batches import Batches
 from adde.shards.index import ShardIndex
@@ -67,10 +68,12 @@ def test_a_batch_at_a_time_lies_where_workers_wrote_it(batches):
     ],
 )
 def test_workers_read_ahead_what_a_step_takes_within_bounds(workers, together, megabytes, expected):
-    ahead = ahead_of_each(workers, together, megabytes * 10**6)
+    ahead = batches_ahead(workers, together, megabytes * 10**6)
     assert ahead == expected
     slots = workers * ahead + 1 + LENT
-    assert slots * megabytes * 10**6 <= max(ROOM, (workers + 1 + LENT) * megabytes * 10**6)
+    assert slots * megabytes * 10**6 <= max(
+        READ_AHEAD_BYTES, (workers + 1 + LENT) * megabytes * 10**6
+    )
 
 
 def test_a_part_of_a_batch_keeps_its_memory(batches):
@@ -81,20 +84,20 @@ def test_a_part_of_a_batch_keeps_its_memory(batches):
 
 
 def test_signals_from_outside_stop_no_worker(batches, capfd):
-    before = [signal.signal(s, lambda *_: print("stopping", flush=True)) for s in STOPS]
+    before = [signal.signal(s, lambda *_: print("stopping", flush=True)) for s in STOP_SIGNALS]
     try:
         with stream(batches, 0) as one_by_one, stream(batches, 2) as found:
             kept = [next(found)]
             workers = forked()
             assert len(workers) == 2
-            for number in STOPS:  # by another process than their parent
+            for number in STOP_SIGNALS:  # by another process than their parent
                 command = ["kill", f"-{number}", *(str(worker.pid) for worker in workers)]
                 subprocess.run(command, check=True)
             kept += found
             for batch, expected in zip(kept, one_by_one, strict=True):
                 assert torch.equal(batch.images, expected.images)
     finally:
-        for number, handler in zip(STOPS, before):
+        for number, handler in zip(STOP_SIGNALS, before):
             signal.signal(number, handler)
     assert "stopping" not in capfd.readouterr().out
 
@@ -110,7 +113,7 @@ def test_workers_end_with_a_stream_that_is_closed_early(batches):
 KILLED = """
 import multiprocessing, os, signal
 import numpy as np
-from adde.shards.batches import Companions
+from adde.shards.batches import BatchMetadata
 from adde.loading.loader import BatchStream
 
 class Wide:
@@ -120,7 +123,7 @@ class Wide:
         return 64, 8, 8, 3
 
     def read(self, number, images, say):  # more than a pipe holds, so that workers wait at it
-        return Companions(np.zeros((64, 1000), np.int64), [""] * 64, [], [], {})
+        return BatchMetadata(np.zeros((64, 1000), np.int64), [""] * 64, [], [], {})
 
 stream = BatchStream(Wide(), range(1000), 2)
 next(stream)

@@ -19,7 +19,8 @@ import torch
 from PIL import Image
 
 from adde.errors import UserError
-from adde.loading.loader import BatchStream, join
+from adde.loading.batch import join
+from adde.loading.loader import BatchStream
 from adde.preprocess import Preprocess
 from adde.shards.batches import Batches
 from adde.shards.index import ShardIndex
@@ -215,15 +216,18 @@ def test_a_share_in_micro_batches_is_the_share_in_one_piece(index, workers):
     seen = 0
     for rank in range(2):
         for expected, found in zip(share(rank, 1, 0), share(rank, 3, workers), strict=True):
-            assert torch.equal(found.labels, expected.labels) or found.stood_in
-            assert (found.stood_in, found.faults) == (expected.stood_in, expected.faults)
-            whole = [row for row in range(12) if row not in found.stood_in]
+            assert torch.equal(found.labels, expected.labels) or found.substituted_rows
+            assert (found.substituted_rows, found.faults) == (
+                expected.substituted_rows,
+                expected.faults,
+            )
+            whole = [row for row in range(12) if row not in found.substituted_rows]
             assert torch.equal(found.images[whole], expected.images[whole])
             assert [found.item_ids[r] for r in whole] == [expected.item_ids[r] for r in whole]
-            for row in found.stood_in:  # an item of the same micro-batch
+            for row in found.substituted_rows:  # an item of the same micro-batch
                 near = [found.item_ids[r] for r in whole if r // 4 == row // 4]
                 assert found.item_ids[row] in near
-            seen += len(found.stood_in)
+            seen += len(found.substituted_rows)
     assert seen == 1
 
 

@@ -30,8 +30,9 @@ from adde.loading.loader import BatchStream
 from adde.loading.workers import LENT, READ_AHEAD
 from adde.schema import Attribute, Schema
 from adde.shards.batches import BatchMetadata
-from adde.shards.index import INDEX_NAME, Shard, ShardIndex, member_rows
+from adde.shards.index import INDEX_NAME, ShardIndex
 from adde.shards.order import SampleOrder
+from adde.shards.shard import Shard, member_rows
 
 PER_SHARD, GROUP = 1000, 4
 SCHEMA = Schema((Attribute("colour", ("red", "blue")),))

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adde.errors import UserError
-from adde.shards.index import Shard
+from adde.shards.shard import Shard
 
 Addresses = npt.NDArray[np.int64]
 """(n, 2) int64: shard number and position in the shard of each sample."""

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adde.errors import UserError
-from adde.shards.index import Shard, member_rows
 from adde.shards.order import SampleOrder
+from adde.shards.shard import Shard, member_rows
 from adde.shards.shares import RankShare, StoredOrder
 
 groups_of_shards = st.lists(

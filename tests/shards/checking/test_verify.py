@@ -15,7 +15,8 @@ from PIL import Image
 
 from adde.files import read_json, sha256_of_file, write_json
 from adde.shards.checking.verify import verify
-from adde.shards.index import ShardIndex, member_rows
+from adde.shards.index import ShardIndex
+from adde.shards.shard import member_rows
 
 PROGRAM = Path(__file__).parents[3] / "shards" / "verify.py"
 FIRST, SECOND = "train-000000.tar", "train-000001.tar"

@@ -8,9 +8,9 @@ from hypothesis.extra.numpy import arrays
 
 from adde.schema import UNKNOWN
 from adde.shards.catalogues.wardrobe import wardrobe
-from adde.shards.index import Shard, member_rows
 from adde.shards.order import SampleOrder
 from adde.shards.packing.groups import edit_groups, has_neighbour, neighbour_in_group
+from adde.shards.shard import Shard, member_rows
 
 tables = st.tuples(st.integers(1, 40), st.integers(1, 4)).flatmap(
     lambda shape: arrays(np.int64, shape, elements=st.integers(UNKNOWN, 2))

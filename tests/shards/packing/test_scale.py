@@ -15,7 +15,7 @@ import json, sys
 from pathlib import Path
 
 from adde.shards.catalogues.importers import open_catalogue
-from adde.shards.index import Shard, member_rows
+from adde.shards.shard import Shard, member_rows
 from adde.shards.packing.pack import PackOptions, pack
 from adde.shards.catalogues.tabular import TableOptions
 from adde.shards.packing.tar import Packed

@@ -21,13 +21,14 @@ import numpy as np
 import pytest
 
 from adde.errors import UserError
-from adde.shards.index import Shard, ShardIndex, member_rows
+from adde.shards.index import ShardIndex
 from adde.shards.reader import ShardReader, iterate
 from adde.shards.remote.cache import Cache
-from adde.shards.remote.download import Patience
+from adde.shards.remote.download import RetryPolicy
 from adde.shards.remote.sources import Prefetcher, Remote, locate
+from adde.shards.shard import Shard, member_rows
 
-PATIENCE = Patience(deadline=8.0, stall=0.4, tries=3, backoff=0.02)
+POLICY = RetryPolicy(deadline=8.0, read_timeout=0.4, tries=3, backoff=0.02)
 SIZE = 300_001
 
 
@@ -139,7 +140,7 @@ def server(monkeypatch):
 
 @pytest.fixture
 def remote(server, tmp_path):
-    return Remote(f"{server.address}/shop", Cache(tmp_path / "cache", 1_000_000), PATIENCE)
+    return Remote(f"{server.address}/shop", Cache(tmp_path / "cache", 1_000_000), POLICY)
 
 
 def put(server, name="a.tar", size=SIZE):
@@ -198,7 +199,7 @@ def test_buckets_of_s3(tiny_shards, server, tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cret")
     check_bucket("s3", "/bucket/shop/", tiny_shards, server, tmp_path, monkeypatch)
     remote, shard = (
-        Remote("s3://bucket/shop", Cache(tmp_path / "other", SIZE), PATIENCE),
+        Remote("s3://bucket/shop", Cache(tmp_path / "other", SIZE), POLICY),
         put(server),
     )
     server.files["/bucket/shop/a.tar"] = server.files["/shop/a.tar"]
@@ -259,7 +260,7 @@ def test_settings_come_from_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("ADDE_FETCH_SECONDS", "60")
     mine = locate("gs://bucket/shop")
     assert mine.cache == Cache(tmp_path / "mine", 500_000_000)
-    assert mine.patience.deadline == 60
+    assert mine.policy.deadline == 60
     for wrong in ("0", "-1", "many", "nan", "inf"):
         monkeypatch.setenv("ADDE_CACHE_GB", wrong)
         with pytest.raises(UserError, match=rf"ADDE_CACHE_GB: expected a number above 0.*{wrong}"):
@@ -303,8 +304,8 @@ def test_faults_that_pass(server, remote, faults, ranges):
     "fault, tries, found",
     [
         (404, 1, r"the file, found no such file \(404\) .*; upload it"),
-        (403, 1, r"the file, found HTTP 403 Forbidden .*; mend the address or the access"),
-        (503, 3, r"bytes, found HTTP 503 Service Unavailable .*whether the server is well"),
+        (403, 1, r"the file, found HTTP 403 Forbidden .*; correct the address or grant access"),
+        (503, 3, r"bytes, found HTTP 503 Service Unavailable .*check the server"),
         ("stall", 3, r"bytes, found nothing for 0.4 s after byte 0"),
         ("norange-drop", None, r"bytes, found ClientPayloadError .* after byte \d+ "),
     ],
@@ -331,7 +332,7 @@ def test_nobody_listens(remote):
 def test_too_slow_for_the_deadline(server, remote):
     shard = put(server)
     server.faults["/shop/a.tar"] = ["slow"]
-    hasty = dataclasses.replace(remote, patience=dataclasses.replace(PATIENCE, deadline=0.6))
+    hasty = dataclasses.replace(remote, policy=dataclasses.replace(POLICY, deadline=0.6))
     message = failure(hasty, shard)
     found = re.search(rf"expected {SIZE} bytes, found (\d+) bytes in 0.6 s", message)
     assert found is not None and int(found[1]) < SIZE  # it does not wait for the rest
@@ -448,14 +449,16 @@ def test_room_is_made_before_the_download(server, remote):
 
 def test_a_cache_smaller_than_a_shard(server, remote):
     shard = put(server, size=1_000_001)
-    with pytest.raises(UserError, match=r"room for a shard of 1000001 bytes.*set ADDE_CACHE_GB"):
+    with pytest.raises(
+        UserError, match=r"a shard of 1000001 bytes.*increase ADDE_CACHE_GB"
+    ):
         remote.open(shard)
     assert not server.requests
 
 
 def test_a_lock_that_is_not_given_back(server, remote):
     shard = put(server)
-    hasty = dataclasses.replace(remote, patience=dataclasses.replace(PATIENCE, deadline=0.3))
+    hasty = dataclasses.replace(remote, policy=dataclasses.replace(POLICY, deadline=0.3))
     content_of(remote, put(server, "b.tar"))
     with (
         remote.cache.lock(shard.sha256, 1),
@@ -477,7 +480,7 @@ def test_a_full_disk(server, remote):
     with pytest.raises(UserError) as caught:
         remote.open(shard)
     assert str(remote.cache.folder) in str(caught.value)
-    assert "No space left on device; free some space, set ADDE_CACHE_GB" in str(caught.value)
+    assert "No space left on device; free some space, decrease ADDE_CACHE_GB" in str(caught.value)
     assert not kept(remote)
     assert content_of(remote, shard) == server.files["/shop/a.tar"]
 

@@ -1,4 +1,4 @@
-"""Public sets of exact factors, each on a tiny tree of its layout."""
+"""Public data sets of exact factors, each on a tiny tree with its layout."""
 
 import io
 import os
@@ -43,7 +43,7 @@ def test_dsprites(tmp_path):
     assert "same pictures" in catalogue.notices[0]
 
 
-def test_dsprites_that_are_none(tmp_path):
+def test_invalid_dsprites(tmp_path):
     path = tmp_path / "d.npz"
     with pytest.raises(UserError, match=r"expected the .npz of dSprites, found no file"):
         opened(f"dsprites:{path}")
@@ -85,7 +85,7 @@ def test_a_damaged_file_leaves_no_array(tmp_path):
 def test_mpi3d(tmp_path):
     sizes = (4, 4, 2, 3, 3, 40, 40)
     count = int(np.prod(sizes))
-    # A picture's four bytes are its number.
+    # A picture's four bytes encode its number.
     content = np.arange(count, dtype="<u4").view(np.uint8).reshape(count, 1, 4, 1)
     np.savez(tmp_path / "mpi3d_real.npz", images=np.repeat(content, 3, axis=3))
     catalogue = opened(f"mpi3d:{tmp_path / 'mpi3d_real.npz'}", val_share=0.01)
@@ -113,7 +113,7 @@ def test_cars3d(tmp_path):
     assert np.abs(pixels(small, 7) - means).max() <= 1  # rounded along each axis
 
 
-def test_cars3d_that_are_none(tmp_path):
+def test_invalid_cars3d(tmp_path):
     from scipy.io import savemat
 
     with pytest.raises(UserError, match=r"expected a folder of .mat files, .* found 0"):
@@ -146,7 +146,7 @@ def test_smallnorb(tmp_path):
     assert set(held.splits[:60]) == {"train", "val", "test"}
 
 
-def test_smallnorb_that_is_none(tmp_path):
+def test_invalid_smallnorb(tmp_path):
     write_smallnorb(tmp_path / "norb")
     (category,) = (tmp_path / "norb").glob("*testing-cat.mat")
     kept = category.read_bytes()
@@ -189,7 +189,7 @@ def test_the_index_knows_the_factors_of_a_build(tmp_path):
     assert seen["test"] and not seen["test"] & (seen["train"] | seen["val"])
 
 
-def test_an_index_whose_factors_are_no_attributes_is_refused(tiny_shards, tmp_path):
+def test_an_index_rejects_factors_that_are_not_attributes(tiny_shards, tmp_path):
     index = ShardIndex.read(tiny_shards)
     assert index.factors == {}
     content = (tiny_shards / "index.json").read_text()

@@ -1,4 +1,4 @@
-"""The embedded catalogue of outfits: what is drawn, its pictures, and its oracle."""
+"""The embedded catalogue of outfits: its items, pictures and oracle."""
 
 import io
 import itertools
@@ -39,7 +39,7 @@ from adde.shards.reader import iterate
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
-    """10,000 items as they are read back, without pictures: catalogue, and questions of test."""
+    """A catalogue of 10,000 items, and the questions about its test split as read from disk."""
     catalogue = wardrobe_outfits(10_000, seed=1)
     folder = tmp_path_factory.mktemp("outfits")
     write_benchmark(folder, catalogue.benchmark, SCHEMA)
@@ -88,7 +88,7 @@ def test_outfits_are_whole_and_no_item_is_in_two(large):
     assert share / sum(counts.values()) == pytest.approx(0.6, abs=0.04)
 
 
-def test_labels_are_there_where_there_is_something_to_see(large):
+def test_labels_are_known_where_they_are_visible(large):
     catalogue, _ = large
     assert (catalogue.labels[:, 0] != UNKNOWN).all()
     for label, category in enumerate(CATEGORIES):
@@ -115,7 +115,7 @@ def test_style_tables_are_probabilities_with_two_favourites(seed):
                 rest = 0.15 / count
                 expected = [0.6 + rest, 0.25 + rest, *[rest] * (count - 2)]
                 assert sorted(part[part > 0], reverse=True) == pytest.approx(expected)
-    # Monochrome, and the complements of above and below.
+    # The monochrome and the complementary styles.
     favourite = values[..., 5:13].argmax(axis=2)
     assert len(set(favourite[0, :4])) == 1
     assert favourite[2, 0] == favourite[2, 3] != favourite[2, 1] == favourite[2, 2]
@@ -133,7 +133,7 @@ def test_values_are_drawn_as_the_tables_say(large):
 
 
 def test_the_oracle_knows_how_often_it_is_right(large):
-    """Scores are log-likelihood ratios: with them come exact probabilities of being right."""
+    """Scores are log-likelihood ratios, so the probability of a right answer is known exactly."""
     _, found = large
     blanks, oracle = found.benchmark.blanks, found.oracle
     claimed = []
@@ -142,7 +142,8 @@ def test_the_oracle_knows_how_often_it_is_right(large):
         claimed.append(odds.max() / odds.sum())
     noise = 3 * 0.5 / math.sqrt(len(blanks))
     assert fill_in_the_blank(oracle, blanks) == pytest.approx(np.mean(claimed), abs=noise)
-    # Among outfits of which one in two is real, those of log odds s are with probability s / (1+s).
+    # If half of the outfits are real, one with log odds s is real with probability 1 / (1 +
+    # exp(-s)).
     scored = [(oracle.compatibility(o), 1) for o in found.benchmark.fitting]
     scored += [(oracle.compatibility(o), 0) for o in found.benchmark.clashing]
     scores, real = np.array(sorted(scored)).T
@@ -174,7 +175,7 @@ def test_nothing_beats_the_oracle_and_co_occurrence_of_labels_comes_near(large):
 
 
 @pytest.mark.parametrize("category", COLOURED)
-def test_a_garment_s_colour_is_seen_wherever_the_figure_stands(category):
+def test_a_garment_s_colour_is_visible_at_any_position(category):
     kind = KINDS.get(category, (None,))[0]
     for colour, seed in itertools.product(COLOURS, range(12)):
         pixels = picture(category, colour, kind, f"{seed}")
@@ -214,7 +215,7 @@ def test_through_the_program(tmp_path):
     assert set(figures) == {"fitb", "auc", "recall@10", "recall@30", "recall@50"}
 
 
-def test_what_cannot_be_drawn_is_refused():
+def test_invalid_requests_are_rejected():
     with pytest.raises(UserError, match="items: expected at least 200"):
         wardrobe_outfits(199)
     with pytest.raises(UserError, match="size: expected 16 to 1024"):

@@ -1,4 +1,4 @@
-"""Shards written on Ray are those that this machine's processes write."""
+"""Ray writes the same shards as the processes of this machine."""
 
 import subprocess
 import sys
@@ -31,7 +31,7 @@ def test_ray_writes_the_same_bytes(shop, rows, tmp_path):
     refused = build(*words, "--out", tmp_path / "ray", "--engine", "ray")
     assert refused.returncode == 1
     assert "1 pictures cannot be read" in refused.stderr
-    # What was finished there is finished for any engine.
+    # Shards that one engine finished are valid for any other.
     assert "finished shards are kept" in refused.stderr
     words = (*words, "--skip-unreadable")
     on_ray = build(*words, "--out", tmp_path / "ray", "--engine", "ray")

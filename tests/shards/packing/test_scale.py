@@ -1,4 +1,4 @@
-"""A million rows in less than 1 GB."""
+"""Pack a million rows within 1 GB."""
 
 import json
 import subprocess
@@ -8,8 +8,8 @@ import pytest
 
 ROWS = 1_000_000
 
-# All that the building process does and holds but the tars, which are its workers' (a worker holds
-# one picture at a time): the workers are stood in for by what they would answer.
+# The whole building process without the tars. Workers write these and hold one picture at a time;
+# here their results are made up.
 BUILD = """
 import json, sys
 from pathlib import Path
@@ -37,7 +37,7 @@ def workers(work, jobs):
 
 catalogue = open_catalogue(str(root / "items.csv"), root / "p", TableOptions(id_column="id"))
 summary = pack(catalogue, root / "out", PackOptions(), workers)
-# Not getrusage, whose peak is also that of the process that started this one.
+# getrusage would include the peak of the parent process.
 (peak,) = (line for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(json.dumps({
     "items": sum(summary["items"].values()),

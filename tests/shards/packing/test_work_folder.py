@@ -1,4 +1,4 @@
-"""Where shards are written: beside a folder, or within one that cannot be renamed."""
+"""Shards are written next to a folder, or inside it if it cannot be renamed."""
 
 import errno
 from pathlib import Path
@@ -26,17 +26,17 @@ def files(folder):
 
 @pytest.fixture
 def volume(tmp_path):
-    """A folder as the root of a disk is, which cannot be renamed."""
+    """A folder that cannot be renamed, like the root of a disk."""
     (tmp_path / "volume" / "lost+found").mkdir(parents=True)
     return tmp_path / "volume"
 
 
 def test_a_volume_holds_the_same_bytes_and_is_packed_anew(tmp_path, volume):
-    for items in (60, 90):  # the second has more shards, which replace those of the first
+    for items in (60, 90):  # the second build has more shards and replaces the first
         packed(tmp_path / f"{items}", items)
         assert packed(volume, items) is not None
         assert files(volume) == files(tmp_path / f"{items}")
-        assert packed(volume, items) is None  # there is nothing to do
+        assert packed(volume, items) is None  # up to date
     assert (volume / "lost+found").is_dir()
     assert not list(tmp_path.glob(".*"))
     assert (

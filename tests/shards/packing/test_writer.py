@@ -1,4 +1,4 @@
-"""Written tars against `webdataset`, against the reader, and against what went in."""
+"""Compare written tars with `webdataset`, with the reader and with their catalogue."""
 
 import gc
 import hashlib
@@ -73,10 +73,10 @@ def named(catalogue, row):
     }
 
 
-# webdataset leaves closing its files to the garbage collector.
+# webdataset leaves it to the garbage collector to close its files.
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
-def test_webdataset_and_reader_find_what_went_in(tmp_path):
-    import webdataset  # here, as it imports torch, and worker processes import this module
+def test_webdataset_and_reader_agree_with_the_catalogue(tmp_path):
+    import webdataset  # imported here, because workers import this module, and it imports torch
 
     catalogue = toy()
     written = write(catalogue, tmp_path / "shards", items_per_shard=30)
@@ -99,7 +99,7 @@ def test_webdataset_and_reader_find_what_went_in(tmp_path):
             assert extension in decoded
             keys.add(decoded["__key__"])
             rows.append(row)
-    assert len(keys) == 150  # no key twice, whichever shards are read together
+    assert len(keys) == 150  # keys are unique across shards
     assert rows == [row for group in written.groups for row in group]
     gc.collect()
 
@@ -114,7 +114,7 @@ def test_same_bytes_whatever_the_workers(tmp_path):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "3" / name).read_bytes()
 
 
-def test_index_tells_what_lies_in_the_tars(tmp_path):
+def test_the_index_matches_the_tars(tmp_path):
     index = write(toy(), tmp_path / "shards", items_per_shard=20).index
     assert len(index.split("train")) >= 4
     for shard in index.shards:
@@ -133,13 +133,15 @@ def test_index_tells_what_lies_in_the_tars(tmp_path):
             }
 
 
-def test_shards_are_of_like_size_and_keep_groups_whole(tmp_path):
+def test_shards_have_similar_sizes_and_whole_groups(tmp_path):
     catalogue = toy(items=400)
-    limit = (catalogue.splits.count("train") - 1) // 3  # three full ones leave one or two items
+    limit = (
+        catalogue.splits.count("train") - 1
+    ) // 3  # three full shards would leave one or two items
     written = write(catalogue, tmp_path / "shards", items_per_shard=limit)
     samples = [shard.samples for shard in written.index.split("train")]
     assert len(samples) == 4
-    assert max(samples) - min(samples) <= 2 * 16  # a group more or less at either end
+    assert max(samples) - min(samples) <= 2 * 16  # up to a group at either end
     stored = [size for shard in written.index.shards for size in shard.groups]
     assert stored == [len(group) for group in written.groups]
     # The seed decides on the order of the groups.
@@ -192,12 +194,12 @@ def test_duplicates_are_found(tmp_path):
     assert sorted(found) == [1, 4, 7]
 
 
-def test_a_killed_worker_is_told(tmp_path):
+def test_a_killed_worker_is_reported(tmp_path):
     with pytest.raises(UserError, match=r"a worker process was killed.*fewer --workers than 2"):
         write(toy(source=Exit), tmp_path / "shards", workers=2)
 
 
-def test_what_is_finished_is_not_made_again(tmp_path):
+def test_finished_shards_are_not_written_again(tmp_path):
     first = write(toy(items=100), tmp_path / "shards", items_per_shard=10)
     times = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "shards").glob("*.tar")}
     cut, gone, other = (shard.name for shard in first.index.split("train")[1:4])
@@ -216,7 +218,7 @@ def test_what_is_finished_is_not_made_again(tmp_path):
     assert changed == {cut, gone, other}
 
 
-def test_a_mended_picture_costs_its_shard_alone(tmp_path):
+def test_a_repaired_picture_rebuilds_only_its_shard(tmp_path):
     folder = tmp_path / "shards"
     with pytest.raises(UserError, match="1 pictures cannot be read"):
         write(toy(broken=(5,)), folder, items_per_shard=10)
@@ -224,7 +226,7 @@ def test_a_mended_picture_costs_its_shard_alone(tmp_path):
     write_tars(toy(), folder, engine("processes", 1), items_per_shard=10)
     changed = [n for n, t in times.items() if (folder / n).stat().st_mtime_ns != t]
     assert len(changed) == 1
-    # Left out with leave, then not: the receipt of the one does not do for the other.
+    # A receipt from a build that skips pictures is not valid for one that does not.
     write(toy(broken=(5,)), tmp_path / "skipped", items_per_shard=10, skip_unreadable=True)
     with pytest.raises(UserError, match="1 pictures cannot be read"):
         write_tars(
@@ -232,6 +234,6 @@ def test_a_mended_picture_costs_its_shard_alone(tmp_path):
         )
 
 
-def test_senseless_requests(tmp_path):
+def test_invalid_requests(tmp_path):
     with pytest.raises(UserError, match="--items-per-shard: expected at least 1, found 0"):
         write(toy(), tmp_path / "a", items_per_shard=0)

@@ -15,8 +15,9 @@ from adde.schema import Labels, Vector
 from adde.serving.gallery.base import Item, Place
 from adde.serving.onnx.cores import cores
 from adde.serving.onnx.session import Session
-from adde.shards.index import Shard, ShardIndex
+from adde.shards.index import ShardIndex
 from adde.shards.reader import Sample, ShardReader
+from adde.shards.shard import Shard
 
 Split = Literal["all", "train", "val", "test"]
 

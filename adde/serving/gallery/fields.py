@@ -17,7 +17,7 @@ from adde.schema import Schema
 from adde.serving.gallery.base import Fields, Item
 from adde.serving.gallery.embedding import Embed, Split, spaced_ids
 from adde.shards.catalogues.parquet import table_files
-from adde.shards.catalogues.table import Places, read_table
+from adde.shards.catalogues.table import RowPlaces, read_table
 from adde.shards.catalogues.unknown import WORDS, blank_unknown
 from adde.shards.index import ShardIndex
 
@@ -144,7 +144,7 @@ class _Column:
         """What a row's cell means, None where it is empty."""
         return self.read(self.cells[row]) if self.cells[row] else None
 
-    def told(self, name: str, places: Places) -> str:
+    def told(self, name: str, places: RowPlaces) -> str:
         """The kind in a line; of text that is numbers but for some cells, the first of these."""
         counts = Counter(filter(None, self.cells))
         line = f"field {name!r}: {self.kind}, {counts.total():,} of {len(self.cells):,} rows"

@@ -33,9 +33,9 @@ from tqdm import tqdm
 from adde.errors import UserError, run_program
 from adde.schema import UNKNOWN, Attribute, Labels, Schema, Vector
 from adde.scoring import Calibration, ask_value, likeliest, match_scores, parts, with_known
-from adde.serving.gallery.asking import Asked, Matching, Nearness, augmented
 from adde.serving.gallery.base import Header, Item
 from adde.serving.gallery.embedded import EmbeddedGallery
+from adde.serving.gallery.scorers import Asked, Matching, Nearness, augmented
 
 ATTRIBUTES, WIDTH, VALUES = 12, 340, 10
 DIRECTIONS = 16

@@ -8,8 +8,8 @@ import numpy as np
 from adde.schema import UNKNOWN, Labels, Schema, Vector
 from adde.scoring import FIRST, first_then_rest, likeliest
 from adde.serving.answers import Answer, Match, Rank, value_of
-from adde.serving.gallery.asking import Matching, distances_in_subspaces
 from adde.serving.gallery.base import Item
+from adde.serving.gallery.scorers import Matching, distances_in_subspaces
 
 
 @dataclass(frozen=True, eq=False)

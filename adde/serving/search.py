@@ -13,12 +13,12 @@ from adde.metrics import predicted_labels
 from adde.preprocess import Picture
 from adde.schema import UNKNOWN, Labels, Schema, Vector
 from adde.scoring import Calibration, likeliest, parts, with_known
-from adde.serving import edits as editing
+from adde.serving import attribute_edits as editing
 from adde.serving.answers import Rank, Result, Seen, value_of
-from adde.serving.edits import Edits
-from adde.serving.gallery.asking import Asked, Matching
+from adde.serving.attribute_edits import Edits
 from adde.serving.gallery.base import Gallery
 from adde.serving.gallery.build import open_or_build
+from adde.serving.gallery.scorers import Asked, Matching
 from adde.serving.onnx.providers import Device
 from adde.serving.onnx.session import Session
 from adde.serving.ranking import Question

@@ -24,10 +24,10 @@ from adde.errors import UserError
 from adde.files import read_json, write_json
 from adde.schema import Labels, Schema, Vector
 from adde.scoring import with_known
-from adde.serving import whereabouts
-from adde.serving.gallery.asking import NOTHING_ELSE, Asked
+from adde.serving import picture_location
 from adde.serving.gallery.facets import Facet
 from adde.serving.gallery.filters import storable
+from adde.serving.gallery.scorers import NOTHING_ELSE, Asked
 
 GALLERY_NAME = "gallery.json"
 FORMAT = 3
@@ -69,7 +69,7 @@ class Header:
     schema: Schema
     width: int
     pictures: str | None
-    """See `adde.serving.whereabouts`."""
+    """See `adde.serving.picture_location`."""
     source: str
     """Says what was embedded, so that an interrupted build goes on only with the same."""
     calibration: Mapping[str, Any] | None = None
@@ -92,7 +92,7 @@ class Header:
     def write(self, folder: Path) -> None:
         """Writes gallery.json."""
         schema = {"schema": self.schema.to_json(), "schema_hash": self.schema.hash}
-        pictures = {"pictures": whereabouts.stored(self.pictures, folder)}
+        pictures = {"pictures": picture_location.stored(self.pictures, folder)}
         content = {"format": FORMAT, **vars(self), **schema, **pictures}
         write_json(folder / GALLERY_NAME, content)
 
@@ -113,7 +113,7 @@ class Header:
             schema = Schema.from_json(content["schema"], str(path))
             # Galleries of before there were beliefs do not say that they have none.
             content.setdefault("calibration", None)
-            content["pictures"] = whereabouts.found(content["pictures"], folder)
+            content["pictures"] = picture_location.found(content["pictures"], folder)
             rest = {name: content[name] for name in cls.__annotations__ if name != "schema"}
             return cls(schema=schema, **rest)
         except (KeyError, TypeError) as error:
@@ -293,7 +293,7 @@ def read_picture(header: Header, item: Item) -> bytes | None:
     Raises:
         UserError: the shards are not where they were, or were changed.
     """
-    if header.pictures is None or item.place is None or whereabouts.origin(header.pictures):
+    if header.pictures is None or item.place is None or picture_location.origin(header.pictures):
         return None
     name, offset, size = item.place
     path = Path(header.pictures) / name

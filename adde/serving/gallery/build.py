@@ -28,7 +28,7 @@ from adde.files import (
     sync_files,
     workplace,
 )
-from adde.serving import whereabouts
+from adde.serving import picture_location
 from adde.serving.gallery.base import (
     GALLERY_NAME,
     BusyError,
@@ -40,7 +40,7 @@ from adde.serving.gallery.base import (
 )
 from adde.serving.gallery.embedded import ITEMS, LOCK, VECTORS, EmbeddedGallery, being_replaced
 from adde.serving.gallery.embedding import Embed, Split, embed_here, shards_of
-from adde.serving.gallery.fields import FieldTable
+from adde.serving.gallery.field_table import FieldTable
 from adde.serving.onnx.session import Session
 from adde.shards.index import INDEX_NAME, ShardIndex
 
@@ -89,7 +89,7 @@ def build_with(
             decode, the fields are of other items, or what should stay of `out` was embedded by
             another bundle.
     """
-    lie = str(shards.resolve()) if pictures is None else whereabouts.checked(pictures)
+    lie = str(shards.resolve()) if pictures is None else picture_location.checked(pictures)
     require_place(out)
     index = ShardIndex.read(shards)
     bundle.schema.require_same(index.schema, str(bundle.path), str(shards))

@@ -39,9 +39,8 @@ from adde.errors import UserError, did_you_mean
 from adde.files import atomic_path, naming
 from adde.schema import UNKNOWN, Labels, Vector
 from adde.scoring import Calibration
-from adde.serving import texts
+from adde.serving import text_search
 from adde.serving.gallery import filters as filtering
-from adde.serving.gallery.asking import NOTHING_ELSE, SLACK, Asked, Nearness, augmented
 from adde.serving.gallery.base import (
     GALLERY_NAME,
     BusyError,
@@ -56,7 +55,8 @@ from adde.serving.gallery.base import (
 )
 from adde.serving.gallery.facets import Facet, facets_of
 from adde.serving.gallery.index import Index
-from adde.serving.gallery.looking import Mask, best_matches, exact, showing
+from adde.serving.gallery.scan import Mask, best_matches, exact, showing
+from adde.serving.gallery.scorers import NOTHING_ELSE, SLACK, Asked, Nearness, augmented
 
 ITEMS, VECTORS, BELIEFS, LOCK = "items.sqlite", "vectors.f32", "beliefs.f32", "lock"
 
@@ -307,12 +307,12 @@ class EmbeddedGallery:
             allowed = self._allowed(database, state, filters, None)
             if not text.strip():
                 rows = np.random.default_rng(seed).permutation(np.flatnonzero(allowed))
-            elif not database.execute(texts.THERE).fetchone():
+            elif not database.execute(text_search.THERE).fetchone():
                 raise UserError(
                     "query: this gallery was built before items had words; build it again"
                 )
-            elif asked := texts.to_fts(text):
-                rows = _rows(database, texts.FIND, [asked])
+            elif asked := text_search.to_fts(text):
+                rows = _rows(database, text_search.FIND, [asked])
                 rows = rows[allowed[rows]]
             else:
                 rows = np.empty(0, np.int64)
@@ -392,10 +392,10 @@ class EmbeddedGallery:
             )
 
     def _insert_texts(self, start: int, ids: Sequence[str], known: Sequence[Fields]) -> None:
-        if not self._database.execute(texts.THERE).fetchone():
+        if not self._database.execute(text_search.THERE).fetchone():
             return
-        found = (texts.text_of(item_id, one) for item_id, one in zip(ids, known))
-        self._database.executemany(texts.INSERT, enumerate(found, start))
+        found = (text_search.text_of(item_id, one) for item_id, one in zip(ids, known))
+        self._database.executemany(text_search.INSERT, enumerate(found, start))
 
     def delete(self, item_ids: Sequence[str]) -> int:
         """See `Gallery`. Raises UserError where the gallery was not opened for writing."""
@@ -570,7 +570,7 @@ def _open_to_write(folder: Path) -> sqlite3.Connection:
             database.execute("PRAGMA cache_spill = OFF")
             database.executescript(TABLES)
             if database.execute("SELECT 1 FROM items LIMIT 1").fetchone() is None:
-                database.execute(texts.TABLE)
+                database.execute(text_search.TABLE)
         except sqlite3.Error as error:
             raise _none_there(folder / ITEMS, error) from None
         opened.pop_all()

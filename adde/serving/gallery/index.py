@@ -1,10 +1,10 @@
 """Search in galleries too large to look at every vector: compact codes, then exact scores.
 
-By distance, every item is scanned as a few one-byte numbers (`adde.serving.gallery.compact`); by
-match, as one code per attribute (`adde.serving.gallery.codes`). The candidates are ranked again by
-their stored vectors. Every code is scanned, so only rounding costs recall. The number of candidates
-is chosen by comparison with an exact search, for queries in all subspaces, in half of them and in
-one; the measurements are kept in index.json beside the index.
+By distance, every item is scanned as a row of one-byte numbers (see `subspace_pca`); by match, as
+one code per attribute (see `belief_codes`). The candidates are then re-ranked by their stored
+vectors. Every code is scanned, so only rounding costs recall. The number of candidates is chosen by
+comparison with an exact search, for queries in all subspaces, in half of them and in one; the
+measurements are kept in index.json beside the index.
 
 Each build writes files of its own name, which index.json says last: what it names belongs together,
 whenever the build is interrupted and whenever another process reads.
@@ -27,10 +27,8 @@ from adde.errors import UserError
 from adde.files import atomic_path, read_json, write_json
 from adde.schema import Labels, Schema, Vector
 from adde.scoring import Calibration
-from adde.serving.gallery.asking import ROUNDING, Matching, Nearness, shows
-from adde.serving.gallery.codes import Codes
-from adde.serving.gallery.compact import Directions
-from adde.serving.gallery.looking import (
+from adde.serving.gallery.belief_codes import Codes
+from adde.serving.gallery.scan import (
     Mask,
     Rows,
     best_matches,
@@ -40,6 +38,8 @@ from adde.serving.gallery.looking import (
     look,
     showing,
 )
+from adde.serving.gallery.scorers import ROUNDING, Matching, Nearness, shows
+from adde.serving.gallery.subspace_pca import Directions
 from adde.serving.gallery.tuning import least_depth, tune
 
 REPORT = "index.json"

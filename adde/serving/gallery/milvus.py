@@ -21,9 +21,8 @@ from adde.errors import UserError
 from adde.metrics import smallest
 from adde.schema import UNKNOWN, Labels, Vector
 from adde.scoring import likeliest
-from adde.serving import texts
+from adde.serving import text_search
 from adde.serving.gallery import filters as filtering
-from adde.serving.gallery.asking import NOTHING_ELSE, SLACK, Asked, augmented, augmented_query
 from adde.serving.gallery.base import (
     Gallery,
     Header,
@@ -35,6 +34,7 @@ from adde.serving.gallery.base import (
     require_once,
 )
 from adde.serving.gallery.facets import Facet, facets_of
+from adde.serving.gallery.scorers import NOTHING_ELSE, SLACK, Asked, augmented, augmented_query
 
 TIMEOUT = 10.0
 """Seconds a write may take, its tries anew included; then the caller is told."""
@@ -238,7 +238,7 @@ class MilvusGallery:
         """See `Gallery`; without text, near random directions, and again on other pages."""
         if not text.strip():
             return self._drawn(filters, count, (seed, offset))
-        asked = texts.to_milvus(text, 'record["text"]')
+        asked = text_search.to_milvus(text, 'record["text"]')
         if not asked:
             return []
         conditions = self._conditions(filters)
@@ -305,7 +305,7 @@ class MilvusGallery:
                     "shown": values.tolist(),
                     "fields": dict(item.fields),
                     "place": item.place,
-                    "text": texts.text_of(item.item_id, one),
+                    "text": text_search.text_of(item.item_id, one),
                 },
             }
             for item, vector, one, values in zip(items, vectors, known, shown)

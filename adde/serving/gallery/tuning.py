@@ -8,8 +8,8 @@ import numpy as np
 
 from adde.schema import Schema, Vector
 from adde.scoring import Calibration, ask_value, match_scores, parts
-from adde.serving.gallery.asking import Matching, Nearness
-from adde.serving.gallery.looking import Mask, Rows, look
+from adde.serving.gallery.scan import Mask, Rows, look
+from adde.serving.gallery.scorers import Matching, Nearness
 
 AIM = 0.998
 """Recall of the queries that are measured, so that others have 0.995."""

@@ -5,9 +5,9 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
 
-from adde.serving import whereabouts
+from adde.serving import picture_location
 from adde.serving.answers import Answer, Rank, Result, Seen
-from adde.serving.edits import More, Not
+from adde.serving.attribute_edits import More, Not
 from adde.serving.gallery.base import Header, Item
 from adde.serving.search import MAX_K, MAX_WEIGHT, Request
 
@@ -309,6 +309,6 @@ def item_json(header: Header, item: Item) -> dict[str, Any]:
 
 
 def _has_picture(header: Header, item: Item) -> bool:
-    if whereabouts.origin(header.pictures):
+    if picture_location.origin(header.pictures):
         return True
     return header.pictures is not None and item.place is not None

@@ -7,7 +7,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse
 from starlette.staticfiles import StaticFiles
 
-from adde.serving import whereabouts
+from adde.serving import picture_location
 
 CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
@@ -37,7 +37,7 @@ def install(app: FastAPI) -> None:
 async def page(request: Request) -> FileResponse:
     """The shopper's page, which may show pictures from where they are said to lie."""
     pictures = request.app.state.service.pair.searcher.gallery.header.pictures
-    origin = whereabouts.origin(pictures) or ""
+    origin = picture_location.origin(pictures) or ""
     policy = CSP
     for source in ("img-src", "connect-src"):
         policy = policy.replace(f"{source} 'self'", f"{source} 'self' {origin}".rstrip())

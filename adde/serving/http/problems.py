@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 
 from adde.errors import UserError
 from adde.serving.gallery.base import ItemNotFoundError, UnavailableError
-from adde.serving.http.requests.pictures import (
+from adde.serving.http.requests.picture_decoder import (
     BROKEN,
     TOO_LARGE,
     WRONG_FORMAT,

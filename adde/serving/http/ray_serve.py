@@ -13,11 +13,11 @@ from pydantic import BaseModel, ConfigDict
 from starlette.types import ASGIApp
 
 from adde.serving.http.app import create_app
+from adde.serving.http.backend import Source
 from adde.serving.http.cards import Cards
-from adde.serving.http.hot_swap import Source
-from adde.serving.http.requests.decoders import Decoders
+from adde.serving.http.requests.decoder_pool import Decoders
 from adde.serving.http.requests.hosts import Hosts
-from adde.serving.http.run import find_keys
+from adde.serving.http.server import find_keys
 from adde.serving.http.service import Service
 from adde.serving.http.settings import MOST_DECODERS, Settings
 from adde.serving.onnx.providers import Device

@@ -11,10 +11,10 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 
 from adde.errors import UserError
-from adde.serving import whereabouts
+from adde.serving import picture_location
 from adde.serving.gallery.base import UnavailableError, read_picture
 from adde.serving.http import bodies
-from adde.serving.http.hot_swap import Pair
+from adde.serving.http.backend import Pair
 from adde.serving.http.problems import MEDIA_TYPE, Problem, ProblemBody, of_exception
 from adde.serving.http.requests.request_body import FORM, JSON
 from adde.serving.http.service import Service
@@ -171,8 +171,8 @@ async def picture(request: Request, item_id: ItemId) -> Response:
     async def read(pair: Pair) -> bytes | str | None:
         gallery = pair.searcher.gallery
         item = await pair.gallery.ask(gallery.get, item_id)
-        if whereabouts.origin(pictures := gallery.header.pictures):
-            return whereabouts.address(pictures or "", item_id)
+        if picture_location.origin(pictures := gallery.header.pictures):
+            return picture_location.address(pictures or "", item_id)
         try:
             return await pair.in_thread(read_picture, gallery.header, item)
         except UserError as error:

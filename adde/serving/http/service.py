@@ -12,13 +12,13 @@ import orjson
 from fastapi import Request
 
 from adde.errors import UserError
+from adde.serving.http.backend import Opened, Pair, Source
 from adde.serving.http.bodies import EmbedBody, SearchBody, result_json, seen_json
 from adde.serving.http.cards import Cards
-from adde.serving.http.hot_swap import Opened, Pair, Source
 from adde.serving.http.metrics import Metrics
 from adde.serving.http.problems import Problem
 from adde.serving.http.requests.admission import Gate, Place, Shares, in_time
-from adde.serving.http.requests.decoders import Decoders
+from adde.serving.http.requests.decoder_pool import Decoders
 from adde.serving.http.requests.hosts import Hosts
 from adde.serving.http.requests.keys import Buckets, Keys
 from adde.serving.http.requests.request_body import Body, Upload, read

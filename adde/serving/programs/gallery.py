@@ -16,7 +16,7 @@ from adde.serving.gallery.build import build_with, open_gallery
 from adde.serving.gallery.embedded import EXACT_ITEMS, EmbeddedGallery
 from adde.serving.gallery.embedding import Split, embed_here
 from adde.serving.gallery.embedding_ray import on_ray
-from adde.serving.gallery.fields import FieldTable
+from adde.serving.gallery.field_table import FieldTable
 from adde.serving.onnx.providers import Device
 from adde.serving.onnx.session import Session
 from adde.shards.catalogues.unknown import WORDS

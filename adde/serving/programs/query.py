@@ -18,13 +18,13 @@ from adde.files import atomic_path, require_writable
 from adde.preprocess import decode
 from adde.schema import Schema
 from adde.serving import Answer, More, Not, Result, Searcher
+from adde.serving.answer_picture import AnswerTile, draw_answer
 from adde.serving.answers import Match, Rank
-from adde.serving.edits import Edit, Edits, check
+from adde.serving.attribute_edits import Edit, Edits, check
 from adde.serving.gallery.base import Gallery, Item, read_picture
 from adde.serving.gallery.build import Split, open_or_build
 from adde.serving.onnx.providers import Device
 from adde.serving.onnx.session import Session
-from adde.serving.picture import AnswerTile, draw_answer
 
 Texts = tyro.conf.UseAppendAction[tuple[str, ...]]
 

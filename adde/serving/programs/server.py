@@ -53,8 +53,8 @@ def server(
     if require_key and no_require_key:
         raise UserError("expected one of --require-key and --no-require-key, found both")
     try:
-        from adde.serving.http.hot_swap import Source
-        from adde.serving.http.run import serve
+        from adde.serving.http.backend import Source
+        from adde.serving.http.server import serve
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is not installed: pip install 'adde[serve]'") from error
     source = Source(bundle, gallery, device, allow_fallback, limits.threads, pictures)

@@ -17,7 +17,7 @@ from adde.bundle import Bundle
 from adde.errors import UserError
 from adde.files import read_json, write_json
 from adde.schema import Schema
-from adde.serving import whereabouts
+from adde.serving import picture_location
 from adde.serving.gallery import build, embedding
 from adde.serving.gallery.base import BusyError, read_picture
 from adde.serving.gallery.build import build_gallery, open_gallery, open_or_build
@@ -411,4 +411,4 @@ def test_where_pictures_lie_is_said_at_the_build(
 )  # fmt: skip
 def test_what_is_no_place_of_pictures_is_told(wrong):
     with pytest.raises(UserError, match="--pictures: expected the folder of the shards, or"):
-        whereabouts.checked(wrong)
+        picture_location.checked(wrong)

@@ -11,13 +11,13 @@ from adde.errors import UserError
 from adde.files import read_json
 from adde.schema import Attribute, Schema
 from adde.scoring import Calibration
-from adde.serving.gallery import compact, index, tuning
-from adde.serving.gallery.asking import Asked, augmented, augmented_query
+from adde.serving.gallery import index, tuning
 from adde.serving.gallery.base import Header
 from adde.serving.gallery.build import open_gallery
-from adde.serving.gallery.compact import Directions
 from adde.serving.gallery.embedded import EmbeddedGallery
 from adde.serving.gallery.index import Index
+from adde.serving.gallery.scorers import Asked, augmented, augmented_query
+from adde.serving.gallery.subspace_pca import Directions
 
 CALIBRATION = Calibration((1.0, 1.5, 0.7), (), 0.01, 2.0)
 TINY_SCHEMA = Schema(
@@ -281,7 +281,7 @@ def test_directions_carry_what_varies_and_keep_attributes_apart():
 
 
 def test_a_tight_budget_keeps_the_strongest_of_each_subspace(monkeypatch):
-    monkeypatch.setattr(compact, "ROOM", 2 + 5)
+    monkeypatch.setattr(subspace_pca, "ROOM", 2 + 5)
     scales = np.array([[4, 2, 1, 1, 0.5, 0.2], [0.4, 0.2, 0.1, 0.1, 0.05, 0.02]])
     vectors = np.random.default_rng(5).normal(size=(4000, 2, 6)) * scales
     found = Directions.of([vectors.astype(np.float32)], (2, 6))

@@ -15,9 +15,9 @@ from PIL import Image
 
 from adde.serving import Searcher
 from adde.serving.gallery.base import read_picture
-from adde.serving.http.hot_swap import Source
-from adde.serving.http.requests.decoders import Decoders
-from adde.serving.http.run import Server, listen
+from adde.serving.http.backend import Source
+from adde.serving.http.requests.decoder_pool import Decoders
+from adde.serving.http.server import Server, listen
 from adde.serving.http.service import Service
 from adde.serving.http.settings import Settings
 

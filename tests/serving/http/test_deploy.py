@@ -35,7 +35,7 @@ def instruction(name):
 def started(monkeypatch, words):
     """What serve_onnx/server.py calls `serve` with, given these words."""
     called = []
-    monkeypatch.setattr("adde.serving.http.run.serve", lambda *given: called.append(given))
+    monkeypatch.setattr("adde.serving.http.server.serve", lambda *given: called.append(given))
     monkeypatch.setattr(sys, "argv", ["server.py", *words])
     runpy.run_path(str(ROOT / "serve_onnx" / "server.py"), run_name="__main__")
     return called[0]

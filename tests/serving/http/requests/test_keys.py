@@ -9,10 +9,10 @@ import pytest
 
 from adde.errors import UserError
 from adde.serving.http.app import create_app
-from adde.serving.http.hot_swap import Source
+from adde.serving.http.backend import Source
 from adde.serving.http.requests.hosts import is_loopback
 from adde.serving.http.requests.keys import Buckets, Keys, parse
-from adde.serving.http.run import find_keys
+from adde.serving.http.server import find_keys
 from adde.serving.http.service import Service
 from adde.serving.http.settings import Settings
 

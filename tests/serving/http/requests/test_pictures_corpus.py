@@ -18,10 +18,10 @@ from PIL import Image
 
 from adde.preprocess import Preprocess
 from adde.serving.http.problems import of_exception
-from adde.serving.http.requests import decoders as module
-from adde.serving.http.requests import pictures
-from adde.serving.http.requests.decoders import Decoders
-from adde.serving.http.requests.pictures import NoDecoderError, PictureError
+from adde.serving.http.requests import decoder_pool as module
+from adde.serving.http.requests import picture_decoder
+from adde.serving.http.requests.decoder_pool import Decoders
+from adde.serving.http.requests.picture_decoder import NoDecoderError, PictureError
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ def test_bombs_are_refused_by_their_head(refused):
     undecoded = None  # nothing could decode them: they would not be refused, but fail
     for content in (bomb, png_of(5001, 5000, b"")):
         with pytest.raises(PictureError, match="pixels"):
-            pictures.decode(content, undecoded, 25_000_000)
+            picture_decoder.decode(content, undecoded, 25_000_000)
     text = zlib.compress(bytes(80_000_000))  # a compressed text as large as memory
     chunk = b"zTXt" + b"k\0\0" + text
     packed = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
@@ -253,10 +253,10 @@ def test_whatever_a_decoder_raises_is_the_pictures_fault(drawn, monkeypatch, err
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(pictures.Preprocess, "load", fail)
-    message = pictures.HEAD.pack(8, 10**8, b"crop") + as_bytes(drawn, "png")
-    answer = pictures.reply(message)
-    assert answer[0] == pictures.BROKEN
+    monkeypatch.setattr(picture_decoder.Preprocess, "load", fail)
+    message = picture_decoder.HEAD.pack(8, 10**8, b"crop") + as_bytes(drawn, "png")
+    answer = picture_decoder.reply(message)
+    assert answer[0] == picture_decoder.BROKEN
     assert type(error).__name__ in answer[1:].decode()
 
 

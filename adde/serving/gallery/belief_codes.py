@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from adde.schema import Schema, Vector
 from adde.scoring import parts, tables
-from adde.serving.gallery.asking import ROUNDING, Matching
-from adde.serving.gallery.looking import Mask, Rows
+from adde.serving.gallery.scan import Mask, Rows
+from adde.serving.gallery.scorers import ROUNDING, Matching
 
 FEWEST = 64
 """Beliefs that are not certain, per attribute, at least; else an attribute takes two bytes."""

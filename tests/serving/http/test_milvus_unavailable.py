@@ -15,7 +15,7 @@ from adde.errors import UserError
 from adde.serving.gallery.base import UnavailableError
 from adde.serving.gallery.build import build_gallery
 from adde.serving.gallery.milvus import MilvusGallery
-from adde.serving.http.hot_swap import Source
+from adde.serving.http.backend import Source
 from adde.serving.http.settings import Settings
 from tests.serving.http.conftest import InThread
 

@@ -16,10 +16,10 @@ import uvicorn
 from adde.errors import UserError
 from adde.serving.http import logs
 from adde.serving.http.app import create_app
+from adde.serving.http.backend import Source
 from adde.serving.http.cards import Cards
-from adde.serving.http.hot_swap import Source
 from adde.serving.http.requests.connections import Connection, Connections
-from adde.serving.http.requests.decoders import Decoders
+from adde.serving.http.requests.decoder_pool import Decoders
 from adde.serving.http.requests.hosts import Hosts, is_loopback
 from adde.serving.http.requests.keys import VARIABLE, Keys
 from adde.serving.http.service import Service

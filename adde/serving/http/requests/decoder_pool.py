@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from adde.preprocess import Picture, Preprocess
-from adde.serving.http.requests.pictures import (
+from adde.serving.http.requests.picture_decoder import (
     BROKEN,
     GOOD,
     HEAD,

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageColor
 
-from adde.serving.picture import COLUMNS, GOOD, QUERY, TILE, AnswerTile, draw_answer
+from adde.serving.answer_picture import COLUMNS, GOOD, QUERY, TILE, AnswerTile, draw_answer
 
 
 def area(image, colour):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from adde.bundle import Bundle
-from adde.serving import whereabouts
+from adde.serving import picture_location
 from adde.serving.gallery.facets import Facet
 from adde.serving.http.batching import Batcher
 from adde.serving.http.cards import Cards
@@ -38,7 +38,7 @@ class Source:
     threads: int | None = None
     """See `Session`."""
     pictures: str | None = None
-    """Where they lie, if not where the gallery says; see `adde.serving.whereabouts`."""
+    """Where they lie, if not where the gallery says; see `adde.serving.picture_location`."""
 
     def open(self) -> "Opened":
         """A searcher that has run every batch size; takes seconds.
@@ -46,7 +46,7 @@ class Source:
         Raises:
             UserError: what `Bundle.read`, `Session` and `Searcher` refuse, or `pictures` is none.
         """
-        pictures = None if self.pictures is None else whereabouts.checked(self.pictures)
+        pictures = None if self.pictures is None else picture_location.checked(self.pictures)
         # Links are followed once: a link that moves on leaves this pair what it was.
         bundle = Bundle.read(self.bundle.resolve())
         session = Session(bundle, self.devices, self.allow_fallback, self.threads)
@@ -56,7 +56,7 @@ class Source:
         if pictures is not None:
             gallery.header = replace(gallery.header, pictures=pictures)
         lie = gallery.header.pictures
-        if lie is not None and not whereabouts.origin(lie) and not Path(lie).is_dir():
+        if lie is not None and not picture_location.origin(lie) and not Path(lie).is_dir():
             log.warning("no pictures: %s: no such folder; say with --pictures where they lie", lie)
         return Opened(searcher, tuple(gallery.facets()), gallery.probe())
 

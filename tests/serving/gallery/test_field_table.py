@@ -16,7 +16,7 @@ from adde.serving.gallery import embedding
 from adde.serving.gallery.build import build_with, open_gallery
 from adde.serving.gallery.embedding import embed_here, spaced_ids
 from adde.serving.gallery.facets import Facet
-from adde.serving.gallery.fields import FieldTable
+from adde.serving.gallery.field_table import FieldTable
 from adde.shards.index import ShardIndex
 
 SCHEMA = Schema((Attribute("colour", ("red", "green")),))

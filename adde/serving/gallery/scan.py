@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from adde.metrics import smallest
 from adde.schema import Labels, Schema, Vector
-from adde.serving.gallery.asking import ROUNDING, Matching, Nearness, shows
+from adde.serving.gallery.scorers import ROUNDING, Matching, Nearness, shows
 
 BLOCK_BYTES = 4 << 20
 """Rows scored at a time: few enough for what is made of them to stay in a cache."""

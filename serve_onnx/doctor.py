@@ -24,12 +24,12 @@ from adde.serving.onnx.providers import (
     RECORD,
     TENSORRT,
     Device,
-    decimal,
-    filled,
+    active_providers,
+    format_cuda_version,
     missing,
     onnxruntime,
     preload,
-    running,
+    read_int,
     tensorrt_version,
 )
 from adde.serving.onnx.session import Session
@@ -69,10 +69,12 @@ def versions() -> dict[str, str]:
     return {
         "python": platform.python_version(),
         "onnxruntime": f"{onnxruntime.__version__}, made for CUDA {cuda or 'none'}",
-        "driver": _library(DRIVER, lambda lib: decimal(filled(lib.cuDriverGetVersion))),
+        "driver": _library(
+            DRIVER, lambda lib: format_cuda_version(read_int(lib.cuDriverGetVersion))
+        ),
         "CUDA": _library(
             f"libcudart.so.{cuda.split('.')[0] or 12}",
-            lambda lib: decimal(filled(lib.cudaRuntimeGetVersion)),
+            lambda lib: format_cuda_version(read_int(lib.cudaRuntimeGetVersion)),
         ),
         "cuDNN": _library(CUDNN, lambda lib: str(lib.cudnnGetVersion())),
         "TensorRT": str(tensorrt_version() or f"not found ({TENSORRT})"),
@@ -99,7 +101,7 @@ def try_device(device: Device) -> str | None:
         right = session.run(None, {"x": x})[0].tolist() == [[[[30]]]]
     except Exception as error:  # onnxruntime's exceptions have no common base but this one
         return str(error)
-    if provider not in (found := running(session)):
+    if provider not in (found := active_providers(session)):
         return f"onnxruntime took {found[0]} and logged why"
     return None if right else "it computes a wrong number"
 

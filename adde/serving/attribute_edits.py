@@ -58,13 +58,13 @@ def check(edits: Edits, schema: Schema) -> None:
             )
         if isinstance(edit, Not) and not edit.values:
             raise UserError(f"edits: {name!r}: expected values that are not wanted, found none")
-        if not labels_shown(edit, schema, a):
+        if not acceptable_labels(edit, schema, a):
             raise UserError(
                 f"edits: {name!r}: expected a value that is left, found that none is: {edit}"
             )
 
 
-def labels_shown(edit: Edit, schema: Schema, attribute: int) -> list[int]:
+def acceptable_labels(edit: Edit, schema: Schema, attribute: int) -> list[int]:
     """Labels of which an answer shows one if the edit is made; one or more, unless all are refused.
 
     Raises:
@@ -77,9 +77,9 @@ def labels_shown(edit: Edit, schema: Schema, attribute: int) -> list[int]:
     return [schema.value_index(name, edit.value if isinstance(edit, More) else edit)]
 
 
-def ask(edit: Edit, wanted: Vector, part: slice, schema: Schema, attribute: int) -> None:
+def set_wanted(edit: Edit, wanted: Vector, part: slice, schema: Schema, attribute: int) -> None:
     """Makes `wanted` (1, V + A) float32 ask for an edit of the attribute with columns `part`."""
-    labels = labels_shown(edit, schema, attribute)
+    labels = acceptable_labels(edit, schema, attribute)
     if isinstance(edit, Not):
         refused = set(range(schema.sizes[attribute])) - set(labels)
         ask_other(wanted, part, sorted(refused))
@@ -107,7 +107,7 @@ def indicator(edits: Edits, own: Labels, schema: Schema) -> Vector:
         change = np.zeros(schema.sizes[a], np.float32)
         if own[a] != UNKNOWN:
             change[own[a]] -= 1
-        labels = labels_shown(edit, schema, a)
+        labels = acceptable_labels(edit, schema, a)
         change[labels] += 1 / len(labels)
         if isinstance(edit, More):
             change *= edit.amount

@@ -16,7 +16,7 @@ ADDRESS = re.compile(r"(?P<origin>https?://[\w.:\[\]-]+)/[!#$%&(-;=?-Z_a-~{}]*",
 """What is no part of an address cannot be part of a policy or a header that names it either."""
 
 
-def checked(text: str) -> str:
+def parse_option(text: str) -> str:
     """What `--pictures` says: a folder, made absolute, or a template of addresses.
 
     Raises:
@@ -33,26 +33,26 @@ def checked(text: str) -> str:
     return str(folder.resolve())
 
 
-def origin(pictures: str | None) -> str | None:
+def url_origin(pictures: str | None) -> str | None:
     """Scheme and host of a template; None of a folder."""
     found = ADDRESS.fullmatch(pictures or "")
     return found and found["origin"]
 
 
-def address(pictures: str, item_id: str) -> str:
+def picture_url(pictures: str, item_id: str) -> str:
     """Where a template says that an item's picture is."""
     return pictures.replace(ITEM_ID, quote(item_id, safe=""))
 
 
-def stored(pictures: str | None, gallery: Path) -> str | None:
+def relative_to(pictures: str | None, gallery: Path) -> str | None:
     """As gallery.json has it."""
-    if pictures is None or origin(pictures):
+    if pictures is None or url_origin(pictures):
         return pictures
     return os.path.relpath(pictures, gallery.resolve())
 
 
-def found(pictures: str | None, gallery: Path) -> str | None:
+def resolve(pictures: str | None, gallery: Path) -> str | None:
     """From what gallery.json has; galleries of before it was relative have the whole path."""
-    if pictures is None or origin(pictures):
+    if pictures is None or url_origin(pictures):
         return pictures
     return os.path.normpath(gallery.resolve() / pictures)

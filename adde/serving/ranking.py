@@ -9,11 +9,11 @@ from adde.schema import UNKNOWN, Labels, Schema, Vector
 from adde.scoring import FIRST, first_then_rest, likeliest
 from adde.serving.answers import Answer, Match, Rank, value_of
 from adde.serving.gallery.base import Item
-from adde.serving.gallery.scorers import Matching, distances_in_subspaces
+from adde.serving.gallery.scorers import MatchScorer, subspace_distances
 
 
 @dataclass(frozen=True, eq=False)
-class Question:
+class AnswerRanker:
     """What candidates are compared with."""
 
     schema: Schema
@@ -24,7 +24,7 @@ class Question:
     """(A,) float32."""
     unit: bool
     """Distances are of unit subspaces."""
-    matching: Matching | None
+    matching: MatchScorer | None
     """None where the bundle is not calibrated."""
     first: Vector | None
     """(A,) float32 weights of the first FIRST matches, where they are others than of the rest."""
@@ -40,7 +40,7 @@ class Question:
         if not items:
             return ()
         vectors = np.stack([item.vector for item in items])
-        parts = self.weights * distances_in_subspaces(vectors, self.query, self.unit)
+        parts = self.weights * subspace_distances(vectors, self.query, self.unit)
         if self.unit:
             parts /= self.weights.sum()
         distances = parts.sum(axis=1)

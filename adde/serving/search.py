@@ -13,21 +13,21 @@ from adde.metrics import predicted_labels
 from adde.preprocess import Picture
 from adde.schema import UNKNOWN, Labels, Schema, Vector
 from adde.scoring import Calibration, likeliest, parts, with_known
-from adde.serving import attribute_edits as editing
+from adde.serving import attribute_edits
 from adde.serving.answers import Rank, Result, Seen, value_of
 from adde.serving.attribute_edits import Edits
 from adde.serving.gallery.base import Gallery
 from adde.serving.gallery.build import open_or_build
-from adde.serving.gallery.scorers import Asked, Matching
+from adde.serving.gallery.scorers import MatchScorer, RankOptions
 from adde.serving.onnx.providers import Device
 from adde.serving.onnx.session import Session
-from adde.serving.ranking import Question
+from adde.serving.ranking import AnswerRanker
 
 MAX_WEIGHT = 1000.0
 MAX_K = 1000
 """Answers of a search, with those before its first."""
 
-Source = bytes | str | Path | Picture
+ImageInput = bytes | str | Path | Picture
 """A picture file's content, its path, or (S, S, 3) uint8 as `bundle.preprocess.load` gives it."""
 
 
@@ -35,7 +35,7 @@ Source = bytes | str | Path | Picture
 class Request:
     """What `Searcher.search` is asked; see there."""
 
-    image: Source | None = None
+    image: ImageInput | None = None
     item: str | None = None
     edits: Edits = field(default_factory=lambda: {})
     k: int = 10
@@ -94,7 +94,7 @@ class Searcher:
 
     def search(
         self,
-        image: Source | None = None,
+        image: ImageInput | None = None,
         edits: Edits | None = None,
         k: int = 10,
         weights: Mapping[str, float] | None = None,
@@ -151,7 +151,7 @@ class Searcher:
                 f"offset: expected 0 to {MAX_K - request.k}, as k is {request.k} of at most "
                 f"{MAX_K} answers, found {request.offset}"
             )
-        editing.check(request.edits, self.schema)
+        attribute_edits.check(request.edits, self.schema)
         for name in request.must:
             self.schema.attribute_index(name)
             if name not in request.edits:
@@ -175,7 +175,7 @@ class Searcher:
             )
         return request.rank or ("distance" if self.calibration is None else "match")
 
-    def picture(self, source: Source) -> Picture:
+    def picture(self, source: ImageInput) -> Picture:
         """A picture as the encoder takes it, (S, S, 3) uint8. Raises UserError as `decode`."""
         if isinstance(source, np.ndarray):
             return source
@@ -202,7 +202,7 @@ class Searcher:
         item = self.gallery.get(item_id)
         own = np.where(item.labels == UNKNOWN, item.predicted, item.labels)
         beliefs = None if self.calibration is None else item.beliefs
-        seen = self._seen(_certain(own, self.schema) if beliefs is None else beliefs)
+        seen = self._seen(_certain_beliefs(own, self.schema) if beliefs is None else beliefs)
         for name, label in zip(self.schema.names, item.labels.tolist()):
             if label != UNKNOWN:
                 seen[name] = Seen(seen[name].value, 1.0, known=True)
@@ -219,7 +219,7 @@ class Searcher:
 
     def answer(self, request: Request, start: Start) -> Result:
         """Edits a start and ranks the gallery."""
-        question = self._question(request, start)
+        question = self._ranker(request, start)
         matching = question.matching if question.rank == "match" else None
         items = self.gallery.nearest(
             question.query,
@@ -227,7 +227,7 @@ class Searcher:
             request.offset + request.k,
             request.filters,
             request.item,
-            Asked(
+            RankOptions(
                 wanted=None if matching is None else matching.wanted,
                 first=question.first,
                 epsilon=0.0 if matching is None else matching.epsilon,
@@ -238,29 +238,29 @@ class Searcher:
         answers = question.answers(items)[request.offset : request.offset + request.k]
         return Result(answers, start.seen, question.wanted, question.rank)
 
-    def _question(self, request: Request, start: Start) -> Question:
+    def _ranker(self, request: Request, start: Start) -> AnswerRanker:
         schema, rank, weights = self.schema, self.rank(request), self.weights(request)
-        changed = editing.indicator(request.edits, start.own, schema)
+        changed = attribute_edits.indicator(request.edits, start.own, schema)
         query = self.session.edit(start.embedding[None], changed)[0]
         wanted = {name: seen.value for name, seen in start.seen.items()}
         good: dict[int, Labels] = {}
         for name, edit in request.edits.items():
             a = schema.attribute_index(name)
             wanted[name] = str(edit)
-            good[a] = np.array(editing.labels_shown(edit, schema, a))
+            good[a] = np.array(attribute_edits.acceptable_labels(edit, schema, a))
         matching, first = None, None
         if self.calibration is not None and start.beliefs is not None:
             asked = start.beliefs[None].copy()
             for name, edit in request.edits.items():
                 a = schema.attribute_index(name)
-                editing.ask(edit, asked, parts(schema)[a], schema, a)
+                attribute_edits.set_wanted(edit, asked, parts(schema)[a], schema, a)
             # Where nothing but edits counts, the order is the same.
             unedited = [a for a in range(len(weights)) if a not in good]
             if rank == "match" and good and weights[unedited].any():
                 first = weights.copy()
                 first[list(good)] *= self.calibration.edit_weight
-            matching = Matching(asked[0], weights, self.calibration.epsilon, schema)
-        return Question(
+            matching = MatchScorer(asked[0], weights, self.calibration.epsilon, schema)
+        return AnswerRanker(
             schema=schema,
             rank=rank,
             query=query.reshape(start.embedding.shape),
@@ -290,7 +290,7 @@ class Searcher:
         return weights
 
 
-def _certain(labels: Labels, schema: Schema) -> Vector:
+def _certain_beliefs(labels: Labels, schema: Schema) -> Vector:
     """Beliefs (V + A,) of labels (A,) int64 of which none is UNKNOWN."""
     none = np.zeros((1, schema.num_values + len(schema.sizes)), np.float32)
     return with_known(none, labels[None], schema)[0]

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 TABLE = "CREATE VIRTUAL TABLE IF NOT EXISTS texts USING fts5(text, content='')"
-THERE = "SELECT 1 FROM sqlite_master WHERE name = 'texts'"
+TABLE_EXISTS = "SELECT 1 FROM sqlite_master WHERE name = 'texts'"
 INSERT = "INSERT INTO texts (rowid, text) VALUES (?, ?)"
 FIND = "SELECT rowid AS row FROM texts WHERE texts MATCH ? ORDER BY rank, rowid"
 """Rows of SQLite's FTS5, the best first; the parameter is what `to_fts` gives."""
@@ -24,7 +24,7 @@ def words(text: str) -> list[str]:
     return WORD.findall("".join(c for c in letters if not unicodedata.combining(c)))
 
 
-def text_of(item_id: str, facts: Mapping[str, Any]) -> str:
+def searchable_text(item_id: str, facts: Mapping[str, Any]) -> str:
     """An item's words, each after a space; `facts` are what it can be filtered by."""
     told = (value for value in facts.values() if isinstance(value, str))
     return "".join(f" {word}" for word in words(" ".join([item_id, *told])))
@@ -36,5 +36,5 @@ def to_fts(text: str) -> str:
 
 
 def to_milvus(text: str, path: str) -> str:
-    """The same as an expression about what `text_of` gave; empty where there is no word."""
+    """The same as an expression about what `searchable_text` gave; empty where there is no word."""
     return " and ".join(f'{path} like "% {word}%"' for word in words(text)[:MOST_WORDS])

@@ -17,7 +17,7 @@ from adde.serving import More, Not, Request, Searcher
 from adde.serving.gallery.base import Header, read_picture
 from adde.serving.gallery.build import open_gallery
 from adde.serving.gallery.embedded import EmbeddedGallery
-from adde.serving.gallery.scorers import Asked
+from adde.serving.gallery.scorers import RankOptions
 
 IDS = ["train-000000-000", "train-000001-007", "test-000000-023"]
 VALUES = {
@@ -152,7 +152,7 @@ def test_with_no_epsilon_and_a_certain_reference_it_is_the_soft_classifier(
     wanted = with_known(np.zeros((40, 10), np.float32), targets, bundle.schema)
     ones = np.ones(3, np.float32)
     for query, row in zip(wanted, expected):
-        match = Asked(query, 0.0).matchings(ones, bundle.schema, 50)[0][0]
+        match = RankOptions(query, 0.0).match_scorers(ones, bundle.schema, 50)[0][0]
         order = np.argsort(-match(beliefs), kind="stable")[:50]
         np.testing.assert_allclose(match(beliefs[order]), match(beliefs[row]), atol=1e-4)
 
@@ -171,7 +171,7 @@ def test_candidates_of_two_thousand_items_are_those_of_all(tmp_path, bundle, ran
         ones = np.ones(3, np.float32)
         for number in range(0, 2000, 200):
             query = beliefs[number]
-            asked = Asked(query, 0.01, first=np.array([1, 5, 1], np.float32))
+            asked = RankOptions(query, 0.01, first=np.array([1, 5, 1], np.float32))
             found = gallery.nearest(items[number].vector, ones, 30, {}, None, asked)
             every = {
                 item.item_id: np.log(0.01 + np.add.reduceat(query.astype(float) * row, [0, 4, 7]))

@@ -27,7 +27,7 @@ from adde.scoring import with_known
 from adde.serving import picture_location
 from adde.serving.gallery.facets import Facet
 from adde.serving.gallery.filters import storable
-from adde.serving.gallery.scorers import NOTHING_ELSE, Asked
+from adde.serving.gallery.scorers import BY_DISTANCE, RankOptions
 
 GALLERY_NAME = "gallery.json"
 FORMAT = 3
@@ -35,7 +35,7 @@ FORMAT = 3
 Fields = Mapping[str, Any]
 """Names to text, finite numbers of 64 bits, truth values or None."""
 
-Place = tuple[str, int, int]
+PictureSpan = tuple[str, int, int]
 """File below the pictures' folder, offset and length of an encoded picture."""
 
 
@@ -54,7 +54,7 @@ class Item:
     """Length of the embedding before it was normalised; an edit needs it."""
     fields: Fields = field(default_factory=lambda: {})
     """What else is known of it: price, brand, stock; answers can be filtered by it."""
-    place: Place | None = None
+    place: PictureSpan | None = None
     beliefs: Vector | None = None
     """(V + A,) float32, see `adde.scoring`; None where the bundle is not calibrated. Galleries make
     known labels certain when they store it."""
@@ -92,7 +92,7 @@ class Header:
     def write(self, folder: Path) -> None:
         """Writes gallery.json."""
         schema = {"schema": self.schema.to_json(), "schema_hash": self.schema.hash}
-        pictures = {"pictures": picture_location.stored(self.pictures, folder)}
+        pictures = {"pictures": picture_location.relative_to(self.pictures, folder)}
         content = {"format": FORMAT, **vars(self), **schema, **pictures}
         write_json(folder / GALLERY_NAME, content)
 
@@ -113,7 +113,7 @@ class Header:
             schema = Schema.from_json(content["schema"], str(path))
             # Galleries of before there were beliefs do not say that they have none.
             content.setdefault("calibration", None)
-            content["pictures"] = picture_location.found(content["pictures"], folder)
+            content["pictures"] = picture_location.resolve(content["pictures"], folder)
             rest = {name: content[name] for name in cls.__annotations__ if name != "schema"}
             return cls(schema=schema, **rest)
         except (KeyError, TypeError) as error:
@@ -163,7 +163,7 @@ class Gallery(Protocol):
         k: int,
         filters: Mapping[str, Any],
         exclude: str | None = None,
-        asked: Asked = NOTHING_ELSE,
+        asked: RankOptions = BY_DISTANCE,
     ) -> list[Item]:
         """Candidates among which are the k best, as many as k where there are that many.
 
@@ -259,7 +259,7 @@ def facts(schema: Schema, item: Item) -> dict[str, Any]:
     return {**known, **item.fields}
 
 
-def beliefs_of(header: Header, items: Sequence[Item]) -> Vector | None:
+def beliefs_to_store(header: Header, items: Sequence[Item]) -> Vector | None:
     """Beliefs (N, V + A) float32 to store, known labels certain; None where there are none.
 
     Raises:
@@ -279,7 +279,7 @@ def beliefs_of(header: Header, items: Sequence[Item]) -> Vector | None:
     return with_known(np.stack(rows).astype(np.float32), labels, header.schema)
 
 
-def require_once(items: Sequence[Item]) -> None:
+def require_unique(items: Sequence[Item]) -> None:
     """Refuses items of which two have one id."""
     counts = Counter(item.item_id for item in items)
     if len(counts) != len(items):
@@ -293,7 +293,11 @@ def read_picture(header: Header, item: Item) -> bytes | None:
     Raises:
         UserError: the shards are not where they were, or were changed.
     """
-    if header.pictures is None or item.place is None or picture_location.origin(header.pictures):
+    if (
+        header.pictures is None
+        or item.place is None
+        or picture_location.url_origin(header.pictures)
+    ):
         return None
     name, offset, size = item.place
     path = Path(header.pictures) / name

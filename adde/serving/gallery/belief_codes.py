@@ -18,12 +18,12 @@ import numpy.typing as npt
 from adde.schema import Schema, Vector
 from adde.scoring import parts, tables
 from adde.serving.gallery.scan import Mask, Rows
-from adde.serving.gallery.scorers import ROUNDING, Matching
+from adde.serving.gallery.scorers import ROUNDING, MatchScorer
 
-FEWEST = 64
+MIN_CENTROIDS = 64
 """Beliefs that are not certain, per attribute, at least; else an attribute takes two bytes."""
 
-TRAINING = 100
+TRAINING_ROWS = 100
 """Rows for each of them that they are found from, at most."""
 
 ROUNDS = 15
@@ -38,7 +38,7 @@ Array = npt.NDArray[np.unsignedinteger[Any]]
 
 
 @dataclass(frozen=True, eq=False)
-class Codes:
+class BeliefCodes:
     """The codes of a gallery's first N rows."""
 
     centroids: list[Vector]
@@ -47,9 +47,9 @@ class Codes:
     """(A, N)."""
 
     @classmethod
-    def of(cls, beliefs: Vector, sample: Rows, schema: Schema, faiss: Any) -> "Codes":
+    def fit(cls, beliefs: Vector, sample: Rows, schema: Schema, faiss: Any) -> "BeliefCodes":
         """Finds centroids in the sampled rows of beliefs (N, V + A), and codes of all rows."""
-        most = max(schema.sizes) + 1 + FEWEST
+        most = max(schema.sizes) + 1 + MIN_CENTROIDS
         kind = np.uint8 if most <= 256 else np.uint16
         centroids: list[Vector] = []
         codes = np.empty((len(schema.sizes), len(beliefs)), kind)
@@ -58,13 +58,13 @@ class Codes:
             width = part.stop - part.start
             others = _centroids(some[:, part], 256 - width if kind == np.uint8 else 256, faiss)
             near = faiss.IndexFlatL2(2 * width)
-            near.add(_laid(others))
+            near.add(_to_points(others))
             shown = others.argmax(axis=1)
             for at in range(0, len(beliefs), BLOCK):
                 block = np.ascontiguousarray(beliefs[at : at + BLOCK, part])
                 code = block.argmax(axis=1)
                 unsure = np.flatnonzero(block.max(axis=1) < CERTAIN)
-                found = near.search(_laid(block[unsure]), 1)[1][:, 0]
+                found = near.search(_to_points(block[unsure]), 1)[1][:, 0]
                 # Where none shows the same, it counts as certain, so that it stays the likeliest.
                 alike = shown[found] == code[unsure]
                 code[unsure[alike]] = width + found[alike]
@@ -73,7 +73,7 @@ class Codes:
         return cls(centroids, codes)
 
     def scan(
-        self, asked: Sequence[Matching], allowed: Mask, most: Sequence[int]
+        self, asked: Sequence[MatchScorer], allowed: Mask, most: Sequence[int]
     ) -> list[tuple[Rows, Vector]]:
         """Of each ranking of what is wanted, so many allowed rows with the highest scores by their
         codes and all that tie with the last of them, in order; and their scores.
@@ -89,9 +89,10 @@ class Codes:
         # What weighs the same everywhere is added up once.
         shared = [a for a in np.flatnonzero(weights[0]).tolist() if np.ptp(weights[:, a]) == 0]
         apart = [a for a in range(len(ones)) if np.ptp(weights[:, a]) > 0]
-        looked = self._looked_up([w * table for w, table in zip(weights[0], added)], shared)
+        looked = self._lookups([w * table for w, table in zip(weights[0], added)], shared)
         best = [
-            _Best(count, ROUNDING * float(match.weights.sum())) for match, count in zip(asked, most)
+            _TopRows(count, ROUNDING * float(match.weights.sum()))
+            for match, count in zip(asked, most)
         ]
         # A few first: what they leave out is most of what would be sorted.
         count = self.codes.shape[1]
@@ -109,7 +110,7 @@ class Codes:
                 kept.add(scores, allowed[at:end], at)
         return [(kept.rows, kept.scores) for kept in best]
 
-    def _looked_up(
+    def _lookups(
         self, added: Sequence[Vector], attributes: Sequence[int]
     ) -> list[tuple[Array, Vector]]:
         """Codes (N,) and the table of what each adds to a score, for some attributes: two at a time
@@ -139,7 +140,7 @@ class Codes:
         return self.centroids[attribute].argmax(axis=1)[self.codes[attribute]]
 
 
-class _Best:
+class _TopRows:
     """The rows with the highest scores so far, and all that tie with the last of them."""
 
     def __init__(self, count: int, slack: float) -> None:
@@ -157,7 +158,7 @@ class _Best:
             self.rows, self.scores = self.rows[kept], self.scores[kept]
 
 
-def _laid(beliefs: Vector) -> Vector:
+def _to_points(beliefs: Vector) -> Vector:
     """Where beliefs (n, V_a + 1) lie when the nearest are looked for, (n, 2 (V_a + 1)).
 
     Square roots, as the logarithm of a small probability is to be met as well; then the likeliest,
@@ -173,9 +174,9 @@ def _centroids(beliefs: Vector, count: int, faiss: Any) -> Vector:
     distinct = np.unique(unsure, axis=0)
     if len(distinct) <= count:
         return distinct if len(distinct) else beliefs[:1]
-    rows = _laid(unsure)
+    rows = _to_points(unsure)
     means = faiss.Kmeans(
-        rows.shape[1], count, niter=ROUNDS, seed=1, max_points_per_centroid=TRAINING
+        rows.shape[1], count, niter=ROUNDS, seed=1, max_points_per_centroid=TRAINING_ROWS
     )
     means.cp.min_points_per_centroid = 1  # of which faiss would warn; few are enough here
     means.train(rows)

@@ -38,7 +38,7 @@ from adde.serving.gallery.base import (
     ItemNotFoundError,
     UnavailableError,
 )
-from adde.serving.gallery.embedded import ITEMS, LOCK, VECTORS, EmbeddedGallery, being_replaced
+from adde.serving.gallery.embedded import ITEMS, LOCK, VECTORS, EmbeddedGallery, writer_lock
 from adde.serving.gallery.embedding import Embed, Split, embed_here, shards_of
 from adde.serving.gallery.field_table import FieldTable
 from adde.serving.onnx.session import Session
@@ -89,32 +89,32 @@ def build_with(
             decode, the fields are of other items, or what should stay of `out` was embedded by
             another bundle.
     """
-    lie = str(shards.resolve()) if pictures is None else picture_location.checked(pictures)
-    require_place(out)
+    lie = str(shards.resolve()) if pictures is None else picture_location.parse_option(pictures)
+    require_replaceable(out)
     index = ShardIndex.read(shards)
     bundle.schema.require_same(index.schema, str(bundle.path), str(shards))
     total = sum(shard.samples for shard in shards_of(index, split))
     source = f"{sha256_of_file(shards / INDEX_NAME)} {split}"
     if fields is not None:
-        fields.require_some(index, split)
+        fields.require_overlap(index, split)
         source += f" {fields.hash} {fields.id_column} {' '.join(fields.names)}"
         embed = fields.with_fields(embed)
     building = workplace(out, "building")
-    with being_replaced(out), _old(out, bundle) as old:
+    with writer_lock(out), _previous_gallery(out, bundle) as old:
         gallery = _resume(building, bundle, source, reopen or _writable)
         if gallery is None:
             gallery = create(building, Header.of(bundle, "embedded", shards, source))
         with closing(gallery):
             _store(embed(index, split, len(gallery)), gallery, total)
             if old is not None:
-                _carry_over(old, gallery, out)
+                _copy_items(old, gallery, out)
             gallery.finish()
         replace(Header.read(building), pictures=lie).write(building)
         _replace(out, building)
 
 
 @contextmanager
-def _old(out: Path, bundle: Bundle) -> Generator[EmbeddedGallery | None]:
+def _previous_gallery(out: Path, bundle: Bundle) -> Generator[EmbeddedGallery | None]:
     """The gallery that is to be replaced, if any of its items must stay.
 
     Raises:
@@ -126,7 +126,7 @@ def _old(out: Path, bundle: Bundle) -> Generator[EmbeddedGallery | None]:
         yield None
         return
     with closing(old):
-        stay = next(old.of_no_shards(), None)
+        stay = next(old.items_not_from_shards(), None)
         if stay and old.header.bundle != bundle.hash:
             raise UserError(
                 f"{out}: holds items that are from no shards, such as {stay[0].item_id!r}, and "
@@ -136,10 +136,10 @@ def _old(out: Path, bundle: Bundle) -> Generator[EmbeddedGallery | None]:
         yield old if stay else None
 
 
-def _carry_over(old: EmbeddedGallery, gallery: Gallery, out: Path) -> None:
+def _copy_items(old: EmbeddedGallery, gallery: Gallery, out: Path) -> None:
     """Puts items that are from no shards into the gallery that follows, unless it has their ids."""
     count = 0
-    for items in old.of_no_shards():
+    for items in old.items_not_from_shards():
         new = [item for item in items if not _has(gallery, item.item_id)]
         gallery.upsert(new)
         count += len(new)
@@ -154,7 +154,7 @@ def _has(gallery: Gallery, item_id: str) -> bool:
     return True
 
 
-def require_place(out: Path) -> None:
+def require_replaceable(out: Path) -> None:
     """Refuses a folder of anything but a gallery, which is not ours to replace, and one that cannot
     be written. Raises UserError.
     """
@@ -221,7 +221,7 @@ def open_or_build(bundle: Bundle, session: Session, folder: Path, split: Split =
         return open_gallery(folder, bundle)
     key = f"{bundle.hash} {sha256_of_index(folder)} {folder.resolve()} {split}"
     kept = cache_folder() / f"gallery-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
-    if (opened := _open_kept(kept, bundle)) is not None:
+    if (opened := _open_cached(kept, bundle)) is not None:
         return opened
     with ExitStack() as locked:
         try:
@@ -229,9 +229,9 @@ def open_or_build(bundle: Bundle, session: Session, folder: Path, split: Split =
             # Of several first users one embeds, and the others wait for it.
             lock = locked.enter_context((kept.parent / f".{kept.name}.lock").open("w"))
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if (opened := _open_kept(kept, bundle)) is not None:
+            if (opened := _open_cached(kept, bundle)) is not None:
                 return opened
-            _forget(kept.parent)
+            _evict(kept.parent)
         except OSError as error:
             # The answer does not depend on it: say so and go on.
             message = f"warning: {kept}: the gallery is not kept for next time: {error}"
@@ -243,7 +243,7 @@ def open_or_build(bundle: Bundle, session: Session, folder: Path, split: Split =
         return open_gallery(kept, bundle)
 
 
-def _open_kept(kept: Path, bundle: Bundle) -> Gallery | None:
+def _open_cached(kept: Path, bundle: Bundle) -> Gallery | None:
     """A gallery of the cache, marked as used; None where it is not there, or damaged."""
     try:
         opened = open_gallery(kept, bundle)
@@ -254,7 +254,7 @@ def _open_kept(kept: Path, bundle: Bundle) -> Gallery | None:
         return None
 
 
-def _forget(cache: Path) -> None:
+def _evict(cache: Path) -> None:
     """Makes room for one more gallery in the cache. Whoever has one open goes on with it."""
     opened: list[tuple[float, Path]] = []
     for folder in cache.glob("gallery-*"):
@@ -307,7 +307,7 @@ def _resume(
         raise  # later it may be of use
     except UserError:
         pass  # of no use any more
-    with being_replaced(building):  # or another process is at it
+    with writer_lock(building):  # or another process is at it
         _discard(building)
     return None
 

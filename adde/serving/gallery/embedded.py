@@ -49,14 +49,14 @@ from adde.serving.gallery.base import (
     Item,
     ItemNotFoundError,
     UnavailableError,
-    beliefs_of,
+    beliefs_to_store,
     facts,
-    require_once,
+    require_unique,
 )
 from adde.serving.gallery.facets import Facet, facets_of
 from adde.serving.gallery.index import Index
-from adde.serving.gallery.scan import Mask, best_matches, exact, showing
-from adde.serving.gallery.scorers import NOTHING_ELSE, SLACK, Asked, Nearness, augmented
+from adde.serving.gallery.scan import Mask, best_match_rows, nearest_rows, rows_showing
+from adde.serving.gallery.scorers import BY_DISTANCE, SLACK, DistanceScorer, RankOptions, augmented
 
 ITEMS, VECTORS, BELIEFS, LOCK = "items.sqlite", "vectors.f32", "beliefs.f32", "lock"
 
@@ -66,14 +66,14 @@ EXACT_ITEMS = 50_000
 READERS = 4
 """Connections for reading; none of many searches waits for one that is slow."""
 
-PATIENCE = 20.0
+LOCK_TIMEOUT = 20.0
 """Seconds to wait for a commit of another process or thread."""
 
-BLOCK = 10_000
+ROWS_PER_READ = 10_000
 """Rows read at a time where all are: a commit waits for whoever reads."""
 
 # A range of the index on ids: no id that begins so sorts behind the beginning and LAST.
-LIKE_IDS = "SELECT id FROM items WHERE live AND id >= ? AND id <= ? LIMIT 1000"
+SIMILAR_IDS = "SELECT id FROM items WHERE live AND id >= ? AND id <= ? LIMIT 1000"
 LAST = "\U0010ffff"
 """The last character there is."""
 
@@ -132,20 +132,20 @@ class EmbeddedGallery:
         self._readers: LifoQueue[sqlite3.Connection] = LifoQueue()
         with ExitStack() as opened:
             if writable:
-                opened.callback(os.close, _only_writer(folder))
+                opened.callback(os.close, _lock_for_writing(folder))
                 self._database = opened.enter_context(closing(_open_to_write(folder)))
             for _ in range(READERS):
                 self._readers.put(opened.enter_context(closing(_connect(folder, "ro"))))
             mode = "r+b" if writable else "rb"
-            self._vectors = _Rows(opened, folder / VECTORS, mode, self._stride)
+            self._vectors = RowFile(opened, folder / VECTORS, mode, self._stride)
             columns = self.header.schema.num_values + attributes
             self._beliefs = (
-                _Rows(opened, folder / BELIEFS, mode, columns) if self.header.calibrated else None
+                RowFile(opened, folder / BELIEFS, mode, columns) if self.header.calibrated else None
             )
-            self._state = self._map(np.empty(0, np.bool_), -1)
+            self._state = self._map_state(np.empty(0, np.bool_), -1)
             with self._reading() as (database, _):
                 whole = database.execute("SELECT max(row), count(*) FROM items").fetchone()
-                _require_whole(whole, folder / ITEMS)
+                _require_no_gaps(whole, folder / ITEMS)
             self.index = Index.open(folder)
             # Also where nobody closes it.
             self._close = weakref.finalize(self, opened.pop_all().close)
@@ -174,33 +174,37 @@ class EmbeddedGallery:
         """
         database = self._readers.get()
         try:
-            yield database, self._seen_by(database, _begin(self._folder, database))
+            yield database, self._state_of(database, _begin(self._folder, database))
         except sqlite3.OperationalError as error:
             path = self._folder / ITEMS
             raise UnavailableError(f"{path}: the gallery cannot be read now: {error}") from error
         except sqlite3.DatabaseError as error:
-            raise _none_there(self._folder / ITEMS, error) from error
+            raise _damaged(self._folder / ITEMS, error) from error
         finally:
             with suppress(sqlite3.Error):
                 database.rollback()
             self._readers.put(database)
 
-    def _seen_by(self, database: sqlite3.Connection, version: int) -> _State:
+    def _state_of(self, database: sqlite3.Connection, version: int) -> _State:
         state = self._state
-        return state if state.version == version else self._keep(self._read(database, version))
+        return (
+            state
+            if state.version == version
+            else self._publish(self._read_state(database, version))
+        )
 
-    def _keep(self, state: _State) -> _State:
+    def _publish(self, state: _State) -> _State:
         with self._latest:  # another thread may have kept a later one already
             if state.version > self._state.version:
                 self._state = state
         return state
 
-    def _now(self) -> _State:
+    def _current_state(self) -> _State:
         with self._reading() as (_, state):
             return state
 
     def __len__(self) -> int:
-        return int(np.count_nonzero(self._now().live))
+        return int(np.count_nonzero(self._current_state().live))
 
     def probe(self) -> int:
         """See `Gallery`."""
@@ -213,35 +217,35 @@ class EmbeddedGallery:
         k: int,
         filters: Mapping[str, Any],
         exclude: str | None = None,
-        asked: Asked = NOTHING_ELSE,
+        asked: RankOptions = BY_DISTANCE,
     ) -> list[Item]:
         """See `Gallery`. Ties go to the item stored first."""
         with self._reading() as (database, state):
             allowed = self._allowed(database, state, filters, exclude)
             if asked.must and state.beliefs is None:
-                for query_of_rows in _shown(asked.must):
-                    allowed = allowed & _mask(_rows(database, *query_of_rows), len(allowed))
+                for query_of_rows in _shown_label_queries(asked.must):
+                    allowed = allowed & _mask(_select_rows(database, *query_of_rows), len(allowed))
         if asked.must and state.beliefs is not None:
-            show = showing if self.index is None else self.index.showing
+            show = rows_showing if self.index is None else self.index.rows_showing
             allowed = show(state.beliefs, allowed, asked.must, self.header.schema)
         wanted = min(k + SLACK, int(np.count_nonzero(allowed)))
         if not wanted:
             return []
-        near = Nearness(query, weights, asked.unit)
+        near = DistanceScorer(query, weights, asked.unit)
         return self._items(state, self._best(state, allowed, near, asked, wanted))
 
     def _best(
-        self, state: _State, allowed: Mask, near: Nearness, asked: Asked, k: int
+        self, state: _State, allowed: Mask, near: DistanceScorer, asked: RankOptions, k: int
     ) -> npt.NDArray[np.int64]:
         if asked.wanted is None:
             if self.index is None:
-                return exact(state.rows, allowed, near, k)
+                return nearest_rows(state.rows, allowed, near, k)
             return self.index.nearest(near, allowed, state.rows, k)
         if state.beliefs is None:
             raise ValueError("expected a gallery with beliefs to match, found none")
-        match = asked.matchings(near.weights, self.header.schema, k)
+        match = asked.match_scorers(near.weights, self.header.schema, k)
         if self.index is None:
-            return best_matches(state.beliefs, state.rows, allowed, match, near)
+            return best_match_rows(state.beliefs, state.rows, allowed, match, near)
         return self.index.matches(match, near, allowed, state.rows, state.beliefs)
 
     def _allowed(
@@ -258,14 +262,17 @@ class EmbeddedGallery:
             names = [*self.header.schema.names]
             names += [name for (name,) in database.execute("SELECT name FROM names")]
             for condition in filtering.parse(filters, names, self.header.schema):
-                passed, rows = np.zeros_like(allowed), _rows(database, *filtering.to_sql(condition))
+                passed, rows = (
+                    np.zeros_like(allowed),
+                    _select_rows(database, *filtering.to_sql(condition)),
+                )
                 if not len(rows):
-                    filtering.require_kind(condition, _kinds(database, condition.name))
+                    filtering.require_kind(condition, _value_kinds(database, condition.name))
                 passed[rows] = True
                 allowed &= passed
         if exclude is not None:
             query = "SELECT row FROM items WHERE live AND id = ?"
-            allowed[_rows(database, query, [exclude])] = False
+            allowed[_select_rows(database, query, [exclude])] = False
         return allowed
 
     def get(self, item_id: str) -> Item:
@@ -307,23 +314,23 @@ class EmbeddedGallery:
             allowed = self._allowed(database, state, filters, None)
             if not text.strip():
                 rows = np.random.default_rng(seed).permutation(np.flatnonzero(allowed))
-            elif not database.execute(text_search.THERE).fetchone():
+            elif not database.execute(text_search.TABLE_EXISTS).fetchone():
                 raise UserError(
                     "query: this gallery was built before items had words; build it again"
                 )
             elif asked := text_search.to_fts(text):
-                rows = _rows(database, text_search.FIND, [asked])
+                rows = _select_rows(database, text_search.FIND, [asked])
                 rows = rows[allowed[rows]]
             else:
                 rows = np.empty(0, np.int64)
         return self._items(state, rows[offset : offset + count])
 
-    def of_no_shards(self) -> Iterator[list[Item]]:
+    def items_not_from_shards(self) -> Iterator[list[Item]]:
         """Items that were put in by themselves and have no picture, in blocks."""
-        state = self._now()
+        state = self._current_state()
         query = "SELECT row FROM items WHERE live AND place = 'null' AND row < ?"
         with self._reading() as (database, _):
-            rows = _rows(database, query, [len(state.live)])
+            rows = _select_rows(database, query, [len(state.live)])
         for at in range(0, len(rows), 1024):
             yield self._items(state, rows[at : at + 1024])
 
@@ -332,11 +339,11 @@ class EmbeddedGallery:
         return facets_of(json.loads(text) for text in self._fields())
 
     def _fields(self) -> Iterator[str]:
-        state = self._now()
+        state = self._current_state()
         query = "SELECT row, fields FROM items WHERE row >= ? AND row < ? AND fields != '{}'"
-        for start in range(0, len(state.live), BLOCK):
+        for start in range(0, len(state.live), ROWS_PER_READ):
             with self._reading() as (database, _):
-                found = database.execute(query, (start, start + BLOCK)).fetchall()
+                found = database.execute(query, (start, start + ROWS_PER_READ)).fetchall()
             yield from (text for row, text in found if state.live[row])
 
     def upsert(self, items: Sequence[Item]) -> None:
@@ -344,18 +351,18 @@ class EmbeddedGallery:
         if not items:
             return
         known = [facts(self.header.schema, item) for item in items]
-        require_once(items)
+        require_unique(items)
         with self._writing() as state:
             start = len(state.live)
             self._append(start, items)
             live = np.append(state.live, np.ones(len(items), np.bool_))
             with self._transaction(state):
                 for item in items:
-                    live[self._bury(item.item_id)] = False
+                    live[self._mark_dead(item.item_id)] = False
                 self._insert(start, items)
                 self._insert_facts(start, known)
                 self._insert_texts(start, [item.item_id for item in items], known)
-            self._keep(self._map(live, state.version + 1))
+            self._publish(self._map_state(live, state.version + 1))
 
     def _append(self, start: int, items: Sequence[Item]) -> None:
         unit = np.stack([item.vector for item in items]).astype(np.float32)
@@ -363,7 +370,7 @@ class EmbeddedGallery:
             raise ValueError(f"expected vectors of shape {self._shape}, found {unit.shape[1:]}")
         norms = np.array([[item.norm] for item in items], np.float32)
         self._vectors.write(start, np.concatenate([augmented(unit), norms], axis=1))
-        beliefs = beliefs_of(self.header, items)
+        beliefs = beliefs_to_store(self.header, items)
         if self._beliefs is not None and beliefs is not None:
             self._beliefs.write(start, beliefs)
 
@@ -392,22 +399,22 @@ class EmbeddedGallery:
             )
 
     def _insert_texts(self, start: int, ids: Sequence[str], known: Sequence[Fields]) -> None:
-        if not self._database.execute(text_search.THERE).fetchone():
+        if not self._database.execute(text_search.TABLE_EXISTS).fetchone():
             return
-        found = (text_search.text_of(item_id, one) for item_id, one in zip(ids, known))
+        found = (text_search.searchable_text(item_id, one) for item_id, one in zip(ids, known))
         self._database.executemany(text_search.INSERT, enumerate(found, start))
 
     def delete(self, item_ids: Sequence[str]) -> int:
         """See `Gallery`. Raises UserError where the gallery was not opened for writing."""
         with self._writing() as state:
             with self._transaction(state):
-                buried = [row for item_id in item_ids for row in self._bury(item_id)]
+                buried = [row for item_id in item_ids for row in self._mark_dead(item_id)]
             live = state.live.copy()
             live[buried] = False
-            self._keep(self._map(live, state.version + 1))
+            self._publish(self._map_state(live, state.version + 1))
         return len(buried)
 
-    def _bury(self, item_id: str) -> list[int]:
+    def _mark_dead(self, item_id: str) -> list[int]:
         """Marks an item dead, if there is one; the rows that it had."""
         query = "SELECT row FROM items WHERE live AND id = ?"
         rows = [row for (row,) in self._database.execute(query, (item_id,))]
@@ -420,7 +427,7 @@ class EmbeddedGallery:
         if not self._writable:
             raise UserError(f"{self._folder}: the gallery is open for reading only")
         with self._lock:
-            yield self._now()
+            yield self._current_state()
 
     @contextmanager
     def _transaction(self, state: _State) -> Generator[None]:
@@ -432,13 +439,13 @@ class EmbeddedGallery:
         except sqlite3.OperationalError as error:  # the disk is full, or gone
             raise UserError(f"{self._folder / ITEMS}: nothing was written: {error}") from error
 
-    def _read(self, database: sqlite3.Connection, version: int) -> _State:
+    def _read_state(self, database: sqlite3.Connection, version: int) -> _State:
         (count,) = database.execute("SELECT coalesce(max(row) + 1, 0) FROM items").fetchone()
         live = np.ones(count, np.bool_)
-        live[_rows(database, "SELECT row FROM items WHERE NOT live")] = False
-        return self._map(live, version)
+        live[_select_rows(database, "SELECT row FROM items WHERE NOT live")] = False
+        return self._map_state(live, version)
 
-    def _map(self, live: Mask, version: int) -> _State:
+    def _map_state(self, live: Mask, version: int) -> _State:
         beliefs = None if self._beliefs is None else self._beliefs.map(len(live))
         return _State(self._vectors.map(len(live)), beliefs, live, version)
 
@@ -466,11 +473,11 @@ class EmbeddedGallery:
             BusyError: there is a gallery already, which a process writes; this one too.
         """
         with (
-            being_replaced(folder),
+            writer_lock(folder),
             atomic_path(folder) as temporary,
             closing(EmbeddedGallery.create(temporary, self.header, self._exact_items)) as copy,
         ):
-            state = self._now()
+            state = self._current_state()
             rows = np.flatnonzero(state.live)
             for at in range(0, len(rows), 1024):
                 copy.upsert(self._items(state, rows[at : at + 1024]))
@@ -488,7 +495,7 @@ class EmbeddedGallery:
                 self._readers.put(database)
 
 
-class _Rows:
+class RowFile:
     """A file of rows of float32, which are written and synced, and mapped."""
 
     def __init__(self, opened: ExitStack, path: Path, mode: str, width: int) -> None:
@@ -521,7 +528,7 @@ class _Rows:
 
 
 @contextmanager
-def being_replaced(folder: Path) -> Generator[None]:
+def writer_lock(folder: Path) -> Generator[None]:
     """Keeps others from writing the gallery of a folder, if there is one, until the end.
 
     Raises:
@@ -530,14 +537,14 @@ def being_replaced(folder: Path) -> Generator[None]:
     if not (folder / ITEMS).exists():
         yield
         return
-    descriptor = _only_writer(folder)
+    descriptor = _lock_for_writing(folder)
     try:
         yield
     finally:
         os.close(descriptor)
 
 
-def _only_writer(folder: Path) -> int:
+def _lock_for_writing(folder: Path) -> int:
     descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -554,10 +561,10 @@ def _connect(folder: Path, mode: str) -> sqlite3.Connection:
     address = f"file:{quote(str(path.resolve()))}?mode={mode}"
     try:
         return sqlite3.connect(
-            address, uri=True, check_same_thread=False, timeout=PATIENCE, isolation_level=None
+            address, uri=True, check_same_thread=False, timeout=LOCK_TIMEOUT, isolation_level=None
         )
     except sqlite3.Error as error:
-        raise _none_there(path, error) from None
+        raise _damaged(path, error) from None
 
 
 def _open_to_write(folder: Path) -> sqlite3.Connection:
@@ -572,14 +579,14 @@ def _open_to_write(folder: Path) -> sqlite3.Connection:
             if database.execute("SELECT 1 FROM items LIMIT 1").fetchone() is None:
                 database.execute(text_search.TABLE)
         except sqlite3.Error as error:
-            raise _none_there(folder / ITEMS, error) from None
+            raise _damaged(folder / ITEMS, error) from None
         opened.pop_all()
         return database
 
 
 def _begin(folder: Path, database: sqlite3.Connection) -> int:
     """Begins to read; the version that is read until the end."""
-    ends = time.monotonic() + PATIENCE
+    ends = time.monotonic() + LOCK_TIMEOUT
     while True:
         try:
             database.execute("BEGIN")
@@ -609,17 +616,17 @@ def _undo(folder: Path) -> None:
     time.sleep(0.02)
 
 
-def _none_there(path: Path, error: sqlite3.Error) -> UserError:
+def _damaged(path: Path, error: sqlite3.Error) -> UserError:
     return UserError(f"{path}: expected the gallery's items, found: {error}")
 
 
-def _require_whole(found: Iterable[int | None], path: Path) -> None:
+def _require_no_gaps(found: Iterable[int | None], path: Path) -> None:
     last, count = found
     if (-1 if last is None else last) != (count or 0) - 1:
         raise UserError(f"{path}: expected rows 0 to {count}, found {last}; build it again")
 
 
-def _rows(
+def _select_rows(
     database: sqlite3.Connection, query: str, values: Sequence[Any] = ()
 ) -> npt.NDArray[np.int64]:
     """Rows that a query finds; in one text, for which other threads need not wait."""
@@ -633,7 +640,7 @@ def _mask(rows: npt.NDArray[np.int64], count: int) -> Mask:
     return mask
 
 
-def _shown(must: Mapping[int, Labels]) -> Iterator[tuple[str, list[int]]]:
+def _shown_label_queries(must: Mapping[int, Labels]) -> Iterator[tuple[str, list[int]]]:
     """Queries of the rows whose known label, or else the predicted one, is one of these."""
     for a, labels in must.items():
         known, seen = (f"json_extract({column}, '$[{a}]')" for column in ("labels", "predicted"))
@@ -642,7 +649,7 @@ def _shown(must: Mapping[int, Labels]) -> Iterator[tuple[str, list[int]]]:
         yield f"SELECT row FROM items WHERE live AND {shown} IN ({marks})", labels.tolist()
 
 
-def _kinds(database: sqlite3.Connection, name: str) -> list[str]:
+def _value_kinds(database: sqlite3.Connection, name: str) -> list[str]:
     """What items have in a field: numbers, text, both."""
     number = "SELECT number FROM names WHERE name = ?"
     found = f"SELECT 1 FROM facts WHERE name = ({number}) AND value"
@@ -653,6 +660,6 @@ def _kinds(database: sqlite3.Connection, name: str) -> list[str]:
 
 def _not_found(database: sqlite3.Connection, item_id: str) -> ItemNotFoundError:
     start = item_id[: max(1, len(item_id) // 2)]  # of a million ids, those worth comparing
-    ids = [found for (found,) in database.execute(LIKE_IDS, (start, start + LAST))]
+    ids = [found for (found,) in database.execute(SIMILAR_IDS, (start, start + LAST))]
     near = f"; {did_you_mean(item_id, ids)}" if ids else ""
     return ItemNotFoundError(f"no item {item_id!r} in the gallery{near}")

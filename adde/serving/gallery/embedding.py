@@ -12,7 +12,7 @@ from adde.bundle import Bundle
 from adde.metrics import predicted_labels
 from adde.preprocess import Picture
 from adde.schema import Labels, Vector
-from adde.serving.gallery.base import Item, Place
+from adde.serving.gallery.base import Item, PictureSpan
 from adde.serving.onnx.cores import cores
 from adde.serving.onnx.session import Session
 from adde.shards.index import Shard, ShardIndex
@@ -24,7 +24,7 @@ BATCH = 64
 AHEAD = 3
 """Batches that are decoded while one is embedded."""
 
-Stored = tuple[Sample, Place]
+LocatedSample = tuple[Sample, PictureSpan]
 
 Embed = Callable[[ShardIndex, Split, int], Iterator[list[Item]]]
 """Index, split and how many samples to leave out -> the items of the others, in stored order."""
@@ -36,7 +36,7 @@ def shards_of(index: ShardIndex, split: Split) -> list[Shard]:
     return [shard for name in names for shard in index.split(name)]
 
 
-def spaced_ids(index: ShardIndex, split: Split, most: int) -> list[str]:
+def sample_ids(index: ShardIndex, split: Split, most: int) -> list[str]:
     """Item ids of at most so many samples, evenly spaced over the split's stored order.
 
     Raises:
@@ -73,7 +73,7 @@ def embed_here(
         ]
 
 
-class Embedded(NamedTuple):
+class PictureEmbedding(NamedTuple):
     """What an `Item` has of its picture."""
 
     vector: Vector
@@ -85,7 +85,7 @@ class Embedded(NamedTuple):
     """(V + A,) float32 as they are seen; None where the bundle is not calibrated."""
 
 
-def embed(session: Session, bundle: Bundle, pictures: Picture) -> list[Embedded]:
+def embed(session: Session, bundle: Bundle, pictures: Picture) -> list[PictureEmbedding]:
     """Embeds pictures (B, S, S, 3) uint8."""
     embeddings, logits, presence = session.encode(pictures)
     norms = np.maximum(np.sqrt(np.square(embeddings).sum(axis=(1, 2))), 1e-12)
@@ -94,12 +94,12 @@ def embed(session: Session, bundle: Bundle, pictures: Picture) -> list[Embedded]
     if bundle.calibration is not None:
         beliefs = bundle.calibration.beliefs(logits, presence, bundle.schema)
     predicted = predicted_labels(logits, bundle.schema)
-    return list(map(Embedded, unit, norms.tolist(), predicted, beliefs))
+    return list(map(PictureEmbedding, unit, norms.tolist(), predicted, beliefs))
 
 
 def _samples(
     index: ShardIndex, shards: Sequence[Shard], start: int, stop: int | None
-) -> Iterator[Stored]:
+) -> Iterator[LocatedSample]:
     reader = ShardReader(index)
     places = ((shard, position) for shard in shards for position in range(shard.samples))
     try:
@@ -110,14 +110,16 @@ def _samples(
         reader.close()
 
 
-def _decoded(bundle: Bundle, samples: Iterator[Stored]) -> Iterator[tuple[list[Stored], Picture]]:
+def _decoded(
+    bundle: Bundle, samples: Iterator[LocatedSample]
+) -> Iterator[tuple[list[LocatedSample], Picture]]:
     """Batches with their pictures, some of them decoded ahead by threads."""
 
-    def load(stored: Stored) -> Picture:
+    def load(stored: LocatedSample) -> Picture:
         return bundle.preprocess.load(stored[0].picture, stored[0].where)
 
     with ThreadPoolExecutor(cores()) as pool:
-        ahead: deque[tuple[list[Stored], list[Future[Picture]]]] = deque()
+        ahead: deque[tuple[list[LocatedSample], list[Future[Picture]]]] = deque()
         while True:
             while len(ahead) < AHEAD and (batch := list(islice(samples, BATCH))):
                 ahead.append((batch, [pool.submit(load, stored) for stored in batch]))

@@ -15,7 +15,7 @@ from adde.errors import UserError
 from adde.files import sha256_of_file
 from adde.schema import Schema
 from adde.serving.gallery.base import Fields, Item
-from adde.serving.gallery.embedding import Embed, Split, spaced_ids
+from adde.serving.gallery.embedding import Embed, Split, sample_ids
 from adde.shards.catalogues.parquet import table_files
 from adde.shards.catalogues.table import Places, read_table
 from adde.shards.catalogues.unknown import WORDS, blank_unknown
@@ -30,7 +30,7 @@ THOUSANDS = {
 }
 """Numbers with marks between their thousands, by whether a comma stands before the fraction."""
 
-LOOKED_AT = 1000
+OVERLAP_SAMPLE = 1000
 """Items of which a table must have one: enough to meet a table of a thousandth of a catalogue."""
 
 
@@ -88,7 +88,7 @@ class FieldTable:
         }
         if not self._columns:
             raise UserError(f"{path}: expected columns beside ids and attributes, found none")
-        kinds = [column.told(name, table.places) for name, column in self._columns.items()]
+        kinds = [column.describe(name, table.places) for name, column in self._columns.items()]
         self.notices = (*table.notices, *told, *kinds)
         """What a person should read before hours of embedding."""
 
@@ -106,13 +106,13 @@ class FieldTable:
         values = ((name, column.value(row)) for name, column in self._columns.items())
         return {name: value for name, value in values if value is not None}
 
-    def require_some(self, index: ShardIndex, split: Split) -> None:
-        """Looks at up to `LOOKED_AT` items, evenly spaced, before any is embedded.
+    def require_overlap(self, index: ShardIndex, split: Split) -> None:
+        """Looks at up to `OVERLAP_SAMPLE` items, evenly spaced, before any is embedded.
 
         Raises:
             UserError: the table has none of them, or one cannot be read.
         """
-        ids = spaced_ids(index, split, LOOKED_AT)
+        ids = sample_ids(index, split, OVERLAP_SAMPLE)
         if not any(item_id in self._rows for item_id in ids):
             raise UserError(
                 f"{self.path}: expected item ids in column {self.id_column!r}, found none of "
@@ -144,7 +144,7 @@ class _Column:
         """What a row's cell means, None where it is empty."""
         return self.read(self.cells[row]) if self.cells[row] else None
 
-    def told(self, name: str, places: Places) -> str:
+    def describe(self, name: str, places: Places) -> str:
         """The kind in a line; of text that is numbers but for some cells, the first of these."""
         counts = Counter(filter(None, self.cells))
         line = f"field {name!r}: {self.kind}, {counts.total():,} of {len(self.cells):,} rows"

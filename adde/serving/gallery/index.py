@@ -27,36 +27,36 @@ from adde.errors import UserError
 from adde.files import atomic_path, read_json, write_json
 from adde.schema import Labels, Schema, Vector
 from adde.scoring import Calibration
-from adde.serving.gallery.belief_codes import Codes
+from adde.serving.gallery.belief_codes import BeliefCodes
 from adde.serving.gallery.scan import (
     Mask,
     Rows,
-    best_matches,
-    exact,
-    first,
-    joined,
-    look,
-    showing,
+    best_match_rows,
+    merge_rankings,
+    nearest_rows,
+    rows_showing,
+    score_rows,
+    top_matches,
 )
-from adde.serving.gallery.scorers import ROUNDING, Matching, Nearness, shows
-from adde.serving.gallery.subspace_pca import Directions
-from adde.serving.gallery.tuning import least_depth, tune
+from adde.serving.gallery.scorers import ROUNDING, DistanceScorer, MatchScorer, shows_labels
+from adde.serving.gallery.subspace_pca import SubspacePCA
+from adde.serving.gallery.tuning import depth_for, tune
 
 REPORT = "index.json"
 
-FEW = 2_000
+EXACT_BELOW = 2_000
 """Where a filter leaves this many or fewer, looking at each is quicker and misses none."""
 
-TRAINING, DIRECTED = 100_000, 20_000
+TRAINING_ROWS, PCA_ROWS = 100_000, 20_000
 """Rows that centroids are found from, and directions, at most."""
 
 BLOCK = 4096
 """Rows made compact at a time."""
 
-MOST = 20_000
+MAX_CANDIDATES = 20_000
 """Candidates, unless more answers are wanted."""
 
-LATER = 0.1
+UNINDEXED_WARNING = 0.1
 """Share of the items that are not in the index above which that is said."""
 
 log = logging.getLogger(__name__)
@@ -64,13 +64,13 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Index:
-    """Codes of the first `count` rows of a gallery; later rows are looked at."""
+    """BeliefCodes of the first `count` rows of a gallery; later rows are looked at."""
 
     faiss: Any
     flat: Any
     """faiss index of the compact rows."""
-    directions: Directions
-    codes: Codes | None
+    directions: SubspacePCA
+    codes: BeliefCodes | None
     """None where the bundle is not calibrated."""
     report: dict[str, Any]
     warned: bool = False
@@ -107,9 +107,13 @@ class Index:
         try:
             flat = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY)
             with np.load(path.with_suffix(".npz")) as arrays:
-                directions = Directions(*(arrays[name] for name in Directions.__annotations__))
+                directions = SubspacePCA(*(arrays[name] for name in SubspacePCA.__annotations__))
                 centroids = [arrays[name] for name in arrays if name.startswith("centroids")]
-            codes = Codes(centroids, np.load(path.with_suffix(".npy"), "r")) if centroids else None
+            codes = (
+                BeliefCodes(centroids, np.load(path.with_suffix(".npy"), "r"))
+                if centroids
+                else None
+            )
         except (RuntimeError, OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
             raise UserError(
                 f"{path}: expected a faiss index and its .npz and .npy, found: {error}; "
@@ -141,16 +145,16 @@ class Index:
         start = time.perf_counter()
         count, attributes = len(rows), len(schema.sizes)
         shape = attributes, (rows.shape[1] - attributes - 1) // attributes
-        sample = np.sort(np.random.default_rng(0).permutation(count)[:TRAINING])
-        some = sample[:: -(-len(sample) // DIRECTED)]
-        directions = Directions.of(_vectors(rows, some, shape), shape)
+        sample = np.sort(np.random.default_rng(0).permutation(count)[:TRAINING_ROWS])
+        some = sample[:: -(-len(sample) // PCA_ROWS)]
+        directions = SubspacePCA.fit(_vectors(rows, some, shape), shape)
         flat = faiss.IndexScalarQuantizer(
             directions.size, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT
         )
-        flat.train(np.vstack([directions.rows(rows[part]) for part in _parts(sample)]))
+        flat.train(np.vstack([directions.project_rows(rows[part]) for part in _parts(sample)]))
         for part in tqdm(_parts(np.arange(count)), "build index", unit="block", disable=None):
-            flat.add(directions.rows(rows[part[0] : part[-1] + 1]))
-        codes = None if beliefs is None else Codes.of(beliefs, sample, schema, faiss)
+            flat.add(directions.project_rows(rows[part[0] : part[-1] + 1]))
+        codes = None if beliefs is None else BeliefCodes.fit(beliefs, sample, schema, faiss)
         report = {
             "kind": "SQ8",
             "attributes": shape[0],
@@ -186,33 +190,33 @@ class Index:
         except RuntimeError as error:
             raise UserError(f"{path}: the index could not be written: {error}") from error
         finally:
-            _remove_unnamed(folder)
+            _remove_stale_files(folder)
         return written
 
-    def nearest(self, near: Nearness, allowed: Mask, rows: Vector, k: int) -> Rows:
+    def nearest(self, near: DistanceScorer, allowed: Mask, rows: Vector, k: int) -> Rows:
         """The k allowed rows found nearest, best first."""
-        if self._better_exact(allowed, len(rows)):
-            return exact(rows, allowed, near, k)
-        depth = least_depth(self.report["distance"], near.weights)
-        found = self.candidates(near, allowed, max(k, min(k * depth, MOST)))
+        if self._prefer_exact(allowed, len(rows)):
+            return nearest_rows(rows, allowed, near, k)
+        depth = depth_for(self.report["distance"], near.weights)
+        found = self.candidates(near, allowed, max(k, min(k * depth, MAX_CANDIDATES)))
         chosen = np.zeros_like(allowed)
         chosen[found] = True
         chosen[self.count :] = allowed[self.count :]
-        return exact(rows, chosen, near, k)
+        return nearest_rows(rows, chosen, near, k)
 
     def matches(
         self,
-        asked: Sequence[tuple[Matching, int]],
-        near: Nearness,
+        asked: Sequence[tuple[MatchScorer, int]],
+        near: DistanceScorer,
         allowed: Mask,
         rows: Vector,
         beliefs: Vector,
     ) -> Rows:
-        """As `best_matches`, as far as they are found."""
-        if self.codes is None or self._better_exact(allowed, len(rows)):
-            return best_matches(beliefs, rows, allowed, asked, near)
+        """As `best_match_rows`, as far as they are found."""
+        if self.codes is None or self._prefer_exact(allowed, len(rows)):
+            return best_match_rows(beliefs, rows, allowed, asked, near)
         most = [
-            max(k, min(k * least_depth(self.report["match"], match.weights), MOST))
+            max(k, min(k * depth_for(self.report["match"], match.weights), MAX_CANDIDATES))
             for match, k in asked
         ]
         matches = [match for match, _ in asked]
@@ -223,11 +227,17 @@ class Index:
             found = np.append(
                 self._nearest_ties(found, scores, match, near, count, len(rows)), later
             )
-            best.append(first(found, look(beliefs, found, match), rows, match, near, k))
-        return joined(best)
+            best.append(top_matches(found, score_rows(beliefs, found, match), rows, match, near, k))
+        return merge_rankings(best)
 
     def _nearest_ties(
-        self, found: Rows, scores: Vector, match: Matching, near: Nearness, most: int, count: int
+        self,
+        found: Rows,
+        scores: Vector,
+        match: MatchScorer,
+        near: DistanceScorer,
+        most: int,
+        count: int,
     ) -> Rows:
         """At most so many rows of a scan: of those that tie with the last, the nearest."""
         if len(found) > most:
@@ -239,21 +249,21 @@ class Index:
             found = np.sort(np.append(found[above], nearest))
         return found
 
-    def showing(
+    def rows_showing(
         self, beliefs: Vector, allowed: Mask, must: Mapping[int, Labels], schema: Schema
     ) -> Mask:
         """(N,) which allowed rows show one of the labels of every attribute of `must`."""
         if self.codes is None:
-            return showing(beliefs, allowed, must, schema)
+            return rows_showing(beliefs, allowed, must, schema)
         passed = allowed.copy()
         for a, labels in must.items():
             passed[: self.count] &= np.isin(self.codes.likeliest(a), labels)
         passed[self.count :] = False
         left = np.flatnonzero(allowed[self.count :]) + self.count
-        passed[left] = shows(beliefs[left], must, schema)
+        passed[left] = shows_labels(beliefs[left], must, schema)
         return passed
 
-    def candidates(self, near: Nearness, allowed: Mask, most: int) -> Rows:
+    def candidates(self, near: DistanceScorer, allowed: Mask, most: int) -> Rows:
         """Rows that it knows, in the order of their bytes' products with a query, best first."""
         known = allowed[: self.count]
         selector = None
@@ -261,14 +271,14 @@ class Index:
             bits = np.packbits(known, bitorder="little")
             selector = self.faiss.IDSelectorBitmap(bits)
         parameters = self.faiss.SearchParameters(sel=selector)
-        query = self.directions.query(near.vector)
+        query = self.directions.project_query(near.vector)
         found = self.flat.search(query, min(most, self.count), params=parameters)[1][0]
         return found[found >= 0]
 
-    def _better_exact(self, allowed: Mask, count: int) -> bool:
+    def _prefer_exact(self, allowed: Mask, count: int) -> bool:
         left = int(np.count_nonzero(allowed[: self.count]))
         later = count - self.count
-        if later > LATER * count and not self.warned:
+        if later > UNINDEXED_WARNING * count and not self.warned:
             self.warned = True
             log.warning(
                 "%d of the gallery's %d items are not in its index and are looked at one by one; "
@@ -276,10 +286,10 @@ class Index:
                 later,
                 count,
             )
-        return left <= FEW
+        return left <= EXACT_BELOW
 
 
-def _remove_unnamed(folder: Path) -> None:
+def _remove_stale_files(folder: Path) -> None:
     """Removes what index.json does not name: of a build before, or of one that was interrupted."""
     report = folder / REPORT
     named = read_json(report)["files"] if report.exists() else None

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from adde.metrics import smallest
 from adde.schema import Labels, Schema, Vector
-from adde.serving.gallery.scorers import ROUNDING, Matching, Nearness, shows
+from adde.serving.gallery.scorers import ROUNDING, DistanceScorer, MatchScorer, shows_labels
 
 BLOCK_BYTES = 4 << 20
 """Rows scored at a time: few enough for what is made of them to stay in a cache."""
@@ -16,32 +16,32 @@ Mask = npt.NDArray[np.bool_]
 Rows = npt.NDArray[np.int64]
 
 
-def look(rows: Vector, chosen: Rows, score: Callable[[Vector], Vector]) -> Vector:
+def score_rows(rows: Vector, chosen: Rows, score: Callable[[Vector], Vector]) -> Vector:
     """Scores (n,) of the chosen rows of `rows`, which are in order, computed in blocks."""
     step = max(1, BLOCK_BYTES // (4 * rows.shape[1]))
     if len(chosen) < len(rows) // 4:
         few = range(0, len(chosen), step)
-        return _joined([score(rows[chosen[at : at + step]]) for at in few])
+        return _concatenate([score(rows[chosen[at : at + step]]) for at in few])
     scores = [score(rows[at : at + step]) for at in range(0, len(rows), step)]
-    return _joined(scores)[chosen]
+    return _concatenate(scores)[chosen]
 
 
-def _joined(scores: list[Vector]) -> Vector:
+def _concatenate(scores: list[Vector]) -> Vector:
     return np.concatenate(scores) if scores else np.empty(0, np.float32)
 
 
-def exact(rows: Vector, allowed: Mask, near: Nearness, k: int) -> Rows:
+def nearest_rows(rows: Vector, allowed: Mask, near: DistanceScorer, k: int) -> Rows:
     """The k allowed rows that are nearest, nearest first, ties to the lowest row."""
     chosen = np.flatnonzero(allowed)
-    return chosen[smallest(-look(rows, chosen, near)[None], k)[0]]
+    return chosen[smallest(-score_rows(rows, chosen, near)[None], k)[0]]
 
 
-def best_matches(
+def best_match_rows(
     beliefs: Vector,
     rows: Vector,
     allowed: Mask,
-    asked: Sequence[tuple[Matching, int]],
-    near: Nearness,
+    asked: Sequence[tuple[MatchScorer, int]],
+    near: DistanceScorer,
 ) -> Rows:
     """The allowed rows that match best by any of several rankings, ties to the nearest.
 
@@ -54,19 +54,20 @@ def best_matches(
     """
     chosen = np.flatnonzero(allowed)
     found = [
-        first(chosen, look(beliefs, chosen, match), rows, match, near, k) for match, k in asked
+        top_matches(chosen, score_rows(beliefs, chosen, match), rows, match, near, k)
+        for match, k in asked
     ]
-    return joined(found)
+    return merge_rankings(found)
 
 
-def joined(found: Sequence[Rows]) -> Rows:
+def merge_rankings(found: Sequence[Rows]) -> Rows:
     """Rows that any of several rankings found, once each, as they stand in the first that did."""
     every = np.concatenate(found)
     return every[np.sort(np.unique(every, return_index=True)[1])]
 
 
-def first(
-    chosen: Rows, scores: Vector, rows: Vector, match: Matching, near: Nearness, k: int
+def top_matches(
+    chosen: Rows, scores: Vector, rows: Vector, match: MatchScorer, near: DistanceScorer, k: int
 ) -> Rows:
     """The k of the chosen rows with the highest scores, highest first, ties to the nearest.
 
@@ -76,18 +77,20 @@ def first(
         last = scores[np.argpartition(-scores, k - 1)[k - 1]]
         kept = np.flatnonzero(scores >= last - ROUNDING * match.weights.sum())
         chosen, scores = chosen[kept], scores[kept]
-    nearness = look(rows, chosen, near)
+    nearness = score_rows(rows, chosen, near)
     # Sums of other blocks differ in their last bits.
     steps = np.floor_divide(scores, ROUNDING * float(match.weights.sum()))
     return chosen[np.lexsort((-nearness, -steps))[:k]]
 
 
-def showing(beliefs: Vector, allowed: Mask, must: Mapping[int, Labels], schema: Schema) -> Mask:
+def rows_showing(
+    beliefs: Vector, allowed: Mask, must: Mapping[int, Labels], schema: Schema
+) -> Mask:
     """(N,) which of the allowed rows show one of the labels of every attribute of `must`."""
     chosen, passed = np.flatnonzero(allowed), np.zeros(len(allowed), np.bool_)
 
     def score(block: Vector) -> Vector:
-        return shows(block, must, schema).astype(np.float32)
+        return shows_labels(block, must, schema).astype(np.float32)
 
-    passed[chosen] = look(beliefs, chosen, score) > 0
+    passed[chosen] = score_rows(beliefs, chosen, score) > 0
     return passed

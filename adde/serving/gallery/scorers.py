@@ -21,7 +21,7 @@ ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class RankOptions:
     """What is asked of answers beside a query vector, weights and filters."""
 
     wanted: Vector | None = None
@@ -35,16 +35,18 @@ class Asked:
     first: Vector | None = None
     """(A,) float32 weights of the first FIRST matches, where they are others than of the rest."""
 
-    def matchings(self, weights: Vector, schema: Schema, k: int) -> "list[tuple[Matching, int]]":
+    def match_scorers(
+        self, weights: Vector, schema: Schema, k: int
+    ) -> "list[tuple[MatchScorer, int]]":
         """What to rank by, and how many of each are wanted, of k in all. By match."""
         assert self.wanted is not None
         asked = [(weights, k)]
         if self.first is not None:
             asked.append((self.first, min(k, FIRST + SLACK // 4)))
-        return [(Matching(self.wanted, w, self.epsilon, schema), n) for w, n in asked]
+        return [(MatchScorer(self.wanted, w, self.epsilon, schema), n) for w, n in asked]
 
 
-NOTHING_ELSE = Asked()
+BY_DISTANCE = RankOptions()
 
 
 def augmented(vectors: Vector) -> Vector:
@@ -64,7 +66,7 @@ def augmented_query(query: Vector, weights: Vector) -> Vector:
 
 
 @dataclass(frozen=True, eq=False)
-class Nearness:
+class DistanceScorer:
     """Says how near stored rows are to a query: the larger, the nearer."""
 
     query: Vector
@@ -103,7 +105,7 @@ def unit_rows(vectors: Vector) -> Vector:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
 
 
-def distances_in_subspaces(vectors: Vector, query: Vector, unit: bool) -> Vector:
+def subspace_distances(vectors: Vector, query: Vector, unit: bool) -> Vector:
     """Squared distances (N, A) of unit vectors (N, A, D) and a query (A, D).
 
     Differences, not products: exact where items are near, and a pair's distance does not depend on
@@ -115,7 +117,7 @@ def distances_in_subspaces(vectors: Vector, query: Vector, unit: bool) -> Vector
 
 
 @dataclass(frozen=True, eq=False)
-class Matching:
+class MatchScorer:
     """Says how well stored beliefs match what is wanted: the larger, the better."""
 
     wanted: Vector
@@ -152,7 +154,9 @@ class Matching:
         return np.clip((1 + self.epsilon) * np.exp(-mean) - self.epsilon, 0, 1).astype(np.float32)
 
 
-def shows(beliefs: Vector, must: Mapping[int, Labels], schema: Schema) -> npt.NDArray[np.bool_]:
+def shows_labels(
+    beliefs: Vector, must: Mapping[int, Labels], schema: Schema
+) -> npt.NDArray[np.bool_]:
     """(N,) which of beliefs (N, V + A) show one of the labels of every attribute of `must`."""
     every, passed = parts(schema), np.ones(len(beliefs), np.bool_)
     for a, labels in must.items():

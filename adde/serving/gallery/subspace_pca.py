@@ -12,10 +12,10 @@ import numpy.typing as npt
 
 from adde.schema import Vector
 
-EXPLAINED = 0.998
+EXPLAINED_VARIANCE = 0.998
 """Share of a subspace's variance that its directions are to carry, where there is room."""
 
-ROOM = 1008
+MAX_NUMBERS = 1008
 """Numbers of one item at most: with a byte each and 8 of a row number, under 1 KB."""
 
 MULTIPLE = 16
@@ -25,7 +25,7 @@ Counts = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Directions:
+class SubspacePCA:
     """Where subspaces of width D vary: A attributes, r_a directions of attribute a, R in sum."""
 
     means: Vector
@@ -42,7 +42,7 @@ class Directions:
         return -(-used // MULTIPLE) * MULTIPLE
 
     @classmethod
-    def of(cls, blocks: Iterable[Vector], shape: tuple[int, int]) -> "Directions":
+    def fit(cls, blocks: Iterable[Vector], shape: tuple[int, int]) -> "SubspacePCA":
         """Finds them in unit vectors, given as blocks (N, A, D) of float32."""
         attributes, width = shape
         count = 0
@@ -57,26 +57,26 @@ class Directions:
         spread = products / count - means[:, :, None] * means[:, None, :]
         variances, bases = np.linalg.eigh(spread)
         variances, bases = variances[:, ::-1].clip(0), bases[:, :, ::-1]
-        kept = _kept(variances, ROOM - attributes)
+        kept = _choose_directions(variances, MAX_NUMBERS - attributes)
         chosen = [bases[a, :, : kept[a]] for a in range(attributes)]
         return cls(means.astype(np.float32), np.hstack(chosen).astype(np.float32), kept)
 
-    def rows(self, stored: Vector) -> Vector:
+    def project_rows(self, stored: Vector) -> Vector:
         """Rows as they are stored, (N, A D + A + ...) -> compact (N, size)."""
         attributes, width = self.means.shape
         used = attributes * width
         vectors = stored[:, :used].reshape(-1, attributes, width) - self.means
-        return self._laid(vectors, stored[:, used : used + attributes])
+        return self._project(vectors, stored[:, used : used + attributes])
 
-    def query(self, vector: Vector) -> Vector:
+    def project_query(self, vector: Vector) -> Vector:
         """`augmented_query` -> compact (1, size): products with rows differ from those of the
         whole by one constant, and by what the directions leave out.
         """
         attributes, width = self.means.shape
         used = attributes * width
-        return self._laid(vector[None, :used].reshape(1, attributes, width), vector[None, used:])
+        return self._project(vector[None, :used].reshape(1, attributes, width), vector[None, used:])
 
-    def _laid(self, vectors: Vector, lengths: Vector) -> Vector:
+    def _project(self, vectors: Vector, lengths: Vector) -> Vector:
         laid = np.zeros((len(vectors), self.size), np.float32)
         at = 0
         for a, count in enumerate(self.kept.tolist()):
@@ -86,13 +86,13 @@ class Directions:
         return laid
 
 
-def _kept(variances: npt.NDArray[np.float64], room: int) -> Counts:
+def _choose_directions(variances: npt.NDArray[np.float64], room: int) -> Counts:
     """(A,) directions of each attribute: those that explain it, or as many as there is room for,
     the strongest of their subspace first.
     """
     shares = variances / np.maximum(variances.sum(axis=1, keepdims=True), 1e-30)
     before = np.cumsum(shares, axis=1) - shares
-    wanted = (before < EXPLAINED) & (shares > 0)
+    wanted = (before < EXPLAINED_VARIANCE) & (shares > 0)
     strongest = np.zeros(shares.shape, np.bool_)
     strongest.flat[np.argsort(-shares, axis=None, kind="stable")[:room]] = True
     chosen = np.logical_and(wanted, strongest)

@@ -8,10 +8,10 @@ import numpy as np
 
 from adde.schema import Schema, Vector
 from adde.scoring import Calibration, ask_value, match_scores, parts
-from adde.serving.gallery.scan import Mask, Rows, look
-from adde.serving.gallery.scorers import Matching, Nearness
+from adde.serving.gallery.scan import Mask, Rows, score_rows
+from adde.serving.gallery.scorers import DistanceScorer, MatchScorer
 
-AIM = 0.998
+TARGET_RECALL = 0.998
 """Recall of the queries that are measured, so that others have 0.995."""
 
 RECALL_AT = 30
@@ -27,19 +27,19 @@ BLOCK_BYTES = 16 << 20
 Kinds = dict[str, dict[str, float]]
 
 
-class Tuned(Protocol):
+class TunableIndex(Protocol):
     """What is measured: an index and how it is asked."""
 
     report: dict[str, Any]
 
-    def nearest(self, near: Nearness, allowed: Mask, rows: Vector, k: int) -> Rows:
+    def nearest(self, near: DistanceScorer, allowed: Mask, rows: Vector, k: int) -> Rows:
         """Rows, nearest first."""
         ...
 
     def matches(
         self,
-        asked: Sequence[tuple[Matching, int]],
-        near: Nearness,
+        asked: Sequence[tuple[MatchScorer, int]],
+        near: DistanceScorer,
         allowed: Mask,
         rows: Vector,
         beliefs: Vector,
@@ -48,28 +48,28 @@ class Tuned(Protocol):
         ...
 
 
-def least_depth(kinds: Mapping[str, Mapping[str, float]], weights: Vector) -> int:
+def depth_for(kinds: Mapping[str, Mapping[str, float]], weights: Vector) -> int:
     """What was measured for weights as uneven as these, or more so."""
-    even = evenness(weights) * (1 + 1e-6)
+    even = effective_attributes(weights) * (1 + 1e-6)
     enough = [kind for kind in kinds.values() if kind["attributes"] <= even]
     return int(max(enough or kinds.values(), key=lambda kind: kind["attributes"])["depth"])
 
 
-def evenness(weights: Vector) -> float:
+def effective_attributes(weights: Vector) -> float:
     """How many attributes count: A where all weigh the same, 1 where one does."""
     exact = weights.astype(np.float64)
     return float(exact.sum() ** 2 / np.square(exact).sum())
 
 
 def tune(
-    index: Tuned,
+    index: TunableIndex,
     rows: Vector,
     beliefs: Vector | None,
     live: Mask,
     schema: Schema,
     calibration: Calibration | None,
 ) -> dict[str, Kinds]:
-    """Depths by distance and by match, the smallest that reach AIM, and the recall they have.
+    """Depths by distance and by match, the smallest that reach TARGET_RECALL, and their recall.
 
     Args:
         index: whose report is given what is tried.
@@ -83,22 +83,26 @@ def tune(
     k = min(RECALL_AT, int(np.count_nonzero(live)))
     kinds = {"all": attributes, "half": max(1, attributes // 2), "one": 1}
     asked = {
-        n: _asked(rows, beliefs, live, schema, alike, calibration) for n, alike in kinds.items()
+        n: _sample_queries(rows, beliefs, live, schema, counted, calibration)
+        for n, counted in kinds.items()
     }
     queries = [query for every in asked.values() for query in every]
     vectors = np.stack([near.vector for near, _ in queries])
     floors = np.split(
-        _floors(rows, live, lambda block: vectors @ block[:, : vectors.shape[1]].T, k), len(kinds)
+        _score_floors(rows, live, lambda block: vectors @ block[:, : vectors.shape[1]].T, k),
+        len(kinds),
     )
     tuned: dict[str, Kinds] = {"distance": {}, "match": {}}
-    for (name, every), least in zip(asked.items(), floors):
+    for (name, every), floor in zip(asked.items(), floors):
         nearness = [near for near, _ in every]
 
-        def by_distance(at: int, nearness: Sequence[Nearness] = nearness) -> Rows:
+        def by_distance(at: int, nearness: Sequence[DistanceScorer] = nearness) -> Rows:
             return index.nearest(nearness[at], live, rows, k)
 
-        found = _Kind("distance", name, evenness(nearness[0].weights), nearness, least)
-        tuned["distance"][name] = _depth(index, found, rows, by_distance, k)
+        found = _QueryKind(
+            "distance", name, effective_attributes(nearness[0].weights), nearness, floor
+        )
+        tuned["distance"][name] = _find_depth(index, found, rows, by_distance, k)
     matching = [match for _, match in queries if match is not None]
     if beliefs is None or not matching:
         return tuned
@@ -107,23 +111,27 @@ def tune(
     )
     epsilon = matching[0].epsilon
     floors = np.split(
-        _floors(beliefs, live, lambda b: match_scores(wanted, weights, b, schema, epsilon), k),
+        _score_floors(
+            beliefs, live, lambda b: match_scores(wanted, weights, b, schema, epsilon), k
+        ),
         len(kinds),
     )
-    for (name, every), least in zip(asked.items(), floors):
+    for (name, every), floor in zip(asked.items(), floors):
         matches = [match for _, match in every if match is not None]
 
-        def by_match(at: int, every: Sequence[tuple[Nearness, Matching | None]] = every) -> Rows:
+        def by_match(
+            at: int, every: Sequence[tuple[DistanceScorer, MatchScorer | None]] = every
+        ) -> Rows:
             near, match = every[at]
             assert match is not None
             return index.matches([(match, k)], near, live, rows, beliefs)
 
-        found = _Kind("match", name, evenness(matches[0].weights), matches, least)
-        tuned["match"][name] = _depth(index, found, beliefs, by_match, k)
+        found = _QueryKind("match", name, effective_attributes(matches[0].weights), matches, floor)
+        tuned["match"][name] = _find_depth(index, found, beliefs, by_match, k)
     return tuned
 
 
-class _Kind(NamedTuple):
+class _QueryKind(NamedTuple):
     rank: str
     name: str
     attributes: float
@@ -131,34 +139,34 @@ class _Kind(NamedTuple):
     floors: Vector
 
 
-def _depth(
-    index: Tuned, kind: _Kind, stored: Vector, search: Callable[[int], Rows], k: int
+def _find_depth(
+    index: TunableIndex, kind: _QueryKind, stored: Vector, search: Callable[[int], Rows], k: int
 ) -> dict[str, float]:
-    """The smallest depth that reaches AIM, or the largest there is."""
+    """The smallest depth that reaches TARGET_RECALL, or the largest there is."""
     found: dict[str, float] = {}
     recall = 0.0
     for depth in DEPTHS:
         found = {"attributes": round(kind.attributes, 3), "depth": depth}
         index.report[kind.rank] = {kind.name: found}
         right = 0
-        for at, (score, least) in enumerate(zip(kind.scores, kind.floors)):
+        for at, (score, floor) in enumerate(zip(kind.scores, kind.floors)):
             rows = np.sort(search(at))
             # Items of which every label is known tie: any of those is right.
-            right += min(k, int(np.count_nonzero(look(stored, rows, score) >= least)))
+            right += min(k, int(np.count_nonzero(score_rows(stored, rows, score) >= floor)))
         recall = right / (k * len(kind.scores))
         found[f"recall{RECALL_AT}"] = round(recall, 5)
-        if recall >= AIM:
+        if recall >= TARGET_RECALL:
             return found
     print(
         f"warning: index: by {kind.rank}, queries of {kind.name} of the attributes have recall "
         f"{recall:.3f} with {DEPTHS[-1]} candidates an answer, the most that are tried; the aim is "
-        f"{AIM}",
+        f"{TARGET_RECALL}",
         file=sys.stderr,
     )
     return found
 
 
-def _floors(stored: Vector, live: Mask, scores: Callable[[Vector], Vector], k: int) -> Vector:
+def _score_floors(stored: Vector, live: Mask, scores: Callable[[Vector], Vector], k: int) -> Vector:
     """Of each query the k-th best score of all items, less rounding; in one pass over the rows.
 
     Args:
@@ -173,28 +181,28 @@ def _floors(stored: Vector, live: Mask, scores: Callable[[Vector], Vector], k: i
         every = scores(np.asarray(stored[at : at + step])[live[at : at + step]])
         if best is not None:
             every = np.hstack([best, every])
-        least = max(0, every.shape[1] - k)
-        best = np.partition(every, least, axis=1)[:, least:] if every.shape[1] else best
+        floor = max(0, every.shape[1] - k)
+        best = np.partition(every, floor, axis=1)[:, floor:] if every.shape[1] else best
     assert best is not None
     kth = best.min(axis=1)
     return kth - np.float32(1e-5) * np.maximum(1, np.abs(kth))
 
 
-def _asked(
+def _sample_queries(
     rows: Vector,
     beliefs: Vector | None,
     live: Mask,
     schema: Schema,
-    alike: int,
+    counted: int,
     calibration: Calibration | None,
-) -> list[tuple[Nearness, Matching | None]]:
-    """Stored items with one subspace of another, as an edit makes them; that one and others,
-    `alike` in all, count.
+) -> list[tuple[DistanceScorer, MatchScorer | None]]:
+    """LocatedSample items with one subspace of another, as an edit makes them; that one and others,
+    `counted` in all, count.
     """
     attributes = len(schema.sizes)
     width = (rows.shape[1] - attributes - 1) // attributes
     draws = np.random.default_rng(1)
-    items, asked = np.flatnonzero(live), list[tuple[Nearness, Matching | None]]()
+    items, asked = np.flatnonzero(live), list[tuple[DistanceScorer, MatchScorer | None]]()
     for _ in range(QUERIES):
         one, other = draws.choice(items, 2).tolist()
         order = draws.permutation(attributes)
@@ -202,13 +210,13 @@ def _asked(
         donor = rows[other, : attributes * width].reshape(attributes, width)
         edited[order[0]] = donor[order[0]]
         edited /= max(float(np.linalg.norm(edited)), 1e-12)
-        weights = np.isin(np.arange(attributes), order[:alike]).astype(np.float32)
+        weights = np.isin(np.arange(attributes), order[:counted]).astype(np.float32)
         match = None
         if beliefs is not None and calibration is not None:
             wanted, part = beliefs[one].copy(), parts(schema)[int(order[0])]
             ask_value(wanted[None], part, int(beliefs[other, part][:-1].argmax()))
             weighed = weights.copy()
             weighed[order[0]] *= calibration.edit_weight
-            match = Matching(wanted, weighed, calibration.epsilon, schema)
-        asked.append((Nearness(edited, weights), match))
+            match = MatchScorer(wanted, weighed, calibration.epsilon, schema)
+        asked.append((DistanceScorer(edited, weights), match))
     return asked

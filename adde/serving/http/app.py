@@ -9,7 +9,7 @@ from fastapi.openapi.utils import get_openapi
 from starlette.types import ASGIApp
 
 from adde.serving.http import pages, problems
-from adde.serving.http.requests.middleware import Guard, needs_key
+from adde.serving.http.requests.middleware import RequestMiddleware, needs_key
 from adde.serving.http.routes import router
 from adde.serving.http.service import Service
 
@@ -33,7 +33,7 @@ def create_app(service: Service) -> ASGIApp:
     problems.install(app)
     described = _description(app, keyed=service.keys is not None)
     app.openapi = lambda: described
-    return Guard(app, service)
+    return RequestMiddleware(app, service)
 
 
 def _description(app: FastAPI, keyed: bool) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from adde.serving import picture_location
 from adde.serving.gallery.facets import Facet
 from adde.serving.http.batching import Batcher
 from adde.serving.http.cards import Cards
-from adde.serving.http.health import Watch
+from adde.serving.http.health import MonitoredGallery
 from adde.serving.http.metrics import Metrics
-from adde.serving.http.requests.admission import Gate
+from adde.serving.http.requests.admission import Admission
 from adde.serving.http.settings import Settings
 from adde.serving.onnx.providers import Device
 from adde.serving.onnx.session import STREAMS, Session
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Source:
+class BackendConfig:
     """Where bundle and gallery lie, and what runs them; opened anew at every swap."""
 
     bundle: Path
@@ -40,14 +40,14 @@ class Source:
     pictures: str | None = None
     """Where they lie, if not where the gallery says; see `adde.serving.picture_location`."""
 
-    def open(self) -> "Opened":
+    def open(self) -> "LoadedBackend":
         """A searcher that has run every batch size; takes seconds.
 
         Raises:
             UserError: what `Bundle.read`, `Session` and `Searcher` refuse, or `pictures` is none.
         """
-        pictures = None if self.pictures is None else picture_location.checked(self.pictures)
-        # Links are followed once: a link that moves on leaves this pair what it was.
+        pictures = None if self.pictures is None else picture_location.parse_option(self.pictures)
+        # Links are followed once: a link that moves on leaves this backend what it was.
         bundle = Bundle.read(self.bundle.resolve())
         session = Session(bundle, self.devices, self.allow_fallback, self.threads)
         session.warm_up()
@@ -56,13 +56,13 @@ class Source:
         if pictures is not None:
             gallery.header = replace(gallery.header, pictures=pictures)
         lie = gallery.header.pictures
-        if lie is not None and not picture_location.origin(lie) and not Path(lie).is_dir():
+        if lie is not None and not picture_location.url_origin(lie) and not Path(lie).is_dir():
             log.warning("no pictures: %s: no such folder; say with --pictures where they lie", lie)
-        return Opened(searcher, tuple(gallery.facets()), gallery.probe())
+        return LoadedBackend(searcher, tuple(gallery.facets()), gallery.probe())
 
 
 @dataclass(frozen=True)
-class Opened:
+class LoadedBackend:
     """What a source gave."""
 
     searcher: Searcher
@@ -72,11 +72,16 @@ class Opened:
     """How many those were."""
 
 
-class Pair:
-    """What answers: made and used in one event loop; see `Source.open`."""
+class Backend:
+    """What answers: made and used in one event loop; see `BackendConfig.open`."""
 
     def __init__(
-        self, opened: Opened, cards: Cards, settings: Settings, gate: Gate, metrics: Metrics
+        self,
+        opened: LoadedBackend,
+        cards: Cards,
+        settings: Settings,
+        admission: Admission,
+        metrics: Metrics,
     ) -> None:
         self.searcher, self.cards = (searcher := opened.searcher), cards
         self.bundle, self.facets = searcher.bundle.hash, opened.facets
@@ -84,20 +89,20 @@ class Pair:
         on_cpu = self.providers[0] == "CPUExecutionProvider"
         self.batcher = Batcher(
             searcher.embed,
-            lambda: gate.coming,
+            lambda: admission.pending_pictures,
             metrics,
             lanes=STREAMS,
             # Batches on a CPU share its cores, and so what is embedded at once.
             max_batch=-(-settings.max_batch // (STREAMS if on_cpu else 1)),
             max_wait=settings.max_wait_ms / 1000,
         )
-        gate.listeners.add(self.batcher.wake)
-        self._gate = gate
+        admission.listeners.add(self.batcher.wake)
+        self._admission = admission
         self._threads = ThreadPoolExecutor(settings.threads, "work")
         # Threads that wait for a service are not at work.
         remote = searcher.gallery.header.engine != "embedded"
         threads = settings.max_batch if remote else settings.threads
-        self.gallery = Watch(searcher.gallery, opened.items, threads, settings.threads)
+        self.gallery = MonitoredGallery(searcher.gallery, opened.items, threads, settings.threads)
         self._users = 0
         self._unused = asyncio.Event()
         self._unused.set()
@@ -125,7 +130,7 @@ class Pair:
     async def close(self) -> None:
         """Lets go of everything when the last user is done, and what it left in threads."""
         await self._unused.wait()
-        self._gate.listeners.discard(self.batcher.wake)
+        self._admission.listeners.discard(self.batcher.wake)
         await self.batcher.close()
         await asyncio.to_thread(self._threads.shutdown)
         await self.gallery.close()

@@ -12,7 +12,7 @@ from adde.preprocess import Picture
 from adde.serving.http.metrics import Metrics
 from adde.serving.search import Start
 
-PATIENCE = 0.2
+WAIT_SHARE = 0.2
 """Of the seconds that the last batch took: what the first of the next may wait for others, where
 that is more than `max_wait`. It would else start with the few that are decoded already.
 """
@@ -29,12 +29,12 @@ class Batcher:
     """Collects pictures into batches; all calls come from one event loop.
 
     A batch starts when the encoder is free and: it is full, or its first picture has waited
-    `max_wait` seconds (see also PATIENCE), or no other picture is on its way. A lone request so
+    `max_wait` seconds (see also WAIT_SHARE), or no other picture is on its way. A lone request so
     never waits.
 
     Args:
         embed: pictures -> their starts, in one run; called in a thread.
-        coming: how many requests may yet bring a picture.
+        pending_pictures: how many requests may yet bring a picture.
         lanes: batches at a time.
         max_batch: pictures in one.
         max_wait: seconds.
@@ -43,13 +43,13 @@ class Batcher:
     def __init__(
         self,
         embed: Callable[[Sequence[Picture]], list[Start]],
-        coming: Callable[[], int],
+        pending_pictures: Callable[[], int],
         metrics: Metrics,
         lanes: int,
         max_batch: int,
         max_wait: float,
     ) -> None:
-        self._embed, self._coming, self._metrics = embed, coming, metrics
+        self._embed, self._pending_pictures, self._metrics = embed, pending_pictures, metrics
         self._max_batch, self._max_wait = max_batch, max_wait
         self._last_seconds = 0.0
         self._waiting: deque[_Entry] = deque()
@@ -66,7 +66,7 @@ class Batcher:
         return await entry.future
 
     def wake(self) -> None:
-        """Has what waits looked at again: what `coming` says has changed."""
+        """Has what waits looked at again: what `pending_pictures` says has changed."""
         self._news.set()
 
     async def close(self) -> None:
@@ -87,8 +87,8 @@ class Batcher:
     async def _collect(self) -> list[_Entry]:
         while not self._waiting:
             await self._wait(None)
-        limit = self._waiting[0].arrived + max(self._max_wait, PATIENCE * self._last_seconds)
-        while self._waiting and len(self._waiting) < self._max_batch and self._coming():
+        limit = self._waiting[0].arrived + max(self._max_wait, WAIT_SHARE * self._last_seconds)
+        while self._waiting and len(self._waiting) < self._max_batch and self._pending_pictures():
             left = limit - time.monotonic()
             if left <= 0:
                 break

@@ -309,6 +309,6 @@ def item_json(header: Header, item: Item) -> dict[str, Any]:
 
 
 def _has_picture(header: Header, item: Item) -> bool:
-    if picture_location.origin(header.pictures):
+    if picture_location.url_origin(header.pictures):
         return True
     return header.pictures is not None and item.place is not None

@@ -13,13 +13,13 @@ from adde.serving.onnx.cores import limit_libraries
 
 T = TypeVar("T")
 
-EVERY = 1.0
+POLL_SECONDS = 1.0
 """Seconds between looks."""
 
 log = logging.getLogger(__name__)
 
 
-class Watch:
+class MonitoredGallery:
     """Looks after one gallery from an event loop.
 
     While it does not answer (its service is away, its folder cannot be read), `ask` refuses at
@@ -35,58 +35,58 @@ class Watch:
     def __init__(self, gallery: Gallery, items: int, threads: int, cores: int) -> None:
         self._gallery = gallery
         self._threads = ThreadPoolExecutor(threads, "search", limit_libraries, (cores,))
-        self._away: str | None = None
+        self._unavailable: str | None = None
         self._items = items
-        self._task = asyncio.create_task(self._look())
-        self._looking = ThreadPoolExecutor(1, "watch")
+        self._task = asyncio.create_task(self._poll())
+        self._prober = ThreadPoolExecutor(1, "watch")
 
     @property
-    def away(self) -> bool:
+    def unavailable(self) -> bool:
         """The gallery does not answer."""
-        return self._away is not None
+        return self._unavailable is not None
 
     @property
     def items(self) -> int:
         """Number of items, at the last look."""
         return self._items
 
-    async def ask(self, work: Callable[..., T], *arguments: object) -> T:
+    async def call(self, work: Callable[..., T], *arguments: object) -> T:
         """Runs in a thread what asks the gallery. Raises UnavailableError."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._asked, work, *arguments)
+        return await loop.run_in_executor(self._threads, self._call, work, *arguments)
 
-    def _asked(self, work: Callable[..., T], *arguments: object) -> T:
-        if self._away is not None:  # also for those who waited for a thread since it is
-            raise UnavailableError(self._away)
+    def _call(self, work: Callable[..., T], *arguments: object) -> T:
+        if self._unavailable is not None:  # also for those who waited for a thread since it is
+            raise UnavailableError(self._unavailable)
         try:
             return work(*arguments)
         except UnavailableError as error:
-            self._gone(error)  # until the next look, which may find it there
+            self._mark_unavailable(error)  # until the next look, which may find it there
             raise
 
-    def _gone(self, error: UserError) -> None:
-        if self._away is None:
+    def _mark_unavailable(self, error: UserError) -> None:
+        if self._unavailable is None:
             log.error("gallery away: %s", error)
-        self._away = str(error)
+        self._unavailable = str(error)
 
-    async def _look(self) -> None:
+    async def _poll(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(EVERY)
+            await asyncio.sleep(POLL_SECONDS)
             try:
-                self._items = await loop.run_in_executor(self._looking, self._gallery.probe)
+                self._items = await loop.run_in_executor(self._prober, self._gallery.probe)
             except UserError as error:
-                self._gone(error)
+                self._mark_unavailable(error)
             else:
-                if self._away is not None:
+                if self._unavailable is not None:
                     log.info("gallery back", extra={"items": self._items})
-                self._away = None
+                self._unavailable = None
 
     async def close(self) -> None:
         """Ends after what is asked at present, and lets go of the gallery."""
         self._task.cancel()
         with suppress(asyncio.CancelledError):
             await self._task
-        for pool in (self._looking, self._threads):
+        for pool in (self._prober, self._threads):
             await asyncio.to_thread(pool.shutdown)
         await asyncio.to_thread(self._gallery.close)

@@ -36,8 +36,8 @@ def install(app: FastAPI) -> None:
 
 async def page(request: Request) -> FileResponse:
     """The shopper's page, which may show pictures from where they are said to lie."""
-    pictures = request.app.state.service.pair.searcher.gallery.header.pictures
-    origin = picture_location.origin(pictures) or ""
+    pictures = request.app.state.service.backend.searcher.gallery.header.pictures
+    origin = picture_location.url_origin(pictures) or ""
     policy = CSP
     for source in ("img-src", "connect-src"):
         policy = policy.replace(f"{source} 'self'", f"{source} 'self' {origin}".rstrip())

@@ -62,19 +62,19 @@ class Problem(Exception):  # noqa: N818  # RFC 9457's word
         self.headers = dict(headers or {})
 
 
-def come_back(code: str, detail: str, seconds: float, status: int = 429) -> Problem:
+def retry_later(code: str, detail: str, seconds: float, status: int = 429) -> Problem:
     """With Retry-After, in whole seconds."""
     return Problem(status, code, detail, {"Retry-After": str(max(1, math.ceil(seconds)))})
 
 
-def of_validation(errors: list[Any]) -> Problem:
+def from_validation(errors: list[Any]) -> Problem:
     """What pydantic found, without the values that it found it in."""
     texts = [f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg']}" for e in errors[:5]]
     more = f"; and {len(errors) - 5} more" if len(errors) > 5 else ""
     return Problem(422, "invalid", "; ".join(texts) + more)
 
 
-def of_exception(error: Exception) -> Problem:
+def from_exception(error: Exception) -> Problem:
     """The problem that an exception is to the client; nothing of what the server alone may know."""
     if isinstance(error, Problem):
         return error
@@ -82,24 +82,24 @@ def of_exception(error: Exception) -> Problem:
         return Problem(404, "no-such-item", str(error))
     if isinstance(error, UnavailableError):
         detail = "the service that the gallery lies in does not answer now; come back"
-        return come_back("gallery-away", detail, AWAY_SECONDS, 503)
+        return retry_later("gallery-away", detail, AWAY_SECONDS, 503)
     if isinstance(error, NoDecoderError):
         detail = "no picture can be decoded now; come back"
-        return come_back("no-decoder", detail, AWAY_SECONDS, 503)
+        return retry_later("no-decoder", detail, AWAY_SECONDS, 503)
     if isinstance(error, PictureError):
         return Problem(*PICTURES[error.kind], str(error))
     if isinstance(error, UserError):
         return Problem(422, "invalid", str(error))
     if isinstance(error, ValidationError):
-        return of_validation(error.errors(include_input=False, include_url=False))
+        return from_validation(error.errors(include_input=False, include_url=False))
     if isinstance(error, RequestValidationError):
-        return of_validation([*error.errors()])
+        return from_validation([*error.errors()])
     if isinstance(error, HTTPException):
         return Problem(error.status_code, "http", str(error.detail), error.headers)
     return Problem(500, "internal", "the server failed; its log says why under this instance")
 
 
-def answer(problem: Problem, request_id: str) -> JSONResponse:
+def to_response(problem: Problem, request_id: str) -> JSONResponse:
     """The answer that a problem is."""
     try:
         title = HTTPStatus(problem.status).phrase
@@ -119,7 +119,7 @@ def install(app: FastAPI) -> None:
     """Makes every exception of a route a problem."""
 
     async def handle(request: Request, error: Exception) -> JSONResponse:
-        return answer(of_exception(error), request.state.request_id)
+        return to_response(from_exception(error), request.state.request_id)
 
     kinds = (Problem, UserError, ValidationError, RequestValidationError, HTTPException, Exception)
     for kind in kinds:

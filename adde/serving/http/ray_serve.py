@@ -13,10 +13,10 @@ from pydantic import BaseModel, ConfigDict
 from starlette.types import ASGIApp
 
 from adde.serving.http.app import create_app
-from adde.serving.http.backend import Source
+from adde.serving.http.backend import BackendConfig
 from adde.serving.http.cards import Cards
 from adde.serving.http.requests.decoder_pool import Decoders
-from adde.serving.http.requests.hosts import Hosts
+from adde.serving.http.requests.hosts import AllowedHosts
 from adde.serving.http.server import find_keys
 from adde.serving.http.service import Service
 from adde.serving.http.settings import MOST_DECODERS, Settings
@@ -65,12 +65,12 @@ def build(args: Arguments) -> Any:
     """
     settings_of(args)  # refused here where it can be
     cards = Cards(**args.cards)
-    hosts = Hosts("0.0.0.0", args.allow_host)
+    hosts = AllowedHosts("0.0.0.0", args.allow_host)
 
     def app() -> ASGIApp:
         keys = find_keys("0.0.0.0", args.key_file, args.require_key)
         settings = settings_of(args, assigned_cores())
-        source = Source(
+        source = BackendConfig(
             args.bundle,
             args.gallery,
             args.device,

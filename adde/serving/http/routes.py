@@ -14,8 +14,8 @@ from adde.errors import UserError
 from adde.serving import picture_location
 from adde.serving.gallery.base import UnavailableError, read_picture
 from adde.serving.http import bodies
-from adde.serving.http.backend import Pair
-from adde.serving.http.problems import MEDIA_TYPE, Problem, ProblemBody, of_exception
+from adde.serving.http.backend import Backend
+from adde.serving.http.problems import MEDIA_TYPE, Problem, ProblemBody, from_exception
 from adde.serving.http.requests.request_body import FORM, JSON
 from adde.serving.http.service import Service
 
@@ -110,21 +110,21 @@ async def search(request: Request) -> Response:
 async def schema(request: Request) -> bodies.SchemaResult:
     """What can be asked for."""
     service = service_of(request)
-    pair = service.pair
+    backend = service.backend
     return bodies.SchemaResult(
-        bundle=pair.bundle,
-        calibrated=pair.searcher.calibration is not None,
+        bundle=backend.bundle,
+        calibrated=backend.searcher.calibration is not None,
         attributes=[
             bodies.AttributeBody(name=a.name, values=list(a.values))
-            for a in pair.searcher.schema.attributes
+            for a in backend.searcher.schema.attributes
         ],
         fields=[
             bodies.FieldBody(name=f.name, values=[*f.values], min=f.low, max=f.high)
-            for f in pair.facets
+            for f in backend.facets
         ],
-        items=pair.gallery.items,
+        items=backend.gallery.items,
         max_bytes=service.settings.max_bytes,
-        cards=bodies.CardsBody(**vars(pair.cards)),
+        cards=bodies.CardsBody(**vars(backend.cards)),
     )
 
 
@@ -145,12 +145,12 @@ async def some_items(
     """Some items to start from."""
     wanted = bodies.FILTERS.validate_json(filters)
 
-    async def found(pair: Pair) -> Response:
-        gallery = pair.searcher.gallery
-        items = await pair.gallery.ask(gallery.browse, query, wanted, count, offset, seed)
+    async def found(backend: Backend) -> Response:
+        gallery = backend.searcher.gallery
+        items = await backend.gallery.call(gallery.browse, query, wanted, count, offset, seed)
         return json_response({"items": [bodies.item_json(gallery.header, i) for i in items]})
 
-    return await service_of(request).look(request, found)
+    return await service_of(request).query_gallery(request, found)
 
 
 ItemId = Annotated[str, Path(max_length=1000)]
@@ -168,19 +168,19 @@ ItemId = Annotated[str, Path(max_length=1000)]
 async def picture(request: Request, item_id: ItemId) -> Response:
     """An item's picture, as it was packed; or a redirection, if `--pictures` is an address."""
 
-    async def read(pair: Pair) -> bytes | str | None:
-        gallery = pair.searcher.gallery
-        item = await pair.gallery.ask(gallery.get, item_id)
-        if picture_location.origin(pictures := gallery.header.pictures):
-            return picture_location.address(pictures or "", item_id)
+    async def read(backend: Backend) -> bytes | str | None:
+        gallery = backend.searcher.gallery
+        item = await backend.gallery.call(gallery.get, item_id)
+        if picture_location.url_origin(pictures := gallery.header.pictures):
+            return picture_location.picture_url(pictures or "", item_id)
         try:
-            return await pair.in_thread(read_picture, gallery.header, item)
+            return await backend.in_thread(read_picture, gallery.header, item)
         except UserError as error:
             log.error("a picture cannot be read: %s", error)
             detail = f"the picture of item {item_id!r} is not to be had now"
             raise Problem(503, "picture-missing", detail) from None
 
-    content = await service_of(request).look(request, read)
+    content = await service_of(request).query_gallery(request, read)
     headers = {"cache-control": "private, max-age=300"}
     if isinstance(content, str):
         return Response(status_code=307, headers={**headers, "location": content})
@@ -198,12 +198,12 @@ async def picture(request: Request, item_id: ItemId) -> Response:
 async def item(request: Request, item_id: ItemId) -> Response:
     """An item of the gallery."""
 
-    async def found(pair: Pair) -> Response:
-        gallery = pair.searcher.gallery
-        item = await pair.gallery.ask(gallery.get, item_id)
+    async def found(backend: Backend) -> Response:
+        gallery = backend.searcher.gallery
+        item = await backend.gallery.call(gallery.get, item_id)
         return json_response(bodies.item_json(gallery.header, item))
 
-    return await service_of(request).look(request, found)
+    return await service_of(request).query_gallery(request, found)
 
 
 @router.get("/healthz", responses=problems(421))
@@ -213,9 +213,9 @@ async def healthz(request: Request) -> bodies.Health:
     return bodies.Health(
         status="ok",
         version=version("adde"),
-        bundle=service.pair.bundle,
-        providers=list(service.pair.providers),
-        items=service.pair.gallery.items,
+        bundle=service.backend.bundle,
+        providers=list(service.backend.providers),
+        items=service.backend.gallery.items,
         swap=service.swap,
     )
 
@@ -226,8 +226,8 @@ async def readyz(request: Request) -> bodies.Ready:
     service = service_of(request)
     if service.draining:
         raise Problem(503, "draining", "this server is about to end; ask another")
-    if service.pair.gallery.away:
-        raise of_exception(UnavailableError("away"))
+    if service.backend.gallery.unavailable:
+        raise from_exception(UnavailableError("away"))
     return bodies.Ready(ready=True)
 
 

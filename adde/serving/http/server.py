@@ -16,11 +16,11 @@ import uvicorn
 from adde.errors import UserError
 from adde.serving.http import logs
 from adde.serving.http.app import create_app
-from adde.serving.http.backend import Source
+from adde.serving.http.backend import BackendConfig
 from adde.serving.http.cards import Cards
 from adde.serving.http.requests.connections import Connection, Connections
 from adde.serving.http.requests.decoder_pool import Decoders
-from adde.serving.http.requests.hosts import Hosts, is_loopback
+from adde.serving.http.requests.hosts import AllowedHosts, is_loopback
 from adde.serving.http.requests.keys import VARIABLE, Keys
 from adde.serving.http.service import Service
 from adde.serving.http.settings import Settings
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 def serve(
-    source: Source,
+    source: BackendConfig,
     settings: Settings,
     host: str = "127.0.0.1",
     port: int = 8000,
@@ -53,7 +53,7 @@ def serve(
         port: 0 takes any that is free; the log says which.
         key_file: API keys; else those of the environment's ADDE_API_KEYS.
         require_key: None: where there are keys, and wherever `host` is not loopback.
-        allow_host: see `Hosts`.
+        allow_host: see `AllowedHosts`.
         cards: how the page shows items.
 
     Raises:
@@ -62,7 +62,7 @@ def serve(
     """
     logs.install()
     keys = find_keys(host, key_file, require_key)
-    hosts = Hosts(host, allow_host)
+    hosts = AllowedHosts(host, allow_host)
     listener = listen(host, port)
     decoders = Decoders(settings.decoders, settings.decode_seconds, settings.max_pixels)
     try:
@@ -148,9 +148,9 @@ class Server(uvicorn.Server):
         for listener in sockets or ():
             host, port = listener.getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
-            pair = self._service.pair
-            about = {"bundle": pair.bundle, "items": pair.gallery.items}
-            about |= {"providers": pair.providers, "keys": self._service.keys is not None}
+            backend = self._service.backend
+            about = {"bundle": backend.bundle, "items": backend.gallery.items}
+            about |= {"providers": backend.providers, "keys": self._service.keys is not None}
             log.info("ready", extra={"address": f"http://{shown}:{port}", **about})
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

@@ -45,7 +45,7 @@ class Lane:
         # The copies have ended, and the graph has when this returns: it waits for the stream it ran
         # on. A binding's own synchronize_inputs and synchronize_outputs wait for all of a device's
         # streams, the other lanes' too, and let no other thread of Python go on meanwhile.
-        self.session.run_with_iobinding(binding, _waiting())
+        self.session.run_with_iobinding(binding, _synchronous_run())
         # On the CPU numpy() may be a view of the buffer, which the next run overwrites.
         return tuple(np.array(outputs[name].numpy()) for name in self.graph.outputs)
 
@@ -68,7 +68,7 @@ class Lane:
         return self._bound[batch]
 
 
-def _waiting() -> Any:
+def _synchronous_run() -> Any:
     options = onnxruntime.RunOptions()
     options.add_run_config_entry("disable_synchronize_execution_providers", "0")
     return options

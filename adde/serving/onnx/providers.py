@@ -61,7 +61,7 @@ def preload(devices: Sequence[Device]) -> None:
             importlib.import_module("tensorrt")
 
 
-def running(session: Any) -> tuple[str, ...]:
+def active_providers(session: Any) -> tuple[str, ...]:
     """The providers that were given nodes of a session's graph, first choice first.
 
     A provider that is registered may have taken nothing, which onnxruntime but logs. Before 1.24 it
@@ -122,10 +122,10 @@ def _driver() -> list[str]:
         ]
     if code := driver.cuInit(0):
         return [f"the NVIDIA driver finds no device (cuInit: {code}); see nvidia-smi"]
-    newest, wanted = filled(driver.cuDriverGetVersion), _cuda_major()
+    newest, wanted = read_int(driver.cuDriverGetVersion), _cuda_major()
     if newest // 1000 < wanted:
         return [
-            f"the NVIDIA driver runs CUDA {decimal(newest)} and older, onnxruntime "
+            f"the NVIDIA driver runs CUDA {format_cuda_version(newest)} and older, onnxruntime "
             f"{onnxruntime.__version__} is made for CUDA {wanted}: install a newer driver, or an "
             "onnxruntime-gpu made for an older CUDA"
         ]
@@ -140,13 +140,13 @@ def tensorrt_version() -> int:
         return 0
 
 
-def filled(function: Callable[[Any], int]) -> int:
+def read_int(function: Callable[[Any], int]) -> int:
     """The integer that a C function writes where its argument points."""
     value = ctypes.c_int()
     function(ctypes.byref(value))
     return value.value
 
 
-def decimal(version: int) -> str:
+def format_cuda_version(version: int) -> str:
     """CUDA's 13020 is 13.2; a driver says the newest CUDA that it can run."""
     return f"{version // 1000}.{version % 1000 // 10}"

@@ -20,10 +20,10 @@ from adde.serving.onnx.providers import (
     PROVIDERS,
     RECORD,
     Device,
+    active_providers,
     missing,
     onnxruntime,
     preload,
-    running,
     tensorrt_version,
 )
 
@@ -73,7 +73,7 @@ class Session:
             {"query": ((attributes * bundle.width,), f32)},
         )
         preload(asked)
-        obtained = _obtainable(asked, bundle.details["precision"], allow_fallback)
+        obtained = _available_devices(asked, bundle.details["precision"], allow_fallback)
         # Left to itself onnxruntime counts the machine's cores, not those this process may use.
         count = threads or cores()
         self._encoder = _Runner(
@@ -126,7 +126,7 @@ class _Runner:
             name: _options(name, graph, bundle) for name in devices
         }
         self._session = self._shared = _open(path, options, threads)
-        self.providers = running(self._session)
+        self.providers = active_providers(self._session)
         self._on_cpu = self.providers[0] == PROVIDERS["cpu"]
         if self._on_cpu and shared_threads < threads:
             self._shared = _open(path, options, shared_threads)
@@ -159,7 +159,7 @@ class _Runner:
             filled = max(2, batch)
         else:
             filled = next(bucket for bucket in BUCKETS if bucket >= batch)
-        rows = _filled(inputs, filled)
+        rows = _pad(inputs, filled)
         lane = self._lanes.get()
         try:
             if lane is not None:
@@ -182,7 +182,7 @@ class _Runner:
             self._run_part(zeros)
 
 
-def _filled(inputs: Mapping[str, Array], batch: int) -> dict[str, Array]:
+def _pad(inputs: Mapping[str, Array], batch: int) -> dict[str, Array]:
     def fill(array: Array) -> Array:
         short = batch - len(array)
         return np.concatenate([array, np.repeat(array[-1:], short, axis=0)]) if short else array
@@ -240,7 +240,7 @@ def cuda_options(half: bool) -> dict[str, str]:
     }
 
 
-def _obtainable(
+def _available_devices(
     devices: Sequence[Device], precision: str, allow_fallback: bool
 ) -> Sequence[Device]:
     """The devices, or what is left of them. Left to itself onnxruntime logs a line, takes the
@@ -268,7 +268,7 @@ def _open(path: Path, devices: Mapping[Device, dict[str, str]], threads: int) ->
             )
     except Exception as error:  # onnxruntime's exceptions have no common base but this one
         raise UserError(f"{path}: onnxruntime cannot open it: {error}") from error
-    registered, found = session.get_providers(), running(session)
+    registered, found = session.get_providers(), active_providers(session)
     # Those after the first may be left with nothing: they have what those before them cannot do.
     if not set(wanted) <= set(registered) or wanted[0] not in found:
         raise UserError(

@@ -29,7 +29,7 @@ from adde.serving.onnx.session import Session
 Texts = tyro.conf.UseAppendAction[tuple[str, ...]]
 
 
-def named(name: str, metavar: str) -> Any:
+def repeatable(name: str, metavar: str) -> Any:
     """An argument that may be given several times."""
     return tyro.conf.arg(name=name, metavar=metavar)
 
@@ -39,12 +39,12 @@ def query(
     gallery: Path,
     image: Path | None = None,
     item: str | None = None,
-    edits: Annotated[Texts, named("set", "ATTRIBUTE=VALUE")] = (),
-    refused: Annotated[Texts, named("unset", "ATTRIBUTE=VALUE")] = (),
-    more: Annotated[Texts, named("more", "ATTRIBUTE=VALUE")] = (),
-    must: Annotated[Texts, named("must", "ATTRIBUTE")] = (),
-    like: Annotated[Texts, named("like", "ATTRIBUTE")] = (),
-    weights: Annotated[Texts, named("weight", "ATTRIBUTE=NUMBER")] = (),
+    edits: Annotated[Texts, repeatable("set", "ATTRIBUTE=VALUE")] = (),
+    refused: Annotated[Texts, repeatable("unset", "ATTRIBUTE=VALUE")] = (),
+    more: Annotated[Texts, repeatable("more", "ATTRIBUTE=VALUE")] = (),
+    must: Annotated[Texts, repeatable("must", "ATTRIBUTE")] = (),
+    like: Annotated[Texts, repeatable("like", "ATTRIBUTE")] = (),
+    weights: Annotated[Texts, repeatable("weight", "ATTRIBUTE=NUMBER")] = (),
     rank: Rank | None = None,
     split: Split = "all",
     k: int = 10,
@@ -106,9 +106,9 @@ def query(
     else:
         print_table(name, wanted, result)
     if picture is not None:
-        tiles = [tile(items, rank, answer) for rank, answer in enumerate(answers, start=1)]
-        asked = draw(items, items.get(item)) if item is not None else decode(Path(name))
-        save(draw_answer(asked, as_text(wanted), tiles), picture)
+        tiles = [answer_tile(items, rank, answer) for rank, answer in enumerate(answers, start=1)]
+        asked = item_picture(items, items.get(item)) if item is not None else decode(Path(name))
+        save_picture(draw_answer(asked, as_text(wanted), tiles), picture)
 
 
 def parse_edits(
@@ -217,13 +217,15 @@ def print_json(edits: Edits, result: Result) -> None:
     print(json.dumps(content, indent=2, ensure_ascii=False))
 
 
-def tile(gallery: Gallery, rank: int, answer: Answer) -> AnswerTile:
+def answer_tile(gallery: Gallery, rank: int, answer: Answer) -> AnswerTile:
     """An answer as the picture shows it."""
     lines = [f"{answer.score:.4f}", *differences(answer.matches)[:2]]
-    return AnswerTile(draw(gallery, answer.item), f"{rank}  {answer.item_id}", lines, answer.good)
+    return AnswerTile(
+        item_picture(gallery, answer.item), f"{rank}  {answer.item_id}", lines, answer.good
+    )
 
 
-def draw(gallery: Gallery, item: Item) -> Image.Image:
+def item_picture(gallery: Gallery, item: Item) -> Image.Image:
     """An item's picture; a grey square where the gallery has none."""
     content = read_picture(gallery.header, item)
     if content is None:
@@ -241,7 +243,7 @@ def check_picture_name(path: Path) -> None:
         )
 
 
-def save(image: Image.Image, path: Path) -> None:
+def save_picture(image: Image.Image, path: Path) -> None:
     """Writes the picture and says where it lies, on stderr so that JSON stays alone."""
     kind = Image.registered_extensions()[path.suffix.lower()]
     with atomic_path(path) as temporary:

@@ -53,11 +53,11 @@ def server(
     if require_key and no_require_key:
         raise UserError("expected one of --require-key and --no-require-key, found both")
     try:
-        from adde.serving.http.backend import Source
+        from adde.serving.http.backend import BackendConfig
         from adde.serving.http.server import serve
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is not installed: pip install 'adde[serve]'") from error
-    source = Source(bundle, gallery, device, allow_fallback, limits.threads, pictures)
+    source = BackendConfig(bundle, gallery, device, allow_fallback, limits.threads, pictures)
     required = True if require_key else False if no_require_key else None
     serve(source, limits, host, port, key_file, required, allow_host, cards)
 

@@ -411,4 +411,4 @@ def test_where_pictures_lie_is_said_at_the_build(
 )  # fmt: skip
 def test_what_is_no_place_of_pictures_is_told(wrong):
     with pytest.raises(UserError, match="--pictures: expected the folder of the shards, or"):
-        picture_location.checked(wrong)
+        picture_location.parse_option(wrong)

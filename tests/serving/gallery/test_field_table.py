@@ -14,7 +14,7 @@ from adde.errors import UserError
 from adde.schema import Attribute, Schema
 from adde.serving.gallery import embedding
 from adde.serving.gallery.build import build_with, open_gallery
-from adde.serving.gallery.embedding import embed_here, spaced_ids
+from adde.serving.gallery.embedding import embed_here, sample_ids
 from adde.serving.gallery.facets import Facet
 from adde.serving.gallery.field_table import FieldTable
 from adde.shards.index import ShardIndex
@@ -191,7 +191,7 @@ def test_a_table_of_few_items_is_found_wherever_they_stand(
 
 def test_looked_at_are_few_of_many_and_evenly_spaced(tiny_shards):
     index = ShardIndex.read(tiny_shards)
-    whole = spaced_ids(index, "val", 1000)
+    whole = sample_ids(index, "val", 1000)
     assert len(whole) == index.count("val") == 12
-    assert spaced_ids(index, "val", 5) == whole[::3]
-    assert spaced_ids(index, "val", 1) == whole[:1]
+    assert sample_ids(index, "val", 5) == whole[::3]
+    assert sample_ids(index, "val", 1) == whole[:1]

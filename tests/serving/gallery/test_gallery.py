@@ -238,7 +238,7 @@ def test_an_id_that_is_not_there_is_looked_up_and_not_searched_for(bundle, rando
         with pytest.raises(ItemNotFoundError, match=r"did you mean 'shoe\\U0010ffff%-7'"):
             gallery.get("shoe\U0010ffff-7")
         with gallery._reading() as (database, _):
-            query = f"EXPLAIN QUERY PLAN {embedded.LIKE_IDS}"
+            query = f"EXPLAIN QUERY PLAN {embedded.SIMILAR_IDS}"
             (step,) = database.execute(query, ("shirt", "shirt")).fetchall()
     assert "SEARCH" in step[3] and "id>?" in step[3]
 

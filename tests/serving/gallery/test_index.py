@@ -11,13 +11,13 @@ from adde.errors import UserError
 from adde.files import read_json
 from adde.schema import Attribute, Schema
 from adde.scoring import Calibration
-from adde.serving.gallery import index, tuning
+from adde.serving.gallery import index, subspace_pca, tuning
 from adde.serving.gallery.base import Header
 from adde.serving.gallery.build import open_gallery
 from adde.serving.gallery.embedded import EmbeddedGallery
 from adde.serving.gallery.index import Index
-from adde.serving.gallery.scorers import Asked, augmented, augmented_query
-from adde.serving.gallery.subspace_pca import Directions
+from adde.serving.gallery.scorers import RankOptions, augmented, augmented_query
+from adde.serving.gallery.subspace_pca import SubspacePCA
 
 CALIBRATION = Calibration((1.0, 1.5, 0.7), (), 0.01, 2.0)
 TINY_SCHEMA = Schema(
@@ -42,7 +42,7 @@ def items(random_items):
 
 @pytest.fixture
 def gallery(tmp_path, bundle, items, monkeypatch):
-    monkeypatch.setattr(index, "FEW", 50)
+    monkeypatch.setattr(index, "EXACT_BELOW", 50)
     header = Header.of(bundle, "embedded", None, "test")
     gallery = EmbeddedGallery.create(tmp_path / "g", header, exact_items=1000)
     gallery.upsert(items)
@@ -118,7 +118,7 @@ def test_a_snapshot_has_an_index_above_as_many_as_the_gallery(tmp_path, bundle, 
 @pytest.fixture
 def matched(tmp_path, items, monkeypatch):
     """A gallery of a calibrated bundle: a third of the labels known, beliefs sure and unsure."""
-    monkeypatch.setattr(index, "FEW", 50)
+    monkeypatch.setattr(index, "EXACT_BELOW", 50)
     header = Header("embedded", "b", TINY_SCHEMA, 6, None, "test", CALIBRATION.to_json())
     draws = np.random.default_rng(3)
     logits = draws.normal(0, 2, (len(items), 7)).astype(np.float32)
@@ -156,7 +156,7 @@ def test_matches_of_codes_are_those_of_every_item(matched, weights):
         wanted[4:7] = (0, 1, 0)
         every = scores_of(matched, wanted, weights)
         least = sorted(every.values())[-30] - 1e-5
-        asked = Asked(wanted, CALIBRATION.epsilon)
+        asked = RankOptions(wanted, CALIBRATION.epsilon)
         found = matched.nearest(item.vector, np.array(weights, np.float32), 30, {}, None, asked)
         assert sum(every[item.item_id] >= least for item in found[:30]) >= 30 * 0.99
         # What must be shown is, whether the index knows the item or it came later.
@@ -174,7 +174,7 @@ def test_items_that_match_alike_come_nearest_first(matched, items):
     matched.upsert([replace(i, labels=labels, beliefs=alike) for i in items])
     matched.build_index()
     ones, query = np.ones(3, np.float32), items[5].vector
-    found = matched.nearest(query, ones, 20, {}, None, Asked(alike, 0.01))
+    found = matched.nearest(query, ones, 20, {}, None, RankOptions(alike, 0.01))
     assert found[0].item_id == "item-5"
     assert brute(items, query, ones, 20) <= {item.item_id for item in found}
 
@@ -192,7 +192,7 @@ def test_later_items_that_are_many_are_said(matched, items, caplog):
 
 def test_a_depth_that_is_not_enough_is_said(gallery, capsys, monkeypatch):
     monkeypatch.setattr(tuning, "DEPTHS", (1,))
-    monkeypatch.setattr(tuning, "AIM", 1.1)
+    monkeypatch.setattr(tuning, "TARGET_RECALL", 1.1)
     gallery.build_index()
     said = capsys.readouterr().err
     assert "by distance, queries of one of the attributes have recall" in said
@@ -214,7 +214,7 @@ def test_an_interrupted_build_leaves_the_index_that_there_was(
 
     with monkeypatch.context() as patch:
         patch.setattr(index, "write_json", killed)
-        patch.setattr(index, "_remove_unnamed", lambda folder: None)
+        patch.setattr(index, "_remove_stale_files", lambda folder: None)
         with pytest.raises(KeyboardInterrupt):
             gallery.build_index()
     assert left(tmp_path / "g") == [".faiss", ".faiss", ".json", ".npz", ".npz"]
@@ -270,7 +270,7 @@ def test_directions_carry_what_varies_and_keep_attributes_apart():
     still[:, 3:] *= 1e-3
     vectors = np.stack([lively, still], axis=1).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=(1, 2), keepdims=True)
-    found = Directions.of(iter([vectors[:200], vectors[200:]]), (2, 40))
+    found = SubspacePCA.fit(iter([vectors[:200], vectors[200:]]), (2, 40))
     assert found.kept[0] == 40
     assert found.kept[1] == 3
     assert found.size == 48
@@ -281,10 +281,10 @@ def test_directions_carry_what_varies_and_keep_attributes_apart():
 
 
 def test_a_tight_budget_keeps_the_strongest_of_each_subspace(monkeypatch):
-    monkeypatch.setattr(subspace_pca, "ROOM", 2 + 5)
+    monkeypatch.setattr(subspace_pca, "MAX_NUMBERS", 2 + 5)
     scales = np.array([[4, 2, 1, 1, 0.5, 0.2], [0.4, 0.2, 0.1, 0.1, 0.05, 0.02]])
     vectors = np.random.default_rng(5).normal(size=(4000, 2, 6)) * scales
-    found = Directions.of([vectors.astype(np.float32)], (2, 6))
+    found = SubspacePCA.fit([vectors.astype(np.float32)], (2, 6))
     assert found.kept.tolist() == [3, 2] or found.kept.tolist() == [2, 3]
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from adde.serving import Searcher
 from adde.serving.gallery.base import read_picture
-from adde.serving.http.backend import Source
+from adde.serving.http.backend import BackendConfig
 from adde.serving.http.requests.decoder_pool import Decoders
 from adde.serving.http.server import Server, listen
 from adde.serving.http.service import Service
@@ -67,7 +67,7 @@ def serve(tiny_bundle, tiny_gallery, decoders):
             if "decode_seconds" in changed:
                 pool = Decoders(1, settings.decode_seconds, settings.max_pixels)
                 opened.callback(pool.close)
-            source = Source(tiny_bundle, gallery, pictures=pictures)
+            source = BackendConfig(tiny_bundle, gallery, pictures=pictures)
             server = InThread(source, settings, pool, keys, hosts, cards)
             opened.callback(server.close)
             return server
@@ -78,7 +78,9 @@ def serve(tiny_bundle, tiny_gallery, decoders):
 @pytest.fixture(scope="session")
 def server(tiny_bundle, tiny_gallery, decoders):
     """One server for all tests that change nothing in it."""
-    started = InThread(Source(tiny_bundle, tiny_gallery), Settings(drain_seconds=0), decoders)
+    started = InThread(
+        BackendConfig(tiny_bundle, tiny_gallery), Settings(drain_seconds=0), decoders
+    )
     yield started
     started.close()
 

@@ -295,7 +295,7 @@ def test_what_is_unforeseen_says_nothing_of_the_server(serve, monkeypatch, caplo
         raise RuntimeError("secret of the server")
 
     url = serve().url
-    monkeypatch.setattr("adde.serving.http.service._found", broken)
+    monkeypatch.setattr("adde.serving.http.service._search_json", broken)
     answer = httpx.post(f"{url}/v1/search", json={"item": ITEM})
     assert answer.status_code == 500
     assert "secret" not in answer.text

@@ -88,12 +88,12 @@ def test_a_burst_of_ten_queues_is_answered_or_sent_away(serve, slow, contents):
         assert ask(client, contents[0]).status_code == 200
     refused = server.service.metrics.refused.labels("queue")._value.get()
     assert refused == statuses.count(429)
-    assert server.service._gate.coming == server.service._gate._inside == 0
+    assert server.service._admission.pending_pictures == server.service._admission._inside == 0
 
 
 def test_an_answer_that_takes_too_long_is_504_and_frees_its_place(serve, contents):
     server = serve(queue=1, deadline_seconds=0.5)
-    batcher, go_on = server.service.pair.batcher, threading.Event()
+    batcher, go_on = server.service.backend.batcher, threading.Event()
     embed = batcher._embed
 
     def wait(pictures):
@@ -116,7 +116,7 @@ def test_an_answer_that_takes_too_long_is_504_and_frees_its_place(serve, content
 @pytest.mark.parametrize("path", ["/v1/items", "/v1/items/test-000000-003"])
 def test_a_look_at_the_gallery_has_a_place_a_deadline_and_an_end(serve, path):
     server = serve(queue=1, deadline_seconds=0.5)
-    gallery, go_on = server.service.pair.searcher.gallery, threading.Event()
+    gallery, go_on = server.service.backend.searcher.gallery, threading.Event()
 
     def wait(*_):
         go_on.wait(60)
@@ -125,11 +125,11 @@ def test_a_look_at_the_gallery_has_a_place_a_deadline_and_an_end(serve, path):
     gallery.browse = gallery.get = wait
     with httpx.Client(base_url=server.url) as client, ThreadPoolExecutor(1) as threads:
         looked = threads.submit(httpx.get, f"{server.url}{path}", timeout=20)
-        while not server.service._gate._inside and not looked.done():
+        while not server.service._admission._inside and not looked.done():
             time.sleep(0.01)
         assert client.get("/v1/items").status_code in (429, 504)  # 504: the other's time was over
         assert looked.result().status_code == 504
-        assert server.service._gate._inside == server.service._gate.coming == 0
+        assert server.service._admission._inside == server.service._admission.pending_pictures == 0
         go_on.set()
 
 
@@ -152,7 +152,7 @@ def test_a_client_that_leaves_frees_its_place_and_its_picture_is_not_embedded(
     for raw in gone:
         raw.sendall(message)
     for _ in range(200):  # until all four are inside
-        if server.service._gate._inside == 4:
+        if server.service._admission._inside == 4:
             break
         time.sleep(0.01)
     assert httpx.post(f"{server.url}/v1/embed", files={"image": contents[0]}).status_code == 429
@@ -160,10 +160,10 @@ def test_a_client_that_leaves_frees_its_place_and_its_picture_is_not_embedded(
     for raw in gone:
         raw.close()
     for _ in range(200):
-        if not server.service._gate._inside:
+        if not server.service._admission._inside:
             break
         time.sleep(0.01)
-    assert server.service._gate._inside == server.service._gate.coming == 0
+    assert server.service._admission._inside == server.service._admission.pending_pictures == 0
     assert httpx.post(f"{server.url}/v1/embed", files={"image": contents[0]}).status_code == 200
     # Two were in the encoder when they left; the two that waited never went in.
     embedded = server.service.metrics.batches.collect()[0].samples
@@ -184,12 +184,12 @@ def test_bodies_on_their_way_take_no_place_and_are_forgotten_when_their_client_l
     for raw in clients:
         raw.close()
     wait_until(lambda: server.service.bodies.taken == 0)
-    assert server.service._gate._inside == server.service._gate.coming == 0
+    assert server.service._admission._inside == server.service._admission.pending_pictures == 0
 
 
 def test_a_lone_request_does_not_wait_for_others(serve, contents):
     server = serve(max_wait_ms=1000)
-    batcher, waits = server.service.pair.batcher, []
+    batcher, waits = server.service.backend.batcher, []
     wait = batcher._wait
 
     def noted(seconds):
@@ -205,7 +205,7 @@ def test_a_lone_request_does_not_wait_for_others(serve, contents):
 
 def test_a_failing_batch_fails_alone(serve, monkeypatch, contents):
     server = serve()
-    searcher = server.service.pair.searcher
+    searcher = server.service.backend.searcher
     failed = threading.Event()
 
     def fail(pictures):
@@ -214,7 +214,7 @@ def test_a_failing_batch_fails_alone(serve, monkeypatch, contents):
             raise RuntimeError("out of memory")
         return type(searcher).embed(searcher, pictures)
 
-    server.service.pair.batcher._embed = fail
+    server.service.backend.batcher._embed = fail
     with httpx.Client(base_url=server.url) as client:
         assert ask(client, contents[0]).status_code == 500
         assert ask(client, contents[0]).status_code == 200
@@ -224,7 +224,7 @@ def test_a_swap_asks_the_gallery_in_a_thread_and_one_that_fails_at_its_end_is_to
     serve, monkeypatch
 ):
     service, loop = (server := serve()).service, server.server._loop
-    kind, old, asked = type(service.pair.searcher.gallery), service.pair, []
+    kind, old, asked = type(service.backend.searcher.gallery), service.backend, []
     probe = kind.probe
 
     def noted(self):
@@ -233,12 +233,12 @@ def test_a_swap_asks_the_gallery_in_a_thread_and_one_that_fails_at_its_end_is_to
 
     monkeypatch.setattr(kind, "probe", noted)
     asyncio.run_coroutine_threadsafe(service.reload(), loop).result(60)
-    assert service.swap == "done" and service.pair is not old
+    assert service.swap == "done" and service.backend is not old
     assert asked and server._thread not in asked
-    swapped = service.pair
-    monkeypatch.setattr("adde.serving.http.service.Pair", None)
+    swapped = service.backend
+    monkeypatch.setattr("adde.serving.http.service.Backend", None)
     asyncio.run_coroutine_threadsafe(service.reload(), loop).result(60)
-    assert service.swap == "failed" and service.pair is swapped
+    assert service.swap == "failed" and service.backend is swapped
     assert (
         httpx.post(f"{server.url}/v1/search", json={"item": "test-000000-000"}).status_code == 200
     )
@@ -247,7 +247,7 @@ def test_a_swap_asks_the_gallery_in_a_thread_and_one_that_fails_at_its_end_is_to
 @pytest.mark.parametrize("form", [True, False])
 def test_a_picture_that_is_decoded_is_kept_no_longer(serve, contents, form):
     server, go_on, count = serve(max_batch=1, deadline_seconds=60), threading.Event(), 4
-    batcher = server.service.pair.batcher
+    batcher = server.service.backend.batcher
     batcher._embed, embed = lambda pictures: (go_on.wait(60), embed(pictures))[1], batcher._embed
     content = contents[0] + bytes(2_000_000)  # what comes after the picture's end is left unread
     encoded = {"image": base64.b64encode(content).decode()}
@@ -262,8 +262,8 @@ def test_a_picture_that_is_decoded_is_kept_no_longer(serve, contents, form):
             raw = socket.create_connection(server.url[7:].split(":"))
             raw.sendall(message)
             clients.append(raw)
-        wait_until(lambda: server.service._gate._inside == count)
-        wait_until(lambda: server.service._gate.coming == 0)
+        wait_until(lambda: server.service._admission._inside == count)
+        wait_until(lambda: server.service._admission.pending_pictures == 0)
         held, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -277,7 +277,7 @@ def test_a_picture_that_is_decoded_is_kept_no_longer(serve, contents, form):
 def test_every_thread_that_searches_has_as_many_threads_as_are_said(serve, monkeypatch):
     told = []
     monkeypatch.setattr("adde.serving.http.health.limit_libraries", told.append)
-    pool, together = serve(threads=3).service.pair.gallery._threads, threading.Barrier(3)
+    pool, together = serve(threads=3).service.backend.gallery._threads, threading.Barrier(3)
     for asked in [pool.submit(together.wait, 30) for _ in range(3)]:
         asked.result()
     assert told == [3, 3, 3]

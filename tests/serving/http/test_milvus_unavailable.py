@@ -15,7 +15,7 @@ from adde.errors import UserError
 from adde.serving.gallery.base import UnavailableError
 from adde.serving.gallery.build import build_gallery
 from adde.serving.gallery.milvus import MilvusGallery
-from adde.serving.http.backend import Source
+from adde.serving.http.backend import BackendConfig
 from adde.serving.http.settings import Settings
 from tests.serving.http.conftest import InThread
 
@@ -90,7 +90,7 @@ def folder(milvus, bundle, session, tiny_shards, tmp_path):
 def client(tiny_bundle, folder, decoders):
     settings = Settings(drain_seconds=0, deadline_seconds=DEADLINE)
     with (
-        closing(InThread(Source(tiny_bundle, folder), settings, decoders)) as server,
+        closing(InThread(BackendConfig(tiny_bundle, folder), settings, decoders)) as server,
         httpx.Client(base_url=server.url, timeout=2 * DEADLINE) as opened,
     ):
         yield opened

@@ -92,4 +92,4 @@ def test_ten_thousand_that_are_malformed(serve):
     server = serve()
     assert refused(ask_all(server.url, 800)) >= 10_000
     assert httpx.get(f"{server.url}/healthz").status_code == 200
-    assert server.service._gate._inside == server.service._gate.coming == 0
+    assert server.service._admission._inside == server.service._admission.pending_pictures == 0

@@ -205,10 +205,10 @@ def test_an_onnxruntime_that_does_not_tell_who_runs_what_is_asked_for_what_it_ha
 
 
 def driver(monkeypatch, code=0, newest=13020):
-    def filled(version):
+    def read_int(version):
         version._obj.value = newest
 
-    found = SimpleNamespace(cuInit=lambda flags: code, cuDriverGetVersion=filled)
+    found = SimpleNamespace(cuInit=lambda flags: code, cuDriverGetVersion=read_int)
     monkeypatch.setattr(providers.ctypes, "CDLL", lambda name: found)
 
 

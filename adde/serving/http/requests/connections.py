@@ -14,19 +14,19 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from adde.serving.http.metrics import Metrics
-from adde.serving.http.problems import Problem, answer
+from adde.serving.http.problems import Problem, to_response
 from adde.serving.http.requests.middleware import HEADERS
 
 HEAD_BYTES = 1 << 16
 """Of a request's head; also of what chunked bodies bring between two pieces of a body."""
 
-PATIENCE = 10.0
+HEAD_TIMEOUT = 10.0
 """Seconds for a head, and for the rest of a body that is answered already."""
 
-LAST_LOOK = 1.0
+LINGER = 1.0
 """Seconds in which a client that is sent away may read why."""
 
-STALLED = 30.0
+WRITE_TIMEOUT = 30.0
 """Seconds in which a client takes nothing of a long answer."""
 
 SPARE_FILES = 256
@@ -42,7 +42,7 @@ class Phase(Enum):
     HEAD = "the rest of a head"
     BODY = "the rest of a body"
     WORK = "the app"
-    LEFT = "the rest of a body that is answered already"
+    DISCARD = "the rest of a body that is answered already"
     IDLE = "another request"
     REFUSED = "its end"
 
@@ -62,14 +62,14 @@ class Connections:
     def opened(self, connection: "Connection", count: int) -> None:
         """Makes room for a new connection, of `count` with it."""
         if count > self._most:
-            self.refused("connections")
+            self.count_refused("connections")
             next(iter(self._waiting), connection).end()
 
-    def refused(self, why: str) -> None:
+    def count_refused(self, why: str) -> None:
         """Counts what was sent away."""
         self._metrics.refused.labels(why).inc()
 
-    def waits(self, connection: "Connection", phase: Phase | None) -> None:
+    def set_phase(self, connection: "Connection", phase: Phase | None) -> None:
         """Says what a connection waits for from now on; None: it is closed."""
         self._waiting.pop(connection, None)
         if phase not in (None, Phase.WORK):
@@ -92,14 +92,14 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: Any) -> None:
         """Starts to wait for the first byte, and makes room."""
         super().connection_made(transport)
-        self._watch()
+        self._update_phase()
         self._all.opened(self, len(self.connections))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forgets the connection."""
         super().connection_lost(exc)
         self._held = b""
-        self._all.waits(self, None)
+        self._all.set_phase(self, None)
         for timer in (self._timer, self._stall):
             if timer is not None:
                 timer.cancel()
@@ -107,7 +107,7 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Feeds the parser; what follows a request waits until that is answered."""
         data, self._held, at = self._held + data, b"", 0
-        while at < len(data) and not self._is_over():
+        while at < len(data) and not self._is_closing():
             if self.pipeline or (self._at_work() and self._part is not Phase.BODY):
                 self._held = data[at:]
                 self.flow.pause_reading()
@@ -122,7 +122,7 @@ class Connection(HttpToolsProtocol):
             at += len(piece)
             self._fed += len(piece)
             super().data_received(piece)
-        self._watch()
+        self._update_phase()
 
     def on_message_begin(self) -> None:
         """A head begins."""
@@ -162,7 +162,7 @@ class Connection(HttpToolsProtocol):
     def pause_writing(self) -> None:
         """An answer waits for its reader."""
         super().pause_writing()
-        self._stalled_at(self.transport.get_write_buffer_size())
+        self._watch_writing(self.transport.get_write_buffer_size())
 
     def resume_writing(self) -> None:
         """The reader is back."""
@@ -182,17 +182,17 @@ class Connection(HttpToolsProtocol):
         cycle: Any = self.cycle
         return cycle is not None and not cycle.response_complete
 
-    def _is_over(self) -> bool:
+    def _is_closing(self) -> bool:
         return self._phase is Phase.REFUSED or self.transport.is_closing()
 
-    def _watch(self) -> None:
+    def _update_phase(self) -> None:
         """Sets the time for what the connection waits for, where that has changed."""
-        if self._is_over():
+        if self._is_closing():
             return
         if self._at_work():
             self._enter(Phase.BODY if self._part is Phase.BODY else Phase.WORK)
         elif self._part is Phase.BODY:
-            self._enter(Phase.LEFT)
+            self._enter(Phase.DISCARD)
         elif self._part or self._fed:
             self._enter(Phase.HEAD)
         else:
@@ -203,18 +203,18 @@ class Connection(HttpToolsProtocol):
         if phase is self._phase:
             return
         self._phase = phase
-        self._all.waits(self, phase)
+        self._all.set_phase(self, phase)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         # The app has times of its own for bodies and for its work.
-        seconds = {Phase.IDLE: self.timeout_keep_alive, Phase.REFUSED: LAST_LOOK}
+        seconds = {Phase.IDLE: self.timeout_keep_alive, Phase.REFUSED: LINGER}
         if phase not in (Phase.BODY, Phase.WORK):
-            self._timer = self.loop.call_later(seconds.get(phase, PATIENCE), self._overdue)
+            self._timer = self.loop.call_later(seconds.get(phase, HEAD_TIMEOUT), self._on_timeout)
 
-    def _overdue(self) -> None:
+    def _on_timeout(self) -> None:
         if self._phase is Phase.HEAD:
-            detail = f"expected a whole head within {PATIENCE:g} s"
+            detail = f"expected a whole head within {HEAD_TIMEOUT:g} s"
             self._refuse(Problem(408, "slow-head", detail))
         elif self._phase is Phase.REFUSED:
             self.transport.abort()
@@ -223,11 +223,11 @@ class Connection(HttpToolsProtocol):
 
     def _refuse(self, problem: Problem) -> None:
         """Says why and ends, where nothing else is being said."""
-        self._all.refused("head")
+        self._all.count_refused("head")
         if self._at_work():
             self.transport.abort()
             return
-        said = answer(problem, str(uuid.uuid4()))
+        said = to_response(problem, str(uuid.uuid4()))
         said.headers.update({**HEADERS, "connection": "close"})
         head = b"".join(b"%b: %b\r\n" % field for field in said.raw_headers)
         self.transport.write(STATUS_LINE[problem.status] + head + b"\r\n" + bytes(said.body))
@@ -236,15 +236,15 @@ class Connection(HttpToolsProtocol):
         self.flow.pause_reading()
         self.transport.write_eof()
 
-    def _stalled_at(self, left: int) -> None:
-        def look() -> None:
+    def _watch_writing(self, left: int) -> None:
+        def check() -> None:
             now = self.transport.get_write_buffer_size()
             if now >= left:
                 self.transport.abort()
             else:
-                self._stalled_at(now)
+                self._watch_writing(now)
 
-        self._stall = self.loop.call_later(STALLED, look)
+        self._stall = self.loop.call_later(WRITE_TIMEOUT, check)
 
 
 def _with_files_for(most: int) -> int:

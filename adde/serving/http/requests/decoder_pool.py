@@ -29,7 +29,7 @@ from adde.serving.http.requests.picture_decoder import (
     run,
 )
 
-PATIENCE = 10
+WALL_CLOCK_FACTOR = 10
 """Of the CPU time that a picture may take: what it may take by the clock. On a busy machine a
 decoder waits for its turn, which is no fault of the picture."""
 
@@ -104,7 +104,7 @@ class _Decoder:
                     connection.close()
                     raise
         except OSError as error:  # too many processes or open files
-            raise _none(f"a decoding process cannot be started: {error}") from None
+            raise _unavailable(f"a decoding process cannot be started: {error}") from None
         self._running = process, connection
 
     def wait_until_up(self) -> None:
@@ -114,7 +114,9 @@ class _Decoder:
             self._running[1].recv_bytes()
         except (EOFError, OSError):
             self.end()
-            raise _none("a decoding process ended at its start; see what it printed") from None
+            raise _unavailable(
+                "a decoding process ended at its start; see what it printed"
+            ) from None
 
     def ask(self, message: bytes, seconds: float) -> bytes:
         """The process's reply, or a refusal in its place. Raises NoDecoderError."""
@@ -124,7 +126,7 @@ class _Decoder:
         process, connection = self._running
         try:
             connection.send_bytes(message)
-            if _replies(process, connection, seconds):
+            if _replies_in_time(process, connection, seconds):
                 return connection.recv_bytes()
             reason = f"image: expected one that decodes in {seconds:g} s of CPU, found a slower one"
         except (EOFError, OSError):
@@ -152,26 +154,28 @@ class _Decoder:
         connection.close()
 
 
-def _none(reason: str) -> NoDecoderError:
+def _unavailable(reason: str) -> NoDecoderError:
     log.error(reason)
     return NoDecoderError(reason)
 
 
-def _replies(process: BaseProcess, connection: Any, seconds: float) -> bool:
+def _replies_in_time(process: BaseProcess, connection: Any, seconds: float) -> bool:
     """Whether it replies in so much CPU time. Raises NoDecoderError where it gets none."""
-    end, before = time.monotonic() + PATIENCE * seconds, _used(process)
+    end, before = time.monotonic() + WALL_CLOCK_FACTOR * seconds, _cpu_seconds(process)
     left = seconds
     while left > 0 and time.monotonic() < end:
         # A tick more, as CPU time is told in whole ones.
         if connection.poll(left + 1 / TICKS):
             return True
-        left = seconds - (_used(process) - before)
+        left = seconds - (_cpu_seconds(process) - before)
     if left > 0:
-        raise _none(f"expected {seconds:g} s of CPU in {PATIENCE * seconds:g} s for a decoder")
+        raise _unavailable(
+            f"expected {seconds:g} s of CPU in {WALL_CLOCK_FACTOR * seconds:g} s for a decoder"
+        )
     return False
 
 
-def _used(process: BaseProcess) -> float:
+def _cpu_seconds(process: BaseProcess) -> float:
     """Seconds of CPU time that a process has used until now."""
     stat = Path(f"/proc/{process.pid}/stat").read_text()
     user, system = stat.rpartition(")")[2].split()[11:13]

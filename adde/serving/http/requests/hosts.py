@@ -14,8 +14,8 @@ from adde.errors import UserError
 HOST = re.compile(r"\[(?P<v6>[0-9a-f:.]+)\](:\d*)?|(?P<name>[^\s:/@\[\]]+)(:\d*)?", re.ASCII)
 
 
-class Hosts:
-    """The Hosts that a server bound to `address` answers to.
+class AllowedHosts:
+    """The hosts that a server bound to `address` answers to.
 
     On loopback: any that names loopback, and `names`. Off loopback `names`, loopback, and for
     probes, which ask at an address, anything.
@@ -32,7 +32,7 @@ class Hosts:
         self.local = is_loopback(address)
         self._names = {_given(name) for name in names}
 
-    def answers(self, values: Sequence[str], probe: bool) -> bool:
+    def allows(self, values: Sequence[str], probe: bool) -> bool:
         """Whether a request with so many Host headers is for this server.
 
         Args:

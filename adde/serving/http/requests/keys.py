@@ -41,7 +41,7 @@ class Keys:
         self._seen = self._stamp()
         self._digests = parse(text, VARIABLE) if path is None else _read(path)
 
-    def holder(self, presented: str) -> str | None:
+    def name_of(self, presented: str) -> str | None:
         """The name of a key; None where it is not one of them.
 
         Every key is compared, each in constant time: how long it takes says nothing of the keys.
@@ -118,7 +118,7 @@ def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
 
 
-class Buckets:
+class RateLimiter:
     """A token bucket per name: `burst` requests at once, `rate` a second in the long run."""
 
     def __init__(self, rate: float, burst: int, now: Callable[[], float] = time.monotonic) -> None:

@@ -93,7 +93,7 @@ def test_a_head_without_end_is_closed_and_nobody_waits_for_it(serve, kind):
         assert everything(raw)[:12] in (b"", b"HTTP/1.1 431")
     assert httpx.get(f"{server.url}/healthz").status_code == 200
     wait_until(lambda: not server.server.server_state.connections)
-    assert server.service._gate._inside == server.service.bodies.taken == 0
+    assert server.service._admission._inside == server.service.bodies.taken == 0
 
 
 def test_a_head_of_just_the_limit_is_read_and_one_byte_more_is_not(server):
@@ -126,7 +126,7 @@ def test_a_head_of_just_the_limit_is_read_and_one_byte_more_is_not(server):
     ],
 )
 def test_what_does_not_go_on_is_closed(serve, monkeypatch, sent, expected):
-    monkeypatch.setattr(connections, "PATIENCE", 0.3)
+    monkeypatch.setattr(connections, "HEAD_TIMEOUT", 0.3)
     with connected(serve()) as raw:
         raw.sendall(sent)
         assert everything(raw)[9:12] == expected
@@ -185,7 +185,7 @@ def test_of_more_connections_the_one_that_has_waited_longest_goes(serve, slow, p
         fields = f"Content-Type: {content.headers['content-type']}\r\nContent-Length"
         head = f"POST /v1/embed HTTP/1.1\r\nHost: x\r\n{fields}: {len(content.read())}\r\n\r\n"
         working.sendall(head.encode() + content.content)
-        wait_until(lambda: server.service._gate._inside)
+        wait_until(lambda: server.service._admission._inside)
         first.sendall(b"POST /v1/search HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
         first.sendall(b"Content-Length: 9" + END)
         with connected(server) as fresh:
@@ -201,7 +201,7 @@ def test_of_more_connections_the_one_that_has_waited_longest_goes(serve, slow, p
 
 
 def test_who_does_not_read_a_long_answer_is_left(serve, monkeypatch):
-    monkeypatch.setattr(connections, "STALLED", 0.3)
+    monkeypatch.setattr(connections, "WRITE_TIMEOUT", 0.3)
     server = serve()
     with connected(server) as raw:
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -241,7 +241,7 @@ def test_a_key_takes_no_place_that_would_leave_fewer_for_others(serve, slow, pic
         for _ in range(5):
             threads.append(threading.Thread(target=ask, args=(name,)))
             threads[-1].start()
-        wait_until(lambda: server.service._gate._inside >= held)  # noqa: B023
+        wait_until(lambda: server.service._admission._inside >= held)  # noqa: B023
     wait_until(lambda: len(answers["two"]) >= 3)  # those without a place are told at once
     ask("six")
     assert answers["six"][0].status_code == 200

@@ -52,7 +52,7 @@ def test_a_body_that_does_not_say_is_refused_when_it_is_too_large(serve):
     answer = httpx.post(f"{server.url}/v1/embed", content=pieces(), headers=media)
     assert answer.status_code == 413
     assert "at most 100,000 bytes" in answer.json()["detail"]
-    assert server.service._gate._inside == 0
+    assert server.service._admission._inside == 0
 
 
 def test_the_log_is_json_lines_without_pictures_keys_or_names(serve, picture_of, tmp_path):

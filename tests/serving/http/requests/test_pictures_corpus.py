@@ -17,7 +17,7 @@ from picture_files import as_bytes
 from PIL import Image
 
 from adde.preprocess import Preprocess
-from adde.serving.http.problems import of_exception
+from adde.serving.http.problems import from_exception
 from adde.serving.http.requests import decoder_pool as module
 from adde.serving.http.requests import picture_decoder
 from adde.serving.http.requests.decoder_pool import Decoders
@@ -284,12 +284,12 @@ def test_a_picture_that_waits_for_a_busy_machine_is_not_at_fault(drawn):
 
 
 def test_a_picture_that_gets_no_turn_at_all_may_come_back(drawn, monkeypatch):
-    monkeypatch.setattr(module, "PATIENCE", 0.1)
+    monkeypatch.setattr(module, "WALL_CLOCK_FACTOR", 0.1)
     with closing(Decoders(1, 5.0, 10_000_000)) as decoders:
         os.kill(process_of(decoders).pid, signal.SIGSTOP)
         with pytest.raises(NoDecoderError) as caught:
             decoders.load(as_bytes(drawn), Preprocess(32))
-        problem = of_exception(caught.value)
+        problem = from_exception(caught.value)
         assert (problem.status, problem.headers["Retry-After"]) == (503, "2")
         monkeypatch.undo()
         assert decoders.load(as_bytes(drawn), Preprocess(32)).shape == (32, 32, 3)

@@ -17,7 +17,7 @@ from adde.serving import attribute_edits
 from adde.serving.answers import Rank, Result, Seen, value_of
 from adde.serving.attribute_edits import Edits
 from adde.serving.gallery.base import Gallery
-from adde.serving.gallery.build import open_or_build
+from adde.serving.gallery.opening import open_or_build
 from adde.serving.gallery.scorers import MatchScorer, RankOptions
 from adde.serving.onnx.providers import Device
 from adde.serving.onnx.session import Session

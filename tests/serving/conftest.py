@@ -9,7 +9,8 @@ import pytest
 from adde.bundle import Bundle
 from adde.scoring import Calibration
 from adde.serving.gallery.base import Item
-from adde.serving.gallery.build import build_gallery, open_gallery
+from adde.serving.gallery.build import build_gallery
+from adde.serving.gallery.opening import open_gallery
 from adde.serving.onnx.session import Session
 
 

@@ -15,8 +15,8 @@ from adde.schema import UNKNOWN
 from adde.scoring import Calibration, with_known
 from adde.serving import More, Not, Request, Searcher
 from adde.serving.gallery.base import Header, read_picture
-from adde.serving.gallery.build import open_gallery
 from adde.serving.gallery.embedded import EmbeddedGallery
+from adde.serving.gallery.opening import open_gallery
 from adde.serving.gallery.scorers import RankOptions
 
 IDS = ["train-000000-000", "train-000001-007", "test-000000-023"]

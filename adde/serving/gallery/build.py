@@ -1,15 +1,9 @@
 """A folder of shards becomes a gallery: embedded once, and from where it was when interrupted."""
 
-import atexit
-import fcntl
-import hashlib
-import os
 import shutil
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +14,6 @@ from tqdm import tqdm
 from adde.bundle import Bundle
 from adde.errors import UserError
 from adde.files import (
-    cache_folder,
     put_in_place,
     require_writable,
     sha256_of_file,
@@ -38,17 +31,16 @@ from adde.serving.gallery.base import (
     ItemNotFoundError,
     UnavailableError,
 )
-from adde.serving.gallery.embedded import ITEMS, LOCK, VECTORS, EmbeddedGallery, writer_lock
+from adde.serving.gallery.embedded import VECTORS, EmbeddedGallery
 from adde.serving.gallery.embedding import Embed, Split, embed_here, shards_of
 from adde.serving.gallery.field_table import FieldTable
+from adde.serving.gallery.item_database import ITEMS
+from adde.serving.gallery.row_file import LOCK, writer_lock
 from adde.serving.onnx.session import Session
 from adde.shards.index import INDEX_NAME, ShardIndex
 
 OURS = (ITEMS, VECTORS, LOCK, "index")
 """What names begin with in a gallery, beside its header: one whose build was cut short has none."""
-
-KEPT = 10
-"""Galleries of folders of shards that are kept; of more, those not opened for longest go."""
 
 
 def build_gallery(
@@ -197,81 +189,9 @@ def _extra(folder: Path) -> Mapping[str, Any]:
 
 
 def _drop(extra: Mapping[str, Any]) -> None:
-    from adde.serving.gallery.milvus import drop  # pymilvus is no part of the base install
+    from adde.serving.gallery.milvus_client import drop  # pymilvus is no part of the base install
 
     drop(extra["uri"], extra["collection"])
-
-
-def open_gallery(folder: Path, bundle: Bundle, writable: bool = False) -> Gallery:
-    """Opens a gallery of either engine. Raises UserError where another bundle embedded it."""
-    header = Header.read(folder)
-    header.require_bundle(bundle, folder)
-    if header.engine == "milvus":
-        from adde.serving.gallery.milvus import (
-            MilvusGallery,  # pymilvus is no part of the base install
-        )
-
-        return MilvusGallery.open(folder)
-    return EmbeddedGallery(folder, writable)
-
-
-def open_or_build(bundle: Bundle, session: Session, folder: Path, split: Split = "all") -> Gallery:
-    """Opens a gallery, or the one of a folder of shards, which is embedded once and kept."""
-    if (folder / GALLERY_NAME).exists():
-        return open_gallery(folder, bundle)
-    key = f"{bundle.hash} {sha256_of_index(folder)} {folder.resolve()} {split}"
-    kept = cache_folder() / f"gallery-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
-    if (opened := _open_cached(kept, bundle)) is not None:
-        return opened
-    with ExitStack() as locked:
-        try:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            # Of several first users one embeds, and the others wait for it.
-            lock = locked.enter_context((kept.parent / f".{kept.name}.lock").open("w"))
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if (opened := _open_cached(kept, bundle)) is not None:
-                return opened
-            _evict(kept.parent)
-        except OSError as error:
-            # The answer does not depend on it: say so and go on.
-            message = f"warning: {kept}: the gallery is not kept for next time: {error}"
-            print(message, file=sys.stderr)
-            temporary = tempfile.TemporaryDirectory(prefix="adde-gallery-")
-            atexit.register(temporary.cleanup)
-            kept = Path(temporary.name) / "gallery"
-        build_gallery(bundle, session, folder, kept, split)
-        return open_gallery(kept, bundle)
-
-
-def _open_cached(kept: Path, bundle: Bundle) -> Gallery | None:
-    """A gallery of the cache, marked as used; None where it is not there, or damaged."""
-    try:
-        opened = open_gallery(kept, bundle)
-        now = time.time_ns()  # left to the kernel it is a tick of some milliseconds
-        os.utime(kept, ns=(now, now))
-        return opened
-    except (UserError, OSError):
-        return None
-
-
-def _evict(cache: Path) -> None:
-    """Makes room for one more gallery in the cache. Whoever has one open goes on with it."""
-    opened: list[tuple[float, Path]] = []
-    for folder in cache.glob("gallery-*"):
-        with suppress(FileNotFoundError):  # another process forgets it, too
-            opened.append((folder.stat().st_mtime, folder))
-    for _, folder in sorted(opened)[: max(0, len(opened) - KEPT + 1)]:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def sha256_of_index(folder: Path) -> str:
-    """Hash of what a folder of shards says it holds. Raises UserError where it is none."""
-    if not (folder / INDEX_NAME).exists():
-        raise UserError(
-            f"{folder}: expected a gallery ({GALLERY_NAME}) or a folder of shards ({INDEX_NAME}), "
-            "found neither"
-        )
-    return sha256_of_file(folder / INDEX_NAME)
 
 
 def _store(batches: Iterator[list[Item]], gallery: Gallery, total: int) -> None:

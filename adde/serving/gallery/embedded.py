@@ -17,37 +17,32 @@ Rows and their facts are never changed. SQLite's user_version counts commits: re
 process or another, look at it before they answer, and where it moved on at which rows there are.
 """
 
-import fcntl
 import json
 import os
 import sqlite3
 import threading
-import time
 import weakref
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import LifoQueue
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
 
-from adde.errors import UserError, did_you_mean
-from adde.files import atomic_path, naming
-from adde.schema import UNKNOWN, Labels, Vector
+from adde.errors import UserError
+from adde.files import atomic_path
+from adde.schema import Vector
 from adde.scoring import Calibration
 from adde.serving import text_search
 from adde.serving.gallery import filters as filtering
 from adde.serving.gallery.base import (
     GALLERY_NAME,
-    BusyError,
     Fields,
     Header,
     Item,
-    ItemNotFoundError,
     UnavailableError,
     beliefs_to_store,
     facts,
@@ -55,39 +50,33 @@ from adde.serving.gallery.base import (
 )
 from adde.serving.gallery.facets import Facet, facets_of
 from adde.serving.gallery.index import Index
+from adde.serving.gallery.item_database import (
+    ITEMS,
+    begin_reading,
+    connect,
+    damaged,
+    not_found,
+    open_to_write,
+    require_no_gaps,
+    select_rows,
+    shown_label_queries,
+    value_kinds,
+)
+from adde.serving.gallery.row_file import RowFile, lock_for_writing, writer_lock
 from adde.serving.gallery.scan import Mask, best_match_rows, nearest_rows, rows_showing
 from adde.serving.gallery.scorers import BY_DISTANCE, SLACK, DistanceScorer, RankOptions, augmented
 
-ITEMS, VECTORS, BELIEFS, LOCK = "items.sqlite", "vectors.f32", "beliefs.f32", "lock"
+VECTORS, BELIEFS = "vectors.f32", "beliefs.f32"
 
-EXACT_ITEMS = 50_000
+EXACT_ITEMS = 20_000
 """Up to here every item is looked at, if not asked otherwise."""
 
 READERS = 4
 """Connections for reading; none of many searches waits for one that is slow."""
 
-LOCK_TIMEOUT = 20.0
-"""Seconds to wait for a commit of another process or thread."""
-
 ROWS_PER_READ = 10_000
 """Rows read at a time where all are: a commit waits for whoever reads."""
 
-# A range of the index on ids: no id that begins so sorts behind the beginning and LAST.
-SIMILAR_IDS = "SELECT id FROM items WHERE live AND id >= ? AND id <= ? LIMIT 1000"
-LAST = "\U0010ffff"
-"""The last character there is."""
-
-# A fact's value has no type of its own: "10" is not 10.
-TABLES = """
-CREATE TABLE IF NOT EXISTS items (row INTEGER PRIMARY KEY, id TEXT NOT NULL,
-    live INTEGER NOT NULL, labels TEXT NOT NULL, predicted TEXT NOT NULL, fields TEXT NOT NULL,
-    place TEXT NOT NULL);
-CREATE UNIQUE INDEX IF NOT EXISTS live_ids ON items (id) WHERE live;
-CREATE INDEX IF NOT EXISTS dead ON items (row) WHERE NOT live;
-CREATE TABLE IF NOT EXISTS names (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
-CREATE TABLE IF NOT EXISTS facts (name INTEGER NOT NULL, value NOT NULL, row INTEGER NOT NULL,
-    PRIMARY KEY (name, value, row)) WITHOUT ROWID;
-"""
 COLUMNS = "row, id, labels, predicted, fields, place"
 
 
@@ -132,10 +121,10 @@ class EmbeddedGallery:
         self._readers: LifoQueue[sqlite3.Connection] = LifoQueue()
         with ExitStack() as opened:
             if writable:
-                opened.callback(os.close, _lock_for_writing(folder))
-                self._database = opened.enter_context(closing(_open_to_write(folder)))
+                opened.callback(os.close, lock_for_writing(folder))
+                self._database = opened.enter_context(closing(open_to_write(folder)))
             for _ in range(READERS):
-                self._readers.put(opened.enter_context(closing(_connect(folder, "ro"))))
+                self._readers.put(opened.enter_context(closing(connect(folder, "ro"))))
             mode = "r+b" if writable else "rb"
             self._vectors = RowFile(opened, folder / VECTORS, mode, self._stride)
             columns = self.header.schema.num_values + attributes
@@ -145,7 +134,7 @@ class EmbeddedGallery:
             self._state = self._map_state(np.empty(0, np.bool_), -1)
             with self._reading() as (database, _):
                 whole = database.execute("SELECT max(row), count(*) FROM items").fetchone()
-                _require_no_gaps(whole, folder / ITEMS)
+                require_no_gaps(whole, folder / ITEMS)
             self.index = Index.open(folder)
             # Also where nobody closes it.
             self._close = weakref.finalize(self, opened.pop_all().close)
@@ -174,12 +163,12 @@ class EmbeddedGallery:
         """
         database = self._readers.get()
         try:
-            yield database, self._state_of(database, _begin(self._folder, database))
+            yield database, self._state_of(database, begin_reading(self._folder, database))
         except sqlite3.OperationalError as error:
             path = self._folder / ITEMS
             raise UnavailableError(f"{path}: the gallery cannot be read now: {error}") from error
         except sqlite3.DatabaseError as error:
-            raise _damaged(self._folder / ITEMS, error) from error
+            raise damaged(self._folder / ITEMS, error) from error
         finally:
             with suppress(sqlite3.Error):
                 database.rollback()
@@ -223,8 +212,8 @@ class EmbeddedGallery:
         with self._reading() as (database, state):
             allowed = self._allowed(database, state, filters, exclude)
             if asked.must and state.beliefs is None:
-                for query_of_rows in _shown_label_queries(asked.must):
-                    allowed = allowed & _mask(_select_rows(database, *query_of_rows), len(allowed))
+                for query_of_rows in shown_label_queries(asked.must):
+                    allowed = allowed & _mask(select_rows(database, *query_of_rows), len(allowed))
         if asked.must and state.beliefs is not None:
             show = rows_showing if self.index is None else self.index.rows_showing
             allowed = show(state.beliefs, allowed, asked.must, self.header.schema)
@@ -262,17 +251,13 @@ class EmbeddedGallery:
             names = [*self.header.schema.names]
             names += [name for (name,) in database.execute("SELECT name FROM names")]
             for condition in filtering.parse(filters, names, self.header.schema):
-                passed, rows = (
-                    np.zeros_like(allowed),
-                    _select_rows(database, *filtering.to_sql(condition)),
-                )
+                rows = select_rows(database, *filtering.to_sql(condition))
                 if not len(rows):
-                    filtering.require_kind(condition, _value_kinds(database, condition.name))
-                passed[rows] = True
-                allowed &= passed
+                    filtering.require_kind(condition, value_kinds(database, condition.name))
+                allowed &= _mask(rows, len(allowed))
         if exclude is not None:
             query = "SELECT row FROM items WHERE live AND id = ?"
-            allowed[_select_rows(database, query, [exclude])] = False
+            allowed[select_rows(database, query, [exclude])] = False
         return allowed
 
     def get(self, item_id: str) -> Item:
@@ -281,7 +266,7 @@ class EmbeddedGallery:
             query = f"SELECT {COLUMNS} FROM items WHERE live AND id = ?"
             record = database.execute(query, (item_id,)).fetchone()
             if record is None:
-                raise _not_found(database, item_id)
+                raise not_found(database, item_id)
         return self._item(state, record)
 
     def _items(self, state: _State, rows: npt.NDArray[np.int64]) -> list[Item]:
@@ -319,7 +304,7 @@ class EmbeddedGallery:
                     "query: this gallery was built before items had words; build it again"
                 )
             elif asked := text_search.to_fts(text):
-                rows = _select_rows(database, text_search.FIND, [asked])
+                rows = select_rows(database, text_search.FIND, [asked])
                 rows = rows[allowed[rows]]
             else:
                 rows = np.empty(0, np.int64)
@@ -330,7 +315,7 @@ class EmbeddedGallery:
         state = self._current_state()
         query = "SELECT row FROM items WHERE live AND place = 'null' AND row < ?"
         with self._reading() as (database, _):
-            rows = _select_rows(database, query, [len(state.live)])
+            rows = select_rows(database, query, [len(state.live)])
         for at in range(0, len(rows), 1024):
             yield self._items(state, rows[at : at + 1024])
 
@@ -442,7 +427,7 @@ class EmbeddedGallery:
     def _read_state(self, database: sqlite3.Connection, version: int) -> _State:
         (count,) = database.execute("SELECT coalesce(max(row) + 1, 0) FROM items").fetchone()
         live = np.ones(count, np.bool_)
-        live[_select_rows(database, "SELECT row FROM items WHERE NOT live")] = False
+        live[select_rows(database, "SELECT row FROM items WHERE NOT live")] = False
         return self._map_state(live, version)
 
     def _map_state(self, live: Mask, version: int) -> _State:
@@ -495,171 +480,7 @@ class EmbeddedGallery:
                 self._readers.put(database)
 
 
-class RowFile:
-    """A file of rows of float32, which are written and synced, and mapped."""
-
-    def __init__(self, opened: ExitStack, path: Path, mode: str, width: int) -> None:
-        self._path, self._width = path, width
-        with naming(path):
-            self._file = opened.enter_context(path.open(mode, buffering=0))
-
-    def write(self, start: int, rows: Vector) -> None:
-        """Writes rows (n, width) from row `start` on, to the disk."""
-        if rows.shape[1] != self._width:
-            raise ValueError(f"expected rows of {self._width} numbers, found {rows.shape[1]}")
-        content, at = memoryview(rows.tobytes()), start * self._width * 4
-        with naming(self._path):
-            while content:
-                written = os.pwrite(self._file.fileno(), content, at)
-                content, at = content[written:], at + written
-            os.fsync(self._file.fileno())
-
-    def map(self, count: int) -> Vector:
-        """The first `count` rows. Raises UserError where there are fewer."""
-        expected, size = count * self._width * 4, os.fstat(self._file.fileno()).st_size
-        if size < expected:
-            raise UserError(
-                f"{self._path}: expected {expected} bytes, found {size}; "
-                "the gallery is damaged, build it again"
-            )
-        if not count:  # nothing to map
-            return np.empty((0, self._width), np.float32)
-        return np.memmap(self._file, np.float32, "r", shape=(count, self._width))
-
-
-@contextmanager
-def writer_lock(folder: Path) -> Generator[None]:
-    """Keeps others from writing the gallery of a folder, if there is one, until the end.
-
-    Raises:
-        BusyError: one does.
-    """
-    if not (folder / ITEMS).exists():
-        yield
-        return
-    descriptor = _lock_for_writing(folder)
-    try:
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _lock_for_writing(folder: Path) -> int:
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise BusyError(
-            f"{folder}: another process writes this gallery; wait for it or end it"
-        ) from None
-    return descriptor
-
-
-def _connect(folder: Path, mode: str) -> sqlite3.Connection:
-    path = folder / ITEMS
-    address = f"file:{quote(str(path.resolve()))}?mode={mode}"
-    try:
-        return sqlite3.connect(
-            address, uri=True, check_same_thread=False, timeout=LOCK_TIMEOUT, isolation_level=None
-        )
-    except sqlite3.Error as error:
-        raise _damaged(path, error) from None
-
-
-def _open_to_write(folder: Path) -> sqlite3.Connection:
-    with ExitStack() as opened:
-        database = opened.enter_context(closing(_connect(folder, "rwc")))
-        try:
-            database.execute("PRAGMA synchronous = FULL")
-            # In KiB. Changes go to the file when they are committed, so that nobody waits before.
-            database.execute("PRAGMA cache_size = -65536")
-            database.execute("PRAGMA cache_spill = OFF")
-            database.executescript(TABLES)
-            if database.execute("SELECT 1 FROM items LIMIT 1").fetchone() is None:
-                database.execute(text_search.TABLE)
-        except sqlite3.Error as error:
-            raise _damaged(folder / ITEMS, error) from None
-        opened.pop_all()
-        return database
-
-
-def _begin(folder: Path, database: sqlite3.Connection) -> int:
-    """Begins to read; the version that is read until the end."""
-    ends = time.monotonic() + LOCK_TIMEOUT
-    while True:
-        try:
-            database.execute("BEGIN")
-            return database.execute("PRAGMA user_version").fetchone()[0]
-        except sqlite3.OperationalError as error:
-            if "readonly" not in str(error):  # which Python 3.10 has no code for
-                raise
-            database.rollback()
-            if time.monotonic() > ends:
-                raise
-        _undo(folder)
-
-
-def _undo(folder: Path) -> None:
-    """Takes back what a process had half done that was killed while it wrote."""
-    try:
-        # Whoever may write does so when it reads. Not where a process that lives is writing: then
-        # the journal that was met is of a gallery put in the place of ours, and soon gone.
-        with closing(_connect(folder, "rw")) as database:
-            database.execute("SELECT max(row) FROM items").fetchone()
-    except sqlite3.OperationalError as error:
-        raise UnavailableError(
-            f"{folder / ITEMS}: a process that wrote the gallery was killed, and what it left half "
-            f"done cannot be taken back from here: {error}; open the gallery once where its folder "
-            "can be written"
-        ) from None
-    time.sleep(0.02)
-
-
-def _damaged(path: Path, error: sqlite3.Error) -> UserError:
-    return UserError(f"{path}: expected the gallery's items, found: {error}")
-
-
-def _require_no_gaps(found: Iterable[int | None], path: Path) -> None:
-    last, count = found
-    if (-1 if last is None else last) != (count or 0) - 1:
-        raise UserError(f"{path}: expected rows 0 to {count}, found {last}; build it again")
-
-
-def _select_rows(
-    database: sqlite3.Connection, query: str, values: Sequence[Any] = ()
-) -> npt.NDArray[np.int64]:
-    """Rows that a query finds; in one text, for which other threads need not wait."""
-    (found,) = database.execute(f"SELECT group_concat(row) FROM ({query})", values).fetchone()
-    return np.fromstring(found, np.int64, sep=",") if found else np.empty(0, np.int64)
-
-
 def _mask(rows: npt.NDArray[np.int64], count: int) -> Mask:
     mask = np.zeros(count, np.bool_)
     mask[rows] = True
     return mask
-
-
-def _shown_label_queries(must: Mapping[int, Labels]) -> Iterator[tuple[str, list[int]]]:
-    """Queries of the rows whose known label, or else the predicted one, is one of these."""
-    for a, labels in must.items():
-        known, seen = (f"json_extract({column}, '$[{a}]')" for column in ("labels", "predicted"))
-        marks = ", ".join("?" * len(labels))
-        shown = f"CASE {known} WHEN {UNKNOWN} THEN {seen} ELSE {known} END"
-        yield f"SELECT row FROM items WHERE live AND {shown} IN ({marks})", labels.tolist()
-
-
-def _value_kinds(database: sqlite3.Connection, name: str) -> list[str]:
-    """What items have in a field: numbers, text, both."""
-    number = "SELECT number FROM names WHERE name = ?"
-    found = f"SELECT 1 FROM facts WHERE name = ({number}) AND value"
-    # Text sorts above every number in SQLite.
-    tests = {"numbers": f"{found} < '' LIMIT 1", "text": f"{found} >= '' LIMIT 1"}
-    return [kind for kind, test in tests.items() if database.execute(test, (name,)).fetchone()]
-
-
-def _not_found(database: sqlite3.Connection, item_id: str) -> ItemNotFoundError:
-    start = item_id[: max(1, len(item_id) // 2)]  # of a million ids, those worth comparing
-    ids = [found for (found,) in database.execute(SIMILAR_IDS, (start, start + LAST))]
-    near = f"; {did_you_mean(item_id, ids)}" if ids else ""
-    return ItemNotFoundError(f"no item {item_id!r} in the gallery{near}")

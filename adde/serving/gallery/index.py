@@ -59,6 +59,9 @@ MAX_CANDIDATES = 20_000
 UNINDEXED_WARNING = 0.1
 """Share of the items that are not in the index above which that is said."""
 
+READ_AHEAD = 1 << 24
+"""Bytes read at a time when an index is opened."""
+
 log = logging.getLogger(__name__)
 
 
@@ -105,6 +108,7 @@ class Index:
                 "build the gallery again"
             )
         try:
+            _read_ahead(path)
             flat = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY)
             with np.load(path.with_suffix(".npz")) as arrays:
                 directions = SubspacePCA(*(arrays[name] for name in SubspacePCA.__annotations__))
@@ -296,6 +300,13 @@ def _remove_stale_files(folder: Path) -> None:
     for path in folder.glob("index-*"):
         if path.stem != named:
             path.unlink()
+
+
+def _read_ahead(path: Path) -> None:
+    """Read a file into the page cache: faiss maps it for random access, without read-ahead."""
+    with path.open("rb") as file:
+        while file.read(READ_AHEAD):
+            pass
 
 
 def _parts(rows: Rows) -> list[Rows]:

@@ -5,8 +5,6 @@ written nowhere. The same client reaches a file of Milvus Lite, a server and a c
 """
 
 import base64
-import importlib
-import os
 import sys
 import uuid
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -34,13 +32,15 @@ from adde.serving.gallery.base import (
     require_unique,
 )
 from adde.serving.gallery.facets import Facet, facets_of
+from adde.serving.gallery.milvus_client import (
+    SEARCH_TIMEOUT,
+    TIMEOUT,
+    connect,
+    create_collection,
+    id_filter,
+    translate_errors,
+)
 from adde.serving.gallery.scorers import BY_DISTANCE, SLACK, RankOptions, augmented, augmented_query
-
-TIMEOUT = 10.0
-"""Seconds a write may take, its tries anew included; then the caller is told."""
-
-SEARCH_TIMEOUT = 4.0
-"""Seconds a search may take: it is someone's request, which has a deadline."""
 
 PROBE_TIMEOUT = 1.0
 
@@ -50,13 +50,9 @@ RANDOM_QUERIES = 4
 FACET_SAMPLE = 1000
 """Items whose fields are looked at to say what fields there are."""
 
-INPUT_ERROR_CODES = {6, 1100, 1101}
-"""Codes of what is wrong with the request and not with Milvus: of Milvus Lite, and of Milvus."""
-
 MIN_CANDIDATES, MAX_CANDIDATES = 1000, 10_000
 """Nearest vectors that matches are chosen among, at least and at most."""
 
-ID_LENGTH, TEXT_LENGTH = 512, 65_535
 FIELDS = ["id", "vector", "norm", "record"]
 
 
@@ -73,7 +69,7 @@ class MilvusGallery:
         attributes = len(self.header.schema.sizes)
         self._shape = (attributes, self.header.width)
         self._fields = [*FIELDS, "beliefs"] if self.header.calibrated else FIELDS
-        self._client = _connect(self._uri)
+        self._client = connect(self._uri)
         with self._translate_errors():
             there = self._client.has_collection(self._collection)
         if not there:
@@ -86,20 +82,15 @@ class MilvusGallery:
         self._loaded = True
 
     @classmethod
-    def open(cls, folder: Path) -> "Gallery":
-        """Opens the gallery of a folder."""
-        return cls(folder)
-
-    @classmethod
     def creator(cls, uri: str) -> Callable[[Path, Header], Gallery]:
         """Makes new galleries at an address."""
 
         def create(folder: Path, header: Header) -> Gallery:
             # A name of its own: the gallery that is served meanwhile is not touched, nor removed.
             collection = f"adde_{header.bundle}_{uuid.uuid4().hex[:8]}"
-            client = _connect(uri)
-            with _translate_errors(uri):
-                _create_collection(client, collection, header)
+            client = connect(uri)
+            with translate_errors(uri):
+                create_collection(client, collection, header)
             folder.mkdir(parents=True)
             extra = {"uri": uri, "collection": collection}
             replace(header, engine="milvus", extra=extra).write(folder)
@@ -210,7 +201,7 @@ class MilvusGallery:
 
     def _items(self, item_ids: Sequence[str]) -> list[Item]:
         """Those of these items that are there, in the order of their ids."""
-        chosen = _id_filter(item_ids)
+        chosen = id_filter(item_ids)
         with self._translate_errors():
             found = self._client.query(
                 self._collection, filter=chosen, output_fields=self._fields, timeout=SEARCH_TIMEOUT
@@ -287,7 +278,7 @@ class MilvusGallery:
         if not items:
             return
         require_unique(items)
-        _id_filter([item.item_id for item in items])  # what could not be asked for is not stored
+        id_filter([item.item_id for item in items])  # what could not be asked for is not stored
         vectors = augmented(np.stack([item.vector for item in items]).astype(np.float32))
         known = [facts(self.header.schema, item) for item in items]
         labels = np.stack([item.labels for item in items])
@@ -322,7 +313,7 @@ class MilvusGallery:
         """See `Gallery`."""
         if not item_ids:
             return 0
-        chosen = _id_filter(item_ids)
+        chosen = id_filter(item_ids)
         with self._translate_errors():
             there = self._client.query(
                 self._collection, filter=chosen, output_fields=["id"], timeout=TIMEOUT
@@ -344,88 +335,12 @@ class MilvusGallery:
     def _translate_errors(self) -> Generator[None]:
         """What Milvus or the way to it refuses, as one line."""
         try:
-            with _translate_errors(self._uri):
+            with translate_errors(self._uri):
                 yield
         except UnavailableError:
             self._loaded = False
             raise
 
 
-@contextmanager
-def _translate_errors(uri: str) -> Generator[None]:
-    milvus: Any = _pymilvus()
-    refusals = (milvus.exceptions.ParamError, milvus.exceptions.DataNotMatchException)
-    grpc: Any = importlib.import_module("grpc")
-    reason: Any
-    try:
-        yield
-    except grpc.RpcError as error:  # those that pymilvus does not try anew come as they are
-        reason = error
-        raise UnavailableError(f"{uri}: Milvus did not answer: {reason.details()}") from error
-    except milvus.MilvusException as error:
-        reason = error
-        if reason.is_input_error or reason.code in INPUT_ERROR_CODES or isinstance(error, refusals):
-            # Told to clients, who need not know where Milvus is.
-            raise UserError(f"Milvus refuses what it was asked: {reason.message}") from error
-        raise UnavailableError(f"{uri}: Milvus did not answer as expected: {error}") from error
-    except OSError as error:
-        raise UnavailableError(f"{uri}: Milvus did not answer as expected: {error}") from error
-
-
 def _read_beliefs(text: str) -> Vector:
     return np.frombuffer(base64.b64decode(text), "<f2").astype(np.float32)
-
-
-def _id_filter(item_ids: Sequence[str]) -> str:
-    """An expression for these items; pymilvus' own leaves quotes and backslashes as they are."""
-    return f"id in [{', '.join(map(filtering.literal, item_ids))}]"
-
-
-def drop(uri: str, collection: str) -> None:
-    """Removes a collection, if it is there. Raises UnavailableError."""
-    client = _connect(uri)
-    try:
-        with _translate_errors(uri):
-            client.drop_collection(collection, timeout=TIMEOUT)
-    finally:
-        client.close()
-
-
-def _create_collection(client: Any, name: str, header: Header) -> None:
-    types = _pymilvus().DataType
-    attributes = len(header.schema.sizes)
-    schema = client.create_schema()
-    schema.add_field("id", types.VARCHAR, is_primary=True, max_length=ID_LENGTH)
-    schema.add_field("vector", types.FLOAT_VECTOR, dim=attributes * header.width + attributes)
-    schema.add_field("norm", types.FLOAT)
-    schema.add_field("facts", types.JSON)
-    schema.add_field("record", types.JSON)
-    if header.calibrated:
-        schema.add_field("beliefs", types.VARCHAR, max_length=TEXT_LENGTH)
-    index = client.prepare_index_params()
-    # Every vector is looked at: a graph, such as AUTOINDEX takes, is of one way of weighing
-    # attributes, and where one alone counts it finds 0.6 to 0.8 of what there is.
-    index.add_index("vector", index_type="FLAT", metric_type="IP")
-    # Strong: builds count what they stored. Searches ask for less.
-    client.create_collection(
-        name, schema=schema, index_params=index, consistency_level="Strong", timeout=60
-    )
-
-
-def _connect(uri: str) -> Any:
-    with _translate_errors(uri):
-        token = os.environ.get("MILVUS_TOKEN", "")
-        # Left to itself gRPC waits up to two minutes before it tries again to connect.
-        options = {"grpc.max_reconnect_backoff_ms": 1000, "grpc.min_reconnect_backoff_ms": 200}
-        return _pymilvus().MilvusClient(
-            uri, token=token, timeout=SEARCH_TIMEOUT, grpc_options=options
-        )
-
-
-def _pymilvus() -> Any:
-    try:
-        return importlib.import_module("pymilvus")
-    except ImportError:
-        raise UserError(
-            "engine milvus needs pymilvus, which is not installed: pip install 'adde[milvus]'"
-        ) from None

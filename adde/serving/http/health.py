@@ -7,9 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TypeVar
 
+from threadpoolctl import ThreadpoolController
+
 from adde.errors import UserError
 from adde.serving.gallery.base import Gallery, UnavailableError
-from adde.serving.onnx.cores import limit_libraries
 
 T = TypeVar("T")
 
@@ -90,3 +91,13 @@ class MonitoredGallery:
         for pool in (self._prober, self._threads):
             await asyncio.to_thread(pool.shutdown)
         await asyncio.to_thread(self._gallery.close)
+
+
+def limit_libraries(threads: int) -> None:
+    """Limit BLAS to at most so many threads, and OpenMP, which faiss uses, in this thread.
+
+    Both default to the machine's cores, whatever a container's quota. OpenMP keeps a limit of its
+    own for every thread, so each thread that searches calls this.
+    """
+    for library in ThreadpoolController().lib_controllers:
+        library.set_num_threads(min(library.num_threads, threads))

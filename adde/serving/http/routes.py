@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from adde.errors import UserError
 from adde.serving import picture_location
 from adde.serving.gallery.base import UnavailableError, read_picture
-from adde.serving.http import bodies
+from adde.serving.http import request_models, response_models
 from adde.serving.http.backend import Backend
 from adde.serving.http.problems import MEDIA_TYPE, Problem, ProblemBody, from_exception
 from adde.serving.http.requests.request_body import FORM, JSON
@@ -88,8 +88,8 @@ def json_response(content: bytes | dict[str, Any]) -> Response:
 
 @router.post(
     "/v1/embed",
-    responses={200: {"model": bodies.EmbedResult}, **problems(*WORK)},
-    openapi_extra=body_of(bodies.EmbedBody, needs_image=True),
+    responses={200: {"model": response_models.EmbedResult}, **problems(*WORK)},
+    openapi_extra=body_of(request_models.EmbedBody, needs_image=True),
 )
 async def embed(request: Request) -> Response:
     """Embed a picture."""
@@ -98,8 +98,8 @@ async def embed(request: Request) -> Response:
 
 @router.post(
     "/v1/search",
-    responses={200: {"model": bodies.SearchResult}, **problems(*WORK, 404)},
-    openapi_extra=body_of(bodies.SearchBody, needs_image=False),
+    responses={200: {"model": response_models.SearchResult}, **problems(*WORK, 404)},
+    openapi_extra=body_of(request_models.SearchBody, needs_image=False),
 )
 async def search(request: Request) -> Response:
     """This item, but with these values."""
@@ -107,30 +107,30 @@ async def search(request: Request) -> Response:
 
 
 @router.get("/v1/schema", responses=problems(401, 421, 429))
-async def schema(request: Request) -> bodies.SchemaResult:
+async def schema(request: Request) -> response_models.SchemaResult:
     """What can be asked for."""
     service = service_of(request)
     backend = service.backend
-    return bodies.SchemaResult(
+    return response_models.SchemaResult(
         bundle=backend.bundle,
         calibrated=backend.searcher.calibration is not None,
         attributes=[
-            bodies.AttributeBody(name=a.name, values=list(a.values))
+            response_models.AttributeBody(name=a.name, values=list(a.values))
             for a in backend.searcher.schema.attributes
         ],
         fields=[
-            bodies.FieldBody(name=f.name, values=[*f.values], min=f.low, max=f.high)
+            response_models.FieldBody(name=f.name, values=[*f.values], min=f.low, max=f.high)
             for f in backend.facets
         ],
         items=backend.gallery.items,
         max_bytes=service.settings.max_bytes,
-        cards=bodies.CardsBody(**vars(backend.cards)),
+        cards=response_models.CardsBody(**vars(backend.cards)),
     )
 
 
 @router.get(
     "/v1/items",
-    responses={200: {"model": bodies.ItemsResult}, **problems(*LOOK)},
+    responses={200: {"model": response_models.ItemsResult}, **problems(*LOOK)},
 )
 async def some_items(
     request: Request,
@@ -143,12 +143,14 @@ async def some_items(
     ] = "{}",
 ) -> Response:
     """Some items to start from."""
-    wanted = bodies.FILTERS.validate_json(filters)
+    wanted = request_models.FILTERS.validate_json(filters)
 
     async def found(backend: Backend) -> Response:
         gallery = backend.searcher.gallery
         items = await backend.gallery.call(gallery.browse, query, wanted, count, offset, seed)
-        return json_response({"items": [bodies.item_json(gallery.header, i) for i in items]})
+        return json_response(
+            {"items": [response_models.item_json(gallery.header, i) for i in items]}
+        )
 
     return await service_of(request).query_gallery(request, found)
 
@@ -193,7 +195,7 @@ async def picture(request: Request, item_id: ItemId) -> Response:
 
 @router.get(
     "/v1/items/{item_id:path}",
-    responses={200: {"model": bodies.ItemBody}, **problems(*LOOK)},
+    responses={200: {"model": response_models.ItemBody}, **problems(*LOOK)},
 )
 async def item(request: Request, item_id: ItemId) -> Response:
     """An item of the gallery."""
@@ -201,16 +203,16 @@ async def item(request: Request, item_id: ItemId) -> Response:
     async def found(backend: Backend) -> Response:
         gallery = backend.searcher.gallery
         item = await backend.gallery.call(gallery.get, item_id)
-        return json_response(bodies.item_json(gallery.header, item))
+        return json_response(response_models.item_json(gallery.header, item))
 
     return await service_of(request).query_gallery(request, found)
 
 
 @router.get("/healthz", responses=problems(421))
-async def healthz(request: Request) -> bodies.Health:
+async def healthz(request: Request) -> response_models.Health:
     """Whether the process lives, and what it runs on."""
     service = service_of(request)
-    return bodies.Health(
+    return response_models.Health(
         status="ok",
         version=version("adde"),
         bundle=service.backend.bundle,
@@ -221,14 +223,14 @@ async def healthz(request: Request) -> bodies.Health:
 
 
 @router.get("/readyz", responses=problems(421, 503))
-async def readyz(request: Request) -> bodies.Ready:
+async def readyz(request: Request) -> response_models.Ready:
     """Whether to send requests here."""
     service = service_of(request)
     if service.draining:
         raise Problem(503, "draining", "this server is about to end; ask another")
     if service.backend.gallery.unavailable:
         raise from_exception(UnavailableError("away"))
-    return bodies.Ready(ready=True)
+    return response_models.Ready(ready=True)
 
 
 @router.get(

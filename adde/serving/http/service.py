@@ -13,15 +13,16 @@ from fastapi import Request
 
 from adde.errors import UserError
 from adde.serving.http.backend import Backend, BackendConfig, LoadedBackend
-from adde.serving.http.bodies import EmbedBody, SearchBody, result_json, seen_json
 from adde.serving.http.cards import Cards
 from adde.serving.http.metrics import Metrics
 from adde.serving.http.problems import Problem
+from adde.serving.http.request_models import EmbedBody, SearchBody
 from adde.serving.http.requests.admission import Admission, FairQuota, Slot, within_deadline
 from adde.serving.http.requests.decoder_pool import Decoders
 from adde.serving.http.requests.hosts import AllowedHosts
 from adde.serving.http.requests.keys import Keys, RateLimiter
 from adde.serving.http.requests.request_body import Body, Upload, read
+from adde.serving.http.response_models import result_json, seen_json
 from adde.serving.http.settings import Settings
 from adde.serving.search import Request as Search
 from adde.serving.search import Start

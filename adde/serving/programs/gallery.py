@@ -12,11 +12,12 @@ import tyro
 
 from adde.bundle import Bundle
 from adde.errors import UserError, run_program
-from adde.serving.gallery.build import build_with, open_gallery
+from adde.serving.gallery.build import build_with
 from adde.serving.gallery.embedded import EXACT_ITEMS, EmbeddedGallery
 from adde.serving.gallery.embedding import Split, embed_here
 from adde.serving.gallery.embedding_ray import on_ray
 from adde.serving.gallery.field_table import FieldTable
+from adde.serving.gallery.opening import open_gallery
 from adde.serving.onnx.providers import Device
 from adde.serving.onnx.session import Session
 from adde.shards.catalogues.unknown import WORDS
@@ -92,7 +93,7 @@ def build(
     else:
         from adde.serving.gallery.milvus import MilvusGallery  # of the extra `milvus`
 
-        create, reopen = MilvusGallery.creator(uri), MilvusGallery.open
+        create, reopen = MilvusGallery.creator(uri), MilvusGallery
     build_with(embed, opened, catalogue, out, split, create, reopen, table, pictures)
     gallery = open_gallery(out, opened)
     print(f"{out}: {len(gallery)} items, engine {gallery.header.engine}")

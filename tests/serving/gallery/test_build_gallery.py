@@ -18,11 +18,12 @@ from adde.errors import UserError
 from adde.files import read_json, write_json
 from adde.schema import Schema
 from adde.serving import picture_location
-from adde.serving.gallery import build, embedding
+from adde.serving.gallery import embedding, opening
 from adde.serving.gallery.base import BusyError, read_picture
-from adde.serving.gallery.build import build_gallery, open_gallery, open_or_build
+from adde.serving.gallery.build import build_gallery
 from adde.serving.gallery.embedded import EmbeddedGallery
 from adde.serving.gallery.milvus import MilvusGallery
+from adde.serving.gallery.opening import open_gallery, open_or_build
 from adde.serving.onnx.session import Session
 from adde.shards.index import ShardIndex
 from adde.shards.reader import iterate
@@ -244,7 +245,7 @@ def test_of_several_first_users_one_embeds_and_the_others_wait(bundle, session, 
 def test_of_kept_galleries_those_not_opened_for_longest_go(
     bundle, session, tiny_shards, cache, monkeypatch
 ):
-    monkeypatch.setattr(build, "KEPT", 2)
+    monkeypatch.setattr(opening, "MAX_CACHED", 2)
     for split in ("val", "test"):
         open_or_build(bundle, session, tiny_shards, split).close()
     for at, folder in enumerate(
@@ -264,7 +265,7 @@ def test_of_kept_galleries_those_not_opened_for_longest_go(
 def test_a_replaced_collection_goes_when_its_successor_is_replaced(
     bundle, session, tiny_shards, tmp_path
 ):
-    engines = MilvusGallery.creator(str(tmp_path / "milvus.db")), MilvusGallery.open
+    engines = MilvusGallery.creator(str(tmp_path / "milvus.db")), MilvusGallery
     names = []
     for _ in range(3):
         build_gallery(bundle, session, tiny_shards, tmp_path / "g", "val", *engines)

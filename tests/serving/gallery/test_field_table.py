@@ -13,10 +13,11 @@ import pytest
 from adde.errors import UserError
 from adde.schema import Attribute, Schema
 from adde.serving.gallery import embedding
-from adde.serving.gallery.build import build_with, open_gallery
+from adde.serving.gallery.build import build_with
 from adde.serving.gallery.embedding import embed_here, sample_ids
 from adde.serving.gallery.facets import Facet
 from adde.serving.gallery.field_table import FieldTable
+from adde.serving.gallery.opening import open_gallery
 from adde.shards.index import ShardIndex
 
 SCHEMA = Schema((Attribute("colour", ("red", "green")),))

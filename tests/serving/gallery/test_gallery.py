@@ -16,7 +16,7 @@ import pytest
 from adde.bundle import Bundle
 from adde.errors import UserError
 from adde.files import read_json, write_json
-from adde.serving.gallery import embedded, filters
+from adde.serving.gallery import embedded, filters, item_database, row_file
 from adde.serving.gallery.base import (
     Header,
     Item,
@@ -24,11 +24,11 @@ from adde.serving.gallery.base import (
     UnavailableError,
     read_picture,
 )
-from adde.serving.gallery.build import open_gallery
 from adde.serving.gallery.embedded import EmbeddedGallery
 from adde.serving.gallery.embedding import embed
 from adde.serving.gallery.facets import Facet
 from adde.serving.gallery.milvus import MilvusGallery
+from adde.serving.gallery.opening import open_gallery
 from adde.shards.index import ShardIndex
 from adde.shards.reader import iterate
 
@@ -238,7 +238,7 @@ def test_an_id_that_is_not_there_is_looked_up_and_not_searched_for(bundle, rando
         with pytest.raises(ItemNotFoundError, match=r"did you mean 'shoe\\U0010ffff%-7'"):
             gallery.get("shoe\U0010ffff-7")
         with gallery._reading() as (database, _):
-            query = f"EXPLAIN QUERY PLAN {embedded.SIMILAR_IDS}"
+            query = f"EXPLAIN QUERY PLAN {item_database.SIMILAR_IDS}"
             (step,) = database.execute(query, ("shirt", "shirt")).fetchall()
     assert "SEARCH" in step[3] and "id>?" in step[3]
 
@@ -615,12 +615,12 @@ def test_readers_take_back_what_a_killed_process_left_half_done(
 def test_what_was_left_half_done_is_told_where_nothing_can_be_written(
     tmp_path, half_written, random_items, monkeypatch
 ):
-    connect = embedded._connect
+    connect = item_database.connect
     query, ones = random_items(1, seed=5)[0].vector, np.ones(3, np.float32)
     with closing(EmbeddedGallery(tmp_path / "g")) as reader:
         half_written()
         with monkeypatch.context() as patch:  # as on a mount for reading only, whoever one is
-            patch.setattr(embedded, "_connect", lambda folder, mode: connect(folder, "ro"))
+            patch.setattr(item_database, "connect", lambda folder, mode: connect(folder, "ro"))
             with pytest.raises(UnavailableError, match=r"items\.sqlite: a process .* was killed"):
                 reader.nearest(query, ones, 5, {})
             with pytest.raises(UserError, match="open the gallery once where its folder"):
@@ -654,7 +654,7 @@ def test_a_full_disk_loses_nothing_and_is_told(tmp_path, bundle, random_items, m
             raise OSError(28, "No space left on device")
 
         with monkeypatch.context() as patch:
-            patch.setattr(embedded.os, "pwrite", full)
+            patch.setattr(row_file.os, "pwrite", full)
             with pytest.raises(OSError, match="No space left") as raised:
                 gallery.upsert(random_items(5, seed=1))
             assert raised.value.filename == str(tmp_path / "g" / "vectors.f32")

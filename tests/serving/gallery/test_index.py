@@ -13,9 +13,9 @@ from adde.schema import Attribute, Schema
 from adde.scoring import Calibration
 from adde.serving.gallery import index, subspace_pca, tuning
 from adde.serving.gallery.base import Header
-from adde.serving.gallery.build import open_gallery
 from adde.serving.gallery.embedded import EmbeddedGallery
 from adde.serving.gallery.index import Index
+from adde.serving.gallery.opening import open_gallery
 from adde.serving.gallery.scorers import RankOptions, augmented, augmented_query
 from adde.serving.gallery.subspace_pca import SubspacePCA
 

@@ -13,8 +13,8 @@ import pytest
 from pydantic import ValidationError
 
 from adde.serving import Request
-from adde.serving.gallery.build import open_gallery
-from adde.serving.http.bodies import SearchBody
+from adde.serving.gallery.opening import open_gallery
+from adde.serving.http.request_models import SearchBody
 
 ITEM = "test-000000-005"
 ASKED = {"edits": {"colour": "red"}, "k": 5, "weights": {"border": 3.0}}

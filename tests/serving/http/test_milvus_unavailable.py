@@ -201,14 +201,14 @@ def test_a_build_that_loses_milvus_goes_on_where_it_was(
 
     words = (tiny_shards, tmp_path / "g", "all", MilvusGallery.creator(milvus.uri))
     with pytest.raises(UserError, match="Milvus did not answer"):
-        build_gallery(bundle, Going(), *words, MilvusGallery.open)
+        build_gallery(bundle, Going(), *words, MilvusGallery)
     rest = Going()
     rest.batches = 10
     with pytest.raises(UnavailableError):
-        build_gallery(bundle, rest, *words, MilvusGallery.open)
+        build_gallery(bundle, rest, *words, MilvusGallery)
     milvus.come_back("killed")
     wait_for(lambda: opens(tmp_path / ".g.building"))
-    build_gallery(bundle, rest, *words, MilvusGallery.open)
+    build_gallery(bundle, rest, *words, MilvusGallery)
     assert rest.batches == 10 + 4
     with closing(MilvusGallery(tmp_path / "g")) as gallery:
         assert len(gallery) == 96

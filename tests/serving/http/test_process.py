@@ -21,7 +21,8 @@ import pytest
 from adde.bundle import Bundle
 from adde.serving import Searcher
 from adde.serving.gallery.base import read_picture
-from adde.serving.gallery.build import build_gallery, open_gallery
+from adde.serving.gallery.build import build_gallery
+from adde.serving.gallery.opening import open_gallery
 from adde.serving.onnx.session import Session
 
 PROGRAM = Path(__file__).parents[3] / "serve_onnx" / "server.py"

@@ -12,8 +12,8 @@ from starlette.datastructures import FormData
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
-from adde.serving.http.bodies import EmbedBody, SearchBody
 from adde.serving.http.problems import CLIENT_GONE, Problem
+from adde.serving.http.request_models import EmbedBody, SearchBody
 
 T = TypeVar("T")
 Body = TypeVar("Body", EmbedBody, SearchBody)

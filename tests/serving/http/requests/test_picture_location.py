@@ -11,7 +11,7 @@ import pytest
 
 from adde.errors import UserError
 from adde.files import read_json, write_json
-from adde.serving.gallery.build import open_gallery
+from adde.serving.gallery.opening import open_gallery
 from adde.serving.http.logs import JsonLines
 
 ITEM = "test-000000-005"

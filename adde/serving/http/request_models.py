@@ -1,0 +1,133 @@
+"""What requests and answers hold, as OpenAPI describes it."""
+
+from collections.abc import Sized
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
+
+from adde.serving.answers import Rank
+from adde.serving.attribute_edits import More, Not
+from adde.serving.search import MAX_K, MAX_WEIGHT, Request
+
+MOST = 1000
+"""Names in one mapping and values in one list of a request."""
+
+MOST_FILTERS = 50
+
+
+def check_count(value: Any, most: int) -> Any:
+    """Refuses a mapping or a list of more, before it is looked into: pydantic counts last, and has
+    an error for every part that is wrong and each kind it could have been. A million take minutes.
+    """
+    found = len(cast(Sized, value)) if isinstance(value, dict | list) else 0
+    if found > most:
+        raise ValueError(f"expected at most {most:,}, found {found:,}")
+    return cast(Any, value)
+
+
+def at_most(count: int) -> BeforeValidator:
+    """`check_count` of a field."""
+    return BeforeValidator(lambda value: check_count(value, count))
+
+
+Text = Annotated[str, Field(max_length=1000)]
+Number = Annotated[int, Field(ge=-(2**63), lt=2**63)] | float
+Scalar = bool | Number | Text
+Scalars = Annotated[list[Scalar], Field(min_length=1, max_length=MOST, fail_fast=True)]
+Bounds = Annotated[dict[Literal["min", "max"], Number], Field(min_length=1), at_most(2)]
+Condition = Scalar | Scalars | Bounds
+Names = at_most(MOST)
+Filters = Annotated[dict[Text, Condition], at_most(MOST_FILTERS), Field(max_length=MOST_FILTERS)]
+
+
+# "1" is no number, and a mistyped name is told instead of left out.
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+FILTERS = TypeAdapter[dict[str, Condition]](Filters, config=STRICT)
+
+
+class _Asked(BaseModel):
+    model_config = STRICT
+
+    image: str | None = Field(
+        None,
+        description="A JPEG, PNG or WebP in base64, or as a data URL.",
+        json_schema_extra={"contentEncoding": "base64"},
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few(cls, value: Any) -> Any:
+        return check_count(value, MOST)
+
+
+class EmbedBody(_Asked):
+    """One picture."""
+
+
+class NotBody(BaseModel):
+    """Any value of the attribute but these."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    refused: Text | Annotated[list[Text], Field(min_length=1, max_length=MOST, fail_fast=True)] = (
+        Field(alias="not")
+    )
+
+    def edit(self) -> Not:
+        """As the library has it."""
+        return Not(*([self.refused] if isinstance(self.refused, str) else self.refused))
+
+
+class MoreBody(BaseModel):
+    """A share of the way from what the item is to the value."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    more: Text
+    amount: float = Field(0.5, gt=0, le=1)
+
+    def edit(self) -> More:
+        """As the library has it."""
+        return More(self.more, self.amount)
+
+
+class SearchBody(_Asked):
+    """A picture or an item to start from, and what is wanted of the answers."""
+
+    item: Text | None = Field(None, description="Id of an item of the gallery to start from.")
+    edits: Annotated[dict[Text, Text | NotBody | MoreBody], Names] = Field(
+        {},
+        max_length=MOST,
+        description='Attribute to new value, to {"not": ...} or {"more": ..., "amount": ...}.',
+        examples=[{"colour": "red"}, {"colour": {"not": ["black", "grey"]}}],
+    )
+    k: int = Field(10, ge=1, le=MAX_K, description="Answers wanted.")
+    offset: int = Field(
+        0, ge=0, lt=MAX_K, description=f"Answers before the first; with k at most {MAX_K}."
+    )
+    rank: Rank | None = Field(
+        None,
+        description="By the probability of a match, or by distance from the edited embedding. If "
+        "not given, by match where the bundle is calibrated.",
+    )
+    must: list[Text] = Field(
+        [], max_length=MOST, description="Edited attributes of which answers show the new value."
+    )
+    weights: Annotated[dict[Text, Annotated[float, Field(ge=0, le=MAX_WEIGHT)]], Names] = Field(
+        {}, max_length=MOST, description="Attribute to its weight, 1 if not given."
+    )
+    like: list[Text] = Field(
+        [], max_length=MOST, description="If any, only these attributes count."
+    )
+    filters: Filters = Field(
+        {},
+        description="Attribute or field to a value, to several of which one must be had, or to "
+        '{"min": ..., "max": ...}; all must hold.',
+    )
+
+    def request(self, image: bytes | None) -> Request:
+        """As the library has it; the picture is given apart."""
+        fields: dict[str, Any] = {name: getattr(self, name) for name in SearchBody.model_fields}
+        edits = {n: e if isinstance(e, str) else e.edit() for n, e in self.edits.items()}
+        fields |= {"edits": edits, "image": image}
+        return Request(**fields)

@@ -1,8 +1,7 @@
-"""Edits of an attribute: a new value, "not black", "redder"; as names, labels, beliefs and vectors.
+"""Edits of an attribute: a new value, "not black", "redder".
 
-One edit has three readings, which this module keeps together: the beliefs that a search by match
-asks for, the change of the embedding that a search by distance makes, and the values that an answer
-may show so that the edit counts as made.
+An edit has three effects, kept together here: the beliefs wanted by a search by match, the change
+of the embedding made by a search by distance, and the labels that count as a success.
 """
 
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from adde.scoring import ask_more, ask_other, ask_value
 
 @dataclass(frozen=True, init=False)
 class Not:
-    """Any value of the attribute but these: `Not("black")`, `Not("black", "grey")`."""
+    """Any value but these: `Not("black")`, `Not("black", "grey")`."""
 
     values: tuple[str, ...]
 
@@ -30,7 +29,7 @@ class Not:
 
 @dataclass(frozen=True)
 class More:
-    """A share `amount` of the way from what the item is to the value: `More("red", 0.5)`."""
+    """Move the share `amount` of the way to a value: `More("red", 0.5)`."""
 
     value: str
     amount: float = 0.5
@@ -44,11 +43,11 @@ Edits = Mapping[str, Edit]
 
 
 def check(edits: Edits, schema: Schema) -> None:
-    """Refuses edits that cannot be made.
+    """Reject edits that cannot be made.
 
     Raises:
-        UserError: an attribute or value that the schema does not have, names the nearest; no
-            value is left, or an amount outside 0 to 1.
+        UserError: the schema does not have an attribute or value (names the nearest), no value is
+            left, or an amount is outside 0 to 1.
     """
     for name, edit in edits.items():
         a = schema.attribute_index(name)
@@ -57,15 +56,15 @@ def check(edits: Edits, schema: Schema) -> None:
                 f"edits: {name!r}: amount: expected more than 0 and at most 1, found {edit.amount}"
             )
         if isinstance(edit, Not) and not edit.values:
-            raise UserError(f"edits: {name!r}: expected values that are not wanted, found none")
+            raise UserError(f"edits: {name!r}: expected values to exclude, found none")
         if not acceptable_labels(edit, schema, a):
             raise UserError(
-                f"edits: {name!r}: expected a value that is left, found that none is: {edit}"
+                f"edits: {name!r}: expected at least one value that is not excluded, found {edit}"
             )
 
 
 def acceptable_labels(edit: Edit, schema: Schema, attribute: int) -> list[int]:
-    """Labels of which an answer shows one if the edit is made; one or more, unless all are refused.
+    """Return the labels an answer may show for the edit to count as made.
 
     Raises:
         UserError: the attribute does not have such a value; names the nearest.
@@ -78,7 +77,7 @@ def acceptable_labels(edit: Edit, schema: Schema, attribute: int) -> list[int]:
 
 
 def set_wanted(edit: Edit, wanted: Vector, part: slice, schema: Schema, attribute: int) -> None:
-    """Makes `wanted` (1, V + A) float32 ask for an edit of the attribute with columns `part`."""
+    """Set the columns `part` of wanted beliefs (1, V + A) float32 to what an edit asks for."""
     labels = acceptable_labels(edit, schema, attribute)
     if isinstance(edit, Not):
         refused = set(range(schema.sizes[attribute])) - set(labels)
@@ -90,16 +89,16 @@ def set_wanted(edit: Edit, wanted: Vector, part: slice, schema: Schema, attribut
 
 
 def indicator(edits: Edits, own: Labels, schema: Schema) -> Vector:
-    """What the memory adds to an embedding, (1, V) float32.
+    """The change that the memory adds to an embedding, (1, V) float32.
 
-    A new value: -1 at the item's own value, +1 at the new one, zero where they are the same. Other
-    values than some: -1 at the own one, and the mean of those that are left. More of a value: a
-    new value times the amount.
+    A new value: -1 at the item's own value and +1 at the new one, zero if they are equal. `Not`: -1
+    at the own value, +1 shared equally among the remaining values. `More`: a new value times the
+    amount.
 
     Args:
-        edits: of any attributes.
-        own: (A,) int64 labels that edits take away; nothing is taken where one is UNKNOWN.
-        schema: of the columns.
+        edits: edits of any attributes.
+        own: (A,) int64 labels that edits remove; nothing is removed for UNKNOWN.
+        schema: defines the columns.
     """
     row = np.zeros((1, schema.num_values), np.float32)
     for name, edit in edits.items():

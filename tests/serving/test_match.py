@@ -340,12 +340,12 @@ def test_a_bundle_without_calibration_answers_by_distance(bundle, session, galle
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"must": ["colour"]}, "must: expected an attribute that is edited, found 'colour'"),
+        ({"must": ["colour"]}, "must: expected an edited attribute, found 'colour'"),
         ({"must": ["color"]}, "unknown attribute 'color'; did you mean 'colour'"),
         ({"edits": {"colour": Not("read")}}, "unknown value 'read'; did you mean 'red'"),
         ({"edits": {"colour": More("read")}}, "unknown value 'read'; did you mean 'red'"),
-        ({"edits": {"colour": Not()}}, "'colour': expected values that are not wanted"),
-        ({"edits": {"shape": Not("disc", "square")}}, "'shape': expected a value that is left"),
+        ({"edits": {"colour": Not()}}, "'colour': expected values to exclude"),
+        ({"edits": {"shape": Not("disc", "square")}}, "'shape': expected at least one value"),
         ({"edits": {"colour": More("red", 0)}}, "amount: expected more than 0 and at most 1"),
         ({"edits": {"colour": More("red", float("nan"))}}, "amount: expected .* found nan"),
         ({"rank": "best"}, "rank: expected 'match' or 'distance', found 'best'"),

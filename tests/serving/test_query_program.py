@@ -108,18 +108,18 @@ def test_edits_of_all_kinds_weights_and_rank(query, calibrated, calibrated_galle
         (("--item", "x", "--unset", "colour"), "--unset: expected ATTRIBUTE=VALUE, found 'colour'"),
         (
             ("--item", "x", "--set", "colour=red", "--unset", "colour=red"),
-            "--unset: 'colour' is asked to be 'red' and 'not red'",
+            "--unset: 'colour': found two edits, 'red' and 'not red'",
         ),
         (("--item", "x", "--weight", "shape=heavy"), "--weight: expected ATTRIBUTE=NUMBER, found"),
-        (("--item", "x", "--must", "shape"), "must: expected an attribute that is edited"),
+        (("--item", "x", "--must", "shape"), "must: expected an edited attribute"),
         (("--item", "x", "--rank", "match"), "'match' needs a calibrated bundle"),
         (("--set", "colour=red"), "expected one of --image and --item"),
         (("--image", "none.jpg"), "none.jpg: no such file"),
         (("--item", "test-000000-00X"), "no item 'test-000000-00X'"),
         (("--item", "x", "--k", "0"), "--k: expected at least 1, found 0"),
-        (("--item", "x", "--picture", "answer.docx"), "answer.docx: expected a picture's name"),
+        (("--item", "x", "--picture", "answer.docx"), "answer.docx: expected a file name"),
         # Pillow reads these and does not write them.
-        (("--item", "x", "--picture", "answer.psd"), "answer.psd: expected a picture's name"),
+        (("--item", "x", "--picture", "answer.psd"), "answer.psd: expected a file name"),
     ],
 )
 def test_bad_input_gets_one_line_and_a_status(query, arguments, message):

@@ -1,4 +1,4 @@
-"""A folder of shards becomes a gallery: embedded once, and from where it was when interrupted."""
+"""Build galleries from folders of shards; an interrupted build resumes."""
 
 import shutil
 import sys
@@ -40,7 +40,7 @@ from adde.serving.onnx.session import Session
 from adde.shards.index import INDEX_NAME, ShardIndex
 
 OURS = (ITEMS, VECTORS, LOCK, "index")
-"""What names begin with in a gallery, beside its header: one whose build was cut short has none."""
+"""Prefixes of file names that an interrupted build may leave without a header."""
 
 
 def build_gallery(
@@ -52,7 +52,7 @@ def build_gallery(
     create: Callable[[Path, Header], Gallery] = EmbeddedGallery.create,
     reopen: Callable[[Path], Gallery] | None = None,
 ) -> None:
-    """Embeds a folder of shards into the gallery `out` in this process; see `build_with`."""
+    """Embed a folder of shards into the gallery `out` in this process; see `build_with`."""
     build_with(partial(embed_here, bundle, session), bundle, shards, out, split, create, reopen)
 
 
@@ -67,19 +67,19 @@ def build_with(
     fields: FieldTable | None = None,
     pictures: str | None = None,
 ) -> None:
-    """Embeds a folder of shards into the gallery `out`, replacing one that is there.
+    """Embed a folder of shards into the gallery `out`, replacing an existing gallery.
 
-    Nobody else may write that one meanwhile. Its items that are from no shards stay.
+    No other process may write the old gallery meanwhile. Its items that do not come from shards are
+    kept.
 
-    Until it is done it lies beside `out` as `.<name>.building` (within it, where it cannot be
-    renamed), from where the next call with the same bundle, shards, split and fields goes on.
+    The build goes on in `.<name>.building` beside `out` (or inside it, if `out` cannot be renamed).
+    The next call with the same bundle, shards, split and fields resumes it.
 
     Raises:
         BusyError: another process writes `out`, or builds it.
-        UserError: `out` holds anything but a gallery or cannot be written, the shards have another
-            schema than the bundle, the split is empty, an item id appears twice, a picture does not
-            decode, the fields are of other items, or what should stay of `out` was embedded by
-            another bundle.
+        UserError: `out` holds anything but a gallery or cannot be written, the shards' schema
+            differs from the bundle's, the split is empty, an item id appears twice, a picture does
+            not decode, the fields match no item, or items to keep were embedded by another bundle.
     """
     lie = str(shards.resolve()) if pictures is None else picture_location.parse_option(pictures)
     require_replaceable(out)
@@ -107,35 +107,36 @@ def build_with(
 
 @contextmanager
 def _previous_gallery(out: Path, bundle: Bundle) -> Generator[EmbeddedGallery | None]:
-    """The gallery that is to be replaced, if any of its items must stay.
+    """Open the gallery to be replaced, if it has items that must be kept; otherwise yield None.
 
     Raises:
-        UserError: they were embedded by another bundle, and there are no pictures of them.
+        UserError: those items were embedded by another bundle, and their pictures are not
+            available.
     """
     try:
         old = EmbeddedGallery(out)
-    except (UserError, OSError):  # none there, one of Milvus, or a damaged one
+    except (UserError, OSError):  # missing, in Milvus, or damaged
         yield None
         return
     with closing(old):
         stay = next(old.items_not_from_shards(), None)
         if stay and old.header.bundle != bundle.hash:
             raise UserError(
-                f"{out}: holds items that are from no shards, such as {stay[0].item_id!r}, and "
-                f"were embedded by another bundle ({old.header.bundle}); build into another folder "
-                "and put them in there"
+                f"{out}: holds items that do not come from shards, such as {stay[0].item_id!r}, "
+                f"embedded by another bundle ({old.header.bundle}); build into another folder "
+                "and add them there"
             )
         yield old if stay else None
 
 
 def _copy_items(old: EmbeddedGallery, gallery: Gallery, out: Path) -> None:
-    """Puts items that are from no shards into the gallery that follows, unless it has their ids."""
+    """Copy items that do not come from shards into the new gallery, unless it has their ids."""
     count = 0
     for items in old.items_not_from_shards():
         new = [item for item in items if not _has(gallery, item.item_id)]
         gallery.upsert(new)
         count += len(new)
-    print(f"{out}: {count} items that are from no shards stay", file=sys.stderr)
+    print(f"{out}: kept {count} items that do not come from shards", file=sys.stderr)
 
 
 def _has(gallery: Gallery, item_id: str) -> bool:
@@ -147,24 +148,22 @@ def _has(gallery: Gallery, item_id: str) -> bool:
 
 
 def require_replaceable(out: Path) -> None:
-    """Refuses a folder of anything but a gallery, which is not ours to replace, and one that cannot
-    be written. Raises UserError.
-    """
+    """Check that `out` is new, empty or a gallery, and writable. Raises UserError."""
     whole = (out / GALLERY_NAME).exists()
     found = strangers(out, lambda name: whole or name.startswith(OURS))
     if found or out.is_file():
         raise UserError(
-            f"{out}: expected a new folder or a gallery, which would be replaced, found "
+            f"{out}: expected a new folder or a gallery to replace, found "
             f"{repr(found[0]) if found else 'a file'}; name another folder"
         )
     require_writable(out)
 
 
 def _replace(out: Path, made: Path) -> None:
-    """Puts a gallery in the place of another.
+    """Replace a gallery by a new one.
 
-    Servers may still answer from a collection of Milvus that is replaced: it goes when the one
-    that came after it is replaced as well.
+    Servers may still search a replaced Milvus collection, so it is dropped only when its successor
+    is replaced as well.
     """
     old = _extra(out)
     if "collection" in old:
@@ -177,11 +176,12 @@ def _replace(out: Path, made: Path) -> None:
         try:
             _drop(old["replaced"])
         except UnavailableError as error:
-            print(f"warning: {old['replaced']['collection']} stays: {error}", file=sys.stderr)
+            collection = old["replaced"]["collection"]
+            print(f"warning: {collection} was not dropped: {error}", file=sys.stderr)
 
 
 def _extra(folder: Path) -> Mapping[str, Any]:
-    """What an engine wrote of its own into a gallery's header; nothing where there is no header."""
+    """Read the engine-specific fields of a gallery's header; empty if there is no header."""
     try:
         return Header.read(folder).extra
     except UserError:
@@ -189,7 +189,7 @@ def _extra(folder: Path) -> Mapping[str, Any]:
 
 
 def _drop(extra: Mapping[str, Any]) -> None:
-    from adde.serving.gallery.milvus_client import drop  # pymilvus is no part of the base install
+    from adde.serving.gallery.milvus_client import drop  # pymilvus is optional
 
     drop(extra["uri"], extra["collection"])
 
@@ -203,8 +203,8 @@ def _store(batches: Iterator[list[Item]], gallery: Gallery, total: int) -> None:
             done += len(items)
             if len(gallery) != done:
                 raise UserError(
-                    f"expected every item id once, found one of {items[0].item_id!r} to "
-                    f"{items[-1].item_id!r} a second time; build the shards again"
+                    f"expected every item id once, found a duplicate among {items[0].item_id!r} to "
+                    f"{items[-1].item_id!r}; build the shards again"
                 )
             bar.update(len(items))
 
@@ -216,7 +216,7 @@ def _writable(folder: Path) -> Gallery:
 def _resume(
     building: Path, bundle: Bundle, source: str, reopen: Callable[[Path], Gallery]
 ) -> Gallery | None:
-    """The interrupted gallery of the same bundle and source; any other is removed."""
+    """Reopen the interrupted build of the same bundle and source; remove any other."""
     if not building.exists():
         return None
     try:
@@ -224,16 +224,16 @@ def _resume(
         if (header.bundle, header.source) == (bundle.hash, source):
             return reopen(building)
     except (BusyError, UnavailableError):
-        raise  # later it may be of use
+        raise  # the build may be resumed later
     except UserError:
-        pass  # of no use any more
-    with writer_lock(building):  # or another process is at it
+        pass  # cannot be resumed
+    with writer_lock(building):  # fails if another process writes it
         _discard(building)
     return None
 
 
 def _discard(folder: Path) -> None:
-    """Removes a gallery, with what it has in Milvus."""
+    """Remove a gallery and its Milvus collection."""
     if "collection" in (extra := _extra(folder)):
         _drop(extra)
     shutil.rmtree(folder)

@@ -1,20 +1,21 @@
-"""The gallery that needs no service: SQLite for the items, one mapped file for the vectors.
+"""The gallery engine that needs no service: SQLite for the items, flat files for the vectors.
 
 Layout of the folder, beside gallery.json::
 
-    items.sqlite   a row per stored vector; what SQLite has committed is what the gallery holds
-    vectors.f32    row r at r * (A D + A + 1) floats: unit vector, squared lengths of its
-                   subspaces, length before normalising
-    beliefs.f32    row r at r * (V + A) floats, known labels certain; not where the bundle is not
-                   calibrated
-    index.*        where there are too many items to look at each: see `adde.serving.gallery.index`
+    items.sqlite   one row per stored vector; the rows committed here are the gallery
+    vectors.f32    row r at r * (A D + A + 1) floats: the unit vector, the squared lengths of its
+                   subspaces, and the length before normalising
+    beliefs.f32    row r at r * (V + A) floats, known labels certain; only if calibrated
+    index.*        the search index of a large gallery: see `adde.serving.gallery.index`
 
-Vectors and beliefs are written and synced before SQLite commits their rows, so a process killed at
-any moment leaves the last committed state, and at most bytes behind the last row that the next
-write covers. An update stores a new row and marks the old one dead; `snapshot` leaves the dead out.
+Vectors and beliefs are written and fsynced before SQLite commits their rows. A process killed at
+any moment therefore leaves the last committed state, plus at most some bytes after the last row,
+which the next write overwrites. An update adds a new row and marks the old one dead; `snapshot`
+writes a copy without dead rows.
 
-Rows and their facts are never changed. SQLite's user_version counts commits: readers, of this
-process or another, look at it before they answer, and where it moved on at which rows there are.
+Stored rows and their facts never change. SQLite's user_version counts commits; before every answer
+a reader, in this process or another, compares it with its cached state and reloads the row list if
+it has changed.
 """
 
 import json
@@ -69,43 +70,43 @@ from adde.serving.gallery.scorers import BY_DISTANCE, SLACK, DistanceScorer, Ran
 VECTORS, BELIEFS = "vectors.f32", "beliefs.f32"
 
 EXACT_ITEMS = 20_000
-"""Up to here every item is looked at, if not asked otherwise."""
+"""Galleries of at most this many items are scanned exactly; larger ones get an index."""
 
 READERS = 4
-"""Connections for reading; none of many searches waits for one that is slow."""
+"""Read connections, so that one slow search does not block the others."""
 
 ROWS_PER_READ = 10_000
-"""Rows read at a time where all are: a commit waits for whoever reads."""
+"""Rows per read of a full scan: a commit waits until the read ends."""
 
 COLUMNS = "row, id, labels, predicted, fields, place"
 
 
 @dataclass(frozen=True)
 class _State:
-    """One committed state; searches hold on to it while the next is made."""
+    """One committed state; running searches keep theirs while the next one is created."""
 
     rows: Vector
     """(N, A D + A + 1) float32, mapped."""
     beliefs: Vector | None
     """(N, V + A) float32, mapped."""
     live: Mask
-    """(N,) which rows are items."""
+    """(N,) True for rows that are live items."""
     version: int
-    """Grows with every commit."""
+    """SQLite's user_version, which grows with every commit."""
 
 
 class EmbeddedGallery:
-    """A gallery in a folder, of one process that may write and others that read.
+    """A gallery in a folder, with at most one writing process and any number of readers.
 
-    A call sees what is committed when it begins, by whichever process.
+    Every call sees the state committed when it begins, by whichever process.
 
     Args:
-        folder: where it lies.
-        writable: may be changed.
-        exact_items: `finish` builds an index for more than these.
+        folder: the gallery's folder.
+        writable: open it for changes.
+        exact_items: `finish` builds an index for more items than this.
 
     Raises:
-        UserError: no gallery there, it is damaged, or another process writes it.
+        UserError: there is no gallery, it is damaged, or another process writes it.
     """
 
     def __init__(
@@ -136,14 +137,14 @@ class EmbeddedGallery:
                 whole = database.execute("SELECT max(row), count(*) FROM items").fetchone()
                 require_no_gaps(whole, folder / ITEMS)
             self.index = Index.open(folder)
-            # Also where nobody closes it.
+            # Files are closed even if the caller forgets to.
             self._close = weakref.finalize(self, opened.pop_all().close)
 
     @classmethod
     def create(
         cls, folder: Path, header: Header, exact_items: int = EXACT_ITEMS
     ) -> "EmbeddedGallery":
-        """A new empty gallery, open for writing."""
+        """Create an empty gallery and open it for writing."""
         folder.mkdir(parents=True)
         (folder / VECTORS).touch()
         if header.calibrated:
@@ -153,12 +154,12 @@ class EmbeddedGallery:
 
     @contextmanager
     def _reading(self) -> Generator[tuple[sqlite3.Connection, _State]]:
-        """A connection to which nothing changes until the end, and the state that it sees.
+        """Yield a connection inside a read transaction, and the state that it sees.
 
-        Commits wait for the end, so it should be near.
+        Commits wait until the block ends, so keep it short.
 
         Raises:
-            UnavailableError: the database cannot be read now.
+            UnavailableError: the database cannot be read at present.
             UserError: it is damaged.
         """
         database = self._readers.get()
@@ -183,7 +184,7 @@ class EmbeddedGallery:
         )
 
     def _publish(self, state: _State) -> _State:
-        with self._latest:  # another thread may have kept a later one already
+        with self._latest:  # another thread may have published a later one
             if state.version > self._state.version:
                 self._state = state
         return state
@@ -271,7 +272,7 @@ class EmbeddedGallery:
 
     def _items(self, state: _State, rows: npt.NDArray[np.int64]) -> list[Item]:
         marks = ", ".join("?" * len(rows))
-        # Rows are never changed, so what a search found is there whatever happened since.
+        # Rows never change, so those that a search found still exist whatever was committed since.
         query = f"SELECT {COLUMNS} FROM items WHERE row IN ({marks})"
         with self._reading() as (database, _):
             records = {r[0]: r for r in database.execute(query, rows.tolist())}
@@ -311,7 +312,7 @@ class EmbeddedGallery:
         return self._items(state, rows[offset : offset + count])
 
     def items_not_from_shards(self) -> Iterator[list[Item]]:
-        """Items that were put in by themselves and have no picture, in blocks."""
+        """Yield, in blocks, the items that were added directly and have no picture in a shard."""
         state = self._current_state()
         query = "SELECT row FROM items WHERE live AND place = 'null' AND row < ?"
         with self._reading() as (database, _):
@@ -400,7 +401,7 @@ class EmbeddedGallery:
         return len(buried)
 
     def _mark_dead(self, item_id: str) -> list[int]:
-        """Marks an item dead, if there is one; the rows that it had."""
+        """Mark an item dead, if it exists, and return the rows it had."""
         query = "SELECT row FROM items WHERE live AND id = ?"
         rows = [row for (row,) in self._database.execute(query, (item_id,))]
         self._database.executemany("UPDATE items SET live = 0 WHERE row = ?", zip(rows))
@@ -408,7 +409,7 @@ class EmbeddedGallery:
 
     @contextmanager
     def _writing(self) -> Generator[_State]:
-        """Nobody else writes until the end; the state until then."""
+        """Block other writers until the end; yield the current state."""
         if not self._writable:
             raise UserError(f"{self._folder}: the gallery is open for reading only")
         with self._lock:
@@ -435,12 +436,12 @@ class EmbeddedGallery:
         return _State(self._vectors.map(len(live)), beliefs, live, version)
 
     def finish(self) -> None:
-        """Builds the index where there are too many items to look at each."""
+        """Build the index if the gallery is too large for exact search."""
         if len(self) > self._exact_items:
             self.build_index()
 
     def build_index(self) -> None:
-        """Builds the index of all rows there are, with its recall beside it."""
+        """Build the index over all rows and record its recall beside it."""
         with self._writing() as state:
             pass
         schema, calibration = self.header.schema, None
@@ -452,10 +453,11 @@ class EmbeddedGallery:
         )
 
     def snapshot(self, folder: Path) -> None:
-        """Writes the present state as a gallery of its own, without dead rows; all or nothing.
+        """Write the current state as a separate gallery without dead rows; all or nothing.
 
         Raises:
-            BusyError: there is a gallery already, which a process writes; this one too.
+            BusyError: the target folder holds a gallery that some process, possibly this one,
+                writes.
         """
         with (
             writer_lock(folder),
@@ -472,11 +474,11 @@ class EmbeddedGallery:
                 copy.finish()
 
     def close(self) -> None:
-        """Lets go of the files."""
+        """Close the files."""
         with self._lock:
-            readers = [self._readers.get() for _ in range(READERS)]  # when the last has read
+            readers = [self._readers.get() for _ in range(READERS)]  # waits for running reads
             self._close()
-            for database in readers:  # which now say that they are closed
+            for database in readers:  # closed: later calls raise sqlite3.ProgrammingError
                 self._readers.put(database)
 
 

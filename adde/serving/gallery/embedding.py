@@ -1,4 +1,4 @@
-"""Samples of shards become items: read, decoded ahead, embedded in batches, in stored order."""
+"""Embed samples of shards: read, decode ahead in threads, encode in batches, in stored order."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,22 +22,22 @@ Split = Literal["all", "train", "val", "test"]
 
 BATCH = 64
 AHEAD = 3
-"""Batches that are decoded while one is embedded."""
+"""Batches decoded while one is encoded."""
 
 LocatedSample = tuple[Sample, PictureSpan]
 
 Embed = Callable[[ShardIndex, Split, int], Iterator[list[Item]]]
-"""Index, split and how many samples to leave out -> the items of the others, in stored order."""
+"""Index, split and number of samples to skip -> items of the rest, in stored order."""
 
 
 def shards_of(index: ShardIndex, split: Split) -> list[Shard]:
-    """The shards of a split, or of all."""
+    """Return the shards of a split, or of all splits."""
     names = tuple(index.splits) if split == "all" else (split,)
     return [shard for name in names for shard in index.split(name)]
 
 
 def sample_ids(index: ShardIndex, split: Split, most: int) -> list[str]:
-    """Item ids of at most so many samples, evenly spaced over the split's stored order.
+    """Return item ids of at most `most` samples, evenly spaced over the split's stored order.
 
     Raises:
         UserError: the split is empty, or a sample cannot be read; names it.
@@ -60,7 +60,7 @@ def embed_here(
     start: int = 0,
     stop: int | None = None,
 ) -> Iterator[list[Item]]:
-    """Items of the samples from `start` to `stop`, in batches.
+    """Yield the items of samples `start` to `stop`, in batches.
 
     Raises:
         UserError: a sample cannot be read, or its picture does not decode; names it.
@@ -74,7 +74,7 @@ def embed_here(
 
 
 class PictureEmbedding(NamedTuple):
-    """What an `Item` has of its picture."""
+    """The parts of an `Item` that come from its picture."""
 
     vector: Vector
     """(A, D) float32, L2-normalised over both axes."""
@@ -82,11 +82,11 @@ class PictureEmbedding(NamedTuple):
     predicted: Labels
     """(A,) int64."""
     beliefs: Vector | None
-    """(V + A,) float32 as they are seen; None where the bundle is not calibrated."""
+    """(V + A,) float32 as predicted; None for an uncalibrated bundle."""
 
 
 def embed(session: Session, bundle: Bundle, pictures: Picture) -> list[PictureEmbedding]:
-    """Embeds pictures (B, S, S, 3) uint8."""
+    """Embed pictures (B, S, S, 3) uint8."""
     embeddings, logits, presence = session.encode(pictures)
     norms = np.maximum(np.sqrt(np.square(embeddings).sum(axis=(1, 2))), 1e-12)
     unit = embeddings / norms[:, None, None]
@@ -113,7 +113,7 @@ def _samples(
 def _decoded(
     bundle: Bundle, samples: Iterator[LocatedSample]
 ) -> Iterator[tuple[list[LocatedSample], Picture]]:
-    """Batches with their pictures, some of them decoded ahead by threads."""
+    """Yield batches with their decoded pictures; threads decode some batches ahead."""
 
     def load(stored: LocatedSample) -> Picture:
         return bundle.preprocess.load(stored[0].picture, stored[0].where)

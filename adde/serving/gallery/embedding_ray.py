@@ -1,6 +1,6 @@
-"""Embedding on Ray Data: the cluster that RAY_ADDRESS names, or one started on this machine.
+"""Embed on Ray Data: on the cluster of RAY_ADDRESS, or on one started on this machine.
 
-One actor per GPU, or per core where the CPU is asked for. Its machines see bundle and shards under
+There is one actor per GPU, or per core for the CPU. All machines must see bundle and shards under
 the same paths and have adde installed.
 """
 
@@ -22,18 +22,18 @@ from adde.serving.onnx.session import Session
 from adde.shards.index import ShardIndex
 
 PIECE = 8
-"""Batches that an actor is given at a time."""
+"""Batches per task of an actor."""
 
 ROUND = 4096
-"""Pieces that Ray is given at a time; what bounds what it must remember."""
+"""Tasks submitted at a time, which bounds Ray's bookkeeping."""
 
 
 def on_ray(bundle: Bundle, devices: Sequence[Device], allow_fallback: bool = False) -> Embed:
-    """Embeds as `embed_here`, on many machines; what it hands over is in the same order.
+    """Embed like `embed_here`, on many machines; items come in the same order.
 
     Raises:
-        UserError: ray is not installed, the cluster has no GPU that was asked for, or an actor
-            failed; says why.
+        UserError: ray is not installed, the cluster has no GPU although one was requested, or an
+            actor failed; gives the reason.
     """
 
     def embed(index: ShardIndex, split: Split, start: int) -> Iterator[list[Item]]:
@@ -78,7 +78,7 @@ def on_ray(bundle: Bundle, devices: Sequence[Device], allow_fallback: bool = Fal
 
 
 class _Embedder:
-    """What an actor is: a session that stays open between pieces."""
+    """A Ray actor: a session that stays open between tasks."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class _Embedder:
         self._bundle = Bundle.read(bundle)
         if self._bundle.hash != digest:
             raise UserError(f"{bundle}: expected bundle {digest}, found {self._bundle.hash}")
-        # An actor per core: each has one thread.
+        # There is one actor per core, so each uses one thread.
         self._session = Session(self._bundle, devices, allow_fallback, threads=1)
         self._embed = partial(embed_here, self._bundle, self._session, index, split)
 

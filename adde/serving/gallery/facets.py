@@ -1,4 +1,4 @@
-"""What there is to filter by: the fields of a gallery's items and what they hold."""
+"""Facets: the fields of a gallery's items and their values, for building filters."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -7,23 +7,23 @@ from typing import Any
 from adde.serving.gallery.filters import storable
 
 MAX_CHOICES = 24
-"""So many different values can still be offered one by one."""
+"""A field with at most this many distinct values lists them."""
 
 
 @dataclass(frozen=True)
 class Facet:
-    """One field over all items that have it; of a field that holds nothing there is none."""
+    """Summary of one field over all items that have it."""
 
     name: str
     values: tuple[str | int | float | bool, ...]
-    """All there are, numbers first, sorted, where they are at most MAX_CHOICES; else none."""
+    """All values, numbers first, sorted, if there are at most MAX_CHOICES; otherwise empty."""
     low: float | None
-    """Least and greatest where all values are numbers; else None."""
+    """Minimum and maximum if all values are numbers, otherwise None."""
     high: float | None
 
 
 def facets_of(items: Iterable[Mapping[str, Any]]) -> list[Facet]:
-    """Facets of the fields of items, by name."""
+    """Summarise the fields of items, by name."""
     seen: dict[str, _FieldValues] = {}
     for fields in items:
         for name, value in fields.items():
@@ -34,7 +34,7 @@ def facets_of(items: Iterable[Mapping[str, Any]]) -> list[Facet]:
 
 @dataclass
 class _FieldValues:
-    # Keyed by truth value or not as well: to Python True is 1.
+    # The key includes whether the value is a bool, because True == 1.
     values: dict[tuple[bool, Any], None] = field(default_factory=lambda: {})
     low: float | None = None
     high: float | None = None

@@ -1,4 +1,4 @@
-"""Search in galleries too large to look at every vector: compact codes, then exact scores.
+"""Approximate search of large galleries: scan compact codes, then re-rank by exact scores.
 
 By distance, every item is scanned as a row of one-byte numbers (see `subspace_pca`); by match, as
 one code per attribute (see `belief_codes`). The candidates are then re-ranked by their stored
@@ -6,8 +6,8 @@ vectors. Every code is scanned, so only rounding costs recall. The number of can
 comparison with an exact search, for queries in all subspaces, in half of them and in one; the
 measurements are kept in index.json beside the index.
 
-Each build writes files of its own name, which index.json says last: what it names belongs together,
-whenever the build is interrupted and whenever another process reads.
+Every build writes files under a new name and updates index.json last. The files that index.json
+names always belong together, even if a build is interrupted or another process reads meanwhile.
 """
 
 import importlib
@@ -45,19 +45,19 @@ from adde.serving.gallery.tuning import depth_for, tune
 REPORT = "index.json"
 
 EXACT_BELOW = 2_000
-"""Where a filter leaves this many or fewer, looking at each is quicker and misses none."""
+"""If a filter leaves at most this many items, exact search is faster and misses none."""
 
 TRAINING_ROWS, PCA_ROWS = 100_000, 20_000
-"""Rows that centroids are found from, and directions, at most."""
+"""Maximum training rows of quantiser and centroids, and of the principal directions."""
 
 BLOCK = 4096
-"""Rows made compact at a time."""
+"""Rows projected at a time."""
 
 MAX_CANDIDATES = 20_000
-"""Candidates, unless more answers are wanted."""
+"""Maximum candidates, unless more answers are requested."""
 
 UNINDEXED_WARNING = 0.1
-"""Share of the items that are not in the index above which that is said."""
+"""Warn when more than this share of the items is not in the index."""
 
 READ_AHEAD = 1 << 24
 """Bytes read at a time when an index is opened."""
@@ -67,25 +67,25 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Index:
-    """BeliefCodes of the first `count` rows of a gallery; later rows are looked at."""
+    """Codes of the first `count` rows of a gallery; later rows are always scored exactly."""
 
     faiss: Any
     flat: Any
     """faiss index of the compact rows."""
     directions: SubspacePCA
     codes: BeliefCodes | None
-    """None where the bundle is not calibrated."""
+    """None for an uncalibrated bundle."""
     report: dict[str, Any]
     warned: bool = False
 
     @property
     def count(self) -> int:
-        """Rows that it knows."""
+        """Number of indexed rows."""
         return self.report["rows"]
 
     @classmethod
     def open(cls, folder: Path) -> "Index | None":
-        """The index of a gallery's folder, mapped; None where it has none."""
+        """Open the index of a gallery's folder, memory-mapped; None if it has none."""
         return cls._read(folder) if (folder / REPORT).exists() else None
 
     @classmethod
@@ -95,7 +95,7 @@ class Index:
             try:
                 return cls._load(folder, report)
             except UserError:
-                if read_json(folder / REPORT) == report:  # else it was replaced meanwhile
+                if read_json(folder / REPORT) == report:  # otherwise replaced meanwhile: try again
                     raise
 
     @classmethod
@@ -135,15 +135,15 @@ class Index:
         schema: Schema,
         calibration: Calibration | None,
     ) -> "Index":
-        """Builds, measures and writes the index of a gallery's rows.
+        """Build, tune and write the index of a gallery's rows.
 
         Args:
-            folder: of the gallery.
-            rows: (N, A D + A + 1) as they are stored.
-            beliefs: (N, V + A) as they are stored; None where the bundle is not calibrated.
-            live: (N,) which rows are items.
-            schema: of the gallery.
-            calibration: of its bundle.
+            folder: the gallery's folder.
+            rows: (N, A D + A + 1) as stored.
+            beliefs: (N, V + A) as stored; None for an uncalibrated bundle.
+            live: (N,) True for rows that are live items.
+            schema: the gallery's schema.
+            calibration: the bundle's calibration.
         """
         faiss = _faiss()
         start = time.perf_counter()
@@ -174,21 +174,22 @@ class Index:
         return index._write(folder)
 
     def _write(self, folder: Path) -> "Index":
-        """Puts it in the place of the one in a folder; mapped from now on, as after a restart."""
+        """Write the index over the one in `folder` and reopen it, mapped as after a restart."""
         path = folder / f"index-{uuid.uuid4().hex[:8]}.faiss"
         arrays = dict(vars(self.directions))
         try:
             with atomic_path(path) as temporary:
                 self.faiss.write_index(self.flat, str(temporary))
             if self.codes is not None:
-                # In this order they are read.
+                # Zero-padded numbers keep the order on loading.
                 arrays |= {f"centroids_{a:06}": c for a, c in enumerate(self.codes.centroids)}
                 codes = path.with_suffix(".npy")
                 with atomic_path(codes) as temporary, temporary.open("wb") as file:
                     np.save(file, self.codes.codes)
             with atomic_path(path.with_suffix(".npz")) as temporary, temporary.open("wb") as file:
                 np.savez(file, **arrays)
-            # faiss is silent about the last bytes, which reach the disk when it closes the file.
+            # faiss does not report a failure to write the last bytes, which happens when it closes
+            # the file; loading the file does.
             written = Index._load(folder, {**self.report, "files": path.stem})
             write_json(folder / REPORT, written.report)
         except RuntimeError as error:
@@ -198,7 +199,7 @@ class Index:
         return written
 
     def nearest(self, near: DistanceScorer, allowed: Mask, rows: Vector, k: int) -> Rows:
-        """The k allowed rows found nearest, best first."""
+        """Return the k nearest allowed rows that the scan finds, nearest first."""
         if self._prefer_exact(allowed, len(rows)):
             return nearest_rows(rows, allowed, near, k)
         depth = depth_for(self.report["distance"], near.weights)
@@ -216,7 +217,7 @@ class Index:
         rows: Vector,
         beliefs: Vector,
     ) -> Rows:
-        """As `best_match_rows`, as far as they are found."""
+        """As `best_match_rows`, from the candidates that the scan finds."""
         if self.codes is None or self._prefer_exact(allowed, len(rows)):
             return best_match_rows(beliefs, rows, allowed, asked, near)
         most = [
@@ -243,7 +244,7 @@ class Index:
         most: int,
         count: int,
     ) -> Rows:
-        """At most so many rows of a scan: of those that tie with the last, the nearest."""
+        """Keep at most `most` rows of a scan: among those tied for the last place, the nearest."""
         if len(found) > most:
             last = scores.min()
             above = scores > last + 2 * ROUNDING * float(match.weights.sum())
@@ -256,7 +257,7 @@ class Index:
     def rows_showing(
         self, beliefs: Vector, allowed: Mask, must: Mapping[int, Labels], schema: Schema
     ) -> Mask:
-        """(N,) which allowed rows show one of the labels of every attribute of `must`."""
+        """Mask (N,) of allowed rows that show one of the labels of every attribute of `must`."""
         if self.codes is None:
             return rows_showing(beliefs, allowed, must, schema)
         passed = allowed.copy()
@@ -268,7 +269,7 @@ class Index:
         return passed
 
     def candidates(self, near: DistanceScorer, allowed: Mask, most: int) -> Rows:
-        """Rows that it knows, in the order of their bytes' products with a query, best first."""
+        """Return indexed rows by the product of their codes with the query, best first."""
         known = allowed[: self.count]
         selector = None
         if not known.all():
@@ -285,8 +286,8 @@ class Index:
         if later > UNINDEXED_WARNING * count and not self.warned:
             self.warned = True
             log.warning(
-                "%d of the gallery's %d items are not in its index and are looked at one by one; "
-                "build_index() puts them in",
+                "%d of the gallery's %d items are not in its index and are scanned exactly; "
+                "build_index() adds them",
                 later,
                 count,
             )
@@ -294,7 +295,7 @@ class Index:
 
 
 def _remove_stale_files(folder: Path) -> None:
-    """Removes what index.json does not name: of a build before, or of one that was interrupted."""
+    """Remove index files that index.json does not name: of an earlier or interrupted build."""
     report = folder / REPORT
     named = read_json(report)["files"] if report.exists() else None
     for path in folder.glob("index-*"):
@@ -314,7 +315,7 @@ def _parts(rows: Rows) -> list[Rows]:
 
 
 def _vectors(rows: Vector, sample: Rows, shape: tuple[int, int]) -> Iterator[Vector]:
-    """The vectors (N, A, D) of some stored rows, in blocks."""
+    """Yield the vectors (N, A, D) of some stored rows, in blocks."""
     for part in _parts(sample):
         yield rows[part, : shape[0] * shape[1]].reshape(-1, *shape)
 

@@ -19,14 +19,14 @@ from adde.serving.gallery.base import ItemNotFoundError, UnavailableError
 ITEMS = "items.sqlite"
 
 LOCK_TIMEOUT = 20.0
-"""Seconds to wait for a commit of another process or thread."""
+"""Seconds to wait for another process or thread to commit."""
 
-# A range of the index on ids: no id that begins so sorts behind the beginning and LAST.
+# A range of the index on ids: every id with this prefix sorts between the prefix and prefix + LAST.
 SIMILAR_IDS = "SELECT id FROM items WHERE live AND id >= ? AND id <= ? LIMIT 1000"
 LAST = "\U0010ffff"
-"""The last character there is."""
+"""The highest Unicode code point."""
 
-# A fact's value has no type of its own: "10" is not 10.
+# The value column has no declared type, so that SQLite keeps "10" and 10 apart.
 TABLES = """
 CREATE TABLE IF NOT EXISTS items (row INTEGER PRIMARY KEY, id TEXT NOT NULL,
     live INTEGER NOT NULL, labels TEXT NOT NULL, predicted TEXT NOT NULL, fields TEXT NOT NULL,
@@ -57,7 +57,8 @@ def open_to_write(folder: Path) -> sqlite3.Connection:
         database = opened.enter_context(closing(connect(folder, "rwc")))
         try:
             database.execute("PRAGMA synchronous = FULL")
-            # In KiB. Changes go to the file when they are committed, so that nobody waits before.
+            # 64 MiB of page cache and no spilling: changes reach the file only at commit, so
+            # readers do not wait during a transaction.
             database.execute("PRAGMA cache_size = -65536")
             database.execute("PRAGMA cache_spill = OFF")
             database.executescript(TABLES)
@@ -70,14 +71,14 @@ def open_to_write(folder: Path) -> sqlite3.Connection:
 
 
 def begin_reading(folder: Path, database: sqlite3.Connection) -> int:
-    """Begins to read; the version that is read until the end."""
+    """Begin a read transaction and return the version that it sees."""
     ends = time.monotonic() + LOCK_TIMEOUT
     while True:
         try:
             database.execute("BEGIN")
             return database.execute("PRAGMA user_version").fetchone()[0]
         except sqlite3.OperationalError as error:
-            if "readonly" not in str(error):  # which Python 3.10 has no code for
+            if "readonly" not in str(error):  # Python 3.10 has no error code for this
                 raise
             database.rollback()
             if time.monotonic() > ends:
@@ -86,24 +87,31 @@ def begin_reading(folder: Path, database: sqlite3.Connection) -> int:
 
 
 def _roll_back(folder: Path) -> None:
-    """Takes back what a process had half done that was killed while it wrote."""
+    """Roll back the journal left by a writer that was killed in the middle of a commit.
+
+    Readers open the database read-only on purpose. A read-write reader would roll back any journal
+    it finds at this path, even if the folder has been replaced and the journal belongs to the new
+    gallery; that would damage both. A new connection, opened by path, sees database and journal of
+    the same gallery.
+    """
     try:
-        # Whoever may write does so when it reads. Not where a process that lives is writing: then
-        # the journal that was met is of a gallery put in the place of ours, and soon gone.
+        # SQLite rolls back on the first read of a writable connection. It does not while a live
+        # process writes: then the journal belongs to a gallery that has just replaced ours, and
+        # will soon be gone.
         with closing(connect(folder, "rw")) as database:
             database.execute("SELECT max(row) FROM items").fetchone()
     except sqlite3.OperationalError as error:
         raise UnavailableError(
-            f"{folder / ITEMS}: a process that wrote the gallery was killed, and what it left half "
-            f"done cannot be taken back from here: {error}; open the gallery once where its folder "
-            "can be written"
+            f"{folder / ITEMS}: a process that wrote the gallery was killed, and its unfinished "
+            f"commit cannot be rolled back from here: {error}; open the gallery once where its "
+            "folder is writable"
         ) from None
     time.sleep(0.02)
 
 
 def damaged(path: Path, error: sqlite3.Error) -> UserError:
     """Make the error for a file that is not a readable database."""
-    return UserError(f"{path}: expected the gallery's items, found: {error}")
+    return UserError(f"{path}: expected the gallery's SQLite database, found: {error}")
 
 
 def require_no_gaps(found: Iterable[int | None], path: Path) -> None:
@@ -116,13 +124,17 @@ def require_no_gaps(found: Iterable[int | None], path: Path) -> None:
 def select_rows(
     database: sqlite3.Connection, query: str, values: Sequence[Any] = ()
 ) -> npt.NDArray[np.int64]:
-    """Rows that a query finds; in one text, for which other threads need not wait."""
+    """Return the rows that a query finds. They come as one string, so that other threads do not
+    wait for the GIL row by row.
+    """
     (found,) = database.execute(f"SELECT group_concat(row) FROM ({query})", values).fetchone()
     return np.fromstring(found, np.int64, sep=",") if found else np.empty(0, np.int64)
 
 
 def shown_label_queries(must: Mapping[int, Labels]) -> Iterator[tuple[str, list[int]]]:
-    """Queries of the rows whose known label, or else the predicted one, is one of these."""
+    """Yield one query per attribute for the rows whose known label, or else predicted one, is among
+    the wanted.
+    """
     for a, labels in must.items():
         known, seen = (f"json_extract({column}, '$[{a}]')" for column in ("labels", "predicted"))
         marks = ", ".join("?" * len(labels))
@@ -131,7 +143,7 @@ def shown_label_queries(must: Mapping[int, Labels]) -> Iterator[tuple[str, list[
 
 
 def value_kinds(database: sqlite3.Connection, name: str) -> list[str]:
-    """What items have in a field: numbers, text, both."""
+    """Return the kinds of values that items have in a field: "numbers", "text", or both."""
     number = "SELECT number FROM names WHERE name = ?"
     found = f"SELECT 1 FROM facts WHERE name = ({number}) AND value"
     # Text sorts above every number in SQLite.
@@ -141,7 +153,7 @@ def value_kinds(database: sqlite3.Connection, name: str) -> list[str]:
 
 def not_found(database: sqlite3.Connection, item_id: str) -> ItemNotFoundError:
     """Make the error for an unknown id, with the most similar ids."""
-    start = item_id[: max(1, len(item_id) // 2)]  # of a million ids, those worth comparing
+    start = item_id[: max(1, len(item_id) // 2)]  # of millions, compare only similar ids
     ids = [found for (found,) in database.execute(SIMILAR_IDS, (start, start + LAST))]
     near = f"; {did_you_mean(item_id, ids)}" if ids else ""
     return ItemNotFoundError(f"no item {item_id!r} in the gallery{near}")

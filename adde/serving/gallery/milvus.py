@@ -1,7 +1,7 @@
-"""The gallery whose vectors lie in Milvus, for catalogues that outgrow a machine.
+"""The gallery engine that stores vectors in Milvus, for catalogues that outgrow one machine.
 
-The folder holds gallery.json alone: address and collection. A token is read from MILVUS_TOKEN and
-written nowhere. The same client reaches a file of Milvus Lite, a server and a cluster.
+The folder holds only gallery.json, with address and collection. The token is read from MILVUS_TOKEN
+and never written. One client serves Milvus Lite files, servers and clusters.
 """
 
 import base64
@@ -45,22 +45,22 @@ from adde.serving.gallery.scorers import BY_DISTANCE, SLACK, RankOptions, augmen
 PROBE_TIMEOUT = 1.0
 
 RANDOM_QUERIES = 4
-"""Random ones, to which the items to start from are the nearest."""
+"""Random query vectors; items to start from are their nearest neighbours."""
 
 FACET_SAMPLE = 1000
-"""Items whose fields are looked at to say what fields there are."""
+"""Items sampled to summarise fields."""
 
 MIN_CANDIDATES, MAX_CANDIDATES = 1000, 10_000
-"""Nearest vectors that matches are chosen among, at least and at most."""
+"""Minimum and maximum number of nearest vectors re-ranked by match."""
 
 FIELDS = ["id", "vector", "norm", "record"]
 
 
 class MilvusGallery:
-    """A collection of Milvus as a gallery.
+    """A Milvus collection as a gallery.
 
     Raises:
-        UserError: Milvus is not installed or not reached, or the collection is not there.
+        UserError: Milvus is not installed or not reachable, or the collection does not exist.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -83,10 +83,10 @@ class MilvusGallery:
 
     @classmethod
     def creator(cls, uri: str) -> Callable[[Path, Header], Gallery]:
-        """Makes new galleries at an address."""
+        """Return a function that creates galleries at an address."""
 
         def create(folder: Path, header: Header) -> Gallery:
-            # A name of its own: the gallery that is served meanwhile is not touched, nor removed.
+            # A new name, so that the collection being served meanwhile is not touched.
             collection = f"adde_{header.bundle}_{uuid.uuid4().hex[:8]}"
             client = connect(uri)
             with translate_errors(uri):
@@ -104,7 +104,7 @@ class MilvusGallery:
     def probe(self) -> int:
         """See `Gallery`."""
         with self._translate_errors():
-            if not self._loaded:  # a server that was started anew may have to
+            if not self._loaded:  # a restarted server may have to load it again
                 self._client.load_collection(self._collection, timeout=PROBE_TIMEOUT)
         items = self._count(PROBE_TIMEOUT)
         self._loaded = True
@@ -126,7 +126,7 @@ class MilvusGallery:
         exclude: str | None = None,
         asked: RankOptions = BY_DISTANCE,
     ) -> list[Item]:
-        """See `Gallery`. Matches are the best of the MIN_CANDIDATES nearest vectors, or more."""
+        """See `Gallery`. Matches are chosen among the nearest vectors, at least MIN_CANDIDATES."""
         conditions = self._conditions(filters)
         clauses = [filtering.to_milvus(conditions)]
         if exclude is not None:
@@ -143,7 +143,7 @@ class MilvusGallery:
                 filter=" and ".join(clause for clause in clauses if clause),
                 output_fields=["beliefs"] if by_match else self._fields,
                 timeout=SEARCH_TIMEOUT,
-                consistency_level="Bounded",  # seconds old, and no wait for those who write
+                consistency_level="Bounded",  # may be seconds old, but does not wait for writers
             )
         if not hits:
             self._require_kinds(conditions)
@@ -164,19 +164,23 @@ class MilvusGallery:
         return filtering.parse(filters, self._known_names(filters), self.header.schema)
 
     def _require_kinds(self, conditions: Sequence[filtering.Condition]) -> None:
-        """See `filters.require_kind`. Only where nothing was found, as each is a call or more."""
+        """See `filters.require_kind`. Called only if nothing was found, because each check is a
+        query.
+        """
         for condition in conditions:
             if not self._any_item(filtering.to_milvus([condition])):
                 filtering.require_kind(condition, self._value_kinds(condition.name))
 
     def _value_kinds(self, name: str) -> list[str]:
-        """What items have in a field: numbers, text, both."""
+        """Return the kinds of values in a field: "numbers", "text", or both."""
         field = f"facts[{filtering.literal(name)}]"
         tests = {"numbers": f"{field} >= {-sys.float_info.max}", "text": f'{field} >= ""'}
         return [kind for kind, test in tests.items() if self._any_item(test)]
 
     def _known_names(self, filters: Mapping[str, Any]) -> list[str]:
-        """Names that may be filtered by: the attributes, and fields that some item has."""
+        """Return the names that filters may use: attributes, and those of the given fields that
+        exist.
+        """
         names = [*self.header.schema.names]
         for name in filters:
             if name not in names:
@@ -185,7 +189,7 @@ class MilvusGallery:
         return names
 
     def _any_item(self, clause: str) -> bool:
-        """Whether some item passes."""
+        """Whether any item passes."""
         with self._translate_errors():
             found = self._client.query(
                 *(self._collection, clause), output_fields=["id"], limit=1, timeout=SEARCH_TIMEOUT
@@ -200,7 +204,7 @@ class MilvusGallery:
         return found[0]
 
     def _items(self, item_ids: Sequence[str]) -> list[Item]:
-        """Those of these items that are there, in the order of their ids."""
+        """Fetch the existing ones among these items, in the order of the ids."""
         chosen = id_filter(item_ids)
         with self._translate_errors():
             found = self._client.query(
@@ -226,7 +230,9 @@ class MilvusGallery:
     def browse(
         self, text: str, filters: Mapping[str, Any], count: int, offset: int = 0, seed: int = 0
     ) -> list[Item]:
-        """See `Gallery`; without text, near random directions, and again on other pages."""
+        """See `Gallery`. Without text, items near random directions, which may repeat on later
+        pages.
+        """
         if not text.strip():
             return self._random_items(filters, count, (seed, offset))
         asked = text_search.to_milvus(text, 'record["text"]')
@@ -262,7 +268,7 @@ class MilvusGallery:
         return [items[at] for at in draws.permutation(len(items))[:count]]
 
     def facets(self) -> list[Facet]:
-        """See `Gallery`; of some items, as Milvus cannot say what values a path of JSON has."""
+        """See `Gallery`; from a sample, because Milvus cannot list the values of a JSON path."""
         with self._translate_errors():
             found = self._client.query(
                 self._collection,
@@ -278,7 +284,7 @@ class MilvusGallery:
         if not items:
             return
         require_unique(items)
-        id_filter([item.item_id for item in items])  # what could not be asked for is not stored
+        id_filter([item.item_id for item in items])  # reject ids that could not be queried
         vectors = augmented(np.stack([item.vector for item in items]).astype(np.float32))
         known = [facts(self.header.schema, item) for item in items]
         labels = np.stack([item.labels for item in items])
@@ -323,17 +329,17 @@ class MilvusGallery:
         return len(there)
 
     def finish(self) -> None:
-        """Milvus builds its index by itself; this has it written."""
+        """Flush; Milvus builds its index by itself."""
         with self._translate_errors():
             self._client.flush(self._collection, timeout=60)
 
     def close(self) -> None:
-        """Ends the connection."""
+        """Close the connection."""
         self._client.close()
 
     @contextmanager
     def _translate_errors(self) -> Generator[None]:
-        """What Milvus or the way to it refuses, as one line."""
+        """Translate errors, and note that the collection may have to be loaded again."""
         try:
             with translate_errors(self._uri):
                 yield

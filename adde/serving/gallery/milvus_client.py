@@ -11,13 +11,13 @@ from adde.serving.gallery import filters as filtering
 from adde.serving.gallery.base import Header, UnavailableError
 
 TIMEOUT = 10.0
-"""Seconds a write may take, its tries anew included; then the caller is told."""
+"""Seconds for a write including retries."""
 
 SEARCH_TIMEOUT = 4.0
-"""Seconds a search may take: it is someone's request, which has a deadline."""
+"""Seconds for a search, which serves a request with a deadline."""
 
 INPUT_ERROR_CODES = {6, 1100, 1101}
-"""Codes of what is wrong with the request and not with Milvus: of Milvus Lite, and of Milvus."""
+"""Error codes caused by the request, of Milvus Lite (6) and Milvus."""
 
 ID_LENGTH, TEXT_LENGTH = 512, 65_535
 
@@ -31,26 +31,26 @@ def translate_errors(uri: str) -> Generator[None]:
     reason: Any
     try:
         yield
-    except grpc.RpcError as error:  # those that pymilvus does not try anew come as they are
+    except grpc.RpcError as error:  # raised as is when pymilvus does not retry
         reason = error
         raise UnavailableError(f"{uri}: Milvus did not answer: {reason.details()}") from error
     except milvus.MilvusException as error:
         reason = error
         if reason.is_input_error or reason.code in INPUT_ERROR_CODES or isinstance(error, refusals):
-            # Told to clients, who need not know where Milvus is.
-            raise UserError(f"Milvus refuses what it was asked: {reason.message}") from error
+            # Clients see this message; it must not reveal Milvus' address.
+            raise UserError(f"Milvus rejected the request: {reason.message}") from error
         raise UnavailableError(f"{uri}: Milvus did not answer as expected: {error}") from error
     except OSError as error:
         raise UnavailableError(f"{uri}: Milvus did not answer as expected: {error}") from error
 
 
 def id_filter(item_ids: Sequence[str]) -> str:
-    """An expression for these items; pymilvus' own leaves quotes and backslashes as they are."""
+    """Return a filter for these ids; pymilvus' own does not escape quotes and backslashes."""
     return f"id in [{', '.join(map(filtering.literal, item_ids))}]"
 
 
 def drop(uri: str, collection: str) -> None:
-    """Removes a collection, if it is there. Raises UnavailableError."""
+    """Drop a collection, if it exists. Raises UnavailableError."""
     client = connect(uri)
     try:
         with translate_errors(uri):
@@ -72,10 +72,10 @@ def create_collection(client: Any, name: str, header: Header) -> None:
     if header.calibrated:
         schema.add_field("beliefs", types.VARCHAR, max_length=TEXT_LENGTH)
     index = client.prepare_index_params()
-    # Every vector is looked at: a graph, such as AUTOINDEX takes, is of one way of weighing
-    # attributes, and where one alone counts it finds 0.6 to 0.8 of what there is.
+    # FLAT scans every vector. Graph indexes such as AUTOINDEX assume one weighting of attributes;
+    # with weight on a single one their recall falls to 0.6 to 0.8.
     index.add_index("vector", index_type="FLAT", metric_type="IP")
-    # Strong: builds count what they stored. Searches ask for less.
+    # Builds count what they stored, which needs strong consistency; searches ask for less.
     client.create_collection(
         name, schema=schema, index_params=index, consistency_level="Strong", timeout=60
     )
@@ -85,7 +85,7 @@ def connect(uri: str) -> Any:
     """Connect a client. Raises UserError or UnavailableError."""
     with translate_errors(uri):
         token = os.environ.get("MILVUS_TOKEN", "")
-        # Left to itself gRPC waits up to two minutes before it tries again to connect.
+        # By default gRPC waits up to two minutes before reconnecting.
         options = {"grpc.max_reconnect_backoff_ms": 1000, "grpc.min_reconnect_backoff_ms": 200}
         return _pymilvus().MilvusClient(
             uri, token=token, timeout=SEARCH_TIMEOUT, grpc_options=options

@@ -22,11 +22,11 @@ from adde.serving.onnx.session import Session
 from adde.shards.index import INDEX_NAME
 
 MAX_CACHED = 10
-"""Galleries of folders of shards that are kept; of more, those not opened for longest go."""
+"""Maximum cached galleries of folders of shards; the least recently opened are removed first."""
 
 
 def open_gallery(folder: Path, bundle: Bundle, writable: bool = False) -> Gallery:
-    """Opens a gallery of either engine. Raises UserError where another bundle embedded it."""
+    """Open a gallery of either engine. Raises UserError if another bundle embedded it."""
     header = Header.read(folder)
     header.require_bundle(bundle, folder)
     if header.engine == "milvus":
@@ -39,7 +39,7 @@ def open_gallery(folder: Path, bundle: Bundle, writable: bool = False) -> Galler
 
 
 def open_or_build(bundle: Bundle, session: Session, folder: Path, split: Split = "all") -> Gallery:
-    """Opens a gallery, or the one of a folder of shards, which is embedded once and kept."""
+    """Open a gallery, or embed a folder of shards once and open the cached gallery."""
     if (folder / GALLERY_NAME).exists():
         return open_gallery(folder, bundle)
     key = f"{bundle.hash} {sha256_of_index(folder)} {folder.resolve()} {split}"
@@ -49,15 +49,15 @@ def open_or_build(bundle: Bundle, session: Session, folder: Path, split: Split =
     with ExitStack() as locked:
         try:
             kept.parent.mkdir(parents=True, exist_ok=True)
-            # Of several first users one embeds, and the others wait for it.
+            # The first process embeds; others wait for it.
             lock = locked.enter_context((kept.parent / f".{kept.name}.lock").open("w"))
             fcntl.flock(lock, fcntl.LOCK_EX)
             if (opened := _open_cached(kept, bundle)) is not None:
                 return opened
             _evict(kept.parent)
         except OSError as error:
-            # The answer does not depend on it: say so and go on.
-            message = f"warning: {kept}: the gallery is not kept for next time: {error}"
+            # Caching is optional: warn and continue.
+            message = f"warning: {kept}: the gallery is not cached: {error}"
             print(message, file=sys.stderr)
             temporary = tempfile.TemporaryDirectory(prefix="adde-gallery-")
             atexit.register(temporary.cleanup)
@@ -67,10 +67,10 @@ def open_or_build(bundle: Bundle, session: Session, folder: Path, split: Split =
 
 
 def _open_cached(kept: Path, bundle: Bundle) -> Gallery | None:
-    """A gallery of the cache, marked as used; None where it is not there, or damaged."""
+    """Open a cached gallery and mark it as used; None if it is missing or damaged."""
     try:
         opened = open_gallery(kept, bundle)
-        now = time.time_ns()  # left to the kernel it is a tick of some milliseconds
+        now = time.time_ns()  # the kernel's own timestamp has a resolution of milliseconds
         os.utime(kept, ns=(now, now))
         return opened
     except (UserError, OSError):
@@ -78,17 +78,17 @@ def _open_cached(kept: Path, bundle: Bundle) -> Gallery | None:
 
 
 def _evict(cache: Path) -> None:
-    """Makes room for one more gallery in the cache. Whoever has one open goes on with it."""
+    """Remove the least recently used cached galleries; processes that have one open keep it."""
     opened: list[tuple[float, Path]] = []
     for folder in cache.glob("gallery-*"):
-        with suppress(FileNotFoundError):  # another process forgets it, too
+        with suppress(FileNotFoundError):  # removed by another process
             opened.append((folder.stat().st_mtime, folder))
     for _, folder in sorted(opened)[: max(0, len(opened) - MAX_CACHED + 1)]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def sha256_of_index(folder: Path) -> str:
-    """Hash of what a folder of shards says it holds. Raises UserError where it is none."""
+    """Hash the index of a folder of shards. Raises UserError if it has none."""
     if not (folder / INDEX_NAME).exists():
         raise UserError(
             f"{folder}: expected a gallery ({GALLERY_NAME}) or a folder of shards ({INDEX_NAME}), "

@@ -18,7 +18,7 @@ LOCK = "lock"
 
 
 class RowFile:
-    """A file of rows of float32, which are written and synced, and mapped."""
+    """A file of float32 rows that is appended to, fsynced and memory-mapped."""
 
     def __init__(self, opened: ExitStack, path: Path, mode: str, width: int) -> None:
         self._path, self._width = path, width
@@ -26,7 +26,7 @@ class RowFile:
             self._file = opened.enter_context(path.open(mode, buffering=0))
 
     def write(self, start: int, rows: Vector) -> None:
-        """Writes rows (n, width) from row `start` on, to the disk."""
+        """Write rows (n, width) from row `start` on and fsync."""
         if rows.shape[1] != self._width:
             raise ValueError(f"expected rows of {self._width} numbers, found {rows.shape[1]}")
         content, at = memoryview(rows.tobytes()), start * self._width * 4
@@ -37,7 +37,7 @@ class RowFile:
             os.fsync(self._file.fileno())
 
     def map(self, count: int) -> Vector:
-        """The first `count` rows. Raises UserError where there are fewer."""
+        """Map the first `count` rows. Raises UserError if the file has fewer."""
         expected, size = count * self._width * 4, os.fstat(self._file.fileno()).st_size
         if size < expected:
             raise UserError(
@@ -51,10 +51,10 @@ class RowFile:
 
 @contextmanager
 def writer_lock(folder: Path) -> Generator[None]:
-    """Keeps others from writing the gallery of a folder, if there is one, until the end.
+    """Hold the writer lock of a gallery's folder, if there is one, until the end.
 
     Raises:
-        BusyError: one does.
+        BusyError: another process holds it.
     """
     if not (folder / ITEMS).exists():
         yield
@@ -74,6 +74,6 @@ def lock_for_writing(folder: Path) -> int:
     except OSError:
         os.close(descriptor)
         raise BusyError(
-            f"{folder}: another process writes this gallery; wait for it or end it"
+            f"{folder}: another process writes this gallery; wait until it ends, or stop it"
         ) from None
     return descriptor

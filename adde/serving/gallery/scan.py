@@ -1,4 +1,4 @@
-"""Looks at every stored row, block by block: the nearest, the best matches, what shows a value."""
+"""Exact scans of stored rows in blocks: nearest rows, best matches, rows that show a value."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -10,14 +10,14 @@ from adde.schema import Labels, Schema, Vector
 from adde.serving.gallery.scorers import ROUNDING, DistanceScorer, MatchScorer, shows_labels
 
 BLOCK_BYTES = 4 << 20
-"""Rows scored at a time: few enough for what is made of them to stay in a cache."""
+"""Bytes of rows scored at a time, small enough for intermediate results to stay in cache."""
 
 Mask = npt.NDArray[np.bool_]
 Rows = npt.NDArray[np.int64]
 
 
 def score_rows(rows: Vector, chosen: Rows, score: Callable[[Vector], Vector]) -> Vector:
-    """Scores (n,) of the chosen rows of `rows`, which are in order, computed in blocks."""
+    """Score the chosen rows, given in ascending order, in blocks; (n,) float32."""
     step = max(1, BLOCK_BYTES // (4 * rows.shape[1]))
     if len(chosen) < len(rows) // 4:
         few = range(0, len(chosen), step)
@@ -31,7 +31,7 @@ def _concatenate(scores: list[Vector]) -> Vector:
 
 
 def nearest_rows(rows: Vector, allowed: Mask, near: DistanceScorer, k: int) -> Rows:
-    """The k allowed rows that are nearest, nearest first, ties to the lowest row."""
+    """Return the k nearest allowed rows, nearest first; ties go to the lowest row."""
     chosen = np.flatnonzero(allowed)
     return chosen[smallest(-score_rows(rows, chosen, near)[None], k)[0]]
 
@@ -43,14 +43,14 @@ def best_match_rows(
     asked: Sequence[tuple[MatchScorer, int]],
     near: DistanceScorer,
 ) -> Rows:
-    """The allowed rows that match best by any of several rankings, ties to the nearest.
+    """Return the allowed rows that match best by any of several rankings; ties go to the nearest.
 
     Args:
         beliefs: (N, V + A) of every row.
-        rows: (N, A D + A + ...) as they are stored.
-        allowed: (N,) which may be chosen.
-        asked: what is wanted, and how many rows.
-        near: decides between rows that match alike.
+        rows: (N, A D + A + ...) as stored.
+        allowed: (N,) rows that may be chosen.
+        asked: scorers, each with the number of rows wanted of it.
+        near: breaks ties between equal match scores.
     """
     chosen = np.flatnonzero(allowed)
     found = [
@@ -61,7 +61,7 @@ def best_match_rows(
 
 
 def merge_rankings(found: Sequence[Rows]) -> Rows:
-    """Rows that any of several rankings found, once each, as they stand in the first that did."""
+    """Merge rankings: each row once, in the order of the first ranking that has it."""
     every = np.concatenate(found)
     return every[np.sort(np.unique(every, return_index=True)[1])]
 
@@ -69,16 +69,16 @@ def merge_rankings(found: Sequence[Rows]) -> Rows:
 def top_matches(
     chosen: Rows, scores: Vector, rows: Vector, match: MatchScorer, near: DistanceScorer, k: int
 ) -> Rows:
-    """The k of the chosen rows with the highest scores, highest first, ties to the nearest.
+    """Return the k chosen rows with the highest scores, highest first; ties go to the nearest.
 
-    Items of which every label is known tie in thousands.
+    Fully labelled items tie by the thousand.
     """
     if len(chosen) > k:
         last = scores[np.argpartition(-scores, k - 1)[k - 1]]
         kept = np.flatnonzero(scores >= last - ROUNDING * match.weights.sum())
         chosen, scores = chosen[kept], scores[kept]
     nearness = score_rows(rows, chosen, near)
-    # Sums of other blocks differ in their last bits.
+    # The last bits of a sum depend on the block it was computed in.
     steps = np.floor_divide(scores, ROUNDING * float(match.weights.sum()))
     return chosen[np.lexsort((-nearness, -steps))[:k]]
 

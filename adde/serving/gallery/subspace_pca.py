@@ -1,7 +1,8 @@
-"""Items in few numbers: each subspace along its principal directions, none across subspaces.
+"""Compact rows by principal component analysis within each subspace, never across subspaces.
 
-A weight on an attribute so stays a weight on its own numbers, and a query weighed in any way is one
-product with them. What is kept is what an encoder uses: of 340 numbers of a subspace a few dozen.
+A weight on an attribute therefore remains a weight on that attribute's numbers, and a query with
+any weights is a single dot product. The projection keeps the dimensions that the encoder uses: a
+few dozen of a subspace's 340.
 """
 
 from collections.abc import Iterable
@@ -13,37 +14,37 @@ import numpy.typing as npt
 from adde.schema import Vector
 
 EXPLAINED_VARIANCE = 0.998
-"""Share of a subspace's variance that its directions are to carry, where there is room."""
+"""Share of a subspace's variance to keep, as far as MAX_NUMBERS allows."""
 
 MAX_NUMBERS = 1008
-"""Numbers of one item at most: with a byte each and 8 of a row number, under 1 KB."""
+"""Maximum numbers per item: at one byte each plus an 8-byte row number, under 1 KB."""
 
 MULTIPLE = 16
-"""faiss multiplies so many numbers at once."""
+"""Row lengths are padded to a multiple of this, the width of faiss' kernels."""
 
 Counts = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class SubspacePCA:
-    """Where subspaces of width D vary: A attributes, r_a directions of attribute a, R in sum."""
+    """Principal directions of A subspaces of width D: r_a of attribute a, R in total."""
 
     means: Vector
     """(A, D)."""
     bases: Vector
-    """(D, R) orthonormal columns within each attribute, attributes in order."""
+    """(D, R) columns, orthonormal within each attribute, attributes in order."""
     kept: Counts
     """(A,) r_a."""
 
     @property
     def size(self) -> int:
-        """Numbers of one compact row: R, a squared length per attribute, filled up."""
+        """Length of a compact row: R, plus a squared length per attribute, plus padding."""
         used = self.bases.shape[1] + len(self.kept)
         return -(-used // MULTIPLE) * MULTIPLE
 
     @classmethod
     def fit(cls, blocks: Iterable[Vector], shape: tuple[int, int]) -> "SubspacePCA":
-        """Finds them in unit vectors, given as blocks (N, A, D) of float32."""
+        """Fit to unit vectors, given as blocks (N, A, D) of float32."""
         attributes, width = shape
         count = 0
         sums = np.zeros(shape)
@@ -62,15 +63,17 @@ class SubspacePCA:
         return cls(means.astype(np.float32), np.hstack(chosen).astype(np.float32), kept)
 
     def project_rows(self, stored: Vector) -> Vector:
-        """Rows as they are stored, (N, A D + A + ...) -> compact (N, size)."""
+        """Project stored rows (N, A D + A + ...) to compact rows (N, size)."""
         attributes, width = self.means.shape
         used = attributes * width
         vectors = stored[:, :used].reshape(-1, attributes, width) - self.means
         return self._project(vectors, stored[:, used : used + attributes])
 
     def project_query(self, vector: Vector) -> Vector:
-        """`augmented_query` -> compact (1, size): products with rows differ from those of the
-        whole by one constant, and by what the directions leave out.
+        """Project an `augmented_query` to (1, size).
+
+        Its products with compact rows equal those of the full vectors up to one constant and the
+        variance that the projection drops.
         """
         attributes, width = self.means.shape
         used = attributes * width
@@ -87,8 +90,8 @@ class SubspacePCA:
 
 
 def _choose_directions(variances: npt.NDArray[np.float64], room: int) -> Counts:
-    """(A,) directions of each attribute: those that explain it, or as many as there is room for,
-    the strongest of their subspace first.
+    """Choose the number of directions per attribute, (A,): enough for EXPLAINED_VARIANCE, or the
+    strongest that fit the budget; at least one each.
     """
     shares = variances / np.maximum(variances.sum(axis=1, keepdims=True), 1e-30)
     before = np.cumsum(shares, axis=1) - shares

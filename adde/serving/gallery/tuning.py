@@ -1,4 +1,4 @@
-"""How many candidates an index ranks anew: measured on edited items, against every item."""
+"""Choose how many candidates an index re-ranks, by comparison with exact search on edited items."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -12,28 +12,28 @@ from adde.serving.gallery.scan import Mask, Rows, score_rows
 from adde.serving.gallery.scorers import DistanceScorer, MatchScorer
 
 TARGET_RECALL = 0.998
-"""Recall of the queries that are measured, so that others have 0.995."""
+"""Recall to reach on the measured queries, with a margin so that other queries reach 0.995."""
 
 RECALL_AT = 30
 QUERIES = 100
-"""Of each kind."""
+"""Queries per kind."""
 
 DEPTHS = (1, 2, 4, 8, 16, 32, 64)
-"""Candidates for each item wanted; the smallest that is enough is taken."""
+"""Candidates per wanted item; the smallest sufficient one is chosen."""
 
 BLOCK_BYTES = 16 << 20
-"""Rows scored at a time."""
+"""Bytes of rows scored at a time."""
 
 Kinds = dict[str, dict[str, float]]
 
 
 class TunableIndex(Protocol):
-    """What is measured: an index and how it is asked."""
+    """The interface of an index that is tuned."""
 
     report: dict[str, Any]
 
     def nearest(self, near: DistanceScorer, allowed: Mask, rows: Vector, k: int) -> Rows:
-        """Rows, nearest first."""
+        """Return rows, nearest first."""
         ...
 
     def matches(
@@ -44,19 +44,19 @@ class TunableIndex(Protocol):
         rows: Vector,
         beliefs: Vector,
     ) -> Rows:
-        """Rows, best first."""
+        """Return rows, best first."""
         ...
 
 
 def depth_for(kinds: Mapping[str, Mapping[str, float]], weights: Vector) -> int:
-    """What was measured for weights as uneven as these, or more so."""
+    """Return the depth measured for weights at least as concentrated as these."""
     even = effective_attributes(weights) * (1 + 1e-6)
     enough = [kind for kind in kinds.values() if kind["attributes"] <= even]
     return int(max(enough or kinds.values(), key=lambda kind: kind["attributes"])["depth"])
 
 
 def effective_attributes(weights: Vector) -> float:
-    """How many attributes count: A where all weigh the same, 1 where one does."""
+    """Effective number of attributes: A for equal weights, 1 if only one counts."""
     exact = weights.astype(np.float64)
     return float(exact.sum() ** 2 / np.square(exact).sum())
 
@@ -69,15 +69,16 @@ def tune(
     schema: Schema,
     calibration: Calibration | None,
 ) -> dict[str, Kinds]:
-    """Depths by distance and by match, the smallest that reach TARGET_RECALL, and their recall.
+    """Find the smallest depths by distance and by match that reach TARGET_RECALL, with their
+    recall.
 
     Args:
-        index: whose report is given what is tried.
-        rows: (N, A D + A + 1) as they are stored.
-        beliefs: (N, V + A) as they are stored.
-        live: (N,) which of them are items.
-        schema: of the columns.
-        calibration: of the bundle; None where it has none.
+        index: its report is set to each depth tried.
+        rows: (N, A D + A + 1) as stored.
+        beliefs: (N, V + A) as stored.
+        live: (N,) True for rows that are live items.
+        schema: the gallery's schema.
+        calibration: the bundle's calibration, or None.
     """
     attributes = len(schema.sizes)
     k = min(RECALL_AT, int(np.count_nonzero(live)))
@@ -142,7 +143,7 @@ class _QueryKind(NamedTuple):
 def _find_depth(
     index: TunableIndex, kind: _QueryKind, stored: Vector, search: Callable[[int], Rows], k: int
 ) -> dict[str, float]:
-    """The smallest depth that reaches TARGET_RECALL, or the largest there is."""
+    """Find the smallest depth that reaches TARGET_RECALL, or the largest tried."""
     found: dict[str, float] = {}
     recall = 0.0
     for depth in DEPTHS:
@@ -151,15 +152,15 @@ def _find_depth(
         right = 0
         for at, (score, floor) in enumerate(zip(kind.scores, kind.floors)):
             rows = np.sort(search(at))
-            # Items of which every label is known tie: any of those is right.
+            # Fully labelled items tie; any of them is correct.
             right += min(k, int(np.count_nonzero(score_rows(stored, rows, score) >= floor)))
         recall = right / (k * len(kind.scores))
         found[f"recall{RECALL_AT}"] = round(recall, 5)
         if recall >= TARGET_RECALL:
             return found
     print(
-        f"warning: index: by {kind.rank}, queries of {kind.name} of the attributes have recall "
-        f"{recall:.3f} with {DEPTHS[-1]} candidates an answer, the most that are tried; the aim is "
+        f"warning: index: by {kind.rank}, queries on {kind.name} of the attributes reach recall "
+        f"{recall:.3f} with {DEPTHS[-1]} candidates per answer, the most tried; the target is "
         f"{TARGET_RECALL}",
         file=sys.stderr,
     )
@@ -167,13 +168,14 @@ def _find_depth(
 
 
 def _score_floors(stored: Vector, live: Mask, scores: Callable[[Vector], Vector], k: int) -> Vector:
-    """Of each query the k-th best score of all items, less rounding; in one pass over the rows.
+    """For each query, the k-th best score over all live items, less rounding; one pass over the
+    rows.
 
     Args:
-        stored: (N, ...) rows.
-        live: (N,) which of them are items.
-        scores: rows to (Q, N) scores.
-        k: rank looked at.
+        stored: rows (N, ...).
+        live: (N,) True for rows that are live items.
+        scores: maps rows to scores (Q, N).
+        k: the rank.
     """
     best: Vector | None = None
     step = max(k, BLOCK_BYTES // (4 * stored.shape[1]))
@@ -196,8 +198,9 @@ def _sample_queries(
     counted: int,
     calibration: Calibration | None,
 ) -> list[tuple[DistanceScorer, MatchScorer | None]]:
-    """LocatedSample items with one subspace of another, as an edit makes them; that one and others,
-    `counted` in all, count.
+    """Make queries from stored items by swapping in one subspace of another item, as an edit does.
+
+    The swapped attribute and others, `counted` in all, have weight.
     """
     attributes = len(schema.sizes)
     width = (rows.shape[1] - attributes - 1) // attributes

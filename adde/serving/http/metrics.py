@@ -1,4 +1,4 @@
-"""What /metrics says, in the terms of Prometheus."""
+"""Prometheus metrics."""
 
 import time
 from collections.abc import Generator
@@ -18,7 +18,7 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 
 
 class Metrics:
-    """The metrics of one server, in a registry of their own."""
+    """The metrics of one server, in a separate registry."""
 
     def __init__(self) -> None:
         self.registry = of = CollectorRegistry()
@@ -65,7 +65,7 @@ class Metrics:
 
     @contextmanager
     def stage(self, name: str) -> Generator[None]:
-        """Times the body as a stage of a request, also where it fails."""
+        """Time the block as a stage of a request, even if it fails."""
         start = time.perf_counter()
         try:
             yield
@@ -73,5 +73,5 @@ class Metrics:
             self.stages.labels(name).observe(time.perf_counter() - start)
 
     def text(self) -> bytes:
-        """The exposition format."""
+        """Return the metrics in the exposition format."""
         return generate_latest(self.registry)

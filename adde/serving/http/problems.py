@@ -1,4 +1,4 @@
-"""What goes wrong, as RFC 9457 problem details."""
+"""Errors as RFC 9457 problem details."""
 
 import math
 from collections.abc import Mapping
@@ -28,14 +28,14 @@ PICTURES = {
     BROKEN: (422, "picture-broken"),
 }
 AWAY_SECONDS = 2
-"""After which to come back, where the gallery's service does not answer, or no decoder."""
+"""Retry-After while the gallery or the decoders are unavailable."""
 
 CLIENT_GONE = 499
-"""As nginx has it: nobody reads the answer, and logs and metrics say why there is none."""
+"""nginx's code for logs and metrics; the client that left does not see it."""
 
 
 class ProblemBody(BaseModel):
-    """RFC 9457."""
+    """Problem details of RFC 9457."""
 
     type: str = Field(examples=["urn:adde:problem:queue-full"])
     title: str
@@ -45,13 +45,13 @@ class ProblemBody(BaseModel):
 
 
 class Problem(Exception):  # noqa: N818  # RFC 9457's word
-    """An answer that is an error.
+    """An error response.
 
     Args:
         status: HTTP status.
-        code: what programs tell problems apart by; the end of `type`.
-        detail: for a person; names what was expected and what was found.
-        headers: of the answer.
+        code: identifies the kind of problem; the end of `type`.
+        detail: for a person; says what was expected and found.
+        headers: extra response headers.
     """
 
     def __init__(
@@ -63,28 +63,28 @@ class Problem(Exception):  # noqa: N818  # RFC 9457's word
 
 
 def retry_later(code: str, detail: str, seconds: float, status: int = 429) -> Problem:
-    """With Retry-After, in whole seconds."""
+    """Make a problem with Retry-After, rounded up to seconds."""
     return Problem(status, code, detail, {"Retry-After": str(max(1, math.ceil(seconds)))})
 
 
 def from_validation(errors: list[Any]) -> Problem:
-    """What pydantic found, without the values that it found it in."""
+    """Make a problem from pydantic's errors, without the offending values."""
     texts = [f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg']}" for e in errors[:5]]
     more = f"; and {len(errors) - 5} more" if len(errors) > 5 else ""
     return Problem(422, "invalid", "; ".join(texts) + more)
 
 
 def from_exception(error: Exception) -> Problem:
-    """The problem that an exception is to the client; nothing of what the server alone may know."""
+    """Make the problem for an exception, without internal details."""
     if isinstance(error, Problem):
         return error
     if isinstance(error, ItemNotFoundError):
         return Problem(404, "no-such-item", str(error))
     if isinstance(error, UnavailableError):
-        detail = "the service that the gallery lies in does not answer now; come back"
+        detail = "the gallery's service does not answer at present; try again later"
         return retry_later("gallery-away", detail, AWAY_SECONDS, 503)
     if isinstance(error, NoDecoderError):
-        detail = "no picture can be decoded now; come back"
+        detail = "no picture can be decoded at present; try again later"
         return retry_later("no-decoder", detail, AWAY_SECONDS, 503)
     if isinstance(error, PictureError):
         return Problem(*PICTURES[error.kind], str(error))
@@ -100,7 +100,7 @@ def from_exception(error: Exception) -> Problem:
 
 
 def to_response(problem: Problem, request_id: str) -> JSONResponse:
-    """The answer that a problem is."""
+    """Make the response for a problem."""
     try:
         title = HTTPStatus(problem.status).phrase
     except ValueError:
@@ -116,7 +116,7 @@ def to_response(problem: Problem, request_id: str) -> JSONResponse:
 
 
 def install(app: FastAPI) -> None:
-    """Makes every exception of a route a problem."""
+    """Handle every exception of a route as a problem."""
 
     async def handle(request: Request, error: Exception) -> JSONResponse:
         return to_response(from_exception(error), request.state.request_id)

@@ -1,4 +1,4 @@
-"""What requests and answers hold, as OpenAPI describes it."""
+"""Request bodies, as OpenAPI describes them."""
 
 from collections.abc import Sized
 from typing import Annotated, Any, Literal, cast
@@ -10,14 +10,15 @@ from adde.serving.attribute_edits import More, Not
 from adde.serving.search import MAX_K, MAX_WEIGHT, Request
 
 MOST = 1000
-"""Names in one mapping and values in one list of a request."""
+"""Maximum names in a mapping and values in a list."""
 
 MOST_FILTERS = 50
 
 
 def check_count(value: Any, most: int) -> Any:
-    """Refuses a mapping or a list of more, before it is looked into: pydantic counts last, and has
-    an error for every part that is wrong and each kind it could have been. A million take minutes.
+    """Reject too large a mapping or list before pydantic looks into it.
+
+    pydantic checks lengths last and collects errors of every part first; a million take minutes.
     """
     found = len(cast(Sized, value)) if isinstance(value, dict | list) else 0
     if found > most:
@@ -26,7 +27,7 @@ def check_count(value: Any, most: int) -> Any:
 
 
 def at_most(count: int) -> BeforeValidator:
-    """`check_count` of a field."""
+    """Apply `check_count` to a field."""
     return BeforeValidator(lambda value: check_count(value, count))
 
 
@@ -40,7 +41,7 @@ Names = at_most(MOST)
 Filters = Annotated[dict[Text, Condition], at_most(MOST_FILTERS), Field(max_length=MOST_FILTERS)]
 
 
-# "1" is no number, and a mistyped name is told instead of left out.
+# "1" is not a number, and an unknown name is an error.
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 FILTERS = TypeAdapter[dict[str, Condition]](Filters, config=STRICT)
 
@@ -61,11 +62,11 @@ class _Asked(BaseModel):
 
 
 class EmbedBody(_Asked):
-    """One picture."""
+    """A picture to embed."""
 
 
 class NotBody(BaseModel):
-    """Any value of the attribute but these."""
+    """Any value of the attribute except these."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -74,12 +75,12 @@ class NotBody(BaseModel):
     )
 
     def edit(self) -> Not:
-        """As the library has it."""
+        """Convert to the library's type."""
         return Not(*([self.refused] if isinstance(self.refused, str) else self.refused))
 
 
 class MoreBody(BaseModel):
-    """A share of the way from what the item is to the value."""
+    """Move part of the way from the item's value to this one."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -87,12 +88,12 @@ class MoreBody(BaseModel):
     amount: float = Field(0.5, gt=0, le=1)
 
     def edit(self) -> More:
-        """As the library has it."""
+        """Convert to the library's type."""
         return More(self.more, self.amount)
 
 
 class SearchBody(_Asked):
-    """A picture or an item to start from, and what is wanted of the answers."""
+    """A picture or item to start from, and what the answers should have."""
 
     item: Text | None = Field(None, description="Id of an item of the gallery to start from.")
     edits: Annotated[dict[Text, Text | NotBody | MoreBody], Names] = Field(
@@ -126,7 +127,7 @@ class SearchBody(_Asked):
     )
 
     def request(self, image: bytes | None) -> Request:
-        """As the library has it; the picture is given apart."""
+        """Convert to the library's type; the picture is passed separately."""
         fields: dict[str, Any] = {name: getattr(self, name) for name in SearchBody.model_fields}
         edits = {n: e if isinstance(e, str) else e.edit() for n, e in self.edits.items()}
         fields |= {"edits": edits, "image": image}

@@ -23,7 +23,9 @@ class SeenBody(BaseModel):
 
 
 class EmbedResult(BaseModel):
-    """An embedding (A attributes x D), not normalised, and what is seen in the picture."""
+    """An embedding (A attributes x D), not normalised, and the attributes predicted from the
+    picture.
+    """
 
     bundle: str
     embedding: list[list[float]]
@@ -31,7 +33,7 @@ class EmbedResult(BaseModel):
 
 
 class MatchBody(BaseModel):
-    """One attribute of an answer, held against what was asked for."""
+    """One attribute of an answer, compared with the request."""
 
     value: str | None = Field(
         description="The answer's value; null where the attribute is likelier not to be there."
@@ -61,7 +63,7 @@ class AnswerBody(BaseModel):
 
 
 class SearchResult(BaseModel):
-    """Answers, best first, and what was looked for."""
+    """Answers, best first, and the values sought."""
 
     bundle: str
     rank: Rank
@@ -94,7 +96,7 @@ class AttributeBody(BaseModel):
 
 
 class FieldBody(BaseModel):
-    """A field of the items, which answers can be filtered by."""
+    """A field of the items, for filters."""
 
     name: str
     values: list[bool | int | float | str] = Field(
@@ -105,7 +107,7 @@ class FieldBody(BaseModel):
 
 
 class CardsBody(BaseModel):
-    """How the page shows items; null where they have no such field."""
+    """How the page shows items; null if there is no such field."""
 
     title_field: str | None
     price_field: str | None
@@ -115,7 +117,7 @@ class CardsBody(BaseModel):
 
 
 class SchemaResult(BaseModel):
-    """What can be asked for."""
+    """The attributes and fields that requests may use."""
 
     bundle: str
     calibrated: bool = Field(description="Answers can be ranked by match, and are by default.")
@@ -127,7 +129,7 @@ class SchemaResult(BaseModel):
 
 
 class Health(BaseModel):
-    """What the process runs on; `swap` is the outcome of the last one, its reason in the log."""
+    """State of the process; `swap` is the outcome of the last hot swap, explained in the log."""
 
     status: Literal["ok"]
     version: str
@@ -138,18 +140,18 @@ class Health(BaseModel):
 
 
 class Ready(BaseModel):
-    """Whether to send requests here."""
+    """The server accepts requests."""
 
     ready: Literal[True]
 
 
 def seen_json(seen: Mapping[str, Seen]) -> dict[str, Any]:
-    """`SeenBody` of each attribute."""
+    """Make a `SeenBody` per attribute."""
     return {name: vars(value) for name, value in seen.items()}
 
 
 def answer_json(header: Header, answer: Answer) -> dict[str, Any]:
-    """An `AnswerBody`."""
+    """Make an `AnswerBody`."""
     return {
         "item_id": answer.item_id,
         "distance": answer.distance,
@@ -162,7 +164,7 @@ def answer_json(header: Header, answer: Answer) -> dict[str, Any]:
 
 
 def result_json(header: Header, bundle: str, result: Result) -> dict[str, Any]:
-    """A `SearchResult`."""
+    """Make a `SearchResult`."""
     return {
         "bundle": bundle,
         "rank": result.rank,
@@ -173,7 +175,7 @@ def result_json(header: Header, bundle: str, result: Result) -> dict[str, Any]:
 
 
 def item_json(header: Header, item: Item) -> dict[str, Any]:
-    """An `ItemBody`."""
+    """Make an `ItemBody`."""
     return {
         "item_id": item.item_id,
         "labels": header.schema.decode(item.labels),

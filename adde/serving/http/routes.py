@@ -30,7 +30,7 @@ router = APIRouter()
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """What a route may answer but for success, as OpenAPI has it."""
+    """Describe a route's error responses for OpenAPI."""
     schema = {"$ref": f"#/components/schemas/{ProblemBody.__name__}"}
     content = {MEDIA_TYPE: {"schema": schema}}
     texts = {status: {"description": "Problem", "content": content} for status in statuses}
@@ -42,7 +42,7 @@ LOOK = (401, 404, 421, 422, 429, 500, 503, 504)
 
 
 def body_of(kind: type[BaseModel], needs_image: bool) -> dict[str, Any]:
-    """A request's body as OpenAPI has it."""
+    """Describe a request body for OpenAPI."""
     schema = inlined(kind.model_json_schema())
     form: dict[str, Any] = {
         "type": "object",
@@ -59,7 +59,7 @@ def body_of(kind: type[BaseModel], needs_image: bool) -> dict[str, Any]:
 
 
 def inlined(schema: dict[str, Any]) -> dict[str, Any]:
-    """A schema without `$defs`, whose addresses would be those of the whole document."""
+    """Inline `$defs` of a schema, whose references would point into the whole document."""
     parts = schema.pop("$defs", {})
 
     def put(value: Any) -> Any:
@@ -76,12 +76,12 @@ def inlined(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def service_of(request: Request) -> Service:
-    """What stands behind the app."""
+    """Return the app's service."""
     return request.app.state.service
 
 
 def json_response(content: bytes | dict[str, Any]) -> Response:
-    """An answer that is JSON already, or is to be."""
+    """Make a JSON response."""
     body = content if isinstance(content, bytes) else json.dumps(content, allow_nan=False).encode()
     return Response(body, media_type=JSON)
 
@@ -108,7 +108,7 @@ async def search(request: Request) -> Response:
 
 @router.get("/v1/schema", responses=problems(401, 421, 429))
 async def schema(request: Request) -> response_models.SchemaResult:
-    """What can be asked for."""
+    """The attributes and fields that requests may use."""
     service = service_of(request)
     backend = service.backend
     return response_models.SchemaResult(
@@ -135,11 +135,13 @@ async def schema(request: Request) -> response_models.SchemaResult:
 async def some_items(
     request: Request,
     count: Annotated[int, Query(ge=1, le=100)] = 12,
-    seed: Annotated[int, Query(ge=0, lt=2**32, description="Another seed, other items.")] = 0,
-    offset: Annotated[int, Query(ge=0, le=10_000, description="Items before these.")] = 0,
-    query: Annotated[str, Query(max_length=200, description="Words that items must have.")] = "",
+    seed: Annotated[
+        int, Query(ge=0, lt=2**32, description="Determines which items are drawn.")
+    ] = 0,
+    offset: Annotated[int, Query(ge=0, le=10_000, description="Items to skip.")] = 0,
+    query: Annotated[str, Query(max_length=200, description="Words that items must contain.")] = "",
     filters: Annotated[
-        str, Query(max_length=2000, description="As /v1/search has them, in JSON.")
+        str, Query(max_length=2000, description="Filters as in /v1/search, as JSON.")
     ] = "{}",
 ) -> Response:
     """Some items to start from."""
@@ -158,7 +160,7 @@ async def some_items(
 ItemId = Annotated[str, Path(max_length=1000)]
 
 
-# Before the route of items, which takes ids with slashes.
+# Must come before the items route, whose ids may contain slashes.
 @router.get(
     "/v1/items/{item_id:path}/picture",
     response_class=Response,
@@ -168,7 +170,7 @@ ItemId = Annotated[str, Path(max_length=1000)]
     },
 )
 async def picture(request: Request, item_id: ItemId) -> Response:
-    """An item's picture, as it was packed; or a redirection, if `--pictures` is an address."""
+    """An item's picture as stored, or a redirect if `--pictures` is a URL."""
 
     async def read(backend: Backend) -> bytes | str | None:
         gallery = backend.searcher.gallery
@@ -178,8 +180,8 @@ async def picture(request: Request, item_id: ItemId) -> Response:
         try:
             return await backend.in_thread(read_picture, gallery.header, item)
         except UserError as error:
-            log.error("a picture cannot be read: %s", error)
-            detail = f"the picture of item {item_id!r} is not to be had now"
+            log.error("cannot read a picture: %s", error)
+            detail = f"the picture of item {item_id!r} is not available at present"
             raise Problem(503, "picture-missing", detail) from None
 
     content = await service_of(request).query_gallery(request, read)
@@ -210,7 +212,7 @@ async def item(request: Request, item_id: ItemId) -> Response:
 
 @router.get("/healthz", responses=problems(421))
 async def healthz(request: Request) -> response_models.Health:
-    """Whether the process lives, and what it runs on."""
+    """Liveness, and what the process runs on."""
     service = service_of(request)
     return response_models.Health(
         status="ok",
@@ -224,12 +226,12 @@ async def healthz(request: Request) -> response_models.Health:
 
 @router.get("/readyz", responses=problems(421, 503))
 async def readyz(request: Request) -> response_models.Ready:
-    """Whether to send requests here."""
+    """Readiness: whether to send requests here."""
     service = service_of(request)
     if service.draining:
-        raise Problem(503, "draining", "this server is about to end; ask another")
+        raise Problem(503, "draining", "this server is shutting down; use another")
     if service.backend.gallery.unavailable:
-        raise from_exception(UnavailableError("away"))
+        raise from_exception(UnavailableError("unavailable"))
     return response_models.Ready(ready=True)
 
 
@@ -239,5 +241,5 @@ async def readyz(request: Request) -> response_models.Ready:
     responses={200: {"content": {"text/plain": {}}}, **problems(401, 421)},
 )
 async def metrics(request: Request) -> Response:
-    """For Prometheus."""
+    """Metrics for Prometheus."""
     return Response(service_of(request).metrics.text(), media_type=CONTENT_TYPE_LATEST)

@@ -1,4 +1,4 @@
-"""The one object behind the routes: what is served now, and how."""
+"""The service behind the routes: the current backend, and how requests use it."""
 
 import asyncio
 import json
@@ -36,14 +36,14 @@ class Service:
     """Answers requests with the current backend; used from one event loop after `start`.
 
     Args:
-        source: what is opened at the start and again at every swap.
-        opened: what `source.open()` gave.
-        keys: who may ask; None: everyone.
-        hosts: what the server is called; None: anything.
+        source: opened at start and again at every hot swap.
+        opened: the result of `source.open()`.
+        keys: accepted API keys; None: no key is needed.
+        hosts: accepted Host headers; None: any.
         cards: how the page shows items.
 
     Raises:
-        UserError: the gallery's items have none of what `cards` names.
+        UserError: the gallery's items do not have a field that `cards` names.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Service:
     ) -> None:
         self.settings, self.keys, self.hosts = settings, keys, hosts
         self._cards = cards or Cards()
-        self._cards_of(opened)  # told before it serves
+        self._cards_of(opened)  # fails before serving
         self.metrics = Metrics()
         self.rate_limiter = RateLimiter(settings.rate, settings.burst)
         self.draining = False
@@ -66,33 +66,35 @@ class Service:
         self.backend: Backend
         self._config, self._opened, self._decoders = source, opened, decoders
         self.bodies = FairQuota(settings.queue * settings.max_bytes, self._several_keys)
-        """Bytes of bodies that requests have sent."""
+        """Bytes of request bodies held in memory."""
         self._admission = Admission(settings.queue, self.metrics, self._several_keys)
         self._swapping = asyncio.Lock()
 
     async def start(self) -> None:
-        """Begins to serve."""
+        """Start serving."""
         self.backend = self._backend(self._opened)
 
     async def close(self) -> None:
-        """Ends after the requests at hand."""
+        """Wait for running requests and close the backend."""
         async with self._swapping:
             await self.backend.close()
 
     async def reload(self) -> None:
-        """Opens the source again and swaps it in; a source that is no good changes nothing."""
+        """Open the source again and swap it in; if that fails, the old backend keeps serving."""
         async with self._swapping:
             if self.draining:
-                return  # it would serve nobody
+                return  # shutting down
             self.swap = "running"
             try:
                 backend = self._backend(await asyncio.to_thread(self._config.open))
             except Exception as error:
                 self.swap = "failed"
                 self.metrics.swaps.labels("failed").inc()
-                # What is no UserError is unforeseen, and its trace is wanted.
+                # Anything but a UserError is unexpected, so log its traceback.
                 trace = None if isinstance(error, UserError) else error
-                log.error("swap failed, bundle stays: %s", error, exc_info=trace)
+                log.error(
+                    "hot swap failed, the old bundle keeps serving: %s", error, exc_info=trace
+                )
                 return
             old, self.backend = self.backend, backend
             self.swap = "done"
@@ -101,7 +103,7 @@ class Service:
             await old.close()
 
     async def embed(self, request: Request) -> bytes:
-        """Answers /v1/embed."""
+        """Answer /v1/embed."""
         _, upload = await self._read(request, EmbedBody)
         if upload is None:
             raise Problem(422, "invalid", "image: expected one, found none")
@@ -111,7 +113,7 @@ class Service:
             )
 
     async def search(self, request: Request) -> bytes:
-        """Answers /v1/search."""
+        """Answer /v1/search."""
         body, upload = await self._read(request, SearchBody)
         with self._admission.admit(request.state.key) as slot:
             return await within_deadline(
@@ -119,7 +121,7 @@ class Service:
             )
 
     async def query_gallery(self, request: Request, work: Callable[[Backend], Awaitable[T]]) -> T:
-        """What `work` finds in the gallery: inside and in time as a search is."""
+        """Run `work` on the backend, admitted and within the deadline like a search."""
 
         async def run() -> T:
             backend = self.backend
@@ -131,7 +133,7 @@ class Service:
             return await within_deadline(request, run(), self._seconds_left(request))
 
     async def _read(self, request: Request, kind: type[Body]) -> tuple[Body, Upload | None]:
-        """The body, which has a slot only when it is here: else slow ones would fill the house."""
+        """Read the body before admission, so that slow clients do not hold slots."""
         self._admission.check(request.state.key)
         with self.metrics.stage("read"):
             return await read(request, kind, self._seconds_left(request))
@@ -143,7 +145,7 @@ class Service:
             return await backend.in_thread(_embed_json, backend.bundle, start)
 
     async def _search(self, slot: Slot, body: SearchBody, upload: Upload | None) -> bytes:
-        search = body.request(None if upload is None else b"")  # embedded on its own
+        search = body.request(None if upload is None else b"")  # the picture is embedded separately
         backend = self.backend
         with backend.in_use():
             backend.searcher.check(search)
@@ -176,7 +178,7 @@ class Service:
         return self.keys is not None and len(self.keys) > 1
 
     def _seconds_left(self, request: Request) -> float:
-        """Seconds until a request's deadline."""
+        """Seconds until the request's deadline."""
         passed = time.monotonic() - request.state.started
         return max(0.0, self.settings.deadline_seconds - passed)
 
@@ -184,8 +186,8 @@ class Service:
 def _embed_json(bundle: str, start: Start) -> bytes:
     if not np.isfinite(start.embedding).all():  # orjson would write null
         raise ValueError("expected an embedding of finite numbers")
-    # Thousands of numbers: json takes as long as decoding a picture, and holds up all threads.
-    # Each is the shortest that reads back as the same float32.
+    # orjson, because json takes as long as decoding a picture and holds the GIL. Each number is the
+    # shortest that parses to the same float32.
     content = {"bundle": bundle, "embedding": start.embedding, "seen": seen_json(start.seen)}
     return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
 

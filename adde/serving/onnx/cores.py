@@ -9,16 +9,16 @@ OWN_GROUP = Path("/proc/self/cgroup")
 
 
 def cores() -> int:
-    """Cores that this process may run on, or as many as its quota pays for where that is less.
+    """Return the number of cores in this process's affinity mask, or its CPU quota if lower.
 
-    A container's CPU limit is a quota of time on any core of the machine (`cpu.max` of cgroup v2).
-    Threads for all of those use it up early, and then stand still until the next period.
+    A container's CPU limit is a time quota on any core of the machine (`cpu.max` of cgroup v2). One
+    thread per core would use it up early and then stall until the next period.
     """
     return math.ceil(min(len(os.sched_getaffinity(0)), max(1.0, _quota())))
 
 
 def _quota() -> float:
-    """Cores that are paid for to this process's group and to those around it together."""
+    """The smallest quota, in cores, of this process's cgroup and its ancestors."""
     try:
         lines = OWN_GROUP.read_text().splitlines()
     except OSError:
@@ -32,5 +32,5 @@ def _paid(file: Path) -> float:
     try:
         microseconds, period = file.read_text().split()
         return math.inf if microseconds == "max" else int(microseconds) / int(period)
-    except (OSError, ValueError):  # the outermost group has none
+    except (OSError, ValueError):  # the root group has no quota
         return math.inf

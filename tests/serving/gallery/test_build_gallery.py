@@ -102,7 +102,7 @@ def test_nothing_but_a_gallery_is_replaced(bundle, blind, tiny_shards, tmp_path)
     (tmp_path / "photos" / "a.jpg").touch()
     (tmp_path / "file").touch()
     for name, found in (("photos", "'a.jpg'"), ("file", "a file")):
-        with pytest.raises(UserError, match=f"a new folder or a gallery, .* found {found}; name"):
+        with pytest.raises(UserError, match=f"a new folder or a gallery .* found {found}; name"):
             build_gallery(bundle, blind, tiny_shards, tmp_path / name)
     assert (tmp_path / "photos" / "a.jpg").exists()
 
@@ -342,7 +342,7 @@ def test_items_that_are_from_no_shards_stay_when_their_gallery_is_built_again(
     with pytest.raises(KeyboardInterrupt):
         build_gallery(bundle, Counting(session, most=64), tiny_shards, out)
     build_gallery(bundle, session, tiny_shards, out)
-    assert "1499 items that are from no shards stay" in capsys.readouterr().err
+    assert "kept 1499 items that do not come from shards" in capsys.readouterr().err
     with closing(open_gallery(out, bundle)) as gallery:
         assert len(gallery) == 96 + 1499
         found = gallery.get("new-1499")
@@ -365,7 +365,7 @@ def test_items_of_another_bundle_are_neither_dropped_nor_kept(
     build_gallery(bundle, session, tiny_shards, out, "val")  # nothing is lost
     with closing(open_gallery(out, bundle, writable=True)) as gallery:
         gallery.upsert(random_items(1, prefix="new"))
-    with pytest.raises(UserError, match=r"'new-0', and were embedded by another bundle"):
+    with pytest.raises(UserError, match=r"'new-0', embedded by another bundle"):
         build_gallery(other, blind, tiny_shards, out, "val")
 
 

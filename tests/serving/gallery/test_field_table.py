@@ -86,7 +86,7 @@ def test_each_kind_is_told_and_the_cell_that_spoilt_it(table):
     told = FieldTable(path, "sku", (), SCHEMA).notices
     assert told[0] == "column 'brand': unknown, as --unknown says: 'n/a' (1 rows)"
     price, net, sold, brand, left, year = told[1:]
-    assert price.startswith("field 'price': text, 3 of 3 rows: no numbers, as 1 cells are none")
+    assert price.startswith("field 'price': text, 3 of 3 rows: not numeric because 1 cells are not")
     assert f"'on sale' ({path}, line 3)" in price
     assert "--unknown" in price
     assert "'9,50'" in net
@@ -154,7 +154,7 @@ def test_the_program_stores_them(tiny_bundle, tiny_shards, bundle, table, tmp_pa
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "field 'price': whole numbers, 10 of 10 rows, 10 to 19\n" in done.stdout
-    assert f"fields price, brand of {path}; of the items embedded now it lacks 2\n" in done.stdout
+    assert f"fields price, brand of {path}; items embedded now without a row: 2\n" in done.stdout
     with closing(open_gallery(tmp_path / "g", bundle)) as gallery:
         assert gallery.get("val-000000-003").fields == {"price": 13, "brand": "acme"}
         assert gallery.get("val-000000-011").fields == {}

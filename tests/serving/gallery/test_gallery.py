@@ -191,7 +191,7 @@ def test_what_is_browsed_passes_filters_and_goes_on_in_pages(empty, random_items
         ({"colour": {"above": 3}}, "'colour': expected .*min.*above"),
         ({"colour": {"min": "3"}}, "'colour': expected .*min"),
         ({"colour": {"min": 3}}, "'colour': expected values, found bounds"),
-        ({"brand": {"max": 1e9}}, "'brand': .* found numbers; build_gallery.py says .* which cell"),
+        ({"brand": {"max": 1e9}}, "'brand': .* found numbers; build_gallery.py reports which cell"),
         ({"colour": []}, "'colour': expected a value, a list of values or bounds"),
         ({"colour": [["red"]]}, "'colour': expected a value"),
     ],
@@ -346,10 +346,14 @@ def test_damage_is_told(tiny_gallery, tmp_path):
         EmbeddedGallery(folder)
     folder, path = damaged("items.sqlite")
     path.write_bytes(b"x" * 4096)
-    with pytest.raises(UserError, match=r"items\.sqlite: expected the gallery's items, found"):
+    with pytest.raises(
+        UserError, match=r"items\.sqlite: expected the gallery's SQLite database, found"
+    ):
         EmbeddedGallery(folder)
     path.unlink()
-    with pytest.raises(UserError, match=r"items\.sqlite: expected the gallery's items, found"):
+    with pytest.raises(
+        UserError, match=r"items\.sqlite: expected the gallery's SQLite database, found"
+    ):
         EmbeddedGallery(folder)
     folder, path = damaged("gallery.json")
     write_json(path, {**read_json(path), "format": 9})
@@ -719,7 +723,7 @@ def test_what_milvus_cannot_be_asked_is_the_callers_mistake(bundle, tmp_path, ra
             (lambda: gallery.get("a\x00b"), r"without control characters, found 'a\\x00b'"),
             (lambda: gallery.delete(["a\x1b"]), "without control characters"),
             (lambda: gallery.upsert([odd]), "without control characters"),
-            (lambda: gallery.upsert([long]), "Milvus refuses what it was asked: .*512"),
+            (lambda: gallery.upsert([long]), "Milvus rejected the request: .*512"),
             (lambda: gallery.nearest(query, ones, 3, {"price": "\x07"}), "control characters"),
             (lambda: gallery.nearest(query, ones, 3, {"\x07": 1}), "control characters"),
             (lambda: gallery.nearest(query, ones, 3, {}, exclude="\x07"), "control characters"),

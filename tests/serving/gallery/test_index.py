@@ -185,8 +185,8 @@ def test_later_items_that_are_many_are_said(matched, items, caplog):
     for _ in range(2):
         matched.nearest(query, ones, 3, {})
     assert [r.getMessage() for r in caplog.records] == [
-        "500 of the gallery's 3500 items are not in its index and are looked at one by one; "
-        "build_index() puts them in"
+        "500 of the gallery's 3500 items are not in its index and are scanned exactly; "
+        "build_index() adds them"
     ]
 
 
@@ -195,8 +195,8 @@ def test_a_depth_that_is_not_enough_is_said(gallery, capsys, monkeypatch):
     monkeypatch.setattr(tuning, "TARGET_RECALL", 1.1)
     gallery.build_index()
     said = capsys.readouterr().err
-    assert "by distance, queries of one of the attributes have recall" in said
-    assert "the aim is 1.1" in said
+    assert "by distance, queries on one of the attributes reach recall" in said
+    assert "the target is 1.1" in said
 
 
 def left(folder):
@@ -275,7 +275,10 @@ def test_directions_carry_what_varies_and_keep_attributes_apart():
     assert found.kept[1] == 3
     assert found.size == 48
     query, weights = vectors[7], np.array([1, 3], np.float32)
-    products = found.rows(augmented(vectors)) @ found.query(augmented_query(query, weights))[0]
+    products = (
+        found.project_rows(augmented(vectors))
+        @ found.project_query(augmented_query(query, weights))[0]
+    )
     wanted = (np.square(vectors - query).sum(axis=2) * weights).sum(axis=1)
     assert np.ptp(products + wanted) < 1e-4
 

@@ -45,7 +45,7 @@ def test_names_that_no_item_has_are_told(given, message):
 @pytest.mark.parametrize("text", ["{}", "shop/{item_id}", "https://x/", "https://x/{", "{a!r}"])
 @pytest.mark.parametrize("scheme", ["", "javascript:"])
 def test_templates_that_are_none_are_told(scheme, text):
-    with pytest.raises(UserError, match="--link-template: expected an address"):
+    with pytest.raises(UserError, match="--link-template: expected a URL"):
         Cards(link_template=scheme + text)
 
 

@@ -145,7 +145,7 @@ def test_warming_up_visits_every_bucket_on_every_lane(as_on_a_gpu):
 def test_a_device_that_lacks_a_library_is_an_error_that_names_it(monkeypatch, capsys, bundle):
     lacks = {"tensorrt": ["libnvinfer.so.10 is not found: pip install it"]}
     monkeypatch.setattr(sessions, "missing", lambda device, _: lacks.get(device, []))
-    message = r"to run on tensorrt, which it cannot: libnvinfer\.so\.10 .*pip install it; or allow"
+    message = r"to run on tensorrt, which it cannot: libnvinfer\.so\.10 .*pip install it; or use"
     with pytest.raises(UserError, match=message):
         Session(bundle, ("tensorrt", "cpu"))
     # Accepted, it is told, and health tells what there is.
@@ -181,13 +181,15 @@ def test_a_device_that_onnxruntime_did_not_take_is_an_error(monkeypatch, bundle)
     # Nothing seems to be missing, and still onnxruntime logs a line and takes the CPU.
     gives(monkeypatch, registered=[CPU], given=[CPU])
     for allow in (False, True):
-        with pytest.raises(UserError, match=f"run on {CUDA}, found it to have {CPU} and to run"):
+        with pytest.raises(UserError, match=f"run on {CUDA}, found providers {CPU}, of which"):
             Session(bundle, "cuda", allow)
 
 
 def test_a_device_that_took_nothing_is_an_error(monkeypatch, bundle):
     gives(monkeypatch, registered=[TENSORRT, CUDA, CPU], given=[CPU, CUDA])
-    with pytest.raises(UserError, match=f"have {TENSORRT}, {CUDA}, {CPU} and to run on {CUDA}, "):
+    with pytest.raises(
+        UserError, match=f"found providers {TENSORRT}, {CUDA}, {CPU}, of which {CUDA} run"
+    ):
         Session(bundle, ("tensorrt", "cuda", "cpu"))
     assert Session(bundle, ("cuda", "cpu")).providers == (CUDA, CPU)
     # What stands behind the first has what is left, which may be nothing.
@@ -244,7 +246,7 @@ def test_what_the_loader_finds_is_asked_in_another_process(monkeypatch):
     ("settings", "expected"),
     [
         ({"code": 100}, r"driver finds no device \(cuInit: 100\)"),
-        ({"newest": 11080}, r"driver runs CUDA 11\.8 and older, .* CUDA 1\d: install a newer"),
+        ({"newest": 11080}, r"driver supports CUDA up to 11\.8, .* CUDA 1\d: install a newer"),
     ],
 )
 def test_a_driver_that_does_not_do_is_told(monkeypatch, settings, expected):
@@ -268,7 +270,7 @@ def test_int8_is_not_for_tensorrt(monkeypatch):
     driver(monkeypatch)
     monkeypatch.setattr(providers.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=""))
     (reason,) = providers.missing("tensorrt", "int8")
-    assert "zero point: export --precision fp16 for it" in reason
+    assert "zero points: use a bundle of --precision fp16" in reason
     assert providers.missing("cuda", "int8") == providers.missing("tensorrt", "fp16") == []
 
 

@@ -51,7 +51,7 @@ def test_without_a_word_it_is_told_at_the_start_and_no_line_names_an_item(serve,
     answer = httpx.get(f"{url}/v1/items/{ITEM}/picture")
     assert (answer.status_code, answer.json()["type"][-15:]) == (503, "picture-missing")
     text = "\n".join(lines)
-    assert "a picture cannot be read" in text and ITEM not in text
+    assert "cannot read a picture" in text and ITEM not in text
 
 
 def test_a_folder_that_is_named(serve, moved, picture_of, lines):

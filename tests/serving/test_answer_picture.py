@@ -1,4 +1,4 @@
-"""The picture of an answer: every picture in it, green where right, whatever the input."""
+"""The answer picture: every picture is in it, right ones framed, for any input."""
 
 import numpy as np
 import pytest

@@ -2,7 +2,8 @@
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,6 +11,9 @@ from adde.schema import Schema, Vector
 from adde.scoring import Calibration, ask_value, match_scores, parts
 from adde.serving.gallery.scan import Mask, Rows, score_rows
 from adde.serving.gallery.scorers import DistanceScorer, MatchScorer
+
+if TYPE_CHECKING:
+    from adde.serving.gallery.index import Index
 
 TARGET_RECALL = 0.998
 """Recall to reach on the measured queries, with a margin so that other queries reach 0.995."""
@@ -27,27 +31,6 @@ BLOCK_BYTES = 16 << 20
 Kinds = dict[str, dict[str, float]]
 
 
-class TunableIndex(Protocol):
-    """The interface of an index that is tuned."""
-
-    report: dict[str, Any]
-
-    def nearest(self, near: DistanceScorer, allowed: Mask, rows: Vector, k: int) -> Rows:
-        """Return rows, nearest first."""
-        ...
-
-    def matches(
-        self,
-        asked: Sequence[tuple[MatchScorer, int]],
-        near: DistanceScorer,
-        allowed: Mask,
-        rows: Vector,
-        beliefs: Vector,
-    ) -> Rows:
-        """Return rows, best first."""
-        ...
-
-
 def depth_for(kinds: Mapping[str, Mapping[str, float]], weights: Vector) -> int:
     """Return the depth measured for weights at least as concentrated as these."""
     even = effective_attributes(weights) * (1 + 1e-6)
@@ -62,7 +45,7 @@ def effective_attributes(weights: Vector) -> float:
 
 
 def tune(
-    index: TunableIndex,
+    index: "Index",
     rows: Vector,
     beliefs: Vector | None,
     live: Mask,
@@ -82,84 +65,80 @@ def tune(
     """
     attributes = len(schema.sizes)
     k = min(RECALL_AT, int(np.count_nonzero(live)))
-    kinds = {"all": attributes, "half": max(1, attributes // 2), "one": 1}
-    asked = {
-        n: _sample_queries(rows, beliefs, live, schema, counted, calibration)
-        for n, counted in kinds.items()
+    counts = {"all": attributes, "half": max(1, attributes // 2), "one": 1}
+    queries = {
+        name: _sample_queries(rows, beliefs, live, schema, counted, calibration)
+        for name, counted in counts.items()
     }
-    queries = [query for every in asked.values() for query in every]
-    vectors = np.stack([near.vector for near, _ in queries])
-    floors = np.split(
-        _score_floors(rows, live, lambda block: vectors @ block[:, : vectors.shape[1]].T, k),
-        len(kinds),
-    )
+    every = [query for kind in queries.values() for query in kind]
+    vectors = np.stack([near.vector for near, _ in every])
+    floors = _score_floors(rows, live, lambda block: vectors @ block[:, : vectors.shape[1]].T, k)
     tuned: dict[str, Kinds] = {"distance": {}, "match": {}}
-    for (name, every), floor in zip(asked.items(), floors):
-        nearness = [near for near, _ in every]
-
-        def by_distance(at: int, nearness: Sequence[DistanceScorer] = nearness) -> Rows:
-            return index.nearest(nearness[at], live, rows, k)
-
-        found = _QueryKind(
-            "distance", name, effective_attributes(nearness[0].weights), nearness, floor
-        )
-        tuned["distance"][name] = _find_depth(index, found, rows, by_distance, k)
-    matching = [match for _, match in queries if match is not None]
-    if beliefs is None or not matching:
+    for (name, kind), least in zip(queries.items(), np.split(floors, len(counts))):
+        scorers = [near for near, _ in kind]
+        searches = [partial(index.nearest, near, live, rows, k) for near in scorers]
+        found = _find_depth(index, "distance", name, scorers, least, rows, searches, k)
+        tuned["distance"][name] = found
+    matches = [match for _, match in every if match is not None]
+    if beliefs is None or not matches:
         return tuned
     wanted, weights = (
-        np.stack([vars(match)[name] for match in matching]) for name in ("wanted", "weights")
+        np.stack([vars(match)[field] for match in matches]) for field in ("wanted", "weights")
     )
-    epsilon = matching[0].epsilon
-    floors = np.split(
-        _score_floors(
-            beliefs, live, lambda b: match_scores(wanted, weights, b, schema, epsilon), k
-        ),
-        len(kinds),
+    epsilon = matches[0].epsilon
+    floors = _score_floors(
+        beliefs, live, lambda block: match_scores(wanted, weights, block, schema, epsilon), k
     )
-    for (name, every), floor in zip(asked.items(), floors):
-        matches = [match for _, match in every if match is not None]
-
-        def by_match(
-            at: int, every: Sequence[tuple[DistanceScorer, MatchScorer | None]] = every
-        ) -> Rows:
-            near, match = every[at]
-            assert match is not None
-            return index.matches([(match, k)], near, live, rows, beliefs)
-
-        found = _QueryKind("match", name, effective_attributes(matches[0].weights), matches, floor)
-        tuned["match"][name] = _find_depth(index, found, beliefs, by_match, k)
+    for (name, kind), least in zip(queries.items(), np.split(floors, len(counts))):
+        pairs = [(near, match) for near, match in kind if match is not None]
+        searches = [
+            partial(index.matches, [(match, k)], near, live, rows, beliefs) for near, match in pairs
+        ]
+        scorers = [match for _, match in pairs]
+        tuned["match"][name] = _find_depth(
+            index, "match", name, scorers, least, beliefs, searches, k
+        )
     return tuned
 
 
-class _QueryKind(NamedTuple):
-    rank: str
-    name: str
-    attributes: float
-    scores: Sequence[Callable[[Vector], Vector]]
-    floors: Vector
-
-
 def _find_depth(
-    index: TunableIndex, kind: _QueryKind, stored: Vector, search: Callable[[int], Rows], k: int
+    index: "Index",
+    rank: str,
+    name: str,
+    scorers: Sequence[DistanceScorer] | Sequence[MatchScorer],
+    floors: Vector,
+    stored: Vector,
+    searches: Sequence[Callable[[], Rows]],
+    k: int,
 ) -> dict[str, float]:
-    """Find the smallest depth that reaches TARGET_RECALL, or the largest tried."""
+    """Find the smallest depth that reaches TARGET_RECALL, or the largest tried.
+
+    Args:
+        index: its report is set to each depth tried.
+        rank: "distance" or "match".
+        name: of this kind of queries.
+        scorers: of each query.
+        floors: (Q,) scores that a correct answer reaches.
+        stored: rows that the scorers take.
+        searches: of each query, by the index.
+        k: rows that each search returns.
+    """
     found: dict[str, float] = {}
     recall = 0.0
     for depth in DEPTHS:
-        found = {"attributes": round(kind.attributes, 3), "depth": depth}
-        index.report[kind.rank] = {kind.name: found}
+        found = {"attributes": round(effective_attributes(scorers[0].weights), 3), "depth": depth}
+        index.report[rank] = {name: found}
         right = 0
-        for at, (score, floor) in enumerate(zip(kind.scores, kind.floors)):
-            rows = np.sort(search(at))
+        for score, floor, search in zip(scorers, floors, searches):
+            rows = np.sort(search())
             # Fully labelled items tie; any of them is correct.
             right += min(k, int(np.count_nonzero(score_rows(stored, rows, score) >= floor)))
-        recall = right / (k * len(kind.scores))
+        recall = right / (k * len(searches))
         found[f"recall{RECALL_AT}"] = round(recall, 5)
         if recall >= TARGET_RECALL:
             return found
     print(
-        f"warning: index: by {kind.rank}, queries on {kind.name} of the attributes reach recall "
+        f"warning: index: by {rank}, queries on {name} of the attributes reach recall "
         f"{recall:.3f} with {DEPTHS[-1]} candidates per answer, the most tried; the target is "
         f"{TARGET_RECALL}",
         file=sys.stderr,

@@ -161,7 +161,7 @@ def parse_edit(option: str, text: str, schema: Schema) -> tuple[str, str]:
     values = {attribute.name: attribute.values for attribute in schema.attributes}
     meant = [(name, value) for name, value in cuts if value in values.get(name, ())]
     if len(meant) > 1:
-        ways = " and ".join(f"{option} '{json.dumps(way, ensure_ascii=False)}'" for way in meant)
+        ways = " or ".join(f"{option} '{json.dumps(way, ensure_ascii=False)}'" for way in meant)
         raise UserError(f"{option}: {text!r} is ambiguous: use {ways}")
     # If no split fits, the first one that names an attribute gives the best error message.
     name, value = next((c for c in meant or cuts if c[0] in values), cuts[0])

@@ -1,4 +1,4 @@
-"""The batcher alone, with an encoder that takes as long as it is told."""
+"""The batcher alone, with an encoder of adjustable speed."""
 
 import asyncio
 import time
@@ -12,7 +12,7 @@ from adde.serving.http.requests.admission import Admission
 PICTURE = np.zeros((2, 2, 3), np.uint8)
 
 
-def test_where_the_encoder_is_slow_a_batch_waits_for_what_is_being_decoded():
+def test_a_batch_waits_for_pending_pictures_if_the_encoder_is_slow():
     sizes, seconds = [], 0.5
 
     def embed(pictures):
@@ -21,7 +21,7 @@ def test_where_the_encoder_is_slow_a_batch_waits_for_what_is_being_decoded():
         return list(pictures)
 
     async def ask():
-        # Another picture is always on its way, and the setting alone would not wait for it.
+        # Another picture is always pending; max_wait alone would not wait for it.
         batcher = Batcher(embed, lambda: 1, Metrics(), lanes=1, max_batch=8, max_wait=0.001)
         await batcher.embed(PICTURE)
         first = asyncio.create_task(batcher.embed(PICTURE))
@@ -34,10 +34,10 @@ def test_where_the_encoder_is_slow_a_batch_waits_for_what_is_being_decoded():
 
     waited = asyncio.run(ask())
     assert sizes == [1, 2]
-    assert waited < 3 * WAIT_SHARE * seconds  # and no longer, though one is still on its way
+    assert waited < 3 * WAIT_SHARE * seconds  # and no longer, though a picture is still pending
 
 
-def test_who_turns_out_to_bring_no_picture_is_waited_for_no_longer():
+def test_a_request_without_a_picture_ends_the_wait():
     async def ask():
         metrics = Metrics()
         admission = Admission(2, metrics, lambda: False)

@@ -1,4 +1,4 @@
-"""Many requests at once: right to the bit, none lost, none beyond its time."""
+"""Many concurrent requests: bitwise right, none lost, none beyond its deadline."""
 
 import asyncio
 import base64
@@ -69,7 +69,7 @@ def test_embeddings_under_load_are_equal_to_the_bit(serve, searcher, contents):
         assert np.array_equal(np.array(answer["embedding"], np.float32), alone.embedding)
 
 
-def test_a_burst_of_ten_queues_is_answered_or_sent_away(serve, slow, contents):
+def test_a_burst_of_ten_queues_is_answered_or_rejected(serve, slow, contents):
     slow(0.05)
     server = serve(queue=4, max_batch=2)
     limits = httpx.Limits(max_connections=40)
@@ -91,7 +91,7 @@ def test_a_burst_of_ten_queues_is_answered_or_sent_away(serve, slow, contents):
     assert server.service._admission.pending_pictures == server.service._admission._inside == 0
 
 
-def test_an_answer_that_takes_too_long_is_504_and_frees_its_place(serve, contents):
+def test_an_overdue_request_gets_504_and_frees_its_slot(serve, contents):
     server = serve(queue=1, deadline_seconds=0.5)
     batcher, go_on = server.service.backend.batcher, threading.Event()
     embed = batcher._embed
@@ -107,14 +107,14 @@ def test_an_answer_that_takes_too_long_is_504_and_frees_its_place(serve, content
             answer = ask(client, contents[0])
             assert (answer.status_code, answer.json()["type"]) == (504, "urn:adde:problem:deadline")
             assert client.get("/healthz").status_code == 200
-            # The place is free while the encoder is still busy: the next request gets no 429.
+            # The slot is free while the encoder is still busy: the next request gets no 429.
             assert client.post("/v1/search", json={"item": "test-000000-000"}).status_code == 200
         finally:
             go_on.set()
 
 
 @pytest.mark.parametrize("path", ["/v1/items", "/v1/items/test-000000-003"])
-def test_a_look_at_the_gallery_has_a_place_a_deadline_and_an_end(serve, path):
+def test_browsing_takes_a_slot_has_a_deadline_and_can_be_cancelled(serve, path):
     server = serve(queue=1, deadline_seconds=0.5)
     gallery, go_on = server.service.backend.searcher.gallery, threading.Event()
 
@@ -140,7 +140,7 @@ def test_a_body_that_trickles_is_408(serve):
         assert raw.recv(4096).startswith(b"HTTP/1.1 408")
 
 
-def test_a_client_that_leaves_frees_its_place_and_its_picture_is_not_embedded(
+def test_a_disconnected_client_frees_its_slot_and_its_picture_is_not_embedded(
     serve, slow, contents
 ):
     slow(0.3)
@@ -151,7 +151,7 @@ def test_a_client_that_leaves_frees_its_place_and_its_picture_is_not_embedded(
     gone = [socket.create_connection(server.url[7:].split(":")) for _ in range(4)]
     for raw in gone:
         raw.sendall(message)
-    for _ in range(200):  # until all four are inside
+    for _ in range(200):  # until all four are admitted
         if server.service._admission._inside == 4:
             break
         time.sleep(0.01)
@@ -165,7 +165,7 @@ def test_a_client_that_leaves_frees_its_place_and_its_picture_is_not_embedded(
         time.sleep(0.01)
     assert server.service._admission._inside == server.service._admission.pending_pictures == 0
     assert httpx.post(f"{server.url}/v1/embed", files={"image": contents[0]}).status_code == 200
-    # Two were in the encoder when they left; the two that waited never went in.
+    # Two were in the encoder when they left; the two that waited were never encoded.
     embedded = server.service.metrics.batches.collect()[0].samples
     assert next(s.value for s in embedded if s.name.endswith("_count")) == 3
     routes = server.service.metrics.requests.collect()[0].samples
@@ -173,7 +173,7 @@ def test_a_client_that_leaves_frees_its_place_and_its_picture_is_not_embedded(
     assert left == [4]
 
 
-def test_bodies_on_their_way_take_no_place_and_are_forgotten_when_their_client_leaves(serve):
+def test_bodies_being_read_hold_no_slot_and_are_freed_on_disconnect(serve):
     server = serve(queue=1, max_bytes=1000)
     clients = [socket.create_connection(server.url[7:].split(":")) for _ in range(20)]
     for raw in clients:
@@ -220,9 +220,7 @@ def test_a_failing_batch_fails_alone(serve, monkeypatch, contents):
         assert ask(client, contents[0]).status_code == 200
 
 
-def test_a_swap_asks_the_gallery_in_a_thread_and_one_that_fails_at_its_end_is_told(
-    serve, monkeypatch
-):
+def test_a_swap_opens_the_gallery_in_a_thread_and_reports_a_late_failure(serve, monkeypatch):
     service, loop = (server := serve()).service, server.server._loop
     kind, old, asked = type(service.backend.searcher.gallery), service.backend, []
     probe = kind.probe
@@ -245,11 +243,11 @@ def test_a_swap_asks_the_gallery_in_a_thread_and_one_that_fails_at_its_end_is_to
 
 
 @pytest.mark.parametrize("form", [True, False])
-def test_a_picture_that_is_decoded_is_kept_no_longer(serve, contents, form):
+def test_a_decoded_picture_is_released(serve, contents, form):
     server, go_on, count = serve(max_batch=1, deadline_seconds=60), threading.Event(), 4
     batcher = server.service.backend.batcher
     batcher._embed, embed = lambda pictures: (go_on.wait(60), embed(pictures))[1], batcher._embed
-    content = contents[0] + bytes(2_000_000)  # what comes after the picture's end is left unread
+    content = contents[0] + bytes(2_000_000)  # data after the picture's end remains unread
     encoded = {"image": base64.b64encode(content).decode()}
     body = {"files": {"image": content}} if form else {"json": encoded}
     request = httpx.Request("POST", f"{server.url}/v1/embed", **body)
@@ -274,7 +272,7 @@ def test_a_picture_that_is_decoded_is_kept_no_longer(serve, contents, form):
     assert held < len(content)
 
 
-def test_every_thread_that_searches_has_as_many_threads_as_are_said(serve, monkeypatch):
+def test_every_search_thread_limits_its_libraries(serve, monkeypatch):
     told = []
     monkeypatch.setattr("adde.serving.http.health.limit_libraries", told.append)
     pool, together = serve(threads=3).service.backend.gallery._threads, threading.Barrier(3)

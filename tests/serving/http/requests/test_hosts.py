@@ -1,4 +1,4 @@
-"""Which Host a request must name."""
+"""Which Host headers a server answers."""
 
 import socket
 
@@ -30,7 +30,7 @@ def test_names_that_are_given_are_answered(host):
 
 
 @pytest.mark.parametrize("values", [*([host] for host in OTHERS + BROKEN), [], ["localhost"] * 2])
-def test_others_are_refused_on_loopback_and_where_names_are_given(values):
+def test_other_hosts_are_rejected_on_loopback_or_with_names(values):
     for probe in (False, True):
         assert not AllowedHosts("127.0.0.1", NAMES).allows(values, probe)
         assert AllowedHosts("0.0.0.0", []).allows(values, probe)
@@ -39,12 +39,12 @@ def test_others_are_refused_on_loopback_and_where_names_are_given(values):
 
 
 @pytest.mark.parametrize("name", ["", "https://shop.example", "shop.example/x", "a b", "fd00::7"])
-def test_names_that_are_none_are_told(name):
+def test_malformed_names_are_reported(name):
     with pytest.raises(UserError, match=r"--allow-host: expected a name .*, found"):
         AllowedHosts("127.0.0.1", [name])
 
 
-def test_a_refusal_is_a_problem_and_comes_before_everything(serve):
+def test_a_rejection_is_a_problem_and_comes_first(serve):
     server = serve(hosts=AllowedHosts("127.0.0.1", ["shop.example"]))
     for path in ("/", "/page/main.js", "/v1/schema", "/healthz", "/metrics", "/nothing"):
         answer = httpx.get(server.url + path, headers={"host": "evil.example:80"})

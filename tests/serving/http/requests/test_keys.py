@@ -1,4 +1,4 @@
-"""Who may ask, and how often."""
+"""API keys and rate limits."""
 
 import asyncio
 import os
@@ -30,7 +30,7 @@ def key_file(tmp_path):
     return path
 
 
-def test_each_key_has_its_holder(key_file):
+def test_each_key_has_its_name(key_file):
     keys = Keys(key_file)
     assert keys.name_of(OLD) == "first"
     assert keys.name_of(NEW) == "second"
@@ -64,7 +64,7 @@ def test_a_changed_file_is_read_again_and_a_bad_one_changes_nothing(key_file, ca
         (f"a: {OLD}\na: {NEW}", "line 2: the name 'a' appears twice"),
     ],
 )
-def test_keys_that_are_none_are_told_without_showing_them(text, message):
+def test_malformed_keys_are_reported_without_showing_them(text, message):
     with pytest.raises(UserError, match=message) as raised:
         parse(text, "keys.txt")
     assert OLD not in str(raised.value)
@@ -81,12 +81,12 @@ def test_a_file_of_any_editor_has_the_same_keys(tmp_path, encoding, end):
     path.write_bytes(f"# {REMARK}{end}first: {OLD}{end}".encode(encoding))
     keys = Keys(path)
     assert (len(keys), keys.name_of(OLD)) == (1, "first")
-    # A secret made of such a file comes as the environment's text.
+    # A secret made from such a file arrives through the environment.
     assert parse(f"\ufeff# {REMARK}{end}first: {OLD}", "X").keys() == {"first"}
 
 
 @pytest.mark.parametrize("before", ["\u200b# ", "// ", "; ", "", "\ufeff\ufeff# "])
-def test_a_remark_is_no_key(before):
+def test_a_sentence_is_not_a_key(before):
     with pytest.raises(UserError, match=r"line 2: expected `name: key`, .*a comment begins with #"):
         parse(f"first: {OLD}\n{before}{REMARK}", "keys.txt")
 
@@ -115,10 +115,10 @@ def test_a_bucket_holds_a_burst_and_fills_at_its_rate():
     now = [0.0]
     buckets = RateLimiter(rate=2, burst=3, now=lambda: now[0])
     assert [buckets.take("a") for _ in range(4)] == [0, 0, 0, 0.5]
-    assert buckets.take("b") == 0  # another's is its own
+    assert buckets.take("b") == 0  # keys have separate buckets
     now[0] = 0.5
     assert [buckets.take("a") for _ in range(2)] == [0, 0.5]
-    now[0] = 100.0  # no more than a burst is saved up
+    now[0] = 100.0  # at most one burst accumulates
     assert [buckets.take("a") > 0 for _ in range(4)] == [False, False, False, True]
     assert RateLimiter(rate=0, burst=1).take("a") == 0
 
@@ -139,7 +139,7 @@ def test_what_needs_a_key_and_what_does_not(serve, key_file):
     assert "security" in httpx.get(url + "/openapi.json").json()["paths"]["/v1/search"]["post"]
 
 
-def test_a_key_that_asks_too_often_is_told_when_to_come_back(serve, key_file):
+def test_a_key_over_its_rate_gets_retry_after(serve, key_file):
     url = serve(keys=Keys(key_file), rate=0.5, burst=2).url
     statuses = [httpx.get(url + "/v1/schema", headers=bearer(OLD)).status_code for _ in range(3)]
     assert statuses == [200, 200, 429]
@@ -151,7 +151,7 @@ def test_a_key_that_asks_too_often_is_told_when_to_come_back(serve, key_file):
 
 
 def answers_of(app, prefix, paths, headers):
-    """What `app` answers where `prefix` was taken off by whoever has it inside."""
+    """A response of `app` behind something that strips `prefix`."""
 
     async def ask():
         transport = httpx.ASGITransport(app, root_path=prefix)
@@ -164,7 +164,7 @@ def answers_of(app, prefix, paths, headers):
 def test_under_a_prefix_keys_and_rates_are_what_they_are_without(
     tiny_bundle, tiny_gallery, decoders
 ):
-    """As Ray Serve's route_prefix, or an app that mounts this one, hands requests on."""
+    """As under Ray Serve's route_prefix, or mounted in another app."""
     guarded = ["/v1/schema", "/v1/items", "/v1/items/test-000000-003", "/metrics", "/nothing"]
     free = ["/", "/page/main.js", "/docs", "/openapi.json", "/healthz", "/readyz"]
     source, keys = BackendConfig(tiny_bundle, tiny_gallery), Keys(text=f"shop: {OLD}")

@@ -93,7 +93,7 @@ class Service:
                 # Anything but a UserError is unexpected, so log its traceback.
                 trace = None if isinstance(error, UserError) else error
                 log.error(
-                    "hot swap failed, the old bundle keeps serving: %s", error, exc_info=trace
+                    "swap failed, the old bundle keeps serving: %s", error, exc_info=trace
                 )
                 return
             old, self.backend = self.backend, backend

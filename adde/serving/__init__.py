@@ -1,4 +1,4 @@
-"""Answers "this item, but red" from a bundle, with onnxruntime and without torch."""
+"""Answer "this item, but red" from a bundle, with onnxruntime and without torch."""
 
 from adde.serving.answers import Answer, Result
 from adde.serving.attribute_edits import More, Not

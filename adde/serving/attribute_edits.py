@@ -71,8 +71,8 @@ def acceptable_labels(edit: Edit, schema: Schema, attribute: int) -> list[int]:
     """
     name = schema.names[attribute]
     if isinstance(edit, Not):
-        refused = {schema.value_index(name, value) for value in edit.values}
-        return [label for label in range(schema.sizes[attribute]) if label not in refused]
+        excluded = {schema.value_index(name, value) for value in edit.values}
+        return [label for label in range(schema.sizes[attribute]) if label not in excluded]
     return [schema.value_index(name, edit.value if isinstance(edit, More) else edit)]
 
 
@@ -80,8 +80,8 @@ def set_wanted(edit: Edit, wanted: Vector, part: slice, schema: Schema, attribut
     """Set the columns `part` of wanted beliefs (1, V + A) float32 to what an edit asks for."""
     labels = acceptable_labels(edit, schema, attribute)
     if isinstance(edit, Not):
-        refused = set(range(schema.sizes[attribute])) - set(labels)
-        ask_other(wanted, part, sorted(refused))
+        excluded = set(range(schema.sizes[attribute])) - set(labels)
+        ask_other(wanted, part, sorted(excluded))
     elif isinstance(edit, More):
         ask_more(wanted, part, labels[0], edit.amount)
     else:

@@ -183,8 +183,8 @@ class Gallery(Protocol):
             asked: whether to rank by match, and labels that answers must show.
 
         Raises:
-            UserError: a filter asks for what no item has, or is none.
-            UnavailableError: the service that the gallery lies in does not answer.
+            UserError: a filter is malformed, or names what no item has.
+            UnavailableError: the gallery's service does not answer.
         """
         ...
 
@@ -206,8 +206,8 @@ class Gallery(Protocol):
             seed: determines the order without words.
 
         Raises:
-            UserError: a filter asks for what no item has, or is none.
-            UnavailableError: the service that the gallery lies in does not answer.
+            UserError: a filter is malformed, or names what no item has.
+            UnavailableError: the gallery's service does not answer.
         """
         ...
 
@@ -215,7 +215,7 @@ class Gallery(Protocol):
         """Summarise the items' fields; takes seconds for millions of items.
 
         Raises:
-            UnavailableError: the service that the gallery lies in does not answer.
+            UnavailableError: the gallery's service does not answer.
         """
         ...
 

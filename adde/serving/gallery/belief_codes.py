@@ -71,8 +71,8 @@ class BeliefCodes:
                 found = near.search(_to_points(block[unsure]), 1)[1][:, 0]
                 # If no centroid has the same likeliest value, store that value as certain, so that
                 # it stays likeliest.
-                alike = shown[found] == code[unsure]
-                code[unsure[alike]] = width + found[alike]
+                same = shown[found] == code[unsure]
+                code[unsure[same]] = width + found[same]
                 codes[a, at : at + BLOCK] = code
             centroids.append(np.concatenate([np.eye(width, dtype=np.float32), others]))
         return cls(centroids, codes)

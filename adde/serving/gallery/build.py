@@ -81,7 +81,9 @@ def build_with(
             differs from the bundle's, the split is empty, an item id appears twice, a picture does
             not decode, the fields match no item, or items to keep were embedded by another bundle.
     """
-    lie = str(shards.resolve()) if pictures is None else picture_location.parse_option(pictures)
+    location = (
+        str(shards.resolve()) if pictures is None else picture_location.parse_option(pictures)
+    )
     require_replaceable(out)
     index = ShardIndex.read(shards)
     bundle.schema.require_same(index.schema, str(bundle.path), str(shards))
@@ -101,7 +103,7 @@ def build_with(
             if old is not None:
                 _copy_items(old, gallery, out)
             gallery.finish()
-        replace(Header.read(building), pictures=lie).write(building)
+        replace(Header.read(building), pictures=location).write(building)
         _replace(out, building)
 
 

@@ -68,7 +68,7 @@ class FieldTable:
         skip_unreadable: bool = False,
     ) -> None:
         table = read_table(path, skip_unreadable).with_ids(id_column, skip_unreadable)
-        table, told = blank_unknown(table, unknown, {id_column, *schema.names})
+        table, unknown_notices = blank_unknown(table, unknown, {id_column, *schema.names})
         self.path, self.id_column = path, id_column
         files = [sha256_of_file(file) for file in table_files(path)]
         settings = [files, sorted(unknown), sorted(decimal_comma), skip_unreadable]
@@ -91,7 +91,7 @@ class FieldTable:
         if not self._columns:
             raise UserError(f"{path}: expected columns beside ids and attributes, found none")
         kinds = [column.describe(name, table.places) for name, column in self._columns.items()]
-        self.notices = (*table.notices, *told, *kinds)
+        self.notices = (*table.notices, *unknown_notices, *kinds)
         """Messages worth reading before hours of embedding."""
 
     @property

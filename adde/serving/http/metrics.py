@@ -26,38 +26,36 @@ class Metrics:
         PlatformCollector(registry=of)
         self.requests = Histogram(
             "adde_request_seconds",
-            "From a request's head to the end of its answer.",
+            "Seconds from a request's head to the end of its response.",
             ("method", "route", "status"),
             registry=of,
             buckets=SECONDS,
         )
         self.stages = Histogram(
             "adde_stage_seconds",
-            "Of a request: read, decode, batch (waiting for the encoder, and in it), search.",
+            "Seconds of a request's stages: read, decode, batch (wait and encode), search.",
             ("stage",),
             registry=of,
             buckets=SECONDS,
         )
         self.encode = Histogram(
-            "adde_encode_seconds", "The encoder on one batch.", registry=of, buckets=SECONDS
+            "adde_encode_seconds", "Seconds of the encoder per batch.", registry=of, buckets=SECONDS
         )
         self.batches = Histogram(
             "adde_batch_size",
-            "Pictures in one run of the encoder.",
+            "Pictures per batch of the encoder.",
             registry=of,
             buckets=(1, 2, 4, 8, 16, 32, 64),
         )
-        self.inside = Gauge(
-            "adde_requests_inside", "Requests that hold a place of the queue.", registry=of
-        )
-        self.waiting = Gauge("adde_queue_depth", "Pictures that wait for the encoder.", registry=of)
+        self.inside = Gauge("adde_requests_inside", "Admitted requests.", registry=of)
+        self.waiting = Gauge("adde_queue_depth", "Pictures waiting for the encoder.", registry=of)
         self.refused = Counter(
-            "adde_refused", "Requests refused before any work, by reason.", ("why",), registry=of
+            "adde_refused", "Requests rejected before any work, by reason.", ("why",), registry=of
         )
-        self.swaps = Counter("adde_swaps", "Bundles swapped in.", ("outcome",), registry=of)
+        self.swaps = Counter("adde_swaps", "Hot swaps, by outcome.", ("outcome",), registry=of)
         self.serving = Gauge(
             "adde_serving",
-            "1 for the bundle that serves and the provider it really runs on.",
+            "1 for the current bundle and the provider that it runs on.",
             ("bundle", "provider"),
             registry=of,
         )

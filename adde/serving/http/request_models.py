@@ -70,13 +70,13 @@ class NotBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    refused: Text | Annotated[list[Text], Field(min_length=1, max_length=MOST, fail_fast=True)] = (
+    excluded: Text | Annotated[list[Text], Field(min_length=1, max_length=MOST, fail_fast=True)] = (
         Field(alias="not")
     )
 
     def edit(self) -> Not:
         """Convert to the library's type."""
-        return Not(*([self.refused] if isinstance(self.refused, str) else self.refused))
+        return Not(*([self.excluded] if isinstance(self.excluded, str) else self.excluded))
 
 
 class MoreBody(BaseModel):
@@ -95,34 +95,34 @@ class MoreBody(BaseModel):
 class SearchBody(_Asked):
     """A picture or item to start from, and what the answers should have."""
 
-    item: Text | None = Field(None, description="Id of an item of the gallery to start from.")
+    item: Text | None = Field(None, description="Id of a gallery item to start from.")
     edits: Annotated[dict[Text, Text | NotBody | MoreBody], Names] = Field(
         {},
         max_length=MOST,
         description='Attribute to new value, to {"not": ...} or {"more": ..., "amount": ...}.',
         examples=[{"colour": "red"}, {"colour": {"not": ["black", "grey"]}}],
     )
-    k: int = Field(10, ge=1, le=MAX_K, description="Answers wanted.")
+    k: int = Field(10, ge=1, le=MAX_K, description="Maximum number of answers.")
     offset: int = Field(
-        0, ge=0, lt=MAX_K, description=f"Answers before the first; with k at most {MAX_K}."
+        0, ge=0, lt=MAX_K, description=f"Answers to skip; offset + k is at most {MAX_K}."
     )
     rank: Rank | None = Field(
         None,
-        description="By the probability of a match, or by distance from the edited embedding. If "
-        "not given, by match where the bundle is calibrated.",
+        description="By match probability, or by distance from the edited embedding. Default: by "
+        "match if the bundle is calibrated.",
     )
     must: list[Text] = Field(
-        [], max_length=MOST, description="Edited attributes of which answers show the new value."
+        [], max_length=MOST, description="Edited attributes whose new value every answer must show."
     )
     weights: Annotated[dict[Text, Annotated[float, Field(ge=0, le=MAX_WEIGHT)]], Names] = Field(
-        {}, max_length=MOST, description="Attribute to its weight, 1 if not given."
+        {}, max_length=MOST, description="Attribute to its weight; default 1."
     )
     like: list[Text] = Field(
-        [], max_length=MOST, description="If any, only these attributes count."
+        [], max_length=MOST, description="If given, only these attributes count."
     )
     filters: Filters = Field(
         {},
-        description="Attribute or field to a value, to several of which one must be had, or to "
+        description="Attribute or field to a value, to a list of alternatives, or to "
         '{"min": ..., "max": ...}; all must hold.',
     )
 

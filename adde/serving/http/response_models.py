@@ -14,12 +14,12 @@ class SeenBody(BaseModel):
     """An attribute of the query before the edits."""
 
     value: str | None = Field(
-        description="The likeliest value; null where the attribute is likelier not to be there."
+        description="The likeliest value; null if the attribute is likelier absent."
     )
     confidence: float | None = Field(
-        description="Probability of `value`, 1 where it is known; null where there is none."
+        description="Probability of `value`, 1 if known; null if not available."
     )
-    known: bool = Field(description="The catalogue says so; else it is seen.")
+    known: bool = Field(description="`value` comes from the catalogue; otherwise it is predicted.")
 
 
 class EmbedResult(BaseModel):
@@ -36,14 +36,16 @@ class MatchBody(BaseModel):
     """One attribute of an answer, compared with the request."""
 
     value: str | None = Field(
-        description="The answer's value; null where the attribute is likelier not to be there."
+        description="The answer's value; null if the attribute is likelier absent."
     )
-    predicted: bool = Field(description="The catalogue does not say: `value` is what is seen.")
-    seen: str = Field(description="The likeliest value in the picture.")
-    wanted: str | None = Field(description='A value, null for none, "not black" or "more red".')
-    share: float = Field(description="Of what separates it from a perfect answer, 0 to 1.")
+    predicted: bool = Field(description="The catalogue has no label; `value` is predicted.")
+    seen: str = Field(description="The value predicted from the picture.")
+    wanted: str | None = Field(description='A value, null for absence, "not black" or "more red".')
+    share: float = Field(
+        description="This attribute's share, 0 to 1, of the gap to a perfect answer."
+    )
     probability: float | None = Field(
-        description="That it matches here; null where the bundle is not calibrated."
+        description="Probability of a match here; null for an uncalibrated bundle."
     )
     good: bool = Field(description="`value` is what is wanted.")
 
@@ -54,7 +56,7 @@ class AnswerBody(BaseModel):
     item_id: str
     distance: float
     score: float = Field(
-        description="By match, 0 to 1, a mean of the probabilities; by distance, 1 - distance / 2."
+        description="By match: a mean of the probabilities, 0 to 1; by distance: 1 - distance / 2."
     )
     labels: dict[str, str | None]
     fields: dict[str, Any]
@@ -100,9 +102,9 @@ class FieldBody(BaseModel):
 
     name: str
     values: list[bool | int | float | str] = Field(
-        description="All there are, where they are few; else none."
+        description="All values if they are few; otherwise empty."
     )
-    min: float | None = Field(description="Where all values are numbers.")
+    min: float | None = Field(description="Minimum, if all values are numbers.")
     max: float | None
 
 
@@ -120,9 +122,9 @@ class SchemaResult(BaseModel):
     """The attributes and fields that requests may use."""
 
     bundle: str
-    calibrated: bool = Field(description="Answers can be ranked by match, and are by default.")
+    calibrated: bool = Field(description="Answers can be, and by default are, ranked by match.")
     attributes: list[AttributeBody]
-    fields: list[FieldBody] = Field(description="As they were when the gallery was opened.")
+    fields: list[FieldBody] = Field(description="Fields when the gallery was opened.")
     items: int
     max_bytes: int
     cards: CardsBody

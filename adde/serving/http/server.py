@@ -75,7 +75,7 @@ def serve(
 
 
 def find_keys(host: str, path: Path | None, require: bool | None) -> Keys | None:
-    """Who may ask; None: everyone. Raises UserError where keys are required and there are none."""
+    """Return the API keys, or None if none are needed. Raises UserError if they are missing."""
     text = os.environ.get(VARIABLE, "")
     keys = Keys(path, text)
     if require is False:

@@ -92,9 +92,7 @@ class Service:
                 self.metrics.swaps.labels("failed").inc()
                 # Anything but a UserError is unexpected, so log its traceback.
                 trace = None if isinstance(error, UserError) else error
-                log.error(
-                    "swap failed, the old bundle keeps serving: %s", error, exc_info=trace
-                )
+                log.error("swap failed, the old bundle keeps serving: %s", error, exc_info=trace)
                 return
             old, self.backend = self.backend, backend
             self.swap = "done"

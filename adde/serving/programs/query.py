@@ -41,7 +41,7 @@ def query(
     image: Path | None = None,
     item: str | None = None,
     edits: Annotated[Texts, repeatable("set", "ATTRIBUTE=VALUE")] = (),
-    refused: Annotated[Texts, repeatable("unset", "ATTRIBUTE=VALUE")] = (),
+    excluded: Annotated[Texts, repeatable("unset", "ATTRIBUTE=VALUE")] = (),
     more: Annotated[Texts, repeatable("more", "ATTRIBUTE=VALUE")] = (),
     must: Annotated[Texts, repeatable("must", "ATTRIBUTE")] = (),
     like: Annotated[Texts, repeatable("like", "ATTRIBUTE")] = (),
@@ -63,7 +63,7 @@ def query(
         item: id of a gallery item to start from; it is not an answer itself.
         edits: a new value; repeatable, like the following options. If a "=" inside a name or value
             makes it ambiguous, use JSON: '["name", "value"]'.
-        refused: a value to exclude.
+        excluded: a value to exclude.
         more: a value to move half of the way to: "redder".
         must: an edited attribute whose new value every answer must show.
         like: an attribute that counts; if given, no others do.
@@ -85,7 +85,7 @@ def query(
         check_picture_name(picture)
         require_writable(picture)
     opened = Bundle.read(bundle)
-    wanted = parse_edits(edits, refused, more, opened.schema)
+    wanted = parse_edits(edits, excluded, more, opened.schema)
     check(wanted, opened.schema)  # report wrong names before embedding
     heavy = parse_weights(weights, opened.schema)
     session = Session(opened, device, allow_fallback)
@@ -113,11 +113,11 @@ def query(
 
 
 def parse_edits(
-    values: Sequence[str], refused: Sequence[str], more: Sequence[str], schema: Schema
+    values: Sequence[str], excluded: Sequence[str], more: Sequence[str], schema: Schema
 ) -> dict[str, Edit]:
     """Parse --set, --unset and --more. Raises UserError for one that is invalid."""
     edits: dict[str, Edit] = {}
-    for option, texts in (("--set", values), ("--unset", refused), ("--more", more)):
+    for option, texts in (("--set", values), ("--unset", excluded), ("--more", more)):
         for text in texts:
             name, value = parse_edit(option, text, schema)
             edit = {"--set": value, "--unset": Not(value), "--more": More(value)}[option]

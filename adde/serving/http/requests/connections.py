@@ -125,7 +125,7 @@ class Connection(HttpToolsProtocol):
         self._update_phase()
 
     def on_message_begin(self) -> None:
-        """Note the begin of a head."""
+        """Note the start of a head."""
         self._part = Phase.HEAD
         super().on_message_begin()
 

@@ -17,7 +17,7 @@ from adde.schema import Schema
 from adde.training.evaluation import Evaluator
 from adde.training.method import Task, find_method
 from adde.training.opening import load_model
-from adde.training.resilience.preflight import require_split
+from adde.training.resilience.requirements import require_split
 from adde.training.run_folder import open_shards, results_path
 from adde.training.watching.report import write_report
 

@@ -18,8 +18,9 @@ from adde.scoring import Calibration
 from adde.serving import Searcher
 from adde.serving.gallery import index
 from adde.serving.gallery.base import Header
-from adde.serving.gallery.build import build_gallery, open_gallery
+from adde.serving.gallery.build import build_gallery
 from adde.serving.gallery.embedded import EmbeddedGallery
+from adde.serving.gallery.opening import open_gallery
 from adde.serving.onnx.session import Session
 from adde.shards.index import ShardIndex
 from adde.shards.reader import iterate
@@ -148,7 +149,7 @@ def test_a_bundle_without_a_head_is_refused(bundle, session, gallery):
 
 
 def test_an_index_finds_what_every_item_gives(worn, searcher, everything, tmp_path, monkeypatch):
-    monkeypatch.setattr(index, "FEW", 20)
+    monkeypatch.setattr(index, "EXACT_BELOW", 20)
     header = Header.of(worn, "embedded", None, "test")
     gallery = EmbeddedGallery.create(tmp_path / "g", header, exact_items=100)
     copies = [replace(i, item_id=f"{i.item_id}-{n}") for n in range(20) for i in everything]

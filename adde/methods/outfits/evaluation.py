@@ -20,7 +20,7 @@ from adde.outfits import (
     outfit_figures,
 )
 from adde.schema import Schema, Vector
-from adde.shards.outfit_lists import GivenOutfits
+from adde.shards.outfit_lists import OutfitData
 from adde.training.watching.displays import Table
 
 SCORERS = {
@@ -39,7 +39,7 @@ def representation(head: Head, features: Features, schema: Schema) -> torch.Tens
     return subspaces(torch.from_numpy(features.embeddings))
 
 
-def cooccurrence_of(features: Features, given: GivenOutfits, schema: Schema) -> Vector:
+def cooccurrence_of(features: Features, given: OutfitData, schema: Schema) -> Vector:
     """(C, C, V, V) PMI of the training outfits: of known labels, else of what is seen."""
     values = features.values(schema, known=True)
     count = schema.sizes[given.category]
@@ -67,9 +67,7 @@ class HeadScorer(Scorer):
         return found
 
 
-def scorers(
-    head: Head, features: Features, given: GivenOutfits, schema: Schema
-) -> dict[str, Scorer]:
+def scorers(head: Head, features: Features, given: OutfitData, schema: Schema) -> dict[str, Scorer]:
     """The head, and what it is compared with."""
     table = head.start.numpy() if isinstance(head, Bilinear) else None
     if table is None:
@@ -85,7 +83,7 @@ def scorers(
 
 
 def figures_of(
-    head: Head, features: Features, given: GivenOutfits, schema: Schema, only: tuple[str, ...] = ()
+    head: Head, features: Features, given: OutfitData, schema: Schema, only: tuple[str, ...] = ()
 ) -> dict[str, Any]:
     """`adde.outfits.outfit_figures` of all scorers, or of some by name."""
     # A copy: the head may be in training, on another device.

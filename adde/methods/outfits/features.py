@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from adde.distributed import from_main, rank
+from adde.distributed import broadcast_from_main, rank
 from adde.errors import UserError, foreign
 from adde.files import atomic_path, sha256_of_file
 from adde.methods.adde.calibration import calibration_of
@@ -15,7 +15,7 @@ from adde.methods.adde.opening import load_adde
 from adde.outfits import value_features
 from adde.schema import Labels, Schema, Vector
 from adde.scoring import with_known
-from adde.shards.outfit_lists import GivenOutfits, read_outfits
+from adde.shards.outfit_lists import OutfitData, read_outfits
 from adde.shards.reader import iterate
 from adde.training.checkpoints.checkpoint import STATE_NAME
 from adde.training.evaluation import Evaluator
@@ -46,7 +46,7 @@ class Features:
         beliefs = with_known(self.beliefs, self.labels, schema) if known else self.beliefs
         return value_features(beliefs, schema)
 
-    def outfits(self, evaluator: Evaluator, split: str, category: str) -> GivenOutfits:
+    def outfits(self, evaluator: Evaluator, split: str, category: str) -> OutfitData:
         """Read the outfits beside the shards, and what is asked of a split.
 
         Raises:
@@ -75,7 +75,7 @@ class Items(NamedTuple):
     """The encoded items, and outfits of them."""
 
     features: Features
-    given: GivenOutfits
+    given: OutfitData
 
 
 def features_of(run: Path, encoder: Path, evaluator: Evaluator) -> Features:
@@ -95,7 +95,7 @@ def features_of(run: Path, encoder: Path, evaluator: Evaluator) -> Features:
     weights = sha256_of_file(checkpoint.path / STATE_NAME)
     key = "\n".join([weights, *map(index.fingerprint, index.splits)])
     path = run / FEATURES_NAME
-    if (kept := from_main(lambda: _read(path, key))) is not None:
+    if (kept := broadcast_from_main(lambda: _read(path, key))) is not None:
         return kept
     model.to(evaluator.device)
     calibration, _ = calibration_of(checkpoint, model, evaluator)

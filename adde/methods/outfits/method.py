@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adde.distributed import from_main
+from adde.distributed import broadcast_from_main
 from adde.errors import UserError
 from adde.methods.adde.config import AddeConfig
 from adde.methods.outfits.config import OutfitsConfig
@@ -90,8 +90,8 @@ class Outfits(Method):
 
     title = "Outfit head"
     Config = OutfitsConfig
-    deciding = ("recall@10", "recall@30", "fitb")
-    shown = ("fitb", "auc", "recall@10")
+    best_metrics = ("recall@10", "recall@30", "fitb")
+    terminal_metrics = ("fitb", "auc", "recall@10")
     reads_pictures = False
     tasks = MappingProxyType({"outfits": measure})
     panels = (
@@ -143,7 +143,7 @@ class Outfits(Method):
         assert items is not None  # this is the model of a run that trains
         _require_encoder(model, items.features, "this run's encoder")
         schema = evaluator.index.schema
-        found = from_main(lambda: figures_of(model, *items, schema, only=("head",)))
+        found = broadcast_from_main(lambda: figures_of(model, *items, schema, only=("head",)))
         return Evaluated(found["scorers"]["head"])
 
     def summary(self, metrics: dict[str, Any]) -> Summary:

@@ -16,7 +16,7 @@ from adde.losses import Term
 from adde.methods.outfits.config import OutfitsConfig
 from adde.methods.outfits.model import Question, Scored
 from adde.mining import draw_key, uniform
-from adde.shards.outfit_lists import GivenOutfits
+from adde.shards.outfit_lists import OutfitData
 from adde.training.method import Objective, Stage
 from adde.training.terms import Terms, finite_rows, item_shares
 
@@ -51,7 +51,7 @@ class OutfitObjective(Objective):
         config: OutfitsConfig,
         item_ids: tuple[str, ...],
         features: Tensor,
-        given: GivenOutfits,
+        given: OutfitData,
         device: torch.device,
     ) -> None:
         self._config = config
@@ -145,7 +145,7 @@ class _Lists:
         return self.rows[(self.starts[keys][:, None] + places).clamp(max=len(self.rows) - 1)]
 
 
-def _laid_out(given: GivenOutfits, items: int, device: torch.device) -> tuple[Tensor, _Lists]:
+def _laid_out(given: OutfitData, items: int, device: torch.device) -> tuple[Tensor, _Lists]:
     """Training outfits (O, L) as rows, padded with -1; and the outfits that each item is in."""
     outfits = given.outfits["train"]
     members = np.full((len(outfits), max(map(len, outfits))), -1, np.int64)
@@ -156,7 +156,7 @@ def _laid_out(given: GivenOutfits, items: int, device: torch.device) -> tuple[Te
     return torch.from_numpy(members).to(device), of_item
 
 
-def _pools(given: GivenOutfits, device: torch.device) -> _Lists:
+def _pools(given: OutfitData, device: torch.device) -> _Lists:
     """Items of training outfits by category."""
     rows = np.unique(np.concatenate([*given.outfits["train"]]))
     return _Lists.of(given.categories[rows], rows, int(given.categories.max()) + 1, device)

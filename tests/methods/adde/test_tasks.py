@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from adde.bundle import Bundle
-from adde.shards.given import write_given
+from adde.shards.benchmark_lists import write_benchmark
 from adde.shards.index import ShardIndex
 from adde.shards.reader import iterate
 from adde.shards.similarity_lists import SimilarityLists, SplitLists
@@ -53,7 +53,7 @@ def run(tiny_shards, tmp_path_factory):
     ids = (anchor.item_id, close.item_id, far.item_id)
     triplets = {index.schema.names[a]: [ids, (ids[0], ids[2], ids[1])]}
     lists = SimilarityLists({"test": SplitLists(triplets=triplets)})
-    write_given(folder / "shards", lists, index.schema)
+    write_benchmark(folder / "shards", lists, index.schema)
     (folder / "recipe.toml").write_text(RECIPE)
     words = ["--data.shards", folder / "shards", "--adde.schedule.epochs", 0]
     start("train/main.py", "--recipe", folder / "recipe.toml", "--run", folder / "run", *words)

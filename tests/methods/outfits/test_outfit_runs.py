@@ -16,8 +16,8 @@ from adde.bundle import Bundle
 from adde.errors import UserError
 from adde.exporting.outfits import load_head
 from adde.serving.onnx.session import Session
+from adde.shards.benchmark_lists import write_benchmark
 from adde.shards.catalogues.wardrobe_outfits import wardrobe_outfits
-from adde.shards.given import write_given
 from adde.shards.index import ShardIndex
 from adde.shards.packing.engine import engine
 from adde.shards.packing.pack import PackOptions, pack
@@ -71,7 +71,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("outfits")
     garments = wardrobe_outfits(500, 0, 32)
     pack(garments, folder / "shards", PackOptions(), engine("processes", 1))
-    write_given(folder / "shards", garments.given, garments.schema)
+    write_benchmark(folder / "shards", garments.benchmark, garments.schema)
     (folder / "adde.toml").write_text(RECIPE)
     words = ["--data.shards", folder / "shards", "--adde.schedule.epochs", 0]
     finish(

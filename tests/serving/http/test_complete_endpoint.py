@@ -8,8 +8,9 @@ import pytest
 
 from adde.bundle import GOLDEN, OUTFIT, Bundle
 from adde.serving import Searcher
-from adde.serving.gallery.build import build_gallery, open_gallery
-from adde.serving.http.hot_swap import Source
+from adde.serving.gallery.build import build_gallery
+from adde.serving.gallery.opening import open_gallery
+from adde.serving.http.backend import BackendConfig
 from adde.serving.http.settings import Settings
 from adde.serving.onnx.session import Session
 from tests.serving.http.conftest import InThread
@@ -43,7 +44,7 @@ def served(worn, tiny_shards, decoders, tmp_path_factory):
     """A server, and the library beside it."""
     session, folder = Session(worn), tmp_path_factory.mktemp("gallery") / "g"
     build_gallery(worn, session, tiny_shards, folder)
-    server = InThread(Source(worn.path, folder), Settings(drain_seconds=0), decoders)
+    server = InThread(BackendConfig(worn.path, folder), Settings(drain_seconds=0), decoders)
     gallery = open_gallery(folder, worn)
     with httpx.Client(base_url=server.url, timeout=20) as client:
         yield client, Searcher(worn, gallery, session=session)

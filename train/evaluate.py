@@ -18,8 +18,8 @@ from adde.training.evaluation import Evaluator
 from adde.training.method import Task, find_method
 from adde.training.opening import load_model
 from adde.training.resilience.requirements import require_split
-from adde.training.run_folder import open_shards, results_path
-from adde.training.watching.report import write_report
+from adde.training.run_folder import open_shards
+from adde.training.watching.report import results_path, write_report
 
 
 def evaluate(

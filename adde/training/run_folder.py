@@ -14,7 +14,6 @@ from adde.training.recipes import CONFIG_NAME, config_of_run, first_difference, 
 from adde.training.watching.report import write_report
 
 FINISHED_NAME = "finished.json"
-METRICS_NAME = "metrics.json"
 
 
 def open_folder(method: Method, config: Config, resume: bool) -> Path | None:
@@ -49,13 +48,6 @@ def open_folder(method: Method, config: Config, resume: bool) -> Path | None:
     if not (config.run / CONFIG_NAME).exists():  # the checkpoint was downloaded
         write_config(config, config.run)
     return found.path
-
-
-def results_path(run: Path, task: str, split: str) -> Path:
-    """Return the file of an evaluation; that of `manipulation` is metrics.json."""
-    if task == "manipulation":
-        return run / (METRICS_NAME if split == "test" else f"metrics-{split}.json")
-    return run / f"{task}-{split}.json"
 
 
 def finish_folder(run: Path, step: int) -> None:

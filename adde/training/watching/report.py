@@ -15,13 +15,13 @@ from adde.pages import render
 from adde.training.method import Method
 from adde.training.recipes import CONFIG_NAME, method_of, read_settings
 from adde.training.resilience.preflight import PACKAGES, PREFLIGHT_NAME
-from adde.training.run_folder import METRICS_NAME, results_path
 from adde.training.watching.displays import Cell, Summary, Table
 from adde.training.watching.figures import Series, curves_svg, heat_map_svg, number
 from adde.training.watching.panels import PANELS, Panel, sections
 from adde.training.watching.tracking import DISPLAYS_NAME, LOG_NAME, read_log
 
 REPORT_NAME = "report.html"
+METRICS_NAME = "metrics.json"
 
 MOST_CURVES = 12
 """Curves per plot; if there are more, only the highest, the median and the lowest are drawn."""
@@ -58,6 +58,13 @@ def write_report(run: Path) -> Path:
     )
     write_text(run / REPORT_NAME, page)
     return run / REPORT_NAME
+
+
+def results_path(run: Path, task: str, split: str) -> Path:
+    """Return the file of an evaluation; that of `manipulation` is metrics.json."""
+    if task == "manipulation":
+        return run / (METRICS_NAME if split == "test" else f"metrics-{split}.json")
+    return run / f"{task}-{split}.json"
 
 
 def _results(run: Path, method: Method) -> dict[str, Any]:

@@ -95,7 +95,9 @@ def build_with(
         embed = fields.with_fields(embed)
     building = workplace(out, "building")
     with writer_lock(out), _previous_gallery(out, bundle) as old:
-        gallery = _resume(building, bundle, source, reopen or _writable)
+        gallery = _resume(
+            building, bundle, source, reopen or partial(EmbeddedGallery, writable=True)
+        )
         if gallery is None:
             gallery = create(building, Header.of(bundle, "embedded", shards, source))
         with closing(gallery):
@@ -209,10 +211,6 @@ def _store(batches: Iterator[list[Item]], gallery: Gallery, total: int) -> None:
                     f"{items[-1].item_id!r}; build the shards again"
                 )
             bar.update(len(items))
-
-
-def _writable(folder: Path) -> Gallery:
-    return EmbeddedGallery(folder, writable=True)
 
 
 def _resume(

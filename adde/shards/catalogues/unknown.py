@@ -44,7 +44,7 @@ def blank_unknown(
         if found:
             counts = Counter(cell for cell in cells if cell in found)
             shown = ", ".join(f"{cell!r} ({count} rows)" for cell, count in counts.most_common())
-            notices.append(f"column {name!r}: unknown, according to --unknown: {shown}")
+            notices.append(f"column {name!r}: unknown, as --unknown says: {shown}")
             columns[name] = tuple("" if cell in found else cell for cell in cells)
     return replace(table, columns=columns), notices
 

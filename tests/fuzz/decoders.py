@@ -42,7 +42,7 @@ from adde.preprocess import MAX_PIXELS, Preprocess, decode
 from adde.schema import Attribute, Schema
 from adde.serving.gallery.base import Header
 from adde.serving.http.requests.keys import Keys
-from adde.serving.http.requests.pictures import BROKEN, HEAD, reply
+from adde.serving.http.requests.picture_decoder import BROKEN, HEAD, reply
 from adde.serving.onnx.session import Session
 from adde.shards.catalogues.catalogue import Catalogue
 from adde.shards.catalogues.hf_dataset import read_saved_dataset

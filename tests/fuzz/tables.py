@@ -27,7 +27,7 @@ import tyro
 
 from adde.errors import UserError
 from adde.schema import Attribute, Schema
-from adde.serving.gallery.fields import FieldTable
+from adde.serving.gallery.field_table import FieldTable
 from adde.shards.catalogues.importers import open_catalogue
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "shards"))

@@ -1,7 +1,7 @@
-"""Embedding on Ray Data, with one actor per GPU, or per core on the CPU.
+"""Embed on Ray Data: on the cluster of RAY_ADDRESS, or on one started on this machine.
 
-See `adde.shards.packing.ray_data`. Paths of the bundle and the shards must be the same on all
-machines.
+There is one actor per GPU, or per core for the CPU. All machines must see bundle and shards under
+the same paths and have adde installed.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,18 +20,18 @@ from adde.shards.index import ShardIndex
 from adde.shards.packing.ray_data import Row, map_jobs, on_row, ray_cluster
 
 PIECE = 8
-"""Batches that an actor receives at a time."""
+"""Batches per task of an actor."""
 
 ROUND = 4096
-"""Pieces that Ray receives at a time."""
+"""Tasks submitted at a time, which bounds Ray's bookkeeping."""
 
 
 def on_ray(bundle: Bundle, devices: Sequence[Device], allow_fallback: bool = False) -> Embed:
-    """Return a function that embeds as `embed_here` does, in the same order, on many machines.
+    """Embed like `embed_here`, on many machines; items come in the same order.
 
     Raises:
-        UserError: ray is not installed, the cluster lacks the GPU that was asked for, or an actor
-            failed; names the reason.
+        UserError: ray is not installed, the cluster has no GPU although one was requested, or an
+            actor failed; gives the reason.
     """
 
     def embed(index: ShardIndex, split: Split, start: int) -> Iterator[list[Item]]:
@@ -61,7 +61,7 @@ def on_ray(bundle: Bundle, devices: Sequence[Device], allow_fallback: bool = Fal
 
 
 class _Embedder:
-    """An actor: a session that stays open between pieces."""
+    """A Ray actor: a session that stays open between tasks."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class _Embedder:
         self._bundle = Bundle.read(bundle)
         if self._bundle.hash != digest:
             raise UserError(f"{bundle}: expected bundle {digest}, found {self._bundle.hash}")
-        # With an actor per core, each has one thread.
+        # There is one actor per core, so each uses one thread.
         self._session = Session(self._bundle, devices, allow_fallback, threads=1)
         self._embed = partial(embed_here, self._bundle, self._session, index, split)
 

@@ -1,4 +1,4 @@
-"""Which code a run was started with, as git knows it."""
+"""The git state of the code that a run was started with."""
 
 import subprocess
 from pathlib import Path
@@ -6,8 +6,9 @@ from typing import Any
 
 
 def git_state(folder: Path = Path(__file__).parent) -> dict[str, Any]:
-    """`commit`, and whether tracked files differ from it (`dirty`), of the checkout of a folder;
-    both None where it is none.
+    """Return `commit`, and whether tracked files differ from it (`dirty`), of a folder's checkout.
+
+    Both are None outside a checkout.
     """
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None:
@@ -21,5 +22,5 @@ def _git(folder: Path, *words: str) -> str | None:
             ["git", *words], cwd=folder, capture_output=True, text=True, timeout=30, check=True
         )
     except (OSError, subprocess.SubprocessError):
-        return None  # no git, no checkout, or one that is not this user's
+        return None  # no git, not a checkout, or one of another user
     return done.stdout.strip()

@@ -29,10 +29,11 @@ from adde.serving.gallery.base import (
     Header,
     Item,
     ItemNotFoundError,
+    Split,
     UnavailableError,
 )
 from adde.serving.gallery.embedded import VECTORS, EmbeddedGallery
-from adde.serving.gallery.embedding import Embed, Split, embed_here, shards_of
+from adde.serving.gallery.embedding import Embed, embed_here, shards_of
 from adde.serving.gallery.field_table import FieldTable
 from adde.serving.gallery.item_database import ITEMS
 from adde.serving.gallery.row_file import LOCK, writer_lock

@@ -22,6 +22,8 @@ RESERVED = ("mean",)
 """Names that no attribute has: figures stand beside their mean in metrics.json."""
 
 Labels = npt.NDArray[np.int64]
+Rows = npt.NDArray[np.int64]
+"""Row numbers, such as those of a gallery's items."""
 Vector = npt.NDArray[np.float32]
 
 

@@ -29,10 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adde.errors import UserError
-from adde.schema import UNKNOWN, Labels, Schema, Vector
-
-Rows = npt.NDArray[np.int64]
-
+from adde.schema import UNKNOWN, Labels, Rows, Schema, Vector
 
 FIRST = 10
 """Answers that a shopper sees at once, and that obey an edit before all else."""

@@ -12,17 +12,17 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from adde.edits import MOST, evaluate_split
+from adde.edits import MAX_QUERIES
 from adde.errors import run_program
 from adde.files import write_json
 from adde.methods.adde.calibration import calibration_of
-from adde.methods.adde.evaluation import MemoryEdit, encode_split
+from adde.methods.adde.evaluation import encode_split, evaluate_split, memory_edit
 from adde.methods.adde.opening import load_adde
 from adde.metrics import manipulation_queries
 from adde.schema import Schema
 from adde.shards.queries import read_queries
 from adde.training.evaluation import Evaluator
-from adde.training.ranking import best_matches_on, ranked_on, top_k_on
+from adde.training.ranking import ranker_for
 from adde.training.resilience.preflight import require_split
 from adde.training.run_folder import open_shards
 from adde.training.watching.report import write_report
@@ -70,19 +70,13 @@ def evaluate(
         print(f"{len(given)} queries given with the shards are asked, and no others")
     asked = (manipulation_queries(encoded.labels) if given is None else given).spread(queries)
     figures = evaluate_split(
-        encoded.embeddings,
-        encoded.logits,
-        encoded.presence,
-        encoded.labels,
+        encoded,
         model.schema,
-        MemoryEdit(model),
+        memory_edit(model),
         calibration,
         asked,
-        top_k_on(device),
-        partial(tqdm, desc="rank", unit="block", leave=False, disable=None),
-        min(queries, MOST) or MOST,
-        best_matches_on(device),
-        ranked_on(device),
+        min(queries, MAX_QUERIES) or MAX_QUERIES,
+        ranker_for(device, partial(tqdm, desc="rank", unit="block", leave=False, disable=None)),
     )
     content = {"split": split, "checkpoint": found.path.name, **figures}
     path = run / ("metrics.json" if split == "test" else f"metrics-{split}.json")

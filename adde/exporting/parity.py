@@ -12,21 +12,18 @@ import numpy as np
 from tqdm import tqdm
 
 from adde.bundle import Outputs
-from adde.edits import rank_matches
 from adde.errors import UserError
 from adde.metrics import (
-    Edit,
-    Places,
     Queries,
     attribute_accuracy,
     manipulation_queries,
     predicted_labels,
-    rank_edits,
     retrieval_metrics,
-    swapped,
+    unit,
 )
 from adde.preprocess import Picture
-from adde.schema import Labels, Schema, Vector
+from adde.ranking import Edit, Ranker, edited_labels, rank_edits, rank_matches
+from adde.schema import Labels, Rows, Schema, Vector
 from adde.scoring import Calibration
 
 BATCHES = (1, 2, 7, 64)
@@ -41,7 +38,7 @@ match score, and of the classifiers."""
 QUERIES = 20_000
 """Most that are asked, evenly spaced over all of the split's."""
 
-WATCH = partial(tqdm, desc="rank", unit="block", leave=False, disable=None)
+RANKER = Ranker(partial(tqdm, desc="rank", unit="block", leave=False, disable=None))
 RANKS = 30
 MIN_IDENTICAL = 0.999
 """Share of queries whose first RANKS answers must be the same."""
@@ -187,13 +184,13 @@ def _worst(errors: dict[str, dict[str, float]]) -> str:
     return max(found, key=lambda pair: (np.isnan(pair[0]), pair[0]))[1]
 
 
-def _ranked(side: Runs, queries: Queries, encoded: Outputs, schema: Schema) -> Places:
+def _ranked(side: Runs, queries: Queries, encoded: Outputs, schema: Schema) -> Rows:
     doubled, edit = _doubled(encoded.embeddings), _doubled_edit(side)
-    return rank_edits(queries, doubled, encoded.logits, schema, edit, RANKS, watch=WATCH)
+    return rank_edits(queries, doubled, encoded.logits, schema, edit, RANKS, RANKER)
 
 
 def _rankings(
-    queries: Queries, ranked: list[Places], ours: Runs, encoded: Outputs, schema: Schema
+    queries: Queries, ranked: list[Rows], ours: Runs, encoded: Outputs, schema: Schema
 ) -> dict[str, Any]:
     differ = np.flatnonzero((ranked[0] != ranked[1]).any(axis=1))
     apart = 0
@@ -201,7 +198,7 @@ def _rankings(
         embeddings, logits, _ = encoded
         some = queries[differ]
         own = predicted_labels(logits, schema)[some.reference]
-        indicator = schema.indicator(own, swapped(own, some))
+        indicator = schema.indicator(own, edited_labels(own, some))
         query = ours.edit(embeddings[some.reference], indicator)
         same = same_but_for_ties(query, embeddings, ranked[0][differ], ranked[1][differ])
         apart = int((~same).sum())
@@ -214,7 +211,7 @@ def _rankings(
 
 def _drop(
     queries: Queries,
-    ranked: list[Places],
+    ranked: list[Rows],
     encoded: list[Outputs],
     labels: Labels,
     schema: Schema,
@@ -229,7 +226,7 @@ def _drop(
             found |= retrieval_metrics(places, labels, queries)
             if calibration is not None:
                 beliefs = calibration.beliefs(logits, presence, schema)
-                matched = rank_matches(queries, beliefs, schema, calibration, RANKS, watch=WATCH)
+                matched = rank_matches(queries, beliefs, schema, calibration, RANKS, ranker=RANKER)
                 by_match = retrieval_metrics(matched, labels, queries)
                 found |= {f"match_{name}": by_match[name] for name in RETRIEVAL}
         figures.append(found)
@@ -252,7 +249,7 @@ def _doubled_edit(side: Runs) -> Edit:
     )
 
 
-def same_but_for_ties(query: Vector, embeddings: Vector, ours: Places, theirs: Places) -> Any:
+def same_but_for_ties(query: Vector, embeddings: Vector, ours: Rows, theirs: Rows) -> Any:
     """(Q,) bool: at every rank the two answers are the same item or lie as far away.
 
     Args:
@@ -261,8 +258,7 @@ def same_but_for_ties(query: Vector, embeddings: Vector, ours: Places, theirs: P
         ours: (Q, K) gallery rows, best first.
         theirs: (Q, K) gallery rows, best first.
     """
-    flat = embeddings.reshape(len(embeddings), -1).astype(np.float64)
-    flat /= np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-12)
+    flat = unit(_doubled(embeddings.reshape(len(embeddings), -1)))
     result = np.zeros(len(query), bool)
     for row, vector in enumerate(query.astype(np.float64)):
         distances = [((flat[side[row]] - vector) ** 2).sum(axis=1) for side in (ours, theirs)]

@@ -1,13 +1,13 @@
 """Encoding a split: every item once in stored order, and what cannot be read left out."""
 
 import shutil
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from adde import edits, metrics
+from adde import metrics, ranking
+from adde.edits import all_edits
 from adde.errors import UserError
 from adde.methods.adde import evaluation
 from adde.methods.adde.evaluation import (
@@ -23,7 +23,7 @@ from adde.scoring import Calibration, with_known
 from adde.shards.index import ShardIndex
 from adde.shards.reader import iterate
 from adde.training.evaluation import Evaluator
-from adde.training.ranking import best_matches, placed_on, top_k
+from adde.training.ranking import TorchRanker
 
 
 @pytest.fixture
@@ -74,10 +74,10 @@ def test_matches_are_found_on_a_device_as_in_numpy():
     calibration = Calibration((1.0, 1.0), (), 0.01, 3.0)
     plain = calibration.beliefs(np.zeros((60, 5), np.float32), None, schema)
     beliefs = with_known(plain, labels, schema)
-    asked = edits.all_edits(labels, 1)
+    asked = all_edits(labels, 1)
     found = [
-        edits.rank_matches(asked, beliefs, schema, calibration, k=17, best=best)
-        for best in (None, partial(best_matches, torch.device("cpu")))
+        ranking.rank_matches(asked, beliefs, schema, calibration, k=17, ranker=ranker)
+        for ranker in (ranking.NUMPY, TorchRanker(torch.device("cpu")))
     ]
     assert len(asked) > 20
     np.testing.assert_array_equal(*found)
@@ -92,10 +92,10 @@ def test_baselines_are_ranked_on_a_device_as_in_numpy():
     logits = schema.multi_hot(labels.clip(0))
     queries = metrics.manipulation_queries(labels)
     arguments = (queries, embeddings, logits, schema)
-    device = placed_on(torch.device("cpu"))
-    here = metrics.baseline_rankings(*arguments, k=17)
-    there = metrics.baseline_rankings(*arguments, k=17, on=device)
-    assert len(queries) > 20 and tuple(there) == metrics.BASELINES
+    device = TorchRanker(torch.device("cpu"))
+    here = ranking.rank_baselines(*arguments, k=17)
+    there = ranking.rank_baselines(*arguments, k=17, ranker=device)
+    assert len(queries) > 20 and tuple(there) == ranking.BASELINES
     for name in ("no_edit", "classifier"):
         np.testing.assert_array_equal(here[name], there[name], name)
     # Sums of logarithms round otherwise there, and random products too.
@@ -130,10 +130,11 @@ def test_a_device_ranks_as_numpy_does_ties_included(items, k):
     # Sums of small whole numbers are exact in any order, and many distances are equal.
     gallery = random.integers(-2, 3, (items, 6)).astype(np.float32)
     queries = random.integers(-2, 3, (33, 6)).astype(np.float32)
-    expected = metrics.top_k(queries, gallery, k)
-    found = top_k(torch.device("cpu"), queries, gallery, k)
+    ranker = TorchRanker(torch.device("cpu"))
+    expected = ranking.top_k(queries, gallery, k)
+    found = ranking.top_k(queries, gallery, k, ranker)
     np.testing.assert_array_equal(found, expected)
-    assert top_k(torch.device("cpu"), queries[:0], gallery, k).shape == (0, min(k, items))
+    assert ranking.top_k(queries[:0], gallery, k, ranker).shape == (0, min(k, items))
 
 
 def test_figures_and_prototypes_are_those_of_ieee_float32(tiny_shards, tiny_model, monkeypatch):

@@ -7,7 +7,7 @@ import numpy as np
 
 from adde.methods.adde.model import ADDE
 from adde.methods.adde.prototypes import block_energy, cosines, nearest
-from adde.metrics import BASELINES
+from adde.ranking import BASELINES
 from adde.training.watching.displays import Matrix, Summary, Table
 
 ANSWERS = (

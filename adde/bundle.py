@@ -40,7 +40,7 @@ FILES = (ENCODER, MEMORY, GOLDEN, CARD)
 LARGE_FILES = (f"{ENCODER}.data", f"{MEMORY}.data")
 """There only where a graph's weights are too large to lie in it."""
 FORMAT = 3
-READABLE = (2, 3)
+READABLE_FORMATS = (2, 3)
 """Format 2 has no `preprocess.fit`: its pictures are cropped."""
 
 
@@ -175,7 +175,7 @@ class Bundle:
     @classmethod
     def _from_json(cls, path: Path, content: Any) -> "Bundle":
         manifest = path / BUNDLE_NAME
-        if content["format"] not in READABLE:
+        if content["format"] not in READABLE_FORMATS:
             raise UserError(
                 f"{manifest}: expected format {FORMAT}, found {content['format']}; export it again"
             )

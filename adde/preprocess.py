@@ -21,7 +21,7 @@ from adde.errors import UserError, foreign
 MAX_PIXELS = 64_000_000
 """Pictures that say they are larger are refused before they are decoded."""
 
-UPRIGHT = {
+UPRIGHT_TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -116,7 +116,7 @@ def decode(
             # Pillow keeps both sides at or above what is asked, so ask for the short side.
             image.draft("RGB", (draft_size, draft_size))
         image.load()  # some formats turn themselves, and then have no orientation any more
-        turn = UPRIGHT.get(orientation(image))
+        turn = UPRIGHT_TRANSPOSES.get(orientation(image))
         return _to_rgb(image if turn is None else image.transpose(turn))
 
 
@@ -145,7 +145,7 @@ def orientation(image: Image.Image) -> int:
     """
     try:
         found = image.getexif().get(ExifTags.Base.Orientation, 1)
-        return found if isinstance(found, int) and found in UPRIGHT else 1
+        return found if isinstance(found, int) and found in UPRIGHT_TRANSPOSES else 1
     except Exception:  # whatever it is that stands there
         return 1
 

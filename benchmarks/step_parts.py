@@ -18,7 +18,7 @@ from figures import publish
 from torch import Tensor
 
 from adde.errors import run_program
-from adde.methods.adde.memory import Memory
+from adde.methods.adde.memory import PrototypeMemory
 from adde.mining import LabelGrouping, draw_edits, mine
 from adde.schema import Attribute, Schema
 
@@ -92,7 +92,7 @@ def mining(items: int, attributes: int, values: int, width: int) -> dict[str, fl
 def buffers(attributes: int, values: int, width: int) -> dict[str, float]:
     names = tuple(map(str, range(values)))
     schema = Schema(tuple(Attribute(f"a{number}", names) for number in range(attributes)))
-    memory = Memory(schema, width)
+    memory = PrototypeMemory(schema, width)
     name = f"a{attributes}_v{attributes * values}"
     return {
         f"mb_of_buffers_{name}": sum(b.nbytes for b in memory.buffers()) / 1e6,

@@ -16,7 +16,7 @@ import torch
 import tyro
 
 from adde.errors import run_program
-from adde.exporting.export import export_bundle, is_exported
+from adde.exporting.export import export_bundle, is_up_to_date
 from adde.exporting.precision import Precision
 from adde.files import read_json, sha256_of_file
 from adde.methods.adde.calibration import calibration_of
@@ -72,7 +72,7 @@ def export(
     evaluator = Evaluator(index, BATCH, config.data.workers, torch.device("cpu"))
     calibration, _ = calibration_of(found, model, evaluator)
     request = (retrieval, source, calibration, precision, allow_drop, split)
-    if is_exported(out, *request):
+    if is_up_to_date(out, *request):
         print(f"{out}: exported from the same before, nothing to do")
         return
     bundle = export_bundle(model, index, out, *request)

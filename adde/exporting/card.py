@@ -21,7 +21,7 @@ def model_card(bundle: Bundle) -> str:
         "",
         f"- encoder.onnx: pictures (B, {side}, {side}, 3) uint8 -> embeddings "
         f"(B, {len(schema.sizes)}, {bundle.width}), logits (B, {schema.num_values}); "
-        f"{_in_words(details)}; pictures are made square by {bundle.preprocess.fit!r}",
+        f"{_precision_text(details)}; pictures are made square by {bundle.preprocess.fit!r}",
         f"- memory.onnx: embeddings, indicator (B, {schema.num_values}) -> query "
         f"(B, {len(schema.sizes) * bundle.width}), of length 1; {details['memory']}",
         "",
@@ -49,7 +49,7 @@ def model_card(bundle: Bundle) -> str:
     return "\n".join(lines)
 
 
-def _in_words(details: Any) -> str:
+def _precision_text(details: Any) -> str:
     parts = details["parts"]
     return details["precision"] + ("" if parts == "all" else f" ({parts})")
 

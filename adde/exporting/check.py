@@ -11,11 +11,11 @@ import onnx
 
 from adde.bundle import ENCODER, MEMORY, Bundle, Golden
 from adde.errors import UserError, foreign
-from adde.exporting.parity import BATCHES, relative_error
+from adde.exporting.parity import BATCH_SIZES, relative_error
 from adde.serving.onnx.providers import Device
 from adde.serving.onnx.session import Session
 
-ROUNDS = 5
+TIMED_CALLS = 5
 """Timed calls per batch size, after one that is not."""
 
 
@@ -45,7 +45,7 @@ def check_bundle(
     for device in devices:
         try:
             session = Session(bundle, device)
-            found = [_check_batch(bundle, session, golden, size) for size in BATCHES]
+            found = [_check_batch(bundle, session, golden, size) for size in BATCH_SIZES]
         except UserError as error:
             if device == "cpu":
                 raise
@@ -115,7 +115,7 @@ def _check_batch(bundle: Bundle, session: Session, golden: Golden, size: int) ->
 def _milliseconds(call: Callable[[], object]) -> float:
     call()
     times: list[float] = []
-    for _ in range(ROUNDS):
+    for _ in range(TIMED_CALLS):
         start = time.perf_counter()
         call()
         times.append(time.perf_counter() - start)

@@ -14,13 +14,13 @@ from adde.bundle import BUNDLE_NAME, CARD, FILES, GOLDEN, LARGE_FILES, Bundle, G
 from adde.errors import UserError
 from adde.exporting import parity
 from adde.exporting.card import arithmetic_note, model_card
-from adde.exporting.graphs import LARGE, OPSET, TorchSession, write_graphs
+from adde.exporting.graphs import EMBEDDED_BYTES, OPSET, TorchSession, write_graphs
 from adde.exporting.precision import (
     LIMITS,
     Precision,
     calibration_pictures,
     candidates,
-    reduce,
+    reduce_precision,
 )
 from adde.files import atomic_path, require_writable, strangers
 from adde.methods.adde.model import ADDE
@@ -80,10 +80,10 @@ def export_bundle(
         bundle = Bundle(folder, model.schema, model.preprocess, width, details, calibration)
         if precision == "fp32":
             report = compare(torch_session, bundle, index, split)
-            parity.require(report)
+            parity.require_parity(report)
             golden, parts = make_golden(model, torch_session, pictures), "all"
         else:
-            report, parts = reduce_bits(
+            report, parts = reduce_encoder(
                 *(torch_session, bundle, index, precision, allow_drop, split)
             )
             golden = make_golden(model, Session(bundle), pictures)
@@ -104,7 +104,7 @@ def export_bundle(
     return Bundle.read(out)
 
 
-def is_exported(
+def is_up_to_date(
     out: Path,
     retrieval: Mapping[str, Any] | None,
     source: Mapping[str, Any],
@@ -138,7 +138,7 @@ def package_versions() -> dict[str, str]:
     return {package: version(package) for package in PACKAGES}
 
 
-def reduce_bits(
+def reduce_encoder(
     torch_session: TorchSession,
     bundle: Bundle,
     index: ShardIndex,
@@ -154,7 +154,7 @@ def reduce_bits(
     if (bundle.path / LARGE_FILES[0]).exists():
         raise UserError(
             f"precision: expected fp32 for an encoder whose weights lie beside its graph (above "
-            f"{LARGE / 1e9:g} GB), found {precision}; the quantiser keeps them in one file"
+            f"{EMBEDDED_BYTES / 1e9:g} GB), found {precision}; the quantiser keeps them in one file"
         )
     limit = LIMITS[precision].drop if allow_drop is None else allow_drop
     assert limit is not None
@@ -163,7 +163,7 @@ def reduce_bits(
     *others, last = candidates(precision)
     for parts in (*others, last):
         bundle.encoder.write_bytes(whole)
-        reduce(bundle.path, precision, parts, calibration)
+        reduce_precision(bundle.path, precision, parts, calibration)
         report = compare(torch_session, bundle, index, split)
         try:
             parity.require_small_drop(report, limit, precision)
@@ -180,7 +180,7 @@ def compare(
     torch_session: TorchSession, bundle: Bundle, index: ShardIndex, split: str = "test"
 ) -> Any:
     """The parity report of the graphs that lie in a bundle's folder, printed too."""
-    batches = -(-index.count(split) // parity.BATCHES[-1])
+    batches = -(-index.count(split) // parity.BATCH_SIZES[-1])
     samples = tqdm(
         read_split(bundle.preprocess, index, split),
         "compare onnxruntime with torch",
@@ -232,12 +232,12 @@ def read_split(
 ) -> Iterator[tuple[Picture, Labels]]:
     """Pictures (B, S, S, 3) uint8 and labels (B, A) int64 of a split, batch by batch."""
     samples = iterate(index, split)
-    while batch := list(islice(samples, parity.BATCHES[-1])):
+    while batch := list(islice(samples, parity.BATCH_SIZES[-1])):
         pictures = np.stack([preprocess.load(sample.picture, sample.where) for sample in batch])
         yield pictures, np.stack([sample.labels for sample in batch])
 
 
-def make_golden(model: ADDE, session: parity.Runs, pictures: Picture) -> Golden:
+def make_golden(model: ADDE, session: parity.EncodesAndEdits, pictures: Picture) -> Golden:
     """Golden vectors of a few of the pictures."""
     rows = np.unique(np.linspace(0, len(pictures) - 1, GOLDEN_PICTURES).astype(np.int64))
     images = pictures[rows]
@@ -254,12 +254,12 @@ def print_report(report: Any) -> None:
         print(f"parity at batch {size:>2}: {shown}")
     points = {k: v for k, v in report["drop"]["points"].items() if v is not None}
     print("points below torch: " + ", ".join(f"{k} {v:.3f}" for k, v in points.items()))
-    ranking = report[f"top{parity.RANKS}"]
+    ranking = report[f"top{parity.TOP}"]
     if not ranking["queries"]:
         split = report.get("split", "test")
-        print(f"parity of the top {parity.RANKS}: not compared, the {split} split has no query")
+        print(f"parity of the top {parity.TOP}: not compared, the {split} split has no query")
         return
     print(
-        f"parity of the top {parity.RANKS}: {ranking['identical']:.3%} of {ranking['queries']} "
+        f"parity of the top {parity.TOP}: {ranking['identical']:.3%} of {ranking['queries']} "
         f"queries identical, {ranking['exchanged_ties']} of them but for exchanged ties"
     )

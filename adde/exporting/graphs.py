@@ -24,7 +24,7 @@ BLOCK_SHARE = 1e-5
 """Share of the memory's norm outside its blocks up to which only the blocks are exported; an
 answer then moves by less than the parity gate can see."""
 
-LARGE = 1_500_000_000
+EMBEDDED_BYTES = 1_500_000_000
 """Bytes of weights above which they lie beside the graph; protobuf ends at 2 GiB in all."""
 
 
@@ -111,7 +111,7 @@ class TorchSession:
 def write_graphs(model: ADDE, folder: Path) -> Literal["blocks", "dense"]:
     """Writes encoder.onnx and memory.onnx into `folder`, batch dynamic; what the memory multiplies.
 
-    Weights are inside; those of a graph with more than LARGE lie beside it in `<graph>.data`.
+    Weights are inside; those of a graph with more than EMBEDDED_BYTES lie beside it in `<graph>.data`.
 
     Raises:
         UserError: torch cannot export the backbone.
@@ -163,7 +163,7 @@ def _export(
     _strip_notes(program)
     weights = [value.const_value for value in program.model.graph.initializers.values()]
     weight_bytes = sum(weight.nbytes for weight in weights if weight is not None)
-    program.save(path, external_data=weight_bytes > LARGE)
+    program.save(path, external_data=weight_bytes > EMBEDDED_BYTES)
 
 
 def _cast_first(program: torch.onnx.ONNXProgram) -> None:

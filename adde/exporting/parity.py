@@ -26,28 +26,28 @@ from adde.ranking import Edit, Ranker, edited_labels, rank_edits, rank_matches
 from adde.schema import Labels, Rows, Schema, Vector
 from adde.scoring import Calibration
 
-BATCHES = (1, 2, 7, 64)
+BATCH_SIZES = (1, 2, 7, 64)
 MAX_ERROR = 1e-4
 """Of any output, relative to its largest absolute value."""
 
-RETRIEVAL = ("hit@30", "ndcg@30")
-BOUNDED = (*RETRIEVAL, *(f"match_{name}" for name in RETRIEVAL), "accuracy")
+RETRIEVAL_METRICS = ("hit@30", "ndcg@30")
+BOUNDED_METRICS = (*RETRIEVAL_METRICS, *(f"match_{name}" for name in RETRIEVAL_METRICS), "accuracy")
 """Figures that fewer bits may lower by a bounded number of points: of the published ranking, of the
 match score, and of the classifiers."""
 
-QUERIES = 20_000
+MAX_QUERIES = 20_000
 """Most that are asked, evenly spaced over all of the split's."""
 
 RANKER = Ranker(partial(tqdm, desc="rank", unit="block", leave=False, disable=None))
-RANKS = 30
+TOP = 30
 MIN_IDENTICAL = 0.999
-"""Share of queries whose first RANKS answers must be the same."""
+"""Share of queries whose first TOP answers must be the same."""
 
-TIE = 1e-6
+TIE_DISTANCE = 1e-6
 """Items whose squared distances to the query differ by less may exchange places."""
 
 
-class Runs(Protocol):
+class EncodesAndEdits(Protocol):
     """What runs a model: torch, or onnxruntime."""
 
     def encode(self, images: Picture) -> Outputs:
@@ -60,8 +60,8 @@ class Runs(Protocol):
 
 
 def measure(
-    ours: Runs,
-    theirs: Runs,
+    ours: EncodesAndEdits,
+    theirs: EncodesAndEdits,
     split: Iterable[tuple[Picture, Labels]],
     schema: Schema,
     calibration: Calibration | None,
@@ -86,16 +86,16 @@ def measure(
         )
     errors = {
         str(size): _errors(ours, theirs, np.resize(pictures, (size, *pictures.shape[1:])), schema)
-        for size in BATCHES
+        for size in BATCH_SIZES
     }
     sides = (ours, theirs)
-    queries = manipulation_queries(labels).spread(QUERIES)
+    queries = manipulation_queries(labels).spread(MAX_QUERIES)
     ranked = [_ranked(side, queries, answers, schema) for side, answers in zip(sides, encoded)]
     return {
         "max_error": max(max(row.values()) for row in errors.values()),
         "max_error_allowed": MAX_ERROR,
         "errors_by_batch": errors,
-        f"top{RANKS}": _rankings(queries, ranked, ours, encoded[0], schema),
+        f"top{TOP}": _rankings(queries, ranked, ours, encoded[0], schema),
         "min_identical": MIN_IDENTICAL,
         "drop": {"points": _drop(queries, ranked, encoded, labels, schema, calibration)},
     }
@@ -119,7 +119,7 @@ def require_small_drop(report: Any, allowed: float, precision: str) -> None:
         )
 
 
-def require(report: Any) -> None:
+def require_parity(report: Any) -> None:
     """The gate of float32. Raises UserError with the figures that fail."""
     failures: list[str] = []
     # Written so that a NaN fails, too.
@@ -128,12 +128,12 @@ def require(report: Any) -> None:
             f"largest error: expected at most {MAX_ERROR:g} of the output's scale, found "
             f"{report['max_error']:.3g} ({_worst(report['errors_by_batch'])})"
         )
-    ranking = report[f"top{RANKS}"]
+    ranking = report[f"top{TOP}"]
     # A split without queries, as where a catalogue has no two alike, has no ranking to compare:
     # the errors of the outputs decide alone, and the report says null.
     if ranking["queries"] and not ranking["identical"] >= MIN_IDENTICAL:
         failures.append(
-            f"identical top-{RANKS}: expected at least {MIN_IDENTICAL:.1%} of queries, found "
+            f"identical top-{TOP}: expected at least {MIN_IDENTICAL:.1%} of queries, found "
             f"{ranking['identical']:.3%} of {ranking['queries']}"
         )
     if failures:
@@ -167,7 +167,9 @@ def output_errors(expected: Outputs, found: Outputs) -> dict[str, float]:
     return {name: relative_error(a, b) for name, a, b in pairs if a is not None and b is not None}
 
 
-def _errors(ours: Runs, theirs: Runs, pictures: Picture, schema: Schema) -> dict[str, float]:
+def _errors(
+    ours: EncodesAndEdits, theirs: EncodesAndEdits, pictures: Picture, schema: Schema
+) -> dict[str, float]:
     """Errors at one batch; the query's are those of both graphs together."""
     expected, found = ours.encode(pictures), theirs.encode(pictures)
     indicator = random_edits(expected.logits, schema)
@@ -184,13 +186,13 @@ def _worst(errors: dict[str, dict[str, float]]) -> str:
     return max(found, key=lambda pair: (np.isnan(pair[0]), pair[0]))[1]
 
 
-def _ranked(side: Runs, queries: Queries, encoded: Outputs, schema: Schema) -> Rows:
-    doubled, edit = _doubled(encoded.embeddings), _doubled_edit(side)
-    return rank_edits(queries, doubled, encoded.logits, schema, edit, RANKS, RANKER)
+def _ranked(side: EncodesAndEdits, queries: Queries, encoded: Outputs, schema: Schema) -> Rows:
+    doubled, edit = _as_float64(encoded.embeddings), _float64_edit(side)
+    return rank_edits(queries, doubled, encoded.logits, schema, edit, TOP, RANKER)
 
 
 def _rankings(
-    queries: Queries, ranked: list[Rows], ours: Runs, encoded: Outputs, schema: Schema
+    queries: Queries, ranked: list[Rows], ours: EncodesAndEdits, encoded: Outputs, schema: Schema
 ) -> dict[str, Any]:
     differ = np.flatnonzero((ranked[0] != ranked[1]).any(axis=1))
     apart = 0
@@ -226,25 +228,28 @@ def _drop(
             found |= retrieval_metrics(places, labels, queries)
             if calibration is not None:
                 beliefs = calibration.beliefs(logits, presence, schema)
-                matched = rank_matches(queries, beliefs, schema, calibration, RANKS, ranker=RANKER)
+                matched = rank_matches(queries, beliefs, schema, calibration, TOP, ranker=RANKER)
                 by_match = retrieval_metrics(matched, labels, queries)
-                found |= {f"match_{name}": by_match[name] for name in RETRIEVAL}
+                found |= {f"match_{name}": by_match[name] for name in RETRIEVAL_METRICS}
         figures.append(found)
     ours, theirs = figures
-    return {name: 100 * (ours[name] - theirs[name]) if name in ours else None for name in BOUNDED}
+    return {
+        name: 100 * (ours[name] - theirs[name]) if name in ours else None
+        for name in BOUNDED_METRICS
+    }
 
 
-def _doubled(array: Vector) -> Any:
+def _as_float64(array: Vector) -> Any:
     """The same numbers in float64.
 
-    Ranking in float32 rounds distances by about as much as TIE, which would be taken for a
+    Ranking in float32 rounds distances by about as much as TIE_DISTANCE, which would be taken for a
     difference between the two sides where a gallery is dense.
     """
     return array.astype(np.float64)
 
 
-def _doubled_edit(side: Runs) -> Edit:
-    return lambda embeddings, indicator: _doubled(
+def _float64_edit(side: EncodesAndEdits) -> Edit:
+    return lambda embeddings, indicator: _as_float64(
         side.edit(embeddings.astype(np.float32), indicator)
     )
 
@@ -258,16 +263,16 @@ def same_but_for_ties(query: Vector, embeddings: Vector, ours: Rows, theirs: Row
         ours: (Q, K) gallery rows, best first.
         theirs: (Q, K) gallery rows, best first.
     """
-    flat = unit(_doubled(embeddings.reshape(len(embeddings), -1)))
+    flat = unit(_as_float64(embeddings.reshape(len(embeddings), -1)))
     result = np.zeros(len(query), bool)
     for row, vector in enumerate(query.astype(np.float64)):
         distances = [((flat[side[row]] - vector) ** 2).sum(axis=1) for side in (ours, theirs)]
-        result[row] = bool((np.abs(distances[0] - distances[1]) < TIE).all())
+        result[row] = bool((np.abs(distances[0] - distances[1]) < TIE_DISTANCE).all())
     return result
 
 
 def _encode(
-    ours: Runs, theirs: Runs, split: Iterable[tuple[Picture, Labels]]
+    ours: EncodesAndEdits, theirs: EncodesAndEdits, split: Iterable[tuple[Picture, Labels]]
 ) -> tuple[Picture, Labels, Outputs, Outputs]:
     """The first batch's pictures, all labels, and what either side makes of all pictures.
 

@@ -34,13 +34,13 @@ from adde.shards.shares import StoredOrder
 
 Precision = Literal["fp32", "fp16", "int8"]
 
-CALIBRATION = 256
+CALIBRATION_PICTURES = 256
 """Pictures of the training split that int8's ranges are read from."""
 
-BATCH = 16
+CALIBRATION_BATCH = 16
 """Of them at a time."""
 
-IN_FLOAT32 = (
+FLOAT32_OPERATORS = (
     "BatchNormalization", "Clip", "Div", "GroupNormalization", "InstanceNormalization",
     "LayerNormalization", "LpNormalization", "Pow", "ReduceL2", "ReduceMean", "ReduceSum",
     "ReduceSumSquare", "Softmax", "Sqrt",
@@ -71,7 +71,9 @@ def candidates(precision: Precision) -> Sequence[str]:
     return ("backbone and heads", "backbone") if precision == "int8" else ("all",)
 
 
-def reduce(folder: Path, precision: Precision, parts: str, calibration: Sequence[Picture]) -> None:
+def reduce_precision(
+    folder: Path, precision: Precision, parts: str, calibration: Sequence[Picture]
+) -> None:
     """Replaces a folder's encoder.onnx, which is float32, by one of another precision.
 
     Args:
@@ -85,9 +87,9 @@ def reduce(folder: Path, precision: Precision, parts: str, calibration: Sequence
         model = float16.convert_float_to_float16(
             onnx.load(path),
             keep_io_types=True,
-            op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, *IN_FLOAT32],
+            op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, *FLOAT32_OPERATORS],
         )
-        _drop_repeated(model.graph)
+        _remove_repeated_nodes(model.graph)
         OnnxModel(model).topological_sort()  # casts are appended, and onnxruntime does not mind
         onnx.save(model, path)
         return
@@ -123,20 +125,23 @@ def reduce(folder: Path, precision: Precision, parts: str, calibration: Sequence
 
 
 def calibration_pictures(index: ShardIndex, preprocess: Preprocess) -> list[Picture]:
-    """Batches (B, S, S, 3) uint8 of up to CALIBRATION pictures, spread over the training split."""
+    """Batches (B, S, S, 3) uint8 of up to CALIBRATION_PICTURES pictures, spread over the training split."""
     shards = index.split("train")
     places = StoredOrder(tuple(s.samples for s in shards), index.count("train"))(0)
-    rows = np.unique(np.linspace(0, len(places) - 1, CALIBRATION).astype(np.int64))
+    rows = np.unique(np.linspace(0, len(places) - 1, CALIBRATION_PICTURES).astype(np.int64))
     reader = ShardReader(index)
     pictures: list[Picture] = []
     for shard, position in places[rows].tolist():
         sample = reader.read(shards[shard], position)
         pictures.append(preprocess.load(sample.picture, sample.where))
     reader.close()
-    return [np.stack(pictures[at : at + BATCH]) for at in range(0, len(pictures), BATCH)]
+    return [
+        np.stack(pictures[at : at + CALIBRATION_BATCH])
+        for at in range(0, len(pictures), CALIBRATION_BATCH)
+    ]
 
 
-def _drop_repeated(graph: Any) -> None:
+def _remove_repeated_nodes(graph: Any) -> None:
     """Of a value that two nodes take in float32 the converter makes the same cast twice."""
     seen: set[str] = set()
     for node in list(graph.node):

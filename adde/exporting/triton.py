@@ -29,8 +29,8 @@ TYPES = {
     onnx.TensorProto.FLOAT: "TYPE_FP32",
     onnx.TensorProto.FLOAT16: "TYPE_FP16",
 }
-SEARCHES = {"EXHAUSTIVE": "0", "HEURISTIC": "1", "DEFAULT": "2"}
-PREFERRED = tuple(bucket for bucket in BUCKETS if bucket >= 8)
+ALGORITHM_SEARCHES = {"EXHAUSTIVE": "0", "HEURISTIC": "1", "DEFAULT": "2"}
+PREFERRED_BATCHES = tuple(bucket for bucket in BUCKETS if bucket >= 8)
 
 Kind = Literal["cpu", "gpu"]
 
@@ -83,7 +83,7 @@ def config(name: str, bundle: Bundle, kind: Kind, delay_us: int, instances: int)
         *_tensors("input", graph.input),
         *_tensors("output", graph.output),
         "dynamic_batching {",
-        f"  preferred_batch_size: {list(PREFERRED)}",
+        f"  preferred_batch_size: {list(PREFERRED_BATCHES)}",
         f"  max_queue_delay_microseconds: {delay_us}",
         "}",
         f"instance_group [{{ count: {instances} kind: KIND_{kind.upper()} }}]",
@@ -92,7 +92,7 @@ def config(name: str, bundle: Bundle, kind: Kind, delay_us: int, instances: int)
     if kind == "gpu":
         options = cuda_options(about["precision"] == "fp16")
         # Where there are parameters, the backend takes this one from them, by number.
-        about["cudnn_conv_algo_search"] = SEARCHES[options.pop("cudnn_conv_algo_search")]
+        about["cudnn_conv_algo_search"] = ALGORITHM_SEARCHES[options.pop("cudnn_conv_algo_search")]
         lines += _accelerator(options)
     lines += [_parameter(key, value) for key, value in about.items()]
     return "\n".join(lines) + "\n"

@@ -2,11 +2,11 @@
 
 from adde.mining.draws import draw_key, uniform
 from adde.mining.labels import joint_labels
-from adde.mining.manipulation import Edits, draw_edits, semihard_negatives
+from adde.mining.manipulation import DrawnEdits, draw_edits, semihard_negatives
 from adde.mining.triplets import LabelGrouping, Mined, mine
 
 __all__ = [
-    "Edits",
+    "DrawnEdits",
     "LabelGrouping",
     "Mined",
     "draw_edits",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-def accumulator(tensor: Tensor) -> Tensor:
+def as_accumulated(tensor: Tensor) -> Tensor:
     """The tensor in the precision mining computes in: float64 stays, all else is float32."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 

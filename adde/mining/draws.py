@@ -21,8 +21,8 @@ def words(key: int, index: Tensor) -> Tensor:
     """
     mixed = (index + key) * _signed(0x9E3779B97F4A7C15)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        mixed = (mixed ^ _shifted(mixed, shift)) * _signed(factor)
-    return _shifted(mixed, 32).int()
+        mixed = (mixed ^ _shift_right(mixed, shift)) * _signed(factor)
+    return _shift_right(mixed, 32).int()
 
 
 def pair_bits(rows: Tensor, columns: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ def uniform(key: int, rows: Tensor, columns: int) -> Tensor:
     return (bits >> 7).float() * 2.0**-24
 
 
-def _shifted(bits: Tensor, by: int) -> Tensor:
+def _shift_right(bits: Tensor, by: int) -> Tensor:
     """To the right, filled with zeros."""
     return (bits >> by) & ((1 << (64 - by)) - 1)
 

@@ -46,7 +46,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from adde.mining.tiled import INFINITE_KEY, Choice, Members, positives
+from adde.mining.tiled import INFINITE_KEY, Chosen, Members, positives
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
 """Kernels run on the CPU, under Triton's interpreter (TRITON_INTERPRET=1 before the import)."""
@@ -109,11 +109,11 @@ def _distances(
 
 
 # How many there are changes with every batch: neither compiled nor tuned for anew.
-VARYING = ["num_rows", "num_columns", "num_slots"]
+UNSPECIALISED = ["num_rows", "num_columns", "num_slots"]
 
 
 @triton.autotune(_CONFIGS, key=["width"])
-@triton.jit(do_not_specialize=VARYING)
+@triton.jit(do_not_specialize=UNSPECIALISED)
 def _positives_kernel(
     rows,
     columns,
@@ -163,7 +163,7 @@ def _positives_kernel(
 
 
 @triton.autotune(_CONFIGS, key=["width"])
-@triton.jit(do_not_specialize=[*VARYING, "search_steps"])
+@triton.jit(do_not_specialize=[*UNSPECIALISED, "search_steps"])
 def _negatives_kernel(
     rows,
     columns,
@@ -256,7 +256,7 @@ def choose_in_kernel(
     members: Members,
     slots: int,
     strategy: str,
-) -> Choice:
+) -> Chosen:
     """As `tiled.choose_by_sorting`, for float32, bfloat16 or float16; sums in float32."""
     groups, num_rows, width = rows.shape
     in_order = columns.gather(1, members.columns[..., None].expand(-1, -1, width))
@@ -299,7 +299,7 @@ def choose_in_kernel(
         farthest = extreme ^ 0x7FFFFFFF  # counted up again
         nearest = nearest.flip(-1).cummin(-1).values.flip(-1)
         key = nearest.where(nearest < INFINITE_KEY, farthest[..., None])
-    return Choice(pair, positive, key & 0xFFFFFFFF, to_positive, _distance(key))
+    return Chosen(pair, positive, key & 0xFFFFFFFF, to_positive, _distance(key))
 
 
 def _distance(keys: Tensor) -> Tensor:

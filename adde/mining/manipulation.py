@@ -12,16 +12,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from adde.mining.distances import accumulator, full_precision, squared_distances
+from adde.mining.distances import as_accumulated, full_precision, squared_distances
 from adde.mining.draws import pair_bits, words
 from adde.mining.tiled import tile_rows
 from adde.schema import UNKNOWN
 
-POSITIVES = 1 << 62
+POSITIVE_KEY = 1 << 62
 """Beyond every key of `draw_key`: the draws of positives have one of their own."""
 
 
-class Edits(NamedTuple):
+class DrawnEdits(NamedTuple):
     """One edit per reference.
 
     Attributes:
@@ -40,7 +40,7 @@ class Edits(NamedTuple):
 
 def draw_edits(
     labels: Tensor, all_labels: Tensor, items: Tensor, key: int, offsets: Tensor
-) -> Edits:
+) -> DrawnEdits:
     """Draws for each reference an edit that has an exact target in the global batch.
 
     An exact target differs from the reference in one attribute, known on both. The edit is
@@ -58,7 +58,7 @@ def draw_edits(
         offsets: (A,) int64, first column of each attribute.
     """
     count = len(labels)
-    edits = Edits(
+    edits = DrawnEdits(
         torch.empty_like(labels),
         labels.new_empty(count),
         *(labels.new_empty(count, dtype=torch.bool) for _ in range(2)),
@@ -82,11 +82,11 @@ def _tiles(rows: int, columns: int, device: torch.device) -> Iterator[slice]:
 
 def _draw_tile(
     labels: Tensor, all_labels: Tensor, items: Tensor, key: int, offsets: Tensor
-) -> Edits:
+) -> DrawnEdits:
     column_words = words(~key, (all_labels + offsets).clamp(min=0))
     shown = column_words.new_zeros(len(labels), len(all_labels))
     differing, edited = (torch.zeros_like(shown, dtype=torch.int16) for _ in range(2))
-    for attribute, (differ, change) in enumerate(_comparisons(labels, all_labels)):
+    for attribute, (differ, change) in enumerate(_label_differences(labels, all_labels)):
         differing += differ
         edited += change
         shown = torch.where(change, column_words[:, attribute], shown)
@@ -94,7 +94,7 @@ def _draw_tile(
     # One draw for each edit, whichever items show it: edits are uniform, not items.
     edit_bits = pair_bits(words(key, items)[:, None], shown).masked_fill_(~exact_pair, -1)
     shows = exact_pair & (edit_bits == edit_bits.amax(1, keepdim=True))
-    item_bits = words(key ^ POSITIVES, torch.arange(len(all_labels), device=labels.device))
+    item_bits = words(key ^ POSITIVE_KEY, torch.arange(len(all_labels), device=labels.device))
     exact_positive = torch.where(shows, item_bits & 0x7FFFFFFF, -1).argmax(1)
 
     num_attributes = labels.shape[1]
@@ -105,7 +105,7 @@ def _draw_tile(
     known = (labels != UNKNOWN) & (shown_labels != UNKNOWN)
     usable = nearest_cost <= num_attributes
     targets = torch.where(known & usable[:, None], shown_labels, labels)
-    return Edits(targets, positive, exact, usable)
+    return DrawnEdits(targets, positive, exact, usable)
 
 
 def semihard_negatives(
@@ -127,7 +127,7 @@ def semihard_negatives(
         (N,) int64 row of the negative, and (N,) bool whether there is any.
     """
     with torch.no_grad(), full_precision(queries):
-        columns, queries = accumulator(refs)[None], accumulator(queries)
+        columns, queries = as_accumulated(refs)[None], as_accumulated(queries)
         negative, found = torch.empty_like(positive), torch.empty_like(positive, dtype=torch.bool)
         for rows in _tiles(len(queries), len(refs), refs.device):
             negative[rows], found[rows] = _negative_tile(
@@ -141,7 +141,7 @@ def _negative_tile(
 ) -> tuple[Tensor, Tensor]:
     distances = squared_distances(queries[None], columns)[0]
     negative = torch.zeros_like(distances, dtype=torch.bool)
-    for _, change in _comparisons(targets, ref_labels):
+    for _, change in _label_differences(targets, ref_labels):
         negative |= change
     farther = negative & (distances > distances.gather(1, positive[:, None]))
     inside = torch.where(farther, distances, torch.inf).argmin(1)
@@ -149,7 +149,7 @@ def _negative_tile(
     return torch.where(farther.any(1), inside, outside), negative.any(1)
 
 
-def _comparisons(labels: Tensor, all_labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def _label_differences(labels: Tensor, all_labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Attribute by attribute, (T, M) bool: where rows (T, A) and columns (M, A) differ (UNKNOWN
     equals only UNKNOWN), and where they do and it is known on both.
     """

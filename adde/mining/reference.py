@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from adde.mining.distances import accumulator, squared_distances
+from adde.mining.distances import as_accumulated, squared_distances
 from adde.schema import UNKNOWN
 
 
@@ -17,7 +17,7 @@ def reference_loss(
     strategy: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `adde.mining.mine`; arguments checked there."""
-    distances = squared_distances(accumulator(anchors), accumulator(refs))
+    distances = squared_distances(as_accumulated(anchors), as_accumulated(refs))
     sums, pairs, active = [], [], []
     for group in range(len(anchors)):
         losses = [distances[group].sum() * 0]  # a zero with a gradient where there is no pair

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from adde.mining.distances import accumulator, squared_distances
+from adde.mining.distances import as_accumulated, squared_distances
 from adde.schema import UNKNOWN
 
 INFINITE_KEY = 0x7F800000 << 32
@@ -37,7 +37,7 @@ SLOT_COST = 4
 label that most items have then gets tiles of fewer rows, not more memory."""
 
 
-class Choice(NamedTuple):
+class Chosen(NamedTuple):
     """The pairs of T anchors with up to S positives each, all (G, T, S); what is no pair is False.
 
     Attributes:
@@ -194,13 +194,13 @@ def mine_in_tiles(
     margin: float,
     strategy: str,
     with_gradient: bool,
-    choose: Callable[..., Choice],
+    choose: Callable[..., Chosen],
 ) -> Mining:
     """See `adde.mining.mine`; arguments checked there. `choose` finds each pair's negative.
 
     Products are taken in the embeddings' dtype, sums kept in float32 (float64 for float64).
     """
-    groups, dtype = len(anchors), accumulator(anchors[:0]).dtype
+    groups, dtype = len(anchors), as_accumulated(anchors[:0]).dtype
     loss_sum = anchors.new_zeros(groups, dtype=dtype)
     pairs, active = labels.new_zeros(groups), labels.new_zeros(groups)
     anchor_gradient = torch.zeros_like(anchors if with_gradient else anchors[:0], dtype=dtype)
@@ -227,7 +227,7 @@ def mine_in_tiles(
                 coefficients = used.new_zeros(*anchor.shape, num_columns)
                 coefficients.scatter_add_(2, found.positive, used)
                 coefficients.scatter_add_(2, found.negative, -used)
-                pulls = _pulls(coefficients, rows, columns)
+                pulls = _distance_gradients(coefficients, rows, columns)
                 anchor_gradient[number, anchor] = pulls[0].to(dtype)
                 ref_pull += pulls[1]
         if with_gradient:
@@ -243,7 +243,7 @@ def choose_by_sorting(
     members: Members,
     slots: int,
     strategy: str,
-) -> Choice:
+) -> Chosen:
     """The negatives of rows (G, T, D) among columns (G, K, D): sorted once, searched per positive.
 
     Args:
@@ -270,7 +270,7 @@ def choose_by_sorting(
         farthest = torch.searchsorted(ascending, ascending.gather(2, count - 1))
         place = place.where(place < count, farthest)
     negative = order.gather(2, place).long()
-    return Choice(pair, positive, negative, to_positive, ascending.gather(2, place))
+    return Chosen(pair, positive, negative, to_positive, ascending.gather(2, place))
 
 
 def positives(members: Members, slots: int, slot: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -302,7 +302,9 @@ def _sort(distances: Tensor, barred: Tensor) -> tuple[Tensor, Tensor]:
     return halves[..., 1::2].view(torch.float32).contiguous(), halves[..., 0::2]
 
 
-def _pulls(coefficients: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+def _distance_gradients(
+    coefficients: Tensor, rows: Tensor, columns: Tensor
+) -> tuple[Tensor, Tensor]:
     """Gradients in rows and columns of sum(coefficients * squared_distances(rows, columns)).
 
     A pair adds at its positive what it takes at its negative, so a row's coefficients sum to zero

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from adde.mining import tiled
-from adde.mining.distances import accumulator, full_precision
+from adde.mining.distances import as_accumulated, full_precision
 from adde.mining.reference import reference_loss
 from adde.schema import UNKNOWN
 
@@ -96,7 +96,7 @@ def mine(
         arguments = (anchors, labels, refs, ref_labels, self_index, margin, strategy)
         with full_precision(anchors):
             return Mined(*reference_loss(*arguments))
-    _require_able(impl, anchors)
+    _check_impl(impl, anchors)
     with_gradient = torch.is_grad_enabled() and (anchors.requires_grad or refs.requires_grad)
     known = (None, None) if grouping is None else grouping.tensors()
     arguments = (anchors, labels, refs, ref_labels, self_index, *known, margin, strategy, impl)
@@ -147,12 +147,12 @@ def _mine_op(
         _check_values(anchors, labels, refs, ref_labels, self_index)
         grouping, counts = tiled.group(labels, ref_labels, self_index)
     if impl == "auto":
-        impl = _automatic(anchors.device, anchors.dtype)
+        impl = _choose_impl(anchors.device, anchors.dtype)
     if impl == "triton":
         from adde.mining.kernels import choose_in_kernel as choose  # imports triton
     else:
         choose = tiled.choose_by_sorting
-        anchors, refs = accumulator(anchors), accumulator(refs)
+        anchors, refs = as_accumulated(anchors), as_accumulated(refs)
     known = tiled.Grouping.unpack(grouping, counts.cpu(), labels.shape[1])
     arguments = (anchors, labels, refs, ref_labels, known, margin, strategy)
     with full_precision(anchors):
@@ -162,7 +162,7 @@ def _mine_op(
 @_mine_op.register_fake
 def _(anchors: Tensor, labels: Tensor, refs: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     groups, with_gradient = len(anchors), rest[-1]
-    dtype = accumulator(anchors[:0]).dtype
+    dtype = as_accumulated(anchors[:0]).dtype
     return (
         anchors.new_empty(groups, dtype=dtype),
         labels.new_empty(groups),
@@ -172,7 +172,7 @@ def _(anchors: Tensor, labels: Tensor, refs: Tensor, *rest: Any) -> tuple[Tensor
     )
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*output[3:])
     ctx.mark_non_differentiable(*output[1:])
     ctx.dtype = inputs[0].dtype
@@ -184,10 +184,10 @@ def _backward(ctx: Any, loss_gradient: Tensor, *_: Any) -> tuple[Tensor | None, 
     return anchors, None, refs, *[None] * 8
 
 
-_mine_op.register_autograd(_backward, setup_context=_keep)
+_mine_op.register_autograd(_backward, setup_context=_save_for_backward)
 
 
-def _require_able(impl: Implementation, anchors: Tensor) -> None:
+def _check_impl(impl: Implementation, anchors: Tensor) -> None:
     if impl not in ("auto", "tiled", "triton"):
         raise ValueError(f"impl: expected auto, reference, tiled or triton, found {impl!r}")
     if impl == "triton" and anchors.dtype == torch.float64:
@@ -200,7 +200,7 @@ def _require_able(impl: Implementation, anchors: Tensor) -> None:
 
 
 @functools.cache
-def _automatic(device: torch.device, dtype: torch.dtype) -> Literal["tiled", "triton"]:
+def _choose_impl(device: torch.device, dtype: torch.dtype) -> Literal["tiled", "triton"]:
     """The implementation for a device, said once in the log.
 
     Shape does not decide: tiles are faster than the definition from two items on, and whether a

@@ -30,7 +30,7 @@ class CrossBatch:
     """Steps before they are used: embeddings that still move fast mislead."""
 
 
-class CrossBatchMemory:
+class CrossBatchQueue:
     """The last `size` items' embeddings (size, A, D) float32 and labels (size, A) int64.
 
     Item number i of all that were ever pushed stands at i modulo `size`; what is still empty has
@@ -51,17 +51,17 @@ class CrossBatchMemory:
         self._labels = torch.full((settings.size, shape[0]), UNKNOWN, device=device)
         self._seen = 0
 
-    def beside(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def with_batch(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The batch's embeddings (M, A, D) and labels (M, A) and, below, those remembered.
 
         Until the warm-up's steps are over it is the batch alone.
         """
         if self._seen < self._used_from:
             return embeddings, labels
-        return torch.cat([embeddings, self._embeddings]), self.labels_beside(labels)
+        return torch.cat([embeddings, self._embeddings]), self.labels_with_batch(labels)
 
-    def labels_beside(self, labels: Tensor) -> Tensor:
-        """The labels of `beside`, for which the batch need not be encoded yet."""
+    def labels_with_batch(self, labels: Tensor) -> Tensor:
+        """The labels of `with_batch`, for which the batch need not be encoded yet."""
         return labels if self._seen < self._used_from else torch.cat([labels, self._labels])
 
     @torch.no_grad()

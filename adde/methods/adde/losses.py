@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from adde.losses import Term
-from adde.mining import Edits
+from adde.mining import DrawnEdits
 from adde.schema import UNKNOWN
 
 
@@ -35,7 +35,7 @@ def consistency(prototypes: Tensor, embeddings: Tensor, labels: Tensor, weights:
     return Term((distances * counted).sum()[None], counted.sum()[None])
 
 
-def triplet_roles(edits: Edits, negative: Tensor, has_negative: Tensor, items: int) -> Tensor:
+def triplet_roles(edits: DrawnEdits, negative: Tensor, has_negative: Tensor, items: int) -> Tensor:
     """How often each item of the global batch is a positive and a negative here: (2, M) float32.
 
     Summed over ranks, these weights let every item's own rank account for the roles it plays.

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from adde.schema import UNKNOWN, Schema
 
 
-class Memory(nn.Module):
+class PrototypeMemory(nn.Module):
     """Edits and reconstructions are products with M (docs/architecture.md, equation 5)."""
 
     of_column: Tensor

@@ -12,7 +12,7 @@ from adde.distributed import rank
 from adde.methods.adde import report
 from adde.methods.adde.calibration import calibration_of
 from adde.methods.adde.config import AddeConfig
-from adde.methods.adde.cross_batch import CrossBatchMemory
+from adde.methods.adde.cross_batch import CrossBatchQueue
 from adde.methods.adde.evaluation import (
     attribute_accuracy,
     encode_split,
@@ -35,7 +35,7 @@ TERMS = (
     "(cls|presence|local_triplet|global_triplet|edited_triplet|compositional|consistency|memory)"
 )
 
-CALIBRATED = ("hit@1", "hit@10", "hit@30", "ndcg@30", "first_wanted", "wanted@10")
+CALIBRATION_METRICS = ("hit@1", "hit@10", "hit@30", "ndcg@30", "first_wanted", "wanted@10")
 """Validation figures of the match score on the terminal."""
 
 
@@ -80,12 +80,12 @@ class Adde(Method):
 
     def objective(self, config: AddeConfig, schema: Schema, device: torch.device) -> AddeObjective:
         """As `Method.objective`."""
-        memory = None
+        queue = None
         if config.cross_batch.size:
             shape = (len(schema.sizes), config.model.width)
-            memory = CrossBatchMemory(config.cross_batch, config.data.batch_size, shape, device)
+            queue = CrossBatchQueue(config.cross_batch, config.data.batch_size, shape, device)
         edited = config.adde.edited_triplet > 0
-        return AddeObjective(schema, config.augmentation, config.margin, memory, edited)
+        return AddeObjective(schema, config.augmentation, config.margin, queue, edited)
 
     def before(self, stage: Stage, model: Any, evaluator: Evaluator) -> bool:
         """Stage 2: sets the memory to the prototypes of the encoder as it stands."""
@@ -122,7 +122,7 @@ class Adde(Method):
         """Calibrates the match score of the best checkpoint, which is evaluated and exported."""
         found, figures = calibration_of(checkpoint, model, evaluator)
         if rank() == 0:
-            shown = ", ".join(f"{k} {figures[k]:.4f}" for k in CALIBRATED if k in figures)
+            shown = ", ".join(f"{k} {figures[k]:.4f}" for k in CALIBRATION_METRICS if k in figures)
             print(
                 f"calibrated {checkpoint.path.name}: epsilon {found.epsilon:g}, an edit weighs "
                 f"{found.edit_weight:g}, presence is {'used' if found.presence else 'not used'}; "

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from adde.methods.adde.heads import AttributeClassifiers, AttributeHeads, PresenceHead
-from adde.methods.adde.memory import Memory
+from adde.methods.adde.memory import PrototypeMemory
 from adde.model.backbone import build_backbone, num_features
 from adde.model.settings import ModelSettings
 from adde.preprocess import Preprocess
@@ -64,7 +64,7 @@ class ADDE(nn.Module):
             schema, features, settings.hidden, settings.width, settings.equal_subspaces
         )
         self.classifiers = AttributeClassifiers(schema, settings.width)
-        self.memory = Memory(schema, settings.width)
+        self.memory = PrototypeMemory(schema, settings.width)
         self.presence = PresenceHead(schema, settings.width) if settings.presence else None
         # Pictures are 0..255: (x / 255 - mean) / std as one multiply-add.
         scale = 1 / (255 * torch.tensor(std))

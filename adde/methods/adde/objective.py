@@ -16,12 +16,12 @@ from adde.distributed import RankRows, sum_over_ranks
 from adde.loading.augment import DRAWS, Augmentation, augment
 from adde.loading.loader import Batch
 from adde.losses import Term
-from adde.methods.adde.cross_batch import CrossBatchMemory
+from adde.methods.adde.cross_batch import CrossBatchQueue
 from adde.methods.adde.losses import compositional, consistency, triplet_roles
 from adde.methods.adde.memory import first_columns, multi_hot
 from adde.methods.adde.model import Forward
 from adde.mining import (
-    Edits,
+    DrawnEdits,
     LabelGrouping,
     draw_edits,
     draw_key,
@@ -49,7 +49,7 @@ class AddeObjective(Objective):
     schema: Schema
     augmentation: Augmentation
     margin: float
-    memory: CrossBatchMemory | None = None
+    queue: CrossBatchQueue | None = None
     edited_triplets: bool = False
     """Whether stage 3 has the term `edited_triplet`."""
 
@@ -74,18 +74,18 @@ class AddeObjective(Objective):
 
     def state(self) -> dict[str, Tensor]:
         """The cross-batch memory's."""
-        state = self.memory.state() if self.memory is not None else {}
+        state = self.queue.state() if self.queue is not None else {}
         return {f"{CROSS_BATCH}/{name}": value for name, value in state.items()}
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """The same."""
-        if self.memory is not None:
-            self.memory.restore(checkpoint.tensors(CROSS_BATCH))
+        if self.queue is not None:
+            self.queue.restore(checkpoint.tensors(CROSS_BATCH))
 
     def _columns(self, labels: Tensor, all_labels: Tensor, items: Tensor) -> "dict[str, Columns]":
         ref_labels = all_labels
-        if self.memory is not None:
-            ref_labels = self.memory.labels_beside(all_labels)
+        if self.queue is not None:
+            ref_labels = self.queue.labels_with_batch(all_labels)
         joint = joint_labels(ref_labels, self.schema.sizes)[:, None]
         return {
             "local_triplet": Columns.of(labels, ref_labels, items),
@@ -93,7 +93,7 @@ class AddeObjective(Objective):
         }
 
     def _edited_columns(
-        self, labels: Tensor, all_labels: Tensor, edits: Edits, ranks: RankRows
+        self, labels: Tensor, all_labels: Tensor, edits: DrawnEdits, ranks: RankRows
     ) -> "Columns":
         """Joint labels of all items, then those that all edited queries are to have."""
         targets = ranks.gather(edits.targets.where(edits.usable[:, None], UNKNOWN))
@@ -126,8 +126,8 @@ class AddeObjective(Objective):
             plan.ranks,
         )
         terms, shares = self._label_triplets(context, plan.columns)
-        if self.memory is not None:
-            self.memory.push(context.all_embeddings, context.all_labels)
+        if self.queue is not None:
+            self.queue.push(context.all_embeddings, context.all_labels)
         shares |= item_shares(batch, finite)
         with torch.no_grad():
             shares["accuracy"] = losses.accuracy(out.logits, batch.labels, self.schema.sizes)
@@ -150,7 +150,7 @@ class AddeObjective(Objective):
         return losses.label_triplets(own, refs=refs, margin=self.margin, **vars(columns))[0]
 
     def _manipulation_terms(
-        self, out: Forward, context: "_Context", edits: Edits, found: Terms
+        self, out: Forward, context: "_Context", edits: DrawnEdits, found: Terms
     ) -> Terms:
         terms, shares = found.losses, found.shares
         labels, all_labels, ranks = context.labels, context.all_labels, context.ranks
@@ -214,8 +214,8 @@ class AddeObjective(Objective):
         self, context: "_Context", columns: "dict[str, Columns]"
     ) -> tuple[dict[str, Term], dict[str, Term]]:
         refs = context.all_embeddings
-        if self.memory is not None:
-            refs, _ = self.memory.beside(refs, context.all_labels)
+        if self.queue is not None:
+            refs, _ = self.queue.with_batch(refs, context.all_labels)
         local, local_active = losses.label_triplets(
             context.embeddings, refs=refs, margin=self.margin, **vars(columns["local_triplet"])
         )
@@ -265,7 +265,7 @@ class Plan:
     """(M, A) int64."""
     columns: dict[str, Columns]
     """Of each triplet term, by its name."""
-    edits: Edits | None = None
+    edits: DrawnEdits | None = None
     """Of stage 3."""
     hot: tuple[Tensor, ...] = ()
     """Multi-hot labels before and after the edit, (b, V) float32 each."""

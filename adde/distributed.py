@@ -1,4 +1,4 @@
-"""The only collectives over embeddings: everything in global-batch order, on any rank count."""
+"""Collectives over embeddings. Results are in global-batch order for any number of ranks."""
 
 import contextlib
 import time
@@ -17,17 +17,17 @@ from adde.errors import UserError
 Answer = TypeVar("Answer")
 
 PATIENCE = timedelta(hours=4)
-"""How long ranks wait for what the main one reads, checks or downloads alone at the start."""
+"""Timeout for work that the main rank does alone, such as downloads at the start of a run."""
 
 _waits: list[Any] = []
-"""Of this process's collectives since they were last summed up: seconds, on a GPU a pair of events
-before and after, which cost no wait when they are recorded."""
+"""Durations of this process's collectives since `waited_in_collectives` last read them: seconds, or
+on a GPU the events before and after, since recording them does not block."""
 
 
 def waited_in_collectives() -> float:
-    """Seconds that this rank spent in the collectives below since it last asked.
+    """Return the seconds that this rank spent in collectives since the last call.
 
-    Most of that is waiting for other ranks. On a GPU, ask after it was synchronised.
+    Most of it is waiting for other ranks. On a GPU, synchronise before calling.
     """
     seconds = sum(w if isinstance(w, float) else w[0].elapsed_time(w[1]) / 1e3 for w in _waits)
     _waits.clear()
@@ -50,46 +50,46 @@ def _waiting(device: torch.device) -> Iterator[None]:
 
 
 def world_size() -> int:
-    """Number of ranks; 1 where no process group is up."""
+    """Return the number of ranks; 1 without a process group."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """This process's rank; 0 where no process group is up."""
+    """Return this process's rank; 0 without a process group."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 @dataclass(frozen=True)
 class RankRows:
-    """Which rows of the global batch each rank holds: one run each, in rank order.
+    """The rows of the global batch that each rank holds: contiguous, in rank order.
 
-    `counts` are the ranks' numbers of rows, the same tuple on every rank.
+    `counts` has the number of rows of each rank and is the same on every rank.
     """
 
     counts: tuple[int, ...]
 
     @classmethod
     def equal(cls, count: int) -> "RankRows":
-        """Every rank holds `count` rows; asks nobody."""
+        """Let every rank hold `count` rows; does not communicate."""
         return cls((count,) * world_size())
 
     @classmethod
     def of(cls, count: int, device: torch.device) -> "RankRows":
-        """This rank holds `count` rows; the others are asked, which waits for them."""
+        """Gather the number of rows of every rank; this rank holds `count`."""
         own = torch.tensor([count], device=device)
         return cls(tuple(cls.equal(1).gather(own).tolist()))
 
     @property
     def start(self) -> int:
-        """This rank's first row of the global batch."""
+        """Position of this rank's first row in the global batch."""
         return sum(self.counts[: rank()])
 
     def gather(self, rows: Tensor) -> Tensor:
-        """This rank's rows (n, ...) -> those of all ranks, the same on each.
+        """Gather the rows (n, ...) of all ranks; the result is the same on each.
 
-        The gradient is the sum over ranks of what each one's loss says about these rows. With a
-        loss that is a sum over local anchors, every rank thus receives the gradient of the global
-        sum. Shorter ranks pad for the transfer; padding is cut off again.
+        The backward pass sums the gradients of all ranks' losses in these rows. If each rank's loss
+        is a sum over its own anchors, every rank receives the gradient of the global sum. Ranks
+        with fewer rows pad them for the transfer; the padding is removed.
         """
         if len(self.counts) == 1:
             return rows
@@ -103,16 +103,16 @@ class RankRows:
         return torch.cat([part[:count] for part, count in zip(parts, self.counts)])
 
     def local(self, global_rows: Tensor) -> Tensor:
-        """This rank's rows of a tensor in global-batch order."""
+        """Return this rank's rows of a tensor in global-batch order."""
         return global_rows[self.start : self.start + self.counts[rank()]]
 
     def columns(self, device: torch.device) -> Tensor:
-        """(n,) int64: where in the global batch this rank's rows stand."""
+        """Return (n,) int64, the positions of this rank's rows in the global batch."""
         return torch.arange(self.start, self.start + self.counts[rank()], device=device)
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
-    """Element-wise sum over ranks; no gradient."""
+    """Sum element-wise over ranks, without gradient."""
     values = values.detach().clone()
     if world_size() > 1:
         with _waiting(values.device):
@@ -121,10 +121,10 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 
 
 def from_main(ask: Callable[[], Answer]) -> Answer:
-    """What `ask` answers on the main rank, on all ranks; the others do not call it.
+    """Call a function on the main rank only and return its result on all ranks.
 
     Raises:
-        UserError: it was raised there, or the disk refused something; on all ranks.
+        UserError: on all ranks, if the function raised UserError or OSError.
     """
     found: list[Any] = [None, None]
     if rank() == 0:
@@ -133,7 +133,7 @@ def from_main(ask: Callable[[], Answer]) -> Answer:
         except (UserError, OSError) as error:
             found[1] = str(error)
     if world_size() > 1:
-        # A group of its own: NCCL's collectives time out after minutes.
+        # NCCL's collectives would time out after minutes.
         group: Any = dist.new_group(backend="gloo", timeout=PATIENCE)
         dist.broadcast_object_list(found, group=group)
         dist.destroy_process_group(group)
@@ -143,7 +143,7 @@ def from_main(ask: Callable[[], Answer]) -> Answer:
 
 
 def gather_objects(mine: Any) -> list[Any]:
-    """What every rank has, in rank order, on all ranks; of anything that can be pickled."""
+    """Gather one picklable object from each rank, in rank order; the result is on all ranks."""
     everyone = [mine]
     if world_size() > 1:
         everyone = [None] * world_size()
@@ -161,5 +161,5 @@ def _all_gather(rows: Tensor) -> Tensor:
         assert everyone is not None
         gathered: Any = functional.all_gather_tensor_autograd(rows, gather_dim=0, group=everyone)
         if isinstance(gathered, functional.AsyncCollectiveTensor):
-            gathered.wait()  # it would when first looked at: here the clock sees it
+            gathered.wait()  # would otherwise happen at first use, outside the timed region
         return gathered

@@ -288,8 +288,8 @@ def cache_folder() -> Path:
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
         raise UserError(
-            f"{folder}: expected a folder that only this user can write, found another; set HOME or "
-            "XDG_CACHE_HOME"
+            f"{folder}: expected a folder that only this user can write, found another; set HOME "
+            "or XDG_CACHE_HOME"
         )
     return folder
 
@@ -302,7 +302,7 @@ def _restore_or_remove(path: Path, aside: Path) -> None:
 
 
 def _has_ended(pid: int) -> bool:
-    """Return whether a process of this machine has ended, or its id is now this process's."""
+    """Return whether a process of this machine has ended, or its id is now ours."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

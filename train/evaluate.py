@@ -1,4 +1,4 @@
-"""Measures a run's checkpoint on a split: a table, and metrics.json in the run's folder.
+"""Evaluate a run's checkpoint on a split: prints tables and writes metrics.json.
 
 python train/evaluate.py --run runs/quickstart --split test
 python train/evaluate.py --run runs/quickstart --split val --checkpoint last
@@ -38,18 +38,18 @@ def evaluate(
     batch_size: int = 256,
     queries: int = 20_000,
 ) -> None:
-    """Attribute manipulation retrieval and attribute accuracy (docs/architecture.md).
+    """Measure attribute manipulation retrieval and attribute accuracy (docs/architecture.md).
 
-    The test split's figures are metrics.json, from which report and model card are made; another
-    split's are metrics-<split>.json.
+    Metrics of the test split go to metrics.json in the run's folder, which the report and the model
+    card use; those of another split go to metrics-<split>.json.
 
     Args:
         run: folder of the run.
-        split: whose items are gallery and queries.
+        split: its items are the gallery and the references of the queries.
         checkpoint: best on the validation split, or last.
         shards: folder or address of shards; default: those the run was trained on.
         batch_size: pictures encoded at a time.
-        queries: most that are asked, evenly spaced over all; 0: all.
+        queries: maximum number of queries, evenly spaced; 0: all.
     """
     model, config, found = load_adde(run, checkpoint)
     index = open_shards(config, shards)
@@ -65,9 +65,9 @@ def evaluate(
     if isinstance(index.root, Path):
         given = read_queries(index, split)
     else:
-        print("behind an address, queries that a dataset brings along are not looked for")
+        print("shards at an address: a dataset's own queries are not used")
     if given is not None:
-        print(f"{len(given)} queries given with the shards are asked, and no others")
+        print(f"using the {len(given)} queries that come with the shards")
     asked = (manipulation_queries(encoded.labels) if given is None else given).spread(queries)
     figures = evaluate_split(
         encoded,
@@ -86,7 +86,7 @@ def evaluate(
 
 
 def print_tables(figures: dict[str, Any], schema: Schema) -> None:
-    """Retrieval beside its baselines, edits of known labels, then every attribute."""
+    """Print retrieval and its baselines, edits of known labels, and every attribute."""
     headline = {name: figures[name] for name in ("match", "adde")}
     print(f"{'':18}" + "".join(f"{column:>16}" for column in COLUMNS))
     for name, row in {**headline, **figures["baselines"]}.items():

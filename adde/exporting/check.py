@@ -1,4 +1,4 @@
-"""Whether a bundle on disk is whole and gives what it gave when it was exported. No torch."""
+"""Check that a bundle is undamaged and reproduces its golden vectors. Does not import torch."""
 
 import statistics
 import time
@@ -16,25 +16,25 @@ from adde.serving.onnx.providers import Device
 from adde.serving.onnx.session import Session
 
 TIMED_CALLS = 5
-"""Timed calls per batch size, after one that is not."""
+"""Per batch size, after one warm-up call."""
 
 
 def check_bundle(
     path: Path, devices: Sequence[Device] = ("cpu",)
 ) -> tuple[Bundle, list[dict[str, Any]]]:
-    """Verifies hashes, schema, opset, dimensions, and the golden vectors at every batch size.
+    """Verify hashes, schema, opset, dimensions, and the golden vectors at every batch size.
 
     Args:
         path: the bundle's folder.
-        devices: where it is run, one after another.
+        devices: run the bundle on each, one after another.
 
     Returns:
         The bundle, and for each device and batch size a row of `device`, `batch`, `max_error`
         (relative to scale), and median `encoder_ms` and `memory_ms`; for a device other than the
-        CPU on which it does not run or gives something else, one row of `device` and `failure`.
+        CPU that fails, one row of `device` and `failure`.
 
     Raises:
-        UserError: names the file and what is wrong with it, or what the CPU makes of it.
+        UserError: names the file and what is wrong with it, or the failure on the CPU.
     """
     bundle = Bundle.read(path)
     for name in (ENCODER, MEMORY):

@@ -1,4 +1,4 @@
-"""Model in, bundle folder out: whole and proven, or not there."""
+"""Export of a model as a bundle, which is written only if it passes the parity gate."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -47,30 +47,28 @@ def export_bundle(
     allow_drop: float | None = None,
     split: str = "test",
 ) -> Bundle:
-    """Writes the bundle of a model into the folder `out`, in place of a bundle that is there.
+    """Write the bundle of a model to the folder `out`, replacing a bundle there.
 
     Args:
-        model: on the CPU; it is put in eval mode.
-        index: shards of the same catalogue, whose split proves the export.
-        out: the bundle's folder; new, empty, or with nothing but a bundle.
-        retrieval: the run's metrics.json, or None where it has none.
-        source: what names the run and its checkpoint.
-        calibration: of the match score, as torch's outputs have it; None exports a bundle that
-            ranks by distance.
-        precision: of the encoder. int8 is tried for the heads too, and kept to the backbone where
-            they lose too much.
-        allow_drop: points that figures of the split may lose by fewer bits; None: as in
+        model: on the CPU; it is set to eval mode.
+        index: shards of the same catalogue; the parity gate runs on one of their splits.
+        out: the bundle's folder: new, empty, or a bundle.
+        retrieval: the run's metrics.json, or None.
+        source: describes the run and its checkpoint.
+        calibration: of the match score; None: the bundle ranks by distance only.
+        precision: of the encoder. int8 includes the heads unless they lose too much.
+        allow_drop: maximum loss of the split's metrics by reduced precision, in points; None: as in
             `adde.exporting.precision`.
         split: of the index.
 
     Raises:
-        UserError: `out` holds something else, the shards have another schema or no such split,
-            or the parity gate fails; `out` is then as it was.
+        UserError: `out` contains other files, the shards have another schema or lack the split, or
+            the parity gate fails; `out` is then unchanged.
     """
     model.eval()
     model.schema.require_same(index.schema, "the checkpoint", str(index.root))
     require_replaceable(out)
-    pictures, _ = next(read_split(model.preprocess, index, split))  # none is told before work
+    pictures, _ = next(read_split(model.preprocess, index, split))  # fails early if there are none
     torch_session = TorchSession(model)
     with atomic_path(out, BUNDLE_NAME) as folder:
         folder.mkdir()
@@ -113,9 +111,9 @@ def is_up_to_date(
     allow_drop: float | None = None,
     split: str = "test",
 ) -> bool:
-    """Whether `out` holds, undamaged, what `export_bundle` would write there.
+    """Return whether `out` already has, undamaged, what `export_bundle` would write.
 
-    The arguments are those of `export_bundle`; `source` names weights and shards by their hashes.
+    Arguments as in `export_bundle`; `source` must contain hashes of weights and shards.
     """
     try:
         bundle = Bundle.read(out)
@@ -134,7 +132,7 @@ def is_up_to_date(
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of the packages that a bundle depends on."""
+    """Return the versions of the packages that affect a bundle."""
     return {package: version(package) for package in PACKAGES}
 
 
@@ -146,14 +144,17 @@ def reduce_encoder(
     allow_drop: float | None,
     split: str = "test",
 ) -> tuple[Any, str]:
-    """Replaces a float32 encoder by the smallest that passes the gate; report, and its parts.
+    """Replace a float32 encoder by the smallest one that passes the gate.
+
+    Returns:
+        The parity report, and the parts with reduced precision.
 
     Raises:
-        UserError: none does, with the last one's figures; or the encoder is too large.
+        UserError: no candidate passes (with the metrics of the last), or the encoder is too large.
     """
     if (bundle.path / LARGE_FILES[0]).exists():
         raise UserError(
-            f"precision: expected fp32 for an encoder whose weights lie beside its graph (above "
+            f"precision: expected fp32 for an encoder with external weights (above "
             f"{EMBEDDED_BYTES / 1e9:g} GB), found {precision}; the quantiser keeps them in one file"
         )
     limit = LIMITS[precision].drop if allow_drop is None else allow_drop
@@ -170,16 +171,16 @@ def reduce_encoder(
         except UserError as error:
             if parts == last:
                 raise
-            print(f"{parts}: {error}; trying less")
+            print(f"{parts}: {error}; trying fewer parts")
             continue
         return report, parts
-    raise AssertionError("there is a last one")
+    raise AssertionError("candidates is never empty")
 
 
 def compare(
     torch_session: TorchSession, bundle: Bundle, index: ShardIndex, split: str = "test"
 ) -> Any:
-    """The parity report of the graphs that lie in a bundle's folder, printed too."""
+    """Compute and print the parity report of the graphs in a bundle's folder."""
     batches = -(-index.count(split) // parity.BATCH_SIZES[-1])
     samples = tqdm(
         read_split(bundle.preprocess, index, split),
@@ -201,18 +202,16 @@ def compare(
 
 
 def gate_device(precision: Precision) -> Device:
-    """Where the gate runs a bundle: fp16 on CUDA where it can be had, all else on the CPU.
+    """Return the device for the parity gate: CUDA for fp16 if available, else the CPU.
 
-    onnxruntime has no convolutions and products of float16 for a CPU: it computes them in float32
-    between casts, where what leaves float16's range on a GPU does not.
+    On a CPU onnxruntime computes float16 convolutions and products in float32 between casts, which
+    hides overflows that happen on a GPU.
     """
     return "cuda" if precision == "fp16" and not missing("cuda", precision) else "cpu"
 
 
 def require_replaceable(out: Path) -> None:
-    """Raises UserError where writing a bundle to `out` would delete anything but a bundle, or where
-    it cannot be written.
-    """
+    """Raise UserError if `out` is not writable, or replacing it would delete other files."""
     if out.name in ("", ".."):
         raise UserError(f"{out}: expected a bundle's own folder such as bundles/x; name one")
     if out.exists() and not out.is_dir():
@@ -230,7 +229,7 @@ def require_replaceable(out: Path) -> None:
 def read_split(
     preprocess: Preprocess, index: ShardIndex, split: str = "test"
 ) -> Iterator[tuple[Picture, Labels]]:
-    """Pictures (B, S, S, 3) uint8 and labels (B, A) int64 of a split, batch by batch."""
+    """Yield pictures (B, S, S, 3) uint8 and labels (B, A) int64 of a split in batches."""
     samples = iterate(index, split)
     while batch := list(islice(samples, parity.BATCH_SIZES[-1])):
         pictures = np.stack([preprocess.load(sample.picture, sample.where) for sample in batch])
@@ -238,7 +237,7 @@ def read_split(
 
 
 def make_golden(model: ADDE, session: parity.EncodesAndEdits, pictures: Picture) -> Golden:
-    """Golden vectors of a few of the pictures."""
+    """Compute golden vectors for a few of the pictures."""
     rows = np.unique(np.linspace(0, len(pictures) - 1, GOLDEN_PICTURES).astype(np.int64))
     images = pictures[rows]
     embeddings, logits, presence = session.encode(images)
@@ -248,7 +247,7 @@ def make_golden(model: ADDE, session: parity.EncodesAndEdits, pictures: Picture)
 
 
 def print_report(report: Any) -> None:
-    """The parity figures, a line per batch size."""
+    """Print the parity report, one line per batch size."""
     for size, errors in report["errors_by_batch"].items():
         shown = "  ".join(f"{name} {error:.1e}" for name, error in errors.items())
         print(f"parity at batch {size:>2}: {shown}")
@@ -257,7 +256,7 @@ def print_report(report: Any) -> None:
     ranking = report[f"top{parity.TOP}"]
     if not ranking["queries"]:
         split = report.get("split", "test")
-        print(f"parity of the top {parity.TOP}: not compared, the {split} split has no query")
+        print(f"parity of the top {parity.TOP}: not compared, the {split} split has no queries")
         return
     print(
         f"parity of the top {parity.TOP}: {ranking['identical']:.3%} of {ranking['queries']} "

@@ -1,7 +1,7 @@
-"""The gate of an export: onnxruntime must answer as torch does.
+"""The parity gate of an export: onnxruntime must give the same answers as torch.
 
-Two figures: the largest error of every output at several batch sizes, and the share of the test
-split's manipulation queries whose first 30 answers are the same.
+It checks the largest error of every output at several batch sizes, and the share of the split's
+manipulation queries whose first 30 answers are the same.
 """
 
 from collections.abc import Iterable
@@ -28,34 +28,34 @@ from adde.scoring import Calibration
 
 BATCH_SIZES = (1, 2, 7, 64)
 MAX_ERROR = 1e-4
-"""Of any output, relative to its largest absolute value."""
+"""Largest error of any output, relative to its largest absolute value."""
 
 RETRIEVAL_METRICS = ("hit@30", "ndcg@30")
 BOUNDED_METRICS = (*RETRIEVAL_METRICS, *(f"match_{name}" for name in RETRIEVAL_METRICS), "accuracy")
-"""Figures that fewer bits may lower by a bounded number of points: of the published ranking, of the
-match score, and of the classifiers."""
+"""Metrics whose loss by reduced precision is bounded: of the published ranking, of the match score,
+and of the classifiers."""
 
 MAX_QUERIES = 20_000
-"""Most that are asked, evenly spaced over all of the split's."""
+"""Queries of the split that are compared, evenly spaced."""
 
 RANKER = Ranker(partial(tqdm, desc="rank", unit="block", leave=False, disable=None))
 TOP = 30
 MIN_IDENTICAL = 0.999
-"""Share of queries whose first TOP answers must be the same."""
+"""Required share of queries with the same first TOP answers."""
 
 TIE_DISTANCE = 1e-6
-"""Items whose squared distances to the query differ by less may exchange places."""
+"""Items whose squared distances to the query differ by less may swap ranks."""
 
 
 class EncodesAndEdits(Protocol):
-    """What runs a model: torch, or onnxruntime."""
+    """A session that runs a model, in torch or onnxruntime."""
 
     def encode(self, images: Picture) -> Outputs:
-        """Encodes pictures (B, S, S, 3) uint8."""
+        """Encode pictures (B, S, S, 3) uint8."""
         ...
 
     def edit(self, embeddings: Vector, indicator: Vector) -> Vector:
-        """Embeddings (B, A, D) and indicator (B, V) -> queries (B, A D), L2-normalised."""
+        """Edit embeddings (B, A, D) by indicator (B, V): L2-normalised queries (B, A D)."""
         ...
 
 
@@ -66,23 +66,23 @@ def measure(
     schema: Schema,
     calibration: Calibration | None,
 ) -> Any:
-    """The parity report, as bundle.json holds it.
+    """Compute the parity report of bundle.json.
 
     Args:
         ours: the model in torch.
         theirs: the exported graphs.
         split: batches of pictures (B, S, S, 3) uint8 and labels (B, A) int64 of the test split.
         schema: of the catalogue.
-        calibration: of the match score; None: it is not compared.
+        calibration: of the match score; None: the match score is not compared.
 
     Raises:
-        UserError: the exported graphs give numbers that are not finite.
+        UserError: the exported graphs return non-finite numbers.
     """
     pictures, labels, *encoded = _encode(ours, theirs, split)
     if not all(np.isfinite(array).all() for array in encoded[1] if array is not None):
         raise UserError(
             "expected finite outputs from onnxruntime, found infinities or NaN: "
-            "numbers leave the precision's range; export with more bits"
+            "numbers exceed the range of the precision; export with more bits"
         )
     errors = {
         str(size): _errors(ours, theirs, np.resize(pictures, (size, *pictures.shape[1:])), schema)
@@ -102,10 +102,10 @@ def measure(
 
 
 def require_small_drop(report: Any, allowed: float, precision: str) -> None:
-    """The gate of fewer bits: figures of the test split may be `allowed` points below torch's.
+    """Check a reduced precision: metrics may be at most `allowed` points below those of torch.
 
     Raises:
-        UserError: one is further below; names it.
+        UserError: names the metrics that are lower.
     """
     report["drop"]["allowed"] = allowed
     points = {name: value for name, value in report["drop"]["points"].items() if value is not None}
@@ -113,14 +113,14 @@ def require_small_drop(report: Any, allowed: float, precision: str) -> None:
     failing = [f"{name} by {value:.2f}" for name, value in points.items() if not value <= allowed]
     if failing:
         raise UserError(
-            f"{precision}: expected figures of the test split at most {allowed:g} points below "
+            f"{precision}: expected metrics of the test split at most {allowed:g} points below "
             f"torch's, found lower {', '.join(failing)}; allow it with --allow-drop, or export "
             "with more bits"
         )
 
 
 def require_parity(report: Any) -> None:
-    """The gate of float32. Raises UserError with the figures that fail."""
+    """Check float32. Raises UserError with the figures that fail."""
     failures: list[str] = []
     # Written so that a NaN fails, too.
     if not report["max_error"] <= MAX_ERROR:
@@ -129,8 +129,8 @@ def require_parity(report: Any) -> None:
             f"{report['max_error']:.3g} ({_worst(report['errors_by_batch'])})"
         )
     ranking = report[f"top{TOP}"]
-    # A split without queries, as where a catalogue has no two alike, has no ranking to compare:
-    # the errors of the outputs decide alone, and the report says null.
+    # Without queries (no two items of the catalogue are similar enough) there is no ranking to
+    # compare: the report has null, and only the errors of the outputs count.
     if ranking["queries"] and not ranking["identical"] >= MIN_IDENTICAL:
         failures.append(
             f"identical top-{TOP}: expected at least {MIN_IDENTICAL:.1%} of queries, found "
@@ -144,7 +144,7 @@ def require_parity(report: Any) -> None:
 
 
 def random_edits(logits: Vector, schema: Schema, seed: int = 0) -> Vector:
-    """(B, V) float32 indicators: of every item, one to three attributes get a random value."""
+    """Draw indicators (B, V) float32: one to three attributes of each item get a random value."""
     rng = np.random.default_rng(seed)
     own = predicted_labels(logits, schema)
     targets = own.copy()
@@ -156,13 +156,13 @@ def random_edits(logits: Vector, schema: Schema, seed: int = 0) -> Vector:
 
 
 def relative_error(expected: Vector, found: Vector) -> float:
-    """Largest absolute difference over the largest absolute expected value."""
+    """Divide the largest absolute difference by the largest absolute expected value."""
     scale = max(float(np.abs(expected).max()), 1e-12)
     return float(np.abs(expected - found).max()) / scale
 
 
 def output_errors(expected: Outputs, found: Outputs) -> dict[str, float]:
-    """`relative_error` of each output that is there."""
+    """Compute the `relative_error` of each output that exists."""
     pairs = zip(Outputs._fields, expected, found)
     return {name: relative_error(a, b) for name, a, b in pairs if a is not None and b is not None}
 
@@ -170,7 +170,7 @@ def output_errors(expected: Outputs, found: Outputs) -> dict[str, float]:
 def _errors(
     ours: EncodesAndEdits, theirs: EncodesAndEdits, pictures: Picture, schema: Schema
 ) -> dict[str, float]:
-    """Errors at one batch; the query's are those of both graphs together."""
+    """Compute the errors of a batch; the query's error includes the encoder's."""
     expected, found = ours.encode(pictures), theirs.encode(pictures)
     indicator = random_edits(expected.logits, schema)
     query = ours.edit(expected.embeddings, indicator), theirs.edit(found.embeddings, indicator)
@@ -219,7 +219,7 @@ def _drop(
     schema: Schema,
     calibration: Calibration | None,
 ) -> dict[str, float | None]:
-    """By figure, how many points of 100 theirs is below ours; None where there is no query."""
+    """Compute by metric how many points theirs is below ours; None without queries."""
     figures: list[dict[str, float]] = []
     for places, (_, logits, presence) in zip(ranked, encoded):
         predicted = predicted_labels(logits, schema)
@@ -240,10 +240,10 @@ def _drop(
 
 
 def _as_float64(array: Vector) -> Any:
-    """The same numbers in float64.
+    """Convert to float64.
 
-    Ranking in float32 rounds distances by about as much as TIE_DISTANCE, which would be taken for a
-    difference between the two sides where a gallery is dense.
+    Float32 distances have rounding errors of about TIE_DISTANCE, which in a dense gallery would
+    count as differences between the two sides.
     """
     return array.astype(np.float64)
 
@@ -255,7 +255,7 @@ def _float64_edit(side: EncodesAndEdits) -> Edit:
 
 
 def same_but_for_ties(query: Vector, embeddings: Vector, ours: Rows, theirs: Rows) -> Any:
-    """(Q,) bool: at every rank the two answers are the same item or lie as far away.
+    """Return (Q,) bool, whether both answers have the same distance at every rank.
 
     Args:
         query: (Q, A D) float32, L2-normalised.
@@ -274,9 +274,9 @@ def same_but_for_ties(query: Vector, embeddings: Vector, ours: Rows, theirs: Row
 def _encode(
     ours: EncodesAndEdits, theirs: EncodesAndEdits, split: Iterable[tuple[Picture, Labels]]
 ) -> tuple[Picture, Labels, Outputs, Outputs]:
-    """The first batch's pictures, all labels, and what either side makes of all pictures.
+    """Return the first batch's pictures, all labels, and the outputs of both sides.
 
-    Pictures are held a batch at a time: a shop's test split need not fit into memory.
+    Only one batch of pictures is in RAM at a time.
     """
     first: Picture | None = None
     labels: list[Labels] = []
@@ -286,7 +286,7 @@ def _encode(
         labels.append(batch)
         for side, outputs in zip((ours, theirs), found):
             outputs.append(side.encode(pictures))
-    assert first is not None  # a split without pictures is refused where it is read
+    assert first is not None  # reading a split without pictures raises
     return first, np.concatenate(labels), _joined(found[0]), _joined(found[1])
 
 

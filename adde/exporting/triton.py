@@ -1,13 +1,12 @@
-"""A bundle as a model repository of NVIDIA Triton: its two graphs under the onnxruntime backend.
+"""Export of a bundle as a model repository for NVIDIA Triton, with its onnxruntime backend.
 
 Layout::
 
     adde_encoder/config.pbtxt, adde_encoder/1/encoder.onnx
     adde_memory/config.pbtxt, adde_memory/1/memory.onnx
 
-Triton batches concurrent requests itself, up to the session's largest bucket. It does not fill
-batches up to a bucket, and a picture alone is multiplied by other code than one in company: on the
-CPU its last bits may then differ from those of `adde.serving`.
+Triton batches concurrent requests up to the session's largest bucket, but does not pad batches to a
+bucket. On the CPU the last bits of a picture's outputs may therefore differ from `adde.serving`.
 """
 
 import json
@@ -42,17 +41,17 @@ def write_repository(
     delay_us: int,
     instances: int | None,
 ) -> None:
-    """Writes the repository `out`, in place of one that is there; all or nothing.
+    """Write the repository `out` atomically, replacing one that is there.
 
     Args:
-        bundle: whose graphs are copied.
-        out: new, empty, or with nothing but such a repository.
+        bundle: its graphs are copied.
+        out: new, empty, or such a repository.
         kind: where Triton runs the graphs.
-        delay_us: microseconds that a request waits for others.
-        instances: of each graph on every GPU, or in all on the CPU; None: those of the session.
+        delay_us: microseconds that a request waits for others to join its batch.
+        instances: of each graph per GPU, or in total on the CPU; None: as the session.
 
     Raises:
-        UserError: `out` holds anything else, or a number is out of its range.
+        UserError: `out` contains other files, or a number is out of range.
     """
     count = (STREAMS if kind == "gpu" else 1) if instances is None else instances
     if not (1 <= count <= 64 and 0 <= delay_us <= 1_000_000):
@@ -64,7 +63,7 @@ def write_repository(
         for name, graph in MODELS.items():
             version = folder / name / "1"
             version.mkdir(parents=True)
-            for file in (graph, f"{graph}.data"):  # large weights lie beside the graph
+            for file in (graph, f"{graph}.data"):  # large weights are stored beside the graph
                 if (bundle.path / file).exists():
                     shutil.copyfile(bundle.path / file, version / file)
             text = config(name, bundle, kind, delay_us, count)
@@ -72,7 +71,7 @@ def write_repository(
 
 
 def config(name: str, bundle: Bundle, kind: Kind, delay_us: int, instances: int) -> str:
-    """config.pbtxt of one graph, whose inputs and outputs are read from the graph itself."""
+    """Write config.pbtxt of a graph, with the inputs and outputs of the graph itself."""
     file = MODELS[name]
     graph = onnx.load(bundle.path / file, load_external_data=False).graph
     lines = [
@@ -91,7 +90,7 @@ def config(name: str, bundle: Bundle, kind: Kind, delay_us: int, instances: int)
     about = {"bundle": bundle.hash, "precision": bundle.details["precision"]}
     if kind == "gpu":
         options = cuda_options(about["precision"] == "fp16")
-        # Where there are parameters, the backend takes this one from them, by number.
+        # If there are parameters, the backend reads this option from them, as a number.
         about["cudnn_conv_algo_search"] = ALGORITHM_SEARCHES[options.pop("cudnn_conv_algo_search")]
         lines += _accelerator(options)
     lines += [_parameter(key, value) for key, value in about.items()]
@@ -109,7 +108,7 @@ def _accelerator(options: Mapping[str, str]) -> list[str]:
 
 
 def _tensors(side: str, tensors: Any) -> list[str]:
-    """Entries of the graph's inputs or outputs; Triton adds the batch in front of `dims`."""
+    """Format a graph's inputs or outputs; Triton prepends the batch to `dims`."""
     entries = []
     for tensor in tensors:
         kind = TYPES[tensor.type.tensor_type.elem_type]

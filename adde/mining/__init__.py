@@ -1,4 +1,6 @@
-"""Triplet mining: `mine` for label triplets, `draw_edits` and friends for manipulation triplets."""
+"""Triplet mining: `mine` for label triplets, `draw_edits` and `semihard_negatives` for manipulation
+triplets.
+"""
 
 from adde.mining.draws import draw_key, uniform
 from adde.mining.labels import joint_labels

@@ -1,9 +1,9 @@
-"""Manipulation triplets from the batch: an edit, the item that shows it, and a hard negative.
+"""Manipulation triplets within the batch: an edit, a positive that shows it, a hard negative.
 
-Edits and positives follow from the labels alone, so they are drawn before the forward pass and
-the edited query is computed inside it; only the negative waits for the embeddings. Both go
-through tiles of rows, attribute by attribute: no tensor is larger than tile x M, no loop is over
-items, and nothing is read back from the device.
+Edits and positives depend on labels only, so they are drawn before the forward pass, which computes
+the edited query. Negatives need the embeddings. Both are computed in tiles of rows, attribute by
+attribute: no tensor is larger than tile x M, no loop runs over items, and nothing is read back from
+the device.
 """
 
 from collections.abc import Iterator
@@ -18,18 +18,18 @@ from adde.mining.tiled import tile_rows
 from adde.schema import UNKNOWN
 
 POSITIVE_KEY = 1 << 62
-"""Beyond every key of `draw_key`: the draws of positives have one of their own."""
+"""Xored with the key of `draw_key`, which is smaller, to draw positives."""
 
 
 class DrawnEdits(NamedTuple):
     """One edit per reference.
 
     Attributes:
-        targets: (N, A) int64, the reference's labels with the edit made.
-        positive: (N,) int64, the row of the global batch taken as the positive.
-        exact: (N,) bool, the positive's labels equal `targets` and the edit is of one attribute.
-        usable: (N,) bool, False where the batch holds no positive at all; the rest of such a
-            row means nothing (its targets are the reference's own labels).
+        targets: (N, A) int64, the reference's labels after the edit.
+        positive: (N,) int64, the positive's row in the global batch.
+        exact: (N,) bool, whether the edit is of one attribute and the positive has the `targets`.
+        usable: (N,) bool, False if the batch has no positive; ignore the other fields of that row
+            (its targets are the reference's own labels).
     """
 
     targets: Tensor
@@ -41,20 +41,20 @@ class DrawnEdits(NamedTuple):
 def draw_edits(
     labels: Tensor, all_labels: Tensor, items: Tensor, key: int, offsets: Tensor
 ) -> DrawnEdits:
-    """Draws for each reference an edit that has an exact target in the global batch.
+    """Draw for each reference an edit that has an exact target in the global batch.
 
-    An exact target differs from the reference in one attribute, known on both. The edit is
-    uniform over the (attribute, value) pairs that have one, its positive uniform over the items
-    that show it. Where none is exact, the positive is the item with the fewest differing
-    attributes (UNKNOWN equals only UNKNOWN) among those with one that is known on both, ties to
-    the lowest row, and the edit sets all attributes that are known on both.
+    An exact target differs from the reference in one attribute, known on both. The edit is uniform
+    over the (attribute, value) pairs that have exact targets, and the positive uniform over these
+    targets. Without an exact target, the positive is the item with the fewest differing attributes
+    (UNKNOWN equals only UNKNOWN) among those that differ in an attribute known on both, ties to the
+    lowest row; the edit sets all attributes that are known on both.
 
     Args:
         labels: (N, A) int64, labels of this rank's references.
         all_labels: (M, A) int64, labels of the global batch.
         items: (N,) int64, the references' rows in the global batch.
-        key: of `draw_key`, the same on all ranks: what is drawn depends on it, on the item and on
-            the value's column alone.
+        key: from `draw_key`, the same on all ranks; the result depends only on it, on the item and
+            on the value's column.
         offsets: (A,) int64, first column of each attribute.
     """
     count = len(labels)
@@ -71,10 +71,10 @@ def draw_edits(
 
 
 def _tiles(rows: int, columns: int, device: torch.device) -> Iterator[slice]:
-    """Slices of the rows, of which about four int64 tensors against all columns live at once.
+    """Split the rows into tiles; about four int64 tensors of tile x columns exist at once.
 
-    What a tile gives is written into tensors made before: kept one by one, such small ones would
-    lie between the large, and malloc finds no room between them for the next (a GB at M = 16,384).
+    Callers write results into preallocated tensors: small tensors allocated between the large ones
+    would fragment the heap (by a GB at M = 16,384).
     """
     tile = tile_rows(4 * columns, device)
     return (slice(start, start + tile) for start in range(0, rows, tile))
@@ -91,7 +91,7 @@ def _draw_tile(
         edited += change
         shown = torch.where(change, column_words[:, attribute], shown)
     exact_pair = (differing == 1) & (edited == 1)
-    # One draw for each edit, whichever items show it: edits are uniform, not items.
+    # One random number per edit, not per item: edits are uniform.
     edit_bits = pair_bits(words(key, items)[:, None], shown).masked_fill_(~exact_pair, -1)
     shows = exact_pair & (edit_bits == edit_bits.amax(1, keepdim=True))
     item_bits = words(key ^ POSITIVE_KEY, torch.arange(len(all_labels), device=labels.device))
@@ -111,20 +111,20 @@ def _draw_tile(
 def semihard_negatives(
     queries: Tensor, targets: Tensor, positive: Tensor, refs: Tensor, ref_labels: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The hardest semi-hard negative of each edited query.
+    """Choose the hardest semi-hard negative of each edited query.
 
-    A negative is an item that differs from the target in an attribute known on both. Chosen: the
-    one with the smallest distance above the positive's; where none is, the largest distance.
+    A negative is an item that differs from the target in an attribute known on both. The result is
+    the nearest negative beyond the positive, or the farthest negative if there is none.
 
     Args:
         queries: (N, E) float, L2-normalised edited queries.
-        targets: (N, A) int64, the labels asked for.
+        targets: (N, A) int64, the requested labels.
         positive: (N,) int64, row of the positive in `refs`.
         refs: (M, E) float, L2-normalised embeddings of the global batch.
         ref_labels: (M, A) int64.
 
     Returns:
-        (N,) int64 row of the negative, and (N,) bool whether there is any.
+        (N,) int64 row of the negative, and (N,) bool, whether there is one.
     """
     with torch.no_grad(), full_precision(queries):
         columns, queries = as_accumulated(refs)[None], as_accumulated(queries)
@@ -150,8 +150,8 @@ def _negative_tile(
 
 
 def _label_differences(labels: Tensor, all_labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Attribute by attribute, (T, M) bool: where rows (T, A) and columns (M, A) differ (UNKNOWN
-    equals only UNKNOWN), and where they do and it is known on both.
+    """Yield two (T, M) bool per attribute: where rows (T, A) and columns (M, A) differ (UNKNOWN
+    equals only UNKNOWN), and where they differ and both are known.
     """
     known, all_known = labels != UNKNOWN, all_labels != UNKNOWN
     for attribute in range(labels.shape[1]):

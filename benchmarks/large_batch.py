@@ -1,12 +1,12 @@
-"""A batch beyond memory: peak memory and time of one step with cached embeddings (`data.cached`).
+"""Peak RAM and time of a step whose batch exceeds it, with cached embeddings (`data.cached`).
 
     python benchmarks/large_batch.py --json docs/large_batch.json
 
-One step of either stage on a batch of 32,768 pictures of 32 pixels, encoded 256 at a time by a tiny
-transformer, with triplets mined in the whole batch; and plain steps of smaller batches, whose
-growth says what the whole one would take. Each in a process of its own; memory is the process's
-peak above what it had before the batch. `gradient_error` is the largest difference between the
-cached and the plain batch's gradients, over the largest gradient of the same tensor.
+Runs one step of each stage on a batch of 32,768 pictures of 32 pixels, encoded 256 at a time by a
+tiny transformer, with triplets mined in the whole batch. Plain steps of smaller batches are
+extrapolated for comparison. Each step runs in its own process; RAM is the process's peak above its
+usage before the batch. `gradient_error` is the largest difference between the gradients of a cached
+and a plain batch, over the largest gradient of the same tensor.
 """
 
 import json
@@ -48,9 +48,9 @@ def make_batch(size: int) -> Batch:
 
 
 def memory_mb(which: str) -> float:
-    """VmRSS, what the process has now, or VmHWM, its peak.
+    """Read VmRSS, the current RAM of the process, or VmHWM, its peak.
 
-    Not getrusage: after a fork its peak is the parent's too.
+    After a fork, getrusage would include the parent's peak.
     """
     lines = Path("/proc/self/status").read_text().splitlines()
     (line,) = (line for line in lines if line.startswith(f"{which}:"))
@@ -58,7 +58,7 @@ def memory_mb(which: str) -> float:
 
 
 def step(name: str, size: int, parts: int) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
-    """One step's figures and gradients; `parts` 0: a plain batch."""
+    """Run one step; return its figures and gradients. `parts` 0: a plain batch."""
     torch.manual_seed(0)
     settings = ModelSettings(
         backbone="test_vit",
@@ -74,7 +74,7 @@ def step(name: str, size: int, parts: int) -> tuple[dict[str, float], dict[str, 
     stage, draws = STAGES[name], torch.Generator().manual_seed(3)
     config = Config(data=Data(accumulation=max(1, parts)))
     strategy = Replicated(Accelerator(cpu=not torch.cuda.is_available()), model, config)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before, batch, started = memory_mb("VmRSS"), make_batch(size), time.perf_counter()
     if parts:
         cached_backward(strategy, objective, stage, batch, draws, parts)
@@ -96,7 +96,7 @@ def gradient_error(name: str, size: int, micro: int) -> float:
 
 
 def alone(name: str, size: int, parts: int) -> dict[str, float]:
-    """A step in a process of its own, whose peak is no other's."""
+    """Run a step in its own process."""
     words = [name, str(size), str(parts)]
     done = subprocess.run(
         [sys.executable, __file__, "--only", *words], stdout=subprocess.PIPE, check=True, text=True
@@ -110,13 +110,13 @@ def large_batch(
     json: Path | None = None,
     only: tuple[str, int, int] | None = None,
 ) -> None:
-    """Measures.
+    """Measure cached and plain steps.
 
     Args:
         batch: items of the large batch.
-        micro: of them, encoded at a time.
+        micro: items encoded at a time.
         json: file for the figures.
-        only: stage, batch and parts of one step to measure here; for processes of this program.
+        only: stage, batch and parts of a single step; used by this program's own processes.
     """
     if only is not None:
         print(_dumps(step(*only)[0]))

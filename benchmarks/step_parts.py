@@ -1,10 +1,12 @@
-"""Parts of a training step beside the way they were done before, in turns in one run.
+"""Compare parts of a training step with their earlier implementations, in turn in one run.
 
     python benchmarks/step_parts.py --json docs/step_parts.json
 
-* `edits`: drawing stage 3's edits, against drawing noise for every item and value on the CPU alone;
-* `mining`: label triplets of all attributes at once, against one attribute after the other;
-* `buffers`: bytes that data parallelism broadcasts for the memory, against a mask of M's size.
+* `edits`: drawing stage 3's edits, compared with drawing noise for every item and value on the CPU;
+* `mining`: label triplets of all attributes at once, compared with one attribute after the other;
+* `buffers`: bytes that data parallelism broadcasts for the prototype memory, compared with a mask
+of
+  M's size.
 """
 
 import statistics
@@ -26,7 +28,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def labels_of(items: int, attributes: int, values: int) -> Tensor:
-    """(M, A) int64; every fourth item's neighbours differ from it in one attribute."""
+    """Make labels (M, A) int64 in groups of four items that differ in one attribute."""
     draws = torch.Generator().manual_seed(0)
     labels = torch.randint(values, (items // 4, attributes), generator=draws)
     labels = labels.repeat_interleave(4, 0)
@@ -101,7 +103,7 @@ def buffers(attributes: int, values: int, width: int) -> dict[str, float]:
 
 
 def in_turns(steps: dict[str, Callable[[], object]], rounds: int = 3) -> dict[str, float]:
-    """Median seconds of each, after a warm-up."""
+    """Run the steps in turn; return median seconds after a warm-up."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(1 + rounds):
         for name, step in steps.items():
@@ -115,7 +117,7 @@ def in_turns(steps: dict[str, Callable[[], object]], rounds: int = 3) -> dict[st
 
 
 def benchmark(json: Path | None = None) -> None:
-    """All parts.
+    """Measure all parts.
 
     Args:
         json: file of the figures.

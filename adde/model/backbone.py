@@ -103,8 +103,8 @@ def _load_weights(backbone: nn.Module, settings: ModelSettings) -> None:
             raise UserError(
                 f"model.weights: {path}: {name}: expected shape {tuple(value.shape)} of "
                 f"{settings.backbone!r} at model.image_size {settings.image_size}, found "
-                f"{tuple(state[name].shape)}; the file is of another model, or of an image size that "
-                "timm cannot convert"
+                f"{tuple(state[name].shape)}; the file is of another model, or of an image size "
+                "that timm cannot convert"
             )
     backbone.load_state_dict(state, strict=False)
 

@@ -349,5 +349,5 @@ def test_a_split_without_queries_claims_no_ranking(capsys):
         parity.require_parity({**report, "max_error": 0.1})
     export.print_report(report)
     printed = capsys.readouterr().out
-    assert "parity of the top 30: not compared, the test split has no query" in printed
+    assert "parity of the top 30: not compared, the test split has no queries" in printed
     assert "100" not in printed

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from adde.errors import UserError, foreign
+from adde.errors import UserError, untrusted
 from adde.files import read_json, sha256_of_file, write_json
 from adde.preprocess import Picture, Preprocess
 from adde.schema import Schema, Vector
@@ -87,7 +87,7 @@ class Golden:
         """Read golden.npz. Raises UserError if it is damaged."""
         # Opened here because numpy does not close a damaged file.
         with (
-            foreign(path, "golden vectors"),
+            untrusted(path, "golden vectors"),
             path.open("rb") as file,
             np.load(file, allow_pickle=False) as arrays,
         ):
@@ -166,7 +166,7 @@ class Bundle:
         if not manifest.exists():
             raise UserError(f"{path}: expected a bundle with {BUNDLE_NAME}, found none")
         content = read_json(manifest)
-        with foreign(manifest, "the fields of a bundle", "export it again"):
+        with untrusted(manifest, "the fields of a bundle", "export it again"):
             bundle = cls._from_json(path, content)
             for name in (*FILES, *(name for name in LARGE_FILES if name in content["files"])):
                 _check_file(path / name, content["files"][name], verify)

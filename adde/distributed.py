@@ -16,7 +16,7 @@ from adde.errors import UserError
 
 Answer = TypeVar("Answer")
 
-PATIENCE = timedelta(hours=4)
+MAIN_RANK_TIMEOUT = timedelta(hours=4)
 """Timeout for work that the main rank does alone, such as downloads at the start of a run."""
 
 _waits: list[Any] = []
@@ -120,7 +120,7 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return values
 
 
-def from_main(ask: Callable[[], Answer]) -> Answer:
+def broadcast_from_main(ask: Callable[[], Answer]) -> Answer:
     """Call a function on the main rank only and return its result on all ranks.
 
     Raises:
@@ -134,7 +134,7 @@ def from_main(ask: Callable[[], Answer]) -> Answer:
             found[1] = str(error)
     if world_size() > 1:
         # NCCL's collectives would time out after minutes.
-        group: Any = dist.new_group(backend="gloo", timeout=PATIENCE)
+        group: Any = dist.new_group(backend="gloo", timeout=MAIN_RANK_TIMEOUT)
         dist.broadcast_object_list(found, group=group)
         dist.destroy_process_group(group)
     if found[1] is not None:

@@ -17,7 +17,7 @@ class UserError(Exception):
 
 
 @contextmanager
-def foreign(where: object, expected: str, advice: str = "") -> Generator[None]:
+def untrusted(where: object, expected: str, advice: str = "") -> Generator[None]:
     """Turn any exception that a library raises on untrusted input into a UserError.
 
     Decoders do not document what they raise. Besides their own errors, damaged files cause

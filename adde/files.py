@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from adde.errors import UserError, foreign
+from adde.errors import UserError, untrusted
 
 LOST_AND_FOUND = "lost+found"
 """Created by the file system in the root of a volume; always ignored."""
@@ -107,7 +107,7 @@ def require_writable(out: Path) -> None:
         ) from None
 
 
-def strangers(folder: Path, ours: Callable[[str], bool]) -> list[str]:
+def unexpected_entries(folder: Path, ours: Callable[[str], bool]) -> list[str]:
     """List, sorted, the entries of a folder that replacing it would delete unexpectedly.
 
     These are all entries that are neither `ours` nor temporary files. A missing folder has none.
@@ -222,7 +222,7 @@ def read_json(path: Path) -> Any:
         UserError: the file is missing or is not JSON; names the file and the line.
     """
     text = read_text(path)
-    with foreign(path, "JSON"):
+    with untrusted(path, "JSON"):
         return json.loads(text)
 
 

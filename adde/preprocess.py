@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from adde.errors import UserError, foreign
+from adde.errors import UserError, untrusted
 
 MAX_PIXELS = 64_000_000
 """Pictures with more pixels in their header are rejected before decoding."""
@@ -125,7 +125,7 @@ def decoding(name: str) -> Generator[None]:
     Pillow's warnings (truncated EXIF, large sizes below MAX_PIXELS) are suppressed: they name no
     file, and the picture is usable.
     """
-    with foreign(name, "a picture that decodes"), warnings.catch_warnings():
+    with untrusted(name, "a picture that decodes"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             yield

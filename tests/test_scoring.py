@@ -1,4 +1,4 @@
-"""The match score against a joint written out in full, and against the baseline it generalises."""
+"""The match score against the full joint distribution and the baseline that it generalises."""
 
 import itertools
 import math

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 
 from adde.bundle import ENCODER, MEMORY, Bundle, Golden
-from adde.errors import UserError, foreign
+from adde.errors import UserError, untrusted
 from adde.exporting.parity import BATCH_SIZES, relative_error
 from adde.serving.onnx.providers import Device
 from adde.serving.onnx.session import Session
@@ -55,7 +55,7 @@ def check_bundle(
 
 
 def _check_opset(bundle: Bundle, path: Path) -> None:
-    with foreign(path, "an ONNX graph"):
+    with untrusted(path, "an ONNX graph"):
         imports = onnx.load(path, load_external_data=False).opset_import
     found = next((entry.version for entry in imports if entry.domain in ("", "ai.onnx")), None)
     if found != bundle.details["opset"]:
@@ -83,7 +83,7 @@ def _check_dimensions(bundle: Bundle, golden: Golden) -> None:
 def _check_batch(bundle: Bundle, session: Session, golden: Golden, size: int) -> dict[str, Any]:
     rows = np.arange(size) % len(golden.images)
     images, indicator = golden.images[rows], golden.indicator[rows]
-    with foreign(bundle.path, f"onnxruntime to run batches of {size}"):
+    with untrusted(bundle.path, f"onnxruntime to run batches of {size}"):
         outputs = session.encode(images)
         query = session.edit(outputs.embeddings, indicator)
     found = {**outputs._asdict(), "query": query}

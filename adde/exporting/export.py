@@ -22,7 +22,7 @@ from adde.exporting.precision import (
     candidates,
     reduce_precision,
 )
-from adde.files import atomic_path, require_writable, strangers
+from adde.files import atomic_path, require_writable, unexpected_entries
 from adde.methods.adde.model import ADDE
 from adde.preprocess import Picture, Preprocess
 from adde.schema import Labels
@@ -217,7 +217,7 @@ def require_replaceable(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: expected a folder for the bundle, found a file; name another")
     known = {BUNDLE_NAME, *FILES, *LARGE_FILES}
-    if others := strangers(out, lambda name: name in known):
+    if others := unexpected_entries(out, lambda name: name in known):
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         raise UserError(
             f"{out}: expected a new folder or one with nothing but a bundle, which is replaced, "

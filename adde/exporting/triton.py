@@ -19,7 +19,7 @@ import onnx
 
 from adde.bundle import ENCODER, MEMORY, Bundle
 from adde.errors import UserError
-from adde.files import atomic_path, require_writable, strangers, write_text
+from adde.files import atomic_path, require_writable, unexpected_entries, write_text
 from adde.serving.onnx.session import BUCKETS, STREAMS, cuda_options
 
 MODELS = {"adde_encoder": ENCODER, "adde_memory": MEMORY}
@@ -130,7 +130,7 @@ def _parameter(key: str, value: str) -> str:
 def _require_replaceable(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: expected a folder for the repository, found a file; name another")
-    if others := strangers(out, lambda name: name in MODELS):
+    if others := unexpected_entries(out, lambda name: name in MODELS):
         raise UserError(
             f"{out}: expected a new folder or one with nothing but {', '.join(MODELS)}, which are "
             f"replaced, found {', '.join(others[:3])}; name another"

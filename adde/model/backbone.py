@@ -6,7 +6,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from adde.errors import UserError, did_you_mean, foreign, reason
+from adde.errors import UserError, did_you_mean, reason, untrusted
 from adde.model import alexnet as _registered  # noqa: F401 - registers the model
 from adde.model.settings import ModelSettings
 
@@ -86,7 +86,7 @@ def _load_weights(backbone: nn.Module, settings: ModelSettings) -> None:
     assert path is not None
     if not path.exists():
         raise UserError(f"model.weights: {path}: no such file")
-    with foreign(f"model.weights: {path}", f"weights of {settings.backbone!r}"):
+    with untrusted(f"model.weights: {path}", f"weights of {settings.backbone!r}"):
         state = _converted(timm.models.load_state_dict(str(path), weights_only=True), backbone)
     own = backbone.state_dict()
     # A classifier in the file is ignored; backbone weights that are missing are an error.

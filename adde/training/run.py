@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from adde.distributed import from_main, rank, sum_over_ranks, world_size
+from adde.distributed import broadcast_from_main, rank, sum_over_ranks, world_size
 from adde.errors import UserError
 from adde.files import this_process
 from adde.loading.loader import Batch, BatchStream, join
@@ -97,7 +97,7 @@ class Run:
         )
         micro_batch(config.data, world_size())
         resume = resume or looked.resumes(config.run)
-        found, writer = from_main(
+        found, writer = broadcast_from_main(
             lambda: (open_folder(self.method, config, resume), this_process())
         )
         require_shared(config.run, writer)
@@ -113,14 +113,14 @@ class Run:
         self._strategy: Replicated | None = None
         self.objective = self.method.objective(config, self.index.schema, self.device)
         self._checkpoint = checkpoint
-        from_main(lambda: require_room(config, self._bare))
+        broadcast_from_main(lambda: require_room(config, self._bare))
         start: dict[str, object] = {}
         if self.main:
             start = looked.write(config.run, checkpoint.position.step if checkpoint else 0)
             say_what_will_fail(self.index)
         if checkpoint is not None:
             self._restore(checkpoint)
-            if from_main(lambda: is_finished(config, self.position.step)):
+            if broadcast_from_main(lambda: is_finished(config, self.position.step)):
                 if self.main:
                     print(f"{config.run}: finished at step {self.position.step}, nothing to do")
                 self._leave()
@@ -397,7 +397,9 @@ class Run:
         """Hands the best checkpoint's model to the method, which may add to it."""
         self._heartbeat.say("finishing the best checkpoint", self.position.step)
         self._close_strategy()
-        if not from_main((self.config.run / "checkpoints" / checkpoints.BEST_NAME).exists):
+        if not broadcast_from_main(
+            (self.config.run / "checkpoints" / checkpoints.BEST_NAME).exists
+        ):
             return  # of a finished run, resumed where its best is gone
         model, _, checkpoint = load_model(self.config.run)
         self.method.finish(model.to(self.device), checkpoint, self._evaluator)

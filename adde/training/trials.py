@@ -25,7 +25,7 @@ from typing import Any, Literal
 import numpy as np
 import pydantic
 
-from adde.errors import UserError, foreign
+from adde.errors import UserError, untrusted
 from adde.files import read_text, write_json
 from adde.training.recipes import parse
 from adde.training.watching.tracking import LOG_NAME, read_log
@@ -117,7 +117,7 @@ def read_sweep(path: Path) -> Sweep:
     import yaml  # an extra
 
     text = read_text(path)
-    with foreign(path, "YAML"):
+    with untrusted(path, "YAML"):
         content = yaml.safe_load(text)
     try:
         sweep = Sweep.model_validate(content)

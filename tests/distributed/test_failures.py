@@ -15,7 +15,7 @@ SCRIPT = """
 import sys
 import torch
 import torch.distributed as dist
-from adde.distributed import RankRows, from_main
+from adde.distributed import RankRows, broadcast_from_main
 from adde.mining import mine
 
 dist.init_process_group("gloo")
@@ -26,7 +26,7 @@ ranks = RankRows.equal(4)
 if fault == "nan" and rank == 1:
     vectors[0, 2] = torch.nan
 if fault == "disk":
-    from_main(lambda: open("/nowhere/note"))
+    broadcast_from_main(lambda: open("/nowhere/note"))
 if fault == "before the collective" and rank == 1:
     raise RuntimeError("no picture on rank 1")
 refs = ranks.gather(vectors[0])[None]

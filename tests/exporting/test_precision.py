@@ -127,7 +127,7 @@ def test_numbers_beyond_float16_leave_nothing(tiny_model, index, tmp_path, monke
 
 
 def test_figures_that_drop_too_far_leave_nothing(tiny_model, index, tmp_path):
-    with pytest.raises(UserError, match=r"int8: expected figures .* at most -101 points below"):
+    with pytest.raises(UserError, match=r"int8: expected metrics .* at most -101 points below"):
         export(tiny_model, index, tmp_path / "b", "int8", allow_drop=-101.0)
     assert not (tmp_path / "b").exists()
 

@@ -53,7 +53,7 @@ def test_a_bundle_is_replaced_and_figures_of_other_weights_left_out(
     details = Bundle.read(tmp_path / "bundle").details
     assert details["source"]["step"] == 17
     assert details["retrieval"] is None
-    assert "metrics.json: figures of step-00000004, left out" in capsys.readouterr().out
+    assert "metrics.json: metrics of step-00000004, left out" in capsys.readouterr().out
 
 
 def test_a_run_becomes_a_bundle_that_checks(monkeypatch, capsys, tmp_path, run):

@@ -414,7 +414,7 @@ LABELS = torch.zeros(2, 4, dtype=torch.int64, device=DEVICE)
         ({"labels": LABELS - 2}, ">= -1, found -2"),
         ({"anchors": torch.zeros(4, 2)}, r"found \(4, 2\)"),
         ({"anchors": torch.zeros(2, 4, 3, dtype=torch.int64, device=DEVICE)}, "float dtype"),
-        ({"refs": torch.zeros(2, 4, 3)}, "ref_labels beside refs"),
+        ({"refs": torch.zeros(2, 4, 3)}, "ref_labels with refs"),
         ({"labels": LABELS.to("meta")}, "labels: expected on .*, found meta"),
         ({"anchors": vectors_with(torch.nan, 3)}, "anchors: expected finite .* row 3 of group 1"),
         ({"anchors": vectors_with(-torch.inf, 0)}, "in 1 rows, first in row 0 of group 1"),

@@ -1,4 +1,4 @@
-"""Encoding a split: every item once in stored order, and what cannot be read left out."""
+"""Encoding a split: every item once in stored order, without unreadable ones."""
 
 import shutil
 

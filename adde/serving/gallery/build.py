@@ -24,8 +24,8 @@ from adde.files import (
     put_in_place,
     require_writable,
     sha256_of_file,
-    strangers,
     sync_files,
+    unexpected_entries,
     workplace,
 )
 from adde.serving import whereabouts
@@ -159,7 +159,7 @@ def require_place(out: Path) -> None:
     be written. Raises UserError.
     """
     whole = (out / GALLERY_NAME).exists()
-    found = strangers(out, lambda name: whole or name.startswith(OURS))
+    found = unexpected_entries(out, lambda name: whole or name.startswith(OURS))
     if found or out.is_file():
         raise UserError(
             f"{out}: expected a new folder or a gallery, which would be replaced, found "

@@ -13,7 +13,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from adde.errors import UserError, foreign, library
+from adde.errors import UserError, library, untrusted
 from adde.schema import Labels, Schema
 from adde.shards.catalogues.catalogue import Items
 from adde.shards.catalogues.grids import grid_splits, numbers, schema_of, sizes_of
@@ -122,7 +122,7 @@ def read_cars3d(folder: Path, options: TableOptions, size: int) -> Items:
 def _car(path: Path, shape: tuple[int, ...] | None = None) -> Bytes:
     """Pictures (96, height, width, 3) of a car."""
     reader = library("scipy.io", "study")
-    with foreign(path, "a .mat file of a car"):
+    with untrusted(path, "a .mat file of a car"):
         found: Any = reader.loadmat(path).get("im")
     if found is None or found.dtype != np.uint8 or found.shape[2:] != (3, 24, 4):
         raise UserError(
@@ -203,7 +203,7 @@ def _norb_matrix(path: Path) -> npt.NDArray[Any]:
     if not path.is_file():
         hint = "; gunzip it first" if path.with_name(path.name + ".gz").exists() else ""
         raise UserError(f"{path}: expected a file of SmallNORB, found none{hint}")
-    with foreign(path, "a matrix of SmallNORB"):
+    with untrusted(path, "a matrix of SmallNORB"):
         with path.open("rb") as file:
             magic, rank = np.frombuffer(file.read(8), "<i4").tolist()
             # At least three lengths are written, whatever the rank.
@@ -235,17 +235,17 @@ def _numbered(count: int) -> tuple[str, ...]:
 def _archive(path: Path, name: str) -> zipfile.ZipFile:
     if not path.is_file():
         raise UserError(f"{path}: expected the .npz of {name}, found no file")
-    with foreign(path, f"the .npz of {name}"):
+    with untrusted(path, f"the .npz of {name}"):
         return zipfile.ZipFile(path)
 
 
 def _member(archive: zipfile.ZipFile, path: Path, name: str) -> npt.NDArray[Any]:
-    with foreign(path, f"an array {name!r}"), _opened(archive, path, name) as file:
+    with untrusted(path, f"an array {name!r}"), _opened(archive, path, name) as file:
         return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def _shape(archive: zipfile.ZipFile, path: Path, name: str) -> tuple[int, ...]:
-    with foreign(path, f"an array {name!r} of bytes"), _opened(archive, path, name) as file:
+    with untrusted(path, f"an array {name!r} of bytes"), _opened(archive, path, name) as file:
         shape, in_columns, dtype = _header(file)
         if in_columns or dtype != np.uint8:
             raise ValueError(f"{dtype}, by columns: {in_columns}")
@@ -285,7 +285,7 @@ def _unpacked_member(
 
     def blocks() -> Iterator[Bytes]:
         picture = int(np.prod(shape[1:]))
-        with foreign(path, f"the pixels of {name!r}"), _opened(archive, path, name) as file:
+        with untrusted(path, f"the pixels of {name!r}"), _opened(archive, path, name) as file:
             _header(file)
             for start in range(0, count, BLOCK):
                 length = min(BLOCK, count - start) * picture

@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from adde.errors import UserError, foreign
+from adde.errors import UserError, untrusted
 from adde.files import read_json
 from adde.shards.catalogues.catalogue import Items
 from adde.shards.catalogues.pictures import store
@@ -40,7 +40,7 @@ class ArrowPicture:
     def read(self) -> tuple[bytes, str]:
         """The picture, its short side at most `size`. Raises UserError as `Source.read`."""
         where = f"{self.file}, row {self.row}, {self.column!r}"
-        with foreign(where, "a picture's bytes or its path"):
+        with untrusted(where, "a picture's bytes or its path"):
             cell = _opened(self.file).column(self.column)[self.row].as_py()
             content = cell["bytes"] if cell else None
             if content is None and cell and cell["path"]:
@@ -78,7 +78,7 @@ class ArrowPictures:
 def _opened(path: Path) -> Any:
     """The table of an Arrow stream, mapped: nothing is read before it is asked for."""
     arrow: Any = importlib.import_module("pyarrow")
-    with foreign(path, "an Arrow stream"):
+    with untrusted(path, "an Arrow stream"):
         table = arrow.ipc.open_stream(arrow.memory_map(str(path))).read_all()
         table.validate(full=True)  # else damaged offsets are followed out of the file
         return table
@@ -107,7 +107,7 @@ def read_saved_dataset(root: Path, options: TableOptions, size: int) -> Items:
             raise UserError(f"{folder}: expected the same features as in every split")
         for file in _data_files(folder):
             table = _opened(file)
-            with foreign(file, f"the columns that {folder / 'dataset_info.json'} names"):
+            with untrusted(file, f"the columns that {folder / 'dataset_info.json'} names"):
                 _append(columns, table, features)
             start = ends[-1] if ends else 0
             for row in range(start, start + table.num_rows):

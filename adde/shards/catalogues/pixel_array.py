@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 from tqdm import tqdm
 
-from adde.errors import foreign
+from adde.errors import untrusted
 from adde.files import atomic_path
 from adde.shards.catalogues.grids import as_png
 
@@ -34,7 +34,7 @@ class Pixels:
 
     def read(self) -> tuple[bytes, str]:
         """The picture as PNG."""
-        with foreign(f"{self.array}, row {self.row}", "the pixels of a picture"):
+        with untrusted(f"{self.array}, row {self.row}", "the pixels of a picture"):
             pixels = _mapped(self.array)[self.row]
             if self.size < min(pixels.shape[:2]):
                 scale = self.size / min(pixels.shape[:2])

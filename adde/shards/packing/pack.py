@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from adde.errors import UserError
-from adde.files import read_json, require_writable, strangers, write_json
+from adde.files import read_json, require_writable, unexpected_entries, write_json
 from adde.metrics import Queries
 from adde.shards.catalogues.catalogue import Catalogue
 from adde.shards.given import GIVEN_NAMES, Given, write_given
@@ -160,7 +160,9 @@ def require_place(out: Path) -> None:
     known = {INDEX_NAME, MEMBERS_NAME, SUMMARY_NAME, BUILD_NAME, QUERIES_NAME, *GIVEN_NAMES}
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: expected a folder, found a file; name another folder")
-    if strange := strangers(out, lambda name: name in known or name.endswith((".tar", RECEIPT))):
+    if strange := unexpected_entries(
+        out, lambda name: name in known or name.endswith((".tar", RECEIPT))
+    ):
         raise UserError(
             f"{out}: expected a new folder or one of shards, which would be replaced, "
             f"found {strange[0]!r} in it; name another folder"

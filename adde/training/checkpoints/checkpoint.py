@@ -27,7 +27,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from adde.distributed import from_main
+from adde.distributed import broadcast_from_main
 from adde.errors import UserError
 from adde.files import read_json, remove_leftovers, sha256_of_file, write_json
 
@@ -219,7 +219,7 @@ def best_checkpoint(run: Path) -> Checkpoint:
         )
 
     # At a run's end it may be new, and other machines still see the one before it.
-    return read_checkpoint(best.parent / from_main(name))
+    return read_checkpoint(best.parent / broadcast_from_main(name))
 
 
 def folders(run: Path) -> list[Path]:

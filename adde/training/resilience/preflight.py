@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import adde
-from adde.distributed import from_main, gather_objects, rank, sum_over_ranks, world_size
+from adde.distributed import broadcast_from_main, gather_objects, rank, sum_over_ranks, world_size
 from adde.errors import UserError
 from adde.files import temporary_sibling
 from adde.shards.index import ShardIndex
@@ -184,7 +184,7 @@ def require_shared(run: Path, writer: str) -> None:
         UserError: names the ranks and their machines.
     """
     note = temporary_sibling(run / PREFLIGHT_NAME, writer)
-    from_main(note.touch)
+    broadcast_from_main(note.touch)
     deadline = time.monotonic() + SEEN_WITHIN
     while not note.exists() and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""Calibration: temperatures of known noise are found again, and the rules of choosing hold."""
+"""Calibration recovers temperatures of known noise and follows its selection rules."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Pictures of strangers: what is decoded at all, and the process that does it.
+"""Pictures of unexpected_entries: what is decoded at all, and the process that does it.
 
 Imported by the decoding processes, so it needs no more than Pillow.
 """
@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 
 from PIL import Image, UnidentifiedImageError
 
-from adde.errors import UserError, foreign, reason
+from adde.errors import UserError, reason, untrusted
 from adde.preprocess import Picture, Preprocess
 
 FORMATS = ("JPEG", "PNG", "WEBP")
@@ -60,7 +60,7 @@ def decode(content: bytes, preprocess: Preprocess, max_pixels: int) -> Picture:
     """One picture as `preprocess` makes it, (size, size, 3) uint8. Raises PictureError."""
     check(content, max_pixels)
     try:
-        with foreign("image", "one that decodes"):
+        with untrusted("image", "one that decodes"):
             return preprocess.load(content, "image", FORMATS)
     except UserError as error:
         raise PictureError(BROKEN, str(error)) from None

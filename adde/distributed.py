@@ -1,4 +1,4 @@
-"""Collectives over embeddings. Results are in global-batch order for any number of ranks."""
+"""Collectives in global-batch order, which give the same result on any number of ranks."""
 
 import contextlib
 import time
@@ -14,20 +14,23 @@ from torch import Tensor
 
 from adde.errors import UserError
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
+
+RENAMED = hasattr(dist, "all_gather_single")
+"""torch 2.14 renames `all_gather_into_tensor`, and warns about the old name."""
 
 MAIN_RANK_TIMEOUT = timedelta(hours=4)
-"""Timeout for work that the main rank does alone, such as downloads at the start of a run."""
+"""How long ranks wait for rank 0 to read, check or download something at the start."""
 
 _waits: list[Any] = []
-"""Durations of this process's collectives since `waited_in_collectives` last read them: seconds, or
-on a GPU the events before and after, since recording them does not block."""
+"""Durations of this process's collectives since the last sum: seconds, or on a GPU pairs of
+events, whose recording does not wait."""
 
 
 def waited_in_collectives() -> float:
-    """Return the seconds that this rank spent in collectives since the last call.
+    """Return the seconds that this rank spent in the collectives below since the last call.
 
-    Most of it is waiting for other ranks. On a GPU, synchronise before calling.
+    Most of that is waiting for other ranks. On a GPU, call it after a synchronisation.
     """
     seconds = sum(w if isinstance(w, float) else w[0].elapsed_time(w[1]) / 1e3 for w in _waits)
     _waits.clear()
@@ -61,35 +64,35 @@ def rank() -> int:
 
 @dataclass(frozen=True)
 class RankRows:
-    """The rows of the global batch that each rank holds: contiguous, in rank order.
+    """The rows of the global batch on each rank: a contiguous range each, in rank order.
 
-    `counts` has the number of rows of each rank and is the same on every rank.
+    `counts` are the ranks' numbers of rows, the same tuple on every rank.
     """
 
     counts: tuple[int, ...]
 
     @classmethod
     def equal(cls, count: int) -> "RankRows":
-        """Let every rank hold `count` rows; does not communicate."""
+        """Every rank holds `count` rows; without communication."""
         return cls((count,) * world_size())
 
     @classmethod
     def of(cls, count: int, device: torch.device) -> "RankRows":
-        """Gather the number of rows of every rank; this rank holds `count`."""
+        """This rank holds `count` rows; a collective gathers the other counts."""
         own = torch.tensor([count], device=device)
         return cls(tuple(cls.equal(1).gather(own).tolist()))
 
     @property
     def start(self) -> int:
-        """Position of this rank's first row in the global batch."""
+        """Index of this rank's first row in the global batch."""
         return sum(self.counts[: rank()])
 
     def gather(self, rows: Tensor) -> Tensor:
-        """Gather the rows (n, ...) of all ranks; the result is the same on each.
+        """Gather this rank's rows (n, ...) to those of all ranks, the same on each.
 
-        The backward pass sums the gradients of all ranks' losses in these rows. If each rank's loss
-        is a sum over its own anchors, every rank receives the gradient of the global sum. Ranks
-        with fewer rows pad them for the transfer; the padding is removed.
+        The gradient of a row is the sum over ranks of the gradients of their losses. If the loss is
+        a sum over local anchors, every rank receives the gradient of the global sum. Ranks with
+        fewer rows pad for the transfer; the padding is removed.
         """
         if len(self.counts) == 1:
             return rows
@@ -103,16 +106,16 @@ class RankRows:
         return torch.cat([part[:count] for part, count in zip(parts, self.counts)])
 
     def local(self, global_rows: Tensor) -> Tensor:
-        """Return this rank's rows of a tensor in global-batch order."""
+        """Select this rank's rows of a tensor in global-batch order."""
         return global_rows[self.start : self.start + self.counts[rank()]]
 
     def columns(self, device: torch.device) -> Tensor:
-        """Return (n,) int64, the positions of this rank's rows in the global batch."""
+        """Return (n,) int64: indices of this rank's rows in the global batch."""
         return torch.arange(self.start, self.start + self.counts[rank()], device=device)
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
-    """Sum element-wise over ranks, without gradient."""
+    """Sum element-wise over ranks, without a gradient."""
     values = values.detach().clone()
     if world_size() > 1:
         with _waiting(values.device):
@@ -120,20 +123,20 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return values
 
 
-def broadcast_from_main(ask: Callable[[], Answer]) -> Answer:
-    """Call a function on the main rank only and return its result on all ranks.
+def broadcast_from_main(fn: Callable[[], Result]) -> Result:
+    """Call `fn` on rank 0, and return its result on all ranks.
 
     Raises:
-        UserError: on all ranks, if the function raised UserError or OSError.
+        UserError: `fn` raised it or an OSError; on all ranks.
     """
     found: list[Any] = [None, None]
     if rank() == 0:
         try:
-            found[0] = ask()
+            found[0] = fn()
         except (UserError, OSError) as error:
             found[1] = str(error)
     if world_size() > 1:
-        # NCCL's collectives would time out after minutes.
+        # Use another group, because NCCL's collectives time out after minutes.
         group: Any = dist.new_group(backend="gloo", timeout=MAIN_RANK_TIMEOUT)
         dist.broadcast_object_list(found, group=group)
         dist.destroy_process_group(group)
@@ -143,7 +146,7 @@ def broadcast_from_main(ask: Callable[[], Answer]) -> Answer:
 
 
 def gather_objects(mine: Any) -> list[Any]:
-    """Gather one picklable object from each rank, in rank order; the result is on all ranks."""
+    """Gather a picklable object from every rank, in rank order, on all ranks."""
     everyone = [mine]
     if world_size() > 1:
         everyone = [None] * world_size()
@@ -151,15 +154,22 @@ def gather_objects(mine: Any) -> list[Any]:
     return everyone
 
 
+def all_gather(rows: Tensor) -> Tensor:
+    """Gather rows (n, ...), the same number on every rank, in rank order, without a gradient."""
+    gathered = rows.new_empty((world_size() * len(rows), *rows.shape[1:]))
+    name = "all_gather_single" if RENAMED else "all_gather_into_tensor"
+    getattr(dist, name)(gathered, rows)
+    return gathered
+
+
 def _all_gather(rows: Tensor) -> Tensor:
     with _waiting(rows.device):
         if not rows.requires_grad:
-            gathered = rows.new_empty((world_size() * len(rows), *rows.shape[1:]))
-            dist.all_gather_into_tensor(gathered, rows)
-            return gathered
+            return all_gather(rows)
         everyone = dist.group.WORLD
         assert everyone is not None
-        gathered: Any = functional.all_gather_tensor_autograd(rows, gather_dim=0, group=everyone)
+        name = "all_gather_single_autograd" if RENAMED else "all_gather_tensor_autograd"
+        gathered = getattr(functional, name)(rows, gather_dim=0, group=everyone)
         if isinstance(gathered, functional.AsyncCollectiveTensor):
-            gathered.wait()  # would otherwise happen at first use, outside the timed region
+            gathered.wait()  # here, so that the wait is timed
         return gathered

@@ -1,12 +1,12 @@
-"""Peak RAM and time of a step whose batch exceeds it, with cached embeddings (`data.cached`).
+"""A batch beyond memory: peak memory and time of one step with cached embeddings (`data.cached`).
 
     python benchmarks/large_batch.py --json docs/large_batch.json
 
-Runs one step of each stage on a batch of 32,768 pictures of 32 pixels, encoded 256 at a time by a
-tiny transformer, with triplets mined in the whole batch. Plain steps of smaller batches are
-extrapolated for comparison. Each step runs in its own process; RAM is the process's peak above its
-usage before the batch. `gradient_error` is the largest difference between the gradients of a cached
-and a plain batch, over the largest gradient of the same tensor.
+One step of either stage on a batch of 32,768 pictures of 32 pixels, encoded 256 at a time by a tiny
+transformer, with triplets mined in the whole batch; and plain steps of smaller batches, whose
+growth says what the whole one would take. Each in a process of its own; memory is the process's
+peak above what it had before the batch. `gradient_error` is the largest difference between the
+cached and the plain batch's gradients, over the largest gradient of the same tensor.
 """
 
 import json
@@ -23,7 +23,7 @@ from figures import publish
 
 from adde.errors import run_program
 from adde.loading.augment import Augmentation
-from adde.loading.loader import Batch
+from adde.loading.batch import Batch
 from adde.methods.adde.config import AddeConfig, AddeStage
 from adde.methods.adde.model import ADDE
 from adde.methods.adde.objective import AddeObjective
@@ -31,7 +31,7 @@ from adde.model import ModelSettings
 from adde.schema import Attribute, Schema
 from adde.training.config import Config, Data
 from adde.training.gradient_cache import cached_backward
-from adde.training.strategies import Replicated
+from adde.training.strategies import DataParallel
 from adde.training.terms import global_mean
 
 SCHEMA = Schema(
@@ -48,9 +48,9 @@ def make_batch(size: int) -> Batch:
 
 
 def memory_mb(which: str) -> float:
-    """Read VmRSS, the current RAM of the process, or VmHWM, its peak.
+    """VmRSS, what the process has now, or VmHWM, its peak.
 
-    After a fork, getrusage would include the parent's peak.
+    Not getrusage: after a fork its peak is the parent's too.
     """
     lines = Path("/proc/self/status").read_text().splitlines()
     (line,) = (line for line in lines if line.startswith(f"{which}:"))
@@ -58,7 +58,7 @@ def memory_mb(which: str) -> float:
 
 
 def step(name: str, size: int, parts: int) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
-    """Run one step; return its figures and gradients. `parts` 0: a plain batch."""
+    """One step's figures and gradients; `parts` 0: a plain batch."""
     torch.manual_seed(0)
     settings = ModelSettings(
         backbone="test_vit",
@@ -73,8 +73,8 @@ def step(name: str, size: int, parts: int) -> tuple[dict[str, float], dict[str, 
     objective = AddeObjective(SCHEMA, Augmentation(), margin=0.5)
     stage, draws = STAGES[name], torch.Generator().manual_seed(3)
     config = Config(data=Data(accumulation=max(1, parts)))
-    strategy = Replicated(Accelerator(cpu=not torch.cuda.is_available()), model, config)
-    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
+    strategy = DataParallel(Accelerator(cpu=not torch.cuda.is_available()), model, config)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
     before, batch, started = memory_mb("VmRSS"), make_batch(size), time.perf_counter()
     if parts:
         cached_backward(strategy, objective, stage, batch, draws, parts)
@@ -96,7 +96,7 @@ def gradient_error(name: str, size: int, micro: int) -> float:
 
 
 def alone(name: str, size: int, parts: int) -> dict[str, float]:
-    """Run a step in its own process."""
+    """A step in a process of its own, whose peak is no other's."""
     words = [name, str(size), str(parts)]
     done = subprocess.run(
         [sys.executable, __file__, "--only", *words], stdout=subprocess.PIPE, check=True, text=True
@@ -110,13 +110,13 @@ def large_batch(
     json: Path | None = None,
     only: tuple[str, int, int] | None = None,
 ) -> None:
-    """Measure cached and plain steps.
+    """Measures.
 
     Args:
         batch: items of the large batch.
-        micro: items encoded at a time.
+        micro: of them, encoded at a time.
         json: file for the figures.
-        only: stage, batch and parts of a single step; used by this program's own processes.
+        only: stage, batch and parts of one step to measure here; for processes of this program.
     """
     if only is not None:
         print(_dumps(step(*only)[0]))

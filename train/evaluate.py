@@ -23,7 +23,7 @@ from adde.schema import Schema
 from adde.shards.queries import read_queries
 from adde.training.evaluation import Evaluator
 from adde.training.ranking import ranker_for
-from adde.training.resilience.preflight import require_split
+from adde.training.resilience.requirements import require_split
 from adde.training.run_folder import open_shards
 from adde.training.watching.report import write_report
 

@@ -1,4 +1,4 @@
-"""Evaluate a run's checkpoint on a split: print a table, and write metrics.json.
+"""Evaluate a run's checkpoint on a split: prints tables and writes metrics.json.
 
 python train/evaluate.py --run runs/quickstart --split test
 python train/evaluate.py --run runs/quickstart --split val --checkpoint last
@@ -12,17 +12,17 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from adde.edits import MOST, evaluate_split
+from adde.edits import MAX_QUERIES
 from adde.errors import run_program
 from adde.files import write_json
 from adde.methods.adde.calibration import calibration_of
-from adde.methods.adde.evaluation import MemoryEdit, encode_split
+from adde.methods.adde.evaluation import encode_split, evaluate_split, memory_edit
 from adde.methods.adde.opening import load_adde
 from adde.metrics import manipulation_queries
 from adde.schema import Schema
 from adde.shards.queries import read_queries
 from adde.training.evaluation import Evaluator
-from adde.training.ranking import best_matches_on, ranked_on, top_k_on
+from adde.training.ranking import ranker_for
 from adde.training.resilience.requirements import require_split
 from adde.training.run_folder import open_shards
 from adde.training.watching.report import write_report
@@ -40,16 +40,16 @@ def evaluate(
 ) -> None:
     """Measure attribute manipulation retrieval and attribute accuracy (docs/architecture.md).
 
-    The test split's metrics go to metrics.json, which the report and the model card use; another
-    split's go to metrics-<split>.json.
+    Metrics of the test split go to metrics.json in the run's folder, which the report and the model
+    card use; those of another split go to metrics-<split>.json.
 
     Args:
         run: folder of the run.
-        split: items for gallery and queries.
+        split: its items are the gallery and the references of the queries.
         checkpoint: best on the validation split, or last.
-        shards: folder or address of shards; default: those of the training.
+        shards: folder or address of shards; default: those the run was trained on.
         batch_size: pictures encoded at a time.
-        queries: maximum number of queries, evenly spaced over all; 0: all.
+        queries: maximum number of queries, evenly spaced; 0: all.
     """
     model, config, found = load_adde(run, checkpoint)
     index = open_shards(config, shards)
@@ -65,24 +65,18 @@ def evaluate(
     if isinstance(index.root, Path):
         given = read_queries(index, split)
     else:
-        print("shards at a remote address: queries that come with a data set are not used")
+        print("shards at an address: a dataset's own queries are not used")
     if given is not None:
         print(f"using the {len(given)} queries that come with the shards")
     asked = (manipulation_queries(encoded.labels) if given is None else given).spread(queries)
     figures = evaluate_split(
-        encoded.embeddings,
-        encoded.logits,
-        encoded.presence,
-        encoded.labels,
+        encoded,
         model.schema,
-        MemoryEdit(model),
+        memory_edit(model),
         calibration,
         asked,
-        top_k_on(device),
-        partial(tqdm, desc="rank", unit="block", leave=False, disable=None),
-        min(queries, MOST) or MOST,
-        best_matches_on(device),
-        ranked_on(device),
+        min(queries, MAX_QUERIES) or MAX_QUERIES,
+        ranker_for(device, partial(tqdm, desc="rank", unit="block", leave=False, disable=None)),
     )
     content = {"split": split, "checkpoint": found.path.name, **figures}
     path = run / ("metrics.json" if split == "test" else f"metrics-{split}.json")

@@ -17,8 +17,8 @@ from adde.files import (
     put_in_place,
     require_writable,
     sha256_of_file,
-    strangers,
     sync_files,
+    unexpected_entries,
     workplace,
 )
 from adde.serving import picture_location
@@ -155,7 +155,7 @@ def _has(gallery: Gallery, item_id: str) -> bool:
 def require_replaceable(out: Path) -> None:
     """Check that `out` is new, empty or a gallery, and writable. Raises UserError."""
     whole = (out / GALLERY_NAME).exists()
-    found = strangers(out, lambda name: whole or name.startswith(OURS))
+    found = unexpected_entries(out, lambda name: whole or name.startswith(OURS))
     if found or out.is_file():
         raise UserError(
             f"{out}: expected a new folder or a gallery to replace, found "

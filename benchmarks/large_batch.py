@@ -23,7 +23,7 @@ from figures import publish
 
 from adde.errors import run_program
 from adde.loading.augment import Augmentation
-from adde.loading.loader import Batch
+from adde.loading.batch import Batch
 from adde.methods.adde.config import AddeConfig, AddeStage
 from adde.methods.adde.model import ADDE
 from adde.methods.adde.objective import AddeObjective

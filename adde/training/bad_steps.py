@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from adde.distributed import gather_objects, rank
 from adde.errors import UserError
-from adde.loading.loader import Batch
+from adde.loading.batch import Batch
 from adde.training.config import Config
 from adde.training.method import Objective, Stage
 from adde.training.strategies import Strategy

@@ -9,7 +9,8 @@ from tqdm import tqdm
 
 from adde.distributed import rank, world_size
 from adde.errors import UserError
-from adde.loading.loader import Batch, BatchStream, join
+from adde.loading.batch import Batch, join
+from adde.loading.loader import BatchStream
 from adde.loading.resize import load_for_training
 from adde.preprocess import Preprocess
 from adde.shards.batches import Batches

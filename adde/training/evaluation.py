@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 from adde.distributed import RankRows, gather_objects, rank, world_size
 from adde.errors import UserError
-from adde.loading.loader import Batch, BatchStream
+from adde.loading.batch import Batch
+from adde.loading.loader import BatchStream
 from adde.mining.distances import full_precision
 from adde.schema import Labels, Vector
 from adde.shards.batches import Batches, OnFault
@@ -115,9 +116,9 @@ class Evaluator:
                     tqdm.write(f"rank {rank()}, encoding {split}: skipped {fault}")
                 rows = torch.arange(first, first + len(batch.labels), device=self.device)
                 first += len(rows)
-                if batch.stood_in:
+                if batch.substituted_rows:
                     whole = torch.ones_like(rows, dtype=torch.bool)
-                    whole[batch.stood_in] = False
+                    whole[batch.substituted_rows] = False
                     batch, rows = batch.only(whole), rows[whole]
                 yield batch, rows
                 self._report_progress()

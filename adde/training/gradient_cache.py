@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adde.loading.loader import Batch
+from adde.loading.batch import Batch
 from adde.training.method import Objective, Stage
 from adde.training.optimisation import Snapshot
 from adde.training.strategies import Strategy

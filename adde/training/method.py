@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import adde
 from adde.distributed import RankRows
 from adde.errors import UserError, did_you_mean
-from adde.loading.loader import Batch
+from adde.loading.batch import Batch
 from adde.schema import Schema
 from adde.training.checkpoints.checkpoint import Checkpoint
 from adde.training.config import Config, Evaluation, Schedule

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from adde.distributed import sum_over_ranks
-from adde.loading.loader import Batch
+from adde.loading.batch import Batch
 from adde.training.bad_steps import BadSteps
 from adde.training.batches import TrainingBatches
 from adde.training.checkpoints.checkpoint import Position, is_best

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from adde.distributed import sum_over_ranks, world_size
-from adde.loading.loader import Batch
+from adde.loading.batch import Batch
 from adde.losses import Term
 
 Outputs = tuple[Tensor | None, ...]

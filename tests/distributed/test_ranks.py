@@ -11,7 +11,7 @@ from torch import nn
 
 from adde.distributed import RankRows
 from adde.loading.augment import Augmentation
-from adde.loading.loader import Batch
+from adde.loading.batch import Batch
 from adde.methods.adde.config import AddeConfig, AddeStage
 from adde.methods.adde.model import ADDE
 from adde.methods.adde.objective import AddeObjective

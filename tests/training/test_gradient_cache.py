@@ -7,7 +7,7 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from adde.loading.augment import Augmentation
-from adde.loading.loader import Batch
+from adde.loading.batch import Batch
 from adde.methods.adde.config import AddeConfig, AddeStage
 from adde.methods.adde.model import ADDE, Forward
 from adde.methods.adde.objective import AddeObjective

@@ -15,7 +15,8 @@ from adde.methods.adde.config import AddeConfig
 from adde.methods.adde.model import ADDE
 from adde.model import ModelSettings
 from adde.schema import Attribute, Schema
-from adde.shards.index import Shard, ShardIndex, member_rows
+from adde.shards.index import ShardIndex
+from adde.shards.shard import Shard, member_rows
 from adde.training.checkpoints import checkpoint as checkpoints
 from adde.training.checkpoints.background import Background
 from adde.training.checkpoints.checkpoint import Position

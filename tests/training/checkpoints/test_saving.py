@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from adde.errors import UserError
 from adde.files import sha256_of_file
 from adde.schema import Attribute, Schema
-from adde.shards.index import Shard, ShardIndex, member_rows
+from adde.shards.index import ShardIndex
+from adde.shards.shard import Shard, member_rows
 from adde.training.checkpoints import checkpoint as checkpoints
 from adde.training.checkpoints import flat_shards as pieces_of
 from adde.training.checkpoints import saving

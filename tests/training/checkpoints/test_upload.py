@@ -13,7 +13,8 @@ from s3fs import S3FileSystem
 from adde.errors import UserError
 from adde.files import this_process
 from adde.schema import Attribute, Schema
-from adde.shards.index import Shard, ShardIndex, member_rows
+from adde.shards.index import ShardIndex
+from adde.shards.shard import Shard, member_rows
 from adde.training.checkpoints import checkpoint as checkpoints
 from adde.training.checkpoints import upload
 from adde.training.checkpoints.checkpoint import Position

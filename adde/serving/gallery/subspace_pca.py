@@ -1,7 +1,8 @@
-"""Items in few numbers: each subspace along its principal directions, none across subspaces.
+"""Compact rows by principal component analysis within each subspace, never across subspaces.
 
-A weight on an attribute so stays a weight on its own numbers, and a query weighed in any way is one
-product with them. What is kept is what an encoder uses: of 340 numbers of a subspace a few dozen.
+A weight on an attribute therefore remains a weight on that attribute's numbers, and a query with
+any weights is a single dot product. The projection keeps the dimensions that the encoder uses: a
+few dozen of a subspace's 340.
 """
 
 from collections.abc import Iterable
@@ -12,38 +13,38 @@ import numpy.typing as npt
 
 from adde.schema import Vector
 
-EXPLAINED = 0.998
-"""Share of a subspace's variance that its directions are to carry, where there is room."""
+EXPLAINED_VARIANCE = 0.998
+"""Share of a subspace's variance to keep, as far as MAX_NUMBERS allows."""
 
-ROOM = 1008
-"""Numbers of one item at most: with a byte each and 8 of a row number, under 1 KB."""
+MAX_NUMBERS = 1008
+"""Maximum numbers per item: at one byte each plus an 8-byte row number, under 1 KB."""
 
 MULTIPLE = 16
-"""faiss multiplies so many numbers at once."""
+"""Row lengths are padded to a multiple of this, the width of faiss' kernels."""
 
 Counts = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Directions:
-    """Where subspaces of width D vary: A attributes, r_a directions of attribute a, R in sum."""
+class SubspacePCA:
+    """Principal directions of A subspaces of width D: r_a of attribute a, R in total."""
 
     means: Vector
     """(A, D)."""
     bases: Vector
-    """(D, R) orthonormal columns within each attribute, attributes in order."""
+    """(D, R) columns, orthonormal within each attribute, attributes in order."""
     kept: Counts
     """(A,) r_a."""
 
     @property
     def size(self) -> int:
-        """Numbers of one compact row: R, a squared length per attribute, filled up."""
+        """Length of a compact row: R, plus a squared length per attribute, plus padding."""
         used = self.bases.shape[1] + len(self.kept)
         return -(-used // MULTIPLE) * MULTIPLE
 
     @classmethod
-    def of(cls, blocks: Iterable[Vector], shape: tuple[int, int]) -> "Directions":
-        """Finds them in unit vectors, given as blocks (N, A, D) of float32."""
+    def fit(cls, blocks: Iterable[Vector], shape: tuple[int, int]) -> "SubspacePCA":
+        """Fit to unit vectors, given as blocks (N, A, D) of float32."""
         attributes, width = shape
         count = 0
         sums = np.zeros(shape)
@@ -57,26 +58,28 @@ class Directions:
         spread = products / count - means[:, :, None] * means[:, None, :]
         variances, bases = np.linalg.eigh(spread)
         variances, bases = variances[:, ::-1].clip(0), bases[:, :, ::-1]
-        kept = _kept(variances, ROOM - attributes)
+        kept = _choose_directions(variances, MAX_NUMBERS - attributes)
         chosen = [bases[a, :, : kept[a]] for a in range(attributes)]
         return cls(means.astype(np.float32), np.hstack(chosen).astype(np.float32), kept)
 
-    def rows(self, stored: Vector) -> Vector:
-        """Rows as they are stored, (N, A D + A + ...) -> compact (N, size)."""
+    def project_rows(self, stored: Vector) -> Vector:
+        """Project stored rows (N, A D + A + ...) to compact rows (N, size)."""
         attributes, width = self.means.shape
         used = attributes * width
         vectors = stored[:, :used].reshape(-1, attributes, width) - self.means
-        return self._laid(vectors, stored[:, used : used + attributes])
+        return self._project(vectors, stored[:, used : used + attributes])
 
-    def query(self, vector: Vector) -> Vector:
-        """`augmented_query` -> compact (1, size): products with rows differ from those of the
-        whole by one constant, and by what the directions leave out.
+    def project_query(self, vector: Vector) -> Vector:
+        """Project an `augmented_query` to (1, size).
+
+        Its products with compact rows equal those of the full vectors up to one constant and the
+        variance that the projection drops.
         """
         attributes, width = self.means.shape
         used = attributes * width
-        return self._laid(vector[None, :used].reshape(1, attributes, width), vector[None, used:])
+        return self._project(vector[None, :used].reshape(1, attributes, width), vector[None, used:])
 
-    def _laid(self, vectors: Vector, lengths: Vector) -> Vector:
+    def _project(self, vectors: Vector, lengths: Vector) -> Vector:
         laid = np.zeros((len(vectors), self.size), np.float32)
         at = 0
         for a, count in enumerate(self.kept.tolist()):
@@ -86,13 +89,13 @@ class Directions:
         return laid
 
 
-def _kept(variances: npt.NDArray[np.float64], room: int) -> Counts:
-    """(A,) directions of each attribute: those that explain it, or as many as there is room for,
-    the strongest of their subspace first.
+def _choose_directions(variances: npt.NDArray[np.float64], room: int) -> Counts:
+    """Choose the number of directions per attribute, (A,): enough for EXPLAINED_VARIANCE, or the
+    strongest that fit the budget; at least one each.
     """
     shares = variances / np.maximum(variances.sum(axis=1, keepdims=True), 1e-30)
     before = np.cumsum(shares, axis=1) - shares
-    wanted = (before < EXPLAINED) & (shares > 0)
+    wanted = (before < EXPLAINED_VARIANCE) & (shares > 0)
     strongest = np.zeros(shares.shape, np.bool_)
     strongest.flat[np.argsort(-shares, axis=None, kind="stable")[:room]] = True
     chosen = np.logical_and(wanted, strongest)

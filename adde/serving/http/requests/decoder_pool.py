@@ -1,9 +1,9 @@
-"""A bounded pool of processes that decode pictures, each of which can be ended.
+"""A bounded pool of processes that decode pictures and can be killed.
 
-A thread cannot be stopped, and a JPEG of a thousand scans keeps one busy for minutes within any
-limit on bytes and pixels. A process is ended when it takes too long, and where a decoder crashes
-it dies alone. What comes back is bytes, never a pickle. A decoder that was taken over can still do
-what the server's user can, as reading keys: for more between them, give the container less.
+A thread cannot be killed, and a JPEG with a thousand scans takes minutes to decode within any limit
+on bytes and pixels. A process is killed when it takes too long, and a crashing decoder takes only
+itself down. It returns bytes, never a pickle. A compromised decoder still has the rights of the
+server's user, such as reading keys; restrict the container for stronger isolation.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from adde.preprocess import Picture, Preprocess
-from adde.serving.http.requests.pictures import (
+from adde.serving.http.requests.picture_decoder import (
     BROKEN,
     GOOD,
     HEAD,
@@ -29,9 +29,9 @@ from adde.serving.http.requests.pictures import (
     run,
 )
 
-PATIENCE = 10
-"""Of the CPU time that a picture may take: what it may take by the clock. On a busy machine a
-decoder waits for its turn, which is no fault of the picture."""
+WALL_CLOCK_FACTOR = 10
+"""Wall-clock limit as a multiple of the CPU limit: on a busy machine a decoder waits for the CPU.
+"""
 
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -39,12 +39,12 @@ log = logging.getLogger(__name__)
 
 
 class Decoders:
-    """A pool of so many processes; `load` may be called from several threads.
+    """A pool of decoding processes; `load` may be called from several threads.
 
     Args:
-        count: processes.
-        seconds: of CPU time that one picture may take.
-        max_pixels: of a picture, from its header.
+        count: number of processes.
+        seconds: CPU seconds per picture.
+        max_pixels: maximum pixels of a picture according to its header.
 
     Raises:
         NoDecoderError: a process cannot be started.
@@ -53,7 +53,7 @@ class Decoders:
     def __init__(self, count: int, seconds: float, max_pixels: int) -> None:
         self._seconds, self._max_pixels = seconds, max_pixels
         self.threads = ThreadPoolExecutor(count, "decode")
-        """Where `load` is to be called: as many threads as processes."""
+        """Threads for calling `load`, as many as processes."""
         self._all = [_Decoder() for _ in range(count)]
         self._idle: queue.SimpleQueue[_Decoder] = queue.SimpleQueue()
         for decoder in self._all:
@@ -61,11 +61,11 @@ class Decoders:
             self._idle.put(decoder)
 
     def load(self, content: bytes, preprocess: Preprocess) -> Picture:
-        """A picture file's content -> (size, size, 3) uint8.
+        """Decode a picture file's content to (size, size, 3) uint8.
 
         Raises:
-            PictureError: the picture is refused.
-            NoDecoderError: it got no turn, for no fault of its own.
+            PictureError: the picture is rejected.
+            NoDecoderError: no decoder was available; the picture is not at fault.
         """
         decoder, size = self._idle.get(), preprocess.size
         try:
@@ -78,21 +78,21 @@ class Decoders:
         return np.frombuffer(reply, np.uint8, offset=1).reshape(size, size, 3)
 
     def close(self) -> None:
-        """Waits for the pictures at hand, and ends the processes."""
+        """Finish running pictures and end the processes."""
         self.threads.shutdown(wait=True, cancel_futures=True)
         for decoder in self._all:
             decoder.end()
 
 
 class _Decoder:
-    """One process, started again when it had to be ended."""
+    """A decoding process, restarted after it had to be killed."""
 
     def __init__(self) -> None:
         self._running: tuple[BaseProcess, Any] | None = None
         self._start()
 
     def _start(self) -> None:
-        # Spawned: a fork would take the locks of the server's threads along, and its sockets.
+        # Spawn, because a fork would inherit locks of the server's threads and its sockets.
         context = multiprocessing.get_context("spawn")
         try:
             connection, other = context.Pipe()
@@ -104,27 +104,31 @@ class _Decoder:
                     connection.close()
                     raise
         except OSError as error:  # too many processes or open files
-            raise _none(f"a decoding process cannot be started: {error}") from None
+            raise _unavailable(f"a decoding process cannot be started: {error}") from None
         self._running = process, connection
 
     def wait_until_up(self) -> None:
-        """So that a picture's time does not pay for the start. Raises NoDecoderError."""
+        """Wait for the process to start, so that this does not count as decoding time. Raises
+        NoDecoderError.
+        """
         assert self._running is not None
         try:
             self._running[1].recv_bytes()
         except (EOFError, OSError):
             self.end()
-            raise _none("a decoding process ended at its start; see what it printed") from None
+            raise _unavailable(
+                "a decoding process ended at its start; see what it printed"
+            ) from None
 
     def ask(self, message: bytes, seconds: float) -> bytes:
-        """The process's reply, or a refusal in its place. Raises NoDecoderError."""
+        """Return the process's reply, or a rejection in its place. Raises NoDecoderError."""
         if self._running is None:
             self._start_again()
         assert self._running is not None
         process, connection = self._running
         try:
             connection.send_bytes(message)
-            if _replies(process, connection, seconds):
+            if _replies_in_time(process, connection, seconds):
                 return connection.recv_bytes()
             reason = f"image: expected one that decodes in {seconds:g} s of CPU, found a slower one"
         except (EOFError, OSError):
@@ -133,7 +137,7 @@ class _Decoder:
             self.end()
             raise
         self.end()
-        with contextlib.suppress(NoDecoderError):  # then the next picture tries
+        with contextlib.suppress(NoDecoderError):  # the next picture tries again
             self._start_again()
         return bytes([BROKEN]) + reason.encode()
 
@@ -142,7 +146,7 @@ class _Decoder:
         self.wait_until_up()
 
     def end(self) -> None:
-        """Ends the process, whatever it does."""
+        """Kill the process."""
         if self._running is None:
             return
         process, connection = self._running
@@ -152,27 +156,29 @@ class _Decoder:
         connection.close()
 
 
-def _none(reason: str) -> NoDecoderError:
+def _unavailable(reason: str) -> NoDecoderError:
     log.error(reason)
     return NoDecoderError(reason)
 
 
-def _replies(process: BaseProcess, connection: Any, seconds: float) -> bool:
-    """Whether it replies in so much CPU time. Raises NoDecoderError where it gets none."""
-    end, before = time.monotonic() + PATIENCE * seconds, _used(process)
+def _replies_in_time(process: BaseProcess, connection: Any, seconds: float) -> bool:
+    """Whether it replies within its CPU limit. Raises NoDecoderError if it got too little CPU."""
+    end, before = time.monotonic() + WALL_CLOCK_FACTOR * seconds, _cpu_seconds(process)
     left = seconds
     while left > 0 and time.monotonic() < end:
-        # A tick more, as CPU time is told in whole ones.
+        # One tick more, because CPU time is counted in whole ticks.
         if connection.poll(left + 1 / TICKS):
             return True
-        left = seconds - (_used(process) - before)
+        left = seconds - (_cpu_seconds(process) - before)
     if left > 0:
-        raise _none(f"expected {seconds:g} s of CPU in {PATIENCE * seconds:g} s for a decoder")
+        raise _unavailable(
+            f"expected {seconds:g} s of CPU in {WALL_CLOCK_FACTOR * seconds:g} s for a decoder"
+        )
     return False
 
 
-def _used(process: BaseProcess) -> float:
-    """Seconds of CPU time that a process has used until now."""
+def _cpu_seconds(process: BaseProcess) -> float:
+    """CPU seconds used by a process so far."""
     stat = Path(f"/proc/{process.pid}/stat").read_text()
     user, system = stat.rpartition(")")[2].split()[11:13]
     return (int(user) + int(system)) / TICKS

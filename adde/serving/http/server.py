@@ -1,4 +1,4 @@
-"""A process that serves: its socket, its signals, its end."""
+"""The server process: socket, signals, shutdown."""
 
 import asyncio
 import logging
@@ -16,18 +16,19 @@ import uvicorn
 from adde.errors import UserError
 from adde.serving.http import logs
 from adde.serving.http.app import create_app
+from adde.serving.http.backend import BackendConfig
 from adde.serving.http.cards import Cards
-from adde.serving.http.hot_swap import Source
 from adde.serving.http.requests.connections import Connection, Connections
-from adde.serving.http.requests.decoders import Decoders
-from adde.serving.http.requests.hosts import Hosts, is_loopback
+from adde.serving.http.requests.decoder_pool import Decoders
+from adde.serving.http.requests.hosts import AllowedHosts, is_loopback
 from adde.serving.http.requests.keys import VARIABLE, Keys
 from adde.serving.http.service import Service
 from adde.serving.http.settings import Settings
 
 KEEP_ALIVE = 75
-"""Seconds that an idle connection stays: longer than the 60 of usual load balancers, as the side
-that closes first must be theirs."""
+"""Seconds before an idle connection is closed: more than the usual 60 of load balancers, which must
+close first.
+"""
 
 BACKLOG = 2048
 
@@ -35,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 def serve(
-    source: Source,
+    source: BackendConfig,
     settings: Settings,
     host: str = "127.0.0.1",
     port: int = 8000,
@@ -44,25 +45,25 @@ def serve(
     allow_host: Sequence[str] = (),
     cards: Cards | None = None,
 ) -> None:
-    """Serves until SIGTERM or SIGINT, and returns when the last request is answered.
+    """Serve until SIGTERM or SIGINT; return when the last request is answered.
 
     Args:
         source: bundle and gallery; SIGHUP opens them again.
         settings: limits.
         host: address to bind to.
-        port: 0 takes any that is free; the log says which.
-        key_file: API keys; else those of the environment's ADDE_API_KEYS.
-        require_key: None: where there are keys, and wherever `host` is not loopback.
-        allow_host: see `Hosts`.
+        port: 0 uses any free port, which is logged.
+        key_file: file of API keys; default: ADDE_API_KEYS.
+        require_key: None: required off loopback, or if there are keys.
+        allow_host: see `AllowedHosts`.
         cards: how the page shows items.
 
     Raises:
-        UserError: the address is taken, keys are required and missing, a name is none, or the
-            source is no good.
+        UserError: the address cannot be bound, required keys are missing, a host name is malformed,
+            or the backend cannot be opened.
     """
     logs.install()
     keys = find_keys(host, key_file, require_key)
-    hosts = Hosts(host, allow_host)
+    hosts = AllowedHosts(host, allow_host)
     listener = listen(host, port)
     decoders = Decoders(settings.decoders, settings.decode_seconds, settings.max_pixels)
     try:
@@ -74,7 +75,7 @@ def serve(
 
 
 def find_keys(host: str, path: Path | None, require: bool | None) -> Keys | None:
-    """Who may ask; None: everyone. Raises UserError where keys are required and there are none."""
+    """Return the API keys, or None if none are needed. Raises UserError if they are missing."""
     text = os.environ.get(VARIABLE, "")
     keys = Keys(path, text)
     if require is False:
@@ -85,20 +86,20 @@ def find_keys(host: str, path: Path | None, require: bool | None) -> Keys | None
         raise UserError(
             f"{host}: expected API keys, found none; give --key-file with lines `name: key`, or "
             f"{VARIABLE} in the environment; or bind to 127.0.0.1; or, where something in front "
-            "asks for keys, --no-require-key"
+            "checks keys, --no-require-key"
         )
     return None
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A bound socket; it listens once the app is up. Raises UserError."""
+    """Bind a socket; uvicorn listens on it later. Raises UserError."""
     listener = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP
         )[0]
-        # The protocol is named: asyncio sets TCP_NODELAY only on connections of such a socket,
-        # and without it every answer in two parts waits 40 ms for the client's acknowledgement.
+        # With an explicit protocol asyncio sets TCP_NODELAY; without it every response in two parts
+        # waits 40 ms for the client's acknowledgement.
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -111,9 +112,9 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 class Server(uvicorn.Server):
-    """uvicorn, which at SIGTERM goes on for a while before it closes its listener.
+    """uvicorn's server, which keeps accepting for a while after SIGTERM.
 
-    Balancers need a moment to see that /readyz says 503; whoever they send meanwhile is answered.
+    Load balancers need time to see that /readyz returns 503; requests sent meanwhile are answered.
     A second signal ends the wait.
     """
 
@@ -140,7 +141,7 @@ class Server(uvicorn.Server):
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def startup(self, sockets: Sequence[socket.socket] | None = None) -> None:
-        """uvicorn's, and SIGHUP."""
+        """Start as uvicorn does, and handle SIGHUP."""
         await super().startup(list(sockets or ()))
         self._loop = asyncio.get_running_loop()
         if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGTERM) == self.handle_exit:
@@ -148,13 +149,13 @@ class Server(uvicorn.Server):
         for listener in sockets or ():
             host, port = listener.getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
-            pair = self._service.pair
-            about = {"bundle": pair.bundle, "items": pair.gallery.items}
-            about |= {"providers": pair.providers, "keys": self._service.keys is not None}
+            backend = self._service.backend
+            about = {"bundle": backend.bundle, "items": backend.gallery.items}
+            about |= {"providers": backend.providers, "keys": self._service.keys is not None}
             log.info("ready", extra={"address": f"http://{shown}:{port}", **about})
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Takes SIGTERM and SIGINT. uvicorn's would raise them again when all is done."""
+        """Handle SIGTERM and SIGINT. uvicorn would raise them again at the end."""
         if self._loop is None or self._service.draining:
             self.should_exit = True
         else:
@@ -162,7 +163,7 @@ class Server(uvicorn.Server):
             self._loop.call_soon_threadsafe(self.drain)
 
     def drain(self) -> None:
-        """Ends after the time that balancers have to see that /readyz says 503."""
+        """Shut down after the time that load balancers need to see /readyz return 503."""
         seconds = self._service.settings.drain_seconds
         log.info("draining", extra={"seconds": seconds})
         asyncio.get_running_loop().call_later(seconds, self._end)

@@ -13,10 +13,11 @@ import pytest
 from adde.errors import UserError
 from adde.schema import Attribute, Schema
 from adde.serving.gallery import embedding
-from adde.serving.gallery.build import build_with, open_gallery
-from adde.serving.gallery.embedding import embed_here, spaced_ids
+from adde.serving.gallery.build import build_with
+from adde.serving.gallery.embedding import embed_here, sample_ids
 from adde.serving.gallery.facets import Facet
-from adde.serving.gallery.fields import FieldTable
+from adde.serving.gallery.field_table import FieldTable
+from adde.serving.gallery.opening import open_gallery
 from adde.shards.index import ShardIndex
 
 SCHEMA = Schema((Attribute("colour", ("red", "green")),))
@@ -33,7 +34,7 @@ def table(tmp_path):
     return write
 
 
-def test_cells_become_what_their_column_holds(table):
+def test_cells_have_the_type_of_their_column(table):
     path = table(
         "sku,colour,size,price,sold,code,mixed,nothing,big\n"
         "a,red,36,9.5,true,007,1,,1e400\n"
@@ -75,7 +76,7 @@ def test_numbers_as_people_write_them(table):
         FieldTable(path, "sku", (), SCHEMA, decimal_comma=("germn",))
 
 
-def test_each_kind_is_told_and_the_cell_that_spoilt_it(table):
+def test_each_kind_is_reported_with_the_cell_that_is_not_numeric(table):
     path = table(
         "sku,price,net,sold,brand,left,year\n"
         '1,9.50,"9,50",TRUE,acme,,2020\n'
@@ -85,7 +86,7 @@ def test_each_kind_is_told_and_the_cell_that_spoilt_it(table):
     told = FieldTable(path, "sku", (), SCHEMA).notices
     assert told[0] == "column 'brand': unknown, as --unknown says: 'n/a' (1 rows)"
     price, net, sold, brand, left, year = told[1:]
-    assert price.startswith("field 'price': text, 3 of 3 rows: no numbers, as 1 cells are none")
+    assert price.startswith("field 'price': text, 3 of 3 rows: not numeric because 1 cells are not")
     assert f"'on sale' ({path}, line 3)" in price
     assert "--unknown" in price
     assert "'9,50'" in net
@@ -102,7 +103,7 @@ def test_other_words_or_commas_are_another_source(table):
     assert len({FieldTable(path, "sku", (), SCHEMA, **way).hash for way in ways}) == 4
 
 
-def test_rows_of_no_use_are_named_or_left_out(table):
+def test_unusable_rows_are_named_or_skipped(table):
     path = table("sku,price\na,1\n,2\na,3\nb,4,5\nc,6\n")
     with pytest.raises(UserError, match=r"line 5: expected 2 cells"):
         FieldTable(path, "sku", (), SCHEMA)
@@ -133,7 +134,7 @@ def test_a_folder_of_parquet_is_a_table_of_fields(tmp_path):
         ("id,price\na,1\n", (), "no column 'sku'"),
     ],
 )
-def test_tables_that_are_none_are_refused(table, text, asked, message):
+def test_malformed_tables_are_rejected(table, text, asked, message):
     with pytest.raises(UserError, match=message):
         FieldTable(table(text), "sku", asked, SCHEMA)
 
@@ -153,7 +154,7 @@ def test_the_program_stores_them(tiny_bundle, tiny_shards, bundle, table, tmp_pa
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "field 'price': whole numbers, 10 of 10 rows, 10 to 19\n" in done.stdout
-    assert f"fields price, brand of {path}; of the items embedded now it lacks 2\n" in done.stdout
+    assert f"fields price, brand of {path}; items embedded now without a row: 2\n" in done.stdout
     with closing(open_gallery(tmp_path / "g", bundle)) as gallery:
         assert gallery.get("val-000000-003").fields == {"price": 13, "brand": "acme"}
         assert gallery.get("val-000000-011").fields == {}
@@ -162,7 +163,7 @@ def test_the_program_stores_them(tiny_bundle, tiny_shards, bundle, table, tmp_pa
         assert (price.low, price.high) == (10, 19)
 
 
-def test_fields_of_other_items_are_refused_before_any_is_embedded(
+def test_fields_of_other_items_are_rejected_before_embedding(
     bundle, session, tiny_shards, table, tmp_path
 ):
     other = FieldTable(table("sku,price,brand\nx,1,acme\n"), "sku", (), bundle.schema)
@@ -189,9 +190,9 @@ def test_a_table_of_few_items_is_found_wherever_they_stand(
         assert gallery.get(f"val-000000-{number:03d}").fields["price"] == 10 + number
 
 
-def test_looked_at_are_few_of_many_and_evenly_spaced(tiny_shards):
+def test_sample_ids_are_few_and_evenly_spaced(tiny_shards):
     index = ShardIndex.read(tiny_shards)
-    whole = spaced_ids(index, "val", 1000)
+    whole = sample_ids(index, "val", 1000)
     assert len(whole) == index.count("val") == 12
-    assert spaced_ids(index, "val", 5) == whole[::3]
-    assert spaced_ids(index, "val", 1) == whole[:1]
+    assert sample_ids(index, "val", 5) == whole[::3]
+    assert sample_ids(index, "val", 1) == whole[:1]

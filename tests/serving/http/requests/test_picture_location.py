@@ -1,4 +1,4 @@
-"""Galleries whose pictures do not lie where they were built, as in a container."""
+"""Galleries whose pictures are not where they were built, as in a container."""
 
 import json
 import logging
@@ -11,7 +11,7 @@ import pytest
 
 from adde.errors import UserError
 from adde.files import read_json, write_json
-from adde.serving.gallery.build import open_gallery
+from adde.serving.gallery.opening import open_gallery
 from adde.serving.http.logs import JsonLines
 
 ITEM = "test-000000-005"
@@ -20,14 +20,14 @@ TEMPLATE = "https://cdn.example:8443/shop/{item_id}.jpg"
 
 @pytest.fixture
 def moved(tiny_gallery, tiny_shards, tmp_path):
-    """The gallery and its shards, neither where they were nor beside one another."""
+    """The gallery and its shards, both moved and apart from one another."""
     gallery = shutil.copytree(tiny_gallery, tmp_path / "a" / "b" / "gallery")
     return gallery, shutil.copytree(tiny_shards, tmp_path / "pictures")
 
 
 @pytest.fixture
 def lines():
-    """What the server logs, as lines."""
+    """Return the server's log lines."""
     found, log = [], logging.getLogger("adde.serving.http")
 
     class Keep(logging.Handler):
@@ -42,7 +42,7 @@ def lines():
     log.setLevel(level)
 
 
-def test_without_a_word_it_is_told_at_the_start_and_no_line_names_an_item(serve, moved, lines):
+def test_a_missing_picture_folder_is_logged_once_without_item_ids(serve, moved, lines):
     gallery, _ = moved
     url = serve(gallery=gallery).url
     folder = (gallery / read_json(gallery / "gallery.json")["pictures"]).resolve()
@@ -51,7 +51,7 @@ def test_without_a_word_it_is_told_at_the_start_and_no_line_names_an_item(serve,
     answer = httpx.get(f"{url}/v1/items/{ITEM}/picture")
     assert (answer.status_code, answer.json()["type"][-15:]) == (503, "picture-missing")
     text = "\n".join(lines)
-    assert "a picture cannot be read" in text and ITEM not in text
+    assert "cannot read a picture" in text and ITEM not in text
 
 
 def test_a_folder_that_is_named(serve, moved, picture_of, lines):
@@ -70,7 +70,7 @@ def test_a_gallery_from_before_paths_were_relative(serve, moved, picture_of):
     assert httpx.get(f"{url}/v1/items/{ITEM}/picture").content == picture_of(ITEM)
 
 
-def test_addresses_are_where_the_page_may_look(serve, bundle, moved):
+def test_the_policy_allows_pictures_from_the_url(serve, bundle, moved):
     gallery, _ = moved
     opened = open_gallery(gallery, bundle, writable=True)
     opened.upsert([replace(opened.get(ITEM), item_id="a/b ?ü{item_id}", place=None)])

@@ -1,4 +1,4 @@
-"""What --set says, where names have the syntax in them."""
+"""Parsing --set when names contain its syntax."""
 
 import pytest
 
@@ -21,7 +21,7 @@ def parse():
     return lambda *texts: parse_edits(texts, (), (), SCHEMA)
 
 
-def test_every_value_of_every_attribute_can_be_said(parse):
+def test_every_value_of_every_attribute_can_be_given(parse):
     two_ways = []
     for attribute in SCHEMA.attributes:
         for value in attribute.values:
@@ -31,7 +31,7 @@ def test_every_value_of_every_attribute_can_be_said(parse):
                 two_ways.append((attribute.name, value))
     assert two_ways == [("a=b.c", "1"), ("a", "b.c=1")]
     with pytest.raises(
-        UserError, match=r"""'a=b\.c=1' may be --set '\["a", "b\.c=1"\]' and --set"""
+        UserError, match=r"""'a=b\.c=1' is ambiguous: use --set '\["a", "b\.c=1"\]' or --set"""
     ):
         parse("a=b.c=1")
     assert parse('["a", "b.c=1"]', '["a=b.c", "1"]') == {"a": "b.c=1", "a=b.c": "1"}
@@ -50,6 +50,6 @@ def test_every_value_of_every_attribute_can_be_said(parse):
         ("[" * 5000, "--set: expected ATTRIBUTE=VALUE"),
     ],
 )
-def test_what_is_wrong_is_told(parse, text, message):
+def test_errors_are_reported(parse, text, message):
     with pytest.raises(UserError, match=message):
         parse(text)

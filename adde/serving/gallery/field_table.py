@@ -1,4 +1,4 @@
-"""What a table says of items beside their attributes: price, brand, stock."""
+"""Read item fields, such as price, brand and stock, from a table."""
 
 import hashlib
 import json
@@ -15,44 +15,46 @@ from adde.errors import UserError
 from adde.files import sha256_of_file
 from adde.schema import Schema
 from adde.serving.gallery.base import Fields, Item
-from adde.serving.gallery.embedding import Embed, Split, spaced_ids
+from adde.serving.gallery.embedding import Embed, Split, sample_ids
 from adde.shards.catalogues.parquet import table_files
-from adde.shards.catalogues.table import Places, read_table
+from adde.shards.catalogues.table import RowPlaces, read_table
 from adde.shards.catalogues.unknown import WORDS, blank_unknown
 from adde.shards.index import ShardIndex
 
 WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})")
-"""Not 007, which is a name."""
+"""Whole numbers; 007 is text."""
 
 THOUSANDS = {
     False: re.compile(r"-?[1-9]\d{0,2}(,\d{3})+(\.\d+)?"),
     True: re.compile(r"-?([1-9]\d{0,2}(?P<mark>[. '])\d{3}((?P=mark)\d{3})*|\d+)(,\d+)?"),
 }
-"""Numbers with marks between their thousands, by whether a comma stands before the fraction."""
+"""Numbers with thousands separators, by whether a comma is the decimal separator."""
 
-LOOKED_AT = 1000
-"""Items of which a table must have one: enough to meet a table of a thousandth of a catalogue."""
+OVERLAP_SAMPLE = 1000
+"""Items checked against the table before embedding: enough to find a table that covers one in a
+thousand.
+"""
 
 
 class FieldTable:
-    """Fields of items by their ids.
+    """Fields of items, by item id.
 
-    A column whose cells are all whole numbers, numbers, or true and false holds such; any other
-    holds text. An empty or unknown cell is a field that the item does not have. `notices` tells
-    each field's kind, and the cell that made a column of numbers text.
+    A column holds integers, numbers or booleans if all its cells do, otherwise text. An empty or
+    unknown cell means that the item does not have the field. `notices` reports each field's kind,
+    and the cell that made a numeric column text.
 
     Args:
         path: a CSV or Parquet table, one row per item.
-        id_column: column of the item ids, as the shards have them.
-        columns: those that become fields; if empty, every other but the attributes.
-        schema: whose attributes are no fields.
-        unknown: words that say that a cell is not known; see `blank_unknown`.
-        decimal_comma: columns in which 1.045,90 is a number, and not 1,045.90.
-        skip_unreadable: leave out rows that cannot be read or have no id of their own.
+        id_column: column of the item ids, as in the shards.
+        columns: columns to use as fields; if empty, all except ids and attributes.
+        schema: its attributes are not fields.
+        unknown: words that mean "not known"; see `blank_unknown`.
+        decimal_comma: columns in which 1.045,90 is a number and 1,045.90 is not.
+        skip_unreadable: skip rows that cannot be read or have no unique id.
 
     Raises:
-        UserError: the table cannot be read, a column is missing or an attribute, ids are missing
-            or there twice.
+        UserError: the table cannot be read, a column is missing or is an attribute, or ids are
+            missing or duplicate.
     """
 
     def __init__(
@@ -66,14 +68,14 @@ class FieldTable:
         skip_unreadable: bool = False,
     ) -> None:
         table = read_table(path, skip_unreadable).with_ids(id_column, skip_unreadable)
-        table, told = blank_unknown(table, unknown, {id_column, *schema.names})
+        table, unknown_notices = blank_unknown(table, unknown, {id_column, *schema.names})
         self.path, self.id_column = path, id_column
         files = [sha256_of_file(file) for file in table_files(path)]
         settings = [files, sorted(unknown), sorted(decimal_comma), skip_unreadable]
         self.hash = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
-        """Of what is read, and how."""
+        """Hash of the files and the settings."""
         self.unmatched = 0
-        """Items asked for that the table does not have."""
+        """Items looked up so far that the table does not have."""
         self._rows = {item_id: row for row, item_id in enumerate(table.column(id_column))}
         if taken := sorted(set(columns) & {*schema.names, id_column}):
             raise UserError(
@@ -88,17 +90,17 @@ class FieldTable:
         }
         if not self._columns:
             raise UserError(f"{path}: expected columns beside ids and attributes, found none")
-        kinds = [column.told(name, table.places) for name, column in self._columns.items()]
-        self.notices = (*table.notices, *told, *kinds)
-        """What a person should read before hours of embedding."""
+        kinds = [column.describe(name, table.places) for name, column in self._columns.items()]
+        self.notices = (*table.notices, *unknown_notices, *kinds)
+        """Messages worth reading before hours of embedding."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the fields, in the table's order or as asked."""
+        """Field names, in the table's order or as requested."""
         return tuple(self._columns)
 
     def fields(self, item_id: str) -> Fields:
-        """Of one item; empty where the table does not have it, which is counted."""
+        """Return the fields of an item; empty, and counted, if the table does not have it."""
         row = self._rows.get(item_id)
         if row is None:
             self.unmatched += 1
@@ -106,13 +108,13 @@ class FieldTable:
         values = ((name, column.value(row)) for name, column in self._columns.items())
         return {name: value for name, value in values if value is not None}
 
-    def require_some(self, index: ShardIndex, split: Split) -> None:
-        """Looks at up to `LOOKED_AT` items, evenly spaced, before any is embedded.
+    def require_overlap(self, index: ShardIndex, split: Split) -> None:
+        """Check up to `OVERLAP_SAMPLE` evenly spaced items before any is embedded.
 
         Raises:
-            UserError: the table has none of them, or one cannot be read.
+            UserError: the table has none of them, or a sample cannot be read.
         """
-        ids = spaced_ids(index, split, LOOKED_AT)
+        ids = sample_ids(index, split, OVERLAP_SAMPLE)
         if not any(item_id in self._rows for item_id in ids):
             raise UserError(
                 f"{self.path}: expected item ids in column {self.id_column!r}, found none of "
@@ -120,7 +122,7 @@ class FieldTable:
             )
 
     def with_fields(self, embed: Embed) -> Embed:
-        """The same items with their fields."""
+        """Wrap `embed` to add the fields to its items."""
         return partial(self._with_fields, embed)
 
     def _with_fields(
@@ -132,20 +134,22 @@ class FieldTable:
 
 @dataclass(frozen=True)
 class _Column:
-    """The cells of a field and what they mean."""
+    """The cells of a field and how to parse them."""
 
     cells: Sequence[str]
     kind: str
     read: Callable[[str], Any]
     comma: bool
-    """Numbers have a comma before their fraction."""
+    """Whether a comma is the decimal separator."""
 
     def value(self, row: int) -> Any:
-        """What a row's cell means, None where it is empty."""
+        """Return the value of a row's cell, None if it is empty."""
         return self.read(self.cells[row]) if self.cells[row] else None
 
-    def told(self, name: str, places: Places) -> str:
-        """The kind in a line; of text that is numbers but for some cells, the first of these."""
+    def describe(self, name: str, places: RowPlaces) -> str:
+        """Describe the kind in one line; for text that is mostly numeric, name the first cell that
+        is not.
+        """
         counts = Counter(filter(None, self.cells))
         line = f"field {name!r}: {self.kind}, {counts.total():,} of {len(self.cells):,} rows"
         if self.kind.endswith("numbers") and counts:
@@ -158,13 +162,13 @@ class _Column:
             return line
         odd = {cell for cell in counts if _number(cell, self.comma) is None}
         first = next(row for row, cell in enumerate(self.cells) if cell in odd)
-        advice = "correct them, or name words that mean nothing with --unknown"
+        advice = "correct them, or list words that mean unknown with --unknown"
         if not self.comma and odd <= either:
-            advice = f"numbers with a decimal comma are read with --decimal-comma {name}"
+            advice = f"to read numbers with a decimal comma, use --decimal-comma {name}"
         return (
-            f"{line}: no numbers, as {sum(counts[cell] for cell in odd):,} cells are none, the "
+            f"{line}: not numeric because {sum(counts[cell] for cell in odd):,} cells are not, the "
             f"first {self.cells[first]!r} ({places[first]}); filters by min and max will be "
-            f"refused; {advice}"
+            f"rejected; {advice}"
         )
 
 
@@ -183,7 +187,7 @@ def _typed(cells: Sequence[str], comma: bool) -> _Column:
 
 
 def _number(cell: str, comma: bool) -> int | float | None:
-    """The number that a cell says, None where it says none."""
+    """Parse a cell as a number, None if it is not one."""
     if match := THOUSANDS[comma].fullmatch(cell):
         mark = (match["mark"] or "") if comma else ","
         cell = cell.replace(mark, "").replace(",", ".")

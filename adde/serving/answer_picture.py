@@ -1,4 +1,4 @@
-"""One picture of an answer: the query, the edit asked for, and the best items side by side."""
+"""Draw an answer as one picture: the query, its edits, and the best items."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,9 +24,9 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 @dataclass(frozen=True)
 class AnswerTile:
-    """One answer: its picture, a title, lines of small print, and whether it is right.
+    """One answer: picture, title, lines of small print, and whether it is right.
 
-    `good` frames the picture in green (every attribute matches the target); None: not known.
+    `good` draws a green frame (every attribute matches the target); None: not known.
     """
 
     image: Image.Image
@@ -38,10 +38,9 @@ class AnswerTile:
 def draw_answer(
     query: Image.Image, edits: Mapping[str, str], answers: Sequence[AnswerTile]
 ) -> Image.Image:
-    """Draws query, edits (attribute to new value) and answers, best first, five in a row.
+    """Draw query, edits (attribute to new value) and answers, best first, five per row.
 
-    Pictures of any size and mode are fitted whole into their places. Text that is too long is
-    cut with an ellipsis.
+    Pictures of any size and mode are scaled to fit. Text that is too long ends in an ellipsis.
     """
     rows = max(1, -(-len(answers) // COLUMNS))
     small_print = max((len(answer.lines) for answer in answers), default=0)
@@ -94,7 +93,7 @@ def _draw_tile(canvas: Image.Image, answer: AnswerTile, x: int, y: int) -> None:
 
 
 def _fitted(image: Image.Image, side: int) -> Image.Image:
-    """The whole picture, as large as fits a square, on paper."""
+    """Scale a picture to fit a square, on a paper-coloured background."""
     if image.has_transparency_data:
         paper = Image.new("RGBA", image.size, PAPER)
         paper.alpha_composite(image.convert("RGBA"))
@@ -105,7 +104,7 @@ def _fitted(image: Image.Image, side: int) -> Image.Image:
 def _write(
     draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, size: int, colour: str, width: int
 ) -> None:
-    # Item ids are anyone's text, and fonts refuse line ends and other control characters.
+    # Item ids are arbitrary text, and fonts reject control characters.
     text = "".join(letter if letter.isprintable() else " " for letter in text)
     font = _font(size, text.isascii())
     if font.getlength(text) > width:
@@ -117,7 +116,7 @@ def _write(
 
 @cache
 def _font(size: int, ascii_only: bool) -> Font:
-    """Pillow's own font; it has ASCII only, so other text takes a font of the machine's."""
+    """Return Pillow's built-in font, or a system font for text beyond ASCII."""
     if not ascii_only:
         for name in ("NotoSansCJK-Regular.ttc", "NotoSans-Regular.ttf", "DejaVuSans.ttf"):
             try:

@@ -1,4 +1,4 @@
-"""What a gallery is asked: how near a stored vector is, how well stored beliefs match.
+"""Scorers of stored rows: distance of vectors, match of beliefs, and the options of a search.
 
 Stored rows are those of `augmented`: unit vectors, then the squared lengths of their subspaces.
 Symbols: A attributes, D width of a subspace, V values, N items.
@@ -14,58 +14,60 @@ from adde.schema import Labels, Schema, Vector
 from adde.scoring import FIRST, log_term, match_scores, parts
 
 SLACK = 16
-"""Candidates beyond k: the last bits of two ways to compute a distance may order them anew."""
+"""Extra candidates beyond k, because two ways to compute a distance may differ in the last bits."""
 
 ROUNDING = 1e-6
-"""Scores no further apart, per unit of weight, count as the same."""
+"""Match scores that differ by less than this, per unit of weight, count as equal."""
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
-    """What is asked of answers beside a query vector, weights and filters."""
+class RankOptions:
+    """Options of a gallery search beyond query vector, weights and filters."""
 
     wanted: Vector | None = None
-    """(V + A,) float32 as in `adde.scoring`: rank by match; None: by distance."""
+    """(V + A,) float32 beliefs as in `adde.scoring`, to rank by match; None to rank by distance."""
     epsilon: float = 0.0
-    """Of the match score."""
+    """The match score's epsilon."""
     must: Mapping[int, Labels] = field(default_factory=lambda: {})
-    """Attribute to the labels of which an answer has to show one."""
+    """Attribute to labels; every answer must show one of them."""
     unit: bool = False
-    """Compare the directions of subspaces alone, whatever their lengths."""
+    """Compare only the directions of subspaces, not their lengths."""
     first: Vector | None = None
-    """(A,) float32 weights of the first FIRST matches, where they are others than of the rest."""
+    """(A,) float32 weights for the first FIRST matches, if different from the rest."""
 
-    def matchings(self, weights: Vector, schema: Schema, k: int) -> "list[tuple[Matching, int]]":
-        """What to rank by, and how many of each are wanted, of k in all. By match."""
+    def match_scorers(
+        self, weights: Vector, schema: Schema, k: int
+    ) -> "list[tuple[MatchScorer, int]]":
+        """Return the scorers of a search by match, each with the number of rows wanted of it."""
         assert self.wanted is not None
         asked = [(weights, k)]
         if self.first is not None:
             asked.append((self.first, min(k, FIRST + SLACK // 4)))
-        return [(Matching(self.wanted, w, self.epsilon, schema), n) for w, n in asked]
+        return [(MatchScorer(self.wanted, w, self.epsilon, schema), n) for w, n in asked]
 
 
-NOTHING_ELSE = Asked()
+BY_DISTANCE = RankOptions()
 
 
 def augmented(vectors: Vector) -> Vector:
-    """Unit vectors (N, A, D) -> (N, A D + A): with them, weighted distance is one product.
+    """Append squared subspace lengths to unit vectors: (N, A, D) -> (N, A D + A).
 
-    The sum of w |q - g|^2 is a constant less (2 w q) . g - w . |g|^2, so the squared lengths of
-    the subspaces stand behind the vector.
+    The weighted distance, the sum of w |q - g|^2, is a constant minus (2 w q) . g - w . |g|^2, so
+    with these columns it is a single dot product.
     """
     lengths = np.square(vectors).sum(axis=2)
     return np.concatenate([vectors.reshape(len(vectors), -1), lengths], axis=1)
 
 
 def augmented_query(query: Vector, weights: Vector) -> Vector:
-    """(A D + A,) float32, whose product with an `augmented` row is larger the nearer it is."""
+    """(A D + A,) float32 whose product with an `augmented` row grows as the row gets nearer."""
     doubled = 2 * weights[:, None] * query
     return np.concatenate([doubled.ravel(), -weights]).astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)
-class Nearness:
-    """Says how near stored rows are to a query: the larger, the nearer."""
+class DistanceScorer:
+    """Score stored rows by nearness to a query: higher is nearer."""
 
     query: Vector
     """(A, D) float32."""
@@ -75,8 +77,8 @@ class Nearness:
 
     @property
     def vector(self) -> Vector:
-        """(A D + A,) float32, whose product with stored rows orders them; with `unit`, only where
-        their subspaces are of the same length.
+        """(A D + A,) float32 whose product with stored rows ranks them; with `unit`, only among
+        rows whose subspaces have equal lengths.
         """
         if not self.unit:
             return augmented_query(self.query, self.weights)
@@ -84,11 +86,12 @@ class Nearness:
         return np.append(doubled.ravel(), np.zeros_like(self.weights)).astype(np.float32)
 
     def __call__(self, stored: Vector) -> Vector:
-        """(N,) float32 of stored rows (N, A D + A + ...)."""
+        """Score stored rows (N, A D + A + ...); (N,) float32."""
         attributes, width = self.query.shape
         if not self.unit:
             vector = self.vector
-            # A copy of the rows without what stands behind them would cost more than the product.
+            # Slicing off the trailing columns would copy the rows, which costs more than the
+            # product.
             return stored @ np.pad(vector, (0, stored.shape[1] - len(vector)))
         found = np.zeros(len(stored), np.float32)
         for a in np.flatnonzero(self.weights).tolist():
@@ -99,15 +102,15 @@ class Nearness:
 
 
 def unit_rows(vectors: Vector) -> Vector:
-    """Vectors (..., D) of length 1."""
+    """Normalise vectors (..., D) to length 1."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
 
 
-def distances_in_subspaces(vectors: Vector, query: Vector, unit: bool) -> Vector:
-    """Squared distances (N, A) of unit vectors (N, A, D) and a query (A, D).
+def subspace_distances(vectors: Vector, query: Vector, unit: bool) -> Vector:
+    """Squared distances (N, A) between unit vectors (N, A, D) and a query (A, D).
 
-    Differences, not products: exact where items are near, and a pair's distance does not depend on
-    what else is compared.
+    Computed from differences, not products: this is exact for near items and independent of the
+    rest of the batch.
     """
     if unit:
         vectors, query = unit_rows(vectors), unit_rows(query)
@@ -115,8 +118,8 @@ def distances_in_subspaces(vectors: Vector, query: Vector, unit: bool) -> Vector
 
 
 @dataclass(frozen=True, eq=False)
-class Matching:
-    """Says how well stored beliefs match what is wanted: the larger, the better."""
+class MatchScorer:
+    """Score stored beliefs by match with the wanted ones: higher is better."""
 
     wanted: Vector
     """(V + A,) float32."""
@@ -126,13 +129,13 @@ class Matching:
     schema: Schema
 
     def __call__(self, beliefs: Vector) -> Vector:
-        """(N,) float32 scores of beliefs (N, V + A), quick."""
+        """Score beliefs (N, V + A) fast; (N,) float32."""
         return match_scores(
             self.wanted[None], self.weights[None], beliefs, self.schema, self.epsilon
         )[0]
 
     def probabilities(self, beliefs: Vector) -> Vector:
-        """P_a (N, A) float32; a pair's do not depend on what else is compared, to the last bit."""
+        """Match probabilities P_a (N, A) float32, bitwise independent of the rest of the batch."""
         found = [
             np.multiply(beliefs[:, part], self.wanted[part]).sum(axis=1)
             for part in parts(self.schema)
@@ -140,20 +143,23 @@ class Matching:
         return np.clip(np.stack(found, axis=1), 0, 1)
 
     def costs(self, probabilities: Vector) -> Vector:
-        """What each attribute takes from the score, (N, A) float32, 0 where P_a is 1."""
+        """Loss of each attribute's term against a perfect match, (N, A) float32; 0 if P_a is 1."""
         best = log_term(np.ones(1, np.float32), self.epsilon)
         return (self.weights * (best - log_term(probabilities, self.epsilon))).astype(np.float32)
 
     def mean_probability(self, costs: Vector) -> Vector:
-        """(N,) in 0 to 1 in the order of the scores: the weighted mean of the P_a that are
-        averaged as logarithms, so that one attribute that does not match counts much.
+        """Weighted mean of the P_a, averaged as logarithms, (N,) in 0 to 1.
+
+        It has the order of the scores; a single attribute that does not match counts much.
         """
         mean = costs.sum(axis=1) / self.weights.sum()
         return np.clip((1 + self.epsilon) * np.exp(-mean) - self.epsilon, 0, 1).astype(np.float32)
 
 
-def shows(beliefs: Vector, must: Mapping[int, Labels], schema: Schema) -> npt.NDArray[np.bool_]:
-    """(N,) which of beliefs (N, V + A) show one of the labels of every attribute of `must`."""
+def shows_labels(
+    beliefs: Vector, must: Mapping[int, Labels], schema: Schema
+) -> npt.NDArray[np.bool_]:
+    """Mask (N,) of beliefs (N, V + A) that show one of the labels of every attribute of `must`."""
     every, passed = parts(schema), np.ones(len(beliefs), np.bool_)
     for a, labels in must.items():
         passed &= np.isin(beliefs[:, every[a]].argmax(axis=1), labels)

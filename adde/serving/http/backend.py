@@ -1,4 +1,4 @@
-"""A bundle with its gallery, as one thing that serves and is swapped for another."""
+"""The backend of the service: a bundle with its gallery, replaced as a unit by a hot swap."""
 
 import asyncio
 import logging
@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from adde.bundle import Bundle
-from adde.serving import whereabouts
+from adde.serving import picture_location
 from adde.serving.gallery.facets import Facet
 from adde.serving.http.batching import Batcher
 from adde.serving.http.cards import Cards
-from adde.serving.http.health import Watch
+from adde.serving.http.health import MonitoredGallery
 from adde.serving.http.metrics import Metrics
-from adde.serving.http.requests.admission import Gate
+from adde.serving.http.requests.admission import Admission
 from adde.serving.http.settings import Settings
 from adde.serving.onnx.providers import Device
 from adde.serving.onnx.session import STREAMS, Session
@@ -28,8 +28,8 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where bundle and gallery lie, and what runs them; opened anew at every swap."""
+class BackendConfig:
+    """Paths and devices of a backend; opened again at every hot swap."""
 
     bundle: Path
     gallery: Path
@@ -38,16 +38,17 @@ class Source:
     threads: int | None = None
     """See `Session`."""
     pictures: str | None = None
-    """Where they lie, if not where the gallery says; see `adde.serving.whereabouts`."""
+    """Location of the pictures, if not where the gallery says; see `adde.serving.picture_location`.
+    """
 
-    def open(self) -> "Opened":
-        """A searcher that has run every batch size; takes seconds.
+    def open(self) -> "LoadedBackend":
+        """Open bundle and gallery and run every batch size once; takes seconds.
 
         Raises:
-            UserError: what `Bundle.read`, `Session` and `Searcher` refuse, or `pictures` is none.
+            UserError: as `Bundle.read`, `Session` and `Searcher`, or `pictures` is malformed.
         """
-        pictures = None if self.pictures is None else whereabouts.checked(self.pictures)
-        # Links are followed once: a link that moves on leaves this pair what it was.
+        pictures = None if self.pictures is None else picture_location.parse_option(self.pictures)
+        # Symbolic links are resolved once, so that moving a link does not change an open backend.
         bundle = Bundle.read(self.bundle.resolve())
         session = Session(bundle, self.devices, self.allow_fallback, self.threads)
         session.warm_up()
@@ -55,28 +56,33 @@ class Source:
         gallery = searcher.gallery
         if pictures is not None:
             gallery.header = replace(gallery.header, pictures=pictures)
-        lie = gallery.header.pictures
-        if lie is not None and not whereabouts.origin(lie) and not Path(lie).is_dir():
-            log.warning("no pictures: %s: no such folder; say with --pictures where they lie", lie)
-        return Opened(searcher, tuple(gallery.facets()), gallery.probe())
+        folder = gallery.header.pictures
+        if folder and not picture_location.url_origin(folder) and not Path(folder).is_dir():
+            log.warning("no pictures: %s: no such folder; give it with --pictures", folder)
+        return LoadedBackend(searcher, tuple(gallery.facets()), gallery.probe())
 
 
 @dataclass(frozen=True)
-class Opened:
-    """What a source gave."""
+class LoadedBackend:
+    """An opened searcher, and facts about its gallery."""
 
     searcher: Searcher
     facets: tuple[Facet, ...]
-    """Of the gallery's items as they were then."""
+    """Facets of the items when the gallery was opened."""
     items: int
-    """How many those were."""
+    """Number of items then."""
 
 
-class Pair:
-    """What answers: made and used in one event loop; see `Source.open`."""
+class Backend:
+    """A running backend; created and used in one event loop, see `BackendConfig.open`."""
 
     def __init__(
-        self, opened: Opened, cards: Cards, settings: Settings, gate: Gate, metrics: Metrics
+        self,
+        opened: LoadedBackend,
+        cards: Cards,
+        settings: Settings,
+        admission: Admission,
+        metrics: Metrics,
     ) -> None:
         self.searcher, self.cards = (searcher := opened.searcher), cards
         self.bundle, self.facets = searcher.bundle.hash, opened.facets
@@ -84,20 +90,20 @@ class Pair:
         on_cpu = self.providers[0] == "CPUExecutionProvider"
         self.batcher = Batcher(
             searcher.embed,
-            lambda: gate.coming,
+            lambda: admission.pending_pictures,
             metrics,
             lanes=STREAMS,
-            # Batches on a CPU share its cores, and so what is embedded at once.
+            # Concurrent batches on a CPU share its cores, so they share the maximum too.
             max_batch=-(-settings.max_batch // (STREAMS if on_cpu else 1)),
             max_wait=settings.max_wait_ms / 1000,
         )
-        gate.listeners.add(self.batcher.wake)
-        self._gate = gate
+        admission.listeners.add(self.batcher.wake)
+        self._admission = admission
         self._threads = ThreadPoolExecutor(settings.threads, "work")
-        # Threads that wait for a service are not at work.
+        # Threads that wait for a remote gallery do not use cores.
         remote = searcher.gallery.header.engine != "embedded"
         threads = settings.max_batch if remote else settings.threads
-        self.gallery = Watch(searcher.gallery, opened.items, threads, settings.threads)
+        self.gallery = MonitoredGallery(searcher.gallery, opened.items, threads, settings.threads)
         self._users = 0
         self._unused = asyncio.Event()
         self._unused.set()
@@ -107,7 +113,7 @@ class Pair:
 
     @contextmanager
     def in_use(self) -> Generator[None]:
-        """While the body runs, `close` waits."""
+        """Make `close` wait until the block ends."""
         self._users += 1
         self._unused.clear()
         try:
@@ -118,14 +124,14 @@ class Pair:
                 self._unused.set()
 
     async def in_thread(self, work: Callable[..., T], *arguments: object) -> T:
-        """Runs what would keep the loop from other requests."""
+        """Run blocking work in a thread."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, work, *arguments)
 
     async def close(self) -> None:
-        """Lets go of everything when the last user is done, and what it left in threads."""
+        """Wait for the last user, then close batcher, threads and gallery."""
         await self._unused.wait()
-        self._gate.listeners.discard(self.batcher.wake)
+        self._admission.listeners.discard(self.batcher.wake)
         await self.batcher.close()
         await asyncio.to_thread(self._threads.shutdown)
         await self.gallery.close()

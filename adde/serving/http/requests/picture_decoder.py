@@ -1,6 +1,6 @@
-"""Pictures of strangers: what is decoded at all, and the process that does it.
+"""Decode untrusted pictures: what is accepted, and the process that decodes.
 
-Imported by the decoding processes, so it needs no more than Pillow.
+Decoding processes import this module, so it needs only Pillow.
 """
 
 import io
@@ -16,17 +16,18 @@ from adde.preprocess import Picture, Preprocess
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 HEAD = struct.Struct("<IQ8s")
-"""Before a picture's content: side of what is wanted, most pixels of what is given, and how it is
-made square (`adde.preprocess.Fit`)."""
+"""Precedes a picture's content: output side, maximum input pixels, and how to make it square
+(`adde.preprocess.Fit`).
+"""
 
 LONGEST = 1000
-"""Letters of a refusal: decoders may quote what they found."""
+"""Maximum length of a rejection, because decoders may quote their input."""
 
 GOOD, WRONG_FORMAT, TOO_LARGE, BROKEN = range(4)
 
 
 class PictureError(UserError):
-    """A picture that is refused; `kind` is WRONG_FORMAT, TOO_LARGE or BROKEN."""
+    """A rejected picture; `kind` is WRONG_FORMAT, TOO_LARGE or BROKEN."""
 
     def __init__(self, kind: int, detail: str) -> None:
         super().__init__(detail)
@@ -34,20 +35,20 @@ class PictureError(UserError):
 
 
 class NoDecoderError(UserError):
-    """No fault of the picture: nothing decodes it at present."""
+    """No decoder is available; the picture is not at fault."""
 
 
 def check(content: bytes, max_pixels: int) -> None:
-    """Refuses what is no JPEG, PNG or WebP, or says that it is larger. Raises PictureError."""
+    """Reject anything but JPEG, PNG or WebP of at most `max_pixels`. Raises PictureError."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # max_pixels rules, and odd EXIF is no fault
+            warnings.simplefilter("ignore")  # max_pixels decides, and odd EXIF is harmless
             image = Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError:
         raise PictureError(WRONG_FORMAT, "image: expected JPEG, PNG or WebP, found none") from None
     except Image.DecompressionBombError as error:
         raise PictureError(TOO_LARGE, f"image: {error}") from None
-    except Exception as error:  # of which decoders have no list
+    except Exception as error:  # decoders raise anything
         message = f"image: expected one that decodes, found: {reason(error)}"
         raise PictureError(BROKEN, message) from None
     width, height = image.size
@@ -57,7 +58,7 @@ def check(content: bytes, max_pixels: int) -> None:
 
 
 def decode(content: bytes, preprocess: Preprocess, max_pixels: int) -> Picture:
-    """One picture as `preprocess` makes it, (size, size, 3) uint8. Raises PictureError."""
+    """Decode a picture with `preprocess`, (size, size, 3) uint8. Raises PictureError."""
     check(content, max_pixels)
     try:
         with foreign("image", "one that decodes"):
@@ -67,9 +68,9 @@ def decode(content: bytes, preprocess: Preprocess, max_pixels: int) -> Picture:
 
 
 def run(connection: Connection) -> None:
-    """A decoding process's life: answers what comes, until the server is gone."""
+    """Run a decoding process: answer messages until the server is gone."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # meant for the server, which drains first
+        signal.signal(number, signal.SIG_IGN)  # for the server, which drains first
     try:
         connection.send_bytes(b"up")
         while True:
@@ -79,10 +80,10 @@ def run(connection: Connection) -> None:
 
 
 def reply(message: bytes) -> bytes:
-    """HEAD and content -> GOOD and pixels, or the kind of a refusal and its text.
+    """Answer HEAD and content with GOOD and pixels, or with the kind and text of a rejection.
 
-    Decoders are foreign code, which may raise anything at a stranger's bytes: that is the
-    picture's fault, and no reason for this process to end.
+    Decoders may raise anything on malformed input; that is the picture's fault and must not end
+    this process.
     """
     size, max_pixels, fit = HEAD.unpack_from(message)
     preprocess = Preprocess(size, fit=fit.rstrip(b"\0").decode())

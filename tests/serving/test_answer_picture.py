@@ -1,4 +1,4 @@
-"""The picture of an answer: every picture in it, green where right, whatever the input."""
+"""The answer picture: every picture is in it, right ones framed, for any input."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageColor
 
-from adde.serving.picture import COLUMNS, GOOD, QUERY, TILE, AnswerTile, draw_answer
+from adde.serving.answer_picture import COLUMNS, GOOD, QUERY, TILE, AnswerTile, draw_answer
 
 
 def area(image, colour):

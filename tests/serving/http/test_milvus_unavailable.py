@@ -1,4 +1,4 @@
-"""Milvus gone or stuck for a while: told at once, nothing hangs or is lost, all comes back."""
+"""Milvus down or stuck: reported at once, nothing hangs or is lost, everything recovers."""
 
 import signal
 import socket
@@ -15,7 +15,7 @@ from adde.errors import UserError
 from adde.serving.gallery.base import UnavailableError
 from adde.serving.gallery.build import build_gallery
 from adde.serving.gallery.milvus import MilvusGallery
-from adde.serving.http.hot_swap import Source
+from adde.serving.http.backend import BackendConfig
 from adde.serving.http.settings import Settings
 from tests.serving.http.conftest import InThread
 
@@ -90,7 +90,7 @@ def folder(milvus, bundle, session, tiny_shards, tmp_path):
 def client(tiny_bundle, folder, decoders):
     settings = Settings(drain_seconds=0, deadline_seconds=DEADLINE)
     with (
-        closing(InThread(Source(tiny_bundle, folder), settings, decoders)) as server,
+        closing(InThread(BackendConfig(tiny_bundle, folder), settings, decoders)) as server,
         httpx.Client(base_url=server.url, timeout=2 * DEADLINE) as opened,
     ):
         yield opened
@@ -111,11 +111,11 @@ def search(client):
         pytest.param("stopped", 30, marks=pytest.mark.slow),
     ],
 )
-def test_the_server_says_so_and_goes_on_by_itself(client, milvus, how, seconds):
+def test_the_server_reports_it_and_recovers(client, milvus, how, seconds):
     before, _ = search(client)
     assert before.status_code == 200
     milvus.go(how)
-    # More than there are threads, and before anybody noticed.
+    # More requests than threads, before anything is noticed.
     with ThreadPoolExecutor(48) as pool:
         answers = list(pool.map(lambda _: search(client), range(48)))
     assert {answer.status_code for answer, _ in answers} == {503}
@@ -138,7 +138,7 @@ def test_the_server_says_so_and_goes_on_by_itself(client, milvus, how, seconds):
     assert (after.status_code, after.content) == (200, before.content)
 
 
-def test_what_one_client_asks_takes_nothing_from_the_others(client):
+def test_one_client_does_not_starve_the_others(client):
     assert client.get("/v1/items/men's-1").status_code == 404
     assert client.get("/v1/items/a%07b").status_code == 422
     asked = {**SEARCH, "filters": {"colour": "\x07"}}
@@ -148,7 +148,7 @@ def test_what_one_client_asks_takes_nothing_from_the_others(client):
 
 
 @pytest.mark.parametrize("how", ["killed", pytest.param("stopped", marks=pytest.mark.slow)])
-def test_what_is_put_in_meanwhile_is_refused_aloud(folder, milvus, random_items, how, monkeypatch):
+def test_adding_items_during_a_rebuild_is_rejected(folder, milvus, random_items, how, monkeypatch):
     monkeypatch.setattr("adde.serving.gallery.milvus.TIMEOUT", 1.0)
     new, old = random_items(2, prefix="new"), random_items(1, seed=3, prefix="test-000000-003")
     with closing(MilvusGallery(folder)) as gallery:
@@ -161,7 +161,7 @@ def test_what_is_put_in_meanwhile_is_refused_aloud(folder, milvus, random_items,
         milvus.come_back(how)
         wait_for(lambda: there(gallery))
         assert gallery.get(old[0].item_id).norm == pytest.approx(old[0].norm)
-        gallery.upsert(new)  # as the error asks for: what had arrived is put in its own place
+        gallery.upsert(new)  # as the error says: items that had arrived are replaced by themselves
         assert gallery.delete([old[0].item_id]) in (0, 1)
         assert len(gallery) == 24 + 2
         assert gallery.get("new-1").norm == pytest.approx(new[1].norm)
@@ -182,14 +182,14 @@ def there(gallery):
         return False
 
 
-def test_a_build_that_loses_milvus_goes_on_where_it_was(
+def test_a_build_that_loses_milvus_resumes(
     bundle, session, tiny_shards, milvus, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("adde.serving.gallery.embedding.BATCH", 16)
     monkeypatch.setattr("adde.serving.gallery.milvus.TIMEOUT", 1.0)
 
     class Going:
-        """The session, at whose third batch Milvus goes."""
+        """A session that stops Milvus at its third batch."""
 
         batches = 0
 
@@ -201,14 +201,14 @@ def test_a_build_that_loses_milvus_goes_on_where_it_was(
 
     words = (tiny_shards, tmp_path / "g", "all", MilvusGallery.creator(milvus.uri))
     with pytest.raises(UserError, match="Milvus did not answer"):
-        build_gallery(bundle, Going(), *words, MilvusGallery.open)
+        build_gallery(bundle, Going(), *words, MilvusGallery)
     rest = Going()
     rest.batches = 10
     with pytest.raises(UnavailableError):
-        build_gallery(bundle, rest, *words, MilvusGallery.open)
+        build_gallery(bundle, rest, *words, MilvusGallery)
     milvus.come_back("killed")
     wait_for(lambda: opens(tmp_path / ".g.building"))
-    build_gallery(bundle, rest, *words, MilvusGallery.open)
+    build_gallery(bundle, rest, *words, MilvusGallery)
     assert rest.batches == 10 + 4
     with closing(MilvusGallery(tmp_path / "g")) as gallery:
         assert len(gallery) == 96

@@ -47,10 +47,10 @@ def begin_step(strategy, rate):
     states.extend(weakref.ref(s["momentum_buffer"]) for s in strategy._optimizer.state.values())
     begun(strategy, rate)
 
-def encode(evaluator, model, split):
+def encode(evaluator, represent, model, split):
     assert there == [model]
     print("evaluated", flush=True)
-    return encoded(evaluator, model, split)
+    return encoded(evaluator, represent, model, split)
 
 Accelerator.device = property(lambda self: DEVICE)
 ADDE.to, weights.open_strategy = to, open_strategy

@@ -8,7 +8,7 @@ gives it batches, ranks, checkpoints, logs and a report; docs/extending.md adds 
 import importlib
 import pkgutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from adde.schema import Schema
 from adde.training.checkpoints.checkpoint import Checkpoint
 from adde.training.config import Config, Evaluation, Schedule
 from adde.training.evaluation import Evaluator
+from adde.training.optimisation import Rate
 from adde.training.terms import Outputs, Terms
 from adde.training.watching.displays import Evaluated, Summary
 from adde.training.watching.panels import Panel
@@ -42,11 +43,22 @@ class Stage:
     frozen: tuple[str, ...] = ()
     """Submodules of the model that have no gradient in this stage."""
 
+    rates: Mapping[str, Rate] = field(default_factory=dict[str, Rate])
+    """Of submodules whose learning rate or AdamW betas are not those of the others, by name."""
+
 
 class Objective:
     """What a method minimises. Drawing, encoding and losses stay apart: a batch may be encoded in
     pieces, and an item whose embedding is not finite is found by encoding it again.
     """
+
+    def begin_step(self, step: int, steps: int) -> None:
+        """Learns where the stage stands, for losses that change over time.
+
+        Args:
+            step: of the stage that comes next, from 0.
+            steps: of the whole stage.
+        """
 
     def plan(
         self, stage: Stage, batch: Batch, draws: torch.Generator, ranks: RankRows | None = None

@@ -162,7 +162,7 @@ class Run:
         for name in stage.frozen:
             self._bare.get_submodule(name).requires_grad_(False)
         self._close_strategy()
-        self._strategy = open_strategy(self.accelerator, self._bare, self.config)
+        self._strategy = open_strategy(self.accelerator, self._bare, self.config, stage.rates)
         self._restore_strategy(stage.name)
         self.model.train()
         self._profile.close()
@@ -236,6 +236,7 @@ class Run:
             disable=None if self.main else True,
         ) as self._bar:
             for step in range(start, self.total_steps):
+                self.objective.begin_step(step, self.total_steps)
                 yield step
                 self._profile.step()
                 self._bar.update()

@@ -1,6 +1,7 @@
 """Which strategy `accelerate launch` asked for, read from what it leaves in the environment."""
 
 import os
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -14,6 +15,7 @@ from adde.distributed import world_size
 from adde.errors import UserError
 from adde.mining.distances import allow_tf32
 from adde.training.config import Config
+from adde.training.optimisation import NO_RATES, Rate
 from adde.training.resilience.preflight import asked_for_cpu, require_device
 from adde.training.strategies.replicated import Replicated
 
@@ -76,9 +78,14 @@ def _join_ranks(stall: float) -> None:
     )
 
 
-def open_strategy(accelerator: Accelerator, plain: nn.Module, config: Config) -> Replicated:
-    """The launched strategy around `plain`, for one stage."""
-    return _strategy(accelerator)(accelerator, plain, config)
+def open_strategy(
+    accelerator: Accelerator,
+    plain: nn.Module,
+    config: Config,
+    rates: Mapping[str, Rate] = NO_RATES,
+) -> Replicated:
+    """The launched strategy around `plain`, for one stage with its `rates`."""
+    return _strategy(accelerator)(accelerator, plain, config, rates)
 
 
 def home_of_whole(accelerator: Accelerator) -> torch.device:

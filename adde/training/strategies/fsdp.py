@@ -45,7 +45,7 @@ class FullyShard(Replicated):
         self.model = self._accelerator.prepare_model(
             bare, device_placement=False, evaluation_mode=True
         )
-        self._optimizer = build_optimizer(self._settings, bare)
+        self._optimizer = build_optimizer(self._settings, bare, self._rates)
 
     @contextlib.contextmanager
     def _without_sync(self) -> Iterator[None]:

@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from adde.distributed import rank, sum_over_ranks, world_size
 from adde.training.checkpoints.checkpoint import Stored
 from adde.training.checkpoints.flat_shards import Piece, shares, whole
 from adde.training.config import Config
-from adde.training.optimisation import Averages, Kept, build_optimizer
+from adde.training.optimisation import NO_RATES, Averages, Kept, Rate, build_optimizer, set_rate
 from adde.training.terms import Outputs
 from adde.training.watching.profiling import part
 
@@ -31,13 +31,21 @@ class Replicated:
         plain: the model as it stands, whole, with `requires_grad` as the stage wants it; here it
             is trained in place.
         config: of the run.
+        rates: of the stage.
     """
 
     sharded = False
     """Whether the model that is trained is another than `plain`."""
 
-    def __init__(self, accelerator: Accelerator, plain: nn.Module, config: Config) -> None:
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        plain: nn.Module,
+        config: Config,
+        rates: Mapping[str, Rate] = NO_RATES,
+    ) -> None:
         self._accelerator, self._settings = accelerator, config.optimizer
+        self._rates = rates
         self._accumulation = config.data.accumulation
         self.model: Any = None
         self._bare: Any = None
@@ -50,15 +58,14 @@ class Replicated:
 
     def _open(self, plain: nn.Module) -> None:
         self._bare = plain
-        optimizer = build_optimizer(self._settings, plain)
+        optimizer = build_optimizer(self._settings, plain, self._rates)
         self.model, self._optimizer = self._accelerator.prepare(plain, optimizer)
 
     # A step
 
     def begin_step(self, rate: float) -> None:
         """Sets the learning rate of all groups, and remembers what a void step must not change."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(self._optimizer, rate)
         self._buffers.keep()
 
     def micro_batch(self, last: bool) -> contextlib.AbstractContextManager[Any]:

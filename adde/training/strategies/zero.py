@@ -7,6 +7,7 @@ recipe. Mixed precision is DeepSpeed's `torch_autocast`: weights stay float32, a
 
 import contextlib
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from adde.training.batch_size import micro_batch
 from adde.training.checkpoints.checkpoint import Stored
 from adde.training.checkpoints.flat_shards import Piece
 from adde.training.config import Config
-from adde.training.optimisation import build_optimizer
+from adde.training.optimisation import NO_RATES, Rate, build_optimizer
 from adde.training.strategies.replicated import Replicated, over
 from adde.training.watching.profiling import part
 
@@ -28,17 +29,23 @@ class Zero(Replicated):
 
     sharded = True
 
-    def __init__(self, accelerator: Any, plain: nn.Module, config: Config) -> None:
+    def __init__(
+        self,
+        accelerator: Any,
+        plain: nn.Module,
+        config: Config,
+        rates: Mapping[str, Rate] = NO_RATES,
+    ) -> None:
         self._zero: Any = None
         self._config = engine_config(accelerator.state.deepspeed_plugin.deepspeed_config, config)
         self._stage = self._config["zero_optimization"]["stage"]
-        super().__init__(accelerator, plain, config)
+        super().__init__(accelerator, plain, config, rates)
 
     def _open(self, plain: nn.Module) -> None:
         import deepspeed  # an extra
 
         self._bare = over(plain).to(memory_format=torch.contiguous_format)
-        optimizer = build_optimizer(self._settings, self._bare)
+        optimizer = build_optimizer(self._settings, self._bare, self._rates)
         if self._stage == 3:
             # One parameter after the other; left to `initialize`, all would be moved first.
             deepspeed.zero.Init(module=self._bare, config_dict_or_path=self._config)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from tests.methods.vae.vae_cases import LATENTS, LOSSES, config, draws, items, model, one_step
 from torch import nn
 
 from adde.errors import UserError
@@ -19,6 +18,7 @@ from adde.training.config import Data
 from adde.training.method import find_method
 from adde.training.recipes import read_recipe
 from adde.training.terms import finite_rows
+from tests.methods.vae.vae_cases import LATENTS, LOSSES, config, draws, items, model, one_step
 
 
 def posteriors(count, latents=LATENTS, seed=1):

@@ -7,8 +7,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from tests.distributed.test_ranks import free_port
-from tests.methods.vae.vae_cases import LATENTS, LOSSES, config, draws, items, model, one_step
 from torch import nn
 
 from adde.distributed import RankRows
@@ -17,6 +15,8 @@ from adde.methods.vae import losses
 from adde.methods.vae.objective import VAEObjective
 from adde.training.optimisation import build_optimizer, set_rate
 from adde.training.terms import global_mean
+from tests.distributed.test_ranks import free_port
+from tests.methods.vae.vae_cases import LATENTS, LOSSES, config, draws, items, model, one_step
 
 ITEMS, STEPS, RATE = 16, 20, 1e-3
 

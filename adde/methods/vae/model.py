@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from adde.distributed import RankRows
+from adde.errors import UserError
 from adde.methods.vae.config import VAEConfig
 from adde.methods.vae.networks import build_discriminator, build_networks
 from adde.preprocess import Preprocess
@@ -106,6 +107,12 @@ class VAE(nn.Module):
     def _judge(self, codes: Tensor, permutation: Tensor, ranks: RankRows) -> tuple[Tensor, Tensor]:
         """`Forward.log_ratio` and `Forward.verdicts` of this rank's codes."""
         assert self.discriminator is not None
+        if any(hasattr(p, "ds_id") for p in self.discriminator.parameters()):
+            raise UserError(
+                "expected whole weights of the discriminator, which runs a second time without "
+                "gradients of its own, found them cut by ZeRO-3; launch with launch/zero2.yaml or "
+                "launch/fsdp2.yaml"
+            )
         weights = {name: p.detach() for name, p in self.discriminator.named_parameters()}
         real, permuted = functional_call(self.discriminator, weights, (codes,)).float().unbind(1)
         # An item that is not finite is found by its own row, and must not spoil those of others.

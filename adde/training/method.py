@@ -120,7 +120,13 @@ class Method:
     """Validation figures that choose the best checkpoint, in this order; larger is better."""
 
     shown: tuple[str, ...] = ()
-    """Validation figures on the terminal."""
+    """Validation figures on the terminal, and large in the report of a run not evaluated yet."""
+
+    shows_shares: bool = True
+    """Whether those are shares, which the report gives in percent."""
+
+    supervision: str = "what it was taught by is not known"
+    """Which labels its encoder was taught by, for tables that compare encoders."""
 
     panels: tuple[Panel, ...] = ()
     """Plots of its figures, in W&B and the report."""
@@ -159,6 +165,21 @@ class Method:
     def represent(self, model: Any, images: Tensor) -> dict[str, Tensor]:
         """What evaluation keeps of a batch of pictures, a row each, by name."""
         raise NotImplementedError
+
+    def codes(self, model: Any, images: Tensor) -> dict[str, Tensor]:
+        """The codes of pictures (B, S, S, 3) uint8, for scores of disentanglement.
+
+        Returns:
+            `codes` (B, L) float32; of a Gaussian posterior their means, and `log_variance` (B, L).
+
+        Raises:
+            UserError: the method has no codes.
+        """
+        raise UserError(f"{self.title}: expected a method that gives codes, found one without")
+
+    def blocks(self, model: Any) -> tuple[str, ...] | None:
+        """The block of each of the L numbers of a code; None: each is a block of its own."""
+        return None
 
     def evaluate(
         self, stage: Stage, model: Any, evaluator: Evaluator, settings: Evaluation

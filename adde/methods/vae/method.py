@@ -28,6 +28,8 @@ class Variational(Method):
     Config = VAEConfig
     deciding = ("elbo",)
     shown = ("elbo", "reconstruction", "kl", "total_correlation", "active", "relevant")
+    shows_shares = False
+    supervision = "taught by pictures alone, no labels"
     panels = (
         Panel("Validation", "Evidence lower bound, nats", r"val/elbo"),
         Panel("Validation", "Reconstruction, nats", r"val/reconstruction", wide_range=True),
@@ -62,6 +64,11 @@ class Variational(Method):
     def represent(self, model: VAE, images: Tensor) -> dict[str, Tensor]:
         """As `Method.represent`."""
         return represent(model, images)
+
+    def codes(self, model: VAE, images: Tensor) -> dict[str, Tensor]:
+        """As `Method.codes`: the posterior's means and log-variances."""
+        mean, log_variance = model.encode(images)
+        return {"codes": mean, "log_variance": log_variance}
 
     def evaluate(
         self, stage: Stage, model: VAE, evaluator: Evaluator, settings: Evaluation

@@ -104,8 +104,8 @@ class Evaluated:
 class Summary:
     """What the report says of a finished evaluation."""
 
-    headline: list[tuple[str, float]] = field(default_factory=list)
-    """Shares shown large, with what they are."""
+    headline: list[tuple[str, float | str]] = field(default_factory=list)
+    """Shown large, with what they are: shares in percent, anything else in words."""
     tables: list[Table] = field(default_factory=list)
 
 

@@ -2,17 +2,21 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 
 import pytest
 
+from adde.methods.vae.method import METHOD
 from adde.shards.catalogues.rooms import rooms
 from adde.shards.catalogues.tabular import TableOptions
 from adde.shards.packing.engine import engine
 from adde.shards.packing.pack import PackOptions, pack
 from adde.training.checkpoints.checkpoint import last_checkpoint
+from adde.training.watching.panels import NOT_SHOWN, PANELS
+from adde.training.watching.tracking import read_log
 from tests.distributed.test_ranks import free_port
 from tests.training.test_method import ROOT, figures, finish, start
 
@@ -79,6 +83,11 @@ def test_it_trains_and_is_watched(run):
     assert entropies[0] == 0 and entropies[-1] > 1
     for figure in ("vae/discriminator", "vae/total_correlation", "val/relevant", "val/active"):
         assert figures(run, figure), figure
+    panels, left_out = (*METHOD.panels, *PANELS), NOT_SHOWN
+    for line in read_log(run / "log.jsonl"):
+        for key in line.keys() - {"step", "time", "alert"}:
+            shown = any(panel.shows(key) for panel in panels)
+            assert shown or any(re.fullmatch(pattern, key) for pattern in left_out), key
     page = (run / "report.html").read_text()
     for shown in ("Variational auto-encoder", "Relevance of each", "Latents moved", "from codes"):
         assert shown in page

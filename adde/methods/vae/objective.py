@@ -79,7 +79,7 @@ class VAEObjective(Objective):
 
     def terms(self, stage: Stage, out: Forward, batch: Batch, plan: Plan) -> Terms:
         """As `Objective.terms`. Shares are the KL and the relevance of each latent."""
-        with part("losses"):
+        with part("mining and losses"):
             items = torch.full((1,), float(len(out.mean)), device=out.mean.device)
             pictures = scaled(batch.images, self._config.channels)
             nats = losses.kl(out.mean, out.log_variance)

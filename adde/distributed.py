@@ -1,4 +1,4 @@
-"""The only collectives over embeddings: everything in global-batch order, on any rank count."""
+"""Collectives in global-batch order, which give the same result on any number of ranks."""
 
 import contextlib
 import time
@@ -14,20 +14,23 @@ from torch import Tensor
 
 from adde.errors import UserError
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
-PATIENCE = timedelta(hours=4)
-"""How long ranks wait for what the main one reads, checks or downloads alone at the start."""
+RENAMED = hasattr(dist, "all_gather_single")
+"""torch 2.14 renames `all_gather_into_tensor`, and warns about the old name."""
+
+MAIN_RANK_TIMEOUT = timedelta(hours=4)
+"""How long ranks wait for rank 0 to read, check or download something at the start."""
 
 _waits: list[Any] = []
-"""Of this process's collectives since they were last summed up: seconds, on a GPU a pair of events
-before and after, which cost no wait when they are recorded."""
+"""Durations of this process's collectives since the last sum: seconds, or on a GPU pairs of
+events, whose recording does not wait."""
 
 
 def waited_in_collectives() -> float:
-    """Seconds that this rank spent in the collectives below since it last asked.
+    """Return the seconds that this rank spent in the collectives below since the last call.
 
-    Most of that is waiting for other ranks. On a GPU, ask after it was synchronised.
+    Most of that is waiting for other ranks. On a GPU, call it after a synchronisation.
     """
     seconds = sum(w if isinstance(w, float) else w[0].elapsed_time(w[1]) / 1e3 for w in _waits)
     _waits.clear()
@@ -50,18 +53,18 @@ def _waiting(device: torch.device) -> Iterator[None]:
 
 
 def world_size() -> int:
-    """Number of ranks; 1 where no process group is up."""
+    """Return the number of ranks; 1 without a process group."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """This process's rank; 0 where no process group is up."""
+    """Return this process's rank; 0 without a process group."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 @dataclass(frozen=True)
 class RankRows:
-    """Which rows of the global batch each rank holds: one run each, in rank order.
+    """The rows of the global batch on each rank: a contiguous range each, in rank order.
 
     `counts` are the ranks' numbers of rows, the same tuple on every rank.
     """
@@ -70,26 +73,26 @@ class RankRows:
 
     @classmethod
     def equal(cls, count: int) -> "RankRows":
-        """Every rank holds `count` rows; asks nobody."""
+        """Every rank holds `count` rows; without communication."""
         return cls((count,) * world_size())
 
     @classmethod
     def of(cls, count: int, device: torch.device) -> "RankRows":
-        """This rank holds `count` rows; the others are asked, which waits for them."""
+        """This rank holds `count` rows; a collective gathers the other counts."""
         own = torch.tensor([count], device=device)
         return cls(tuple(cls.equal(1).gather(own).tolist()))
 
     @property
     def start(self) -> int:
-        """This rank's first row of the global batch."""
+        """Index of this rank's first row in the global batch."""
         return sum(self.counts[: rank()])
 
     def gather(self, rows: Tensor) -> Tensor:
-        """This rank's rows (n, ...) -> those of all ranks, the same on each.
+        """Gather this rank's rows (n, ...) to those of all ranks, the same on each.
 
-        The gradient is the sum over ranks of what each one's loss says about these rows. With a
-        loss that is a sum over local anchors, every rank thus receives the gradient of the global
-        sum. Shorter ranks pad for the transfer; padding is cut off again.
+        The gradient of a row is the sum over ranks of the gradients of their losses. If the loss is
+        a sum over local anchors, every rank receives the gradient of the global sum. Ranks with
+        fewer rows pad for the transfer; the padding is removed.
         """
         if len(self.counts) == 1:
             return rows
@@ -103,16 +106,16 @@ class RankRows:
         return torch.cat([part[:count] for part, count in zip(parts, self.counts)])
 
     def local(self, global_rows: Tensor) -> Tensor:
-        """This rank's rows of a tensor in global-batch order."""
+        """Select this rank's rows of a tensor in global-batch order."""
         return global_rows[self.start : self.start + self.counts[rank()]]
 
     def columns(self, device: torch.device) -> Tensor:
-        """(n,) int64: where in the global batch this rank's rows stand."""
+        """Return (n,) int64: indices of this rank's rows in the global batch."""
         return torch.arange(self.start, self.start + self.counts[rank()], device=device)
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
-    """Element-wise sum over ranks; no gradient."""
+    """Sum element-wise over ranks, without a gradient."""
     values = values.detach().clone()
     if world_size() > 1:
         with _waiting(values.device):
@@ -120,21 +123,21 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return values
 
 
-def from_main(ask: Callable[[], Answer]) -> Answer:
-    """What `ask` answers on the main rank, on all ranks; the others do not call it.
+def broadcast_from_main(fn: Callable[[], Result]) -> Result:
+    """Call `fn` on rank 0, and return its result on all ranks.
 
     Raises:
-        UserError: it was raised there, or the disk refused something; on all ranks.
+        UserError: `fn` raised it or an OSError; on all ranks.
     """
     found: list[Any] = [None, None]
     if rank() == 0:
         try:
-            found[0] = ask()
+            found[0] = fn()
         except (UserError, OSError) as error:
             found[1] = str(error)
     if world_size() > 1:
-        # A group of its own: NCCL's collectives time out after minutes.
-        group: Any = dist.new_group(backend="gloo", timeout=PATIENCE)
+        # Use another group, because NCCL's collectives time out after minutes.
+        group: Any = dist.new_group(backend="gloo", timeout=MAIN_RANK_TIMEOUT)
         dist.broadcast_object_list(found, group=group)
         dist.destroy_process_group(group)
     if found[1] is not None:
@@ -143,7 +146,7 @@ def from_main(ask: Callable[[], Answer]) -> Answer:
 
 
 def gather_objects(mine: Any) -> list[Any]:
-    """What every rank has, in rank order, on all ranks; of anything that can be pickled."""
+    """Gather a picklable object from every rank, in rank order, on all ranks."""
     everyone = [mine]
     if world_size() > 1:
         everyone = [None] * world_size()
@@ -151,15 +154,22 @@ def gather_objects(mine: Any) -> list[Any]:
     return everyone
 
 
+def all_gather(rows: Tensor) -> Tensor:
+    """Gather rows (n, ...), the same number on every rank, in rank order, without a gradient."""
+    gathered = rows.new_empty((world_size() * len(rows), *rows.shape[1:]))
+    name = "all_gather_single" if RENAMED else "all_gather_into_tensor"
+    getattr(dist, name)(gathered, rows)
+    return gathered
+
+
 def _all_gather(rows: Tensor) -> Tensor:
     with _waiting(rows.device):
         if not rows.requires_grad:
-            gathered = rows.new_empty((world_size() * len(rows), *rows.shape[1:]))
-            dist.all_gather_into_tensor(gathered, rows)
-            return gathered
+            return all_gather(rows)
         everyone = dist.group.WORLD
         assert everyone is not None
-        gathered: Any = functional.all_gather_tensor_autograd(rows, gather_dim=0, group=everyone)
+        name = "all_gather_single_autograd" if RENAMED else "all_gather_tensor_autograd"
+        gathered = getattr(functional, name)(rows, gather_dim=0, group=everyone)
         if isinstance(gathered, functional.AsyncCollectiveTensor):
-            gathered.wait()  # it would when first looked at: here the clock sees it
+            gathered.wait()  # here, so that the wait is timed
         return gathered

@@ -33,9 +33,9 @@ from tqdm import tqdm
 from adde.errors import UserError, run_program
 from adde.schema import UNKNOWN, Attribute, Labels, Schema, Vector
 from adde.scoring import Calibration, ask_value, likeliest, match_scores, parts, with_known
-from adde.serving.gallery.asking import Asked, Matching, Nearness, augmented
 from adde.serving.gallery.base import Header, Item
 from adde.serving.gallery.embedded import EmbeddedGallery
+from adde.serving.gallery.scorers import DistanceScorer, MatchScorer, RankOptions, augmented
 
 ATTRIBUTES, WIDTH, VALUES = 12, 340, 10
 DIRECTIONS = 16
@@ -60,7 +60,7 @@ class Catalogue:
         self.calibration = Calibration((1.0,) * ATTRIBUTES, (), 0.03, 2.0)
         self._means = draws.normal(size=(ATTRIBUTES, VALUES, WIDTH)).astype(np.float32)
         spread = draws.normal(size=(ATTRIBUTES, DIRECTIONS, WIDTH)).astype(np.float32)
-        # Directions of falling weight, as principal components have.
+        # SubspacePCA of falling weight, as principal components have.
         self._spread = (
             spread * (0.3 / np.sqrt(1 + np.arange(DIRECTIONS, dtype=np.float32)))[:, None]
         )
@@ -69,7 +69,7 @@ class Catalogue:
         """Items of a block; the same number, the same items."""
         draws = np.random.default_rng((1, number))
         values = self._values(draws, count)
-        vectors, labels, beliefs = self._drawn(draws, values)
+        vectors, labels, beliefs = self._random_items(draws, values)
         vectors /= np.linalg.norm(vectors, axis=(1, 2), keepdims=True)
         labels = np.where(draws.random(labels.shape) < 0.5, labels, UNKNOWN)
         predicted = likeliest(beliefs, self.schema).clip(0)
@@ -86,7 +86,9 @@ class Catalogue:
         changed = draws.random(values.shape) < 0.1
         return np.where(changed, draws.integers(sizes, size=values.shape), values)
 
-    def _drawn(self, draws: np.random.Generator, values: Labels) -> tuple[Vector, Labels, Vector]:
+    def _random_items(
+        self, draws: np.random.Generator, values: Labels
+    ) -> tuple[Vector, Labels, Vector]:
         count = len(values)
         places = draws.normal(size=(count, ATTRIBUTES, DIRECTIONS)).astype(np.float32)
         vectors = draws.standard_normal((count, ATTRIBUTES, WIDTH), np.float32) * np.float32(0.05)
@@ -105,7 +107,7 @@ class Recombined(Catalogue):
 
     def __init__(self, folder: Path) -> None:
         with closing(EmbeddedGallery(folder)) as gallery:
-            header, state = gallery.header, gallery._now()
+            header, state = gallery.header, gallery._current_state()
             if header.calibration is None or state.beliefs is None:
                 raise UserError(f"{folder}: expected a gallery of a calibrated bundle")
             self.schema, self.width = header.schema, header.width
@@ -120,7 +122,9 @@ class Recombined(Catalogue):
             for column, size in zip(shown.T, self.schema.sizes)
         ]
 
-    def _drawn(self, draws: np.random.Generator, values: Labels) -> tuple[Vector, Labels, Vector]:
+    def _random_items(
+        self, draws: np.random.Generator, values: Labels
+    ) -> tuple[Vector, Labels, Vector]:
         vectors = np.empty((len(values), len(self.schema.sizes), self.width), np.float32)
         beliefs = np.empty((len(values), self._beliefs.shape[1]), np.float32)
         for a, part in enumerate(parts(self.schema)):
@@ -138,8 +142,8 @@ class Recombined(Catalogue):
 class Query:
     """An edited item that is not in the gallery, in one way of weighing its attributes."""
 
-    near: Nearness
-    match: Matching
+    near: DistanceScorer
+    match: MatchScorer
     first: Vector | None
     """Weights of the first matches, where others than the edited attribute count."""
 
@@ -160,10 +164,10 @@ def make_queries(catalogue: Catalogue, count: int) -> dict[str, list[Query]]:
         ask_value(wanted, parts(schema)[edited], int(other.predicted[edited]))
         for kind, alike in zip(asked, (attributes, attributes // 2, 1)):
             weights = np.isin(np.arange(attributes), order[:alike]).astype(np.float32)
-            match = Matching(wanted[0], weights, catalogue.calibration.epsilon, schema)
+            match = MatchScorer(wanted[0], weights, catalogue.calibration.epsilon, schema)
             first = weights.copy()
             first[edited] *= catalogue.calibration.edit_weight
-            query = Query(Nearness(vector, weights), match, first if alike > 1 else None)
+            query = Query(DistanceScorer(vector, weights), match, first if alike > 1 else None)
             asked[kind].append(query)
     return asked
 
@@ -222,8 +226,12 @@ def ask(gallery: EmbeddedGallery, queries: Sequence[Query]) -> Asking:
     for query in queries:
         near, match = query.near, query.match
         for asked, milliseconds, answers in (
-            (Asked(), found.distance_ms, found.nearest),
-            (Asked(match.wanted, match.epsilon, first=query.first), found.match_ms, found.best),
+            (RankOptions(), found.distance_ms, found.nearest),
+            (
+                RankOptions(match.wanted, match.epsilon, first=query.first),
+                found.match_ms,
+                found.best,
+            ),
         ):
             start = time.perf_counter()
             items = gallery.nearest(near.query, near.weights, K, {}, None, asked)

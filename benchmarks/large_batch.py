@@ -23,7 +23,7 @@ from figures import publish
 
 from adde.errors import run_program
 from adde.loading.augment import Augmentation
-from adde.loading.loader import Batch
+from adde.loading.batch import Batch
 from adde.methods.adde.config import AddeConfig, AddeStage
 from adde.methods.adde.model import ADDE
 from adde.methods.adde.objective import AddeObjective
@@ -31,7 +31,7 @@ from adde.model import ModelSettings
 from adde.schema import Attribute, Schema
 from adde.training.config import Config, Data
 from adde.training.gradient_cache import cached_backward
-from adde.training.strategies import Replicated
+from adde.training.strategies import DataParallel
 from adde.training.terms import global_mean
 
 SCHEMA = Schema(
@@ -73,7 +73,7 @@ def step(name: str, size: int, parts: int) -> tuple[dict[str, float], dict[str, 
     objective = AddeObjective(SCHEMA, Augmentation(), margin=0.5)
     stage, draws = STAGES[name], torch.Generator().manual_seed(3)
     config = Config(data=Data(accumulation=max(1, parts)))
-    strategy = Replicated(Accelerator(cpu=not torch.cuda.is_available()), model, config)
+    strategy = DataParallel(Accelerator(cpu=not torch.cuda.is_available()), model, config)
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
     before, batch, started = memory_mb("VmRSS"), make_batch(size), time.perf_counter()
     if parts:

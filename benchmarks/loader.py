@@ -37,7 +37,7 @@ from adde.loading.resize import load_for_training
 from adde.preprocess import Preprocess
 from adde.schema import Attribute, Schema
 from adde.shards.batches import Batches
-from adde.shards.catalogues.catalogue import Items
+from adde.shards.catalogues.catalogue import Catalogue
 from adde.shards.index import ShardIndex
 from adde.shards.order import SampleOrder
 from adde.shards.packing.engine import engine
@@ -225,7 +225,7 @@ def make_shards(folder: Path, items: int) -> Path:
         Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
         pictures.append(_MadeUp(buffer.getvalue()))
     attributes = [Attribute(f"attribute_{a}", ("a", "b", "c", "d")) for a in range(8)]
-    catalogue = Items(
+    catalogue = Catalogue(
         "noise",
         Schema(tuple(attributes)),
         [f"{number:06d}" for number in range(items)],

@@ -25,11 +25,14 @@ import tyro
 from figures import publish
 
 from adde.errors import run_program
-from adde.loading.loader import LENT, READ_AHEAD, BatchStream, join
+from adde.loading.batch import join
+from adde.loading.loader import BatchStream
+from adde.loading.workers import LENT, READ_AHEAD
 from adde.schema import Attribute, Schema
-from adde.shards.batches import Companions
-from adde.shards.index import INDEX_NAME, Shard, ShardIndex, member_rows
+from adde.shards.batches import BatchMetadata
+from adde.shards.index import INDEX_NAME, ShardIndex
 from adde.shards.order import SampleOrder
+from adde.shards.shard import Shard, member_rows
 
 PER_SHARD, GROUP = 1000, 4
 SCHEMA = Schema((Attribute("colour", ("red", "blue")),))
@@ -144,10 +147,10 @@ class _Filled:
     def shape(self, number: int) -> tuple[int, int, int, int]:
         return self._shape
 
-    def read(self, number: int, images: np.ndarray, say: Any) -> Companions:
+    def read(self, number: int, images: np.ndarray, say: Any) -> BatchMetadata:
         images[:] = number
         count = self._shape[0]
-        return Companions(np.zeros((count, 1), np.int64), [""] * count, [], [], {})
+        return BatchMetadata(np.zeros((count, 1), np.int64), [""] * count, [], [], {})
 
 
 def _read_ahead(what: tuple[int, int, int, int]) -> float:

@@ -13,7 +13,7 @@ from figures import publish
 
 from adde.distributed import RankRows
 from adde.loading.augment import Augmentation
-from adde.loading.loader import Batch
+from adde.loading.batch import Batch
 from adde.methods.adde.config import AddeConfig
 from adde.methods.adde.model import ADDE
 from adde.methods.adde.objective import AddeObjective

@@ -35,7 +35,7 @@ from adde.bundle import Bundle
 from adde.errors import UserError, run_program
 from adde.preprocess import Picture, Preprocess
 from adde.serving import Searcher
-from adde.serving.http.requests.decoders import Decoders
+from adde.serving.http.requests.decoder_pool import Decoders
 from adde.serving.http.settings import Settings
 from adde.serving.onnx.session import STREAMS, Session
 

@@ -33,7 +33,7 @@ from adde.shards.order import SampleOrder
 from adde.shards.shares import RankShare
 from adde.training.config import Config, Optimizer
 from adde.training.method import Stage
-from adde.training.strategies import Replicated
+from adde.training.strategies import DataParallel
 from adde.training.terms import global_mean
 
 
@@ -109,7 +109,7 @@ def whole_step(
     """The step of train/main.py, and the seconds its parts take, filled as it runs."""
     model = ADDE(settings, index.schema).to(accelerator.device)
     model.memory.requires_grad_(stage.name == "adde")
-    stepper = Replicated(accelerator, model, Config(optimizer=Optimizer(clip_norm=1.0)))
+    stepper = DataParallel(accelerator, model, Config(optimizer=Optimizer(clip_norm=1.0)))
     objective = AddeObjective(index.schema, Augmentation(), margin=0.5)
     order = SampleOrder(index.split("train"), batch_size, seed=0)
     share = RankShare(order, rank=0, ranks=1, accumulation=1)

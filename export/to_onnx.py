@@ -23,7 +23,7 @@ from adde.methods.adde.calibration import calibration_of
 from adde.methods.adde.opening import load_adde
 from adde.training.checkpoints.checkpoint import STATE_NAME
 from adde.training.evaluation import Evaluator
-from adde.training.resilience.preflight import require_split
+from adde.training.resilience.requirements import require_split
 from adde.training.run_folder import open_shards
 
 BATCH = 64

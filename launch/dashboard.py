@@ -1,4 +1,4 @@
-"""The dashboard of a run or of a project: a W&B workspace, or without a login the same as a page.
+"""Create the dashboard of a run or project: a W&B workspace, or a page if there is no login.
 
 python launch/dashboard.py --run runs/quickstart
 python launch/dashboard.py --project adde --entity my-team
@@ -23,23 +23,23 @@ def dashboard(
     entity: str | None = os.environ.get("WANDB_ENTITY"),
     method: str = "adde",
 ) -> None:
-    """Prints the link of a new workspace, or the path of the page.
+    """Print the link of a new workspace, or the path of the page.
 
     Args:
         run: folder of the run; None: all runs of the project.
-        project: of W&B.
-        entity: user or team; default: the login's own.
-        method: of the project's runs, whose panels are shown.
+        project: W&B project.
+        entity: user or team; default: that of the login.
+        method: method of the project's runs, for its panels.
     """
     if run is not None and not (run / LOG_NAME).exists():
         raise UserError(f"{run}: expected a run folder with {LOG_NAME}, found none")
     if not has_login():
         if run is None:
             raise UserError(
-                f"project {project}: expected a W&B login, found none; `wandb login`, or --run "
-                "FOLDER for a page of one run"
+                f"project {project}: expected a W&B login, found none; run `wandb login`, or use "
+                "--run FOLDER for a page of one run"
             )
-        print(f"no W&B login: the same panels are in {write_report(run)}")
+        print(f"no W&B login: {write_report(run)} shows the same panels")
         return
     settings = read_settings(run / CONFIG_NAME) if run else {"method": method}
     print(_save(method_of(settings), project, entity, run.name if run else None))
@@ -50,7 +50,7 @@ def _save(method: Method, project: str, entity: str | None, run: str | None) -> 
 
     entity = entity or wandb.Api().default_entity
     if not entity:
-        raise UserError("expected a user or team, found none at W&B; give --entity")
+        raise UserError("expected a W&B user or team, found none; name one with --entity")
     return build_workspace(method, entity, project, run).save().url
 
 

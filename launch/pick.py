@@ -1,4 +1,4 @@
-"""Looks at this machine and a recipe, and says which file of launch/ to use and why.
+"""Choose the file of launch/ for this machine and a recipe, and say why.
 
 python launch/pick.py --recipe train/recipes/quickstart.toml
 """
@@ -15,7 +15,7 @@ from adde.training.run_folder import open_shards
 
 
 def pick(recipe: Path, shards: str | None = None) -> None:
-    """Prints the file, the reasons, and the command.
+    """Print the file, the reasons, and the command.
 
     Args:
         recipe: of the run.
@@ -23,7 +23,7 @@ def pick(recipe: Path, shards: str | None = None) -> None:
     """
     config = read_recipe(recipe)
     index = open_shards(config, shards)
-    machine = Machine.look()
+    machine = Machine.detect()
     choice = choose(machine, config, count_parameters(config, index.schema))
     print(f"launch/{choice.file}.yaml")
     for reason in choice.why:

@@ -1,4 +1,4 @@
-r"""Embeds a folder of shards into a gallery; started again, it goes on where it was.
+r"""Embed a folder of shards into a gallery; an interrupted run resumes.
 
 python serve_onnx/build_gallery.py --bundle bundles/quickstart --catalogue data/wardrobe \
     --out galleries/wardrobe

@@ -1,4 +1,4 @@
-r"""Says which devices onnxruntime really runs on here, and what the others lack.
+r"""Show which devices onnxruntime can use on this machine, and what the others lack.
 
 python serve_onnx/doctor.py
 python serve_onnx/doctor.py --require cuda --bundle bundles/quickstart
@@ -24,12 +24,12 @@ from adde.serving.onnx.providers import (
     RECORD,
     TENSORRT,
     Device,
-    decimal,
-    filled,
+    active_providers,
+    format_cuda_version,
     missing,
     onnxruntime,
     preload,
-    running,
+    read_int,
     tensorrt_version,
 )
 from adde.serving.onnx.session import Session
@@ -38,14 +38,14 @@ CONVOLUTION = base64.b64decode(
     "CAg6TgoPCgF4CgF4EgF5IgRDb252EgFnWhsKAXgSFgoUCAESEAoCCAEKAggBCgIIAgoCCAJiGwoBeRIWChQIARIQCgIIAQ"
     "oCCAEKAggBCgIIAUIECgAQDQ=="
 )
-"""The smallest graph worth running: y = x * x, two by two; a product alone would not open cuDNN."""
+"""A minimal graph, y = x * x by convolution, because only a convolution loads cuDNN."""
 
 
 def doctor(bundle: Path | None = None, require: tuple[Device, ...] = ()) -> None:
-    """Opens a session on every device and prints what came of it; status 1 if one required fails.
+    """Open a session on every device and print the result; exit status 1 if a required one fails.
 
     Args:
-        bundle: run this bundle's golden pictures on each device that works, too.
+        bundle: also run this bundle's golden pictures on every working device.
         require: devices that must work.
     """
     devices: tuple[Device, ...] = get_args(Device)
@@ -64,15 +64,17 @@ def doctor(bundle: Path | None = None, require: tuple[Device, ...] = ()) -> None
 
 
 def versions() -> dict[str, str]:
-    """Name to version of what matters, "not found" where it is not there."""
+    """Return versions by name, "not found" for missing libraries."""
     cuda = str(getattr(onnxruntime, "cuda_version", ""))
     return {
         "python": platform.python_version(),
-        "onnxruntime": f"{onnxruntime.__version__}, made for CUDA {cuda or 'none'}",
-        "driver": _library(DRIVER, lambda lib: decimal(filled(lib.cuDriverGetVersion))),
+        "onnxruntime": f"{onnxruntime.__version__}, built for CUDA {cuda or 'none'}",
+        "driver": _library(
+            DRIVER, lambda lib: format_cuda_version(read_int(lib.cuDriverGetVersion))
+        ),
         "CUDA": _library(
             f"libcudart.so.{cuda.split('.')[0] or 12}",
-            lambda lib: decimal(filled(lib.cudaRuntimeGetVersion)),
+            lambda lib: format_cuda_version(read_int(lib.cudaRuntimeGetVersion)),
         ),
         "cuDNN": _library(CUDNN, lambda lib: str(lib.cudnnGetVersion())),
         "TensorRT": str(tensorrt_version() or f"not found ({TENSORRT})"),
@@ -87,7 +89,7 @@ def _library(name: str, version: Callable[[Any], str]) -> str:
 
 
 def try_device(device: Device) -> str | None:
-    """Runs one convolution on a device; None, or what is wrong."""
+    """Run one convolution on a device; return None, or the problem."""
     if lacking := missing(device):
         return "; ".join(lacking)
     provider = PROVIDERS[device]
@@ -99,13 +101,13 @@ def try_device(device: Device) -> str | None:
         right = session.run(None, {"x": x})[0].tolist() == [[[[30]]]]
     except Exception as error:  # onnxruntime's exceptions have no common base but this one
         return str(error)
-    if provider not in (found := running(session)):
-        return f"onnxruntime took {found[0]} and logged why"
-    return None if right else "it computes a wrong number"
+    if provider not in (found := active_providers(session)):
+        return f"onnxruntime used {found[0]} instead and logged why"
+    return None if right else "it computes a wrong result"
 
 
 def try_bundle(bundle: Bundle, device: Device) -> str | None:
-    """Runs a bundle's golden pictures on a device; prints the time, or returns what is wrong."""
+    """Run a bundle's golden pictures on a device and print the time; return None or the problem."""
     golden = bundle.golden()
     try:
         session = Session(bundle, device)

@@ -1,4 +1,4 @@
-r"""Answers "this item, but with these values" from a bundle; needs neither torch nor a GPU.
+r"""Answer "this item, but with these values" from a bundle; needs neither torch nor a GPU.
 
 python serve_onnx/query.py --bundle bundles/quickstart --gallery data/wardrobe --split test \
     --image x.jpg --set top_colour=red --picture answer.png

@@ -1,4 +1,4 @@
-r"""Serves a bundle and its gallery over HTTP; needs neither torch nor a GPU.
+r"""Serve a bundle and its gallery over HTTP; needs neither torch nor a GPU.
 
 python serve_onnx/server.py --bundle bundles/quickstart --gallery galleries/wardrobe
 python serve_onnx/server.py --bundle bundles/shop --gallery galleries/shop --host 0.0.0.0 \

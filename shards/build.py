@@ -1,4 +1,4 @@
-r"""Packs a catalogue into WebDataset shards with an index.
+r"""Pack a catalogue into WebDataset shards with an index.
 
 python shards/build.py --catalogue wardrobe --out data/wardrobe
 python shards/build.py --catalogue wardrobe-hard --items 20000 --out data/wardrobe-hard
@@ -8,7 +8,7 @@ python shards/build.py --catalogue items.parquet --images photos/ --out data/sho
         --group-by family --attributes colour sleeve pattern
 python shards/build.py --catalogue celeba:CelebA/ --out data/celeba --engine ray
 
-A build that was stopped goes on where it was: the same command again.
+To continue an interrupted build, run the same command again.
 """
 
 import signal
@@ -29,7 +29,7 @@ from adde.shards.packing.summary import as_text
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Packs a catalogue into WebDataset shards with an index."""
+    """Pack a catalogue into WebDataset shards with an index."""
 
     catalogue: str
     """A .csv or .parquet table, or a folder of .parquet files; kind:path of a public dataset, see
@@ -37,28 +37,28 @@ class Arguments:
     zappos, asen, fashionai, polyvore, hf); or an embedded catalogue: wardrobe, wardrobe-hard,
     wardrobe-outfits, rooms, sprites, sprites-colour or sprites-noisy."""
     out: Path
-    """Folder of the shards; shards of anything else there are replaced."""
+    """Folder of the shards; existing shards there are replaced."""
     images: Path | None = None
     """Folder that the names of pictures start from; found if not given."""
     size: int | None = None
-    """Cap on a picture's short side, pixels; 256 if not given, 64 for an embedded catalogue."""
+    """Cap on a picture's short side in pixels; 256 if not given, 64 for an embedded catalogue."""
     items: int = 20_000
-    """Items of an embedded catalogue."""
+    """Number of items of an embedded catalogue."""
     workers: int | None = None
     """Processes that write shards; one per core if not given."""
     engine: Engine = "processes"
-    """Where shards are written: processes of this machine, or a Ray cluster that RAY_ADDRESS
-    names and that sees the same folders."""
+    """Processes of this machine, or the Ray cluster of RAY_ADDRESS, which must see the same
+    folders."""
     layout: Annotated[PackOptions, tyro.conf.arg(name="")] = field(default_factory=PackOptions)
     table: Annotated[TableOptions, tyro.conf.arg(name="")] = field(default_factory=TableOptions)
 
 
 def main() -> None:
-    # A job that is told to stop cleans up after itself, as at Ctrl-C.
+    # On SIGTERM, clean up as on Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     arguments = tyro.cli(Arguments)
-    require_place(arguments.out)  # before a table of millions is read
-    opened = open_catalogue(
+    require_place(arguments.out)  # before reading a large table
+    catalogue = open_catalogue(
         arguments.catalogue,
         arguments.images,
         arguments.table,
@@ -67,20 +67,13 @@ def main() -> None:
         seed=arguments.layout.seed,
         skip_unreadable=arguments.layout.skip_unreadable,
     )
-    summary = pack(
-        opened.catalogue,
-        arguments.out,
-        arguments.layout,
-        engine(arguments.engine, arguments.workers),
-        notices=opened.notices,
-        queries=opened.queries,
-        given=opened.given,
-    )
+    run = engine(arguments.engine, arguments.workers)
+    summary = pack(catalogue, arguments.out, arguments.layout, run)
     if summary is None:
-        print(f"{arguments.out}: packed from the same before, nothing to do")
+        print(f"{arguments.out}: up to date, nothing to do")
     else:
         print(as_text(summary))
-        print(f"\nwritten: {arguments.out}, the summary also to {arguments.out / SUMMARY_NAME}")
+        print(f"\nwritten: {arguments.out}; the summary is also in {arguments.out / SUMMARY_NAME}")
 
 
 if __name__ == "__main__":

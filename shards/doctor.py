@@ -1,4 +1,4 @@
-r"""Says what ails a catalogue: labels, balance, near-duplicates, broken pictures, edit targets.
+r"""Report problems of a catalogue: labels, balance, near-duplicates, broken pictures, edit targets.
 
 python shards/doctor.py --shards data/shop
 python shards/doctor.py --shards data/shop --out report.html
@@ -10,31 +10,31 @@ import tyro
 
 from adde.errors import UserError, run_program
 from adde.files import require_writable
-from adde.shards.checking.doctor import as_text, diagnose, look_through
+from adde.shards.checking.doctor import as_text, diagnose, scan
 from adde.shards.index import ShardIndex
 
 
 def main(shards: Path, out: Path | None = None, workers: int | None = None) -> None:
-    """Says what ails a catalogue, read from its shards.
+    """Report problems of a catalogue, read from its shards.
 
     Args:
-        shards: folder of shards.
-        out: a page with pictures to write, too.
-        workers: processes; one per core if not given.
+        shards: Folder of shards.
+        out: Also write the report as a page with pictures.
+        workers: Number of processes; one per core if not given.
     """
     if out is not None:
         if out.is_dir():
             raise UserError(f"{out}: expected a page's name such as report.html, found a folder")
-        require_writable(out)  # before the pictures are looked at
+        require_writable(out)  # before the pictures are scanned
     index = ShardIndex.read(shards)
-    looked = look_through(index, workers)
-    found = diagnose(index, looked)
-    print(as_text(found, looked.item_ids))
+    scanned = scan(index, workers)
+    found = diagnose(index, scanned)
+    print(as_text(found, scanned.item_ids))
     if out is not None:
-        # Imported here: the text needs no templates.
+        # Imported here, because the text needs no templates.
         from adde.shards.checking.doctor_page import write_page
 
-        write_page(index, found, looked, out)
+        write_page(index, found, scanned, out)
         print(f"\nwritten: {out}")
 
 

@@ -1,4 +1,4 @@
-r"""Recounts and rehashes shards against their index.json, and names each difference.
+r"""Count and hash shards, compare them with their index.json, and name each difference.
 
 python shards/verify.py --shards data/shop
 python shards/verify.py --shards data/shop --decode
@@ -15,12 +15,12 @@ from adde.shards.index import ShardIndex
 
 
 def main(shards: Path, decode: bool = False, workers: int | None = None) -> None:
-    """Recounts and rehashes shards against their index.json, and names each difference.
+    """Count and hash shards, compare them with their index.json, and name each difference.
 
     Args:
-        shards: folder of shards.
-        decode: decode every picture too.
-        workers: processes; one per core if not given.
+        shards: Folder of shards.
+        decode: Also decode every picture.
+        workers: Number of processes; one per core if not given.
     """
     index = ShardIndex.read(shards, check_files=False)
     differences = 0
@@ -33,7 +33,7 @@ def main(shards: Path, decode: bool = False, workers: int | None = None) -> None
     megabytes = sum(shard.bytes for shard in index.shards) / 1e6
     print(
         f"{shards}: {samples:,} samples in {len(index.shards)} shards, {megabytes:.1f} MB, "
-        f"all as in its index{', all pictures decode' if decode else ''}"
+        f"as listed in the index{', all pictures decode' if decode else ''}"
     )
 
 

@@ -89,8 +89,8 @@ class AutoencoderMethod(Method):
 
     title = "Autoencoder"
     Config = AutoencoderConfig
-    deciding = ("psnr",)
-    shown = ("psnr",)
+    best_metrics = ("psnr",)
+    terminal_metrics = ("psnr",)
     panels = (
         Panel("Validation", "Peak signal-to-noise ratio, dB", r"val/psnr"),
         Panel("Losses", "Squared error", r"autoencoder/error", wide_range=True),

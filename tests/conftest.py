@@ -20,7 +20,8 @@ if not torch.cuda.is_available():
 
 from adde.schema import Attribute, Schema
 from adde.scoring import Calibration
-from adde.shards.index import Shard, ShardIndex, member_rows
+from adde.shards.index import ShardIndex
+from adde.shards.shard import Shard, member_rows
 
 TINY_SCHEMA = Schema(
     (

@@ -1,4 +1,6 @@
-"""Measures a run's checkpoint on a split: a table, and a file of figures in the run's folder.
+"""Evaluate a run's checkpoint on a split: print a table, and write metrics.json.
+
+With --disentanglement, score how well the codes of runs of any method keep factors apart.
 
 python train/evaluate.py --run runs/quickstart --split test
 python train/evaluate.py --run runs/quickstart --split val --checkpoint last
@@ -26,7 +28,7 @@ from adde.shards.queries import read_queries
 from adde.training.disentanglement import score_encoders
 from adde.training.evaluation import Evaluator
 from adde.training.ranking import best_matches_on, ranked_on, top_k_on
-from adde.training.resilience.preflight import require_split
+from adde.training.resilience.requirements import require_split
 from adde.training.run_folder import open_shards
 from adde.training.watching.encoder_scores import SCORES_NAME
 from adde.training.watching.report import write_report
@@ -49,24 +51,24 @@ def evaluate(
     trees: Literal["lgbm", "sklearn"] = "lgbm",
     tasks: bool = False,
 ) -> None:
-    """Attribute manipulation retrieval and attribute accuracy (docs/architecture.md), or how well
-    codes keep factors apart (docs/vae.md).
+    """Measure attribute manipulation retrieval and attribute accuracy (docs/architecture.md), or
+    the disentanglement of codes (docs/vae.md).
 
-    The test split's figures of retrieval are metrics.json, from which report and model card are
-    made; another split's are metrics-<split>.json. Those of codes are disentanglement.json.
+    The test split's metrics go to metrics.json, which the report and the model card use; another
+    split's go to metrics-<split>.json. Scores of codes go to disentanglement.json.
 
     Args:
         run: folders of runs.
-        split: whose items are gallery and queries, or are encoded.
+        split: items for gallery and queries, or items to encode.
         checkpoint: best on the validation split, or last.
-        shards: folder or address of shards; default: those the run was trained on.
+        shards: folder or address of shards; default: those of the training.
         batch_size: pictures encoded at a time.
-        queries: most that are asked, evenly spaced over all; 0: all.
-        disentanglement: scores of the codes of runs of any method, in one table.
-        codes: .npz of somebody else's codes for that table: codes (N, L), labels (N, K), and if
-            there factors (K names), blocks (L,) and sampled (N, L).
+        queries: maximum number of queries, evenly spaced over all; 0: all.
+        disentanglement: score the codes of runs of any method, in one table.
+        codes: .npz files of other codes for that table: codes (N, L) and labels (N, K), optionally
+            factors (K names), blocks (L,) and sampled (N, L).
         trees: of DCI; sklearn's are the published ones, and 50 times slower.
-        tasks: also downstream tasks, which take longer than all other scores.
+        tasks: also score downstream tasks, which takes longer than all other scores.
     """
     if not run and not codes:
         raise UserError("expected --run with the folder of a run, found none")
@@ -83,7 +85,7 @@ def evaluate(
 def evaluate_edits(
     run: Path, split: Split, checkpoint: str, shards: str | None, batch_size: int, queries: int
 ) -> None:
-    """Attribute manipulation retrieval and attribute accuracy of a run of ADDE; see `evaluate`."""
+    """Measure retrieval and attribute accuracy of a run of ADDE; see `evaluate`."""
     model, config, found = load_adde(run, checkpoint)
     index = open_shards(config, shards)
     require_split(index, split)
@@ -98,9 +100,9 @@ def evaluate_edits(
     if isinstance(index.root, Path):
         given = read_queries(index, split)
     else:
-        print("behind an address, queries that a dataset brings along are not looked for")
+        print("shards at a remote address: queries that come with a data set are not used")
     if given is not None:
-        print(f"{len(given)} queries given with the shards are asked, and no others")
+        print(f"using the {len(given)} queries that come with the shards")
     asked = (manipulation_queries(encoded.labels) if given is None else given).spread(queries)
     figures = evaluate_split(
         encoded.embeddings,
@@ -125,7 +127,7 @@ def evaluate_edits(
 
 
 def print_tables(figures: dict[str, Any], schema: Schema) -> None:
-    """Retrieval beside its baselines, edits of known labels, then every attribute."""
+    """Print retrieval and its baselines, edits of known labels, and every attribute."""
     headline = {name: figures[name] for name in ("match", "adde")}
     print(f"{'':18}" + "".join(f"{column:>16}" for column in COLUMNS))
     for name, row in {**headline, **figures["baselines"]}.items():

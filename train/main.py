@@ -1,4 +1,4 @@
-"""Trains a model on a folder of shards; ADDE, unless the recipe names another method.
+"""Train a model on a folder of shards; ADDE, unless the recipe names another method.
 
 accelerate launch train/main.py --recipe train/recipes/quickstart.toml
 accelerate launch train/main.py --recipe train/recipes/quickstart.toml --resume
@@ -24,17 +24,17 @@ def main() -> None:
 
 
 def train_stage(run: Run, stage: Stage) -> None:
-    """All steps of one stage that are still to do."""
+    """Take the remaining steps of a stage."""
     if not run.begin_stage(stage):
         return
-    parts = run.config.data.accumulation
+    data, parts = run.config.data, run.config.data.accumulation
     for step in run.steps():
         rate = learning_rate(stage.schedule, step, run.total_steps, run.order.steps_per_epoch)
         run.strategy.begin_step(rate)
         stopping = False
-        for number in range(run.loads):
+        for number in range(data.batches_per_step):
             batch, draws = run.next_batch()
-            if run.config.data.cached:
+            if data.cached:
                 scalars, stopping = cached_backward(
                     run.strategy, run.objective, stage, batch, draws, parts, run.stop_asked
                 )
@@ -43,7 +43,7 @@ def train_stage(run: Run, stage: Stage) -> None:
                     terms = run.objective.batch_terms(stage, run.model, batch, draws)
                     loss, scalars, stopping = global_mean(terms, stage.weights, run.stop_asked)
                     run.strategy.backward(loss)
-            run.note(scalars, batch, draws)
+            run.record_micro_batch(scalars, batch, draws)
         norm = run.strategy.step()
 
         run.log(rate, norm)

@@ -1,11 +1,10 @@
-"""Searches settings with Optuna, offline, over the space of a W&B sweep file.
+"""Search settings with Optuna, offline, in the space of a W&B sweep file.
 
     python train/search.py --sweep train/sweeps/quickstart.yaml --trials 20
-    wandb sweep train/sweeps/quickstart.yaml       # the same, through W&B and its agents
+    wandb sweep train/sweeps/quickstart.yaml       # the same with W&B and its agents
 
-Called again, it goes on where it was cut off. Trials whose validation figures are among the worse
-are ended early. Results lie in the folder: history.png, settings.png, best.json, and each trial's
-run.
+An interrupted search resumes. Worse trials end early. The folder contains history.png,
+settings.png, best.json, and each trial's run.
 """
 
 from pathlib import Path
@@ -14,16 +13,17 @@ import tyro
 
 from adde.errors import run_program
 from adde.files import read_text
-from adde.training.trials import Search, read_sweep
+from adde.training.sweep import read_sweep
+from adde.training.trials import Search
 
 
 def search(sweep: Path, out: Path | None = None, trials: int = 20, seed: int = 0) -> None:
-    """Runs trials one after the other and prints the best.
+    """Run trials one after the other, and print the best.
 
     Args:
-        sweep: the file.
+        sweep: the sweep file.
         out: folder of the trials; default: runs/<name of the sweep>.
-        trials: that are to have ended in all.
+        trials: number of trials, including those of earlier calls.
         seed: of the sampler.
     """
     read = read_sweep(sweep)

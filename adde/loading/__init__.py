@@ -1,1 +1,1 @@
-"""Batches of shards as tensors on the device: reading ahead, resizing, decoding, augmentation."""
+"""Batches of shards as tensors on the device: read-ahead, decoding, resizing, augmentation."""

@@ -1,6 +1,6 @@
-"""JPEGs decoded on the device that trains on them (layer 1).
+"""Decode JPEGs on the training device.
 
-Imported where `data.decode` asks for it: torchcodec needs libraries that not every machine has.
+Import this only if `data.decode` asks for it: torchcodec needs libraries that some machines lack.
 """
 
 import torch
@@ -12,26 +12,26 @@ from adde.preprocess import Fit, placement
 
 
 def decode_into(images: Tensor, encoded: dict[int, bytes], names: dict[int, str], fit: Fit) -> None:
-    """Decodes pictures on the device of `images`, and makes them square.
+    """Decode pictures on the device of `images`, and make them square.
 
-    Decoders round differently: numbers lie a few of 255 from those of `adde.preprocess`, which is
-    what pictures are measured and served by.
+    Decoders round differently: pixels differ by a few of 255 levels from those of
+    `adde.preprocess`, which evaluation and serving use.
 
     Args:
         images: (b, S, S, 3) uint8.
-        encoded: row of `images` to a file for which `adde.shards.jpeg.is_plain` holds.
-        names: of the same rows, for errors.
-        fit: how pictures become square.
+        encoded: Maps rows of `images` to files that are plain (`adde.shards.jpeg.is_plain`).
+        names: Names of the same rows, for errors.
+        fit: How pictures are made square.
 
     Raises:
-        UserError: a picture does not decode; names it.
+        UserError: A picture does not decode; names the batch's first.
     """
     try:
         pictures = decode_jpeg([*encoded.values()], mode="RGB", device=images.device)
     except Exception as error:
         raise UserError(
             f"a picture of {names[min(names)]} and {len(names) - 1} more does not decode on "
-            f"{images.device}: {error}; data.decode = 'cpu' names it"
+            f"{images.device}: {error}; data.decode = 'cpu' would name the picture"
         ) from None
     side = images.shape[1]
     for row, picture in zip(encoded, pictures):
@@ -46,7 +46,7 @@ def decode_into(images: Tensor, encoded: dict[int, bytes], names: dict[int, str]
             part = resized[0].round().clamp(0, 255).byte()
         square = images[row].permute(2, 0, 1)
         square[:, top:bottom, left:right] = part
-        # As `adde.preprocess.draw_bars`; torch's median is the lower one of two, too.
+        # As `adde.preprocess.draw_bars`; torch's median also takes the lower of two middle values.
         for bar, edge in (
             (square[:, :, :left], picture[:, :, 0]),
             (square[:, :, right:], picture[:, :, -1]),

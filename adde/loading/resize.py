@@ -1,4 +1,4 @@
-"""Pictures for training: the pixels that are decoded everywhere, resized by torch (layer 1)."""
+"""Pictures for training: decoded as everywhere, but resized by torch."""
 
 import numpy as np
 import torch
@@ -9,16 +9,15 @@ from adde.shards.jpeg import decode_pixels
 
 
 def load_for_training(preprocess: Preprocess, source: bytes, name: str, into: Picture) -> None:
-    """Writes what `preprocess.load` gives into (size, size, 3) uint8, in half the time or less.
+    """Write nearly the result of `preprocess.load` into (size, size, 3) uint8, in half the time.
 
-    Pillow's bicubic resize takes several times as long as decoding a JPEG to the same size; torch
-    has Pillow's method with vector instructions and rounds its weights otherwise: 1 number in 50
-    or fewer differs (1 in 4 where a shape is squashed far), by 1 or 2 of 255.
-    Training does not mind; what is measured, exported and served is prepared by `preprocess.load`
-    itself.
+    Pillow's bicubic resize takes several times as long as decoding a JPEG to the same size. torch
+    implements the same method with vector instructions, but rounds its weights differently: at
+    most 1 pixel value in 50 differs (1 in 4 for strong squashing), by 1 or 2 of 255 levels. This
+    does not affect training; evaluation, export and serving use `preprocess.load`.
 
     Raises:
-        UserError: see `adde.preprocess.decode`.
+        UserError: See `adde.preprocess.decode`.
     """
     pixels = decode_pixels(source, name, preprocess.size)
     taken, place = placement((pixels.shape[1], pixels.shape[0]), preprocess.size, preprocess.fit)
@@ -26,9 +25,9 @@ def load_for_training(preprocess: Preprocess, source: bytes, name: str, into: Pi
     if part.shape == target.shape:
         target[:] = part
     else:
-        # torch.nn.functional.interpolate's own operator, which can write where it is told: a
-        # batch's memory is out of the caches, and a copy to it takes as long as reading the
-        # picture's file. Between bars at the sides it would write over them.
+        # The operator behind torch.nn.functional.interpolate can write into existing memory. A
+        # batch is not in the processor's caches, so an extra copy to it would take as long as
+        # reading the file. The operator needs contiguous memory: with bars at the sides, copy.
         whole = target if target.flags.c_contiguous else np.empty_like(target, order="C")
         torch.ops.aten._upsample_bicubic2d_aa.out(
             _channels_last(part), whole.shape[:2], False, None, None, out=_channels_last(whole)
@@ -45,7 +44,8 @@ def _inside(picture: Picture, box: Box) -> Picture:
 
 
 def _channels_last(picture: Picture) -> Tensor:
-    """A view (1, 3, height, width). The batch axis comes before the channels are moved: torch then
-    sees that they lie last, and leaves them there.
+    """Return a view (1, 3, height, width).
+
+    The batch axis is added first, so that torch recognises the channels-last layout and keeps it.
     """
     return torch.from_numpy(picture)[None].permute(0, 3, 1, 2)

@@ -1,7 +1,7 @@
-"""Answers "this item, but red" from a bundle, with onnxruntime and without torch."""
+"""Answer "this item, but red" from a bundle, with onnxruntime and without torch."""
 
 from adde.serving.answers import Answer, Result
-from adde.serving.edits import More, Not
+from adde.serving.attribute_edits import More, Not
 from adde.serving.search import Request, Searcher
 
 __all__ = ["Answer", "More", "Not", "Request", "Result", "Searcher"]

@@ -1,4 +1,4 @@
-"""What a search answers: items, and how each of their attributes compares with what was asked."""
+"""Results of a search: items, and how each attribute compares with the request."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,55 +12,55 @@ Rank = Literal["match", "distance"]
 
 @dataclass(frozen=True)
 class Match:
-    """One attribute of an answer, compared with what was asked for."""
+    """One attribute of an answer, compared with the request."""
 
     value: str | None
-    """The answer's value as the catalogue has it, or as it is seen where the catalogue does not
-    say; None where the attribute is then likelier not to be there at all.
+    """The answer's value in the catalogue or, if that has none, the predicted one; None if the
+    attribute is then likelier absent.
     """
     predicted: bool
-    """The catalogue does not say; `value` is what is seen."""
+    """The catalogue has no label; `value` is predicted."""
     seen: str
-    """The likeliest value in the answer's picture, whatever the catalogue says."""
+    """The predicted value, whatever the catalogue says."""
     wanted: str | None
-    """What is seen or known of the query, None where the attribute is not there; or the edit:
-    a value, "not black", "more red".
+    """The query's own value (None if the attribute is absent), or the edit: a value, "not black",
+    "more red".
     """
     share: float
-    """Share of what separates the answer from a perfect one, 0 to 1: of the distance, or of what
-    the score lacks.
+    """This attribute's share, 0 to 1, of the distance or of the loss of score against a perfect
+    answer.
     """
     probability: float | None
-    """That the answer matches here, 0 to 1; None where the bundle is not calibrated."""
+    """Probability that the answer matches here; None for an uncalibrated bundle."""
     good: bool
-    """`value` is what is wanted."""
+    """Whether `value` is what is wanted."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One item of the gallery as an answer."""
+    """An item of the gallery as an answer."""
 
     item_id: str
     score: float
-    """By match, 0 to 1: the mean of the attributes' probabilities, weighted, and averaged as
-    logarithms, so that one attribute that does not match counts much. The first answers have the
-    edited values before all else, so that a later one may have a higher score. By distance,
-    1 - distance / 2: where no weights are given, the cosine of query and item.
+    """By match: weighted mean of the attributes' probabilities, 0 to 1, averaged as logarithms, so
+    that one mismatch counts much. The first answers are ranked with more weight on the edited
+    attributes, so a later answer may have a higher score. By distance: 1 - distance / 2, which is
+    the cosine of query and item for equal weights.
     """
     distance: float
-    """Sum over attributes of weight x squared distance in the subspace; 0 to 4 without weights.
-    By distance with `like`, the weighted mean of squared distances of unit subspaces.
+    """Sum over attributes of weight x squared subspace distance; 0 to 4 for equal weights. By
+    distance with `like`: the weighted mean of squared distances between unit subspaces.
     """
     labels: Mapping[str, str | None]
-    """As the catalogue has them; None where it does not say."""
+    """Labels from the catalogue; None where it has none."""
     fields: Fields
     matches: Mapping[str, Match]
     item: Item = field(repr=False, compare=False)
-    """As the gallery has it; `read_picture` leads to its picture."""
+    """The gallery's item; `read_picture` reads its picture."""
 
     @property
     def good(self) -> bool:
-        """Every attribute that the catalogue knows of the answer has the wanted value."""
+        """Whether every attribute that the catalogue labels has the wanted value."""
         return all(match.good or match.predicted for match in self.matches.values())
 
 
@@ -69,18 +69,16 @@ class Seen:
     """An attribute of the query before the edits."""
 
     value: str | None
-    """The likeliest value; None where the attribute is likelier not to be there."""
+    """The likeliest value; None if the attribute is likelier absent."""
     confidence: float | None
-    """The probability of `value`, 1 where it is known; None where the gallery of an uncalibrated
-    bundle does not say.
-    """
+    """Probability of `value`, 1 if known; None for an item of an uncalibrated gallery."""
     known: bool = False
-    """The catalogue says so; else it is seen."""
+    """Whether the value comes from the catalogue; otherwise it is predicted."""
 
 
 @dataclass(frozen=True)
 class Result(Sequence[Answer]):
-    """Answers, best first, and what was looked for."""
+    """Answers, best first, and the values sought."""
 
     answers: tuple[Answer, ...]
     seen: Mapping[str, Seen]
@@ -88,7 +86,7 @@ class Result(Sequence[Answer]):
     wanted: Mapping[str, str | None]
     """Each attribute after the edits; see `Match.wanted`."""
     rank: Rank
-    """What the answers are in the order of."""
+    """What the answers are ranked by."""
 
     @overload
     def __getitem__(self, index: int) -> Answer: ...
@@ -105,5 +103,5 @@ class Result(Sequence[Answer]):
 
 
 def value_of(schema: Schema, attribute: int, label: int) -> str | None:
-    """A value's name; None of UNKNOWN."""
+    """Return a value's name; None for UNKNOWN."""
     return None if label == UNKNOWN else schema.attributes[attribute].values[label]

@@ -1,4 +1,4 @@
-"""Candidates become answers: ranked exactly, each attribute compared with what was asked."""
+"""Rank candidates exactly and compare each attribute with the request."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,13 +8,13 @@ import numpy as np
 from adde.schema import UNKNOWN, Labels, Schema, Vector
 from adde.scoring import FIRST, first_then_rest, likeliest
 from adde.serving.answers import Answer, Match, Rank, value_of
-from adde.serving.gallery.asking import Matching, distances_in_subspaces
 from adde.serving.gallery.base import Item
+from adde.serving.gallery.scorers import MatchScorer, subspace_distances
 
 
 @dataclass(frozen=True, eq=False)
-class Question:
-    """What candidates are compared with."""
+class AnswerRanker:
+    """Ranks candidates by an edited query."""
 
     schema: Schema
     rank: Rank
@@ -23,24 +23,24 @@ class Question:
     weights: Vector
     """(A,) float32."""
     unit: bool
-    """Distances are of unit subspaces."""
-    matching: Matching | None
-    """None where the bundle is not calibrated."""
+    """Whether distances are between unit subspaces."""
+    matching: MatchScorer | None
+    """None for an uncalibrated bundle."""
     first: Vector | None
-    """(A,) float32 weights of the first FIRST matches, where they are others than of the rest."""
+    """(A,) float32 weights for the first FIRST matches, if different from the rest."""
     wanted: Mapping[str, str | None]
-    """Of each attribute, as it is said."""
+    """Each attribute's wanted value, for display."""
     good: Mapping[int, Labels]
-    """Edited attributes to the labels of which one has to be shown."""
+    """Edited attributes to the labels that count as a success."""
 
     def answers(self, items: Sequence[Item]) -> tuple[Answer, ...]:
-        """All items, best first: by score, then distance, then as they stand. By match, the first
-        FIRST are those in which the edits weigh more.
+        """Rank all items: by score, then distance, then given order. By match, the first FIRST
+        answers are chosen with more weight on the edits.
         """
         if not items:
             return ()
         vectors = np.stack([item.vector for item in items])
-        parts = self.weights * distances_in_subspaces(vectors, self.query, self.unit)
+        parts = self.weights * subspace_distances(vectors, self.query, self.unit)
         if self.unit:
             parts /= self.weights.sum()
         distances = parts.sum(axis=1)

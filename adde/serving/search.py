@@ -1,4 +1,4 @@
-"""Picture and edits in, ranked items out: this item, but with these values."""
+"""Search: a picture and edits in, ranked items out."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,29 +13,30 @@ from adde.metrics import predicted_labels
 from adde.preprocess import Picture
 from adde.schema import UNKNOWN, Labels, Schema, Vector
 from adde.scoring import Calibration, likeliest, parts, with_known
-from adde.serving import edits as editing
+from adde.serving import attribute_edits
 from adde.serving.answers import Rank, Result, Seen, value_of
-from adde.serving.edits import Edits
-from adde.serving.gallery.asking import Asked, Matching
+from adde.serving.attribute_edits import Edits
 from adde.serving.gallery.base import Gallery
-from adde.serving.gallery.build import open_or_build
+from adde.serving.gallery.opening import open_or_build
+from adde.serving.gallery.scorers import MatchScorer, RankOptions
 from adde.serving.onnx.providers import Device
 from adde.serving.onnx.session import Session
-from adde.serving.ranking import Question
+from adde.serving.ranking import AnswerRanker
 
 MAX_WEIGHT = 1000.0
 MAX_K = 1000
-"""Answers of a search, with those before its first."""
+"""Maximum k + offset."""
 
-Source = bytes | str | Path | Picture
-"""A picture file's content, its path, or (S, S, 3) uint8 as `bundle.preprocess.load` gives it."""
+ImageInput = bytes | str | Path | Picture
+"""A picture file's content, its path, or (S, S, 3) uint8 as returned by `bundle.preprocess.load`.
+"""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What `Searcher.search` is asked; see there."""
+    """A request to `Searcher.search`; see there."""
 
-    image: Source | None = None
+    image: ImageInput | None = None
     item: str | None = None
     edits: Edits = field(default_factory=lambda: {})
     k: int = 10
@@ -49,29 +50,28 @@ class Request:
 
 @dataclass(frozen=True)
 class Start:
-    """Where a search starts from."""
+    """The starting point of a search."""
 
     embedding: Vector
     """(A, D) float32, not normalised."""
     own: Labels
-    """(A,) int64 values that edits take away: those known, else the likeliest."""
+    """(A,) int64 values that edits remove: the known one, otherwise the likeliest."""
     seen: Mapping[str, Seen]
     beliefs: Vector | None
-    """(V + A,) float32; None where the bundle is not calibrated."""
+    """(V + A,) float32; None for an uncalibrated bundle."""
 
 
 class Searcher:
-    """Searches one gallery with one bundle; calls may come from several threads.
+    """Searches one gallery with one bundle; safe to call from several threads.
 
     Args:
         bundle: a bundle or its folder.
-        gallery: a gallery or its folder; a folder of shards is embedded first and kept.
+        gallery: a gallery or its folder; a folder of shards is embedded first and cached.
         devices: where the graphs run; see `Session`.
-        session: one that is open already, which is then used instead.
+        session: an open session to use instead of opening one.
 
     Raises:
-        UserError: bundle, gallery or device is not to be had, or another bundle embedded the
-            gallery.
+        UserError: bundle, gallery or device is unavailable, or another bundle embedded the gallery.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Searcher:
 
     def search(
         self,
-        image: Source | None = None,
+        image: ImageInput | None = None,
         edits: Edits | None = None,
         k: int = 10,
         weights: Mapping[str, float] | None = None,
@@ -105,26 +105,26 @@ class Searcher:
         must: Sequence[str] = (),
         offset: int = 0,
     ) -> Result:
-        """The `k` items that best match the edited picture, best first.
+        """Return the `k` items that best match the edited picture, best first.
 
         Args:
             image: the picture to start from.
-            edits: attribute to new value, `Not(values)` or `More(value, amount)`; any number of
-                them. The values taken away are those known of an item, or seen in the picture.
-            k: answers wanted; all items where the gallery has fewer.
-            weights: attribute to its weight in score and distance; 1 where not given.
-            like: if any, only these attributes count.
-            filters: what answers must have; see `adde.serving.gallery.filters`.
-            item: id of an item of the gallery to start from instead; it is no answer itself.
-            rank: by the probability of a match (`adde.scoring`; needs a calibrated bundle), or by
-                distance from the edited embedding, as published. Default: match where calibrated.
-            must: edited attributes; answers without the new value are left out.
-            offset: answers before the first that is wanted.
+            edits: attribute to new value, `Not(values)` or `More(value, amount)`. The values
+                replaced are those known of an item, or predicted from the picture.
+            k: maximum number of answers.
+            weights: attribute to its weight in score and distance; default 1.
+            like: if given, only these attributes count.
+            filters: conditions on answers; see `adde.serving.gallery.filters`.
+            item: id of a gallery item to start from instead; it is not an answer itself.
+            rank: by match probability (`adde.scoring`; needs a calibrated bundle), or by distance
+                from the edited embedding, as published. Default: match if calibrated.
+            must: edited attributes whose new value every answer must show.
+            offset: answers to skip.
 
         Raises:
-            UserError: neither or both of image and item, a picture that does not decode, a name,
-                value, weight or filter that is not valid (names the nearest valid ones), or a
-                match asked of a bundle without calibration.
+            UserError: not exactly one of image and item, a picture that does not decode, an invalid
+                name, value, weight or filter (names the nearest valid ones), or ranking by match
+                without a calibration.
         """
         request = Request(
             image, item, edits or {}, k, weights or {}, like, filters or {}, rank, must, offset
@@ -132,7 +132,7 @@ class Searcher:
         return self.search_batch([request])[0]
 
     def search_batch(self, requests: Sequence[Request]) -> list[Result]:
-        """Answers several requests; their pictures are embedded together."""
+        """Answer several requests; their pictures are encoded together."""
         for request in requests:
             self.check(request)
         pictures = [self.picture(r.image) for r in requests if r.image is not None]
@@ -141,7 +141,7 @@ class Searcher:
         return [self.answer(request, start) for request, start in zip(requests, starts)]
 
     def check(self, request: Request) -> None:
-        """Raises UserError where `search` would, as far as the request alone tells."""
+        """Check a request without searching. Raises UserError as `search` does."""
         if (request.image is None) == (request.item is None):
             raise UserError("expected one of image and item, found both or neither")
         if not 1 <= request.k <= MAX_K:
@@ -151,32 +151,32 @@ class Searcher:
                 f"offset: expected 0 to {MAX_K - request.k}, as k is {request.k} of at most "
                 f"{MAX_K} answers, found {request.offset}"
             )
-        editing.check(request.edits, self.schema)
+        attribute_edits.check(request.edits, self.schema)
         for name in request.must:
             self.schema.attribute_index(name)
             if name not in request.edits:
                 raise UserError(
-                    f"must: expected an attribute that is edited, found {name!r}, which is not; "
-                    "give it a value in edits, or ask for the value in filters"
+                    f"must: expected an edited attribute, found {name!r}, which is not edited; "
+                    "edit it, or require the value with filters"
                 )
         self.rank(request)
         self.weights(request)
 
     def rank(self, request: Request) -> Rank:
-        """What a request is ranked by. Raises UserError where that cannot be done."""
+        """Return what a request is ranked by. Raises UserError if that is impossible."""
         if request.rank not in ("match", "distance", None):
             raise UserError(f"rank: expected 'match' or 'distance', found {request.rank!r}")
         if request.rank == "match" and self.calibration is None:
             what = "gallery" if self.bundle.calibration else "bundle"
             again = "build the gallery" if self.bundle.calibration else "export the run"
             raise UserError(
-                f"rank: 'match' needs a calibrated bundle, and this {what} is older than that; "
-                f"{again} again, or ask for 'distance'"
+                f"rank: 'match' needs a calibrated bundle, and this {what} has no calibration; "
+                f"{again} again, or use 'distance'"
             )
         return request.rank or ("distance" if self.calibration is None else "match")
 
-    def picture(self, source: Source) -> Picture:
-        """A picture as the encoder takes it, (S, S, 3) uint8. Raises UserError as `decode`."""
+    def picture(self, source: ImageInput) -> Picture:
+        """Load a picture as encoder input, (S, S, 3) uint8. Raises UserError as `decode`."""
         if isinstance(source, np.ndarray):
             return source
         if isinstance(source, str):
@@ -184,12 +184,12 @@ class Searcher:
         return self.bundle.preprocess.load(source)
 
     def embed(self, pictures: Sequence[Picture]) -> list[Start]:
-        """Starts of any number of pictures, in one batch."""
+        """Make starting points from pictures, encoded in one batch."""
         if not pictures:
             return []
         embeddings, logits, presence = self.session.encode(np.stack(pictures))
         own = predicted_labels(logits, self.schema)
-        # Without a calibration the classifiers' own word, which knows no absence.
+        # Uncalibrated: the classifiers' softmax, which has no absence.
         plain = Calibration((1.0,) * len(self.schema.sizes), (), 0.0, 1.0)
         beliefs = (self.calibration or plain).beliefs(logits, presence, self.schema)
         return [
@@ -198,11 +198,11 @@ class Searcher:
         ]
 
     def start_of(self, item_id: str) -> Start:
-        """The start of an item of the gallery: what is known of it, and the rest as it is seen."""
+        """Make the starting point of a gallery item: known labels, otherwise predictions."""
         item = self.gallery.get(item_id)
         own = np.where(item.labels == UNKNOWN, item.predicted, item.labels)
         beliefs = None if self.calibration is None else item.beliefs
-        seen = self._seen(_certain(own, self.schema) if beliefs is None else beliefs)
+        seen = self._seen(_certain_beliefs(own, self.schema) if beliefs is None else beliefs)
         for name, label in zip(self.schema.names, item.labels.tolist()):
             if label != UNKNOWN:
                 seen[name] = Seen(seen[name].value, 1.0, known=True)
@@ -218,8 +218,8 @@ class Searcher:
         }
 
     def answer(self, request: Request, start: Start) -> Result:
-        """Edits a start and ranks the gallery."""
-        question = self._question(request, start)
+        """Apply the edits to a starting point and rank the gallery."""
+        question = self._ranker(request, start)
         matching = question.matching if question.rank == "match" else None
         items = self.gallery.nearest(
             question.query,
@@ -227,7 +227,7 @@ class Searcher:
             request.offset + request.k,
             request.filters,
             request.item,
-            Asked(
+            RankOptions(
                 wanted=None if matching is None else matching.wanted,
                 first=question.first,
                 epsilon=0.0 if matching is None else matching.epsilon,
@@ -238,29 +238,29 @@ class Searcher:
         answers = question.answers(items)[request.offset : request.offset + request.k]
         return Result(answers, start.seen, question.wanted, question.rank)
 
-    def _question(self, request: Request, start: Start) -> Question:
+    def _ranker(self, request: Request, start: Start) -> AnswerRanker:
         schema, rank, weights = self.schema, self.rank(request), self.weights(request)
-        changed = editing.indicator(request.edits, start.own, schema)
+        changed = attribute_edits.indicator(request.edits, start.own, schema)
         query = self.session.edit(start.embedding[None], changed)[0]
         wanted = {name: seen.value for name, seen in start.seen.items()}
         good: dict[int, Labels] = {}
         for name, edit in request.edits.items():
             a = schema.attribute_index(name)
             wanted[name] = str(edit)
-            good[a] = np.array(editing.labels_shown(edit, schema, a))
+            good[a] = np.array(attribute_edits.acceptable_labels(edit, schema, a))
         matching, first = None, None
         if self.calibration is not None and start.beliefs is not None:
             asked = start.beliefs[None].copy()
             for name, edit in request.edits.items():
                 a = schema.attribute_index(name)
-                editing.ask(edit, asked, parts(schema)[a], schema, a)
-            # Where nothing but edits counts, the order is the same.
+                attribute_edits.set_wanted(edit, asked, parts(schema)[a], schema, a)
+            # If only edited attributes have weight, their extra weight does not change the order.
             unedited = [a for a in range(len(weights)) if a not in good]
             if rank == "match" and good and weights[unedited].any():
                 first = weights.copy()
                 first[list(good)] *= self.calibration.edit_weight
-            matching = Matching(asked[0], weights, self.calibration.epsilon, schema)
-        return Question(
+            matching = MatchScorer(asked[0], weights, self.calibration.epsilon, schema)
+        return AnswerRanker(
             schema=schema,
             rank=rank,
             query=query.reshape(start.embedding.shape),
@@ -273,7 +273,7 @@ class Searcher:
         )
 
     def weights(self, request: Request) -> Vector:
-        """(A,) float32 weights of a request. Raises UserError where they are none."""
+        """Return a request's weights, (A,) float32. Raises UserError if they are invalid."""
         names = self.schema.names
         weights = np.ones(len(names), np.float32)
         for name, weight in request.weights.items():
@@ -290,7 +290,7 @@ class Searcher:
         return weights
 
 
-def _certain(labels: Labels, schema: Schema) -> Vector:
-    """Beliefs (V + A,) of labels (A,) int64 of which none is UNKNOWN."""
+def _certain_beliefs(labels: Labels, schema: Schema) -> Vector:
+    """Beliefs (V + A,) that hold labels (A,) for certain; none may be UNKNOWN."""
     none = np.zeros((1, schema.num_values + len(schema.sizes)), np.float32)
     return with_known(none, labels[None], schema)[0]

@@ -1,4 +1,4 @@
-"""Batches read from shards and decoded, whoever asks for them."""
+"""Read and decode batches of samples from shards."""
 
 from bisect import bisect
 from collections.abc import Callable
@@ -11,47 +11,48 @@ from adde.errors import UserError
 from adde.preprocess import Fit, Picture, Preprocess
 from adde.schema import UNKNOWN, Labels
 from adde.shards.index import ShardIndex
-from adde.shards.order import Places
+from adde.shards.order import Addresses
 from adde.shards.reader import Sample, ShardReader
 from adde.shards.remote.sources import Remote
 
 OnFault = Literal["raise", "skip"]
 
 Load = Callable[[Preprocess, bytes, str, Picture], None]
-"""Makes a picture of a file's content and its name for messages, in (S, S, 3) uint8."""
+"""Writes the picture of a file's content into (S, S, 3) uint8; the name is for messages."""
 
 
 def load_exactly(preprocess: Preprocess, source: bytes, name: str, into: Picture) -> None:
-    """The picture that is measured and served."""
+    """Load the picture exactly as evaluation and serving do."""
     into[:] = preprocess.load(source, name)
 
 
 @dataclass(frozen=True)
-class Companions:
-    """What comes with the pictures of a batch of b items: labels (b, A) int64, and their ids."""
+class BatchMetadata:
+    """All of a batch of b items but its pictures."""
 
     labels: Labels
+    """(b, A) int64."""
     item_ids: list[str]
     faults: list[str]
-    """What could not be read, each with shard, position and reason."""
-    stood_in: list[int]
-    """Rows of the items that could not be read; others of the batch stand in their places."""
+    """Shard, position and reason of each unreadable sample."""
+    substituted_rows: list[int]
+    """Rows of unreadable samples; they hold another item of the batch."""
     encoded: dict[int, bytes]
-    """Rows whose pictures are still to be decoded, with their files."""
+    """Files of the pictures that are not decoded yet, by row."""
 
 
 class Batches:
-    """Batch number i holds the samples at `places(i)`; reads and decodes when asked.
+    """Reads batches on request; batch i holds the samples at `addresses(i)`.
 
     Args:
-        index: of the shards.
-        split: whose samples.
-        preprocess: how the network takes its pictures.
-        places: of each batch.
-        on_fault: what an unreadable sample does: `raise`, or `skip`, which puts the next readable
-            one of the same batch in its place, so that ranks stay in step.
-        load: makes the pictures.
-        leave: says of a file that it is not to be decoded here, but given as it is.
+        index: Index of the shards.
+        split: Split of the samples.
+        preprocess: The network's preprocessing.
+        addresses: Maps a batch number to the addresses of its samples.
+        on_fault: What to do about an unreadable sample: `raise`, or `skip`, which substitutes the
+            next readable sample of the same batch, so that ranks stay in step.
+        load: Decodes a picture.
+        leave: Whether to return a file encoded, to be decoded on the device.
     """
 
     def __init__(
@@ -59,92 +60,94 @@ class Batches:
         index: ShardIndex,
         split: str,
         preprocess: Preprocess,
-        places: Callable[[int], Places],
+        addresses: Callable[[int], Addresses],
         on_fault: OnFault = "raise",
         load: Load = load_exactly,
         leave: Callable[[bytes], bool] | None = None,
     ) -> None:
         self._index, self._shards = index, index.split(split)
         self._preprocess, self._load, self._leave = preprocess, load, leave
-        self._places, self._on_fault = places, on_fault
+        self._addresses, self._on_fault = addresses, on_fault
         self._reader: ShardReader | None = None
 
     @property
     def fit(self) -> Fit:
-        """How pictures become square."""
+        """How pictures are made square."""
         return self._preprocess.fit
 
     @property
     def leaves(self) -> bool:
-        """Whether pictures may come that are still to be decoded."""
+        """Whether batches may contain encoded pictures."""
         return self._leave is not None
 
     def shape(self, number: int) -> tuple[int, int, int, int]:
-        """Shape (b, S, S, 3) of a batch's pictures."""
+        """Return the shape (b, S, S, 3) of a batch's pictures."""
         side = self._preprocess.size
-        return len(self._places(number)), side, side, 3
+        return len(self._addresses(number)), side, side, 3
 
-    def read(self, number: int, images: Picture, say: Callable[[int, int], None]) -> Companions:
-        """Reads batch `number`.
+    def read(
+        self, number: int, images: Picture, report: Callable[[int, int], None]
+    ) -> BatchMetadata:
+        """Read a batch.
 
         Args:
-            number: of the batch.
-            images: (b, S, S, 3) uint8, which the pictures are written into.
-            say: called with `number` and the row that is read next.
+            number: Number of the batch.
+            images: (b, S, S, 3) uint8; the pictures are written here.
+            report: Called with `number` and a row before the row is read.
 
         Raises:
-            UserError: a sample cannot be read, or with `skip` none of the batch.
+            UserError: A sample cannot be read, or with `skip` none of the batch can.
         """
-        # Made on first use, so that each worker process has file handles of its own.
+        # Created on first use, so that each worker process has its own file handles.
         reader = self._reader = self._reader or ShardReader(self._index)
-        places: list[list[int]] = self._places(number).tolist()
+        addresses: list[list[int]] = self._addresses(number).tolist()
         if isinstance(self._index.root, Remote):
-            following = self._places(number + 1).tolist()
-            shards = dict.fromkeys(shard for shard, _ in [*places, *following])
+            following = self._addresses(number + 1).tolist()
+            shards = dict.fromkeys(shard for shard, _ in [*addresses, *following])
             reader.prefetch(self._shards[shard] for shard in shards)
-        labels = np.full((len(places), len(self._index.schema.names)), UNKNOWN, np.int64)
-        found = Companions(labels, [""] * len(places), [], [], {})
+        labels = np.full((len(addresses), len(self._index.schema.names)), UNKNOWN, np.int64)
+        metadata = BatchMetadata(labels, [""] * len(addresses), [], [], {})
         samples: dict[int, Sample] = {}
 
         def fetch(row: int) -> None:
-            shard, position = places[row]
+            shard, position = addresses[row]
             sample = samples[row] = reader.read(self._shards[shard], position)
-            found.labels[row], found.item_ids[row] = sample.labels, sample.item_id
+            metadata.labels[row], metadata.item_ids[row] = sample.labels, sample.item_id
 
         def decode(row: int) -> None:
             sample = samples[row]
             if self._leave is not None and self._leave(sample.picture):
-                found.encoded[row] = sample.picture
+                metadata.encoded[row] = sample.picture
             else:
                 self._load(self._preprocess, sample.picture, sample.where, images[row])
 
-        # All are fetched, then all decoded: in turns, each would push the other's code out of the
+        # First fetch all, then decode all: alternating would evict each other's code from the
         # processor's caches.
         for work in (fetch, decode):
-            for row in sorted(set(range(len(places))) - set(found.stood_in)):
-                say(number, row)
+            for row in sorted(set(range(len(addresses))) - set(metadata.substituted_rows)):
+                report(number, row)
                 try:
                     work(row)
                 except (UserError, OSError) as error:
-                    self._record(error, places[row], row, found)
-        _fill_gaps(images, found)
-        return found
+                    self._record(error, addresses[row], row, metadata)
+        _fill_gaps(images, metadata)
+        return metadata
 
     def _record(
-        self, error: UserError | OSError, place: list[int], row: int, found: Companions
+        self, error: UserError | OSError, place: list[int], row: int, metadata: BatchMetadata
     ) -> None:
-        """Counts a row among those that could not be read, or raises."""
+        """Record an unreadable row, or raise."""
         fault = self._name_place(error, *place)
         if self._on_fault == "raise":
             raise UserError(
-                f"{fault}; mend it, or go on without it: data.on_fault = 'skip'"
+                f"{fault}; repair it, or continue without it: data.on_fault = 'skip'"
             ) from None
-        found.faults.append(fault)
-        found.stood_in.append(row)
+        metadata.faults.append(fault)
+        metadata.substituted_rows.append(row)
 
     def where(self, number: int, item: int) -> str:
-        """The shard and position of a batch's item."""
-        return self._where(*self._places(number)[item].tolist())
+        """Return the shard and position of a batch's item, for messages."""
+        return self._where(*self._addresses(number)[item].tolist())
 
     def _name_place(self, error: Exception, shard: int, position: int) -> str:
         where = self._where(shard, position)
@@ -154,14 +157,14 @@ class Batches:
         return f"{self._index.root}/{self._shards[shard].name}, sample {position}"
 
 
-def _fill_gaps(images: Picture, found: Companions) -> None:
-    """Each gap takes the next sample there is, going round."""
-    there = sorted(set(range(len(found.item_ids))) - set(found.stood_in))
-    if not there:
-        raise UserError(f"no sample of a batch can be read; the first: {found.faults[0]}")
-    for gap in found.stood_in:
-        following = there[bisect(there, gap) % len(there)]
-        images[gap], found.labels[gap] = images[following], found.labels[following]
-        found.item_ids[gap] = found.item_ids[following]
-        if following in found.encoded:
-            found.encoded[gap] = found.encoded[following]
+def _fill_gaps(images: Picture, metadata: BatchMetadata) -> None:
+    """Fill each unreadable row with the next readable one, cyclically."""
+    readable = sorted(set(range(len(metadata.item_ids))) - set(metadata.substituted_rows))
+    if not readable:
+        raise UserError(f"no sample of a batch can be read; the first: {metadata.faults[0]}")
+    for gap in metadata.substituted_rows:
+        following = readable[bisect(readable, gap) % len(readable)]
+        images[gap], metadata.labels[gap] = images[following], metadata.labels[following]
+        metadata.item_ids[gap] = metadata.item_ids[following]
+        if following in metadata.encoded:
+            metadata.encoded[gap] = metadata.encoded[following]

@@ -1,4 +1,4 @@
-"""index.json: what a folder of shards holds; index.members: where in each tar every member lies.
+"""index.json, which describes a folder of shards, and index.members, the offsets of their samples.
 
 Layout of index.json::
 
@@ -8,133 +8,63 @@ Layout of index.json::
                  "sha256": "..."}, ...],
      "factors": {"floor_hue": 10, ...}}
 
-`factors` is there where labels are exact: see `ShardIndex.factors`.
+`factors` exists only for exact labels; see `ShardIndex.factors`.
 
-index.members has one row of `MEMBER` for each sample, shard after shard as index.json lists them.
-It is mapped into memory, not read: all processes of a machine share its pages, and only those that
-are looked at are there.
+index.members has one row of `adde.shards.shard.MEMBER` per sample, in the order of the shards in
+index.json. It is memory-mapped: all processes of a machine share its pages, and only used pages are
+loaded. A sample's address is (shard, position); position p of a shard is row p of its `members`.
 
-A sample is addressed by (shard, position): position p of a shard is row p of its `members`. Its
-crc32 is of the picture's bytes and then the JSON's: sha256 is for whole tars, which training does
-not read whole. Samples of one edit group stand one after another and have its number in the shard.
-
-Format 2 had `groups` (lengths) and `members` (lists of five numbers) in each shard's entry; it is
-read into the memory of each process.
+In format 2 each shard's entry had `groups` (lengths) and `members` (lists of five numbers). It can
+still be read, into the memory of each process.
 """
 
 import hashlib
 import json
 import os
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from adde.errors import UserError, did_you_mean
 from adde.files import atomic_path, read_json, sha256_of_file, write_json
 from adde.schema import Schema
 from adde.shards.remote.sources import Remote, locate
+from adde.shards.shard import MEMBER, Members, Shard
 
 INDEX_NAME = "index.json"
 MEMBERS_NAME = "index.members"
 FORMAT = 3
 SPLITS = ("train", "val", "test")
 
-MEMBER = np.dtype(
-    [
-        ("image_at", "<u8"),
-        ("image_bytes", "<u4"),
-        ("json_at", "<u8"),
-        ("json_bytes", "<u4"),
-        ("crc32", "<u4"),
-        ("group", "<u4"),
-    ]
-)
-"""A row of index.members, 32 bytes."""
-
-Members = npt.NDArray[np.void]
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One tar: its name in the folder, split, sample count, size and content."""
-
-    name: str
-    split: str
-    samples: int
-    bytes: int
-    sha256: str
-    members: Members = field(repr=False, compare=False)
-    """(samples,) rows of MEMBER."""
-
-    @property
-    def groups(self) -> npt.NDArray[np.int64]:
-        """Lengths of the edit groups that stand one after another."""
-        group = self.members["group"]
-        first = np.append(True, group[1:] != group[:-1])[: len(group)]
-        return np.diff(np.flatnonzero(first), append=len(group))
-
-    def to_json(self) -> dict[str, Any]:
-        """All but the members."""
-        return {name: value for name, value in vars(self).items() if name != "members"}
-
-    def with_members(self) -> dict[str, Any]:
-        """As an entry of index.json in format 2."""
-        members = [list(row)[:5] for row in self.members.tolist()]
-        return {**self.to_json(), "groups": self.groups.tolist(), "members": members}
-
-    @classmethod
-    def from_json(cls, entry: Mapping[str, Any]) -> "Shard":
-        """Reads what `with_members` gave."""
-        rest = {name: value for name, value in entry.items() if name not in ("groups", "members")}
-        return cls(**rest, members=member_rows(entry["groups"], entry["members"]))
-
-
-def member_rows(groups: Sequence[int], places: Sequence[Sequence[int]]) -> Members:
-    """Rows of MEMBER from the lengths of groups, and offset and size of each sample's picture,
-    those of its JSON, and crc32.
-    """
-    rows = np.zeros(len(places), MEMBER)
-    for name, column in zip(MEMBER.names or (), zip(*places)):
-        rows[name] = column
-    rows["group"] = np.repeat(np.arange(len(groups)), groups)
-    return rows
-
 
 @dataclass(frozen=True)
 class _File:
-    """index.members, as index.json vouches for it."""
+    """The entry of index.members in index.json."""
 
     name: str
     bytes: int
     sha256: str
-
-
-def checksum(picture: bytes, record: bytes) -> int:
-    """The crc32 that a row of `members` ends with."""
-    return zlib.crc32(record, zlib.crc32(picture))
 
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """A folder of shards of one catalogue and one schema, here or behind an address."""
+    """A local or remote folder of shards of one catalogue and one schema."""
 
     root: Path | Remote
     name: str
     schema: Schema
     shards: tuple[Shard, ...]
     factors: Mapping[str, int] = field(default_factory=dict[str, int])
-    """Attributes that are exact factors, with their numbers of values, the last fastest in a grid
-    of all combinations; empty where labels are somebody's judgement."""
+    """Attributes that are exact factors, with their numbers of values; in a grid of all
+    combinations the last changes fastest. Empty if the labels are not exact."""
 
     @cached_property
     def splits(self) -> Mapping[str, tuple[Shard, ...]]:
-        """The shards of each split that has any, in name order."""
+        """The shards of each non-empty split."""
         return {
             split: found
             for split in SPLITS
@@ -143,13 +73,13 @@ class ShardIndex:
 
     @property
     def folder(self) -> Path:
-        """The root, for what is done to folders only. Raises UserError where it is an address."""
+        """The root, if it is a local folder. Raises UserError if it is an address."""
         if not isinstance(self.root, Path):
             raise UserError(f"{self.root}: expected a folder of this machine, found an address")
         return self.root
 
     def split(self, name: str) -> tuple[Shard, ...]:
-        """Shards of one split. Raises UserError where it is empty or unknown."""
+        """Return the shards of a split. Raises UserError if it is empty or unknown."""
         if name not in self.splits:
             raise UserError(
                 f"{self.root}: expected shards of split {name!r}, found none; "
@@ -158,11 +88,11 @@ class ShardIndex:
         return self.splits[name]
 
     def count(self, split: str) -> int:
-        """Number of samples of a split; 0 where it has none."""
+        """Return the number of samples of a split, 0 if it does not exist."""
         return sum(shard.samples for shard in self.splits.get(split, ()))
 
     def fingerprint(self, split: str) -> str:
-        """sha256 of what a split's sample order rests on: its shards, their content and groups."""
+        """Return a sha256 of all that decides a split's sample order: shards and groups."""
         digest = hashlib.sha256()
         for number, shard in enumerate(self.split(split)):
             part = json.dumps([shard.sha256, shard.groups.tolist()])
@@ -171,7 +101,7 @@ class ShardIndex:
         return digest.hexdigest()
 
     def write(self) -> None:
-        """Writes index.members and then index.json into `root`, a local folder; each atomically."""
+        """Write index.members and then index.json into `root`, a local folder, each atomically."""
         assert isinstance(self.root, Path)
         path = self.root / MEMBERS_NAME
         with atomic_path(path) as temporary, temporary.open("wb") as file:
@@ -190,16 +120,16 @@ class ShardIndex:
 
     @classmethod
     def read(cls, root: Path | str, check_files: bool = True) -> "ShardIndex":
-        """Reads index.json of a local folder, or of an address (`adde.shards.remote.sources`).
+        """Read the index of a local folder, or of an address (see `adde.shards.remote.sources`).
 
         Args:
-            root: of the shards.
-            check_files: refuse a local folder whose shards are missing or of another size.
+            root: The folder or the address.
+            check_files: Reject a local folder with shards that are missing or of another size.
 
         Raises:
-            UserError: no index, another format, a field missing, a schema that does not have
-                the hash written beside it, or index.members or a local shard file missing or of
-                another size.
+            UserError: There is no index, it has another format or lacks a field, the schema does
+                not match its hash, or index.members or a local shard is missing or has another
+                size.
         """
         source = locate(root)
         path = f"{source}/{INDEX_NAME}"
@@ -234,7 +164,7 @@ class ShardIndex:
         schema = Schema.from_json(content["schema"], path)
         if schema.hash != content["schema_hash"]:
             raise UserError(
-                f"{path}: expected schema_hash {schema.hash} of the schema written there, "
+                f"{path}: expected schema_hash {schema.hash} for its schema, "
                 f"found {content['schema_hash']}; build the shards again"
             )
         if content["format"] == 2:
@@ -273,7 +203,7 @@ class ShardIndex:
 
 
 def _members(root: Path | Remote, file: _File) -> Members:
-    """The rows of a folder's members, mapped from the file or from the cache's copy of it."""
+    """Map the members of a folder, from its file or from the copy in the cache."""
     if isinstance(root, Remote):
         descriptor = root.open(file)
     else:
@@ -286,11 +216,11 @@ def _members(root: Path | Remote, file: _File) -> Members:
             )
         descriptor = os.open(path, os.O_RDONLY)
     with os.fdopen(descriptor, "rb") as opened:
-        # What a test or a repair writes into a row is this process's alone.
+        # Copy-on-write: changes stay in this process.
         return np.memmap(opened, MEMBER, mode="c").view(np.ndarray)
 
 
 def _is_file_name(name: str) -> bool:
-    """Whether a file of a folder can have the name: no path leads elsewhere, and disks take it."""
+    """Whether a name is valid for a file in the folder itself, on any disk."""
     length = len(name.encode(errors="surrogateescape"))
     return 0 < length <= 255 and not {"/", "\0"} & set(name) and name not in (".", "..")

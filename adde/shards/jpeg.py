@@ -1,4 +1,4 @@
-"""JPEGs that need nothing but decoding, which is most of a catalogue."""
+"""Fast decoding of plain JPEGs, which most pictures of a catalogue are."""
 
 import io
 from contextlib import suppress
@@ -12,8 +12,9 @@ from adde.preprocess import MAX_PIXELS, Picture, decode, decoding, orientation
 
 
 def plain_size(content: bytes) -> tuple[int, int] | None:
-    """Width and height of an upright JPEG in colour whose size is not refused; None of any other
-    file. Reads the head only.
+    """Return the width and height of an upright colour JPEG of acceptable size, else None.
+
+    Reads only the header.
     """
     with suppress(UserError), decoding("picture"):
         image: Image.Image = Image.open(io.BytesIO(content), formats=("JPEG",))
@@ -23,22 +24,23 @@ def plain_size(content: bytes) -> tuple[int, int] | None:
 
 
 def is_plain(content: bytes) -> bool:
-    """Whether any decoder makes of a file what `adde.preprocess.decode` does, up to rounding."""
+    """Whether every decoder agrees with `adde.preprocess.decode` on a file, up to rounding."""
     return plain_size(content) is not None
 
 
 def decode_pixels(content: bytes, name: str, draft_size: int) -> Picture:
-    """The pixels (height, width, 3) uint8 that `adde.preprocess.decode` gives, to the bit, without
-    Pillow's copies where a file is a plain JPEG.
+    """Return exactly the pixels (height, width, 3) uint8 of `adde.preprocess.decode`.
+
+    Plain JPEGs are decoded without Pillow's copies.
 
     Raises:
-        UserError: see `adde.preprocess.decode`.
+        UserError: See `adde.preprocess.decode`.
     """
     if size := plain_size(content):
         scale = min(size) // draft_size
-        scale = next((s for s in (8, 4, 2) if s <= scale), 1)  # those that Pillow drafts at
+        scale = next((s for s in (8, 4, 2) if s <= scale), 1)  # the scales of Pillow's draft mode
         width, height = (-(-side // scale) for side in size)
-        # What is damaged is left to Pillow, which takes some of it and names the rest.
+        # Pillow decodes some damaged files and describes the fault of others.
         with suppress(Exception):
             return simplejpeg.decode_jpeg(content, min_height=height, min_width=width)
     return np.array(decode(content, name, draft_size))

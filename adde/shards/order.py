@@ -1,9 +1,9 @@
-"""The order of samples: a pure function of (seed, epoch, index), whoever reads it.
+"""The order of samples in training: a pure function of (seed, epoch, position).
 
-An epoch is the shards in random order, cut into windows of a few shards; inside a window the
-edit groups come in random order, each whole. Only the groups of the windows that a batch touches
-are shuffled, and only the rows that are asked for laid out, so a position deep in an epoch costs
-the same as the first, and a rank's share no more than its own rows.
+An epoch goes through the shards in random order, a window of a few shards at a time. Within a
+window the edit groups come in random order and stay whole. A batch shuffles only the groups of the
+windows that it touches, and computes only the requested rows. So the last batch of an epoch costs
+the same as the first, and a rank pays for its own rows only.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,25 +13,25 @@ import numpy as np
 import numpy.typing as npt
 
 from adde.errors import UserError
-from adde.shards.index import Shard
+from adde.shards.shard import Shard
 
-Places = npt.NDArray[np.int64]
-"""(n, 2) int64 rows (shard number, position in the shard)."""
+Addresses = npt.NDArray[np.int64]
+"""(n, 2) int64: shard number and position in the shard of each sample."""
 
 
 class SampleOrder:
-    """Global batches of a split's shards; step s of epoch e is step e * steps_per_epoch + s.
+    """The global batches of a split; step s of epoch e has number e * steps_per_epoch + s.
 
     Args:
-        shards: the split's shards, in index order.
-        batch_size: items in a global batch.
-        seed: of the run.
-        window: shards whose groups are shuffled together.
-        last_batch: an epoch's last batch, where the items do not fill it: `drop` leaves its items
-            to the next epoch, `pad` fills it up with the first items of the same epoch.
+        shards: The split's shards, in index order.
+        batch_size: Items in a global batch.
+        seed: Seed of the run.
+        window: Number of shards whose groups are shuffled together.
+        last_batch: What to do if items do not fill an epoch's last batch: `drop` leaves them out of
+            this epoch, `pad` adds the first items of the epoch.
 
     Raises:
-        UserError: the split has fewer items than one batch, and `last_batch` is `drop`.
+        UserError: The split has fewer items than one batch, and `last_batch` is `drop`.
     """
 
     def __init__(
@@ -51,34 +51,35 @@ class SampleOrder:
         pad = last_batch == "pad" and left > 0
         self.steps_per_epoch = self._total // batch_size + pad
         self.dropped_per_epoch = 0 if pad else left
-        """Items at the end of each epoch's order that fill no batch; other items each epoch."""
+        """Items left out at the end of each epoch; different items each time."""
         self.repeated_per_epoch = batch_size - left if pad else 0
-        """Items that an epoch shows twice to fill its last batch; other items each epoch."""
+        """Items shown twice to fill an epoch's last batch; different items each time."""
         if not self.steps_per_epoch:
             raise UserError(
                 f"batch_size: expected at most the {self._total} items of the training split, "
-                f"found {batch_size}; or fill the batch up with data.last_batch = 'pad'"
+                f"found {batch_size}; or fill the batch with data.last_batch = 'pad'"
             )
         self._memo: dict[tuple[int, ...], Any] = {}
 
-    def batch(self, step: int) -> Places:
-        """The (batch_size, 2) places of one global batch."""
+    def batch(self, step: int) -> Addresses:
+        """Return the (batch_size, 2) addresses of a global batch."""
         return self.share(step, 0, self.batch_size)
 
-    def share(self, step: int, start: int, stop: int) -> Places:
-        """The (stop - start, 2) places of one global batch from row `start` up to `stop`."""
+    def share(self, step: int, start: int, stop: int) -> Addresses:
+        """Return the (stop - start, 2) addresses of rows `start` to `stop` of a global batch."""
         epoch, step = divmod(step, self.steps_per_epoch)
         at, stop = step * self.batch_size + start, step * self.batch_size + stop
-        parts: list[Places] = []
-        while at < stop:  # past the end, the epoch's first items come again
+        parts: list[Addresses] = []
+        while at < stop:  # past its end, the epoch starts again
             first, count = at % self._total, min(stop - at, self._total - at % self._total)
             parts.append(self._stretch(epoch, first, first + count))
             at += count
         return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
     def counts(self, steps: int) -> dict[str, float]:
-        """What the first `steps` batches consumed: epochs, samples, and those of them repeated;
-        and the samples dropped at the ends of epochs.
+        """Return what the first `steps` batches consumed.
+
+        These are epochs, samples, repeated samples, and samples dropped at the ends of epochs.
         """
         epochs = steps // self.steps_per_epoch
         return {
@@ -88,11 +89,11 @@ class SampleOrder:
             "dropped": epochs * self.dropped_per_epoch,
         }
 
-    def _stretch(self, epoch: int, start: int, stop: int) -> Places:
-        """The places of an epoch's positions from `start` up to `stop`."""
+    def _stretch(self, epoch: int, start: int, stop: int) -> Addresses:
+        """Return the addresses of an epoch's positions from `start` to `stop`."""
         _, ends = self._shard_order(epoch)
         first, last = np.searchsorted(ends, [start, stop - 1], side="right")
-        places = np.empty((stop - start, 2), np.int64)
+        addresses = np.empty((stop - start, 2), np.int64)
         for window in range(int(first), int(last) + 1):
             before = int(ends[window - 1]) if window else 0
             positions = np.arange(max(start, before), min(stop, int(ends[window])))
@@ -100,32 +101,33 @@ class SampleOrder:
             shards, offsets, group_ends = self._window_groups(epoch, window)
             positions -= before
             group = np.searchsorted(group_ends, positions, side="right")
-            places[rows, 0], places[rows, 1] = shards[group], positions + offsets[group]
-        return places
+            addresses[rows, 0], addresses[rows, 1] = shards[group], positions + offsets[group]
+        return addresses
 
-    def _shard_order(self, epoch: int) -> tuple[Places, Places]:
+    def _shard_order(self, epoch: int) -> tuple[Addresses, Addresses]:
         return self._remember((epoch,), self._shuffle_shards)
 
-    def _window_groups(self, epoch: int, window: int) -> tuple[Places, Places, Places]:
+    def _window_groups(self, epoch: int, window: int) -> tuple[Addresses, Addresses, Addresses]:
         return self._remember((epoch, window), self._shuffle_window)
 
     def _remember(self, key: tuple[int, ...], make: Callable[..., Any]) -> Any:
-        """Keeps the last few results: two epochs' shard orders and a batch's windows."""
+        """Cache the last few results: two epochs' shard orders and a batch's windows."""
         if key not in self._memo:
             if len(self._memo) >= 6:
                 del self._memo[next(iter(self._memo))]
             self._memo[key] = make(*key)
         return self._memo[key]
 
-    def _shuffle_shards(self, epoch: int) -> tuple[Places, Places]:
-        """The epoch's shard numbers in order, and each window's last position + 1."""
+    def _shuffle_shards(self, epoch: int) -> tuple[Addresses, Addresses]:
+        """Return the epoch's shard numbers in order, and the end position of each window."""
         order = self._random(epoch).permutation(len(self._samples))
         starts = np.arange(0, len(order), self._window)
         return order, np.add.reduceat(self._samples[order], starts).cumsum()
 
-    def _shuffle_window(self, epoch: int, window: int) -> tuple[Places, Places, Places]:
-        """A window's groups in order: their shards, what to add to a position in the window for
-        the one in the shard, and each group's last position in the window + 1.
+    def _shuffle_window(self, epoch: int, window: int) -> tuple[Addresses, Addresses, Addresses]:
+        """Return the shards, offsets and end positions of a window's groups, in shuffled order.
+
+        The offset is added to a position in the window to get the position in the shard.
         """
         order, _ = self._shard_order(epoch)
         numbers = order[window * self._window : (window + 1) * self._window]

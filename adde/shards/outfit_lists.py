@@ -1,4 +1,4 @@
-"""Outfits that a data set brings along, and what is asked about them.
+"""Outfits that come with a data set, and questions about them.
 
 Layout of outfits.json::
 
@@ -8,9 +8,9 @@ Layout of outfits.json::
      "judged": {"test": [[whether it fits, [item ids]], ...]},
      "fine": {item id: name}, "oracle": {"prior": [...], "values": [...]}}
 
-`category` is the attribute that says what kind of thing an item is; `fine` a finer kind for
-retrieval, and `oracle` the tables that outfits were drawn from, where there are any. Items of an
-outfit may be of any split: Polyvore's non-disjoint outfits share theirs.
+`category` is the attribute with the kind of an item. `fine` optionally gives a finer kind for
+retrieval, and `oracle` the tables from which outfits were drawn. An outfit may contain items of
+other splits, as Polyvore's non-disjoint outfits do.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -24,14 +24,14 @@ from adde.errors import UserError
 from adde.metrics import Figures, Places
 from adde.outfits import Blank, OutfitBenchmark, StyleScorer, hide_items
 from adde.schema import UNKNOWN, Labels, Schema
-from adde.shards.given import OUTFITS_NAME, RowOf, read_given
+from adde.shards.benchmark_lists import OUTFITS_NAME, FindRows, read_benchmark, row_finder
 
 Items = Sequence[str]
 """Item ids."""
 
 
 class BlankList(NamedTuple):
-    """A question of FITB: the items that are there, the answers, and which of these is right."""
+    """A fill-in-the-blank question: the remaining items, the answers, and the right one's index."""
 
     outfit: Items
     answers: Items
@@ -39,14 +39,14 @@ class BlankList(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """An outfit that somebody put together, or one that only looks like it."""
+    """A real outfit, or a random one for comparison."""
 
     fits: bool
     outfit: Items
 
 
 class StyleTables(NamedTuple):
-    """What outfits were drawn from; see `adde.outfits.StyleScorer.of_tables`."""
+    """The tables from which outfits were drawn; see `adde.outfits.StyleScorer.of_tables`."""
 
     prior: Figures
     values: Figures
@@ -54,7 +54,7 @@ class StyleTables(NamedTuple):
 
 @dataclass(frozen=True)
 class OutfitLists:
-    """Outfits and questions by split; see `adde.shards.given.Given`."""
+    """Outfits and questions by split; see `adde.shards.benchmark_lists.BenchmarkLists`."""
 
     FILE_NAME: ClassVar[str] = OUTFITS_NAME
 
@@ -72,13 +72,13 @@ class OutfitLists:
         return sum(len(entries) for of_kind in by_kind for entries in of_kind.values())
 
     def content(self) -> dict[str, Any]:
-        """The entries as JSON."""
+        """Return the entries as JSON."""
         oracle = self.oracle and {name: t.tolist() for name, t in self.oracle._asdict().items()}
         return {**vars(self), "oracle": oracle}
 
     @classmethod
     def from_json(cls, value: Any, source: Path) -> "OutfitLists":
-        """Read what `content` gave; `source` names the file in errors."""
+        """Read the result of `content`; `source` names the file in errors."""
         try:
             oracle = value["oracle"]
             return cls(
@@ -96,7 +96,7 @@ class OutfitLists:
             ) from None
 
     def kept(self, item_ids: Collection[str]) -> "OutfitLists":
-        """Only the outfits and questions all of whose items are among these."""
+        """Return the outfits and questions whose items are all among `item_ids`."""
         known = set(item_ids)
         return OutfitLists(
             self.category,
@@ -118,7 +118,7 @@ class OutfitLists:
 
 
 def outfit_fault(items: Items, least: int = 2) -> str | None:
-    """Say what is wrong with an outfit; None if it is usable."""
+    """Return what is wrong with an outfit, or None if it is usable."""
     if len(items) < least:
         things = "items" if least > 1 else "item"
         return f"expected an outfit of at least {least} {things}, found {len(items)}"
@@ -127,7 +127,7 @@ def outfit_fault(items: Items, least: int = 2) -> str | None:
 
 
 def blank_fault(blank: BlankList) -> str | None:
-    """Say what is wrong with a question of FITB; None if it is usable."""
+    """Return what is wrong with a fill-in-the-blank question, or None if it is usable."""
     if fault := outfit_fault(blank.outfit, 1):
         return fault
     if len(blank.answers) < 2:
@@ -138,16 +138,15 @@ def blank_fault(blank: BlankList) -> str | None:
 
 
 @dataclass(frozen=True, eq=False)
-class GivenOutfits:
-    """Outfits as rows of items, and what is asked about those of one split.
+class OutfitData:
+    """Outfits as rows of items, and the questions about one split.
 
     Attributes:
-        categories: (N,) int64 labels of the attribute `category`, UNKNOWN of items that are in
-            no outfit.
-        category: index of that attribute.
-        outfits: rows of the items of each outfit, by split.
-        benchmark: of the split asked for.
-        oracle: where outfits were drawn from known tables.
+        categories: (N,) int64 labels of the attribute `category`; UNKNOWN for items in no outfit.
+        category: Index of that attribute.
+        outfits: Rows of the items of each outfit, by split.
+        benchmark: The questions about the requested split.
+        oracle: The best possible scorer, if outfits were drawn from known tables.
     """
 
     categories: Places
@@ -159,22 +158,22 @@ class GivenOutfits:
 
 def read_outfits(
     folder: Path, schema: Schema, split: str, item_ids: Sequence[str], labels: Labels
-) -> GivenOutfits | None:
-    """Read the outfits and the questions of a split; None where the data set brought none.
+) -> OutfitData | None:
+    """Return the outfits and the questions of a split, or None if the data set has none.
 
     Args:
-        folder: of the shards.
-        schema: of the shards.
-        split: of the questions.
-        item_ids: N of all splits, in the order that rows are to count in.
+        folder: Folder of the shards.
+        schema: Schema of the shards.
+        split: Split of the questions.
+        item_ids: N ids of all splits, in the order of the rows.
         labels: (N, A) int64.
 
     Raises:
-        UserError: the file is damaged, of another schema or without outfits of the split; an
-            outfit or a question is none; names an item that is not there, or has no category.
+        UserError: The file is damaged, belongs to another schema or has no outfits of the split; an
+            outfit or a question is invalid, or names an item that is missing or has no category.
     """
     path = folder / OUTFITS_NAME
-    content = read_given(path, schema)
+    content = read_benchmark(path, schema)
     if content is None:
         return None
     lists = OutfitLists.from_json(content, path)
@@ -184,7 +183,7 @@ def read_outfits(
         raise UserError(f"{path}: expected a category of the schema, found {lists.category!r}")
     category = schema.attribute_index(lists.category)
     categories = labels[:, category]
-    rows = _Rows(path, RowOf(path, item_ids), lists.category, categories)
+    rows = _Rows(path, row_finder(path, item_ids), lists.category, categories)
     outfits = {
         name: [rows.of(outfit, f"outfit {number} of {name}") for number, outfit in enumerate(found)]
         for name, found in lists.outfits.items()
@@ -205,15 +204,15 @@ def read_outfits(
         kinds,
     )
     oracle = lists.oracle and StyleScorer.of_tables(*lists.oracle, labels, categories, schema)
-    return GivenOutfits(categories, category, outfits, benchmark, oracle)
+    return OutfitData(categories, category, outfits, benchmark, oracle)
 
 
 @dataclass(frozen=True, eq=False)
 class _Rows:
-    """Looks up the rows of items and checks outfits; `where` names the place in the file."""
+    """Looks up the rows of items and checks outfits; `where` is the place in the file."""
 
     path: Path
-    row_of: RowOf
+    find_rows: FindRows
     category: str
     categories: Places
 
@@ -222,12 +221,12 @@ class _Rows:
         return self._checked(items, where, outfit_fault(items))
 
     def of_blank(self, blank: BlankList, where: str) -> Blank:
-        """Return a question of FITB as rows."""
+        """Return a fill-in-the-blank question as rows."""
         outfit = self._checked(blank.outfit, where, blank_fault(blank))
         return Blank(outfit, self._checked(blank.answers, where, None), blank.truth)
 
     def _checked(self, items: Items, where: str, fault: str | None) -> Places:
-        rows = np.array(self.row_of(items, where), np.int64)
+        rows = np.array(self.find_rows(items, where), np.int64)
         unknown = self.categories[rows] == UNKNOWN
         if fault is None and unknown.any():
             item = items[int(unknown.argmax())]
@@ -238,7 +237,7 @@ class _Rows:
 
 
 def _kinds(categories: Places, fine: Mapping[str, str], item_ids: Sequence[str]) -> Places:
-    """(N,) int64: the finer kind of items where there are such, else their category."""
+    """Return (N,) int64: the finer kinds of items if the file has any, else their categories."""
     if not fine:
         return categories
     numbers = {name: number for number, name in enumerate(sorted(set(fine.values())))}

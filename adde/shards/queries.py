@@ -1,59 +1,75 @@
-"""Evaluation queries that a dataset brings along, stored beside its shards as queries.json.
+"""Evaluation queries that come with a data set, stored next to its shards as queries.json.
 
-Layout: {"split": "test", "schema_hash": "...", "reference": [item_id, ...],
-"attribute": [int, ...], "value": [int, ...], "targets": [[int, ...], ...]}: row by row what
-`adde.metrics.Queries` holds, with items by id, as the build decides on the order they stand in.
+Layout: {"schema_hash": "...", "split": "test", "reference": [item_id, ...],
+"attribute": [int, ...], "value": [int, ...], "targets": [[int, ...], ...]}. Each row holds one
+query of `adde.metrics.Queries`, with its reference named by item id.
 """
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 
 from adde.errors import UserError
-from adde.files import read_json, write_json
 from adde.metrics import Queries
-from adde.schema import Schema
+from adde.shards.benchmark_lists import QUERIES_NAME, read_benchmark
 from adde.shards.index import ShardIndex
 from adde.shards.reader import iterate
 
-QUERIES_NAME = "queries.json"
 
+@dataclass(frozen=True, eq=False)
+class QueryList:
+    """Queries of one split; see `adde.shards.benchmark_lists.BenchmarkLists`."""
 
-def write_queries(
-    folder: Path, queries: Queries, split: str, item_ids: Sequence[str], schema: Schema
-) -> None:
-    """Writes queries.json into a folder of shards; `queries.reference` counts in `item_ids`."""
-    content = {
-        "split": split,
-        "schema_hash": schema.hash,
-        "reference": [item_ids[row] for row in queries.reference.tolist()],
-        "attribute": queries.attribute.tolist(),
-        "value": queries.value.tolist(),
-        "targets": queries.targets.tolist(),
-    }
-    write_json(folder / QUERIES_NAME, content, indent=None)
+    FILE_NAME: ClassVar[str] = QUERIES_NAME
+
+    queries: Queries
+    """References are rows of `item_ids`."""
+    item_ids: Sequence[str]
+    split: str = "test"
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    def content(self) -> dict[str, Any]:
+        """Return the queries as JSON."""
+        queries = self.queries
+        return {
+            "split": self.split,
+            "reference": [self.item_ids[row] for row in queries.reference.tolist()],
+            "attribute": queries.attribute.tolist(),
+            "value": queries.value.tolist(),
+            "targets": queries.targets.tolist(),
+        }
+
+    def kept(self, item_ids: Collection[str]) -> "QueryList":
+        """Return the queries whose reference is among `item_ids`."""
+        known = set(item_ids)
+        references = self.queries.reference.tolist()
+        kept = [
+            row for row, reference in enumerate(references) if self.item_ids[reference] in known
+        ]
+        return replace(self, queries=self.queries[np.array(kept, np.int64)])
 
 
 def read_queries(index: ShardIndex, split: str) -> Queries | None:
-    """The queries that were given for a split, or None where there are none.
+    """Return the queries that came with a split, or None if there are none.
 
-    `reference` are rows of the split in stored order, as `evaluate_split` counts its gallery.
+    References are rows of the split in stored order, the order in which evaluation numbers the
+    gallery.
 
     Raises:
-        UserError: the file is damaged, is of another schema, or asks about an item that the
-            split does not hold.
+        UserError: The file is damaged, belongs to another schema, or names an item that the split
+            does not hold.
     """
     path = index.folder / QUERIES_NAME
-    if not path.exists():
+    content = read_benchmark(path, index.schema)
+    if content is None:
         return None
-    content: Any = read_json(path)
     try:
         if content["split"] != split:
             return None
-        if content["schema_hash"] != index.schema.hash:
-            raise UserError(f"{path}: expected queries of the shards' schema; build them again")
         row_of = {sample.item_id: row for row, sample in enumerate(iterate(index, split))}
         reference = [row_of[item] for item in content["reference"]]
         columns = [np.array(content[key], np.int64) for key in ("attribute", "value", "targets")]

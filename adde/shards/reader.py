@@ -1,4 +1,4 @@
-"""Samples read from plain WebDataset tars by offset: no scan, no unpacking."""
+"""Read samples from plain WebDataset tars by offset, without scanning or unpacking them."""
 
 import json
 import os
@@ -8,16 +8,17 @@ from dataclasses import dataclass
 
 from adde.errors import UserError
 from adde.schema import Labels, Schema
-from adde.shards.index import Shard, ShardIndex, checksum
+from adde.shards.index import ShardIndex
 from adde.shards.remote.sources import Prefetcher, Remote
+from adde.shards.shard import Shard, checksum
 
 OPEN_SHARDS = 64
-"""File handles a reader keeps; more shards than this are opened again when needed."""
+"""Most file handles of a reader; it closes the least recently used one and reopens on demand."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One catalogue item as stored: picture bytes (jpg, png or webp), labels (A,) int64."""
+    """One stored item: picture bytes (jpg, png or webp) and labels (A,) int64."""
 
     item_id: str
     picture: bytes
@@ -27,7 +28,7 @@ class Sample:
 
 
 class ShardReader:
-    """Reads samples of one index by (shard, position); one reader per process."""
+    """Reads samples of an index by shard and position. Every process needs its own reader."""
 
     def __init__(self, index: ShardIndex) -> None:
         self._root = index.root
@@ -36,12 +37,11 @@ class ShardReader:
         self._prefetcher = Prefetcher(index.root) if isinstance(index.root, Remote) else None
 
     def read(self, shard: Shard, position: int) -> Sample:
-        """Reads one sample.
+        """Read one sample.
 
         Raises:
-            UserError: the bytes at the indexed place are cut short, are not those that were
-                packed, or are not the labels of this schema; names shard and position. Or the
-                shard cannot be fetched.
+            UserError: The shard is truncated or cannot be fetched, the bytes have changed since
+                packing, or the labels do not fit the schema; names shard and position.
         """
         row = shard.members[position].tolist()
         image_at, image_bytes, json_at, json_bytes, expected, _ = row
@@ -51,7 +51,7 @@ class ShardReader:
         if (found := checksum(picture, content)) != expected:
             raise UserError(
                 f"{where}: expected bytes with crc32 {expected:08x}, found {found:08x}; they were "
-                "changed after they were packed, build the shards again"
+                "changed after packing, build the shards again"
             )
         try:
             record = json.loads(content)
@@ -73,7 +73,7 @@ class ShardReader:
         return found
 
     def prefetch(self, shards: Iterable[Shard]) -> None:
-        """Names the shards to be read next, for those that must be fetched first."""
+        """Start to fetch the shards that are read next, if they are remote."""
         if self._prefetcher:
             self._prefetcher.prefetch(shards)
 
@@ -89,14 +89,14 @@ class ShardReader:
         return self._handles[name]
 
     def close(self) -> None:
-        """Closes the file handles, and fetches no more."""
+        """Close the file handles and stop fetching."""
         self.prefetch(())
         while self._handles:
             os.close(self._handles.popitem()[1])
 
 
 def iterate(index: ShardIndex, split: str) -> Iterator[Sample]:
-    """All samples of a split in stored order."""
+    """Yield all samples of a split in stored order."""
     shards = index.split(split)
     reader = ShardReader(index)
     try:

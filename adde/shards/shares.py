@@ -1,18 +1,18 @@
-"""Which samples a rank reads: its share of each global batch, or one run of a split."""
+"""Which samples a rank reads: its share of each global batch, or a contiguous part of a split."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from adde.shards.order import Places, SampleOrder
+from adde.shards.order import Addresses, SampleOrder
 
 
 @dataclass(frozen=True)
 class RankShare:
-    """The micro-batches of one rank: number m is part of global batch m // accumulation.
+    """The micro-batches of one rank; micro-batch m belongs to global batch m // accumulation.
 
-    They follow one another in the global batch, ranks inside a micro-batch; `whole`, a rank's
-    micro-batches inside its share.
+    A global batch is divided into micro-batches and these among the ranks. With `whole` it is
+    divided among the ranks and each share into micro-batches.
     """
 
     order: SampleOrder
@@ -21,8 +21,8 @@ class RankShare:
     accumulation: int
     whole: bool = False
 
-    def __call__(self, micro_batch: int) -> Places:
-        """Places of this rank's micro-batch."""
+    def __call__(self, micro_batch: int) -> Addresses:
+        """Return the addresses of one of this rank's micro-batches."""
         step, part = divmod(micro_batch, self.accumulation)
         size = self.order.batch_size // (self.accumulation * self.ranks)
         if self.whole:
@@ -34,7 +34,7 @@ class RankShare:
 
 @dataclass(frozen=True)
 class StoredOrder:
-    """Consecutive samples of a split, each of `ranks` taking one run of them."""
+    """A split in stored order; each rank reads a contiguous part."""
 
     samples: tuple[int, ...]
     batch_size: int
@@ -43,7 +43,7 @@ class StoredOrder:
 
     @property
     def bounds(self) -> tuple[int, int]:
-        """First position of this rank's run, and the one after its last."""
+        """Start and end position of this rank's part."""
         total = sum(self.samples)
         return total * self.rank // self.ranks, total * (self.rank + 1) // self.ranks
 
@@ -51,8 +51,8 @@ class StoredOrder:
         start, stop = self.bounds
         return -(-(stop - start) // self.batch_size)
 
-    def __call__(self, number: int) -> Places:
-        """Places of this rank's batch `number`; the last may be short."""
+    def __call__(self, number: int) -> Addresses:
+        """Return the addresses of batch `number` of this rank; the last may be short."""
         start, stop = self.bounds
         first = start + number * self.batch_size
         positions = np.arange(first, min(first + self.batch_size, stop))

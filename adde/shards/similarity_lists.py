@@ -1,8 +1,8 @@
-"""Queries, candidates and triplets of conditional similarity that a data set brings along.
+"""Queries, candidates and triplets of conditional similarity that come with a data set.
 
 Layout of similarity.json: {"schema_hash": "...", "splits": {"test": {"queries": {attribute: [item
 ids]}, "candidates": {attribute: [item ids]}, "triplets": {attribute: [[anchor, close, far], ...]}},
-...}}. Where no queries are given, all items of the split with a known label are both.
+...}}. Without queries, every item of the split with a known label is both query and candidate.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -14,7 +14,12 @@ import numpy as np
 
 from adde.errors import UserError
 from adde.schema import Labels, Schema
-from adde.shards.given import SIMILARITY_NAME, RowOf, read_given
+from adde.shards.benchmark_lists import (
+    SIMILARITY_NAME,
+    FindRows,
+    read_benchmark,
+    row_finder,
+)
 from adde.similarity import Benchmark, Mask
 
 Triplet = tuple[str, str, str]
@@ -35,7 +40,7 @@ class SplitLists:
 
 @dataclass(frozen=True)
 class SimilarityLists:
-    """Lists by split; see `adde.shards.given.Given`."""
+    """The lists by split; see `adde.shards.benchmark_lists.BenchmarkLists`."""
 
     FILE_NAME: ClassVar[str] = SIMILARITY_NAME
 
@@ -45,7 +50,7 @@ class SimilarityLists:
         return sum(map(len, self.splits.values()))
 
     def content(self) -> dict[str, Any]:
-        """The lists as JSON."""
+        """Return the lists as JSON."""
         return {
             "splits": {
                 split: {
@@ -57,13 +62,13 @@ class SimilarityLists:
         }
 
     def kept(self, item_ids: Collection[str]) -> "SimilarityLists":
-        """The lists without entries that name other items."""
+        """Return the entries whose items are all among `item_ids`."""
         known = set(item_ids)
         return SimilarityLists(
             {
                 split: SplitLists(
-                    _those(lists.queries, known),
-                    _those(lists.candidates, known),
+                    _only(lists.queries, known),
+                    _only(lists.candidates, known),
                     {
                         attribute: [triplet for triplet in triplets if known.issuperset(triplet)]
                         for attribute, triplets in lists.triplets.items()
@@ -74,38 +79,38 @@ class SimilarityLists:
         )
 
 
-def _those(lists: Mapping[str, Sequence[str]], known: set[str]) -> dict[str, list[str]]:
+def _only(lists: Mapping[str, Sequence[str]], known: set[str]) -> dict[str, list[str]]:
     return {name: [item for item in items if item in known] for name, items in lists.items()}
 
 
 def read_similarity(
     folder: Path, schema: Schema, split: str, item_ids: Sequence[str], labels: Labels
 ) -> Benchmark | None:
-    """Read the benchmark of a split; None where the data set brought none.
+    """Return the benchmark of a split, or None if the data set has none.
 
     Args:
-        folder: of the shards.
-        schema: of the shards.
-        split: of the items.
-        item_ids: N of the split, in the order that the benchmark's rows are to count in.
+        folder: Folder of the shards.
+        schema: Schema of the shards.
+        split: Split of the items.
+        item_ids: N ids of the split, in the order of the benchmark's rows.
         labels: (N, A) int64.
 
     Raises:
-        UserError: the file is damaged, is of another schema, or names items or attributes that
-            the split does not have.
+        UserError: The file is damaged, belongs to another schema, or names items or attributes
+            that the split lacks.
     """
     path = folder / SIMILARITY_NAME
-    content = read_given(path, schema)
+    content = read_benchmark(path, schema)
     if content is None or split not in content["splits"]:
         return None
-    row_of = RowOf(path, item_ids)
+    find_rows = row_finder(path, item_ids)
     try:
         lists = SplitLists(**content["splits"][split])
         for name in {*lists.queries, *lists.candidates, *lists.triplets} - {*schema.names}:
             raise UserError(f"{path}: expected attributes of the schema, found {name!r}")
         triplets = {
             schema.attribute_index(attribute): np.array(
-                [row_of(triplet, f"triplets of {attribute!r}") for triplet in entries], np.int64
+                [find_rows(triplet, f"triplets of {attribute!r}") for triplet in entries], np.int64
             ).reshape(-1, 3)
             for attribute, entries in lists.triplets.items()
             if entries
@@ -114,7 +119,7 @@ def read_similarity(
             of_labels = Benchmark.of_labels(labels)
             return Benchmark(of_labels.queries, of_labels.candidates, triplets)
         masks = [
-            _mask(of_name, row_of, name, labels, schema)
+            _mask(of_name, find_rows, name, labels, schema)
             for name, of_name in (("queries", lists.queries), ("candidates", lists.candidates))
         ]
     except (TypeError, ValueError, KeyError, AttributeError) as error:
@@ -126,10 +131,14 @@ def read_similarity(
 
 
 def _mask(
-    lists: Mapping[str, Sequence[str]], row_of: RowOf, name: str, labels: Labels, schema: Schema
+    lists: Mapping[str, Sequence[str]],
+    find_rows: FindRows,
+    name: str,
+    labels: Labels,
+    schema: Schema,
 ) -> Mask:
     mask = np.zeros(labels.shape, np.bool_)
     for attribute, items in lists.items():
-        rows = row_of(items, f"{name} of {attribute!r}")
+        rows = find_rows(items, f"{name} of {attribute!r}")
         mask[rows, schema.attribute_index(attribute)] = True
     return mask

@@ -1,1 +1,1 @@
-"""Configuration, checkpoints, objectives, tracking and evaluation of a training run."""
+"""The training engine: runs, checkpoints, strategies, monitoring; independent of the method."""

@@ -1,7 +1,7 @@
-"""Steps whose losses or gradients are not finite: skipped, their items found, written, counted.
+"""Report steps that are skipped because losses or gradients are not finite.
 
-Whether a step is void is agreed through the all-reduced losses and the gradient's global norm; the
-strategies leave everything as it was (`Replicated.step`). Here is what is told of it.
+Ranks agree on it through the all-reduced losses and the gradient's global norm, and `Strategy.step`
+skips the step. This module finds the items at fault, and logs and counts such steps.
 """
 
 import functools
@@ -14,61 +14,61 @@ from tqdm import tqdm
 
 from adde.distributed import gather_objects, rank
 from adde.errors import UserError
-from adde.loading.loader import Batch
+from adde.loading.batch import Batch
 from adde.training.config import Config
 from adde.training.method import Objective, Stage
-from adde.training.strategies import Replicated
+from adde.training.strategies import Strategy
 from adde.training.terms import finite_rows, not_finite
 
 BAD_STEPS_NAME = "bad_steps.jsonl"
 
-NAMED = 5
-"""Items that a message names; the file has them all."""
+MAX_NAMED = 5
+"""Items and ranks that a message names; the file has all of them."""
 
 
 class BadSteps:
-    """Looks at every micro-batch, and settles every step; called on all ranks alike."""
+    """Inspects every micro-batch and reports every skipped step; on all ranks."""
 
     def __init__(self, config: Config, objective: Objective, main: bool) -> None:
         self._path, self._limit = config.run / BAD_STEPS_NAME, config.limits.bad_steps
         self._parts = config.data.accumulation if config.data.cached else 1
         self._objective, self._main = objective, main
         self.count = 0
-        """Steps skipped since this start."""
+        """Steps skipped since the run was started or resumed."""
         self._last = ""
         self._clear()
 
-    def look(
+    def inspect(
         self,
-        strategy: Replicated,
+        strategy: Strategy,
         stage: Stage,
         scalars: dict[str, float],
         batch: Batch,
         draws: torch.Generator,
     ) -> None:
-        """Takes note of a micro-batch after its backward pass; finds its items at fault.
+        """Find the items at fault in a micro-batch whose terms are not finite.
 
         Args:
-            strategy: whose model was trained.
-            stage: of the training.
-            scalars: of `global_mean`.
-            batch: this rank's.
-            draws: the generator that the micro-batch was given.
+            strategy: of the stage.
+            stage: that is trained.
+            scalars: from `global_mean`.
+            batch: this rank's micro-batch, after its backward pass.
+            draws: the generator that the objective used for it.
         """
         self._ids += batch.item_ids
         if terms := not_finite(scalars):
             self._terms += [term for term in terms if term not in self._terms]
-            strategy.undo_buffers()
+            strategy.restore_buffers()
             self._items += self._at_fault(strategy, stage, batch, draws)
 
-    def settle(self, norm: float, step: int, loss_scale: float | None) -> None:
-        """Ends a step: one that was skipped is counted, printed and written down.
+    def finish_step(self, norm: float, step: int, loss_scale: float | None) -> None:
+        """Finish a step; if it was skipped, count it, print it and append it to the file.
 
         Args:
             norm: the gradient's global norm.
             step: its number in the log.
-            loss_scale: of fp16 after the step. While it can be lowered, gradients beyond fp16's
-                range are no fault of the items and are not counted.
+            loss_scale: after the step, in fp16. While it can be lowered, a gradient beyond fp16's
+                range is not the fault of the items and is not counted.
         """
         mine: dict[str, Any] = {"rank": rank(), "items": self._items, "share": self._ids}
         terms = self._terms
@@ -86,24 +86,20 @@ class BadSteps:
             for f in everyone
             if f[key]
         ]
-        self._last = f"step {step}: {', '.join(terms)} not finite; {_in_words(lines)}"
+        self._last = f"step {step}: {', '.join(terms)} not finite; {_describe(lines)}"
         if self._main:
             tqdm.write(f"skipped {self._last}")
             with self._path.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
-    def require_few(self) -> None:
-        """Holds the count against the limit.
-
-        Raises:
-            UserError: more steps were skipped than `limits.bad_steps`; on all ranks alike.
-        """
+    def require_below_limit(self) -> None:
+        """Raise UserError, on all ranks, if more than `limits.bad_steps` steps were skipped."""
         if self.count > self._limit:
             raise UserError(
                 f"expected at most {self._limit} steps with NaN or infinity since this start "
-                f"(limits.bad_steps), found {self.count}, the last at {self._last}. Look at these "
-                f"items ({self._path} has all of them), lower the learning rate, or set "
-                "optimizer.clip_norm; then go on with --resume"
+                f"(limits.bad_steps), found {self.count}, the last at {self._last}. Check these "
+                f"items (all are in {self._path}), lower the learning rate, or set "
+                "optimizer.clip_norm; then continue with --resume"
             )
 
     def _clear(self) -> None:
@@ -112,15 +108,15 @@ class BadSteps:
         self._ids: list[str] = []
 
     def _at_fault(
-        self, strategy: Replicated, stage: Stage, batch: Batch, draws: torch.Generator
+        self, strategy: Strategy, stage: Stage, batch: Batch, draws: torch.Generator
     ) -> list[str]:
-        """Ids of this rank's items for which the model gives NaN or infinity by themselves.
+        """Return the ids of this rank's items whose outputs alone are not finite.
 
-        In eval mode: in training, batch norms spread one item's NaN over the whole batch.
+        It uses eval mode, because in training batch norms spread one item's NaN over the batch.
         """
         again = torch.Generator().manual_seed(draws.initial_seed())
         plan = self._objective.plan(stage, batch, again)
-        # All ranks encode as many pieces: they may have to gather the weights for each.
+        # All ranks encode the same number of parts: each may gather sharded weights.
         size = len(batch.labels) // self._parts
         finite: list[torch.Tensor] = []
         for at in range(0, size * self._parts, size):
@@ -128,17 +124,17 @@ class BadSteps:
             encode = functools.partial(
                 self._objective.encode, plan=plan, images=batch.images, rows=rows
             )
-            finite.append(finite_rows(strategy.look(encode)))
+            finite.append(finite_rows(strategy.forward_in_eval_mode(encode)))
         good = torch.cat(finite).tolist()
         return [item for item, fine in zip(batch.item_ids, good) if not fine]
 
 
-def _in_words(lines: list[dict[str, Any]]) -> str:
+def _describe(lines: list[dict[str, Any]]) -> str:
     parts: list[str] = []
     for line in lines:
-        more = len(line["items"]) - NAMED
-        shown = ", ".join(line["items"][:NAMED]) + (f" and {more} more" if more > 0 else "")
+        more = len(line["items"]) - MAX_NAMED
+        shown = ", ".join(line["items"][:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
         parts.append(f"rank {line['rank']}, items {shown}")
     if not lines[0]["alone"]:
-        return "no item gives it alone, its batch: " + "; ".join(parts[:NAMED])
-    return "; ".join(parts[:NAMED])
+        return "no single item causes it; the batch: " + "; ".join(parts[:MAX_NAMED])
+    return "; ".join(parts[:MAX_NAMED])

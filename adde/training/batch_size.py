@@ -1,15 +1,15 @@
-"""The global batch is the recipe's; a rank's share of it follows from how many ranks there are."""
+"""Divide the recipe's global batch among ranks and accumulation steps."""
 
 from adde.errors import UserError
 from adde.training.config import Data
 
 
 def micro_batch(data: Data, ranks: int) -> int:
-    """Items in one forward pass of one rank.
+    """Return the number of items in one forward pass of one rank.
 
     Raises:
-        UserError: the batch cannot be shared out evenly; names the nearest numbers of ranks,
-            accumulation and batch size that can.
+        UserError: the batch does not divide evenly; names the nearest batch size and numbers of
+            ranks and accumulation steps that do.
     """
     size, parts = data.batch_size, data.accumulation * ranks
     if size % parts == 0:
@@ -27,6 +27,6 @@ def micro_batch(data: Data, ranks: int) -> int:
 
 
 def nearest_divisor(number: int, wanted: int) -> int:
-    """The divisor of `number` nearest to `wanted`; the smaller of two."""
+    """Return the divisor of `number` nearest to `wanted`; of two, the smaller."""
     divisors = [d for d in range(1, number + 1) if number % d == 0]
     return min(divisors, key=lambda d: (abs(d - wanted), d))

@@ -1,9 +1,10 @@
-"""The settings that every run has, whatever its method; each is explained where it is defined.
+"""The settings of a run that do not depend on its method, each with its explanation.
 
 A recipe is a TOML file with these names and those of its method (`recipes.py` reads it); any
 setting can be overridden on the command line (`--optimizer.weight-decay 0.1`).
 """
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -11,45 +12,50 @@ from typing import Any, Literal
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """What is read, and how."""
+    """The training data, and how they are read."""
 
     shards: str = "data/wardrobe"
-    """Folder of shards with index.json, or its address: http(s)://, s3://, gs://. Passwords go in
-    ~/.netrc or the environment: this configuration is written to the run's folder and tracker."""
+    """Folder of shards with index.json, or its address: http(s)://, s3://, gs://. Put passwords
+    into ~/.netrc or the environment: this configuration is stored in the run's folder and W&B."""
 
     batch_size: int = 256
     """Items in the global batch, over all ranks and accumulation steps."""
 
     accumulation: int = 1
-    """Forward passes per step; triplets are mined within each one's share of the batch."""
+    """Forward passes per step; triplets are mined within the micro-batch of each."""
 
     cached: bool = False
-    """With accumulation, mine triplets in the whole batch all the same: it is encoded twice, first
-    for embeddings alone (GradCache). For batches beyond memory, at one more forward pass."""
+    """With accumulation, still mine triplets in the whole batch (GradCache): a batch that does not
+    fit into memory is encoded twice, first without gradients."""
 
     workers: int = 2
     """Decoding processes per rank; 0 decodes in the training process."""
 
     decode: Literal["cpu", "device"] = "cpu"
-    """Where upright JPEGs in colour are decoded: by the workers, or by the device that trains
-    (nvJPEG on a GPU), for machines with few cores per GPU. Everything else is the workers'."""
+    """Where upright colour JPEGs are decoded: in the workers, or on the training device (nvJPEG on
+    a GPU), for machines with few cores per GPU. Workers decode all other pictures."""
 
     window: int = 16
     """Shards whose edit groups are shuffled together."""
 
     last_batch: Literal["drop", "pad"] = "drop"
-    """An epoch's last batch, if items do not fill it: left to the next epoch, or filled up with
-    the epoch's first items again. The log counts either."""
+    """Last batch of an epoch if its items do not fill it: dropped, or padded with the first items
+    of the same epoch. The log counts dropped and repeated items."""
 
     on_fault: Literal["raise", "skip"] = "raise"
-    """What a sample that cannot be read does: end the run, or have another item of its batch stand
-    in for it. Every skip is logged and written to faults.jsonl in the run's folder."""
+    """On a sample that cannot be read: end the run, or replace it by another item of its batch.
+    Each skipped sample is printed and appended to faults.jsonl in the run's folder."""
 
     max_faults: float = 0.001
-    """Skipped samples beyond this share of an epoch end the run."""
+    """Share of an epoch; more skipped samples end the run."""
 
     timeout: float = 600.0
-    """Seconds without a batch after which the run ends, naming what was being read; 0: never."""
+    """Seconds without a batch after which the run ends and names what was read; 0: never."""
+
+    @property
+    def batches_per_step(self) -> int:
+        """Batches that a rank takes per step; with `cached` its whole share is one."""
+        return 1 if self.cached else self.accumulation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +72,7 @@ class Schedule:
     """cosine: to zero; step: times `step_factor` every `step_epochs`; constant."""
 
     warmup: float = 0.05
-    """Share of the stage's steps in which the rate grows linearly from zero."""
+    """Share of the stage's steps during which the rate grows linearly from zero."""
 
     step_epochs: float = 10.0
     """Epochs between two drops of the step schedule."""
@@ -74,17 +80,21 @@ class Schedule:
     step_factor: float = 0.5
     """Factor of each drop of the step schedule."""
 
+    def steps(self, steps_per_epoch: int) -> int:
+        """Return the number of steps of the stage."""
+        return math.ceil(self.epochs * steps_per_epoch)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """What the gradients do."""
+    """The optimiser, and averaged weights."""
 
     name: Literal["adamw", "sgd"] = "adamw"
     """AdamW, or SGD with momentum 0.9."""
 
     weight_decay: float = 0.01
-    """On weight matrices and kernels, but for those that the model spares; never on biases and
-    norms."""
+    """Decay of weight matrices and kernels, except those that the model exempts; biases and norms
+    never decay."""
 
     clip_norm: float = 0.0
     """Largest global norm of the gradient; 0 does not clip."""
@@ -95,100 +105,101 @@ class Optimizer:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoints:
-    """What is kept to go on from."""
+    """Checkpoints, from which a run resumes."""
 
     every: int = 200
     """Steps between two checkpoints."""
 
     keep: int = 2
-    """Newest checkpoints kept, beside the best."""
+    """Number of newest checkpoints to keep, besides the best."""
 
     upload: str | None = None
-    """Address under which they are kept too, as many and the best: s3://bucket/runs/shop, gs://
-    or another that fsspec writes to; --resume on a machine without them fetches the newest."""
+    """Address to mirror the kept checkpoints to: s3://bucket/runs/shop, gs:// or any other that
+    fsspec can write to. --resume on another machine downloads the newest."""
 
     timeout: float = 1800.0
-    """Seconds after which the run ends if a rank's part of a checkpoint is not on the disk."""
+    """Seconds to wait for all ranks' parts of a checkpoint before the run ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Validation during training, by which the best checkpoint is chosen."""
+    """Validation during training, which chooses the best checkpoint."""
 
     every_epochs: float = 1.0
-    """Epochs between two evaluations; the end of a stage is always evaluated."""
+    """Epochs between two evaluations; a stage's end is always evaluated."""
 
     batch_size: int = 256
     """Pictures encoded at a time on each rank."""
 
     queries: int = 20_000
-    """Most queries asked, evenly spaced over all of the validation split's; 0: all."""
+    """Maximum number of queries, evenly spaced over those of the validation split; 0: all."""
 
     rows: int = 6
-    """Query -> answers rows shown in the dashboard and the report."""
+    """Rows of a query and its answers in the dashboard and the report."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Alarms:
-    """What is said as an alert: on the terminal, in the log, by W&B. 0 switches one off."""
+    """Thresholds of alerts (terminal, log, W&B); 0 switches an alert off."""
 
     divergence: float = 3.0
-    """A loss of more than this many times its running median, or one that is not finite."""
+    """Loss above this multiple of its running median, or not finite."""
 
     stall: float = 0.5
-    """Images per second under this share of their running median."""
+    """Throughput (images per second) that stays below this share of its running median for two
+    minutes."""
 
     straggler: float = 0.25
-    """A rank that the median rank is faster than by more than this share."""
+    """Share by which the median rank is faster than the slowest one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a run bears before it ends; docs/scaling.md says how each end looks."""
+    """Thresholds at which a run aborts; docs/scaling_failures.md shows the messages."""
 
     bad_steps: int = 10
-    """Steps with NaN or infinity in losses or gradients that are skipped since the run was started
-    or resumed; one more ends it. A skipped step changes no weight; its items are written to
+    """Maximum number of steps skipped for NaN or infinity in losses or gradients since the run was
+    started or resumed. A skipped step changes no weights; its items are appended to
     bad_steps.jsonl in the run's folder."""
 
     silence: float = 60.0
-    """Seconds without a sign of life from a rank, whose process or machine was stopped, after which
-    the others end and name it; 0: never."""
+    """Seconds without a heartbeat from a rank after which the others end and name it: its process
+    or machine has stopped; 0: never."""
 
     stall: float = 1800.0
     """Seconds without progress on any rank after which the run ends and names the rank that the
-    others wait for; 0: never, as a debugger wants it. More than an evaluation takes on the main
-    rank, and than data.timeout."""
+    others wait for; 0: never, for debugging. It must exceed data.timeout, and the time that rank 0
+    needs for metrics."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """One run; a method adds its own settings in a subclass."""
+    """The configuration of a run; a method adds its settings in a subclass."""
 
     run: Path = Path("runs/adde")
-    """Folder of the run: checkpoints, log, metrics, report."""
+    """Folder for checkpoints, log, metrics and report."""
 
     method: str = "adde"
-    """What is trained: a room of adde.methods, or a module of your own by its dotted name."""
+    """The method: a package of adde.methods, or the dotted name of a module with METHOD."""
 
     seed: int = 0
-    """Of weights, order, augmentation and drawn edits."""
+    """Seed of initial weights, sample order, augmentation and random edits."""
 
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
-    """Of the forward pass; losses and embeddings stay in float32. fp32: IEEE float32, as evaluation
-    and bundles have it whatever is set here; tf32: factors of its products and convolutions are
-    rounded to 10 bits, on GPUs from Ampere on, several times as fast."""
+    """Precision of the forward pass; losses and embeddings stay float32. fp32: IEEE float32, which
+    evaluation and bundles always use; tf32: products and convolutions round their factors to 10
+    bits, several times as fast on GPUs since Ampere."""
 
     batch_norm: Literal["auto", "sync", "local"] = "auto"
-    """Batch norms' statistics in training: sync: of the micro-batches of all ranks, as if one rank
-    had them; local: of each rank's own; auto: sync where a rank's has fewer than 32 items."""
+    """Batch norm statistics in training. sync: over the micro-batches of all ranks; local: per
+    rank; auto: sync if a rank's micro-batch has fewer than 32 items."""
 
     wandb: Literal["auto", "offline", "off"] = "auto"
-    """auto: online where a login is found, else offline."""
+    """auto: online if there is a login, else offline."""
 
     profile: bool = False
-    """Records a few steps of each stage with torch.profiler: a trace and a page, in `run`/profile/,
-    of where a step's time goes."""
+    """Profile a few steps of each stage with torch.profiler; writes a trace and a page to
+    `run`/profile/."""
 
     data: Data = field(default_factory=Data)
     optimizer: Optimizer = field(default_factory=Optimizer)
@@ -199,13 +210,13 @@ class Config:
 
     @classmethod
     def upgrade(cls, settings: dict[str, Any]) -> dict[str, Any]:
-        """The settings that a run wrote down, completed: one that its version of this package did
-        not have yet gets the value that reproduces its behaviour.
+        """Complete the settings of an older run: add those that its version of this package did not
+        have, with values that reproduce its behaviour.
         """
         return settings
 
     def to_json(self) -> dict[str, Any]:
-        """Every setting by name, nested; paths as strings."""
-        import pydantic  # here, so that the settings can be had where only torch is installed
+        """Return all settings as nested dictionaries, with paths as strings."""
+        import pydantic  # imported here, so that importing the settings needs torch only
 
         return pydantic.TypeAdapter(type(self)).dump_python(self, mode="json")

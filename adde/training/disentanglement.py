@@ -18,7 +18,7 @@ from adde.shards.reader import ShardReader
 from adde.training.evaluation import Evaluator
 from adde.training.method import find_method
 from adde.training.opening import load_model
-from adde.training.resilience.preflight import require_split
+from adde.training.resilience.requirements import require_split
 from adde.training.run_folder import open_shards
 from adde.training.watching.encoder_scores import SCORES_NAME
 

@@ -1,4 +1,4 @@
-"""Encodes splits with all ranks; what the outputs are worth is the method's to say."""
+"""Encode splits with all ranks; the method computes metrics from the outputs."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 from adde.distributed import RankRows, gather_objects, rank, world_size
 from adde.errors import UserError
-from adde.loading.loader import Batch, BatchStream
+from adde.loading.batch import Batch
+from adde.loading.loader import BatchStream
 from adde.mining.distances import full_precision
 from adde.schema import Labels, Vector
 from adde.shards.batches import Batches, OnFault
@@ -18,26 +19,26 @@ from adde.shards.index import ShardIndex
 from adde.shards.shares import StoredOrder
 
 Represent = Callable[[Any, Tensor], dict[str, Tensor]]
-"""What a model gives for a batch of pictures (B, S, S, 3) uint8: a row each, by name."""
+"""Maps a model and a batch of pictures (B, S, S, 3) uint8 to outputs by name, a row per picture."""
 
 
 @dataclass(frozen=True)
 class EncodedSplit:
-    """A split in stored order."""
+    """The outputs and labels of a split, in stored order."""
 
     outputs: dict[str, Vector]
-    """(N, ...) by name, as the method represents a picture."""
+    """(N, ...) by name, from `Method.represent`."""
     labels: Labels
     """(N, A) int64."""
     rows: Labels
-    """(N,) int64 places in the split's stored order, from which unreadable samples are left out."""
+    """(N,) int64 positions in the split; those of unreadable samples are missing."""
 
 
 class Evaluator:
-    """Encodes splits, each rank its share, in batches that stream through `workers` processes.
+    """Encodes splits, each rank its share, in batches that `workers` processes read.
 
-    Samples that cannot be read end it, or with `on_fault` `skip` are told and left out.
-    `get_on` is called after every batch.
+    A sample that cannot be read raises an error; with `on_fault` `skip` it is printed and left out.
+    `report_progress` is called after every batch.
     """
 
     def __init__(
@@ -48,9 +49,9 @@ class Evaluator:
         device: torch.device,
         on_fault: OnFault = "raise",
         timeout: float = 0.0,
-        get_on: Callable[[], None] = lambda: None,
+        report_progress: Callable[[], None] = lambda: None,
     ) -> None:
-        self._get_on = get_on
+        self._report_progress = report_progress
         self.index, self._batch_size = index, batch_size
         self._workers, self.device = workers, device
         self._on_fault: OnFault = on_fault
@@ -58,7 +59,7 @@ class Evaluator:
 
     @torch.no_grad()
     def encode(self, represent: Represent, model: Any, split: str) -> EncodedSplit:
-        """What the method makes of every picture of a split, and the labels, on every rank.
+        """Encode every picture of a split; return outputs and labels, on every rank.
 
         Raises:
             UserError: no picture of the split can be read.
@@ -67,13 +68,13 @@ class Evaluator:
         for batch, rows in self.batches(model, split):
             with full_precision(batch.images):
                 found.append((represent(model, batch.images), batch.labels, rows))
-        # A rank may have no item of a small split, and still gathers with the others.
+        # A rank without items of a small split must gather with the others.
         mine = {n: (tuple(v.shape[1:]), v.dtype) for n, v in found[0][0].items()} if found else {}
         shapes = next((shapes for shapes in gather_objects(mine) if shapes), None)
         if shapes is None:
             raise UserError(
                 f"{self.index.root}: expected pictures in the split {split!r}, found none that can "
-                "be read; shards/verify.py lists what is wrong"
+                "be read; shards/verify.py lists the faults"
             )
         none = torch.zeros((0, len(self.index.schema.sizes)), dtype=torch.int64)
         none = none.to(self.device)
@@ -89,20 +90,20 @@ class Evaluator:
         return EncodedSplit(outputs, whole(labels), whole(rows))
 
     def watch(self, blocks: Iterable[Any]) -> Iterator[Any]:
-        """The blocks of a ranking, each of which gets the run on as a batch does."""
+        """Yield the blocks of a ranking, and report progress after each."""
         for block in blocks:
             yield block
-            self._get_on()
+            self._report_progress()
 
     def batches(self, model: Any, split: str) -> Iterator[tuple[Batch, Tensor]]:
-        """This rank's batches of what can be read, and where in the split their items stand."""
+        """Yield this rank's readable samples as batches, with their positions in the split."""
         samples = tuple(shard.samples for shard in self.index.split(split))
         places = StoredOrder(samples, self._batch_size, rank(), world_size())
         batches = Batches(self.index, split, model.preprocess, places, self._on_fault)
         stream = BatchStream(
             batches, range(len(places)), self._workers, self.device, self._timeout, rank()
         )
-        # Alone in eval mode, and back, so that no caller forgets it.
+        # Switch to eval mode and back here, so that no caller can forget it.
         was_training = model.training
         model.eval()
         try:
@@ -115,12 +116,12 @@ class Evaluator:
                     tqdm.write(f"rank {rank()}, encoding {split}: skipped {fault}")
                 rows = torch.arange(first, first + len(batch.labels), device=self.device)
                 first += len(rows)
-                if batch.stood_in:
+                if batch.substituted_rows:
                     whole = torch.ones_like(rows, dtype=torch.bool)
-                    whole[batch.stood_in] = False
+                    whole[batch.substituted_rows] = False
                     batch, rows = batch.only(whole), rows[whole]
                 yield batch, rows
-                self._get_on()
+                self._report_progress()
         finally:
             stream.close()
             model.train(was_training)

@@ -1,10 +1,10 @@
-"""Mining over a whole batch whose activations do not fit into memory (GradCache).
+"""GradCache: losses over a whole batch whose activations do not fit into memory.
 
-Gao et al. (2021), "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup". The
-micro-batches are encoded without gradients; losses are taken over all their embeddings, which gives
-the loss's gradient for each embedding; every micro-batch is then encoded again and handed its part.
-The gradients are those of one plain batch, at the price of a second forward pass. Only batch norms
-tell the difference: in training they see a micro-batch, as under plain accumulation.
+Gao et al. (2021), "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup".
+Micro-batches are encoded without gradients. The losses of all embeddings give the gradient for each
+embedding. Then every micro-batch is encoded again and backpropagates its part. Gradients equal
+those of a plain batch, for the price of a second forward pass; only batch norms differ, because in
+training they see a micro-batch, as under plain accumulation.
 """
 
 from typing import Any
@@ -12,16 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adde.loading.loader import Batch
+from adde.loading.batch import Batch
 from adde.training.method import Objective, Stage
-from adde.training.optimisation import Kept
-from adde.training.strategies import Replicated
+from adde.training.optimisation import Snapshot
+from adde.training.strategies import Strategy
 from adde.training.terms import Outputs, global_mean
 from adde.training.watching import profiling
 
 
 def cached_backward(
-    strategy: Replicated,
+    strategy: Strategy,
     objective: Objective,
     stage: Stage,
     batch: Batch,
@@ -29,9 +29,10 @@ def cached_backward(
     parts: int,
     flag: bool = False,
 ) -> tuple[dict[str, float], bool]:
-    """One step's gradients from a rank's whole share of the batch, encoded in `parts` pieces.
+    """Compute a step's gradients from a rank's share of the batch, encoded in `parts` parts.
 
-    Returns the scalars and the flag of `global_mean`.
+    Returns:
+        The scalars and the flag of `global_mean`.
     """
     plan = objective.plan(stage, batch, draws)
     size = len(batch.labels) // parts
@@ -42,7 +43,7 @@ def cached_backward(
         torch.manual_seed((seed + part) % 2**63)  # the same dropout in both passes
         return objective.encode(strategy.model, plan, batch.images, rows[part])
 
-    cached = _join(_without_traces(strategy.model, encode, parts))
+    cached = _join(_encode_without_gradients(strategy.model, encode, parts))
     terms = objective.terms(stage, cached, batch, plan)
     loss, scalars, stopping = global_mean(terms, stage.weights, flag)
     with profiling.part("backward"):
@@ -50,21 +51,21 @@ def cached_backward(
     for part in range(parts):
         with strategy.micro_batch(last=part == parts - 1):
             share = _share(encode(part), cached, rows[part], first=part == 0)
-            strategy.backward(share * parts)  # which it divides by
+            strategy.backward(share * parts)  # `backward` divides by parts
     return scalars, stopping
 
 
 @torch.no_grad()
-def _without_traces(model: nn.Module, encode: Any, parts: int) -> list[Outputs]:
-    """All parts' outputs; buffers (running statistics) are as before, for the second pass."""
-    before = Kept(list(model.buffers()))
+def _encode_without_gradients(model: nn.Module, encode: Any, parts: int) -> list[Outputs]:
+    """Encode all parts; restore buffers (running statistics) for the second pass."""
+    before = Snapshot(list(model.buffers()))
     outputs = [encode(part) for part in range(parts)]
-    before.undo()
+    before.restore()
     return outputs
 
 
 def _join(outputs: list[Outputs]) -> Outputs:
-    """The outputs of the whole share as leaves that collect gradients."""
+    """Join the parts' outputs as leaf tensors that collect gradients."""
 
     def leaf(values: tuple[Tensor | None, ...]) -> Tensor | None:
         if values[0] is None:
@@ -77,9 +78,9 @@ def _join(outputs: list[Outputs]) -> Outputs:
 
 
 def _share(output: Outputs, cached: Outputs, rows: slice, first: bool) -> Tensor:
-    """A scalar whose gradient is this part's share of the loss's gradient.
+    """Return a scalar whose gradient is this part's share of the loss's gradient.
 
-    What belongs to no item, such as a norm of weights, is the first part's.
+    Outputs that belong to no item, such as a norm of weights, count with the first part.
     """
     share = torch.zeros((), device=next(v.device for v in output if v is not None))
     for value, leaf in zip(output, cached):
@@ -88,6 +89,6 @@ def _share(output: Outputs, cached: Outputs, rows: slice, first: bool) -> Tensor
         if value.ndim:
             share = share + (value * leaf.grad[rows]).sum()
         else:
-            # Times zero elsewhere: every rank and part must reach every parameter.
+            # Zero in other parts, which keeps every parameter in every part's graph.
             share = share + value * leaf.grad * float(first)
     return share

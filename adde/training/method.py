@@ -1,8 +1,9 @@
-"""The seam between the engine and a method: all that training knows of what it trains.
+"""The interface between the training engine and a method.
 
-A method is a room of `adde.methods` whose module `method` holds `METHOD`, an instance of a subclass
-of `Method`; or a module of your own with one, named in a recipe by its dotted path. The engine
-gives it batches, ranks, checkpoints, logs and a report; docs/extending.md adds one step by step.
+A method is a package of `adde.methods` whose module `method` defines `METHOD`, an instance of a
+subclass of `Method`; or any module with a `METHOD`, named in a recipe by its dotted path. The
+engine provides batches, ranks, checkpoints, logs and a report. docs/extending.md adds a method step
+by step.
 """
 
 import importlib
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 import adde
 from adde.distributed import RankRows
 from adde.errors import UserError, did_you_mean
-from adde.loading.loader import Batch
+from adde.loading.batch import Batch
 from adde.schema import Schema
 from adde.training.checkpoints.checkpoint import Checkpoint
 from adde.training.config import Config, Evaluation, Schedule
@@ -30,58 +31,60 @@ from adde.training.watching.panels import Panel
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of a run with a schedule and losses of its own."""
+    """A part of a run with its own schedule and losses."""
 
     name: str
-    """Also the prefix of its figures in the log."""
+    """Also the prefix of its losses in the log."""
 
     schedule: Schedule
 
     weights: Mapping[str, float]
-    """Of the loss terms, by name."""
+    """Weights of the loss terms, by name."""
 
     frozen: tuple[str, ...] = ()
-    """Submodules of the model that have no gradient in this stage."""
+    """Submodules of the model that get no gradient in this stage."""
 
     rates: Mapping[str, Rate] = field(default_factory=dict[str, Rate])
-    """Of submodules whose learning rate or AdamW betas are not those of the others, by name."""
+    """Learning rates and AdamW betas of submodules, by name, where they differ."""
 
 
 class Objective:
-    """What a method minimises. Drawing, encoding and losses stay apart: a batch may be encoded in
-    pieces, and an item whose embedding is not finite is found by encoding it again.
+    """The losses that a method minimises.
+
+    Random draws, encoding and losses are separate steps, so that a batch can be encoded in parts
+    (GradCache), and items with outputs that are not finite can be found by encoding them again.
     """
 
     def begin_step(self, step: int, steps: int) -> None:
-        """Learns where the stage stands, for losses that change over time.
+        """Set the progress of the stage, for losses that change over time.
 
         Args:
-            step: of the stage that comes next, from 0.
-            steps: of the whole stage.
+            step: the next step of the stage, from 0.
+            steps: number of steps of the stage.
         """
 
     def plan(
         self, stage: Stage, batch: Batch, draws: torch.Generator, ranks: RankRows | None = None
     ) -> Any:
-        """All that is drawn for this rank's items before they are encoded.
+        """Draw everything random for this rank's items, before they are encoded.
 
         Args:
-            stage: of the run.
+            stage: current.
             batch: this rank's share of the global batch.
-            draws: the same generator on every rank.
-            ranks: how the global batch is shared out; None: as many items on every rank.
+            draws: generator with the same state on every rank.
+            ranks: rows of the global batch on each rank; None: the same number on every rank.
         """
         raise NotImplementedError
 
     def encode(self, model: Any, plan: Any, images: Tensor, rows: slice = slice(None)) -> Outputs:
-        """What the model gives for some rows of this rank's images (b, S, S, 3) uint8."""
+        """Run the model on some rows of this rank's images (b, S, S, 3) uint8."""
         raise NotImplementedError
 
     def terms(self, stage: Stage, out: Any, batch: Batch, plan: Any) -> Terms:
-        """The stage's losses of what the model gave for all of this rank's items.
+        """Compute the stage's losses from the outputs for all of this rank's items.
 
-        Sums stay local, counts are added over ranks, so that N ranks give one rank's loss. The
-        shares include those of `adde.training.terms.item_shares`.
+        Sums stay local and counts are added over ranks, so that N ranks get the loss of one rank.
+        The shares include those of `adde.training.terms.item_shares`.
         """
         raise NotImplementedError
 
@@ -93,84 +96,87 @@ class Objective:
         draws: torch.Generator,
         ranks: RankRows | None = None,
     ) -> Terms:
-        """The losses of a batch that is encoded whole."""
+        """Compute the losses of a batch that is encoded at once."""
         plan = self.plan(stage, batch, draws, ranks)
         return self.terms(stage, self.encode(model, plan, batch.images), batch, plan)
 
     def state(self) -> dict[str, Tensor]:
-        """Tensors that a checkpoint keeps beside the model, the same on every rank, by names such
-        as `queue/embeddings`.
+        """Return tensors to save besides the model, by names such as `queue/embeddings`.
+
+        They are equal on every rank.
         """
         return {}
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Takes back what `state` gave."""
+        """Restore the tensors of `state`."""
 
 
 class Method:
-    """One way to train; subclasses say what differs from another."""
+    """A way to train a model; subclasses define model, stages, losses and metrics."""
 
     title: str
-    """What the report is headed with."""
+    """Heading of the report."""
 
     Config: type[Config]
-    """Its settings: a subclass of the engine's."""
+    """Its settings: a subclass of the engine's `Config`."""
 
-    deciding: tuple[str, ...] = ()
-    """Validation figures that choose the best checkpoint, in this order; larger is better."""
+    best_metrics: tuple[str, ...] = ()
+    """Validation metrics that choose the best checkpoint, in this order; larger is better."""
 
-    shown: tuple[str, ...] = ()
-    """Validation figures on the terminal, and large in the report of a run not evaluated yet."""
+    terminal_metrics: tuple[str, ...] = ()
+    """Validation metrics to print, and the headline of a report without a final evaluation."""
 
-    shows_shares: bool = True
-    """Whether those are shares, which the report gives in percent."""
+    metrics_are_shares: bool = True
+    """Whether `terminal_metrics` are shares, which the report shows in percent."""
 
-    supervision: str = "what it was taught by is not known"
-    """Which labels its encoder was taught by, for tables that compare encoders."""
+    supervision: str = "its training data are not known"
+    """What the encoder was trained on, for tables that compare encoders."""
 
     panels: tuple[Panel, ...] = ()
-    """Plots of its figures, in W&B and the report."""
+    """Plots of its metrics and losses, in W&B and the report."""
 
-    not_shown: tuple[str, ...] = ()
-    """Patterns of figures in the log that no panel has."""
+    hidden_metrics: tuple[str, ...] = ()
+    """Patterns of scalars in the log that no panel plots."""
 
     tables: tuple[str, ...] = ()
-    """Names of the tables that an evaluation gives."""
+    """Names of the tables of an evaluation."""
 
     def build(self, config: Any, schema: Schema, start: bool = True) -> nn.Module:
-        """The model, on the CPU. It has `preprocess`, the `Preprocess` of its pictures.
+        """Build the model on the CPU; its attribute `preprocess` is the `Preprocess` of pictures.
 
         Args:
             config: of the run.
             schema: of the catalogue.
-            start: whether weights to start from are loaded; False where a checkpoint's follow.
+            start: load pretrained weights; False if weights of a checkpoint follow.
         """
         raise NotImplementedError
 
     def stages(self, config: Any) -> tuple[Stage, ...]:
-        """The stages of a run, in order."""
+        """Return the stages of a run, in order."""
         raise NotImplementedError
 
     def objective(self, config: Any, schema: Schema, device: torch.device) -> Objective:
-        """What the stages minimise."""
+        """Build the objective that the stages minimise."""
         raise NotImplementedError
 
     def before(self, stage: Stage, model: nn.Module, evaluator: Evaluator) -> bool:
-        """Prepares the model for a stage that begins; on all ranks.
+        """Prepare the model for a stage that begins; on all ranks.
 
-        Returns whether it changed weights, which are then evaluated and saved.
+        Returns:
+            Whether weights changed; they are then evaluated and saved.
         """
         return False
 
     def represent(self, model: Any, images: Tensor) -> dict[str, Tensor]:
-        """What evaluation keeps of a batch of pictures, a row each, by name."""
+        """Return the outputs for a batch of pictures that evaluation needs, a row per picture."""
         raise NotImplementedError
 
     def codes(self, model: Any, images: Tensor) -> dict[str, Tensor]:
-        """The codes of pictures (B, S, S, 3) uint8, for scores of disentanglement.
+        """Return the codes of pictures (B, S, S, 3) uint8, for scores of disentanglement.
 
         Returns:
-            `codes` (B, L) float32; of a Gaussian posterior their means, and `log_variance` (B, L).
+            `codes` (B, L) float32. For a Gaussian posterior these are the means, and `log_variance`
+            (B, L) is there too.
 
         Raises:
             UserError: the method has no codes.
@@ -178,25 +184,25 @@ class Method:
         raise UserError(f"{self.title}: expected a method that gives codes, found one without")
 
     def blocks(self, model: Any) -> tuple[str, ...] | None:
-        """The block of each of the L numbers of a code; None: each is a block of its own."""
+        """Return the block of each of the L numbers of a code; None: each is its own block."""
         return None
 
     def evaluate(
         self, stage: Stage, model: Any, evaluator: Evaluator, settings: Evaluation
     ) -> Evaluated:
-        """Validates a model; on all ranks. What it shows is looked at on the main rank only."""
+        """Validate a model; on all ranks. Only rank 0 needs pictures, matrix and tables."""
         raise NotImplementedError
 
     def finish(self, model: Any, checkpoint: Checkpoint, evaluator: Evaluator) -> None:
-        """Completes the best checkpoint at the end of a run; on all ranks."""
+        """Complete the best checkpoint at the end of a run; on all ranks."""
 
     def summary(self, metrics: dict[str, Any]) -> Summary:
-        """What the report says of `metrics.json`, which this method's evaluation wrote."""
+        """Summarise the method's `metrics.json` for the report."""
         return Summary()
 
 
 def find_method(name: str) -> Method:
-    """The method of a recipe's name: a room of `adde.methods`, or a module by its dotted path.
+    """Find a method by its name in a recipe: a package of `adde.methods`, or a dotted module.
 
     Raises:
         UserError: there is none.
@@ -206,7 +212,7 @@ def find_method(name: str) -> Method:
         return importlib.import_module(module).METHOD
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise  # the method is there, and something that it imports is not
+            raise  # the method exists, but a module that it imports does not
     except AttributeError:
         pass
     raise UserError(
@@ -216,6 +222,6 @@ def find_method(name: str) -> Method:
 
 
 def methods() -> list[str]:
-    """Names of the methods that this package brings along."""
-    rooms = importlib.import_module(f"{adde.__name__}.methods")
-    return sorted(room.name for room in pkgutil.iter_modules(rooms.__path__) if room.ispkg)
+    """List the methods of this package."""
+    packages = importlib.import_module(f"{adde.__name__}.methods")
+    return sorted(found.name for found in pkgutil.iter_modules(packages.__path__) if found.ispkg)

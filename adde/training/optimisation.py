@@ -1,4 +1,4 @@
-"""Learning rate, optimiser and averaged weights."""
+"""Learning rate, optimiser, averaged weights, and snapshots of tensors."""
 
 import fnmatch
 import math
@@ -16,21 +16,21 @@ from adde.training.config import Optimizer, Schedule
 
 @dataclass(frozen=True)
 class Rate:
-    """How the optimiser treats a part of the model."""
+    """How the optimiser treats a submodule."""
 
     factor: float = 1.0
-    """Of the schedule's learning rate."""
+    """Its learning rate relative to the schedule's."""
 
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's decays of the first and second moment."""
 
 
 NO_RATES: Mapping[str, Rate] = MappingProxyType({})
-"""Every part has the schedule's rate."""
+"""Every submodule has the schedule's learning rate."""
 
 
 def learning_rate(schedule: Schedule, step: int, steps: int, steps_per_epoch: int) -> float:
-    """The rate of step `step` (from 0) of a stage of `steps`: a function of the position alone."""
+    """Return the learning rate of step `step` (from 0) of a stage of `steps` steps."""
     warmup = schedule.warmup * steps
     if step < warmup:
         return schedule.learning_rate * (step + 1) / (warmup + 1)
@@ -46,18 +46,18 @@ def learning_rate(schedule: Schedule, step: int, steps: int, steps_per_epoch: in
 def build_optimizer(
     settings: Optimizer, model: nn.Module, rates: Mapping[str, Rate] = NO_RATES
 ) -> torch.optim.Optimizer:
-    """Over the parameters that are trained now; only weight matrices and kernels decay, without
-    those that a part of the model names in `no_weight_decay()`, timm's name for it.
+    """Build the optimiser of the parameters that require gradients.
 
-    Each group's `rate` is the factor of the schedule's learning rate (`set_rate`).
+    Only weight matrices and kernels decay, except those that a submodule lists in timm's
+    `no_weight_decay()`.
 
     Args:
         settings: of the run.
-        model: whose parameters are trained.
-        rates: of submodules by name; the longest name that fits a parameter counts.
+        model: its parameters are trained.
+        rates: by the names of submodules; the longest name that matches a parameter counts.
     """
     for name in rates:
-        model.get_submodule(name)  # raises where there is none
+        model.get_submodule(name)  # raises if there is none
     trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     spared = _without_decay(model, [n for n, _ in trained])
     decayed = {n for n, p in trained if p.ndim > 1 and not n.endswith("bias") and n not in spared}
@@ -80,18 +80,18 @@ def build_optimizer(
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Sets the learning rate of every group: its own factor of the schedule's."""
+    """Set the learning rate of every group: its factor times the schedule's."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["rate"]
 
 
 def _part_of(name: str, rates: Mapping[str, Rate]) -> str:
-    """The longest of the parts' names that a parameter's begins with; "" where none does."""
+    """Return the longest name of `rates` that a parameter's name begins with, or ""."""
     return max((part for part in rates if name.startswith(f"{part}.")), key=len, default="")
 
 
 def _without_decay(model: nn.Module, names: list[str]) -> set[str]:
-    """Those of `names` that a part of the model spares; by pattern, such as `pos_embed.*`, too."""
+    """Return the `names` that submodules exempt, also by pattern, such as `pos_embed.*`."""
     return {
         name
         for prefix, part in model.named_modules()
@@ -102,7 +102,7 @@ def _without_decay(model: nn.Module, names: list[str]) -> set[str]:
 
 
 class Averages:
-    """Exponential moving averages of named tensors, from the first step's values on."""
+    """Exponential moving averages of named tensors; the first step's values start them."""
 
     def __init__(self, decay: float) -> None:
         self._average = get_ema_multi_avg_fn(decay)
@@ -110,7 +110,7 @@ class Averages:
 
     @torch.no_grad()
     def update(self, current: dict[str, Tensor]) -> None:
-        """Moves the averages towards `current`; counters (integers) are taken as they are."""
+        """Move the averages towards `current`; integers (counters) are copied."""
         if not self.tensors:
             self.tensors = {name: value.detach().clone() for name, value in current.items()}
             return
@@ -121,25 +121,25 @@ class Averages:
             self.tensors[name].copy_(current[name])
 
 
-class Kept:
-    """Copies of a few tensors that are changed in place, to go back to."""
+class Snapshot:
+    """Copies of tensors that are changed in place, to restore them."""
 
     def __init__(self, tensors: list[Tensor]) -> None:
-        # By type: copied together, in one launch instead of one for each.
+        # Grouped by type, so that one launch copies all of them.
         self._pairs: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
         for tensor in tensors:
-            live, kept = self._pairs.setdefault(tensor.dtype, ([], []))
+            live, saved = self._pairs.setdefault(tensor.dtype, ([], []))
             live.append(tensor)
-            kept.append(tensor.detach().clone())
+            saved.append(tensor.detach().clone())
 
     @torch.no_grad()
-    def keep(self) -> None:
-        """Takes the tensors as they are now."""
-        for live, kept in self._pairs.values():
-            torch._foreach_copy_(kept, live)
+    def save(self) -> None:
+        """Copy the tensors as they are now."""
+        for live, saved in self._pairs.values():
+            torch._foreach_copy_(saved, live)
 
     @torch.no_grad()
-    def undo(self) -> None:
-        """Makes the tensors what they were."""
-        for live, kept in self._pairs.values():
-            torch._foreach_copy_(live, kept)
+    def restore(self) -> None:
+        """Set the tensors to what they were."""
+        for live, saved in self._pairs.values():
+            torch._foreach_copy_(live, saved)

@@ -1,4 +1,4 @@
-"""Ranking on the device that trains: `adde.metrics` and `adde.edits` with torch's products."""
+"""`adde.metrics` and `adde.edits` with products and sorting by torch, on a GPU if there is one."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -13,12 +13,12 @@ from adde.scoring import parts
 
 
 def top_k_on(device: torch.device) -> metrics.Search:
-    """`metrics.top_k`, on a GPU where there is one."""
+    """Return `metrics.top_k`, or the same on a GPU."""
     return metrics.top_k if device.type == "cpu" else partial(top_k, device)
 
 
 def top_k(device: torch.device, queries: Vector, gallery: Vector, k: int) -> metrics.Places:
-    """As `metrics.top_k`, ties to the lowest row; products and sorting on `device`."""
+    """As `metrics.top_k`, on `device`; ties go to the lowest row."""
     rows = torch.from_numpy(gallery).to(device)
     norms = rows.square().sum(1)
     found = [torch.empty((0, min(k, len(rows))), dtype=torch.int64, device=device)]
@@ -30,12 +30,12 @@ def top_k(device: torch.device, queries: Vector, gallery: Vector, k: int) -> met
 
 
 def ranked_on(device: torch.device) -> metrics.On:
-    """Where `metrics.baseline_rankings` takes products and sorts: a GPU where there is one."""
+    """Return where `metrics.baseline_rankings` computes: on a GPU if there is one."""
     return metrics.HERE if device.type == "cpu" else placed_on(device)
 
 
 def placed_on(device: torch.device) -> metrics.On:
-    """Products and sorting on `device`, ties to the lowest row."""
+    """Compute products and sort on `device`; ties go to the lowest row."""
     return metrics.On(
         lambda array: torch.from_numpy(array).to(device),
         lambda costs, k: _smallest(costs, k).cpu().numpy(),
@@ -43,7 +43,7 @@ def placed_on(device: torch.device) -> metrics.On:
 
 
 def best_matches_on(device: torch.device) -> edits.Best:
-    """`adde.edits.best_matches`, on a GPU where there is one."""
+    """Return `adde.edits.best_matches`, or the same on a GPU."""
     return edits.best_matches if device.type == "cpu" else partial(best_matches, device)
 
 
@@ -56,7 +56,7 @@ def best_matches(
     epsilon: float,
     counts: Sequence[int],
 ) -> list[metrics.Places]:
-    """As `adde.edits.best_matches`; products, logarithms and sorting on `device`."""
+    """As `adde.edits.best_matches`, on `device`."""
     asked, weighed, items = (torch.from_numpy(a).to(device) for a in (wanted, weights, beliefs))
     costs = torch.zeros((*weighed.shape[:2], len(items)), device=device)
     with full_precision(items):
@@ -71,7 +71,7 @@ def _smallest(costs: Tensor, k: int) -> Tensor:
     chosen = costs.topk(min(k, costs.shape[1]), largest=False, sorted=False).indices.sort(1).values
     order = costs.gather(1, chosen).argsort(dim=1, stable=True)
     ranked = chosen.gather(1, order)
-    # topk keeps any of those equal to the last one in; there, sort the whole row.
+    # topk keeps any of the values that tie with the last one: sort the whole row then.
     tied = (costs <= costs.gather(1, ranked[:, -1:])).sum(1) > ranked.shape[1]
     ranked[tied] = costs[tied].argsort(dim=1, stable=True)[:, : ranked.shape[1]]
     return ranked

@@ -1,4 +1,4 @@
-"""Recipes: a run's complete configuration from a TOML file and the command line."""
+"""Recipes: read a run's configuration from a TOML file and the command line."""
 
 import argparse
 import dataclasses
@@ -23,20 +23,21 @@ NOT_TRAINING = (
     *("run", "wandb", "profile", "alarms", "checkpoints", "evaluation"),
     *("limits", "shards", "workers", "on_fault", "max_faults", "timeout"),
 )
-"""Settings that may change between a run and its resumption: the weights do not depend on them
-(the shards are held against the checkpoint by schema and content instead)."""
+"""Settings that may change when a run resumes, because the weights do not depend on them; shards
+are compared with the checkpoint by schema and content."""
 
 
 def parse(arguments: Sequence[str] | None = None) -> tuple[Method, Config, bool]:
-    """The method and its configuration, from `--recipe FILE` and overrides; and whether `--resume`
-    was given.
+    """Parse `--recipe FILE`, overrides and `--resume`; without a recipe, `--resume` takes the
+    configuration of `--run`.
 
-    Resuming without a recipe takes the configuration of the run that `--run` names.
+    Returns:
+        The method, its configuration, and whether `--resume` was given.
 
     Raises:
         UserError: the recipe is missing, is not TOML, or has an unknown key or a wrong value.
     """
-    import tyro  # here, so that the settings can be had where only torch is installed
+    import tyro  # imported here, so that importing the settings needs torch only
 
     before = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     before.add_argument("--recipe", type=Path)
@@ -51,7 +52,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Method, Config, bool]
     if known.method is not None:
         found["method"] = known.method
     method = method_of(found)
-    default = _checked(found, method, recipe)
+    default = _validate(found, method, recipe)
     if known.run is not None:
         default = dataclasses.replace(default, run=known.run)
     try:
@@ -59,8 +60,8 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Method, Config, bool]
             method.Config,
             default=default,
             args=rest,
-            description="--recipe FILE starts from a recipe; --resume goes on from the run's last "
-            "checkpoint.",
+            description="--recipe FILE: start from a recipe. --resume: continue from the last "
+            "checkpoint of the run.",
         )
     except ValueError as error:
         raise UserError(str(error)) from None
@@ -68,7 +69,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Method, Config, bool]
 
 
 def config_of_run(method: Method, settings: dict[str, Any]) -> Config:
-    """The configuration that a run wrote down, as JSON or TOML."""
+    """Validate the settings that a run has stored, from JSON or TOML."""
     import pydantic
 
     completed = method.Config.upgrade(settings)
@@ -76,14 +77,14 @@ def config_of_run(method: Method, settings: dict[str, Any]) -> Config:
 
 
 def write_config(config: Config, run: Path) -> None:
-    """Writes the complete configuration as `run`/config.toml."""
+    """Write the complete configuration to `run`/config.toml."""
     import tomli_w
 
     write_text(run / CONFIG_NAME, tomli_w.dumps(_without_none(config.to_json())))
 
 
 def _without_none(settings: dict[str, Any]) -> dict[str, Any]:
-    """TOML has no null: a setting that is None is left out, which reads back as None."""
+    """Leave out settings that are None, because TOML has no null; they read back as None."""
     return {
         key: _without_none(value) if isinstance(value, dict) else value
         for key, value in settings.items()
@@ -92,7 +93,7 @@ def _without_none(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def first_difference(mine: dict[str, Any], theirs: dict[str, Any]) -> str | None:
-    """The first setting on which two runs differ in what they train, as `key: a and b`."""
+    """Return the first setting that changes the weights and differs, as `key: a and b`."""
     for key, value in mine.items():
         if key in NOT_TRAINING:
             continue
@@ -106,34 +107,34 @@ def first_difference(mine: dict[str, Any], theirs: dict[str, Any]) -> str | None
 
 
 def read_recipe(path: Path) -> Config:
-    """A TOML recipe, checked; settings it leaves out have their defaults, in a run's own
-    config.toml those of `Config.upgrade`.
+    """Read and validate a TOML recipe; missing settings get their defaults, or those of
+    `Config.upgrade` if the file is a run's config.toml.
 
     Raises:
         UserError: see `parse`.
     """
     found = read_settings(path)
-    return _checked(found, method_of(found), path)
+    return _validate(found, method_of(found), path)
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """A recipe's content, not checked yet. Raises UserError where it is no TOML."""
+    """Read a recipe without validation. Raises UserError if it is not TOML."""
     text = read_text(path)
     with foreign(path, "TOML"):
         return tomllib.loads(text)
 
 
 def method_of(settings: dict[str, Any]) -> Method:
-    """The method that a recipe names, or the default one."""
+    """Find the method that a recipe names, or the default one."""
     return find_method(str(settings.get("method", Config.method)))
 
 
-def _checked(content: dict[str, Any], method: Method, path: Path | None) -> Config:
+def _validate(content: dict[str, Any], method: Method, path: Path | None) -> Config:
     if path is None:
         return method.Config(**content)
     import pydantic
 
-    _refuse_unknown(content, method.Config, str(path), "")
+    _reject_unknown(content, method.Config, str(path), "")
     try:
         if path.name == CONFIG_NAME:
             return config_of_run(method, content)
@@ -144,10 +145,10 @@ def _checked(content: dict[str, Any], method: Method, path: Path | None) -> Conf
         raise UserError(f"{path}: {key}: {first['msg']}, found {first['input']!r}") from None
 
 
-def _refuse_unknown(content: dict[str, Any], kind: Any, path: str, prefix: str) -> None:
+def _reject_unknown(content: dict[str, Any], kind: Any, path: str, prefix: str) -> None:
     fields = {f.name: f.type for f in dataclasses.fields(kind)}
     for key, value in content.items():
         if key not in fields:
             raise UserError(f"{path}: unknown key {prefix + key!r}; {did_you_mean(key, fields)}")
         if isinstance(value, dict) and dataclasses.is_dataclass(fields[key]):
-            _refuse_unknown(value, fields[key], path, f"{prefix}{key}.")
+            _reject_unknown(value, fields[key], path, f"{prefix}{key}.")

@@ -1,4 +1,4 @@
-"""The folder of a run, fresh or with something to go on from."""
+"""The folder of a run: open it, resume from it, complete it."""
 
 from pathlib import Path
 
@@ -11,16 +11,17 @@ from adde.training.checkpoints.upload import Bucket, fetch, require_empty
 from adde.training.config import Config
 from adde.training.method import Method
 from adde.training.recipes import CONFIG_NAME, config_of_run, first_difference, write_config
+from adde.training.watching.report import write_report
 
 FINISHED_NAME = "finished.json"
 
 
 def open_folder(method: Method, config: Config, resume: bool) -> Path | None:
-    """The checkpoint to go on from; a fresh run's folder gets its config.toml. On the main rank.
+    """Return the checkpoint to resume from, or write config.toml for a new run; on rank 0.
 
     Raises:
-        UserError: there is a checkpoint and it is not to be gone on from, or of another
-            configuration; a fresh run's `checkpoints.upload` holds another run's.
+        UserError: there is a checkpoint without `resume`, or one of another configuration; or
+            `checkpoints.upload` holds another run's checkpoints.
     """
     checkpoints.delete_unfinished(config.run)
     bucket = Bucket(config.checkpoints.upload) if config.checkpoints.upload else None
@@ -34,46 +35,48 @@ def open_folder(method: Method, config: Config, resume: bool) -> Path | None:
         return None
     if not resume:
         raise UserError(
-            f"{config.run}: expected an empty run folder, found {found.path.name}; go on with "
-            "--resume, or name another folder with --run"
+            f"{config.run}: expected an empty run folder, found {found.path.name}; continue that "
+            "run with --resume, or name another folder with --run"
         )
     theirs = config_of_run(method, found.state["config"]).to_json()
     if difference := first_difference(config.to_json(), theirs):
         raise UserError(
-            f"{found.path}: is of another configuration; {difference} (asked for, and in the "
-            f"checkpoint); use the run's own {config.run / CONFIG_NAME}, or to train anew delete "
-            f"{config.run} or name another --run"
+            f"{found.path}: expected the configuration of this run, found another: {difference} "
+            f"(requested, and in the checkpoint); use the run's own {config.run / CONFIG_NAME}, or "
+            f"to train anew delete {config.run} or name another --run"
         )
-    if not (config.run / CONFIG_NAME).exists():  # the checkpoint was fetched
+    if not (config.run / CONFIG_NAME).exists():  # the checkpoint was downloaded
         write_config(config, config.run)
     return found.path
 
 
-def mark_finished(run: Path, step: int) -> None:
-    """Note in `run` that its training has ended, after `step` steps, and its report is written."""
+def finish_folder(run: Path, step: int) -> None:
+    """Write the report, and record that training ended after `step` steps."""
+    report = write_report(run)
     write_json(run / FINISHED_NAME, {"step": step})
+    print(f"report: {report}")
 
 
 def is_finished(config: Config, step: int) -> bool:
     """Whether a run that stands at `step` has nothing left to do.
 
-    A run with `checkpoints.upload` always has: what could not be uploaded before.
+    With `checkpoints.upload` it never has: uploads may have failed.
     """
     path = config.run / FINISHED_NAME
     return not config.checkpoints.upload and path.exists() and read_json(path)["step"] == step
 
 
 def open_shards(config: Config, named: str | None = None, flag: str = "--shards") -> ShardIndex:
-    """The shards that are named, or those of a configuration.
+    """Open the shards named on the command line, else those of a configuration.
 
     Args:
         config: of a run or a recipe.
-        named: on the command line.
-        flag: that names them there.
+        named: folder or address from the command line.
+        flag: the option that names it there.
 
     Raises:
-        UserError: as `ShardIndex.read`; of a configuration's also where relative paths start from,
-            as a run may be used from another folder than it was started in.
+        UserError: as `ShardIndex.read`. For a configuration's shards the message adds where
+            relative paths start, because the run may have started in another folder.
     """
     if named is not None:
         return ShardIndex.read(named)
@@ -82,22 +85,17 @@ def open_shards(config: Config, named: str | None = None, flag: str = "--shards"
         return ShardIndex.read(shards)
     except UserError as error:
         local = "://" not in shards and not Path(shards).is_absolute()
-        where = f", from {Path.cwd()}" if local else ""
+        where = f", relative to {Path.cwd()}" if local else ""
         raise UserError(
-            f"{error}; this is data.shards of the configuration, {shards!r}{where}: name the "
+            f"{error}; the path is data.shards of the configuration, {shards!r}{where}: name the "
             f"folder with {flag} if it is elsewhere"
         ) from None
 
 
-def say_what_is_left(order: SampleOrder) -> None:
-    """Prints how an epoch's items that fill no batch are dealt with."""
-    if order.dropped_per_epoch:
-        print(
-            f"{order.dropped_per_epoch} items at the end of each epoch's order fill no batch of "
-            f"{order.batch_size} and wait for the next epoch"
-        )
-    if order.repeated_per_epoch:
-        print(
-            f"{order.repeated_per_epoch} items of each epoch are shown again to fill its last "
-            f"batch of {order.batch_size}"
-        )
+def print_unfilled_batches(order: SampleOrder) -> None:
+    """Print what happens to items of an epoch that do not fill its last batch."""
+    size = order.batch_size
+    if left := order.dropped_per_epoch:
+        print(f"each epoch skips {left} items that do not fill a batch of {size}, each time others")
+    if left := order.repeated_per_epoch:
+        print(f"each epoch repeats {left} items to fill its last batch of {size}")

@@ -8,35 +8,35 @@ import torch
 from torch import Tensor
 
 from adde.distributed import sum_over_ranks, world_size
-from adde.loading.loader import Batch
+from adde.loading.batch import Batch
 from adde.losses import Term
 
 Outputs = tuple[Tensor | None, ...]
-"""What a model gives, as a NamedTuple: tensors with a row per item, and scalars of no item."""
+"""A model's outputs, as a NamedTuple: tensors with a row per item, and scalars of the batch."""
 
 
 @dataclass(frozen=True)
 class Terms:
-    """Loss terms by name, and shares (part, whole) that are logged but not minimised."""
+    """Loss terms, and shares (fractions of a whole) that are logged but not minimised, by name."""
 
     losses: dict[str, Term]
     shares: dict[str, Term]
     parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Names of the parts of terms and shares whose parts are logged too; a term may go through
-    them several times, for several roles."""
+    """Names of the parts, of terms and shares whose parts are logged too. A term may list its parts
+    several times, for several roles."""
 
 
 def global_mean(
     terms: Terms, weights: Mapping[str, float], flag: bool = False
 ) -> tuple[Tensor, dict[str, float], bool]:
-    """The weighted loss over all ranks, its terms and shares, and whether any rank raised `flag`.
+    """Return the weighted loss over all ranks, its scalars, and whether any rank raised `flag`.
 
-    Scalars are `loss`, every term and share by its name, and `<name>/<part>` of those whose parts
-    are named, where the batch has any of it.
+    Scalars are `loss`, every term and share by name, and `<name>/<part>` for named parts that occur
+    in the batch.
 
-    One collective carries everything. The returned loss is scaled by the number of ranks, since
-    data parallelism averages gradients. Where any rank's figures are not finite it is NaN on all,
-    and so are its gradients, by which every strategy knows a step that must not be taken.
+    One collective carries everything. The returned loss is multiplied by the number of ranks,
+    because data parallelism averages gradients. If any rank's figures are not finite, the loss and
+    so its gradients are NaN on all ranks, and every strategy skips the step.
 
     Args:
         terms: of this rank.
@@ -63,7 +63,7 @@ def global_mean(
             known = found.view(-1, width).sum(0) > 0
             details[name] = torch.where(known, ratios.view(-1, width).sum(0), torch.nan)
     total = torch.stack([weights[name] * means[name] for name in terms.losses]).sum()
-    # One transfer for all values, and not one each.
+    # One transfer to the host for all values.
     whole = torch.stack([reduced[-1], total, *means.values()])
     flag_sum, *values = torch.cat([whole, *details.values()]).tolist()
     names = ["loss", *means, *(f"{name}/{part}" for name in details for part in terms.parts[name])]
@@ -74,22 +74,22 @@ def global_mean(
 
 
 def not_finite(scalars: dict[str, float]) -> list[str]:
-    """Names of the scalars that are NaN or infinite, and `embeddings` where any item's are."""
+    """Return the names of scalars that are NaN or infinite; `embeddings` if any item's are."""
     names = [name for name, value in scalars.items() if not math.isfinite(value)]
     return names + ["embeddings"] * (scalars.get("nonfinite", 0.0) > 0)
 
 
 def finite_rows(out: Outputs) -> Tensor:
-    """(b,) bool: whether all that the model gives for an item is finite."""
+    """Return (b,) bool: whether all outputs of an item are finite."""
     found = [v.detach().flatten(1).sum(1) for v in out if v is not None and v.ndim]
     return torch.stack(found).isfinite().all(0)
 
 
 def item_shares(batch: Batch, finite: Tensor) -> dict[str, Term]:
-    """The shares that the engine watches in every method's terms.
+    """Return the shares that the engine needs in every method's terms.
 
-    `skipped` are samples that could not be read and have another in their place; `nonfinite` are
-    items whose outputs are not finite, as `finite` (b,) bool says, which makes the step void.
+    `skipped` counts samples that could not be read and were replaced. `nonfinite` counts items
+    whose outputs are not finite, from `finite` (b,) bool; any such item voids the step.
     """
     items = torch.full((1,), float(len(finite)), device=finite.device)
     faults = torch.full((1,), float(len(batch.faults)), device=finite.device)

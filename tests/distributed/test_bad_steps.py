@@ -1,4 +1,4 @@
-"""A picture that gives NaN on one of two ranks: its steps change nothing, and it is named."""
+"""A picture that yields NaN on one of two ranks: its steps are skipped and the item is named."""
 
 import json
 
@@ -14,14 +14,14 @@ from adde.shards.order import SampleOrder
 from adde.shards.reader import ShardReader
 
 PROGRAM = '''
-"""train/main.py with one picture that becomes NaN, and a look at every step that is skipped."""
+"""train/main.py with one picture that becomes NaN; checks that skipped steps change nothing."""
 import hashlib, math, runpy, sys
 import torch
 from adde.errors import run_program
 from adde.methods.adde import objective as objectives
-from adde.training.strategies import Replicated
+from adde.training.strategies import Strategy
 
-plain, begin, end = objectives.augment, Replicated.begin_step, Replicated.step
+plain, begin, end = objectives.augment, Strategy.begin_step, Strategy.step
 
 def augment(images, moves, settings):
     out = plain(images, moves, settings)
@@ -29,8 +29,8 @@ def augment(images, moves, settings):
     return torch.where(poisoned[:, None, None, None], {value}, out)
 
 def digest(strategy):
-    # What this rank would write of a checkpoint; of what ranks have alike, its share.
-    return {{name: p.values.detach().clone() for name, p in strategy.pieces().items()}}
+    # This rank's part of a checkpoint.
+    return {{name: p.values.detach().clone() for name, p in strategy.flat_shards().items()}}
 
 def begin_step(self, rate):
     begin(self, rate)
@@ -48,7 +48,7 @@ def step(self):
         print("untouched", flush=True)
     return norm
 
-objectives.augment, Replicated.begin_step, Replicated.step = augment, begin_step, step
+objectives.augment, Strategy.begin_step, Strategy.step = augment, begin_step, step
 program = runpy.run_path("train/main.py")
 run_program(program["main"])
 '''
@@ -57,7 +57,7 @@ BATCH = 12
 
 @pytest.fixture
 def poisoned(tiny_shards, tmp_path):
-    """Recipe and program for a run in which one item is NaN; the item, and the places it has."""
+    """Make recipe and program of a run in which one item is NaN; also return its id and rows."""
 
     def make(value="math.nan", **settings):
         index = ShardIndex.read(tiny_shards)
@@ -136,5 +136,5 @@ def test_beyond_the_limit_the_run_ends_and_says_where_to_look(poisoned, tmp_path
     message = output.rpartition("error: ")[2]
     assert message.startswith("expected at most 1 steps with NaN or infinity since this start")
     assert f"found 2, the last at step {second}: " in message
-    assert f"rank 0, items {item}. Look at these items" in message
+    assert f"rank 0, items {item}. Check these items" in message
     assert [line["step"] for line in bad_steps(run)] == list(places)[:2]

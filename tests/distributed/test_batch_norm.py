@@ -1,4 +1,4 @@
-"""Batch norms over ranks against torch's own on the whole batch."""
+"""Compare batch norms over ranks with torch's batch norm on the whole batch."""
 
 import pytest
 import torch
@@ -24,12 +24,12 @@ def build(momentum):
 
 def images():
     random = torch.Generator().manual_seed(1)
-    # Ranks whose means lie apart: local statistics would be far off.
+    # The ranks' means differ, so local statistics would be wrong.
     return torch.randn(COUNT, 5, 5, 3, generator=random) + torch.arange(COUNT)[:, None, None, None]
 
 
 def step(model, rows):
-    """Outputs, input gradients, and the model's gradients and buffers after one step."""
+    """Return outputs, input gradients, and the model's gradients and buffers after one step."""
     x = images()[rows].requires_grad_()
     out = model(x)
     (out * torch.arange(COUNT)[rows, None]).square().sum().backward()

@@ -1,4 +1,4 @@
-"""A split that several ranks evaluate has the figures that one rank finds."""
+"""Several ranks compute the same metrics of a split as one rank."""
 
 from dataclasses import replace
 
@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 
 def first_items(index, count):
-    """The index with a test split of so many items."""
+    """Return the index with a test split of `size` items."""
     (shard,) = index.split("test")
     short = replace(shard, samples=count, members=shard.members[:count])
     return replace(index, shards=(short,))
@@ -43,7 +43,7 @@ def run_rank(rank, port, splits, model, queue):
 
 
 def test_three_ranks_find_what_one_does(tiny_shards, tiny_model):
-    """Also where there are fewer items than ranks."""
+    """Also with fewer items than ranks."""
     index = ShardIndex.read(tiny_shards)
     splits = [first_items(index, items) for items in (24, 2)]
     expected = [evaluate(index, tiny_model) for index in splits]

@@ -1,4 +1,4 @@
-"""A rank that fails takes the others down, with its message, long before a collective times out."""
+"""A rank that fails ends the others with its message, long before a collective times out."""
 
 import os
 import re
@@ -15,7 +15,7 @@ SCRIPT = """
 import sys
 import torch
 import torch.distributed as dist
-from adde.distributed import RankRows, from_main
+from adde.distributed import RankRows, broadcast_from_main
 from adde.mining import mine
 
 dist.init_process_group("gloo")
@@ -26,7 +26,7 @@ ranks = RankRows.equal(4)
 if fault == "nan" and rank == 1:
     vectors[0, 2] = torch.nan
 if fault == "disk":
-    from_main(lambda: open("/nowhere/note"))
+    broadcast_from_main(lambda: open("/nowhere/note"))
 if fault == "before the collective" and rank == 1:
     raise RuntimeError("no picture on rank 1")
 refs = ranks.gather(vectors[0])[None]
@@ -35,14 +35,14 @@ if fault == "label" and rank == 1:
     labels[0, 3] = -7
 mine(vectors, labels, refs=refs, ref_labels=ref_labels, self_index=ranks.columns(refs.device),
      margin=0.5)
-dist.barrier()  # where the healthy rank would wait
+dist.barrier()  # the healthy rank waits here
 """
 
 
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        # All ranks see it in the gathered rows; the first to say so ends the others.
+        # All ranks see it in the gathered rows; the first to report it ends the others.
         ("nan", r"anchors: .* row 2 of group 0, seen on rank 1|refs: .* row 6 .* seen on rank 0"),
         ("label", "labels: expected >= -1, found -7, seen on rank 1"),
         ("disk", "UserError: .*No such file or directory: '/nowhere/note'"),
@@ -100,18 +100,18 @@ def test_ranks_on_the_cpu_of_a_machine_with_gpus_talk_by_gloo(tmp_path):
         text=True,
         timeout=120,
     )
-    assert "UserError: expected no GPUs in sight of DeepSpeed on the CPU" in done.stderr
+    assert "UserError: expected no visible GPUs for DeepSpeed on the CPU" in done.stderr
 
 
 ELSEWHERE = """
 import os, runpy
 from pathlib import Path
 from adde.errors import run_program
-from adde.training.resilience import preflight
+from adde.training.resilience import requirements
 
 main = runpy.run_path("train/main.py")["main"]
-preflight.SEEN_WITHIN = 0.5
-folder = Path(__file__).parent / os.environ["RANK"]  # every rank has a disk of its own
+requirements.VISIBLE_WITHIN = 0.5
+folder = Path(__file__).parent / os.environ["RANK"]  # every rank has its own disk
 folder.mkdir()
 os.chdir(folder)
 run_program(main)
@@ -125,8 +125,8 @@ def test_a_run_folder_that_machines_do_not_share_is_refused_before_the_first_ste
     recipe.write_text(RECIPE.replace("[data]", f'[data]\nshards = "{tiny_shards}"'))
     program.write_text(ELSEWHERE)
     output = launch("ddp", 2, recipe, "run", program=program, status=1)
-    assert "error: run: expected a folder that all ranks share, found that what" in output
-    assert f"is not seen by rank 1 on {os.uname().nodename}; put --run on a disk" in output
+    assert "error: run: expected a folder that all ranks share, found that files which" in output
+    assert f"not visible to rank 1 on {os.uname().nodename}; put --run on a disk" in output
     assert not list((tmp_path / "0" / "run").glob(".*"))
 
 
@@ -136,7 +136,8 @@ from pathlib import Path
 import torch
 from adde.errors import UserError, run_program
 from adde.training.resilience import heartbeat
-from adde.training import run as of_run
+from adde.training import startup
+from adde.training.run import Run
 from adde.training.recipes import parse
 from adde.training.watching.tracking import Tracker
 
@@ -151,7 +152,7 @@ def closing(self, *failure):
         while heartbeat._state(int(pid.read_text())) not in ("", "Z"):
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        time.sleep(3)  # more than the heartbeat would wait
+        time.sleep(3)  # longer than the heartbeat waits
     close(self, *failure)
 
 def no_room(*_):
@@ -160,12 +161,12 @@ def no_room(*_):
 if fault == "slow":
     heartbeat.GRACE = 1.0
 if fault == "room":
-    of_run.require_room = no_room
+    startup.require_room = no_room
 close, Tracker.close = Tracker.close, closing
 
 def main():
     method, config, resume = parse()
-    with of_run.Run(method, config, resume) as run:
+    with Run(method, config, resume) as run:
         if fault == "memory":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB")
         run.finish()
@@ -176,7 +177,7 @@ run_program(main)
 
 @pytest.fixture
 def around(tiny_shards, tmp_path):
-    """Ranks through all but the training, without a launcher that would end one for another."""
+    """Run ranks through everything but training, without a launcher that ends them together."""
     recipe, program = tmp_path / "recipe.toml", tmp_path / "main.py"
     recipe.write_text(RECIPE.replace("[data]", f'[data]\nshards = "{tiny_shards}"'))
     program.write_text(AROUND)

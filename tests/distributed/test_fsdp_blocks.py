@@ -1,4 +1,4 @@
-"""Which parts of a backbone FSDP2 gives collectives of their own."""
+"""The blocks of a backbone that FSDP2 gives their own collectives."""
 
 import pytest
 import timm
@@ -23,7 +23,7 @@ def test_blocks_are_the_repeated_ones(backbone, kind, count):
         named = [b for b in found if type(b).__name__ == kind]
         assert named
         assert count is None or len(named) == count
-    # Innermost first, as fully_shard wants it.
+    # Innermost first, as fully_shard requires.
     for at, block in enumerate(found):
         assert not any(inner in found[at + 1 :] for inner in list(block.modules())[1:])
         assert sum(p.numel() for p in block.parameters()) >= SMALLEST_BLOCK

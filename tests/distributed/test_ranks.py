@@ -1,4 +1,4 @@
-"""N gloo ranks against one: the same loss and the same gradients on the same global batch."""
+"""N gloo ranks compute the same loss and gradients as one rank on the same global batch."""
 
 import socket
 
@@ -11,7 +11,7 @@ from torch import nn
 
 from adde.distributed import RankRows
 from adde.loading.augment import Augmentation
-from adde.loading.loader import Batch
+from adde.loading.batch import Batch
 from adde.methods.adde.config import AddeConfig, AddeStage
 from adde.methods.adde.model import ADDE
 from adde.methods.adde.objective import AddeObjective
@@ -26,7 +26,7 @@ ITEMS = 16
 def build_model():
     torch.manual_seed(0)
     model = ADDE(ModelSettings(backbone="test_resnet", image_size=32, width=4, hidden=6), SCHEMA)
-    # Batch norm sees one rank's items only, so a backbone without it is what can be equal.
+    # Local batch norms see one rank's items only, so the backbone has none.
     model.backbone = nn.Sequential(
         nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 96), nn.Tanh()
     )
@@ -42,7 +42,7 @@ def global_batch():
 
 
 def one_step(stage, counts=(ITEMS,)):
-    """Loss, scalars and gradients of one step on this rank's share of the global batch."""
+    """Compute loss, scalars and gradients of a step on this rank's share of the global batch."""
     ranks = dist.get_world_size() if dist.is_initialized() else 1
     rank = dist.get_rank() if dist.is_initialized() else 0
     model = build_model()

@@ -1,4 +1,4 @@
-"""The same training under every file of launch/: losses, weights, optimiser, figures, on 2 ranks.
+"""Training under every file of launch/ gives the same losses, weights and metrics on 2 ranks.
 
 20 steps of both stages, with all triplet losses, a memory of past batches, batch norms, clipping
 and averaged weights. SGD is held to 1e-5; hinges, L1 terms and the choice of a negative have kinks,
@@ -37,7 +37,7 @@ SHARDED = ["zero1", "zero2", "zero3", "zero3_offload"]
 
 
 def start(file, ranks, recipe, run, *more, options=(), program="train/main.py"):
-    """A training program under one of launch/'s files, on CPU ranks."""
+    """Start a training program with one of launch/'s files, on CPU ranks."""
     command = [sys.executable, "-m", "accelerate.commands.launch"]
     command += [f"--config_file=launch/{file}.yaml", f"--num_processes={ranks}"]
     if (ranks > 1 or file.startswith("zero")) and not options:
@@ -72,14 +72,14 @@ def tensors(run, kind):
 
 
 def same(run, expected, adam=False):
-    """Every figure of every step, and every tensor of the last checkpoint."""
+    """Compare every scalar of every step, and every tensor of the last checkpoint."""
     lines, wanted = log(run), log(expected)
     assert len(wanted) > 20
     assert [line["step"] for line in lines] == [line["step"] for line in wanted]
     for line, want in zip(lines, wanted):
         for name, value in want.items():
             if name.count("/") == 2 and name not in line:
-                continue  # of single attributes: means over ten steps since a start
+                continue  # single attributes: means over ten steps since a start
             if name.startswith(("encoder/", "adde/", "data/", "val/", "lr", "grad_norm")):
                 near = pytest.approx(value, rel=1e-3 if "grad_norm" in name else 1e-5, abs=1e-5)
                 assert line[name] == near, (name, line["step"])
@@ -87,7 +87,7 @@ def same(run, expected, adam=False):
         found, want = tensors(run, file), tensors(expected, file)
         assert found.keys() == want.keys()
         apart = {name: (found[name] - value).abs() for name, value in want.items()}
-        # Momentum and running statistics are of gradients and activations, larger than weights.
+        # Momentum and running statistics have larger values than weights.
         bounds = {n: 1e-4 if file == "optimizer" or "running" in n else 1e-5 for n in want}
         far = {n: a > bounds[n] * (1 + want[n].abs()) for n, a in apart.items()}
         if adam:
@@ -103,13 +103,13 @@ def same(run, expected, adam=False):
 def recipe(tiny_shards, tmp_path_factory):
     path = tmp_path_factory.mktemp("recipe") / "recipe.toml"
     text = RECIPE.replace("[data]", f'[data]\nshards = "{tiny_shards}"')
-    path.write_text(text.replace("seed = 5", "seed = 7"))  # meets no kink: see above
+    path.write_text(text.replace("seed = 5", "seed = 7"))  # meets no kink, see above
     return path
 
 
 @pytest.fixture(scope="module")
 def one(recipe, tmp_path_factory):
-    """The run of one process, and what it left at step 7 and 17 on the way."""
+    """The run of one process, with its checkpoints of steps 7 and 17."""
     run = tmp_path_factory.mktemp("runs") / "one"
     launch("cpu", 1, recipe, run)
     return run
@@ -125,7 +125,7 @@ def test_two_ranks_train_as_one(file, recipe, one, tmp_path):
 
 
 def stopped_at(run, step, copy):
-    """A copy of a run as if it had been killed after its checkpoint of `step`."""
+    """Copy a run as if it had been killed after its checkpoint of `step`."""
     shutil.copytree(run, copy)
     for folder in (copy / "checkpoints").glob("step-*"):
         if int(folder.name[5:]) > step:
@@ -179,7 +179,7 @@ def test_a_run_of_cut_weights_is_exported(recipe, tmp_path):
 @slow
 @pytest.mark.parametrize("file", ["ddp", "fsdp2", "zero2", "zero3"])
 def test_cached_embeddings_train_as_one_plain_batch(file, recipe, tmp_path):
-    # Layer norms: batch norms would see the micro-batches.
+    # Layer norms, because batch norms would see the micro-batches.
     options = "backbone_options = {img_size = 32}"
     text = recipe.read_text().replace('"test_resnet"', f'"test_vit"\n{options}')
     (tmp_path / "vit.toml").write_text(text)
@@ -213,7 +213,7 @@ def test_sigusr1_to_the_ranks_saves_and_another_number_of_ranks_goes_on(recipe, 
     while not (run / "log.jsonl").exists() or len(log(run)) < 4:
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.01)
-    # As launch/slurm.sh does, but that other runs of this machine are left alone.
+    # Like launch/slurm.sh, but other runs on this machine are left alone.
     subprocess.run(
         ["pkill", "-USR1", "-f", f"python[0-9.]* (-u )?train/main[.]py .*{run}"], check=True
     )

@@ -1,4 +1,4 @@
-"""Where weights are cut over ranks, a device has a whole copy while it evaluates, and no other."""
+"""With sharded weights a device holds a full copy only during an evaluation, and only one."""
 
 import pytest
 from test_strategies import launch
@@ -12,14 +12,13 @@ from torch.distributed.tensor import DTensor
 
 from adde.errors import run_program
 from adde.methods.adde.model import ADDE
-from adde.training import run
 from adde.training.evaluation import Evaluator
-from adde.training.strategies import Replicated
+from adde.training.strategies import Strategy, weights
 
-# The CPU by another name, by which moves to the device are told from moves back.
+# Another name of the CPU, to tell moves to the device from moves back.
 DEVICE = torch.device("cpu", 0)
 there, states, opening = [], [], False
-opened, begun, encoded = run.open_strategy, Replicated.begin_step, Evaluator.encode
+opened, begun, encoded = weights.open_strategy, Strategy.begin_step, Evaluator.encode
 
 def whole(model):
     return any(p.numel() and not isinstance(p, DTensor) for p in model.parameters())
@@ -29,7 +28,7 @@ def to(model, *where, **how):
     if device is not None:
         there[:] = [other for other in there if other is not model]
         if whole(model) and (opening or device.index == 0):
-            assert not opening, "moved whole in order to be cut"
+            assert not opening, "moved as a whole before sharding"
             there.append(model)
         assert len(there) <= 1, "two whole copies"
     return torch.nn.Module.to(model, *where, **how)
@@ -54,8 +53,8 @@ def encode(evaluator, model, split):
     return encoded(evaluator, model, split)
 
 Accelerator.device = property(lambda self: DEVICE)
-ADDE.to, run.open_strategy = to, open_strategy
-Replicated.begin_step, Evaluator.encode = begin_step, encode
+ADDE.to, weights.open_strategy = to, open_strategy
+Strategy.begin_step, Evaluator.encode = begin_step, encode
 program = runpy.run_path("train/main.py")
 run_program(program["main"])
 assert states
@@ -72,5 +71,5 @@ def test_a_whole_copy_is_on_the_device_for_evaluations_alone(file, tiny_shards, 
     text = RECIPE.replace("[data]", f'[data]\nshards = "{tiny_shards}"')
     recipe.write_text(text.replace("epochs = 2\nlearning", "epochs = 0.3\nlearning"))
     output = launch(file, 2, recipe, tmp_path / "run", program=program)
-    # At the end of both stages, between them, and to calibrate.
+    # At the end of both stages, between them, and for calibration.
     assert output.count("evaluated") == 2 * 4

@@ -15,7 +15,7 @@ from adde.methods.adde.config import AddeConfig
 from adde.model import ModelSettings
 from adde.shards.index import ShardIndex
 from adde.training.checkpoints.checkpoint import Position
-from adde.training.checkpoints.flat_shards import shares
+from adde.training.checkpoints.flat_shards import partition_replicated
 from adde.training.checkpoints.saving import Saver
 from adde.training.config import Data
 from adde.training.recipes import write_config
@@ -36,7 +36,9 @@ def run(tmp_path, tiny_model, tiny_shards):
     config = AddeConfig(run=path, data=Data(shards=str(tiny_shards)), model=model)
     write_config(config, path)
     saver = Saver(config, ShardIndex.read(tiny_shards), this_process())
-    pieces = shares({f"model/{name}": v for name, v in tiny_model.state_dict().items()})
+    pieces = partition_replicated(
+        {f"model/{name}": v for name, v in tiny_model.state_dict().items()}
+    )
     best = {"hit@30": 0.5, "hit@10": 0.3, "hit@1": 0.1}
     saver.save(Position("adde", 3, 17), lambda: pieces, best=best)
     saver.wait()

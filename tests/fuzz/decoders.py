@@ -42,11 +42,11 @@ from adde.preprocess import MAX_PIXELS, Preprocess, decode
 from adde.schema import Attribute, Schema
 from adde.serving.gallery.base import Header
 from adde.serving.http.requests.keys import Keys
-from adde.serving.http.requests.pictures import BROKEN, HEAD, reply
+from adde.serving.http.requests.picture_decoder import BROKEN, HEAD, reply
 from adde.serving.onnx.session import Session
-from adde.shards.catalogues.catalogue import Items
+from adde.shards.catalogues.catalogue import Catalogue
 from adde.shards.catalogues.hf_dataset import read_saved_dataset
-from adde.shards.catalogues.pictures import PictureFiles, store
+from adde.shards.catalogues.pictures import picture_files, store
 from adde.shards.catalogues.shapes3d import read_shapes3d
 from adde.shards.catalogues.table import read_table
 from adde.shards.catalogues.tabular import TableOptions
@@ -234,8 +234,8 @@ def write_shards(folder):
         (folder / "images" / name).write_bytes(content)
     splits = ["train", "train", "val", "val", "test", "test"]
     labels = np.array([[row % 2, row // 2 % 2] for row in range(6)])
-    files = PictureFiles(folder / "images", names, names, 16)
-    items = Items("toy", SCHEMA, names, labels, splits, files)
+    files = picture_files(folder / "images", names, names, 16)
+    items = Catalogue("toy", SCHEMA, names, labels, splits, files)
     pack(items, folder / "shards", PackOptions(), engine("processes", 1))
     return folder / "shards"
 

@@ -27,8 +27,7 @@ import tyro
 
 from adde.errors import UserError
 from adde.schema import Attribute, Schema
-from adde.serving.gallery.fields import FieldTable
-from adde.shards.catalogues.catalogue import check
+from adde.serving.gallery.field_table import FieldTable
 from adde.shards.catalogues.importers import open_catalogue
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "shards"))
@@ -69,8 +68,7 @@ def catalogue(name: str) -> Callable[[Path], object]:
 
     def read(root: Path) -> object:
         found = open_catalogue(name.format(root), skip_unreadable=bool(random.randrange(2)))
-        check(found.catalogue)
-        sources = [found.catalogue.source(row) for row in range(len(found.catalogue.item_ids))]
+        sources = [found.source(row) for row in range(len(found.item_ids))]
         return [source.stamp() for source in sources], sources[0].read()
 
     return read

@@ -1,4 +1,4 @@
-"""Programs that only write down how they are called."""
+"""Programs that only record how they are called."""
 
 import pytest
 from launching import Stubs
@@ -6,5 +6,5 @@ from launching import Stubs
 
 @pytest.fixture
 def stubs(tmp_path):
-    """A folder for PATH whose programs write down how they are called; and what they wrote."""
+    """A folder for PATH with programs that record their calls."""
     return Stubs(tmp_path)

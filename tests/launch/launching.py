@@ -1,4 +1,4 @@
-"""The files of launch/, and what a stubbed `accelerate` was called with."""
+"""The files of launch/, and a stub of `accelerate` that records its calls."""
 
 import json
 import os
@@ -22,7 +22,7 @@ with open({log!r}, "a") as log:
 
 
 class Stubs:
-    """A folder for PATH whose programs write down how they are called; and what they wrote."""
+    """A folder for PATH with programs that record their calls."""
 
     def __init__(self, folder):
         self._bin, self._log = folder / "bin", folder / "calls"
@@ -30,19 +30,19 @@ class Stubs:
         self.path = f"{self._bin}{os.pathsep}{os.environ['PATH']}"
 
     def add(self, name, script=None):
-        """Put a program there: `script`, or one that does nothing but write down its call."""
+        """Add a program: `script`, or one that only records its call."""
         path = self._bin / name
         path.write_text(script or STUB.format(python=sys.executable, log=str(self._log)))
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
     def calls(self, name):
-        """Arguments of each call of a program, in order."""
+        """Return the arguments of each call of a program, in order."""
         lines = self._log.read_text().splitlines() if self._log.exists() else []
         return [call[1:] for call in map(json.loads, lines) if call[0] == name]
 
 
 def launched(call):
-    """An accelerate call: its topology options, and the configuration that main.py would take."""
+    """Parse an accelerate call into its topology options and main.py's configuration."""
     assert call[0] == "launch"
     at = call.index("train/main.py")
     options = dict(zip(call[1:at:2], call[2:at:2]))
@@ -53,7 +53,7 @@ def launched(call):
 
 
 def require_usage(script):
-    """A script parses, and says how it is used where it is given nothing."""
+    """Check that a script parses, and prints its usage without arguments."""
     subprocess.run(["bash", "-n", LAUNCH / script], check=True)
     done = subprocess.run(["bash", LAUNCH / script], capture_output=True, text=True)
     assert done.returncode != 0

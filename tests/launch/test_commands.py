@@ -1,4 +1,4 @@
-"""Commands of docs/scaling*.md and launch/README.md, as far as they run without machines."""
+"""Run the commands of docs/scaling*.md and launch/README.md as far as one machine allows."""
 
 import contextlib
 import io
@@ -23,7 +23,7 @@ DOCS = "".join(page.read_text() for page in PAGES)
 
 
 def documented():
-    """Commands of the docs: lines of their own, and those within a sentence that can be tried."""
+    """Collect the commands of the docs, in lines of their own and within sentences."""
     words = "python|accelerate|torchrun"
     lines = re.findall(rf"^    ((?:{words}) .*)$", DOCS, re.MULTILINE)
     spans = re.findall(r"`((?:sbatch|launch/hosts\.sh|kubectl|pytest) [^`]+)`", DOCS)
@@ -31,7 +31,7 @@ def documented():
 
 
 def marked(line):
-    """A command as a parameter; pytest takes as long as what its tests import."""
+    """Make a command a test parameter, marked by what it imports."""
     return pytest.param(line, marks=[pytest.mark.slow] if line.startswith("pytest") else [])
 
 
@@ -53,13 +53,13 @@ def try_torchrun(words, folder):
 
 
 def started(parsed):
-    """What a launcher is to start, whose own parser has taken the words before it."""
+    """Return the program that a launcher starts, after the launcher's own options."""
     assert parsed.training_script == "train/main.py"
     parse(parsed.training_script_args)
 
 
 def try_script(words, folder):
-    """sbatch's or hosts.sh's words against what the script says of its own."""
+    """Check options of sbatch or hosts.sh against the script's."""
     at = words.index(next(word for word in words if word.startswith("launch/")))
     usage = re.search(r"usage: ([^'}]+)", (ROOT / words[at]).read_text())
     assert usage is not None
@@ -75,7 +75,7 @@ def try_script(words, folder):
 def try_kubectl(words, folder):
     assert words[1:3] == ["apply", "-f"]
     (path,) = words[3:]
-    assert (ROOT / path).exists()  # test_kubernetes.py looks at what is in it
+    assert (ROOT / path).exists()  # test_kubernetes.py checks its content
 
 
 def try_pytest(words, folder):
@@ -85,7 +85,7 @@ def try_pytest(words, folder):
 
 
 def try_python(words, folder):
-    """The program itself, in this process, which has imported torch already."""
+    """Run the program in this process, which has already imported torch."""
     if words[1] == "train/search.py":
         try_search(words)
         return
@@ -101,7 +101,7 @@ def try_python(words, folder):
 
 
 def try_search(words):
-    """All but the trials: the line is parsed, and its sweep file read."""
+    """Parse the command and read its sweep file, without running trials."""
 
     class Begun(Exception):
         pass
@@ -126,9 +126,9 @@ TRIES = {
 
 
 def try_out(line, folder, monkeypatch):
-    """Runs a command of the docs as far as one can without its machines."""
+    """Run a command of the docs as far as this machine allows."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "argv", [line])  # put back afterwards
+    monkeypatch.setattr(sys, "argv", [line])  # restored afterwards
     monkeypatch.setenv("NETRC", str(folder / "none"))
     monkeypatch.setenv("WANDB_API_KEY", "")
     words = shlex.split(line)

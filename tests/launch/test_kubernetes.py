@@ -10,7 +10,7 @@ from launching import LAUNCH, ROOT, launched
 
 
 def fields(required="", **properties):
-    """An object of these fields and no other, as the API server takes it (strict validation)."""
+    """Require an object with these fields only, like the API server's strict validation."""
     return {
         "type": "object",
         "required": required.split(),
@@ -23,7 +23,7 @@ def each(items):
     return {"type": "array", "minItems": 1, "items": items}
 
 
-# Of what each kind may have, as far as the templates use it: kubeflow/trainer
+# Fields of each kind, as far as the templates use them: kubeflow/trainer
 # pkg/apis/trainer/v1alpha1 (v2.2), kubeflow/training-operator pkg/apis/kubeflow.org/v1,
 # kubernetes-sigs/jobset api/jobset/v1alpha2, and core/v1.
 TEXT, NUMBER, MAP = {"type": "string"}, {"type": "integer", "minimum": 0}, {"type": "object"}
@@ -134,7 +134,7 @@ def read_template(name):
 
 
 def found(value, key):
-    """All that a nested value has under a key."""
+    """Collect all values under a key in a nested value."""
     if isinstance(value, dict):
         yield from [value[key]] if key in value else []
         value = list(value.values())
@@ -144,7 +144,7 @@ def found(value, key):
 
 
 def scripts(value):
-    """The shell lines of a template's containers."""
+    """Return the shell lines of a template's containers."""
     if isinstance(value, dict):
         if value.get("command") == ["bash", "-c"]:
             yield value["args"][0]
@@ -160,7 +160,7 @@ def test_a_kubernetes_template_fits_its_kinds(name):
     documents = read_template(name)
     for document in documents:
         jsonschema.validate(document, KINDS[document["kind"]])
-    # Launchers let their ranks stop for nearly as long as the pod has.
+    # Launchers give ranks almost the pod's whole grace period to stop.
     (grace,) = set(found(documents, "terminationGracePeriodSeconds"))
     variables = {v["name"]: v["value"] for env in found(documents, "env") for v in env}
     assert grace - 60 <= int(variables["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]) < grace
@@ -199,7 +199,7 @@ def test_a_kubernetes_template_starts_the_right_node(name, stubs):
     for call in stubs.calls("accelerate"):
         assert "--resume" in call
         options, config = launched(call)
-        # Else a stop would end with 0, and the job would be taken for done.
+        # Otherwise a stop would end with status 0 and the job would count as done.
         assert options["max_restarts"] == "0"
         assert options["num_machines"] == "2"
         assert options["num_processes"] == "16"
@@ -207,7 +207,7 @@ def test_a_kubernetes_template_starts_the_right_node(name, stubs):
         assert options["main_process_port"] == "29500"
         assert options["main_process_ip"] in ("first", "adde-node-0-0.adde")
         assert config.run == Path("/runs/paper")
-    # The first pod's name, as JobSet makes it.
+    # The first pod's name in a JobSet.
     if name == "jobset":
         (jobset,) = content
         job = jobset["spec"]["replicatedJobs"][0]["name"]

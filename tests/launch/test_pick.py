@@ -1,4 +1,4 @@
-"""launch/pick.py: the plainest strategy that fits, and why."""
+"""launch/pick.py chooses the simplest strategy that fits."""
 
 import dataclasses
 import runpy
@@ -26,12 +26,12 @@ LARGE = 4 * 10**9  # weights: 64 GB with gradients and AdamW
         (Machine(1, 24 * 10**9, 10**11, 1), 10**9, "zero3_offload", 1),
         (GPU, 10**7, "ddp", 8),
         (GPU, LARGE, "fsdp2", 8),
-        (GPU, 10 * 10**9, "fsdp2", 8),  # 20 GB cut, and 40 whole to evaluate
+        (GPU, 10 * 10**9, "fsdp2", 8),  # shards of 20 GB, and 40 GB of full weights
         (GPU, 103 * 10**8, "zero3_offload", 8),
         (Machine(2, 80 * 10**9, 10**12, 1), 15 * 10**9, "zero3_offload", 2),
         (Machine(8, 80 * 10**9, 10**12, 4), 10**7, "ddp_nodes", 32),
         (Machine(8, 80 * 10**9, 10**12, 4), LARGE, "fsdp2_nodes", 32),
-        (Machine(3, 80 * 10**9, 10**12, 1), 10**7, "ddp", 2),  # 256 / 3 is no number of items
+        (Machine(3, 80 * 10**9, 10**12, 1), 10**7, "ddp", 2),  # 3 does not divide 256
         (Machine(7, 80 * 10**9, 10**12, 2), 10**7, "ddp_nodes", 8),
     ],
 )
@@ -40,7 +40,7 @@ def test_the_plainest_strategy_that_fits_is_chosen(machine, parameters, file, pr
     assert (choice.file, choice.processes) == (file, processes)
     assert choice.file in FILES
     everyone = processes == max(1, machine.gpus) * machine.nodes
-    assert everyone == ("cannot be shared out" not in " ".join(choice.why))
+    assert everyone == ("does not divide among" not in " ".join(choice.why))
     typed = command(choice, machine, Path("r.toml"))
     assert ("--machine_rank" in typed) == (machine.nodes > 1)
     assert ("--num_cpu_threads_per_process" in typed) == (file == "zero3_offload")
@@ -53,14 +53,18 @@ def test_an_optimiser_on_the_cpu_has_all_its_cores():
 
 
 def test_what_fits_nowhere_is_refused_with_figures():
-    with pytest.raises(UserError, match=r"1000000\.0 M weights take 16000\.00 GB .* found neither"):
+    with pytest.raises(
+        UserError, match=r"1000000\.0 M weights take 16000\.00 GB .* found that neither fits"
+    ):
         choose(GPU, Config(), 10**12)
-    # Whole weights do not fit beside anything into a GPU that evaluates; then into the host.
-    with pytest.raises(UserError, match=r"120\.0 GB of whole .* into 60\.0 GB of each GPU"):
+    # Full weights fit neither into a GPU during evaluation, nor into the host.
+    with pytest.raises(UserError, match=r"120\.0 GB of full .* into 60\.0 GB of GPU memory"):
         choose(dataclasses.replace(GPU, host_bytes=10**14), Config(), 30 * 10**9)
     averaged = Config(optimizer=Optimizer(ema=0.9))
-    with pytest.raises(UserError, match=r"500\.0 GB of the host's memory, which has 576\.0 GB"):
-        choose(GPU, averaged, 9 * 10**9)
+    # 36 GB of weights, twice on each of 8 ranks, and a checkpoint of 4 x 36 GB.
+    message = r"675\.0 GB of host memory, where .* take 720\.0 GB"
+    with pytest.raises(UserError, match=message):
+        choose(dataclasses.replace(GPU, host_bytes=9 * 10**11), averaged, 9 * 10**9)
     with pytest.raises(UserError, match="found 256; the nearest is 255, or start 2 ranks"):
         choose(Machine(1, 80 * 10**9, 10**12, nodes=3), Config(), 10**7)
 

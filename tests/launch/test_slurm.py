@@ -11,17 +11,17 @@ from pathlib import Path
 
 from launching import LAUNCH, ROOT, STUB, launched, require_usage
 
-# srun is given options and a command; a node is this machine.
+# srun gets options and a command; this machine is every node.
 SRUN = """#!/bin/bash
 while [[ $1 == --* ]]; do echo "$1" >> {log}.srun; shift; done
 SLURM_NODEID=1 SLURM_GPUS_ON_NODE=8 exec "$@"
 """
-# As timeout, but after a second.
+# Like timeout, but after a second.
 TIMEOUT = """#!/bin/bash
 echo "$1" > {log}.timeout
 exec {timeout} 1 "${{@:2}}"
 """
-# As accelerate, whose ranks save and end when they get SIGUSR1.
+# Like accelerate, whose ranks save and end on SIGUSR1.
 WAITING = (
     STUB
     + """

@@ -15,8 +15,8 @@ while [[ $1 == -* ]]; do [[ $1 == -o ]] && shift; shift; done
 host=$1; shift
 HOST=$host exec bash -c "$*"
 """
-# As torch's launcher while it waits for the other hosts: no signal but KILL ends it. It starts a
-# rank that was killed again. On the host `failing` it fails once the other's rank is there.
+# Like torch's launcher while it waits for other hosts: only KILL ends it. It restarts a
+# rank that was killed. On the host `failing` it fails once the other host's rank runs.
 LAUNCHER = (
     STUB
     + """
@@ -66,7 +66,7 @@ def test_hosts_are_started_with_their_numbers(stubs):
 
 @pytest.fixture
 def hosts(stubs, tmp_path):
-    """Starts two of them; then waits for words in a log; in the end nothing may be left over."""
+    """Start two hosts, wait for words in a log, and check that no process is left at the end."""
     log = str(tmp_path / "calls")
     stubs.add("ssh", SSH)
     Path(f"{log}.py").write_text(RANK.format(log=log))
@@ -102,7 +102,7 @@ def test_ctrl_c_stops_the_ranks_of_all_hosts_and_once_more_ends_them(hosts):
     start, wait_for = hosts
     process = start()
     wait_for("ranks", 2)
-    process.send_signal(signal.SIGTERM)  # as Ctrl-C, which a background job ignores
+    process.send_signal(signal.SIGTERM)  # like Ctrl-C, which a background job ignores
     wait_for("stopped", 2)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) != 0

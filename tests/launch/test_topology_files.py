@@ -1,4 +1,4 @@
-"""launch/*.yaml: topology and nothing else."""
+"""launch/*.yaml contain topology only."""
 
 import jsonschema
 import pytest

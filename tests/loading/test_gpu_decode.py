@@ -1,4 +1,4 @@
-"""Pictures decoded on the device, here the CPU, against those that workers decode."""
+"""Compare pictures decoded on the device (here the CPU) with those that workers decode."""
 
 import io
 import queue
@@ -21,7 +21,7 @@ from adde.loading.resize import load_for_training
 from adde.preprocess import Fit, Preprocess
 from adde.schema import Attribute, Schema
 from adde.shards.batches import Batches, OnFault
-from adde.shards.catalogues.catalogue import Items
+from adde.shards.catalogues.catalogue import Catalogue
 from adde.shards.index import ShardIndex
 from adde.shards.jpeg import is_plain
 from adde.shards.packing.engine import engine
@@ -51,7 +51,7 @@ def encoded(image, kind="JPEG", **options):
 
 
 def pictures():
-    """One of each kind, none of them square; two of every four are for the device."""
+    """Return several kinds of non-square pictures, four times; two of each six are plain JPEGs."""
     y, x = np.mgrid[:50, :70]
     rotated = Image.Exif()
     rotated[0x0112] = 6
@@ -75,7 +75,7 @@ def index(tmp_path_factory):
     made = pictures()
     labels = np.arange(len(made))[:, None] % 2
     ids = [str(number) for number in range(len(made))]
-    catalogue = Items("kinds", SCHEMA, ids, labels, ["train"] * len(made), made.__getitem__)
+    catalogue = Catalogue("kinds", SCHEMA, ids, labels, ["train"] * len(made), made.__getitem__)
     out = tmp_path_factory.mktemp("kinds") / "shards"
     pack(catalogue, out, PackOptions(items_per_shard=9), engine("processes", 1))
     return ShardIndex.read(out)
@@ -129,11 +129,11 @@ def test_the_next_batches_are_decoded_while_one_is_trained_on(index, workers, mo
     batches = Batches(index, "train", Preprocess(40), places, leave=lambda content: True)
     with closing(BatchStream(batches, range(8), workers)) as found:
         go_on.release()
-        first = next(found)  # though the second is not decoded
+        first = next(found)  # although the second is not decoded yet
         assert started.get(timeout=60)
         before = first.images.clone()
         go_on.release(loader.QUEUE)
-        for _ in range(loader.QUEUE + 1):  # with nobody asking for them
+        for _ in range(loader.QUEUE + 1):  # without any request
             started.get(timeout=60)
         assert torch.equal(first.images, before)
         go_on.release(8)
@@ -156,7 +156,7 @@ except UserError as error:
 """
 
 
-def test_torchcodec_is_asked_for_where_it_decodes():
+def test_a_missing_torchcodec_is_reported():
     done = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "data.decode = 'device': expected torchcodec, which does not import here" in done.stdout
@@ -171,20 +171,22 @@ def test_batches_arrive_on_the_gpu(index, workers, leave):
         assert other.images.is_cuda and other.labels.is_cuda
         assert torch.equal(one.labels, other.labels.cpu())
         apart = (one.images.int() - other.images.cpu().int()).abs()
-        assert apart.max() <= (0 if leave is None else 12)  # nvJPEG rounds otherwise
+        assert apart.max() <= (0 if leave is None else 12)  # nvJPEG rounds differently
 
 
-def test_what_stands_in_for_a_sample_may_be_decoded_on_the_device(index, tmp_path):
+def test_substituted_rows_may_be_decoded_on_the_device(index, tmp_path):
     shard = index.split("train")[0]
     rows = [is_plain(sample.picture) for sample in iterate(index, "train")][:7]
-    gap = next(row for row in range(7) if rows[(row + 1) % 7])  # the next one is the device's
+    gap = next(
+        row for row in range(7) if rows[(row + 1) % 7]
+    )  # the next one is decoded on the device
     kept = shard.members[gap][4]
     shard.members[gap][4] ^= 1
     try:
         batch = stream(index, 0, is_plain, "skip")[0]
     finally:
         shard.members[gap][4] = kept
-    assert batch.stood_in == [gap]
+    assert batch.substituted_rows == [gap]
     assert torch.equal(batch.images[gap], batch.images[(gap + 1) % 7])
     assert batch.images[gap].float().std() > 10
 

@@ -1,4 +1,4 @@
-"""Batches from worker processes: whose memory their pictures lie in, and when workers end."""
+"""Batches from worker processes: where their pictures are stored, and when workers exit."""
 
 import multiprocessing
 import os
@@ -12,7 +12,8 @@ import psutil
 import pytest
 import torch
 
-from adde.loading.loader import LENT, READ_AHEAD, ROOM, STOPS, BatchStream, ahead_of_each
+from adde.loading.loader import BatchStream
+from adde.loading.workers import LENT, READ_AHEAD, READ_AHEAD_BYTES, STOP_SIGNALS, batches_ahead
 from adde.preprocess import Preprocess
 from adde.shards.batches import Batches
 from adde.shards.index import ShardIndex
@@ -32,25 +33,25 @@ def stream(batches, workers, count=20):
 
 
 def forked():
-    """Workers; not processes that tests of other files keep."""
+    """Return the workers, without processes that other test files keep."""
     return {p for p in multiprocessing.active_children() if p.name.startswith("ForkProcess")}
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_batches_that_are_all_kept_stay_as_they_were(batches, workers):
+def test_batches_that_are_kept_do_not_change(batches, workers):
     with stream(batches, 0) as one_by_one, stream(batches, workers) as found:
         kept = list(found)
         for batch, expected in zip(kept, one_by_one, strict=True):
             assert torch.equal(batch.images, expected.images)
 
 
-def test_a_batch_at_a_time_lies_where_workers_wrote_it(batches):
+def test_single_batches_are_not_copied(batches):
     with stream(batches, 0) as one_by_one, stream(batches, 1) as found:
         places = []
         for batch, expected in zip(found, one_by_one, strict=True):
             assert torch.equal(batch.images, expected.images)
             places.append(batch.images.data_ptr())
-    # A ring of slots: whatever was copied would lie elsewhere.
+    # Addresses stay within the ring of slots, so nothing was copied.
     slots = READ_AHEAD + 1 + LENT
     assert len(set(places)) <= slots
     span = max(places) - min(places)
@@ -62,15 +63,17 @@ def test_a_batch_at_a_time_lies_where_workers_wrote_it(batches):
     [
         (2, 1, 1, READ_AHEAD),
         (2, 32, 1, 16),  # what a step takes
-        (4, 128, 38, 27),  # 256 pictures of 224 px: 4 GB, not a step's 5
-        (8, 1, 4932, 1),  # a batch of 32,768 of them, which a worker has to put somewhere
+        (4, 128, 38, 27),  # 256 pictures of 224 px: limited to 4 GB, although a step takes 5
+        (8, 1, 4932, 1),  # a batch of 32,768 of them exceeds the limit, but each worker needs one
     ],
 )
-def test_workers_read_ahead_what_a_step_takes_within_bounds(workers, together, megabytes, expected):
-    ahead = ahead_of_each(workers, together, megabytes * 10**6)
+def test_workers_read_ahead_a_step_within_the_limit(workers, together, megabytes, expected):
+    ahead = batches_ahead(workers, together, megabytes * 10**6)
     assert ahead == expected
     slots = workers * ahead + 1 + LENT
-    assert slots * megabytes * 10**6 <= max(ROOM, (workers + 1 + LENT) * megabytes * 10**6)
+    assert slots * megabytes * 10**6 <= max(
+        READ_AHEAD_BYTES, (workers + 1 + LENT) * megabytes * 10**6
+    )
 
 
 def test_a_part_of_a_batch_keeps_its_memory(batches):
@@ -81,25 +84,25 @@ def test_a_part_of_a_batch_keeps_its_memory(batches):
 
 
 def test_signals_from_outside_stop_no_worker(batches, capfd):
-    before = [signal.signal(s, lambda *_: print("stopping", flush=True)) for s in STOPS]
+    before = [signal.signal(s, lambda *_: print("stopping", flush=True)) for s in STOP_SIGNALS]
     try:
         with stream(batches, 0) as one_by_one, stream(batches, 2) as found:
             kept = [next(found)]
             workers = forked()
             assert len(workers) == 2
-            for number in STOPS:  # by another process than their parent
+            for number in STOP_SIGNALS:  # from a process that is not their parent
                 command = ["kill", f"-{number}", *(str(worker.pid) for worker in workers)]
                 subprocess.run(command, check=True)
             kept += found
             for batch, expected in zip(kept, one_by_one, strict=True):
                 assert torch.equal(batch.images, expected.images)
     finally:
-        for number, handler in zip(STOPS, before):
+        for number, handler in zip(STOP_SIGNALS, before):
             signal.signal(number, handler)
     assert "stopping" not in capfd.readouterr().out
 
 
-def test_workers_end_with_a_stream_that_is_closed_early(batches):
+def test_closing_a_stream_ends_its_workers(batches):
     with stream(batches, 2) as found:
         next(found)
         workers = forked()
@@ -110,7 +113,7 @@ def test_workers_end_with_a_stream_that_is_closed_early(batches):
 KILLED = """
 import multiprocessing, os, signal
 import numpy as np
-from adde.shards.batches import Companions
+from adde.shards.batches import BatchMetadata
 from adde.loading.loader import BatchStream
 
 class Wide:
@@ -119,8 +122,8 @@ class Wide:
     def shape(self, number):
         return 64, 8, 8, 3
 
-    def read(self, number, images, say):  # more than a pipe holds, so that workers wait at it
-        return Companions(np.zeros((64, 1000), np.int64), [""] * 64, [], [], {})
+    def read(self, number, images, say):  # more than a pipe holds, so that workers block
+        return BatchMetadata(np.zeros((64, 1000), np.int64), [""] * 64, [], [], {})
 
 stream = BatchStream(Wide(), range(1000), 2)
 next(stream)
@@ -137,7 +140,7 @@ def runs(pid):
 
 
 def test_no_worker_outlives_a_rank_that_is_killed(tmp_path):
-    output = tmp_path / "output"  # no pipe: orphans would hold it open
+    output = tmp_path / "output"  # not a pipe, which orphans would keep open
     with output.open("w") as file:
         killed = subprocess.run([sys.executable, "-c", KILLED], stdout=file)
     assert killed.returncode == -signal.SIGKILL

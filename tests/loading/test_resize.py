@@ -1,4 +1,4 @@
-"""Training's pictures against those that are measured and served."""
+"""Compare the pictures for training with those for evaluation and serving."""
 
 import io
 
@@ -18,7 +18,7 @@ def load(preprocess, content, name="picture"):
 
 
 def photograph(width, height, rng):
-    """Noise at several scales: edges as a photograph has them."""
+    """Return noise at several scales, with edges like a photograph."""
     layers = [
         Image.fromarray(rng.integers(0, 256, (n, n, 3)).astype(np.uint8)).resize((width, height))
         for n in (3, 17, 90)
@@ -42,7 +42,7 @@ def test_few_numbers_differ_and_by_little(kind, how):
         apart = np.abs(found.astype(int) - expected)
         assert apart.max() <= 2
         assert (apart > 0).mean() < (0.02 if how == "crop" else 0.25)
-        if how == "pad" and width != height:  # bars are the same to the bit
+        if how == "pad" and width != height:  # bars are identical
             first, last = (apart[0], apart[-1]) if width > height else (apart[:, 0], apart[:, -1])
             assert max(width, height) / min(width, height) < 1.03 or not (first.any() or last.any())
 

@@ -24,7 +24,7 @@ from adde.shards.packing.engine import engine
 from adde.shards.packing.pack import PackOptions, pack
 from adde.shards.reader import ShardReader
 from adde.training.checkpoints.checkpoint import Position
-from adde.training.checkpoints.flat_shards import shares
+from adde.training.checkpoints.flat_shards import partition_replicated
 from adde.training.checkpoints.saving import Saver
 from adde.training.config import Data
 from adde.training.recipes import write_config
@@ -42,7 +42,9 @@ def save_run(method, config, index):
             parameter.add_(0.05 * torch.randn_like(parameter))
     write_config(config, config.run)
     saver = Saver(config, index, this_process())
-    pieces = shares({f"model/{name}": value for name, value in model.state_dict().items()})
+    pieces = partition_replicated(
+        {f"model/{name}": value for name, value in model.state_dict().items()}
+    )
     saver.save(Position(method.stages(config)[0].name, 1, 1), lambda: pieces, best={"any": 1.0})
     saver.wait()
     saver.close()

@@ -1,4 +1,4 @@
-"""Sessions and galleries of the tiny bundle, with a cache of the test's own."""
+"""Sessions and galleries of the tiny bundle, with a cache per test."""
 
 import shutil
 from dataclasses import replace
@@ -9,13 +9,14 @@ import pytest
 from adde.bundle import Bundle
 from adde.scoring import Calibration
 from adde.serving.gallery.base import Item
-from adde.serving.gallery.build import build_gallery, open_gallery
+from adde.serving.gallery.build import build_gallery
+from adde.serving.gallery.opening import open_gallery
 from adde.serving.onnx.session import Session
 
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_bundle, tmp_path_factory):
-    """As it was exported before there was a calibration: ranked by distance."""
+    """A bundle from before calibration existed: ranked by distance."""
     folder = shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("uncalibrated") / "tiny")
     replace(Bundle.read(folder), calibration=None).write()
     return folder
@@ -50,7 +51,7 @@ def session(bundle):
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    """The folder in which galleries are kept during one test."""
+    """The cache folder during one test."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "adde"
 

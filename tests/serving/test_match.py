@@ -1,4 +1,4 @@
-"""Ranking by match against the probabilities written out, and the edits that it understands."""
+"""Ranking by match, compared with the formulas, and its edits."""
 
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -14,10 +14,10 @@ from adde.metrics import Queries, baseline_rankings
 from adde.schema import UNKNOWN
 from adde.scoring import Calibration, with_known
 from adde.serving import More, Not, Request, Searcher
-from adde.serving.gallery.asking import Asked
 from adde.serving.gallery.base import Header, read_picture
-from adde.serving.gallery.build import open_gallery
 from adde.serving.gallery.embedded import EmbeddedGallery
+from adde.serving.gallery.opening import open_gallery
+from adde.serving.gallery.scorers import RankOptions
 
 IDS = ["train-000000-000", "train-000001-007", "test-000000-023"]
 VALUES = {
@@ -51,7 +51,7 @@ def softmax(logits, temperature):
 
 
 def seen_in(searcher, item_id):
-    """Of each attribute the probabilities of its values and of its absence, by the picture."""
+    """Per attribute the probabilities of values and absence, from the picture."""
     _, logits, presence = searcher.session.encode(picture_of(searcher, item_id)[None])
     found = {}
     for name, row, logit, divisor, other in zip(
@@ -63,7 +63,7 @@ def seen_in(searcher, item_id):
 
 
 def known_of(searcher, item, item_id):
-    """As `seen_in`, but what the catalogue knows is certain."""
+    """As `seen_in`, but known labels are certain."""
     found = seen_in(searcher, item_id)
     for (name, values), label in zip(VALUES.items(), item.labels):
         if label != UNKNOWN:
@@ -126,7 +126,7 @@ def test_answers_are_ranked_by_the_product_of_probabilities(
         assert sum(m.share for m in answer.matches.values()) == pytest.approx(1, abs=1e-5)
 
 
-def test_among_items_that_match_alike_the_nearest_comes_first(searcher):
+def test_ties_in_match_go_to_the_nearest(searcher):
     result = searcher.search(picture_of(searcher, IDS[0]), {"colour": "green"}, k=96)
     rest = [(answer.score, -answer.distance) for answer in result[10:]]
     alike = [(a, b) for (s, a), (t, b) in pairwise(rest) if s == t]
@@ -152,7 +152,7 @@ def test_with_no_epsilon_and_a_certain_reference_it_is_the_soft_classifier(
     wanted = with_known(np.zeros((40, 10), np.float32), targets, bundle.schema)
     ones = np.ones(3, np.float32)
     for query, row in zip(wanted, expected):
-        match = Asked(query, 0.0).matchings(ones, bundle.schema, 50)[0][0]
+        match = RankOptions(query, 0.0).match_scorers(ones, bundle.schema, 50)[0][0]
         order = np.argsort(-match(beliefs), kind="stable")[:50]
         np.testing.assert_allclose(match(beliefs[order]), match(beliefs[row]), atol=1e-4)
 
@@ -171,7 +171,7 @@ def test_candidates_of_two_thousand_items_are_those_of_all(tmp_path, bundle, ran
         ones = np.ones(3, np.float32)
         for number in range(0, 2000, 200):
             query = beliefs[number]
-            asked = Asked(query, 0.01, first=np.array([1, 5, 1], np.float32))
+            asked = RankOptions(query, 0.01, first=np.array([1, 5, 1], np.float32))
             found = gallery.nearest(items[number].vector, ones, 30, {}, None, asked)
             every = {
                 item.item_id: np.log(0.01 + np.add.reduceat(query.astype(float) * row, [0, 4, 7]))
@@ -183,7 +183,7 @@ def test_candidates_of_two_thousand_items_are_those_of_all(tmp_path, bundle, ran
                 assert set(wanted) <= {item.item_id for item in found}
 
 
-def test_what_is_known_of_an_item_counts_and_what_is_seen_is_said(searcher, everything):
+def test_known_labels_count_and_predictions_are_shown(searcher, everything):
     unsure = 0
     for item_id, item in everything.items():
         result = searcher.search(item=item_id, k=1)
@@ -202,7 +202,7 @@ def test_what_is_known_of_an_item_counts_and_what_is_seen_is_said(searcher, ever
 
 
 @pytest.mark.parametrize("rank", ["match", "distance"])
-def test_an_edit_takes_away_what_is_known_not_what_is_guessed(
+def test_an_edit_removes_the_known_value_not_the_predicted_one(
     searcher, everything, tiny_model, rank
 ):
     """An edit to the value that was wrongly guessed used to change nothing."""
@@ -225,7 +225,7 @@ def test_an_edit_takes_away_what_is_known_not_what_is_guessed(
 
 
 @pytest.mark.parametrize("rank", ["match", "distance"])
-def test_must_leaves_only_answers_that_show_the_value(searcher, everything, rank):
+def test_must_keeps_only_answers_that_show_the_value(searcher, everything, rank):
     edits = {"colour": "red", "shape": Not("disc")}
     picture = picture_of(searcher, IDS[1])
     result = searcher.search(picture, edits, k=96, must=["colour", "shape"], rank=rank)
@@ -241,7 +241,7 @@ def test_must_leaves_only_answers_that_show_the_value(searcher, everything, rank
 
 
 @pytest.mark.parametrize("rank", ["match", "distance", None])
-def test_pages_go_on_where_the_one_before_ended(searcher, rank):
+def test_pages_continue_where_the_previous_one_ended(searcher, rank):
     picture = picture_of(searcher, IDS[0])
     whole = searcher.search(picture, {"colour": "red"}, k=40, rank=rank)
     pages = [
@@ -286,8 +286,10 @@ def test_another_value_by_distance_is_the_mean_of_the_others(searcher, tiny_mode
         assert answer.distance == pytest.approx(float(distance), abs=2e-5)
 
 
-def test_what_is_not_there_is_no_value(calibrated, session, tmp_path, random_items, tiny_gallery):
-    """Absence that is likelier than any value is said as such, unless the catalogue knows."""
+def test_an_absent_attribute_has_no_value(
+    calibrated, session, tmp_path, random_items, tiny_gallery
+):
+    """Absence that is likelier than any value is reported, unless the label is known."""
     header = Header.of(calibrated, "embedded", None, "test")
     beliefs = np.array([0.2, 0.1, 0.1, 0.6, 0.8, 0.1, 0.1, 0.5, 0.4, 0.1], np.float32)
     items = [
@@ -340,12 +342,12 @@ def test_a_bundle_without_calibration_answers_by_distance(bundle, session, galle
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"must": ["colour"]}, "must: expected an attribute that is edited, found 'colour'"),
+        ({"must": ["colour"]}, "must: expected an edited attribute, found 'colour'"),
         ({"must": ["color"]}, "unknown attribute 'color'; did you mean 'colour'"),
         ({"edits": {"colour": Not("read")}}, "unknown value 'read'; did you mean 'red'"),
         ({"edits": {"colour": More("read")}}, "unknown value 'read'; did you mean 'red'"),
-        ({"edits": {"colour": Not()}}, "'colour': expected values that are not wanted"),
-        ({"edits": {"shape": Not("disc", "square")}}, "'shape': expected a value that is left"),
+        ({"edits": {"colour": Not()}}, "'colour': expected values to exclude"),
+        ({"edits": {"shape": Not("disc", "square")}}, "'shape': expected at least one value"),
         ({"edits": {"colour": More("red", 0)}}, "amount: expected more than 0 and at most 1"),
         ({"edits": {"colour": More("red", float("nan"))}}, "amount: expected .* found nan"),
         ({"rank": "best"}, "rank: expected 'match' or 'distance', found 'best'"),
@@ -354,12 +356,14 @@ def test_a_bundle_without_calibration_answers_by_distance(bundle, session, galle
         ({"offset": -1}, "offset: expected 0 to 990"),
     ],
 )
-def test_what_cannot_be_asked_is_told(searcher, asked, message):
+def test_invalid_requests_are_reported(searcher, asked, message):
     with pytest.raises(UserError, match=message):
         searcher.search(item=IDS[0], **asked)
 
 
-def test_an_item_without_beliefs_is_refused(calibrated_gallery, calibrated, tmp_path, random_items):
+def test_an_item_without_beliefs_is_rejected(
+    calibrated_gallery, calibrated, tmp_path, random_items
+):
     header = Header.of(calibrated, "embedded", None, "test")
     with closing(EmbeddedGallery.create(tmp_path / "g", header)) as gallery:
         with pytest.raises(UserError, match=r"item 'item-0': expected its beliefs.*found none"):
@@ -367,7 +371,7 @@ def test_an_item_without_beliefs_is_refused(calibrated_gallery, calibrated, tmp_
         assert len(gallery) == 0
 
 
-def test_a_label_that_is_corrected_is_certain_at_once(calibrated, calibrated_gallery, tmp_path):
+def test_a_corrected_label_is_certain_at_once(calibrated, calibrated_gallery, tmp_path):
     folder = shutil.copytree(calibrated_gallery, tmp_path / "g")
     with closing(open_gallery(folder, calibrated, writable=True)) as gallery:
         item = gallery.get(IDS[0])

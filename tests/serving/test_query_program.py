@@ -18,7 +18,7 @@ PROGRAM = Path(__file__).parents[2] / "serve_onnx" / "query.py"
 BLOCKED = ("torch", "torchvision", "timm", "onnx", "accelerate", "pydantic", "matplotlib")
 START = f"""
 import runpy, sys
-class Block:  # as on a machine on which they are not installed
+class Block:  # as if they were not installed
     def find_spec(name, path=None, target=None):
         if name.partition(".")[0] in {BLOCKED!r}:
             raise ModuleNotFoundError("blocked: " + name, name=name)
@@ -53,7 +53,7 @@ def test_a_picture_file_is_answered_in_print_and_as_a_picture(query, tiny_shards
     assert lines[0].endswith("x.png, but colour=green, border=white")
     assert lines[1].startswith("seen in it: shape=")
     assert [line.split()[0] for line in lines[2:]] == list("1234567")
-    # Attributes that the catalogue does not know of an answer do not count.
+    # Attributes without a label do not count.
     known = {s.item_id: int((s.labels >= 0).sum()) for s in iterate(index, "test")}
     assert all(f"/{known[line.split()[1]]} match" in line for line in lines[2:])
     assert f"picture: {tmp_path / 'answer.png'}" in done.stderr
@@ -108,18 +108,18 @@ def test_edits_of_all_kinds_weights_and_rank(query, calibrated, calibrated_galle
         (("--item", "x", "--unset", "colour"), "--unset: expected ATTRIBUTE=VALUE, found 'colour'"),
         (
             ("--item", "x", "--set", "colour=red", "--unset", "colour=red"),
-            "--unset: 'colour' is asked to be 'red' and 'not red'",
+            "--unset: 'colour': found two edits, 'red' and 'not red'",
         ),
         (("--item", "x", "--weight", "shape=heavy"), "--weight: expected ATTRIBUTE=NUMBER, found"),
-        (("--item", "x", "--must", "shape"), "must: expected an attribute that is edited"),
+        (("--item", "x", "--must", "shape"), "must: expected an edited attribute"),
         (("--item", "x", "--rank", "match"), "'match' needs a calibrated bundle"),
         (("--set", "colour=red"), "expected one of --image and --item"),
         (("--image", "none.jpg"), "none.jpg: no such file"),
         (("--item", "test-000000-00X"), "no item 'test-000000-00X'"),
         (("--item", "x", "--k", "0"), "--k: expected at least 1, found 0"),
-        (("--item", "x", "--picture", "answer.docx"), "answer.docx: expected a picture's name"),
+        (("--item", "x", "--picture", "answer.docx"), "answer.docx: expected a file name"),
         # Pillow reads these and does not write them.
-        (("--item", "x", "--picture", "answer.psd"), "answer.psd: expected a picture's name"),
+        (("--item", "x", "--picture", "answer.psd"), "answer.psd: expected a file name"),
     ],
 )
 def test_bad_input_gets_one_line_and_a_status(query, arguments, message):
@@ -144,7 +144,7 @@ def test_the_only_item_of_a_gallery_has_no_answer(query, tiny_shards, tmp_path):
 
 
 def test_a_full_disk_leaves_no_half_picture(query, tmp_path, little_room):
-    assert query("--item", "test-000000-000").returncode == 0  # the gallery is kept
+    assert query("--item", "test-000000-000").returncode == 0  # the gallery is cached
     little_room(3000)
     done = query("--item", "test-000000-000", "--picture", tmp_path / "answer.png")
     assert done.returncode == 1

@@ -1,4 +1,4 @@
-"""Answers against the definition written out, and what they say of themselves."""
+"""Answers compared with the definition, and their metadata."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -43,7 +43,7 @@ def picture_of(searcher, item_id):
 
 
 def by_definition(searcher, tiny_model, picture, edits):
-    """r' = r - M[seen value] + M[new value] for each edit, normalised; and what is then wanted."""
+    """r' = r - M[predicted value] + M[new value] for each edit, normalised; and wanted values."""
     embeddings, logits, _ = searcher.session.encode(picture[None])
     memory = tiny_model.memory.weight.detach().numpy()
     query, wanted = embeddings.ravel().copy(), {}
@@ -121,7 +121,7 @@ def test_the_score_is_the_cosine(searcher, tiny_model, everything):
         assert answer.score == pytest.approx(cosine, abs=1e-5)
 
 
-def test_what_is_seen_is_the_classifiers_word(searcher, session):
+def test_predictions_come_from_the_classifiers(searcher, session):
     picture = picture_of(searcher, IDS[1])
     result = searcher.search(picture, {"colour": "blue"})
     logits = session.encode(picture[None])[1][0].astype(float)
@@ -132,7 +132,7 @@ def test_what_is_seen_is_the_classifiers_word(searcher, session):
         assert result.seen[name].confidence == pytest.approx(chances.max())
 
 
-def test_matches_take_the_catalogues_word_and_say_where_it_has_none(searcher, everything, bundle):
+def test_matches_prefer_known_labels_and_mark_predictions(searcher, everything, bundle):
     schema, unknown = bundle.schema, 0
     answers = searcher.search(picture_of(searcher, IDS[0]), {"colour": "blue"}, k=200)
     assert len(answers) == 96
@@ -213,6 +213,6 @@ def test_paths_are_enough(tiny_bundle, tiny_gallery, searcher):
         ({"image": None, "item": "val-000000-03"}, "no item 'val-000000-03'.*did you mean"),
     ],
 )
-def test_what_cannot_be_asked_is_told(searcher, asked, message):
+def test_invalid_requests_are_reported(searcher, asked, message):
     with pytest.raises(UserError, match=message):
         searcher.search(**{"image": np.zeros((32, 32, 3), np.uint8), **asked})

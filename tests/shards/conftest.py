@@ -1,4 +1,4 @@
-"""A small shop: a table and the pictures it names."""
+"""A small shop: a table and its pictures."""
 
 import csv
 
@@ -9,7 +9,7 @@ from PIL import Image
 
 @pytest.fixture
 def shop(tmp_path):
-    """Writes a CSV of the given rows and a noise JPEG for each name in their column `image`."""
+    """Write a CSV of the given rows, and a noise JPEG for each name in their column `image`."""
 
     def make(rows, side=24):
         images = tmp_path / "images"
@@ -29,7 +29,7 @@ def shop(tmp_path):
 
 @pytest.fixture
 def rows():
-    """60 rows: 3 colours, 2 sleeves, some missing, a price that is nearly an id, 12 families."""
+    """60 rows: 3 colours, 2 sleeves (some missing), distinct prices, 12 families."""
     return [
         {
             "image": f"{number:02d}.jpg",

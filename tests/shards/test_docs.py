@@ -1,4 +1,4 @@
-"""Every command of docs/catalogues.md, on trees of the layout it speaks of."""
+"""Run every command of docs/catalogues.md on tiny trees with the layouts that it describes."""
 
 import itertools
 import shlex
@@ -33,7 +33,7 @@ COMMANDS = [line.strip() for line in LINES if line.startswith("    python ")]
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder that holds whatever the commands name."""
+    """A folder with everything that the commands name."""
     place = tmp_path_factory.mktemp("place")
     (place / "photos").mkdir()
     rows = ["image,colour,family"]

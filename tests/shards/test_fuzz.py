@@ -1,4 +1,4 @@
-"""A while of each fuzz target; they run for longer by themselves."""
+"""Run each fuzz target briefly."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ FUZZ = Path(__file__).parents[1] / "fuzz"
 
 
 @pytest.mark.slow
-def test_spoilt_tables_and_lists_end_in_a_message(tmp_path):
+def test_damaged_tables_and_lists_give_a_message(tmp_path):
     command = [sys.executable, FUZZ / "tables.py", "--folder", tmp_path, "--rounds", "500"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

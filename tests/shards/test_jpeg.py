@@ -44,7 +44,7 @@ def test_same_pixels_at_every_scale(kind, size):
         np.testing.assert_array_equal(found, np.asarray(decode(content, "x", asked)))
 
 
-def test_what_is_plain_does_not_go_through_pillow(monkeypatch):
+def test_plain_jpegs_bypass_pillow(monkeypatch):
     monkeypatch.setattr(jpeg, "decode", None)
     kinds = {kind: encoded(50, 70, **options) for kind, options in KINDS.items()}
     plain = [kind for kind, content in kinds.items() if is_plain(content)]
@@ -53,7 +53,7 @@ def test_what_is_plain_does_not_go_through_pillow(monkeypatch):
         assert decode_pixels(kinds[kind], kind, 50).shape == (70, 50, 3)
 
 
-def test_damaged_files_are_taken_or_named_as_everywhere():
+def test_damaged_files_give_the_pixels_or_errors_of_pillow():
     content = encoded(120, 90, quality=95)
     rng = np.random.default_rng(0)
     refused = 0

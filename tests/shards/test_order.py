@@ -1,4 +1,4 @@
-"""The sample order: every sample once, groups whole, the same for any number of ranks."""
+"""The sample order: each sample once, whole groups, and the same for any number of ranks."""
 
 import itertools
 import pickle
@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adde.errors import UserError
-from adde.shards.index import Shard, member_rows
 from adde.shards.order import SampleOrder
+from adde.shards.shard import Shard, member_rows
 from adde.shards.shares import RankShare, StoredOrder
 
 groups_of_shards = st.lists(
@@ -43,7 +43,7 @@ def test_an_epoch_holds_every_sample_at_most_once_with_groups_whole(groups, batc
         places = np.concatenate([order.batch(first + s) for s in range(order.steps_per_epoch)])
         assert len(places) + order.dropped_per_epoch == total
         assert len({tuple(place) for place in places.tolist()}) == len(places)
-        # Inside a group, positions follow one another; only the cut at the end may break one.
+        # Positions within a group are consecutive; only the end of the epoch may split a group.
         starts = [set(np.cumsum([0, *g[:-1]]).tolist()) for g in groups]
         for before, after in zip(places[:-1].tolist(), places[1:].tolist()):
             follows = after[0] == before[0] and after[1] == before[1] + 1
@@ -51,7 +51,7 @@ def test_an_epoch_holds_every_sample_at_most_once_with_groups_whole(groups, batc
 
 
 def laid_out(groups, seed, window, epoch):
-    """An epoch as the module's docstring says it, group by group."""
+    """Lay out an epoch group by group, as the module's docstring describes."""
 
     def random(*key):
         return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, *key))))
@@ -114,7 +114,7 @@ def test_a_padded_epoch_holds_every_sample_and_repeats_what_it_says(groups, batc
 
 
 class Counted(list):
-    """A list that counts how often an element is looked up; not when it is iterated."""
+    """A list that counts look-ups of elements, but not iteration."""
 
     reads = 0
 
@@ -130,10 +130,10 @@ def test_a_hundred_thousand_shards_and_a_thousand_ranks_cost_a_moment():
     order = SampleOrder(every, batch_size=32_768, seed=1)
     for rank in range(0, 1024, 8):
         order.share(0, rank * 32, rank * 32 + 32)
-    touched = 3 * 16  # a batch of 33 shards' items lies in at most three windows
-    assert 33 <= every.reads <= touched  # whatever the ranks that share the batch
+    touched = 3 * 16  # items of 33 shards are in at most three windows
+    assert 33 <= every.reads <= touched  # independent of the number of ranks
     batch = order.batch(10**9 // order.batch_size)
-    assert every.reads <= 2 * touched  # a thousand million samples in
+    assert every.reads <= 2 * touched  # after a thousand million samples
     megabytes = tracemalloc.get_traced_memory()[1] / 2**20
     tracemalloc.stop()
     assert len({tuple(place) for place in batch.tolist()}) == 32_768

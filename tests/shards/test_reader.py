@@ -1,4 +1,4 @@
-"""The index and the reader against tars read in full, and against damage."""
+"""Compare the index and the reader with fully read tars; check damaged files."""
 
 import hashlib
 import json
@@ -76,7 +76,7 @@ def test_written_index_reads_back(tiny_shards, copied):
         assert one.groups.tolist() == [3] * (one.samples // 3)
 
 
-def test_an_index_of_before_is_read(tiny_shards, copied):
+def test_an_index_of_format_2_is_read(tiny_shards, copied):
     index = ShardIndex.read(tiny_shards)
     edit_index(copied, format=2, shards=[shard.with_members() for shard in index.shards])
     (copied / "index.members").unlink()
@@ -90,14 +90,14 @@ def test_an_index_of_before_is_read(tiny_shards, copied):
         ShardIndex.read(copied)
 
 
-def test_the_fingerprint_is_that_of_before(tiny_shards):
+def test_the_fingerprint_is_that_of_format_2(tiny_shards):
     index = ShardIndex.read(tiny_shards)
     entries = [shard.with_members() for shard in index.split("train")]
     content = json.dumps([[entry["sha256"], entry["groups"]] for entry in entries])
     assert index.fingerprint("train") == hashlib.sha256(content.encode()).hexdigest()
 
 
-def test_members_that_are_gone_or_of_other_shards(copied):
+def test_members_that_are_missing_or_of_other_shards(copied):
     path = copied / "index.members"
     content = path.read_bytes()
     assert len(content) == 32 * 96
@@ -113,7 +113,7 @@ def test_members_that_are_gone_or_of_other_shards(copied):
         ShardIndex.read(copied)
 
 
-def test_an_index_written_over_stays_what_it_was_to_who_reads_it(copied):
+def test_overwriting_an_index_does_not_affect_its_readers(copied):
     index = ShardIndex.read(copied)
     before = [shard.members.tolist() for shard in index.shards]
     replace(index, shards=index.shards[::-1]).write()
@@ -194,7 +194,7 @@ def test_damaged_records(copied, junk):
 
 
 @pytest.mark.parametrize("name", ["../train-000000.tar", "a/b.tar", "x" * 256, "", "..", "a\0b"])
-def test_a_shard_that_is_no_file_of_the_folder_is_refused(tiny_shards, tmp_path, name):
+def test_shard_names_outside_the_folder_are_rejected(tiny_shards, tmp_path, name):
     copy = shutil.copytree(tiny_shards, tmp_path / "shards")
     content = json.loads((copy / "index.json").read_text())
     content["shards"][0]["name"] = name

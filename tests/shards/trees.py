@@ -1,4 +1,4 @@
-"""Tiny trees of the layout of public datasets, written as their documentation describes them."""
+"""Write tiny trees with the layouts of public data sets, according to their documentation."""
 
 import io
 import json
@@ -29,7 +29,7 @@ def write_lines(path, lines):
 
 
 def one_hot(labels, sizes):
-    """One row of 0 and 1; a label of None is all zeros."""
+    """Return one row of 0 and 1; None gives zeros only."""
     return [int(v == label) for label, size in zip(labels, sizes) for v in range(size)]
 
 
@@ -95,7 +95,7 @@ def write_celeba(root, items):
 
 
 def write_shapes3d(path, side=8):
-    """Every combination of a few values of each factor once; returns pixels and factors."""
+    """Write every combination of a few values of each factor; return pixels and factors."""
     import h5py
 
     grid = np.stack(np.meshgrid(*FACTOR_VALUES, indexing="ij"), axis=-1).reshape(-1, 6)
@@ -110,7 +110,7 @@ def write_dsprites(path, side=6):
     """96 pictures of 0 and 1: one colour, 3 shapes, 2 scales, 4 turns, 2 x 2 places."""
     classes = np.stack(np.unravel_index(np.arange(96), (1, 3, 2, 4, 2, 2)), axis=1)
     images = np.random.default_rng(0).integers(0, 2, (96, side, side)).astype(np.uint8)
-    # The real file's metadata is a pickled dict, which a reader must not need.
+    # The real file's metadata is a pickled dict; readers must not load it.
     metadata = np.array({"title": "dSprites dataset"}, dtype=object)
     np.savez_compressed(
         path, metadata=metadata, imgs=images, latents_classes=classes, latents_values=classes * 0.5
@@ -131,7 +131,7 @@ def write_cars3d(folder, cars=3, side=8):
 
 
 def write_smallnorb(folder, count=60, side=12):
-    """Both parts, `count` items each; returns pictures, categories and infos by part."""
+    """Write both parts with `count` items each; return pictures, categories and infos by part."""
     folder.mkdir(parents=True)
     rng, written = np.random.default_rng(0), {}
     parts = {"train": "5x46789x9x18x6x2x96x96-training", "test": "5x01235x9x18x6x2x96x96-testing"}

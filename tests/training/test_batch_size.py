@@ -1,4 +1,4 @@
-"""Micro-batches: how ranks and accumulation share a batch."""
+"""Division of a batch among ranks and accumulation steps."""
 
 import pytest
 

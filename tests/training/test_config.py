@@ -1,4 +1,4 @@
-"""Recipes and overrides: what is read, what is refused and with which words."""
+"""Recipes and overrides: values, and messages about wrong ones."""
 
 from pathlib import Path
 

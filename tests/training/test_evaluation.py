@@ -1,4 +1,4 @@
-"""Encoding a split: every item once in stored order, and what cannot be read left out."""
+"""Encoding a split: every readable item once, in stored order."""
 
 import shutil
 from functools import partial
@@ -28,7 +28,7 @@ from adde.training.ranking import best_matches, placed_on, top_k
 
 @pytest.fixture
 def damaged(tiny_shards, tmp_path):
-    """The tiny shards with a byte of the test split's sixth picture flipped."""
+    """The tiny shards with a flipped byte in the sixth picture of the test split."""
     shutil.copytree(tiny_shards, tmp_path / "shards")
     index = ShardIndex.read(tmp_path / "shards")
     (shard,) = index.split("test")
@@ -54,7 +54,7 @@ def test_what_cannot_be_read_is_left_out(damaged, tiny_shards, tiny_model, worke
     kept = np.delete(np.arange(len(labels)), 5)
     np.testing.assert_array_equal(found.rows, kept)
     np.testing.assert_array_equal(found.labels, labels[kept])
-    # The batch that it is missing from is a smaller one.
+    # Its batch is smaller.
     np.testing.assert_allclose(found.embeddings, whole.embeddings[kept], atol=1e-5)
     assert "encoding test: skipped" in capsys.readouterr().out
 
@@ -67,7 +67,7 @@ def test_what_cannot_be_read_is_left_out(damaged, tiny_shards, tiny_model, worke
 
 
 def test_matches_are_found_on_a_device_as_in_numpy():
-    """Beliefs of few distinct values, so that scores tie."""
+    """Beliefs with few distinct values, so that scores tie."""
     schema = Schema((Attribute("a", ("x", "y", "z")), Attribute("b", ("x", "y"))))
     random = np.random.default_rng(0)
     labels = random.integers(UNKNOWN, 2, (60, 2))
@@ -87,7 +87,7 @@ def test_baselines_are_ranked_on_a_device_as_in_numpy():
     schema = Schema((Attribute("a", ("x", "y", "z")), Attribute("b", ("x", "y"))))
     random = np.random.default_rng(1)
     labels = random.integers(UNKNOWN, 2, (60, 2))
-    # Of few distinct numbers, which add up exactly: items tie.
+    # Few distinct numbers with exact sums, so that items tie.
     embeddings = random.choice([-0.5, 0.5], (60, 2, 2)).astype(np.float32)
     logits = schema.multi_hot(labels.clip(0))
     queries = metrics.manipulation_queries(labels)
@@ -98,7 +98,7 @@ def test_baselines_are_ranked_on_a_device_as_in_numpy():
     assert len(queries) > 20 and tuple(there) == metrics.BASELINES
     for name in ("no_edit", "classifier"):
         np.testing.assert_array_equal(here[name], there[name], name)
-    # Sums of logarithms round otherwise there, and random products too.
+    # Sums of logarithms and products of random numbers round differently there.
     for name in ("random", "classifier_soft"):
         assert np.mean(here[name] == there[name]) > 0.9, name
 
@@ -127,7 +127,7 @@ def test_a_splits_queries_are_found_once(tiny_shards, tiny_model, monkeypatch):
 @pytest.mark.parametrize(("items", "k"), [(3000, 50), (40, 50), (50, 50), (1, 3), (300, 7)])
 def test_a_device_ranks_as_numpy_does_ties_included(items, k):
     random = np.random.default_rng(items)
-    # Sums of small whole numbers are exact in any order, and many distances are equal.
+    # Sums of small integers are exact in any order, and many distances tie.
     gallery = random.integers(-2, 3, (items, 6)).astype(np.float32)
     queries = random.integers(-2, 3, (33, 6)).astype(np.float32)
     expected = metrics.top_k(queries, gallery, k)
@@ -137,7 +137,7 @@ def test_a_device_ranks_as_numpy_does_ties_included(items, k):
 
 
 def test_figures_and_prototypes_are_those_of_ieee_float32(tiny_shards, tiny_model, monkeypatch):
-    """As bundles are served, whatever training computes with."""
+    """Evaluation uses IEEE float32 like bundles, whatever training uses."""
     seen = []
     switches = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
     encode = tiny_model.encode

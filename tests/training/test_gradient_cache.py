@@ -1,4 +1,4 @@
-"""Cached embeddings: the gradients of a batch that was encoded in one piece."""
+"""GradCache computes the gradients of a batch that is encoded at once."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from adde.loading.augment import Augmentation
-from adde.loading.loader import Batch
+from adde.loading.batch import Batch
 from adde.methods.adde.config import AddeConfig, AddeStage
 from adde.methods.adde.model import ADDE, Forward
 from adde.methods.adde.objective import AddeObjective
@@ -15,7 +15,7 @@ from adde.model import ModelSettings
 from adde.schema import Attribute, Schema
 from adde.training.config import Config, Data
 from adde.training.gradient_cache import cached_backward
-from adde.training.strategies import Replicated
+from adde.training.strategies import DataParallel
 from adde.training.terms import global_mean
 
 SCHEMA = Schema((Attribute("colour", ("r", "g", "b")), Attribute("size", ("s", "l"))))
@@ -30,7 +30,7 @@ def build(dropout=0.0, norm=False):
         backbone="test_resnet", image_size=32, width=4, hidden=6, dropout=dropout
     )
     model = ADDE(settings, SCHEMA)
-    if not norm:  # batch norms see micro-batches, whatever is cached
+    if not norm:  # batch norms see micro-batches in both cases
         model.backbone = nn.Sequential(
             nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 96), nn.Tanh()
         )
@@ -58,7 +58,7 @@ def accelerator():
 def cached(accelerator, stage, parts, **options):
     model = build(**options)
     model.memory.requires_grad_(stage == "adde")
-    strategy = Replicated(accelerator, model, Config(data=Data(accumulation=parts)))
+    strategy = DataParallel(accelerator, model, Config(data=Data(accumulation=parts)))
     torch.manual_seed(7)
     scalars, flag = cached_backward(
         strategy, OBJECTIVE, STAGES[stage], batch(), draws(), parts, flag=True
@@ -107,17 +107,17 @@ def test_dropout_and_batch_norms_are_those_of_one_graph_over_all_parts(accelerat
     global_mean(terms, STAGES[stage].weights)[0].backward()
     model, _ = cached(accelerator, stage, 3, dropout=0.3, norm=True)
     same_gradients(model, expected)
-    for name, buffer in model.named_buffers():  # running statistics moved once a part
+    for name, buffer in model.named_buffers():  # running statistics moved once per part
         torch.testing.assert_close(buffer, dict(expected.named_buffers())[name], msg=name)
 
 
 def test_accumulation_without_the_cache_mines_fewer_pairs():
-    """What docs/scaling.md says, counted by plain loops."""
+    """Check the numbers in docs/scaling.md with plain loops."""
     model, items = build(), batch()
     labels = items.labels
 
     def pairs(rows):
-        """Pairs of equal known labels, per attribute, of anchors that have a negative."""
+        """Count pairs of equal known labels per attribute, of anchors that have a negative."""
         total = 0
         for column in labels[rows].T.tolist():
             for i, one in enumerate(column):

@@ -1,4 +1,4 @@
-"""A method that is not the package's own has everything a run has; see tests/autoencoder.py."""
+"""A method outside the package can be trained, watched and resumed (tests/autoencoder.py)."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Schedules against torch's own, and clipping, averaging and accumulation against plain loops."""
+"""Compare schedules with torch's, and clipping, averaging and accumulation with plain loops."""
 
 import copy
 import json
@@ -26,7 +26,7 @@ from adde.schema import Attribute, Schema
 from adde.training.config import Config, Data, Optimizer, Schedule
 from adde.training.method import Stage
 from adde.training.optimisation import Rate, build_optimizer, learning_rate, set_rate
-from adde.training.strategies import Replicated
+from adde.training.strategies import DataParallel
 from adde.training.terms import Terms
 
 ROOT = Path(__file__).parents[2]
@@ -39,11 +39,11 @@ def rates(**schedule):
 
 
 def torchs_rates(*schedulers, milestone):
-    """What torch's schedulers give, the second from `milestone` on."""
+    """Return the rates of torch's schedulers, the second from `milestone` on."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.3)
     made = [scheduler(optimizer) for scheduler in schedulers]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # SequentialLR calls its parts in a way torch deprecates
+        warnings.simplefilter("ignore")  # SequentialLR uses a call that torch deprecates
         scheduler = lr_scheduler.SequentialLR(optimizer, made, [milestone])
         result = []
         for _ in range(STEPS):
@@ -87,7 +87,7 @@ def test_steps(every):
     found = rates(kind="step", warmup=0, step_epochs=every, step_factor=0.2)
     assert found == pytest.approx(expected)
     warmed = rates(kind="step", warmup=4 / STEPS, step_epochs=every, step_factor=0.2)
-    assert warmed[4:] == pytest.approx(expected[4:])  # drops are counted from the stage's start
+    assert warmed[4:] == pytest.approx(expected[4:])  # drops count from the start of the stage
     assert warmed[:4] == pytest.approx([0.06, 0.12, 0.18, 0.24])
 
 
@@ -185,13 +185,13 @@ def test_a_rate_of_a_part_that_is_not_there_is_refused():
 
 
 def stage(model, scaler=None, accumulation=1, **settings):
-    """A model's optimiser as a run makes it, and its accelerator; fp16 where there is a scaler."""
+    """Open accelerator and strategy as a run does; fp16 if there is a scaler."""
     AcceleratorState._reset_state(reset_partial_state=True)
     own = Accelerator(cpu=True, mixed_precision="fp16" if scaler else "no")
-    # What Accelerate itself does on GPUs only.
+    # Accelerate does this on GPUs only.
     own.scaler, own.native_amp = scaler, scaler is not None
     config = Config(optimizer=Optimizer(**settings), data=Data(accumulation=accumulation))
-    return own, Replicated(own, model, config)
+    return own, DataParallel(own, model, config)
 
 
 def parameters(model):
@@ -246,7 +246,7 @@ def test_fp16_with_a_scaled_loss_trains_as_fp32(name):
         norms = []
         for _ in range(4):
             outputs = model(torch.randn(4, 3))
-            assert outputs.dtype == torch.float32  # what the losses see
+            assert outputs.dtype == torch.float32  # the input of the losses
             own.backward(outputs.square().mean())
             norms.append(optimizer.step())
         assert all(p.dtype == torch.float32 for p in model.parameters())
@@ -272,7 +272,7 @@ def test_a_gradient_that_overflows_is_skipped_and_the_scale_lowered(name):
     for one, other in zip(before, parameters(model)):
         assert np.array_equal(one, other)
     assert scaler.get_scale() == 512
-    # A checkpoint holds it as JSON.
+    # A checkpoint stores it as JSON.
     fresh = torch.amp.GradScaler("cpu")
     fresh.load_state_dict(json.loads(json.dumps(scaler.state_dict())))
     assert fresh.get_scale() == 512
@@ -282,15 +282,14 @@ def test_a_gradient_that_overflows_is_skipped_and_the_scale_lowered(name):
 
 
 class Loop:
-    """What train_stage asks of a run, over a least-squares model in place of an encoder."""
+    """The part of Run that train_stage uses, with a least-squares model."""
 
     def __init__(self, model, batches, accumulation):
         _, self.strategy = stage(
             model, None, accumulation, name="sgd", weight_decay=0.0, clip_norm=0.5
         )
         self.model = model
-        self.config = SimpleNamespace(data=SimpleNamespace(accumulation=accumulation, cached=False))
-        self.loads = accumulation
+        self.config = Config(data=Data(accumulation=accumulation))
         self.objective = SimpleNamespace(batch_terms=self.terms)
         self.order = SimpleNamespace(steps_per_epoch=PER_EPOCH)
         self.batches = iter(batches)
@@ -313,7 +312,7 @@ class Loop:
         errors = (model(batch.inputs) - batch.labels).square()
         return Terms({"cls": Term(errors.sum()[None], torch.tensor([float(len(errors))]))}, {})
 
-    def note(self, scalars, batch, draws):
+    def record_micro_batch(self, scalars, batch, draws):
         self.losses.append(scalars["loss"])
 
     def log(self, rate, norm):
@@ -329,7 +328,7 @@ class Loop:
 def test_a_step_takes_the_mean_gradient_of_its_micro_batches():
     torch.manual_seed(0)
     model = nn.Linear(3, 1)
-    sizes = [4, 2, 5, 3, 1, 6]  # uneven, so that a mean over items would be another
+    sizes = [4, 2, 5, 3, 1, 6]  # uneven, so that a mean over items differs
     batches = [SimpleNamespace(inputs=torch.randn(n, 3), labels=torch.randn(n, 1)) for n in sizes]
     (weight, bias), velocity = parameters(model), 0.0
     loop = Loop(model, batches, accumulation=3)

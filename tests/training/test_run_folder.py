@@ -1,4 +1,4 @@
-"""A run that is used from another folder than it was started in."""
+"""A run that is used from another working directory."""
 
 import pytest
 
@@ -14,7 +14,7 @@ def test_shards_that_are_elsewhere_are_told_with_the_flag(tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     message = (
         f"{tiny_shards.name}: expected a folder of shards .* data.shards of the configuration, "
-        f"'{tiny_shards.name}', from {tmp_path}: name the folder with --data.shards"
+        f"'{tiny_shards.name}', relative to {tmp_path}: name the folder with --data.shards"
     )
     with pytest.raises(UserError, match=message):
         open_shards(config, flag="--data.shards")

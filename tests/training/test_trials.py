@@ -1,4 +1,4 @@
-"""The sweep file against the recipe's settings and W&B's own agent, and the search it describes."""
+"""Sweep files, compared with W&B's agent, and searches."""
 
 import contextlib
 import json
@@ -11,7 +11,8 @@ import yaml
 
 from adde.errors import UserError
 from adde.training.recipes import parse
-from adde.training.trials import Search, Sweep, read_sweep
+from adde.training.sweep import Sweep, read_sweep
+from adde.training.trials import Search
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "train" / "sweeps").glob("*.yaml"))
@@ -32,7 +33,7 @@ with (run / "log.jsonl").open("a") as log:
 
 
 def sweep(tmp_path, pause=0.0, slow=0.0, **changes):
-    """A sweep over the margin, whose best is the largest, of a program that takes no time."""
+    """A sweep over the margin, of which the largest is the best, with a fast program."""
     program = tmp_path / "trial.py"
     program.write_text(TRIAL.format(pause=pause, slow=slow))
     content = {
@@ -50,7 +51,7 @@ def test_a_sweep_file_is_of_the_recipes_settings_and_starts_the_program(path):
     found = read_sweep(path)
     values = {name: p.samples[0] for name, p in found.parameters.items()}
     words = found.words(values)
-    # What bash makes of it, but that `accelerate` only says what it was given.
+    # Run it by bash with an `accelerate` that only prints its arguments.
     line = words[2].replace("exec accelerate", "printf '%s\\n'")
     done = subprocess.run(
         [*words[:2], line, *words[3:]],
@@ -112,7 +113,7 @@ def test_a_search_finds_the_best_and_goes_on(method, tmp_path):
     values = [t.value for t in search.ended()]
     margins = [t.params["margin"] for t in search.ended()]
     assert values == pytest.approx([3 * margin for margin in margins])
-    assert len(set(margins)) == 3  # not the same again
+    assert len(set(margins)) == 3  # no repetition
     best = json.loads((out / "best.json").read_text())
     assert best["val/hit@30"] == max(values)
     assert best["settings"]["margin"] == max(margins)
@@ -129,7 +130,7 @@ def test_a_grid_ends_with_its_places(tmp_path):
 
 
 def test_a_trial_among_the_worse_is_ended(tmp_path):
-    # The second one would take a minute for each evaluation after its first.
+    # The second would take a minute for each evaluation after its first.
     early = {"type": "hyperband", "min_iter": 1, "eta": 2}
     parameters = {"margin": {"values": [0.8, 0.1]}}
     search = Search(
@@ -153,7 +154,7 @@ def test_a_trial_that_was_cut_off_is_begun_again_in_its_folder(tmp_path):
 
 
 def drawn(search, *margins):
-    """The search, whose next trials have these margins."""
+    """Return the search, with these margins for the next trials."""
     for margin in margins:
         search.study.enqueue_trial({"margin": margin})
     return search
@@ -179,7 +180,7 @@ def test_three_failures_in_a_row_end_the_search(tmp_path):
     search = Search(sweep(tmp_path, parameters=parameters), tmp_path / "out")
     with pytest.raises(UserError, match=r"trial-0003: .* exit status 1 .*; see .*output\.txt"):
         drawn(search, 0.2, 2.0, 2.0, 2.0, 0.2).run(2)
-    search.run(2)  # the one that was drawn
+    search.run(2)  # the queued one
     assert len(search.ended()) == 2
 
 
@@ -193,7 +194,7 @@ def test_a_search_whose_first_trial_fails_ends_with_its_output(tmp_path):
 def test_a_place_of_a_grid_that_fails_is_not_tried_again(tmp_path):
     parameters = {"margin": {"values": [0.2, 0.4, 2.0]}}
     content = sweep(tmp_path, method="grid", parameters=parameters)
-    with contextlib.suppress(UserError):  # where the sampler begins with that place
+    with contextlib.suppress(UserError):  # if the sampler begins with that point
         Search(content, tmp_path / "out").run(20)
     Search(content, tmp_path / "out").run(20)
     again = Search(content, tmp_path / "out")

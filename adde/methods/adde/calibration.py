@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from adde.distributed import from_main, rank
+from adde.distributed import broadcast_from_main, rank
 from adde.edits import all_edits, rank_matches, wanted_metrics
 from adde.files import read_json, write_json
 from adde.methods.adde.evaluation import encode_split
@@ -58,12 +58,12 @@ def calibration_of(
         evaluator: of shards with the same schema.
     """
     path = checkpoint.path / CALIBRATION_NAME
-    content = from_main(lambda: read_json(path) if path.exists() else None)
+    content = broadcast_from_main(lambda: read_json(path) if path.exists() else None)
     if content is not None:
         return Calibration.from_json(content, model.schema, str(path)), content["figures"]
     encoded = encode_split(evaluator, model, "val")
     arrays = (encoded.logits, encoded.presence, encoded.labels)
-    found, figures = from_main(lambda: calibrate(*arrays, model.schema, evaluator.watch))
+    found, figures = broadcast_from_main(lambda: calibrate(*arrays, model.schema, evaluator.watch))
     if rank() == 0:
         if not figures["queries"]:
             print(

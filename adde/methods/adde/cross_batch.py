@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from adde.schema import UNKNOWN
-from adde.training.checkpoints.checkpoint import Stored
+from adde.training.checkpoints.checkpoint import StoredTensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ class CrossBatchMemory:
         seen = torch.tensor(self._seen)
         return {"embeddings": self._embeddings, "labels": self._labels, "seen": seen}
 
-    def restore(self, tensors: dict[str, Stored]) -> None:
+    def restore(self, tensors: dict[str, StoredTensor]) -> None:
         """Puts back what `state` gave, on any number of ranks."""
         self._embeddings.copy_(tensors["embeddings"].whole())
         self._labels.copy_(tensors["labels"].whole())

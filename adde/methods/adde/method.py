@@ -44,8 +44,8 @@ class Adde(Method):
 
     title = "Attribute-Driven Disentangled Encoder"
     Config = AddeConfig
-    deciding = ("hit@30", "hit@10", "hit@1")
-    shown = ("hit@1", "hit@10", "hit@30", "ndcg@30", "accuracy")
+    best_metrics = ("hit@30", "hit@10", "hit@1")
+    terminal_metrics = ("hit@1", "hit@10", "hit@30", "ndcg@30", "accuracy")
     supervision = "taught by the labels that are scored here"
     tables = ("nearest_prototypes",)
     panels = (
@@ -68,7 +68,7 @@ class Adde(Method):
         Panel("Memory", "Block energy of the prototypes", r"(val|prototypes)/block_energy"),
         Panel("Memory", "Block energy by value", r"(val|prototypes)/block_energy/.+"),
     )
-    not_shown = (r"val/(queries|hit@(20|40|50))",)
+    hidden_metrics = (r"val/(queries|hit@(20|40|50))",)
 
     def build(self, config: AddeConfig, schema: Schema, start: bool = True) -> ADDE:
         """As `Method.build`."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from adde import losses
 from adde.distributed import RankRows, sum_over_ranks
 from adde.loading.augment import DRAWS, Augmentation, augment
-from adde.loading.loader import Batch
+from adde.loading.batch import Batch
 from adde.losses import Term
 from adde.methods.adde.cross_batch import CrossBatchMemory
 from adde.methods.adde.losses import compositional, consistency, triplet_roles

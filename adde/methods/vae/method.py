@@ -26,9 +26,9 @@ class Variational(Method):
 
     title = "Variational auto-encoder"
     Config = VAEConfig
-    deciding = ("elbo",)
-    shown = ("elbo", "reconstruction", "kl", "total_correlation", "active", "relevant")
-    shows_shares = False
+    best_metrics = ("elbo",)
+    terminal_metrics = ("elbo", "reconstruction", "kl", "total_correlation", "active", "relevant")
+    metrics_are_shares = False
     supervision = "taught by pictures alone, no labels"
     panels = (
         Panel("Validation", "Evidence lower bound, nats", r"val/elbo"),

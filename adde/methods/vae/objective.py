@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from adde.distributed import RankRows
-from adde.loading.loader import Batch
+from adde.loading.batch import Batch
 from adde.losses import Term
 from adde.methods.vae import losses
 from adde.methods.vae.config import VAEConfig

@@ -1,11 +1,11 @@
-"""What answers are drawn from: items with their embeddings, behind one small interface.
+"""The gallery: items with their embeddings, behind one small interface.
 
 A gallery is a folder with gallery.json::
 
     {"format": 3, "engine": "embedded", "bundle": sha256 of the bundle that embedded it,
      "schema": ..., "schema_hash": ..., "width": D,
-     "pictures": folder of the shards, from this one; a template of addresses; or null,
-     "source": what was embedded, ...the engine's own}
+     "pictures": path of the shards' folder relative to this one; a URL template; or null,
+     "source": identifies what was embedded, ...engine-specific fields}
 
 Symbols: A attributes, D width of a subspace, N items.
 """
@@ -24,19 +24,19 @@ from adde.errors import UserError
 from adde.files import read_json, write_json
 from adde.schema import Labels, Schema, Vector
 from adde.scoring import with_known
-from adde.serving import whereabouts
-from adde.serving.gallery.asking import NOTHING_ELSE, Asked
+from adde.serving import picture_location
 from adde.serving.gallery.facets import Facet
 from adde.serving.gallery.filters import storable
+from adde.serving.gallery.scorers import BY_DISTANCE, RankOptions
 
 GALLERY_NAME = "gallery.json"
 FORMAT = 3
 
 Fields = Mapping[str, Any]
-"""Names to text, finite numbers of 64 bits, truth values or None."""
+"""Field names to text, finite 64-bit numbers, booleans or None."""
 
-Place = tuple[str, int, int]
-"""File below the pictures' folder, offset and length of an encoded picture."""
+PictureSpan = tuple[str, int, int]
+"""An encoded picture: file below the pictures' folder, byte offset, length."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,60 +45,62 @@ class Item:
 
     item_id: str
     labels: Labels
-    """(A,) int64 as the catalogue has them, UNKNOWN where it does not say."""
+    """(A,) int64 from the catalogue, UNKNOWN where it has no label."""
     predicted: Labels
-    """(A,) int64 as the classifiers see them; never UNKNOWN."""
+    """(A,) int64 predicted by the classifiers; never UNKNOWN."""
     vector: Vector
     """(A, D) float32, L2-normalised over both axes."""
     norm: float
-    """Length of the embedding before it was normalised; an edit needs it."""
+    """Length of the embedding before normalising; edits need it."""
     fields: Fields = field(default_factory=lambda: {})
-    """What else is known of it: price, brand, stock; answers can be filtered by it."""
-    place: Place | None = None
+    """Further data such as price, brand and stock, for filters."""
+    place: PictureSpan | None = None
     beliefs: Vector | None = None
-    """(V + A,) float32, see `adde.scoring`; None where the bundle is not calibrated. Galleries make
-    known labels certain when they store it."""
+    """(V + A,) float32, see `adde.scoring`; None for an uncalibrated bundle. Galleries make known
+    labels certain when they store it.
+    """
 
 
 @dataclass(frozen=True)
 class Header:
-    """What gallery.json says."""
+    """The content of gallery.json."""
 
     engine: str
     bundle: str
     schema: Schema
     width: int
     pictures: str | None
-    """See `adde.serving.whereabouts`."""
+    """See `adde.serving.picture_location`."""
     source: str
-    """Says what was embedded, so that an interrupted build goes on only with the same."""
+    """Identifies what was embedded; an interrupted build resumes only with the same source."""
     calibration: Mapping[str, Any] | None = None
-    """Of the bundle, as JSON. Where there is one, items have beliefs and can be ranked by match."""
+    """The bundle's calibration as JSON. If present, items have beliefs and can be ranked by match.
+    """
     extra: Mapping[str, Any] = field(default_factory=lambda: {})
-    """The engine's own."""
+    """Engine-specific fields."""
 
     @classmethod
     def of(cls, bundle: Bundle, engine: str, pictures: Path | None, source: str) -> "Header":
-        """Header of a new gallery."""
+        """Make the header of a new gallery."""
         folder = None if pictures is None else str(pictures.resolve())
         calibration = bundle.calibration and bundle.calibration.to_json()
         return cls(engine, bundle.hash, bundle.schema, bundle.width, folder, source, calibration)
 
     @property
     def calibrated(self) -> bool:
-        """Its items have beliefs, so that it can be searched by match."""
+        """Whether items have beliefs and can be ranked by match."""
         return self.calibration is not None
 
     def write(self, folder: Path) -> None:
-        """Writes gallery.json."""
+        """Write gallery.json."""
         schema = {"schema": self.schema.to_json(), "schema_hash": self.schema.hash}
-        pictures = {"pictures": whereabouts.stored(self.pictures, folder)}
+        pictures = {"pictures": picture_location.relative_to(self.pictures, folder)}
         content = {"format": FORMAT, **vars(self), **schema, **pictures}
         write_json(folder / GALLERY_NAME, content)
 
     @classmethod
     def read(cls, folder: Path) -> "Header":
-        """Reads gallery.json. Raises UserError where there is none, or none of this format."""
+        """Read gallery.json. Raises UserError if it is missing, damaged or of another format."""
         path = folder / GALLERY_NAME
         if not path.exists():
             raise UserError(
@@ -111,9 +113,9 @@ class Header:
                 found = content["format"]
                 raise UserError(f"{path}: expected format {FORMAT}, found {found}; build it again")
             schema = Schema.from_json(content["schema"], str(path))
-            # Galleries of before there were beliefs do not say that they have none.
+            # Galleries written before beliefs existed lack the key.
             content.setdefault("calibration", None)
-            content["pictures"] = whereabouts.found(content["pictures"], folder)
+            content["pictures"] = picture_location.resolve(content["pictures"], folder)
             rest = {name: content[name] for name in cls.__annotations__ if name != "schema"}
             return cls(schema=schema, **rest)
         except (KeyError, TypeError) as error:
@@ -123,7 +125,9 @@ class Header:
             ) from None
 
     def require_bundle(self, bundle: Bundle, folder: Path) -> None:
-        """Refuses a gallery whose vectors another bundle made: they would compare to nothing."""
+        """Reject a gallery embedded by another bundle: its vectors are not comparable. Raises
+        UserError.
+        """
         if self.bundle != bundle.hash:
             raise UserError(
                 f"{folder}: expected a gallery of bundle {bundle.path} ({bundle.hash}), found one "
@@ -132,19 +136,19 @@ class Header:
 
 
 class ItemNotFoundError(UserError):
-    """No item of the gallery has the id."""
+    """The gallery has no item with this id."""
 
 
 class BusyError(UserError):
-    """Another process writes the gallery."""
+    """Another process holds the gallery's writer lock."""
 
 
 class UnavailableError(UserError):
-    """The service that the gallery lies in does not answer now; later it may."""
+    """The gallery's service does not answer at present; it may later."""
 
 
 class Gallery(Protocol):
-    """Items that can be searched and changed at once, from several threads."""
+    """Items that can be searched and changed concurrently from several threads."""
 
     header: Header
 
@@ -153,7 +157,7 @@ class Gallery(Protocol):
         ...
 
     def probe(self) -> int:
-        """Number of items, in little time. Raises UnavailableError where nothing answers."""
+        """Number of items, quickly. Raises UnavailableError if the service does not answer."""
         ...
 
     def nearest(
@@ -163,85 +167,85 @@ class Gallery(Protocol):
         k: int,
         filters: Mapping[str, Any],
         exclude: str | None = None,
-        asked: Asked = NOTHING_ELSE,
+        asked: RankOptions = BY_DISTANCE,
     ) -> list[Item]:
-        """Candidates among which are the k best, as many as k where there are that many.
+        """Return candidates that include the k best, at least k if that many items pass.
 
-        By distance, the best have the least sum over attributes of weight x squared distance in the
-        subspace; by match the highest score, and of those with the same score the least distance.
+        By distance, the best have the smallest sum over attributes of weight x squared subspace
+        distance. By match, the best have the highest score; ties go to the smaller distance.
 
         Args:
             query: (A, D) float32, L2-normalised over both axes.
-            weights: (A,) float32, none negative.
+            weights: (A,) float32, non-negative.
             k: items wanted.
             filters: see `adde.serving.gallery.filters`.
-            exclude: an item id that is no answer.
-            asked: whether to rank by match, and what answers must show.
+            exclude: id of an item to leave out.
+            asked: whether to rank by match, and labels that answers must show.
 
         Raises:
-            UserError: a filter asks for what no item has, or is none.
-            UnavailableError: the service that the gallery lies in does not answer.
+            UserError: a filter is malformed, or names what no item has.
+            UnavailableError: the gallery's service does not answer.
         """
         ...
 
     def get(self, item_id: str) -> Item:
-        """An item. Raises ItemNotFoundError with the nearest ids."""
+        """Return an item. Raises ItemNotFoundError with the most similar ids."""
         ...
 
     def browse(
         self, text: str, filters: Mapping[str, Any], count: int, offset: int = 0, seed: int = 0
     ) -> list[Item]:
-        """Items to start from: up to `count` after the first `offset`.
+        """Return up to `count` items to start from, after the first `offset`.
 
         Args:
-            text: words that an item's id, known values or texts must all have; the best first.
-                If there are none, items come in an order of the seed's.
+            text: words that an item's id, known values or texts must all contain; best match first.
+                Without words, items come in an order drawn from `seed`.
             filters: see `adde.serving.gallery.filters`.
             count: items wanted.
-            offset: items before them.
-            seed: of the order.
+            offset: items to skip.
+            seed: determines the order without words.
 
         Raises:
-            UserError: a filter asks for what no item has, or is none.
-            UnavailableError: the service that the gallery lies in does not answer.
+            UserError: a filter is malformed, or names what no item has.
+            UnavailableError: the gallery's service does not answer.
         """
         ...
 
     def facets(self) -> list[Facet]:
-        """What fields the items have, which takes seconds where there are millions.
+        """Summarise the items' fields; takes seconds for millions of items.
 
         Raises:
-            UnavailableError: the service that the gallery lies in does not answer.
+            UnavailableError: the gallery's service does not answer.
         """
         ...
 
     def upsert(self, items: Sequence[Item]) -> None:
-        """Adds items, or puts them in the place of those with their ids; all or none.
+        """Add items, or replace those with the same ids; all or nothing.
 
         Raises:
-            UnavailableError: it is not known whether they were stored. Do it again: what is
-                stored already is put in its own place.
+            UnavailableError: it is unknown whether the items were stored. Retry: storing them again
+                is harmless.
         """
         ...
 
     def delete(self, item_ids: Sequence[str]) -> int:
-        """Takes items away; the number of those that were there."""
+        """Delete items and return how many existed."""
         ...
 
     def finish(self) -> None:
-        """Makes what search is faster with, when all items are in."""
+        """Build search structures after all items have been added."""
         ...
 
     def close(self) -> None:
-        """Lets go of files and connections."""
+        """Close files and connections."""
         ...
 
 
 def facts(schema: Schema, item: Item) -> dict[str, Any]:
-    """What an item can be filtered by: its known labels by name, and its fields.
+    """Return what an item can be filtered by: known labels by attribute name, and fields.
 
     Raises:
-        UserError: a field has the name of an attribute, or is none that can be stored.
+        UserError: a field has the name of an attribute, or a value that cannot be stored.
     """
     known = {n: v for n, v in schema.decode(item.labels).items() if v is not None}
     for name, value in item.fields.items():
@@ -259,11 +263,12 @@ def facts(schema: Schema, item: Item) -> dict[str, Any]:
     return {**known, **item.fields}
 
 
-def beliefs_of(header: Header, items: Sequence[Item]) -> Vector | None:
-    """Beliefs (N, V + A) float32 to store, known labels certain; None where there are none.
+def beliefs_to_store(header: Header, items: Sequence[Item]) -> Vector | None:
+    """Stack beliefs (N, V + A) float32 for storage, with known labels certain; None if
+    uncalibrated.
 
     Raises:
-        UserError: the gallery is of a calibrated bundle, and an item has no beliefs.
+        UserError: the gallery's bundle is calibrated and an item has no beliefs.
     """
     if not header.calibrated:
         return None
@@ -272,15 +277,15 @@ def beliefs_of(header: Header, items: Sequence[Item]) -> Vector | None:
         if item.beliefs is None:
             raise UserError(
                 f"item {item.item_id!r}: expected its beliefs, as the gallery's bundle is "
-                "calibrated, found none; adde.serving.gallery.embedding.embed gives them"
+                "calibrated, found none; adde.serving.gallery.embedding.embed computes them"
             )
         rows.append(item.beliefs)
     labels = np.stack([item.labels for item in items])
     return with_known(np.stack(rows).astype(np.float32), labels, header.schema)
 
 
-def require_once(items: Sequence[Item]) -> None:
-    """Refuses items of which two have one id."""
+def require_unique(items: Sequence[Item]) -> None:
+    """Raise UserError if two items have the same id."""
     counts = Counter(item.item_id for item in items)
     if len(counts) != len(items):
         twice = next(item_id for item_id, count in counts.items() if count > 1)
@@ -288,12 +293,16 @@ def require_once(items: Sequence[Item]) -> None:
 
 
 def read_picture(header: Header, item: Item) -> bytes | None:
-    """An item's encoded picture; None where the gallery does not know one, or knows an address.
+    """Read an item's encoded picture; None if the gallery has none, or only a URL for it.
 
     Raises:
-        UserError: the shards are not where they were, or were changed.
+        UserError: the shards were moved or changed.
     """
-    if header.pictures is None or item.place is None or whereabouts.origin(header.pictures):
+    if (
+        header.pictures is None
+        or item.place is None
+        or picture_location.url_origin(header.pictures)
+    ):
         return None
     name, offset, size = item.place
     path = Path(header.pictures) / name
@@ -302,8 +311,8 @@ def read_picture(header: Header, item: Item) -> bytes | None:
             content = os.pread(file.fileno(), size, offset)
     except OSError as error:
         raise UserError(
-            f"{path}: expected the shard that holds items' pictures, found: {error.strerror}; say "
-            "where the shards lie, server.py --pictures FOLDER, or build the gallery again"
+            f"{path}: expected the shard that holds items' pictures, found: {error.strerror}; give "
+            "the shards' folder with server.py --pictures FOLDER, or build the gallery again"
         ) from None
     if len(content) != size:
         raise UserError(f"{path}: expected {size} bytes at {offset}, found {len(content)}")

@@ -1,15 +1,9 @@
-"""A folder of shards becomes a gallery: embedded once, and from where it was when interrupted."""
+"""Build galleries from folders of shards; an interrupted build resumes."""
 
-import atexit
-import fcntl
-import hashlib
-import os
 import shutil
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +14,6 @@ from tqdm import tqdm
 from adde.bundle import Bundle
 from adde.errors import UserError
 from adde.files import (
-    cache_folder,
     put_in_place,
     require_writable,
     sha256_of_file,
@@ -28,7 +21,7 @@ from adde.files import (
     sync_files,
     workplace,
 )
-from adde.serving import whereabouts
+from adde.serving import picture_location
 from adde.serving.gallery.base import (
     GALLERY_NAME,
     BusyError,
@@ -38,17 +31,16 @@ from adde.serving.gallery.base import (
     ItemNotFoundError,
     UnavailableError,
 )
-from adde.serving.gallery.embedded import ITEMS, LOCK, VECTORS, EmbeddedGallery, being_replaced
+from adde.serving.gallery.embedded import VECTORS, EmbeddedGallery
 from adde.serving.gallery.embedding import Embed, Split, embed_here, shards_of
-from adde.serving.gallery.fields import FieldTable
+from adde.serving.gallery.field_table import FieldTable
+from adde.serving.gallery.item_database import ITEMS
+from adde.serving.gallery.row_file import LOCK, writer_lock
 from adde.serving.onnx.session import Session
 from adde.shards.index import INDEX_NAME, ShardIndex
 
 OURS = (ITEMS, VECTORS, LOCK, "index")
-"""What names begin with in a gallery, beside its header: one whose build was cut short has none."""
-
-KEPT = 10
-"""Galleries of folders of shards that are kept; of more, those not opened for longest go."""
+"""Prefixes of file names that an interrupted build may leave without a header."""
 
 
 def build_gallery(
@@ -60,7 +52,7 @@ def build_gallery(
     create: Callable[[Path, Header], Gallery] = EmbeddedGallery.create,
     reopen: Callable[[Path], Gallery] | None = None,
 ) -> None:
-    """Embeds a folder of shards into the gallery `out` in this process; see `build_with`."""
+    """Embed a folder of shards into the gallery `out` in this process; see `build_with`."""
     build_with(partial(embed_here, bundle, session), bundle, shards, out, split, create, reopen)
 
 
@@ -75,75 +67,78 @@ def build_with(
     fields: FieldTable | None = None,
     pictures: str | None = None,
 ) -> None:
-    """Embeds a folder of shards into the gallery `out`, replacing one that is there.
+    """Embed a folder of shards into the gallery `out`, replacing an existing gallery.
 
-    Nobody else may write that one meanwhile. Its items that are from no shards stay.
+    No other process may write the old gallery meanwhile. Its items that do not come from shards are
+    kept.
 
-    Until it is done it lies beside `out` as `.<name>.building` (within it, where it cannot be
-    renamed), from where the next call with the same bundle, shards, split and fields goes on.
+    The build goes on in `.<name>.building` beside `out` (or inside it, if `out` cannot be renamed).
+    The next call with the same bundle, shards, split and fields resumes it.
 
     Raises:
         BusyError: another process writes `out`, or builds it.
-        UserError: `out` holds anything but a gallery or cannot be written, the shards have another
-            schema than the bundle, the split is empty, an item id appears twice, a picture does not
-            decode, the fields are of other items, or what should stay of `out` was embedded by
-            another bundle.
+        UserError: `out` holds anything but a gallery or cannot be written, the shards' schema
+            differs from the bundle's, the split is empty, an item id appears twice, a picture does
+            not decode, the fields match no item, or items to keep were embedded by another bundle.
     """
-    lie = str(shards.resolve()) if pictures is None else whereabouts.checked(pictures)
-    require_place(out)
+    location = (
+        str(shards.resolve()) if pictures is None else picture_location.parse_option(pictures)
+    )
+    require_replaceable(out)
     index = ShardIndex.read(shards)
     bundle.schema.require_same(index.schema, str(bundle.path), str(shards))
     total = sum(shard.samples for shard in shards_of(index, split))
     source = f"{sha256_of_file(shards / INDEX_NAME)} {split}"
     if fields is not None:
-        fields.require_some(index, split)
+        fields.require_overlap(index, split)
         source += f" {fields.hash} {fields.id_column} {' '.join(fields.names)}"
         embed = fields.with_fields(embed)
     building = workplace(out, "building")
-    with being_replaced(out), _old(out, bundle) as old:
+    with writer_lock(out), _previous_gallery(out, bundle) as old:
         gallery = _resume(building, bundle, source, reopen or _writable)
         if gallery is None:
             gallery = create(building, Header.of(bundle, "embedded", shards, source))
         with closing(gallery):
             _store(embed(index, split, len(gallery)), gallery, total)
             if old is not None:
-                _carry_over(old, gallery, out)
+                _copy_items(old, gallery, out)
             gallery.finish()
-        replace(Header.read(building), pictures=lie).write(building)
+        replace(Header.read(building), pictures=location).write(building)
         _replace(out, building)
 
 
 @contextmanager
-def _old(out: Path, bundle: Bundle) -> Generator[EmbeddedGallery | None]:
-    """The gallery that is to be replaced, if any of its items must stay.
+def _previous_gallery(out: Path, bundle: Bundle) -> Generator[EmbeddedGallery | None]:
+    """Open the gallery to be replaced, if it has items that must be kept; otherwise yield None.
 
     Raises:
-        UserError: they were embedded by another bundle, and there are no pictures of them.
+        UserError: those items were embedded by another bundle, and their pictures are not
+            available.
     """
     try:
         old = EmbeddedGallery(out)
-    except (UserError, OSError):  # none there, one of Milvus, or a damaged one
+    except (UserError, OSError):  # missing, in Milvus, or damaged
         yield None
         return
     with closing(old):
-        stay = next(old.of_no_shards(), None)
+        stay = next(old.items_not_from_shards(), None)
         if stay and old.header.bundle != bundle.hash:
             raise UserError(
-                f"{out}: holds items that are from no shards, such as {stay[0].item_id!r}, and "
-                f"were embedded by another bundle ({old.header.bundle}); build into another folder "
-                "and put them in there"
+                f"{out}: holds items that do not come from shards, such as {stay[0].item_id!r}, "
+                f"embedded by another bundle ({old.header.bundle}); build into another folder "
+                "and add them there"
             )
         yield old if stay else None
 
 
-def _carry_over(old: EmbeddedGallery, gallery: Gallery, out: Path) -> None:
-    """Puts items that are from no shards into the gallery that follows, unless it has their ids."""
+def _copy_items(old: EmbeddedGallery, gallery: Gallery, out: Path) -> None:
+    """Copy items that do not come from shards into the new gallery, unless it has their ids."""
     count = 0
-    for items in old.of_no_shards():
+    for items in old.items_not_from_shards():
         new = [item for item in items if not _has(gallery, item.item_id)]
         gallery.upsert(new)
         count += len(new)
-    print(f"{out}: {count} items that are from no shards stay", file=sys.stderr)
+    print(f"{out}: kept {count} items that do not come from shards", file=sys.stderr)
 
 
 def _has(gallery: Gallery, item_id: str) -> bool:
@@ -154,25 +149,23 @@ def _has(gallery: Gallery, item_id: str) -> bool:
     return True
 
 
-def require_place(out: Path) -> None:
-    """Refuses a folder of anything but a gallery, which is not ours to replace, and one that cannot
-    be written. Raises UserError.
-    """
+def require_replaceable(out: Path) -> None:
+    """Check that `out` is new, empty or a gallery, and writable. Raises UserError."""
     whole = (out / GALLERY_NAME).exists()
     found = strangers(out, lambda name: whole or name.startswith(OURS))
     if found or out.is_file():
         raise UserError(
-            f"{out}: expected a new folder or a gallery, which would be replaced, found "
+            f"{out}: expected a new folder or a gallery to replace, found "
             f"{repr(found[0]) if found else 'a file'}; name another folder"
         )
     require_writable(out)
 
 
 def _replace(out: Path, made: Path) -> None:
-    """Puts a gallery in the place of another.
+    """Replace a gallery by a new one.
 
-    Servers may still answer from a collection of Milvus that is replaced: it goes when the one
-    that came after it is replaced as well.
+    Servers may still search a replaced Milvus collection, so it is dropped only when its successor
+    is replaced as well.
     """
     old = _extra(out)
     if "collection" in old:
@@ -185,11 +178,12 @@ def _replace(out: Path, made: Path) -> None:
         try:
             _drop(old["replaced"])
         except UnavailableError as error:
-            print(f"warning: {old['replaced']['collection']} stays: {error}", file=sys.stderr)
+            collection = old["replaced"]["collection"]
+            print(f"warning: {collection} was not dropped: {error}", file=sys.stderr)
 
 
 def _extra(folder: Path) -> Mapping[str, Any]:
-    """What an engine wrote of its own into a gallery's header; nothing where there is no header."""
+    """Read the engine-specific fields of a gallery's header; empty if there is no header."""
     try:
         return Header.read(folder).extra
     except UserError:
@@ -197,81 +191,9 @@ def _extra(folder: Path) -> Mapping[str, Any]:
 
 
 def _drop(extra: Mapping[str, Any]) -> None:
-    from adde.serving.gallery.milvus import drop  # pymilvus is no part of the base install
+    from adde.serving.gallery.milvus_client import drop  # pymilvus is optional
 
     drop(extra["uri"], extra["collection"])
-
-
-def open_gallery(folder: Path, bundle: Bundle, writable: bool = False) -> Gallery:
-    """Opens a gallery of either engine. Raises UserError where another bundle embedded it."""
-    header = Header.read(folder)
-    header.require_bundle(bundle, folder)
-    if header.engine == "milvus":
-        from adde.serving.gallery.milvus import (
-            MilvusGallery,  # pymilvus is no part of the base install
-        )
-
-        return MilvusGallery.open(folder)
-    return EmbeddedGallery(folder, writable)
-
-
-def open_or_build(bundle: Bundle, session: Session, folder: Path, split: Split = "all") -> Gallery:
-    """Opens a gallery, or the one of a folder of shards, which is embedded once and kept."""
-    if (folder / GALLERY_NAME).exists():
-        return open_gallery(folder, bundle)
-    key = f"{bundle.hash} {sha256_of_index(folder)} {folder.resolve()} {split}"
-    kept = cache_folder() / f"gallery-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
-    if (opened := _open_kept(kept, bundle)) is not None:
-        return opened
-    with ExitStack() as locked:
-        try:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            # Of several first users one embeds, and the others wait for it.
-            lock = locked.enter_context((kept.parent / f".{kept.name}.lock").open("w"))
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if (opened := _open_kept(kept, bundle)) is not None:
-                return opened
-            _forget(kept.parent)
-        except OSError as error:
-            # The answer does not depend on it: say so and go on.
-            message = f"warning: {kept}: the gallery is not kept for next time: {error}"
-            print(message, file=sys.stderr)
-            temporary = tempfile.TemporaryDirectory(prefix="adde-gallery-")
-            atexit.register(temporary.cleanup)
-            kept = Path(temporary.name) / "gallery"
-        build_gallery(bundle, session, folder, kept, split)
-        return open_gallery(kept, bundle)
-
-
-def _open_kept(kept: Path, bundle: Bundle) -> Gallery | None:
-    """A gallery of the cache, marked as used; None where it is not there, or damaged."""
-    try:
-        opened = open_gallery(kept, bundle)
-        now = time.time_ns()  # left to the kernel it is a tick of some milliseconds
-        os.utime(kept, ns=(now, now))
-        return opened
-    except (UserError, OSError):
-        return None
-
-
-def _forget(cache: Path) -> None:
-    """Makes room for one more gallery in the cache. Whoever has one open goes on with it."""
-    opened: list[tuple[float, Path]] = []
-    for folder in cache.glob("gallery-*"):
-        with suppress(FileNotFoundError):  # another process forgets it, too
-            opened.append((folder.stat().st_mtime, folder))
-    for _, folder in sorted(opened)[: max(0, len(opened) - KEPT + 1)]:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def sha256_of_index(folder: Path) -> str:
-    """Hash of what a folder of shards says it holds. Raises UserError where it is none."""
-    if not (folder / INDEX_NAME).exists():
-        raise UserError(
-            f"{folder}: expected a gallery ({GALLERY_NAME}) or a folder of shards ({INDEX_NAME}), "
-            "found neither"
-        )
-    return sha256_of_file(folder / INDEX_NAME)
 
 
 def _store(batches: Iterator[list[Item]], gallery: Gallery, total: int) -> None:
@@ -283,8 +205,8 @@ def _store(batches: Iterator[list[Item]], gallery: Gallery, total: int) -> None:
             done += len(items)
             if len(gallery) != done:
                 raise UserError(
-                    f"expected every item id once, found one of {items[0].item_id!r} to "
-                    f"{items[-1].item_id!r} a second time; build the shards again"
+                    f"expected every item id once, found a duplicate among {items[0].item_id!r} to "
+                    f"{items[-1].item_id!r}; build the shards again"
                 )
             bar.update(len(items))
 
@@ -296,7 +218,7 @@ def _writable(folder: Path) -> Gallery:
 def _resume(
     building: Path, bundle: Bundle, source: str, reopen: Callable[[Path], Gallery]
 ) -> Gallery | None:
-    """The interrupted gallery of the same bundle and source; any other is removed."""
+    """Reopen the interrupted build of the same bundle and source; remove any other."""
     if not building.exists():
         return None
     try:
@@ -304,16 +226,16 @@ def _resume(
         if (header.bundle, header.source) == (bundle.hash, source):
             return reopen(building)
     except (BusyError, UnavailableError):
-        raise  # later it may be of use
+        raise  # the build may be resumed later
     except UserError:
-        pass  # of no use any more
-    with being_replaced(building):  # or another process is at it
+        pass  # cannot be resumed
+    with writer_lock(building):  # fails if another process writes it
         _discard(building)
     return None
 
 
 def _discard(folder: Path) -> None:
-    """Removes a gallery, with what it has in Milvus."""
+    """Remove a gallery and its Milvus collection."""
     if "collection" in (extra := _extra(folder)):
         _drop(extra)
     shutil.rmtree(folder)

@@ -1,122 +1,112 @@
-"""The gallery that needs no service: SQLite for the items, one mapped file for the vectors.
+"""The gallery engine that needs no service: SQLite for the items, flat files for the vectors.
 
 Layout of the folder, beside gallery.json::
 
-    items.sqlite   a row per stored vector; what SQLite has committed is what the gallery holds
-    vectors.f32    row r at r * (A D + A + 1) floats: unit vector, squared lengths of its
-                   subspaces, length before normalising
-    beliefs.f32    row r at r * (V + A) floats, known labels certain; not where the bundle is not
-                   calibrated
-    index.*        where there are too many items to look at each: see `adde.serving.gallery.index`
+    items.sqlite   one row per stored vector; the rows committed here are the gallery
+    vectors.f32    row r at r * (A D + A + 1) floats: the unit vector, the squared lengths of its
+                   subspaces, and the length before normalising
+    beliefs.f32    row r at r * (V + A) floats, known labels certain; only if calibrated
+    index.*        the search index of a large gallery: see `adde.serving.gallery.index`
 
-Vectors and beliefs are written and synced before SQLite commits their rows, so a process killed at
-any moment leaves the last committed state, and at most bytes behind the last row that the next
-write covers. An update stores a new row and marks the old one dead; `snapshot` leaves the dead out.
+Vectors and beliefs are written and fsynced before SQLite commits their rows. A process killed at
+any moment therefore leaves the last committed state, plus at most some bytes after the last row,
+which the next write overwrites. An update adds a new row and marks the old one dead; `snapshot`
+writes a copy without dead rows.
 
-Rows and their facts are never changed. SQLite's user_version counts commits: readers, of this
-process or another, look at it before they answer, and where it moved on at which rows there are.
+Stored rows and their facts never change. SQLite's user_version counts commits; before every answer
+a reader, in this process or another, compares it with its cached state and reloads the row list if
+it has changed.
 """
 
-import fcntl
 import json
 import os
 import sqlite3
 import threading
-import time
 import weakref
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import LifoQueue
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
 
-from adde.errors import UserError, did_you_mean
-from adde.files import atomic_path, naming
-from adde.schema import UNKNOWN, Labels, Vector
+from adde.errors import UserError
+from adde.files import atomic_path
+from adde.schema import Vector
 from adde.scoring import Calibration
-from adde.serving import texts
+from adde.serving import text_search
 from adde.serving.gallery import filters as filtering
-from adde.serving.gallery.asking import NOTHING_ELSE, SLACK, Asked, Nearness, augmented
 from adde.serving.gallery.base import (
     GALLERY_NAME,
-    BusyError,
     Fields,
     Header,
     Item,
-    ItemNotFoundError,
     UnavailableError,
-    beliefs_of,
+    beliefs_to_store,
     facts,
-    require_once,
+    require_unique,
 )
 from adde.serving.gallery.facets import Facet, facets_of
 from adde.serving.gallery.index import Index
-from adde.serving.gallery.looking import Mask, best_matches, exact, showing
+from adde.serving.gallery.item_database import (
+    ITEMS,
+    begin_reading,
+    connect,
+    damaged,
+    not_found,
+    open_to_write,
+    require_no_gaps,
+    select_rows,
+    shown_label_queries,
+    value_kinds,
+)
+from adde.serving.gallery.row_file import RowFile, lock_for_writing, writer_lock
+from adde.serving.gallery.scan import Mask, best_match_rows, nearest_rows, rows_showing
+from adde.serving.gallery.scorers import BY_DISTANCE, SLACK, DistanceScorer, RankOptions, augmented
 
-ITEMS, VECTORS, BELIEFS, LOCK = "items.sqlite", "vectors.f32", "beliefs.f32", "lock"
+VECTORS, BELIEFS = "vectors.f32", "beliefs.f32"
 
-EXACT_ITEMS = 50_000
-"""Up to here every item is looked at, if not asked otherwise."""
+EXACT_ITEMS = 20_000
+"""Galleries of at most this many items are scanned exactly; larger ones get an index."""
 
 READERS = 4
-"""Connections for reading; none of many searches waits for one that is slow."""
+"""Read connections, so that one slow search does not block the others."""
 
-PATIENCE = 20.0
-"""Seconds to wait for a commit of another process or thread."""
+ROWS_PER_READ = 10_000
+"""Rows per read of a full scan: a commit waits until the read ends."""
 
-BLOCK = 10_000
-"""Rows read at a time where all are: a commit waits for whoever reads."""
-
-# A range of the index on ids: no id that begins so sorts behind the beginning and LAST.
-LIKE_IDS = "SELECT id FROM items WHERE live AND id >= ? AND id <= ? LIMIT 1000"
-LAST = "\U0010ffff"
-"""The last character there is."""
-
-# A fact's value has no type of its own: "10" is not 10.
-TABLES = """
-CREATE TABLE IF NOT EXISTS items (row INTEGER PRIMARY KEY, id TEXT NOT NULL,
-    live INTEGER NOT NULL, labels TEXT NOT NULL, predicted TEXT NOT NULL, fields TEXT NOT NULL,
-    place TEXT NOT NULL);
-CREATE UNIQUE INDEX IF NOT EXISTS live_ids ON items (id) WHERE live;
-CREATE INDEX IF NOT EXISTS dead ON items (row) WHERE NOT live;
-CREATE TABLE IF NOT EXISTS names (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
-CREATE TABLE IF NOT EXISTS facts (name INTEGER NOT NULL, value NOT NULL, row INTEGER NOT NULL,
-    PRIMARY KEY (name, value, row)) WITHOUT ROWID;
-"""
 COLUMNS = "row, id, labels, predicted, fields, place"
 
 
 @dataclass(frozen=True)
 class _State:
-    """One committed state; searches hold on to it while the next is made."""
+    """One committed state; running searches keep theirs while the next one is created."""
 
     rows: Vector
     """(N, A D + A + 1) float32, mapped."""
     beliefs: Vector | None
     """(N, V + A) float32, mapped."""
     live: Mask
-    """(N,) which rows are items."""
+    """(N,) True for rows that are live items."""
     version: int
-    """Grows with every commit."""
+    """SQLite's user_version, which grows with every commit."""
 
 
 class EmbeddedGallery:
-    """A gallery in a folder, of one process that may write and others that read.
+    """A gallery in a folder, with at most one writing process and any number of readers.
 
-    A call sees what is committed when it begins, by whichever process.
+    Every call sees the state committed when it begins, by whichever process.
 
     Args:
-        folder: where it lies.
-        writable: may be changed.
-        exact_items: `finish` builds an index for more than these.
+        folder: the gallery's folder.
+        writable: open it for changes.
+        exact_items: `finish` builds an index for more items than this.
 
     Raises:
-        UserError: no gallery there, it is damaged, or another process writes it.
+        UserError: there is no gallery, it is damaged, or another process writes it.
     """
 
     def __init__(
@@ -132,29 +122,29 @@ class EmbeddedGallery:
         self._readers: LifoQueue[sqlite3.Connection] = LifoQueue()
         with ExitStack() as opened:
             if writable:
-                opened.callback(os.close, _only_writer(folder))
-                self._database = opened.enter_context(closing(_open_to_write(folder)))
+                opened.callback(os.close, lock_for_writing(folder))
+                self._database = opened.enter_context(closing(open_to_write(folder)))
             for _ in range(READERS):
-                self._readers.put(opened.enter_context(closing(_connect(folder, "ro"))))
+                self._readers.put(opened.enter_context(closing(connect(folder, "ro"))))
             mode = "r+b" if writable else "rb"
-            self._vectors = _Rows(opened, folder / VECTORS, mode, self._stride)
+            self._vectors = RowFile(opened, folder / VECTORS, mode, self._stride)
             columns = self.header.schema.num_values + attributes
             self._beliefs = (
-                _Rows(opened, folder / BELIEFS, mode, columns) if self.header.calibrated else None
+                RowFile(opened, folder / BELIEFS, mode, columns) if self.header.calibrated else None
             )
-            self._state = self._map(np.empty(0, np.bool_), -1)
+            self._state = self._map_state(np.empty(0, np.bool_), -1)
             with self._reading() as (database, _):
                 whole = database.execute("SELECT max(row), count(*) FROM items").fetchone()
-                _require_whole(whole, folder / ITEMS)
+                require_no_gaps(whole, folder / ITEMS)
             self.index = Index.open(folder)
-            # Also where nobody closes it.
+            # Files are closed even if the caller forgets to.
             self._close = weakref.finalize(self, opened.pop_all().close)
 
     @classmethod
     def create(
         cls, folder: Path, header: Header, exact_items: int = EXACT_ITEMS
     ) -> "EmbeddedGallery":
-        """A new empty gallery, open for writing."""
+        """Create an empty gallery and open it for writing."""
         folder.mkdir(parents=True)
         (folder / VECTORS).touch()
         if header.calibrated:
@@ -164,43 +154,47 @@ class EmbeddedGallery:
 
     @contextmanager
     def _reading(self) -> Generator[tuple[sqlite3.Connection, _State]]:
-        """A connection to which nothing changes until the end, and the state that it sees.
+        """Yield a connection inside a read transaction, and the state that it sees.
 
-        Commits wait for the end, so it should be near.
+        Commits wait until the block ends, so keep it short.
 
         Raises:
-            UnavailableError: the database cannot be read now.
+            UnavailableError: the database cannot be read at present.
             UserError: it is damaged.
         """
         database = self._readers.get()
         try:
-            yield database, self._seen_by(database, _begin(self._folder, database))
+            yield database, self._state_of(database, begin_reading(self._folder, database))
         except sqlite3.OperationalError as error:
             path = self._folder / ITEMS
             raise UnavailableError(f"{path}: the gallery cannot be read now: {error}") from error
         except sqlite3.DatabaseError as error:
-            raise _none_there(self._folder / ITEMS, error) from error
+            raise damaged(self._folder / ITEMS, error) from error
         finally:
             with suppress(sqlite3.Error):
                 database.rollback()
             self._readers.put(database)
 
-    def _seen_by(self, database: sqlite3.Connection, version: int) -> _State:
+    def _state_of(self, database: sqlite3.Connection, version: int) -> _State:
         state = self._state
-        return state if state.version == version else self._keep(self._read(database, version))
+        return (
+            state
+            if state.version == version
+            else self._publish(self._read_state(database, version))
+        )
 
-    def _keep(self, state: _State) -> _State:
-        with self._latest:  # another thread may have kept a later one already
+    def _publish(self, state: _State) -> _State:
+        with self._latest:  # another thread may have published a later one
             if state.version > self._state.version:
                 self._state = state
         return state
 
-    def _now(self) -> _State:
+    def _current_state(self) -> _State:
         with self._reading() as (_, state):
             return state
 
     def __len__(self) -> int:
-        return int(np.count_nonzero(self._now().live))
+        return int(np.count_nonzero(self._current_state().live))
 
     def probe(self) -> int:
         """See `Gallery`."""
@@ -213,35 +207,35 @@ class EmbeddedGallery:
         k: int,
         filters: Mapping[str, Any],
         exclude: str | None = None,
-        asked: Asked = NOTHING_ELSE,
+        asked: RankOptions = BY_DISTANCE,
     ) -> list[Item]:
         """See `Gallery`. Ties go to the item stored first."""
         with self._reading() as (database, state):
             allowed = self._allowed(database, state, filters, exclude)
             if asked.must and state.beliefs is None:
-                for query_of_rows in _shown(asked.must):
-                    allowed = allowed & _mask(_rows(database, *query_of_rows), len(allowed))
+                for query_of_rows in shown_label_queries(asked.must):
+                    allowed = allowed & _mask(select_rows(database, *query_of_rows), len(allowed))
         if asked.must and state.beliefs is not None:
-            show = showing if self.index is None else self.index.showing
+            show = rows_showing if self.index is None else self.index.rows_showing
             allowed = show(state.beliefs, allowed, asked.must, self.header.schema)
         wanted = min(k + SLACK, int(np.count_nonzero(allowed)))
         if not wanted:
             return []
-        near = Nearness(query, weights, asked.unit)
+        near = DistanceScorer(query, weights, asked.unit)
         return self._items(state, self._best(state, allowed, near, asked, wanted))
 
     def _best(
-        self, state: _State, allowed: Mask, near: Nearness, asked: Asked, k: int
+        self, state: _State, allowed: Mask, near: DistanceScorer, asked: RankOptions, k: int
     ) -> npt.NDArray[np.int64]:
         if asked.wanted is None:
             if self.index is None:
-                return exact(state.rows, allowed, near, k)
+                return nearest_rows(state.rows, allowed, near, k)
             return self.index.nearest(near, allowed, state.rows, k)
         if state.beliefs is None:
             raise ValueError("expected a gallery with beliefs to match, found none")
-        match = asked.matchings(near.weights, self.header.schema, k)
+        match = asked.match_scorers(near.weights, self.header.schema, k)
         if self.index is None:
-            return best_matches(state.beliefs, state.rows, allowed, match, near)
+            return best_match_rows(state.beliefs, state.rows, allowed, match, near)
         return self.index.matches(match, near, allowed, state.rows, state.beliefs)
 
     def _allowed(
@@ -258,14 +252,13 @@ class EmbeddedGallery:
             names = [*self.header.schema.names]
             names += [name for (name,) in database.execute("SELECT name FROM names")]
             for condition in filtering.parse(filters, names, self.header.schema):
-                passed, rows = np.zeros_like(allowed), _rows(database, *filtering.to_sql(condition))
+                rows = select_rows(database, *filtering.to_sql(condition))
                 if not len(rows):
-                    filtering.require_kind(condition, _kinds(database, condition.name))
-                passed[rows] = True
-                allowed &= passed
+                    filtering.require_kind(condition, value_kinds(database, condition.name))
+                allowed &= _mask(rows, len(allowed))
         if exclude is not None:
             query = "SELECT row FROM items WHERE live AND id = ?"
-            allowed[_rows(database, query, [exclude])] = False
+            allowed[select_rows(database, query, [exclude])] = False
         return allowed
 
     def get(self, item_id: str) -> Item:
@@ -274,12 +267,12 @@ class EmbeddedGallery:
             query = f"SELECT {COLUMNS} FROM items WHERE live AND id = ?"
             record = database.execute(query, (item_id,)).fetchone()
             if record is None:
-                raise _not_found(database, item_id)
+                raise not_found(database, item_id)
         return self._item(state, record)
 
     def _items(self, state: _State, rows: npt.NDArray[np.int64]) -> list[Item]:
         marks = ", ".join("?" * len(rows))
-        # Rows are never changed, so what a search found is there whatever happened since.
+        # Rows never change, so those that a search found still exist whatever was committed since.
         query = f"SELECT {COLUMNS} FROM items WHERE row IN ({marks})"
         with self._reading() as (database, _):
             records = {r[0]: r for r in database.execute(query, rows.tolist())}
@@ -307,23 +300,23 @@ class EmbeddedGallery:
             allowed = self._allowed(database, state, filters, None)
             if not text.strip():
                 rows = np.random.default_rng(seed).permutation(np.flatnonzero(allowed))
-            elif not database.execute(texts.THERE).fetchone():
+            elif not database.execute(text_search.TABLE_EXISTS).fetchone():
                 raise UserError(
                     "query: this gallery was built before items had words; build it again"
                 )
-            elif asked := texts.to_fts(text):
-                rows = _rows(database, texts.FIND, [asked])
+            elif asked := text_search.to_fts(text):
+                rows = select_rows(database, text_search.FIND, [asked])
                 rows = rows[allowed[rows]]
             else:
                 rows = np.empty(0, np.int64)
         return self._items(state, rows[offset : offset + count])
 
-    def of_no_shards(self) -> Iterator[list[Item]]:
-        """Items that were put in by themselves and have no picture, in blocks."""
-        state = self._now()
+    def items_not_from_shards(self) -> Iterator[list[Item]]:
+        """Yield, in blocks, the items that were added directly and have no picture in a shard."""
+        state = self._current_state()
         query = "SELECT row FROM items WHERE live AND place = 'null' AND row < ?"
         with self._reading() as (database, _):
-            rows = _rows(database, query, [len(state.live)])
+            rows = select_rows(database, query, [len(state.live)])
         for at in range(0, len(rows), 1024):
             yield self._items(state, rows[at : at + 1024])
 
@@ -332,11 +325,11 @@ class EmbeddedGallery:
         return facets_of(json.loads(text) for text in self._fields())
 
     def _fields(self) -> Iterator[str]:
-        state = self._now()
+        state = self._current_state()
         query = "SELECT row, fields FROM items WHERE row >= ? AND row < ? AND fields != '{}'"
-        for start in range(0, len(state.live), BLOCK):
+        for start in range(0, len(state.live), ROWS_PER_READ):
             with self._reading() as (database, _):
-                found = database.execute(query, (start, start + BLOCK)).fetchall()
+                found = database.execute(query, (start, start + ROWS_PER_READ)).fetchall()
             yield from (text for row, text in found if state.live[row])
 
     def upsert(self, items: Sequence[Item]) -> None:
@@ -344,18 +337,18 @@ class EmbeddedGallery:
         if not items:
             return
         known = [facts(self.header.schema, item) for item in items]
-        require_once(items)
+        require_unique(items)
         with self._writing() as state:
             start = len(state.live)
             self._append(start, items)
             live = np.append(state.live, np.ones(len(items), np.bool_))
             with self._transaction(state):
                 for item in items:
-                    live[self._bury(item.item_id)] = False
+                    live[self._mark_dead(item.item_id)] = False
                 self._insert(start, items)
                 self._insert_facts(start, known)
                 self._insert_texts(start, [item.item_id for item in items], known)
-            self._keep(self._map(live, state.version + 1))
+            self._publish(self._map_state(live, state.version + 1))
 
     def _append(self, start: int, items: Sequence[Item]) -> None:
         unit = np.stack([item.vector for item in items]).astype(np.float32)
@@ -363,7 +356,7 @@ class EmbeddedGallery:
             raise ValueError(f"expected vectors of shape {self._shape}, found {unit.shape[1:]}")
         norms = np.array([[item.norm] for item in items], np.float32)
         self._vectors.write(start, np.concatenate([augmented(unit), norms], axis=1))
-        beliefs = beliefs_of(self.header, items)
+        beliefs = beliefs_to_store(self.header, items)
         if self._beliefs is not None and beliefs is not None:
             self._beliefs.write(start, beliefs)
 
@@ -392,23 +385,23 @@ class EmbeddedGallery:
             )
 
     def _insert_texts(self, start: int, ids: Sequence[str], known: Sequence[Fields]) -> None:
-        if not self._database.execute(texts.THERE).fetchone():
+        if not self._database.execute(text_search.TABLE_EXISTS).fetchone():
             return
-        found = (texts.text_of(item_id, one) for item_id, one in zip(ids, known))
-        self._database.executemany(texts.INSERT, enumerate(found, start))
+        found = (text_search.searchable_text(item_id, one) for item_id, one in zip(ids, known))
+        self._database.executemany(text_search.INSERT, enumerate(found, start))
 
     def delete(self, item_ids: Sequence[str]) -> int:
         """See `Gallery`. Raises UserError where the gallery was not opened for writing."""
         with self._writing() as state:
             with self._transaction(state):
-                buried = [row for item_id in item_ids for row in self._bury(item_id)]
+                buried = [row for item_id in item_ids for row in self._mark_dead(item_id)]
             live = state.live.copy()
             live[buried] = False
-            self._keep(self._map(live, state.version + 1))
+            self._publish(self._map_state(live, state.version + 1))
         return len(buried)
 
-    def _bury(self, item_id: str) -> list[int]:
-        """Marks an item dead, if there is one; the rows that it had."""
+    def _mark_dead(self, item_id: str) -> list[int]:
+        """Mark an item dead, if it exists, and return the rows it had."""
         query = "SELECT row FROM items WHERE live AND id = ?"
         rows = [row for (row,) in self._database.execute(query, (item_id,))]
         self._database.executemany("UPDATE items SET live = 0 WHERE row = ?", zip(rows))
@@ -416,11 +409,11 @@ class EmbeddedGallery:
 
     @contextmanager
     def _writing(self) -> Generator[_State]:
-        """Nobody else writes until the end; the state until then."""
+        """Block other writers until the end; yield the current state."""
         if not self._writable:
             raise UserError(f"{self._folder}: the gallery is open for reading only")
         with self._lock:
-            yield self._now()
+            yield self._current_state()
 
     @contextmanager
     def _transaction(self, state: _State) -> Generator[None]:
@@ -432,23 +425,23 @@ class EmbeddedGallery:
         except sqlite3.OperationalError as error:  # the disk is full, or gone
             raise UserError(f"{self._folder / ITEMS}: nothing was written: {error}") from error
 
-    def _read(self, database: sqlite3.Connection, version: int) -> _State:
+    def _read_state(self, database: sqlite3.Connection, version: int) -> _State:
         (count,) = database.execute("SELECT coalesce(max(row) + 1, 0) FROM items").fetchone()
         live = np.ones(count, np.bool_)
-        live[_rows(database, "SELECT row FROM items WHERE NOT live")] = False
-        return self._map(live, version)
+        live[select_rows(database, "SELECT row FROM items WHERE NOT live")] = False
+        return self._map_state(live, version)
 
-    def _map(self, live: Mask, version: int) -> _State:
+    def _map_state(self, live: Mask, version: int) -> _State:
         beliefs = None if self._beliefs is None else self._beliefs.map(len(live))
         return _State(self._vectors.map(len(live)), beliefs, live, version)
 
     def finish(self) -> None:
-        """Builds the index where there are too many items to look at each."""
+        """Build the index if the gallery is too large for exact search."""
         if len(self) > self._exact_items:
             self.build_index()
 
     def build_index(self) -> None:
-        """Builds the index of all rows there are, with its recall beside it."""
+        """Build the index over all rows and record its recall beside it."""
         with self._writing() as state:
             pass
         schema, calibration = self.header.schema, None
@@ -460,17 +453,18 @@ class EmbeddedGallery:
         )
 
     def snapshot(self, folder: Path) -> None:
-        """Writes the present state as a gallery of its own, without dead rows; all or nothing.
+        """Write the current state as a separate gallery without dead rows; all or nothing.
 
         Raises:
-            BusyError: there is a gallery already, which a process writes; this one too.
+            BusyError: the target folder holds a gallery that some process, possibly this one,
+                writes.
         """
         with (
-            being_replaced(folder),
+            writer_lock(folder),
             atomic_path(folder) as temporary,
             closing(EmbeddedGallery.create(temporary, self.header, self._exact_items)) as copy,
         ):
-            state = self._now()
+            state = self._current_state()
             rows = np.flatnonzero(state.live)
             for at in range(0, len(rows), 1024):
                 copy.upsert(self._items(state, rows[at : at + 1024]))
@@ -480,179 +474,15 @@ class EmbeddedGallery:
                 copy.finish()
 
     def close(self) -> None:
-        """Lets go of the files."""
+        """Close the files."""
         with self._lock:
-            readers = [self._readers.get() for _ in range(READERS)]  # when the last has read
+            readers = [self._readers.get() for _ in range(READERS)]  # waits for running reads
             self._close()
-            for database in readers:  # which now say that they are closed
+            for database in readers:  # closed: later calls raise sqlite3.ProgrammingError
                 self._readers.put(database)
-
-
-class _Rows:
-    """A file of rows of float32, which are written and synced, and mapped."""
-
-    def __init__(self, opened: ExitStack, path: Path, mode: str, width: int) -> None:
-        self._path, self._width = path, width
-        with naming(path):
-            self._file = opened.enter_context(path.open(mode, buffering=0))
-
-    def write(self, start: int, rows: Vector) -> None:
-        """Writes rows (n, width) from row `start` on, to the disk."""
-        if rows.shape[1] != self._width:
-            raise ValueError(f"expected rows of {self._width} numbers, found {rows.shape[1]}")
-        content, at = memoryview(rows.tobytes()), start * self._width * 4
-        with naming(self._path):
-            while content:
-                written = os.pwrite(self._file.fileno(), content, at)
-                content, at = content[written:], at + written
-            os.fsync(self._file.fileno())
-
-    def map(self, count: int) -> Vector:
-        """The first `count` rows. Raises UserError where there are fewer."""
-        expected, size = count * self._width * 4, os.fstat(self._file.fileno()).st_size
-        if size < expected:
-            raise UserError(
-                f"{self._path}: expected {expected} bytes, found {size}; "
-                "the gallery is damaged, build it again"
-            )
-        if not count:  # nothing to map
-            return np.empty((0, self._width), np.float32)
-        return np.memmap(self._file, np.float32, "r", shape=(count, self._width))
-
-
-@contextmanager
-def being_replaced(folder: Path) -> Generator[None]:
-    """Keeps others from writing the gallery of a folder, if there is one, until the end.
-
-    Raises:
-        BusyError: one does.
-    """
-    if not (folder / ITEMS).exists():
-        yield
-        return
-    descriptor = _only_writer(folder)
-    try:
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _only_writer(folder: Path) -> int:
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise BusyError(
-            f"{folder}: another process writes this gallery; wait for it or end it"
-        ) from None
-    return descriptor
-
-
-def _connect(folder: Path, mode: str) -> sqlite3.Connection:
-    path = folder / ITEMS
-    address = f"file:{quote(str(path.resolve()))}?mode={mode}"
-    try:
-        return sqlite3.connect(
-            address, uri=True, check_same_thread=False, timeout=PATIENCE, isolation_level=None
-        )
-    except sqlite3.Error as error:
-        raise _none_there(path, error) from None
-
-
-def _open_to_write(folder: Path) -> sqlite3.Connection:
-    with ExitStack() as opened:
-        database = opened.enter_context(closing(_connect(folder, "rwc")))
-        try:
-            database.execute("PRAGMA synchronous = FULL")
-            # In KiB. Changes go to the file when they are committed, so that nobody waits before.
-            database.execute("PRAGMA cache_size = -65536")
-            database.execute("PRAGMA cache_spill = OFF")
-            database.executescript(TABLES)
-            if database.execute("SELECT 1 FROM items LIMIT 1").fetchone() is None:
-                database.execute(texts.TABLE)
-        except sqlite3.Error as error:
-            raise _none_there(folder / ITEMS, error) from None
-        opened.pop_all()
-        return database
-
-
-def _begin(folder: Path, database: sqlite3.Connection) -> int:
-    """Begins to read; the version that is read until the end."""
-    ends = time.monotonic() + PATIENCE
-    while True:
-        try:
-            database.execute("BEGIN")
-            return database.execute("PRAGMA user_version").fetchone()[0]
-        except sqlite3.OperationalError as error:
-            if "readonly" not in str(error):  # which Python 3.10 has no code for
-                raise
-            database.rollback()
-            if time.monotonic() > ends:
-                raise
-        _undo(folder)
-
-
-def _undo(folder: Path) -> None:
-    """Takes back what a process had half done that was killed while it wrote."""
-    try:
-        # Whoever may write does so when it reads. Not where a process that lives is writing: then
-        # the journal that was met is of a gallery put in the place of ours, and soon gone.
-        with closing(_connect(folder, "rw")) as database:
-            database.execute("SELECT max(row) FROM items").fetchone()
-    except sqlite3.OperationalError as error:
-        raise UnavailableError(
-            f"{folder / ITEMS}: a process that wrote the gallery was killed, and what it left half "
-            f"done cannot be taken back from here: {error}; open the gallery once where its folder "
-            "can be written"
-        ) from None
-    time.sleep(0.02)
-
-
-def _none_there(path: Path, error: sqlite3.Error) -> UserError:
-    return UserError(f"{path}: expected the gallery's items, found: {error}")
-
-
-def _require_whole(found: Iterable[int | None], path: Path) -> None:
-    last, count = found
-    if (-1 if last is None else last) != (count or 0) - 1:
-        raise UserError(f"{path}: expected rows 0 to {count}, found {last}; build it again")
-
-
-def _rows(
-    database: sqlite3.Connection, query: str, values: Sequence[Any] = ()
-) -> npt.NDArray[np.int64]:
-    """Rows that a query finds; in one text, for which other threads need not wait."""
-    (found,) = database.execute(f"SELECT group_concat(row) FROM ({query})", values).fetchone()
-    return np.fromstring(found, np.int64, sep=",") if found else np.empty(0, np.int64)
 
 
 def _mask(rows: npt.NDArray[np.int64], count: int) -> Mask:
     mask = np.zeros(count, np.bool_)
     mask[rows] = True
     return mask
-
-
-def _shown(must: Mapping[int, Labels]) -> Iterator[tuple[str, list[int]]]:
-    """Queries of the rows whose known label, or else the predicted one, is one of these."""
-    for a, labels in must.items():
-        known, seen = (f"json_extract({column}, '$[{a}]')" for column in ("labels", "predicted"))
-        marks = ", ".join("?" * len(labels))
-        shown = f"CASE {known} WHEN {UNKNOWN} THEN {seen} ELSE {known} END"
-        yield f"SELECT row FROM items WHERE live AND {shown} IN ({marks})", labels.tolist()
-
-
-def _kinds(database: sqlite3.Connection, name: str) -> list[str]:
-    """What items have in a field: numbers, text, both."""
-    number = "SELECT number FROM names WHERE name = ?"
-    found = f"SELECT 1 FROM facts WHERE name = ({number}) AND value"
-    # Text sorts above every number in SQLite.
-    tests = {"numbers": f"{found} < '' LIMIT 1", "text": f"{found} >= '' LIMIT 1"}
-    return [kind for kind, test in tests.items() if database.execute(test, (name,)).fetchone()]
-
-
-def _not_found(database: sqlite3.Connection, item_id: str) -> ItemNotFoundError:
-    start = item_id[: max(1, len(item_id) // 2)]  # of a million ids, those worth comparing
-    ids = [found for (found,) in database.execute(LIKE_IDS, (start, start + LAST))]
-    near = f"; {did_you_mean(item_id, ids)}" if ids else ""
-    return ItemNotFoundError(f"no item {item_id!r} in the gallery{near}")

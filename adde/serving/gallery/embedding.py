@@ -1,4 +1,4 @@
-"""Samples of shards become items: read, decoded ahead, embedded in batches, in stored order."""
+"""Embed samples of shards: read, decode ahead in threads, encode in batches, in stored order."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,32 +12,33 @@ from adde.bundle import Bundle
 from adde.metrics import predicted_labels
 from adde.preprocess import Picture
 from adde.schema import Labels, Vector
-from adde.serving.gallery.base import Item, Place
+from adde.serving.gallery.base import Item, PictureSpan
 from adde.serving.onnx.cores import cores
 from adde.serving.onnx.session import Session
-from adde.shards.index import Shard, ShardIndex
+from adde.shards.index import ShardIndex
 from adde.shards.reader import Sample, ShardReader
+from adde.shards.shard import Shard
 
 Split = Literal["all", "train", "val", "test"]
 
 BATCH = 64
 AHEAD = 3
-"""Batches that are decoded while one is embedded."""
+"""Batches decoded while one is encoded."""
 
-Stored = tuple[Sample, Place]
+LocatedSample = tuple[Sample, PictureSpan]
 
 Embed = Callable[[ShardIndex, Split, int], Iterator[list[Item]]]
-"""Index, split and how many samples to leave out -> the items of the others, in stored order."""
+"""Index, split and number of samples to skip -> items of the rest, in stored order."""
 
 
 def shards_of(index: ShardIndex, split: Split) -> list[Shard]:
-    """The shards of a split, or of all."""
+    """Return the shards of a split, or of all splits."""
     names = tuple(index.splits) if split == "all" else (split,)
     return [shard for name in names for shard in index.split(name)]
 
 
-def spaced_ids(index: ShardIndex, split: Split, most: int) -> list[str]:
-    """Item ids of at most so many samples, evenly spaced over the split's stored order.
+def sample_ids(index: ShardIndex, split: Split, most: int) -> list[str]:
+    """Return item ids of at most `most` samples, evenly spaced over the split's stored order.
 
     Raises:
         UserError: the split is empty, or a sample cannot be read; names it.
@@ -60,7 +61,7 @@ def embed_here(
     start: int = 0,
     stop: int | None = None,
 ) -> Iterator[list[Item]]:
-    """Items of the samples from `start` to `stop`, in batches.
+    """Yield the items of samples `start` to `stop`, in batches.
 
     Raises:
         UserError: a sample cannot be read, or its picture does not decode; names it.
@@ -73,8 +74,8 @@ def embed_here(
         ]
 
 
-class Embedded(NamedTuple):
-    """What an `Item` has of its picture."""
+class PictureEmbedding(NamedTuple):
+    """The parts of an `Item` that come from its picture."""
 
     vector: Vector
     """(A, D) float32, L2-normalised over both axes."""
@@ -82,11 +83,11 @@ class Embedded(NamedTuple):
     predicted: Labels
     """(A,) int64."""
     beliefs: Vector | None
-    """(V + A,) float32 as they are seen; None where the bundle is not calibrated."""
+    """(V + A,) float32 as predicted; None for an uncalibrated bundle."""
 
 
-def embed(session: Session, bundle: Bundle, pictures: Picture) -> list[Embedded]:
-    """Embeds pictures (B, S, S, 3) uint8."""
+def embed(session: Session, bundle: Bundle, pictures: Picture) -> list[PictureEmbedding]:
+    """Embed pictures (B, S, S, 3) uint8."""
     embeddings, logits, presence = session.encode(pictures)
     norms = np.maximum(np.sqrt(np.square(embeddings).sum(axis=(1, 2))), 1e-12)
     unit = embeddings / norms[:, None, None]
@@ -94,12 +95,12 @@ def embed(session: Session, bundle: Bundle, pictures: Picture) -> list[Embedded]
     if bundle.calibration is not None:
         beliefs = bundle.calibration.beliefs(logits, presence, bundle.schema)
     predicted = predicted_labels(logits, bundle.schema)
-    return list(map(Embedded, unit, norms.tolist(), predicted, beliefs))
+    return list(map(PictureEmbedding, unit, norms.tolist(), predicted, beliefs))
 
 
 def _samples(
     index: ShardIndex, shards: Sequence[Shard], start: int, stop: int | None
-) -> Iterator[Stored]:
+) -> Iterator[LocatedSample]:
     reader = ShardReader(index)
     places = ((shard, position) for shard in shards for position in range(shard.samples))
     try:
@@ -110,14 +111,16 @@ def _samples(
         reader.close()
 
 
-def _decoded(bundle: Bundle, samples: Iterator[Stored]) -> Iterator[tuple[list[Stored], Picture]]:
-    """Batches with their pictures, some of them decoded ahead by threads."""
+def _decoded(
+    bundle: Bundle, samples: Iterator[LocatedSample]
+) -> Iterator[tuple[list[LocatedSample], Picture]]:
+    """Yield batches with their decoded pictures; threads decode some batches ahead."""
 
-    def load(stored: Stored) -> Picture:
+    def load(stored: LocatedSample) -> Picture:
         return bundle.preprocess.load(stored[0].picture, stored[0].where)
 
     with ThreadPoolExecutor(cores()) as pool:
-        ahead: deque[tuple[list[Stored], list[Future[Picture]]]] = deque()
+        ahead: deque[tuple[list[LocatedSample], list[Future[Picture]]]] = deque()
         while True:
             while len(ahead) < AHEAD and (batch := list(islice(samples, BATCH))):
                 ahead.append((batch, [pool.submit(load, stored) for stored in batch]))

@@ -1,16 +1,13 @@
-"""Embedding on Ray Data: the cluster that RAY_ADDRESS names, or one started on this machine.
+"""Embed on Ray Data: on the cluster of RAY_ADDRESS, or on one started on this machine.
 
-One actor per GPU, or per core where the CPU is asked for. Its machines see bundle and shards under
+There is one actor per GPU, or per core for the CPU. All machines must see bundle and shards under
 the same paths and have adde installed.
 """
 
-import importlib
-import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from adde.bundle import Bundle
 from adde.errors import UserError
@@ -20,65 +17,51 @@ from adde.serving.gallery.embedding import Embed, Split, embed_here, shards_of
 from adde.serving.onnx.providers import Device
 from adde.serving.onnx.session import Session
 from adde.shards.index import ShardIndex
+from adde.shards.packing.ray_data import Row, map_jobs, on_row, ray_cluster
 
 PIECE = 8
-"""Batches that an actor is given at a time."""
+"""Batches per task of an actor."""
 
 ROUND = 4096
-"""Pieces that Ray is given at a time; what bounds what it must remember."""
+"""Tasks submitted at a time, which bounds Ray's bookkeeping."""
 
 
 def on_ray(bundle: Bundle, devices: Sequence[Device], allow_fallback: bool = False) -> Embed:
-    """Embeds as `embed_here`, on many machines; what it hands over is in the same order.
+    """Embed like `embed_here`, on many machines; items come in the same order.
 
     Raises:
-        UserError: ray is not installed, the cluster has no GPU that was asked for, or an actor
-            failed; says why.
+        UserError: ray is not installed, the cluster has no GPU although one was requested, or an
+            actor failed; gives the reason.
     """
 
     def embed(index: ShardIndex, split: Split, start: int) -> Iterator[list[Item]]:
-        ray, data = _ray()
         total = sum(shard.samples for shard in shards_of(index, split))
         step = PIECE * embedding.BATCH
-        pieces = [{"start": at, "stop": min(at + step, total)} for at in range(start, total, step)]
+        pieces = [(at, min(at + step, total)) for at in range(start, total, step)]
         if isinstance(index.root, Path):
             index = replace(index, root=index.root.resolve())
-        made = (bundle.path.resolve(), bundle.hash, index, split)
-        started = not ray.is_initialized()
-        if started:
-            ray.init(log_to_driver=False, include_dashboard=False)
-        context = data.DataContext.get_current()
-        context.execution_options.preserve_order = True
-        context.enable_progress_bars = False
+        made = (bundle.path.resolve(), bundle.hash, index, split, tuple(devices), allow_fallback)
         gpus = "cpu" not in devices[:1]
-        actors = int(ray.cluster_resources().get("GPU" if gpus else "CPU", 0))
-        try:
+        with ray_cluster("--engine-embed ray") as ray:
+            actors = int(ray.cluster_resources().get("GPU" if gpus else "CPU", 0))
             if not actors:
                 raise UserError(f"--engine-embed ray: expected a GPU for {devices[0]}, found none")
-            for at in range(0, len(pieces), ROUND):
-                some = pieces[at : at + ROUND]
-                done = data.from_items(some, override_num_blocks=len(some)).map(
-                    _Embedder,
-                    fn_constructor_args=(*made, tuple(devices), allow_fallback),
-                    compute=data.ActorPoolStrategy(min_size=1, max_size=actors),
-                    num_gpus=1 if gpus else 0,
-                    num_cpus=0 if gpus else 1,
-                )
-                for row in done.iter_rows():
-                    yield from pickle.loads(row["batches"])
-        except ray.exceptions.RayError as error:
-            cause: object = getattr(error, "cause", None) or error
-            reason = str(cause).strip().splitlines()[-1]
-            raise UserError(f"--engine-embed ray: an actor failed: {reason}") from error
-        finally:
-            if started:
-                ray.shutdown()
+            for batches in map_jobs(
+                _Embedder,
+                pieces,
+                ROUND,
+                fn_constructor_args=made,
+                compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors),
+                num_gpus=int(gpus),
+                num_cpus=int(not gpus),
+            ):
+                yield from batches
 
     return embed
 
 
 class _Embedder:
-    """What an actor is: a session that stays open between pieces."""
+    """A Ray actor: a session that stays open between tasks."""
 
     def __init__(
         self,
@@ -92,16 +75,9 @@ class _Embedder:
         self._bundle = Bundle.read(bundle)
         if self._bundle.hash != digest:
             raise UserError(f"{bundle}: expected bundle {digest}, found {self._bundle.hash}")
-        # An actor per core: each has one thread.
+        # There is one actor per core, so each uses one thread.
         self._session = Session(self._bundle, devices, allow_fallback, threads=1)
         self._embed = partial(embed_here, self._bundle, self._session, index, split)
 
-    def __call__(self, piece: dict[str, int]) -> dict[str, bytes]:
-        return {"batches": pickle.dumps([*self._embed(piece["start"], piece["stop"])])}
-
-
-def _ray() -> tuple[Any, Any]:
-    try:
-        return importlib.import_module("ray"), importlib.import_module("ray.data")
-    except ImportError:
-        raise UserError("--engine-embed ray: expected ray; pip install 'adde[ray]'") from None
+    def __call__(self, row: Row) -> Row:
+        return on_row(lambda piece: [*self._embed(*piece)], row)

@@ -1,12 +1,12 @@
-"""Which items may be answers at all.
+"""Filters: conditions on attributes and fields that every answer must meet.
 
-A filter is a mapping from names (attributes or fields of the items) to what is wanted of each:
-a value, a list of values of which one must be had, or bounds {"min": ..., "max": ...}, both
-included and either left out. All must hold. An item that does not have the name never passes.
+A filter maps names (attributes or fields of the items) to a value, a list of values of which one
+must match, or inclusive bounds {"min": ..., "max": ...}, either of which may be omitted. All
+conditions must hold. An item without the name never passes.
 
-Values of attributes are those of the schema. Fields come and go with the items, so that any value
-may be asked for, if it is of a kind that the field has: no text where all are numbers, and no
-bounds where none is.
+An attribute's values must be in the schema. Fields vary from item to item, so any value of the
+field's kind is accepted; text against a numeric field, or bounds on a field without numbers, is an
+error.
 """
 
 import json
@@ -22,14 +22,14 @@ from adde.schema import Schema
 BOUNDS = {"min": ">=", "max": "<="}
 
 HALF = re.compile(r"[\ud800-\udfff]")
-"""Of a pair that is one character in UTF-16, and no text alone."""
+"""Lone surrogates, which are not valid Unicode text."""
 
 CONTROL = re.compile(rf"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|{HALF.pattern}")
 
 
 @dataclass(frozen=True)
 class Condition:
-    """`name` has one of `values`; or, where there are bounds, lies within them."""
+    """A condition: `name` has one of `values` or, if there are bounds, lies within them."""
 
     name: str
     values: tuple[str | int | float, ...] = ()
@@ -40,11 +40,11 @@ class Condition:
 def parse(
     filters: Mapping[str, Any], names: Collection[str], schema: Schema | None = None
 ) -> list[Condition]:
-    """Conditions of a filter over items that have `names`.
+    """Parse a filter over items that have `names`.
 
     Raises:
-        UserError: a name that no item has, a condition that is none, or a value that the schema's
-            attribute does not have; names it.
+        UserError: no item has the name, a condition is malformed, or the schema's attribute does
+            not have the value; names it.
     """
     conditions = [_condition(name, wanted, names) for name, wanted in filters.items()]
     for attribute in () if schema is None else schema.attributes:
@@ -57,27 +57,27 @@ def parse(
 def _require_values(condition: Condition, known: Sequence[str]) -> None:
     where = f"filters: {condition.name!r}"
     if condition.bounds:
-        raise UserError(f"{where}: expected values, found bounds, which are for fields of numbers")
+        raise UserError(f"{where}: expected values, found bounds, which apply to numeric fields")
     for value in condition.values:
         if value not in known:
             raise UserError(f"{where}: unknown value {value!r}; {did_you_mean(str(value), known)}")
 
 
 def require_kind(condition: Condition, held: Collection[str]) -> None:
-    """Refuses a condition that no item passes because its field holds something else.
+    """Reject a condition that no item meets because its field holds values of another kind.
 
     Args:
-        condition: that no item passes.
-        held: what items have in the field: numbers, text, both, or nothing.
+        condition: the condition that no item meets.
+        held: the kinds of values in the field: numbers, text, both, or nothing.
 
     Raises:
-        UserError: it asks for text among numbers, or for numbers among text.
+        UserError: it asks for text in a numeric field, or for numbers in a text field.
     """
     asked = {"text" if isinstance(value, str) else "numbers" for value in condition.values}
     asked = asked or {"numbers"}
     if held and not asked & set(held):
         expected, found = " and ".join(held), " and ".join(sorted(asked))
-        hint = "; build_gallery.py says of the column of a table which cell made it text"
+        hint = "; build_gallery.py reports which cell of a column made it text"
         raise UserError(
             f"filters: {condition.name!r}: expected {expected}, as the items have, found {found}"
             + (hint if asked == {"numbers"} else "")
@@ -106,7 +106,7 @@ def _condition(name: str, wanted: Any, names: Collection[str]) -> Condition:
 
 
 def storable(value: Any) -> bool:
-    """Text, a finite number, or an integer of 64 bits: what either gallery can hold."""
+    """Whether both engines can store a value: text, a finite number, or an integer of 64 bits."""
     if isinstance(value, float):
         return math.isfinite(value)
     if isinstance(value, str):
@@ -115,10 +115,12 @@ def storable(value: Any) -> bool:
 
 
 def to_sql(condition: Condition) -> tuple[str, list[Any]]:
-    """A query of the rows that pass, over tables `names` and `facts`, and its parameters."""
+    """Return an SQL query over tables `names` and `facts` for the rows that pass, and its
+    parameters.
+    """
     if condition.bounds:
         tests = [f"value {sign} ?" for sign, _ in condition.bounds]
-        # Text sorts above every number in SQLite, and is within no bounds.
+        # In SQLite text sorts above every number and so would pass a lower bound.
         tests += ["value < ''"] * all(sign != "<=" for sign, _ in condition.bounds)
         found: list[Any] = [number for _, number in condition.bounds]
     else:
@@ -130,26 +132,26 @@ def to_sql(condition: Condition) -> tuple[str, list[Any]]:
 
 
 def to_milvus(conditions: list[Condition]) -> str:
-    """The same as an expression over Milvus' JSON field `facts`."""
+    """Return the conditions as an expression over Milvus' JSON field `facts`."""
     clauses: list[str] = []
     for condition in conditions:
         name = f"facts[{literal(condition.name)}]"
         if condition.bounds:
             clauses += [f"{name} {sign} {literal(number)}" for sign, number in condition.bounds]
         else:
-            # Milvus Lite knows no `in` of a JSON path.
+            # Milvus Lite does not support `in` on a JSON path.
             equal = " or ".join(f"{name} == {literal(value)}" for value in condition.values)
             clauses.append(f"({equal})")
     return " and ".join(clauses)
 
 
 def literal(value: str | int | float) -> str:
-    """A value as expressions of Milvus have it.
+    """Format a value for an expression of Milvus.
 
     Raises:
-        UserError: text with characters that they cannot have.
+        UserError: the text has control characters, which Milvus cannot express.
     """
     if isinstance(value, str) and CONTROL.search(value):
         raise UserError(f"expected text without control characters, found {value!r}")
-    # Milvus reads JSON's escapes of quotes, backslashes, tabs and ends of lines, and no others.
+    # Milvus understands JSON's escapes of quotes, backslashes, tabs and newlines only.
     return json.dumps(value, ensure_ascii=False)

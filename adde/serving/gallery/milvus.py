@@ -1,12 +1,10 @@
-"""The gallery whose vectors lie in Milvus, for catalogues that outgrow a machine.
+"""The gallery engine that stores vectors in Milvus, for catalogues that outgrow one machine.
 
-The folder holds gallery.json alone: address and collection. A token is read from MILVUS_TOKEN and
-written nowhere. The same client reaches a file of Milvus Lite, a server and a cluster.
+The folder holds only gallery.json, with address and collection. The token is read from MILVUS_TOKEN
+and never written. One client serves Milvus Lite files, servers and clusters.
 """
 
 import base64
-import importlib
-import os
 import sys
 import uuid
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -21,50 +19,48 @@ from adde.errors import UserError
 from adde.metrics import smallest
 from adde.schema import UNKNOWN, Labels, Vector
 from adde.scoring import likeliest
-from adde.serving import texts
+from adde.serving import text_search
 from adde.serving.gallery import filters as filtering
-from adde.serving.gallery.asking import NOTHING_ELSE, SLACK, Asked, augmented, augmented_query
 from adde.serving.gallery.base import (
     Gallery,
     Header,
     Item,
     ItemNotFoundError,
     UnavailableError,
-    beliefs_of,
+    beliefs_to_store,
     facts,
-    require_once,
+    require_unique,
 )
 from adde.serving.gallery.facets import Facet, facets_of
-
-TIMEOUT = 10.0
-"""Seconds a write may take, its tries anew included; then the caller is told."""
-
-LOOK_TIMEOUT = 4.0
-"""Seconds a search may take: it is someone's request, which has a deadline."""
+from adde.serving.gallery.milvus_client import (
+    SEARCH_TIMEOUT,
+    TIMEOUT,
+    connect,
+    create_collection,
+    id_filter,
+    translate_errors,
+)
+from adde.serving.gallery.scorers import BY_DISTANCE, SLACK, RankOptions, augmented, augmented_query
 
 PROBE_TIMEOUT = 1.0
 
-DIRECTIONS = 4
-"""Random ones, to which the items to start from are the nearest."""
+RANDOM_QUERIES = 4
+"""Random query vectors; items to start from are their nearest neighbours."""
 
-SAMPLE = 1000
-"""Items whose fields are looked at to say what fields there are."""
+FACET_SAMPLE = 1000
+"""Items sampled to summarise fields."""
 
-REFUSED = {6, 1100, 1101}
-"""Codes of what is wrong with the request and not with Milvus: of Milvus Lite, and of Milvus."""
+MIN_CANDIDATES, MAX_CANDIDATES = 1000, 10_000
+"""Minimum and maximum number of nearest vectors re-ranked by match."""
 
-CANDIDATES, MOST = 1000, 10_000
-"""Nearest vectors that matches are chosen among, at least and at most."""
-
-ID_LENGTH, TEXT_LENGTH = 512, 65_535
 FIELDS = ["id", "vector", "norm", "record"]
 
 
 class MilvusGallery:
-    """A collection of Milvus as a gallery.
+    """A Milvus collection as a gallery.
 
     Raises:
-        UserError: Milvus is not installed or not reached, or the collection is not there.
+        UserError: Milvus is not installed or not reachable, or the collection does not exist.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -73,33 +69,28 @@ class MilvusGallery:
         attributes = len(self.header.schema.sizes)
         self._shape = (attributes, self.header.width)
         self._fields = [*FIELDS, "beliefs"] if self.header.calibrated else FIELDS
-        self._client = _connect(self._uri)
-        with self._told():
+        self._client = connect(self._uri)
+        with self._translate_errors():
             there = self._client.has_collection(self._collection)
         if not there:
             raise UserError(
                 f"{self._uri}: expected collection {self._collection}, found none; build the "
                 "gallery again"
             )
-        with self._told():
+        with self._translate_errors():
             self._client.load_collection(self._collection, timeout=TIMEOUT)
         self._loaded = True
 
     @classmethod
-    def open(cls, folder: Path) -> "Gallery":
-        """Opens the gallery of a folder."""
-        return cls(folder)
-
-    @classmethod
     def creator(cls, uri: str) -> Callable[[Path, Header], Gallery]:
-        """Makes new galleries at an address."""
+        """Return a function that creates galleries at an address."""
 
         def create(folder: Path, header: Header) -> Gallery:
-            # A name of its own: the gallery that is served meanwhile is not touched, nor removed.
+            # A new name, so that the collection being served meanwhile is not touched.
             collection = f"adde_{header.bundle}_{uuid.uuid4().hex[:8]}"
-            client = _connect(uri)
-            with _told(uri):
-                _create_collection(client, collection, header)
+            client = connect(uri)
+            with translate_errors(uri):
+                create_collection(client, collection, header)
             folder.mkdir(parents=True)
             extra = {"uri": uri, "collection": collection}
             replace(header, engine="milvus", extra=extra).write(folder)
@@ -108,19 +99,19 @@ class MilvusGallery:
         return create
 
     def __len__(self) -> int:
-        return self._count(LOOK_TIMEOUT)
+        return self._count(SEARCH_TIMEOUT)
 
     def probe(self) -> int:
         """See `Gallery`."""
-        with self._told():
-            if not self._loaded:  # a server that was started anew may have to
+        with self._translate_errors():
+            if not self._loaded:  # a restarted server may have to load it again
                 self._client.load_collection(self._collection, timeout=PROBE_TIMEOUT)
         items = self._count(PROBE_TIMEOUT)
         self._loaded = True
         return items
 
     def _count(self, seconds: float) -> int:
-        with self._told():
+        with self._translate_errors():
             found = self._client.query(
                 self._collection, filter="", output_fields=["count(*)"], timeout=seconds
             )
@@ -133,26 +124,26 @@ class MilvusGallery:
         k: int,
         filters: Mapping[str, Any],
         exclude: str | None = None,
-        asked: Asked = NOTHING_ELSE,
+        asked: RankOptions = BY_DISTANCE,
     ) -> list[Item]:
-        """See `Gallery`. Matches are the best of the CANDIDATES nearest vectors, or more."""
+        """See `Gallery`. Matches are chosen among the nearest vectors, at least MIN_CANDIDATES."""
         conditions = self._conditions(filters)
         clauses = [filtering.to_milvus(conditions)]
         if exclude is not None:
             clauses.append(f"id != {filtering.literal(exclude)}")
-        clauses += [self._shows(a, labels) for a, labels in asked.must.items()]
+        clauses += [self._shown_label_filter(a, labels) for a, labels in asked.must.items()]
         by_match = asked.wanted is not None
-        with self._told():
+        with self._translate_errors():
             (hits,) = self._client.search(
                 self._collection,
                 data=[augmented_query(query, weights).tolist()],
                 anns_field="vector",
                 search_params={"metric_type": "IP"},
-                limit=min(max(CANDIDATES, 20 * k), MOST) if by_match else k + SLACK,
+                limit=min(max(MIN_CANDIDATES, 20 * k), MAX_CANDIDATES) if by_match else k + SLACK,
                 filter=" and ".join(clause for clause in clauses if clause),
                 output_fields=["beliefs"] if by_match else self._fields,
-                timeout=LOOK_TIMEOUT,
-                consistency_level="Bounded",  # seconds old, and no wait for those who write
+                timeout=SEARCH_TIMEOUT,
+                consistency_level="Bounded",  # may be seconds old, but does not wait for writers
             )
         if not hits:
             self._require_kinds(conditions)
@@ -160,44 +151,48 @@ class MilvusGallery:
             return [self._item(hit["entity"]) for hit in hits]
         beliefs = np.stack([_read_beliefs(hit["entity"]["beliefs"]) for hit in hits])
         best: dict[str, None] = {}
-        for match, count in asked.matchings(weights, self.header.schema, k + SLACK):
+        for match, count in asked.match_scorers(weights, self.header.schema, k + SLACK):
             first = smallest(-match(beliefs)[None], count)[0].tolist()  # ties to the nearest
             best |= dict.fromkeys(hits[at]["id"] for at in first)
         return self._items([*best])
 
-    def _shows(self, attribute: int, labels: Labels) -> str:
+    def _shown_label_filter(self, attribute: int, labels: Labels) -> str:
         name = f'record["shown"][{attribute}]'
         return f"({' or '.join(f'{name} == {label}' for label in labels.tolist())})"
 
     def _conditions(self, filters: Mapping[str, Any]) -> list[filtering.Condition]:
-        return filtering.parse(filters, self._names(filters), self.header.schema)
+        return filtering.parse(filters, self._known_names(filters), self.header.schema)
 
     def _require_kinds(self, conditions: Sequence[filtering.Condition]) -> None:
-        """See `filters.require_kind`. Only where nothing was found, as each is a call or more."""
+        """See `filters.require_kind`. Called only if nothing was found, because each check is a
+        query.
+        """
         for condition in conditions:
-            if not self._any(filtering.to_milvus([condition])):
-                filtering.require_kind(condition, self._kinds(condition.name))
+            if not self._any_item(filtering.to_milvus([condition])):
+                filtering.require_kind(condition, self._value_kinds(condition.name))
 
-    def _kinds(self, name: str) -> list[str]:
-        """What items have in a field: numbers, text, both."""
+    def _value_kinds(self, name: str) -> list[str]:
+        """Return the kinds of values in a field: "numbers", "text", or both."""
         field = f"facts[{filtering.literal(name)}]"
         tests = {"numbers": f"{field} >= {-sys.float_info.max}", "text": f'{field} >= ""'}
-        return [kind for kind, test in tests.items() if self._any(test)]
+        return [kind for kind, test in tests.items() if self._any_item(test)]
 
-    def _names(self, filters: Mapping[str, Any]) -> list[str]:
-        """Names that may be filtered by: the attributes, and fields that some item has."""
+    def _known_names(self, filters: Mapping[str, Any]) -> list[str]:
+        """Return the names that filters may use: attributes, and those of the given fields that
+        exist.
+        """
         names = [*self.header.schema.names]
         for name in filters:
             if name not in names:
-                exists = self._any(f"exists facts[{filtering.literal(name)}]")
+                exists = self._any_item(f"exists facts[{filtering.literal(name)}]")
                 names += [name] if exists else []
         return names
 
-    def _any(self, clause: str) -> bool:
-        """Whether some item passes."""
-        with self._told():
+    def _any_item(self, clause: str) -> bool:
+        """Whether any item passes."""
+        with self._translate_errors():
             found = self._client.query(
-                *(self._collection, clause), output_fields=["id"], limit=1, timeout=LOOK_TIMEOUT
+                *(self._collection, clause), output_fields=["id"], limit=1, timeout=SEARCH_TIMEOUT
             )
         return bool(found)
 
@@ -209,11 +204,11 @@ class MilvusGallery:
         return found[0]
 
     def _items(self, item_ids: Sequence[str]) -> list[Item]:
-        """Those of these items that are there, in the order of their ids."""
-        chosen = _chosen(item_ids)
-        with self._told():
+        """Fetch the existing ones among these items, in the order of the ids."""
+        chosen = id_filter(item_ids)
+        with self._translate_errors():
             found = self._client.query(
-                self._collection, filter=chosen, output_fields=self._fields, timeout=LOOK_TIMEOUT
+                self._collection, filter=chosen, output_fields=self._fields, timeout=SEARCH_TIMEOUT
             )
         items = {entity["id"]: self._item(entity) for entity in found}
         return [items[item_id] for item_id in item_ids if item_id in items]
@@ -235,48 +230,52 @@ class MilvusGallery:
     def browse(
         self, text: str, filters: Mapping[str, Any], count: int, offset: int = 0, seed: int = 0
     ) -> list[Item]:
-        """See `Gallery`; without text, near random directions, and again on other pages."""
+        """See `Gallery`. Without text, items near random directions, which may repeat on later
+        pages.
+        """
         if not text.strip():
-            return self._drawn(filters, count, (seed, offset))
-        asked = texts.to_milvus(text, 'record["text"]')
+            return self._random_items(filters, count, (seed, offset))
+        asked = text_search.to_milvus(text, 'record["text"]')
         if not asked:
             return []
         conditions = self._conditions(filters)
         passing = filtering.to_milvus(conditions)
-        with self._told():
+        with self._translate_errors():
             found = self._client.query(
                 self._collection,
                 filter=" and ".join(clause for clause in (passing, asked) if clause),
                 output_fields=FIELDS,
                 limit=count,
                 offset=offset,
-                timeout=LOOK_TIMEOUT,
+                timeout=SEARCH_TIMEOUT,
             )
         if not found:
             self._require_kinds(conditions)
         return [self._item(entity) for entity in found]
 
-    def _drawn(self, filters: Mapping[str, Any], count: int, seed: tuple[int, int]) -> list[Item]:
+    def _random_items(
+        self, filters: Mapping[str, Any], count: int, seed: tuple[int, int]
+    ) -> list[Item]:
         draws = np.random.default_rng(seed)
         weights = np.ones(self._shape[0], np.float32)
         found: dict[str, Item] = {}
-        for _ in range(DIRECTIONS):
+        for _ in range(RANDOM_QUERIES):
             query = draws.normal(size=self._shape).astype(np.float32)
             query /= np.linalg.norm(query)
-            near = self.nearest(query, weights, DIRECTIONS * count, filters)
+            near = self.nearest(query, weights, RANDOM_QUERIES * count, filters)
             found |= {item.item_id: item for item in near}
         items = list(found.values())
         return [items[at] for at in draws.permutation(len(items))[:count]]
 
     def facets(self) -> list[Facet]:
-        """See `Gallery`; of some items, as Milvus cannot say what values a path of JSON has."""
-        with self._told():
+        """See `Gallery`; from a sample, because Milvus cannot list the values of a JSON path."""
+        with self._translate_errors():
             found = self._client.query(
                 self._collection,
                 filter="",
                 output_fields=["record"],
-                limit=SAMPLE,
-                timeout=LOOK_TIMEOUT,
+                limit=FACET_SAMPLE,
+                timeout=SEARCH_TIMEOUT,
             )
         return facets_of(entity["record"]["fields"] for entity in found)
 
@@ -284,13 +283,13 @@ class MilvusGallery:
         """See `Gallery`."""
         if not items:
             return
-        require_once(items)
-        _chosen([item.item_id for item in items])  # what could not be asked for is not stored
+        require_unique(items)
+        id_filter([item.item_id for item in items])  # reject ids that could not be queried
         vectors = augmented(np.stack([item.vector for item in items]).astype(np.float32))
         known = [facts(self.header.schema, item) for item in items]
         labels = np.stack([item.labels for item in items])
         shown = np.where(labels == UNKNOWN, np.stack([i.predicted for i in items]), labels)
-        beliefs = beliefs_of(self.header, items)
+        beliefs = beliefs_to_store(self.header, items)
         if beliefs is not None:
             shown = likeliest(beliefs, self.header.schema)
         rows: list[dict[str, Any]] = [
@@ -305,7 +304,7 @@ class MilvusGallery:
                     "shown": values.tolist(),
                     "fields": dict(item.fields),
                     "place": item.place,
-                    "text": texts.text_of(item.item_id, one),
+                    "text": text_search.searchable_text(item.item_id, one),
                 },
             }
             for item, vector, one, values in zip(items, vectors, known, shown)
@@ -313,15 +312,15 @@ class MilvusGallery:
         if beliefs is not None:
             for row, stored in zip(rows, beliefs):
                 row["beliefs"] = base64.b64encode(stored.astype("<f2").tobytes()).decode()
-        with self._told():
+        with self._translate_errors():
             self._client.upsert(self._collection, rows, timeout=TIMEOUT)
 
     def delete(self, item_ids: Sequence[str]) -> int:
         """See `Gallery`."""
         if not item_ids:
             return 0
-        chosen = _chosen(item_ids)
-        with self._told():
+        chosen = id_filter(item_ids)
+        with self._translate_errors():
             there = self._client.query(
                 self._collection, filter=chosen, output_fields=["id"], timeout=TIMEOUT
             )
@@ -330,100 +329,24 @@ class MilvusGallery:
         return len(there)
 
     def finish(self) -> None:
-        """Milvus builds its index by itself; this has it written."""
-        with self._told():
+        """Flush; Milvus builds its index by itself."""
+        with self._translate_errors():
             self._client.flush(self._collection, timeout=60)
 
     def close(self) -> None:
-        """Ends the connection."""
+        """Close the connection."""
         self._client.close()
 
     @contextmanager
-    def _told(self) -> Generator[None]:
-        """What Milvus or the way to it refuses, as one line."""
+    def _translate_errors(self) -> Generator[None]:
+        """Translate errors, and note that the collection may have to be loaded again."""
         try:
-            with _told(self._uri):
+            with translate_errors(self._uri):
                 yield
         except UnavailableError:
             self._loaded = False
             raise
 
 
-@contextmanager
-def _told(uri: str) -> Generator[None]:
-    milvus: Any = _pymilvus()
-    refusals = (milvus.exceptions.ParamError, milvus.exceptions.DataNotMatchException)
-    grpc: Any = importlib.import_module("grpc")
-    reason: Any
-    try:
-        yield
-    except grpc.RpcError as error:  # those that pymilvus does not try anew come as they are
-        reason = error
-        raise UnavailableError(f"{uri}: Milvus did not answer: {reason.details()}") from error
-    except milvus.MilvusException as error:
-        reason = error
-        if reason.is_input_error or reason.code in REFUSED or isinstance(error, refusals):
-            # Told to clients, who need not know where Milvus is.
-            raise UserError(f"Milvus refuses what it was asked: {reason.message}") from error
-        raise UnavailableError(f"{uri}: Milvus did not answer as expected: {error}") from error
-    except OSError as error:
-        raise UnavailableError(f"{uri}: Milvus did not answer as expected: {error}") from error
-
-
 def _read_beliefs(text: str) -> Vector:
     return np.frombuffer(base64.b64decode(text), "<f2").astype(np.float32)
-
-
-def _chosen(item_ids: Sequence[str]) -> str:
-    """An expression for these items; pymilvus' own leaves quotes and backslashes as they are."""
-    return f"id in [{', '.join(map(filtering.literal, item_ids))}]"
-
-
-def drop(uri: str, collection: str) -> None:
-    """Removes a collection, if it is there. Raises UnavailableError."""
-    client = _connect(uri)
-    try:
-        with _told(uri):
-            client.drop_collection(collection, timeout=TIMEOUT)
-    finally:
-        client.close()
-
-
-def _create_collection(client: Any, name: str, header: Header) -> None:
-    types = _pymilvus().DataType
-    attributes = len(header.schema.sizes)
-    schema = client.create_schema()
-    schema.add_field("id", types.VARCHAR, is_primary=True, max_length=ID_LENGTH)
-    schema.add_field("vector", types.FLOAT_VECTOR, dim=attributes * header.width + attributes)
-    schema.add_field("norm", types.FLOAT)
-    schema.add_field("facts", types.JSON)
-    schema.add_field("record", types.JSON)
-    if header.calibrated:
-        schema.add_field("beliefs", types.VARCHAR, max_length=TEXT_LENGTH)
-    index = client.prepare_index_params()
-    # Every vector is looked at: a graph, such as AUTOINDEX takes, is of one way of weighing
-    # attributes, and where one alone counts it finds 0.6 to 0.8 of what there is.
-    index.add_index("vector", index_type="FLAT", metric_type="IP")
-    # Strong: builds count what they stored. Searches ask for less.
-    client.create_collection(
-        name, schema=schema, index_params=index, consistency_level="Strong", timeout=60
-    )
-
-
-def _connect(uri: str) -> Any:
-    with _told(uri):
-        token = os.environ.get("MILVUS_TOKEN", "")
-        # Left to itself gRPC waits up to two minutes before it tries again to connect.
-        options = {"grpc.max_reconnect_backoff_ms": 1000, "grpc.min_reconnect_backoff_ms": 200}
-        return _pymilvus().MilvusClient(
-            uri, token=token, timeout=LOOK_TIMEOUT, grpc_options=options
-        )
-
-
-def _pymilvus() -> Any:
-    try:
-        return importlib.import_module("pymilvus")
-    except ImportError:
-        raise UserError(
-            "engine milvus needs pymilvus, which is not installed: pip install 'adde[milvus]'"
-        ) from None

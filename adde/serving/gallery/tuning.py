@@ -1,171 +1,160 @@
-"""How many candidates an index ranks anew: measured on edited items, against every item."""
+"""Choose how many candidates an index re-ranks, by comparison with exact search on edited items."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from adde.schema import Schema, Vector
 from adde.scoring import Calibration, ask_value, match_scores, parts
-from adde.serving.gallery.asking import Matching, Nearness
-from adde.serving.gallery.looking import Mask, Rows, look
+from adde.serving.gallery.scan import Mask, Rows, score_rows
+from adde.serving.gallery.scorers import DistanceScorer, MatchScorer
 
-AIM = 0.998
-"""Recall of the queries that are measured, so that others have 0.995."""
+if TYPE_CHECKING:
+    from adde.serving.gallery.index import Index
+
+TARGET_RECALL = 0.998
+"""Recall to reach on the measured queries, with a margin so that other queries reach 0.995."""
 
 RECALL_AT = 30
 QUERIES = 100
-"""Of each kind."""
+"""Queries per kind."""
 
 DEPTHS = (1, 2, 4, 8, 16, 32, 64)
-"""Candidates for each item wanted; the smallest that is enough is taken."""
+"""Candidates per wanted item; the smallest sufficient one is chosen."""
 
 BLOCK_BYTES = 16 << 20
-"""Rows scored at a time."""
+"""Bytes of rows scored at a time."""
 
 Kinds = dict[str, dict[str, float]]
 
 
-class Tuned(Protocol):
-    """What is measured: an index and how it is asked."""
-
-    report: dict[str, Any]
-
-    def nearest(self, near: Nearness, allowed: Mask, rows: Vector, k: int) -> Rows:
-        """Rows, nearest first."""
-        ...
-
-    def matches(
-        self,
-        asked: Sequence[tuple[Matching, int]],
-        near: Nearness,
-        allowed: Mask,
-        rows: Vector,
-        beliefs: Vector,
-    ) -> Rows:
-        """Rows, best first."""
-        ...
-
-
-def least_depth(kinds: Mapping[str, Mapping[str, float]], weights: Vector) -> int:
-    """What was measured for weights as uneven as these, or more so."""
-    even = evenness(weights) * (1 + 1e-6)
+def depth_for(kinds: Mapping[str, Mapping[str, float]], weights: Vector) -> int:
+    """Return the depth measured for weights at least as concentrated as these."""
+    even = effective_attributes(weights) * (1 + 1e-6)
     enough = [kind for kind in kinds.values() if kind["attributes"] <= even]
     return int(max(enough or kinds.values(), key=lambda kind: kind["attributes"])["depth"])
 
 
-def evenness(weights: Vector) -> float:
-    """How many attributes count: A where all weigh the same, 1 where one does."""
+def effective_attributes(weights: Vector) -> float:
+    """Effective number of attributes: A for equal weights, 1 if only one counts."""
     exact = weights.astype(np.float64)
     return float(exact.sum() ** 2 / np.square(exact).sum())
 
 
 def tune(
-    index: Tuned,
+    index: "Index",
     rows: Vector,
     beliefs: Vector | None,
     live: Mask,
     schema: Schema,
     calibration: Calibration | None,
 ) -> dict[str, Kinds]:
-    """Depths by distance and by match, the smallest that reach AIM, and the recall they have.
+    """Find the smallest depths by distance and by match that reach TARGET_RECALL, with their
+    recall.
 
     Args:
-        index: whose report is given what is tried.
-        rows: (N, A D + A + 1) as they are stored.
-        beliefs: (N, V + A) as they are stored.
-        live: (N,) which of them are items.
-        schema: of the columns.
-        calibration: of the bundle; None where it has none.
+        index: its report is set to each depth tried.
+        rows: (N, A D + A + 1) as stored.
+        beliefs: (N, V + A) as stored.
+        live: (N,) True for rows that are live items.
+        schema: the gallery's schema.
+        calibration: the bundle's calibration, or None.
     """
     attributes = len(schema.sizes)
     k = min(RECALL_AT, int(np.count_nonzero(live)))
-    kinds = {"all": attributes, "half": max(1, attributes // 2), "one": 1}
-    asked = {
-        n: _asked(rows, beliefs, live, schema, alike, calibration) for n, alike in kinds.items()
+    counts = {"all": attributes, "half": max(1, attributes // 2), "one": 1}
+    queries = {
+        name: _sample_queries(rows, beliefs, live, schema, counted, calibration)
+        for name, counted in counts.items()
     }
-    queries = [query for every in asked.values() for query in every]
-    vectors = np.stack([near.vector for near, _ in queries])
-    floors = np.split(
-        _floors(rows, live, lambda block: vectors @ block[:, : vectors.shape[1]].T, k), len(kinds)
-    )
+    every = [query for kind in queries.values() for query in kind]
+    vectors = np.stack([near.vector for near, _ in every])
+    floors = _score_floors(rows, live, lambda block: vectors @ block[:, : vectors.shape[1]].T, k)
     tuned: dict[str, Kinds] = {"distance": {}, "match": {}}
-    for (name, every), least in zip(asked.items(), floors):
-        nearness = [near for near, _ in every]
-
-        def by_distance(at: int, nearness: Sequence[Nearness] = nearness) -> Rows:
-            return index.nearest(nearness[at], live, rows, k)
-
-        found = _Kind("distance", name, evenness(nearness[0].weights), nearness, least)
-        tuned["distance"][name] = _depth(index, found, rows, by_distance, k)
-    matching = [match for _, match in queries if match is not None]
-    if beliefs is None or not matching:
+    for (name, kind), least in zip(queries.items(), np.split(floors, len(counts))):
+        scorers = [near for near, _ in kind]
+        searches = [partial(index.nearest, near, live, rows, k) for near in scorers]
+        found = _find_depth(index, "distance", name, scorers, least, rows, searches, k)
+        tuned["distance"][name] = found
+    matches = [match for _, match in every if match is not None]
+    if beliefs is None or not matches:
         return tuned
     wanted, weights = (
-        np.stack([vars(match)[name] for match in matching]) for name in ("wanted", "weights")
+        np.stack([vars(match)[field] for match in matches]) for field in ("wanted", "weights")
     )
-    epsilon = matching[0].epsilon
-    floors = np.split(
-        _floors(beliefs, live, lambda b: match_scores(wanted, weights, b, schema, epsilon), k),
-        len(kinds),
+    epsilon = matches[0].epsilon
+    floors = _score_floors(
+        beliefs, live, lambda block: match_scores(wanted, weights, block, schema, epsilon), k
     )
-    for (name, every), least in zip(asked.items(), floors):
-        matches = [match for _, match in every if match is not None]
-
-        def by_match(at: int, every: Sequence[tuple[Nearness, Matching | None]] = every) -> Rows:
-            near, match = every[at]
-            assert match is not None
-            return index.matches([(match, k)], near, live, rows, beliefs)
-
-        found = _Kind("match", name, evenness(matches[0].weights), matches, least)
-        tuned["match"][name] = _depth(index, found, beliefs, by_match, k)
+    for (name, kind), least in zip(queries.items(), np.split(floors, len(counts))):
+        pairs = [(near, match) for near, match in kind if match is not None]
+        searches = [
+            partial(index.matches, [(match, k)], near, live, rows, beliefs) for near, match in pairs
+        ]
+        scorers = [match for _, match in pairs]
+        tuned["match"][name] = _find_depth(
+            index, "match", name, scorers, least, beliefs, searches, k
+        )
     return tuned
 
 
-class _Kind(NamedTuple):
-    rank: str
-    name: str
-    attributes: float
-    scores: Sequence[Callable[[Vector], Vector]]
-    floors: Vector
-
-
-def _depth(
-    index: Tuned, kind: _Kind, stored: Vector, search: Callable[[int], Rows], k: int
+def _find_depth(
+    index: "Index",
+    rank: str,
+    name: str,
+    scorers: Sequence[DistanceScorer] | Sequence[MatchScorer],
+    floors: Vector,
+    stored: Vector,
+    searches: Sequence[Callable[[], Rows]],
+    k: int,
 ) -> dict[str, float]:
-    """The smallest depth that reaches AIM, or the largest there is."""
+    """Find the smallest depth that reaches TARGET_RECALL, or the largest tried.
+
+    Args:
+        index: its report is set to each depth tried.
+        rank: "distance" or "match".
+        name: of this kind of queries.
+        scorers: of each query.
+        floors: (Q,) scores that a correct answer reaches.
+        stored: rows that the scorers take.
+        searches: of each query, by the index.
+        k: rows that each search returns.
+    """
     found: dict[str, float] = {}
     recall = 0.0
     for depth in DEPTHS:
-        found = {"attributes": round(kind.attributes, 3), "depth": depth}
-        index.report[kind.rank] = {kind.name: found}
+        found = {"attributes": round(effective_attributes(scorers[0].weights), 3), "depth": depth}
+        index.report[rank] = {name: found}
         right = 0
-        for at, (score, least) in enumerate(zip(kind.scores, kind.floors)):
-            rows = np.sort(search(at))
-            # Items of which every label is known tie: any of those is right.
-            right += min(k, int(np.count_nonzero(look(stored, rows, score) >= least)))
-        recall = right / (k * len(kind.scores))
+        for score, floor, search in zip(scorers, floors, searches):
+            rows = np.sort(search())
+            # Fully labelled items tie; any of them is correct.
+            right += min(k, int(np.count_nonzero(score_rows(stored, rows, score) >= floor)))
+        recall = right / (k * len(searches))
         found[f"recall{RECALL_AT}"] = round(recall, 5)
-        if recall >= AIM:
+        if recall >= TARGET_RECALL:
             return found
     print(
-        f"warning: index: by {kind.rank}, queries of {kind.name} of the attributes have recall "
-        f"{recall:.3f} with {DEPTHS[-1]} candidates an answer, the most that are tried; the aim is "
-        f"{AIM}",
+        f"warning: index: by {rank}, queries on {name} of the attributes reach recall "
+        f"{recall:.3f} with {DEPTHS[-1]} candidates per answer, the most tried; the target is "
+        f"{TARGET_RECALL}",
         file=sys.stderr,
     )
     return found
 
 
-def _floors(stored: Vector, live: Mask, scores: Callable[[Vector], Vector], k: int) -> Vector:
-    """Of each query the k-th best score of all items, less rounding; in one pass over the rows.
+def _score_floors(stored: Vector, live: Mask, scores: Callable[[Vector], Vector], k: int) -> Vector:
+    """For each query, the k-th best score over all live items, less rounding; one pass over the
+    rows.
 
     Args:
-        stored: (N, ...) rows.
-        live: (N,) which of them are items.
-        scores: rows to (Q, N) scores.
-        k: rank looked at.
+        stored: rows (N, ...).
+        live: (N,) True for rows that are live items.
+        scores: maps rows to scores (Q, N).
+        k: the rank.
     """
     best: Vector | None = None
     step = max(k, BLOCK_BYTES // (4 * stored.shape[1]))
@@ -173,28 +162,29 @@ def _floors(stored: Vector, live: Mask, scores: Callable[[Vector], Vector], k: i
         every = scores(np.asarray(stored[at : at + step])[live[at : at + step]])
         if best is not None:
             every = np.hstack([best, every])
-        least = max(0, every.shape[1] - k)
-        best = np.partition(every, least, axis=1)[:, least:] if every.shape[1] else best
+        floor = max(0, every.shape[1] - k)
+        best = np.partition(every, floor, axis=1)[:, floor:] if every.shape[1] else best
     assert best is not None
     kth = best.min(axis=1)
     return kth - np.float32(1e-5) * np.maximum(1, np.abs(kth))
 
 
-def _asked(
+def _sample_queries(
     rows: Vector,
     beliefs: Vector | None,
     live: Mask,
     schema: Schema,
-    alike: int,
+    counted: int,
     calibration: Calibration | None,
-) -> list[tuple[Nearness, Matching | None]]:
-    """Stored items with one subspace of another, as an edit makes them; that one and others,
-    `alike` in all, count.
+) -> list[tuple[DistanceScorer, MatchScorer | None]]:
+    """Make queries from stored items by swapping in one subspace of another item, as an edit does.
+
+    The swapped attribute and others, `counted` in all, have weight.
     """
     attributes = len(schema.sizes)
     width = (rows.shape[1] - attributes - 1) // attributes
     draws = np.random.default_rng(1)
-    items, asked = np.flatnonzero(live), list[tuple[Nearness, Matching | None]]()
+    items, asked = np.flatnonzero(live), list[tuple[DistanceScorer, MatchScorer | None]]()
     for _ in range(QUERIES):
         one, other = draws.choice(items, 2).tolist()
         order = draws.permutation(attributes)
@@ -202,13 +192,13 @@ def _asked(
         donor = rows[other, : attributes * width].reshape(attributes, width)
         edited[order[0]] = donor[order[0]]
         edited /= max(float(np.linalg.norm(edited)), 1e-12)
-        weights = np.isin(np.arange(attributes), order[:alike]).astype(np.float32)
+        weights = np.isin(np.arange(attributes), order[:counted]).astype(np.float32)
         match = None
         if beliefs is not None and calibration is not None:
             wanted, part = beliefs[one].copy(), parts(schema)[int(order[0])]
             ask_value(wanted[None], part, int(beliefs[other, part][:-1].argmax()))
             weighed = weights.copy()
             weighed[order[0]] *= calibration.edit_weight
-            match = Matching(wanted, weighed, calibration.epsilon, schema)
-        asked.append((Nearness(edited, weights), match))
+            match = MatchScorer(wanted, weighed, calibration.epsilon, schema)
+        asked.append((DistanceScorer(edited, weights), match))
     return asked

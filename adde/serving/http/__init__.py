@@ -1,1 +1,1 @@
-"""The HTTP service over a `Searcher`; of the extra `serve`, imported by no other package."""
+"""The HTTP service over a `Searcher`; needs the extra `serve`; no other package imports it."""

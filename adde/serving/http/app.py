@@ -9,13 +9,15 @@ from fastapi.openapi.utils import get_openapi
 from starlette.types import ASGIApp
 
 from adde.serving.http import pages, problems
-from adde.serving.http.requests.middleware import Guard, needs_key
+from adde.serving.http.requests.middleware import RequestMiddleware, needs_key
 from adde.serving.http.routes import router
 from adde.serving.http.service import Service
 
 
 def create_app(service: Service) -> ASGIApp:
-    """The service behind its guard; the app's lifespan is the service's."""
+    """Create the ASGI app of a service, behind the middleware; its lifespan starts and stops the
+    service.
+    """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
@@ -23,7 +25,7 @@ def create_app(service: Service) -> ASGIApp:
         yield
         await service.close()
 
-    # A redirect to the path with a slash would lead out of a proxy's prefix.
+    # Redirects to a path with a slash would leave a proxy's prefix.
     app = FastAPI(
         title="ADDE", docs_url=None, redoc_url=None, lifespan=lifespan, redirect_slashes=False
     )
@@ -33,7 +35,7 @@ def create_app(service: Service) -> ASGIApp:
     problems.install(app)
     described = _description(app, keyed=service.keys is not None)
     app.openapi = lambda: described
-    return Guard(app, service)
+    return RequestMiddleware(app, service)
 
 
 def _description(app: FastAPI, keyed: bool) -> dict[str, Any]:
@@ -42,14 +44,14 @@ def _description(app: FastAPI, keyed: bool) -> dict[str, Any]:
         version="1",
         description="This item, but with these values.",
         routes=app.routes,
-        servers=[{"url": "."}],  # from where this document is, behind whatever prefix
+        servers=[{"url": "."}],  # relative to this document, so that any prefix works
     )
     schemas = content["components"]["schemas"]
     schemas[problems.ProblemBody.__name__] = problems.ProblemBody.model_json_schema()
     for operations in content["paths"].values():
         for operation in operations.values():
             operation["summary"] = operation.pop("description")
-            # Ours is a problem, not FastAPI's own kind of validation error.
+            # Validation errors are problem details here, not FastAPI's format.
             error = operation["responses"].get("422", {}).get("content", {})
             error.pop("application/json", None)
     for unused in ("HTTPValidationError", "ValidationError"):

@@ -1,4 +1,4 @@
-"""Pictures of several requests, embedded in one run of the encoder."""
+"""Batch pictures of several requests into one run of the encoder."""
 
 import asyncio
 import contextlib
@@ -12,9 +12,9 @@ from adde.preprocess import Picture
 from adde.serving.http.metrics import Metrics
 from adde.serving.search import Start
 
-PATIENCE = 0.2
-"""Of the seconds that the last batch took: what the first of the next may wait for others, where
-that is more than `max_wait`. It would else start with the few that are decoded already.
+WAIT_SHARE = 0.2
+"""The first picture of a batch may wait for this share of the last batch's duration, if longer than
+`max_wait`. Otherwise the next batch would start with the few pictures already decoded.
 """
 
 
@@ -28,28 +28,28 @@ class _Entry:
 class Batcher:
     """Collects pictures into batches; all calls come from one event loop.
 
-    A batch starts when the encoder is free and: it is full, or its first picture has waited
-    `max_wait` seconds (see also PATIENCE), or no other picture is on its way. A lone request so
-    never waits.
+    A batch starts when the encoder is free and the batch is full, its first picture has waited
+    `max_wait` seconds (see also WAIT_SHARE), or no other picture is pending. A lone request
+    therefore never waits.
 
     Args:
-        embed: pictures -> their starts, in one run; called in a thread.
-        coming: how many requests may yet bring a picture.
-        lanes: batches at a time.
-        max_batch: pictures in one.
-        max_wait: seconds.
+        embed: encodes pictures in one run; called in a thread.
+        pending_pictures: returns the number of admitted requests that may still bring a picture.
+        lanes: concurrent batches.
+        max_batch: pictures per batch.
+        max_wait: in seconds.
     """
 
     def __init__(
         self,
         embed: Callable[[Sequence[Picture]], list[Start]],
-        coming: Callable[[], int],
+        pending_pictures: Callable[[], int],
         metrics: Metrics,
         lanes: int,
         max_batch: int,
         max_wait: float,
     ) -> None:
-        self._embed, self._coming, self._metrics = embed, coming, metrics
+        self._embed, self._pending_pictures, self._metrics = embed, pending_pictures, metrics
         self._max_batch, self._max_wait = max_batch, max_wait
         self._last_seconds = 0.0
         self._waiting: deque[_Entry] = deque()
@@ -58,7 +58,7 @@ class Batcher:
         self._lanes = [asyncio.create_task(self._lane()) for _ in range(lanes)]
 
     async def embed(self, picture: Picture) -> Start:
-        """The start of one picture. Cancelled while it waits, it is left out of its batch."""
+        """Embed one picture. If cancelled while waiting, it is left out of its batch."""
         entry = _Entry(picture, asyncio.get_running_loop().create_future())
         self._waiting.append(entry)
         self._metrics.waiting.inc()
@@ -66,11 +66,11 @@ class Batcher:
         return await entry.future
 
     def wake(self) -> None:
-        """Has what waits looked at again: what `coming` says has changed."""
+        """Re-check the waiting batch, because `pending_pictures` has changed."""
         self._news.set()
 
     async def close(self) -> None:
-        """Ends when nothing is asked of it any more; what still waits is cancelled."""
+        """Finish running batches and cancel waiting pictures."""
         for lane in self._lanes:
             lane.cancel()
         await asyncio.gather(*self._lanes, return_exceptions=True)
@@ -87,8 +87,8 @@ class Batcher:
     async def _collect(self) -> list[_Entry]:
         while not self._waiting:
             await self._wait(None)
-        limit = self._waiting[0].arrived + max(self._max_wait, PATIENCE * self._last_seconds)
-        while self._waiting and len(self._waiting) < self._max_batch and self._coming():
+        limit = self._waiting[0].arrived + max(self._max_wait, WAIT_SHARE * self._last_seconds)
+        while self._waiting and len(self._waiting) < self._max_batch and self._pending_pictures():
             left = limit - time.monotonic()
             if left <= 0:
                 break
@@ -96,7 +96,7 @@ class Batcher:
         count = min(self._max_batch, len(self._waiting))
         batch = [self._waiting.popleft() for _ in range(count)]
         self._metrics.waiting.dec(count)
-        return [entry for entry in batch if not entry.future.done()]  # nobody waits for the rest
+        return [entry for entry in batch if not entry.future.done()]  # the others were cancelled
 
     async def _wait(self, seconds: float | None) -> None:
         self._news.clear()

@@ -1,4 +1,4 @@
-"""What the shopper's page shows of an item: name, price, a link to the shop; and categories."""
+"""How the shopper's page shows items: title, price, link to the shop, and categories."""
 
 import re
 import string
@@ -14,7 +14,7 @@ USUAL = {
     "price_field": ("price",),
     "category": ("category", "subcategory", "product_type", "type", "kind", "department"),
 }
-"""Names that are taken where none is given and the gallery has one of them."""
+"""Field names to use by default, if the gallery has them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,20 +22,21 @@ class Cards:
     """How the page shows items; every field is a flag of serve_onnx/server.py.
 
     Raises:
-        UserError: the template or the currency is none.
+        UserError: the link template or the currency is malformed.
     """
 
     title_field: str | None = None
-    """Field that is an item's name; `title` or `name` where items have one, else their id."""
+    """Field with an item's title; default `title` or `name`, otherwise the id is shown."""
     price_field: str | None = None
-    """Field that is an item's price; `price` where items have one."""
+    """Field with an item's price; default `price`."""
     currency: str | None = None
-    """Of prices, as ISO 4217 has it: EUR."""
+    """Currency of prices as an ISO 4217 code: EUR."""
     link_template: str | None = None
-    """Where an item is sold: https://shop.example/p/{item_id}, or {url}, which is a field."""
+    """URL of an item in the shop: https://shop.example/p/{item_id}, or {url} for a field."""
     category: str | None = None
-    """Attribute or field by which the start page is divided; `category` or the like, else the
-    first attribute."""
+    """Attribute or field that groups the start page; default `category` or the like, otherwise the
+    first attribute.
+    """
 
     def __post_init__(self) -> None:
         if self.currency is not None and not re.fullmatch("[A-Z]{3}", self.currency):
@@ -47,12 +48,12 @@ class Cards:
             return
         if not re.match(r"https?://|/|\{", template) or not self._names():
             raise UserError(
-                "--link-template: expected an address with {item_id} or the name of a field in it, "
+                "--link-template: expected a URL with {item_id} or a field's name in braces, "
                 f"such as https://shop.example/p/{{item_id}}, found {template!r}"
             )
 
     def _names(self) -> list[str]:
-        """Of what the template is filled with; none where it is not well formed."""
+        """Names used in the template; empty if it is malformed."""
         try:
             found = [*string.Formatter().parse(self.link_template or "")]
         except ValueError:
@@ -61,15 +62,15 @@ class Cards:
         return [name for _, name, _, _ in found if name is not None] if plain else []
 
     def of(self, schema: Schema, facets: Sequence[Facet], items: int) -> "Cards":
-        """The same with the usual names where none is given and the items have them.
+        """Fill in default names that the items have.
 
         Args:
-            schema: of the gallery.
-            facets: of its items.
-            items: how many there are; with none, any name may come to be theirs.
+            schema: the gallery's schema.
+            facets: facets of its items.
+            items: number of items; in an empty gallery any name is accepted.
 
         Raises:
-            UserError: a name that is given is none of theirs.
+            UserError: the items do not have a name that was given.
         """
         fields = [facet.name for facet in facets]
         known = dict.fromkeys(USUAL, fields) | {"category": [*schema.names, *fields]}

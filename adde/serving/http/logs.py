@@ -1,18 +1,18 @@
-"""The log: one JSON object a line, on stderr."""
+"""JSON logging: one object per line, on stderr."""
 
 import json
 import logging
 from datetime import datetime, timezone
 
 USUAL = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
-"""What every record has; the rest came as `extra`."""
+"""Attributes of every record; any others came as `extra`."""
 
 
 class JsonLines(logging.Formatter):
-    """Time, level, message, and what the record was given as `extra`."""
+    """Formats time, level, message and the record's `extra`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line."""
+        """Format a record as one line."""
         when = datetime.fromtimestamp(record.created, timezone.utc)
         content = {
             "time": when.isoformat(timespec="milliseconds"),
@@ -27,7 +27,7 @@ class JsonLines(logging.Formatter):
 
 
 def install() -> None:
-    """Makes it the log of the whole process."""
+    """Install the formatter for the whole process."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines())
     root = logging.getLogger()

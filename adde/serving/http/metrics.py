@@ -1,4 +1,4 @@
-"""What /metrics says, in the terms of Prometheus."""
+"""Prometheus metrics."""
 
 import time
 from collections.abc import Generator
@@ -18,7 +18,7 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 
 
 class Metrics:
-    """The metrics of one server, in a registry of their own."""
+    """The metrics of one server, in a separate registry."""
 
     def __init__(self) -> None:
         self.registry = of = CollectorRegistry()
@@ -26,38 +26,36 @@ class Metrics:
         PlatformCollector(registry=of)
         self.requests = Histogram(
             "adde_request_seconds",
-            "From a request's head to the end of its answer.",
+            "Seconds from a request's head to the end of its response.",
             ("method", "route", "status"),
             registry=of,
             buckets=SECONDS,
         )
         self.stages = Histogram(
             "adde_stage_seconds",
-            "Of a request: read, decode, batch (waiting for the encoder, and in it), search.",
+            "Seconds of a request's stages: read, decode, batch (wait and encode), search.",
             ("stage",),
             registry=of,
             buckets=SECONDS,
         )
         self.encode = Histogram(
-            "adde_encode_seconds", "The encoder on one batch.", registry=of, buckets=SECONDS
+            "adde_encode_seconds", "Seconds of the encoder per batch.", registry=of, buckets=SECONDS
         )
         self.batches = Histogram(
             "adde_batch_size",
-            "Pictures in one run of the encoder.",
+            "Pictures per batch of the encoder.",
             registry=of,
             buckets=(1, 2, 4, 8, 16, 32, 64),
         )
-        self.inside = Gauge(
-            "adde_requests_inside", "Requests that hold a place of the queue.", registry=of
-        )
-        self.waiting = Gauge("adde_queue_depth", "Pictures that wait for the encoder.", registry=of)
+        self.inside = Gauge("adde_requests_inside", "Admitted requests.", registry=of)
+        self.waiting = Gauge("adde_queue_depth", "Pictures waiting for the encoder.", registry=of)
         self.refused = Counter(
-            "adde_refused", "Requests refused before any work, by reason.", ("why",), registry=of
+            "adde_refused", "Requests rejected before any work, by reason.", ("why",), registry=of
         )
-        self.swaps = Counter("adde_swaps", "Bundles swapped in.", ("outcome",), registry=of)
+        self.swaps = Counter("adde_swaps", "Hot swaps, by outcome.", ("outcome",), registry=of)
         self.serving = Gauge(
             "adde_serving",
-            "1 for the bundle that serves and the provider it really runs on.",
+            "1 for the current bundle and the provider that it runs on.",
             ("bundle", "provider"),
             registry=of,
         )
@@ -65,7 +63,7 @@ class Metrics:
 
     @contextmanager
     def stage(self, name: str) -> Generator[None]:
-        """Times the body as a stage of a request, also where it fails."""
+        """Time the block as a stage of a request, even if it fails."""
         start = time.perf_counter()
         try:
             yield
@@ -73,5 +71,5 @@ class Metrics:
             self.stages.labels(name).observe(time.perf_counter() - start)
 
     def text(self) -> bytes:
-        """The exposition format."""
+        """Return the metrics in the exposition format."""
         return generate_latest(self.registry)

@@ -1,4 +1,4 @@
-"""The shopper's page at / and the API's description at /docs; neither asks anything elsewhere."""
+"""The shopper's page at / and the API documentation at /docs, without requests to other hosts."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -7,7 +7,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse
 from starlette.staticfiles import StaticFiles
 
-from adde.serving import whereabouts
+from adde.serving import picture_location
 
 CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
@@ -15,7 +15,7 @@ CSP = (
 )
 FOLDER = Path(__file__).parent / "page"
 
-# Swagger UI draws its icons from data addresses and styles them in place.
+# Swagger UI uses data URLs for icons and inline styles.
 DOCS_CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -24,8 +24,8 @@ DOCS_CSP = (
 
 
 def install(app: FastAPI) -> None:
-    """Adds both to the app."""
-    # fastapi-offline carries Swagger UI's files; of it nothing else is used.
+    """Add both pages to the app."""
+    # Only Swagger UI's files are used of fastapi-offline.
     swagger = find_spec("fastapi_offline")
     assert swagger is not None and swagger.origin is not None
     app.mount("/page", StaticFiles(directory=FOLDER))
@@ -35,9 +35,9 @@ def install(app: FastAPI) -> None:
 
 
 async def page(request: Request) -> FileResponse:
-    """The shopper's page, which may show pictures from where they are said to lie."""
-    pictures = request.app.state.service.pair.searcher.gallery.header.pictures
-    origin = whereabouts.origin(pictures) or ""
+    """Return the shopper's page, with a policy that allows pictures from the gallery's URL."""
+    pictures = request.app.state.service.backend.searcher.gallery.header.pictures
+    origin = picture_location.url_origin(pictures) or ""
     policy = CSP
     for source in ("img-src", "connect-src"):
         policy = policy.replace(f"{source} 'self'", f"{source} 'self' {origin}".rstrip())
@@ -45,5 +45,5 @@ async def page(request: Request) -> FileResponse:
 
 
 async def docs() -> FileResponse:
-    """Swagger UI over /openapi.json."""
+    """Return Swagger UI for /openapi.json."""
     return FileResponse(FOLDER / "docs.html", headers={"content-security-policy": DOCS_CSP})

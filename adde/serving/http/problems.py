@@ -1,4 +1,4 @@
-"""What goes wrong, as RFC 9457 problem details."""
+"""Errors as RFC 9457 problem details."""
 
 import math
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 
 from adde.errors import UserError
 from adde.serving.gallery.base import ItemNotFoundError, UnavailableError
-from adde.serving.http.requests.pictures import (
+from adde.serving.http.requests.picture_decoder import (
     BROKEN,
     TOO_LARGE,
     WRONG_FORMAT,
@@ -28,14 +28,14 @@ PICTURES = {
     BROKEN: (422, "picture-broken"),
 }
 AWAY_SECONDS = 2
-"""After which to come back, where the gallery's service does not answer, or no decoder."""
+"""Retry-After while the gallery or the decoders are unavailable."""
 
 CLIENT_GONE = 499
-"""As nginx has it: nobody reads the answer, and logs and metrics say why there is none."""
+"""nginx's code for logs and metrics; the client that left does not see it."""
 
 
 class ProblemBody(BaseModel):
-    """RFC 9457."""
+    """Problem details of RFC 9457."""
 
     type: str = Field(examples=["urn:adde:problem:queue-full"])
     title: str
@@ -45,13 +45,13 @@ class ProblemBody(BaseModel):
 
 
 class Problem(Exception):  # noqa: N818  # RFC 9457's word
-    """An answer that is an error.
+    """An error response.
 
     Args:
         status: HTTP status.
-        code: what programs tell problems apart by; the end of `type`.
-        detail: for a person; names what was expected and what was found.
-        headers: of the answer.
+        code: identifies the kind of problem; the end of `type`.
+        detail: for a person; says what was expected and found.
+        headers: extra response headers.
     """
 
     def __init__(
@@ -62,45 +62,45 @@ class Problem(Exception):  # noqa: N818  # RFC 9457's word
         self.headers = dict(headers or {})
 
 
-def come_back(code: str, detail: str, seconds: float, status: int = 429) -> Problem:
-    """With Retry-After, in whole seconds."""
+def retry_later(code: str, detail: str, seconds: float, status: int = 429) -> Problem:
+    """Make a problem with Retry-After, rounded up to seconds."""
     return Problem(status, code, detail, {"Retry-After": str(max(1, math.ceil(seconds)))})
 
 
-def of_validation(errors: list[Any]) -> Problem:
-    """What pydantic found, without the values that it found it in."""
+def from_validation(errors: list[Any]) -> Problem:
+    """Make a problem from pydantic's errors, without the offending values."""
     texts = [f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg']}" for e in errors[:5]]
     more = f"; and {len(errors) - 5} more" if len(errors) > 5 else ""
     return Problem(422, "invalid", "; ".join(texts) + more)
 
 
-def of_exception(error: Exception) -> Problem:
-    """The problem that an exception is to the client; nothing of what the server alone may know."""
+def from_exception(error: Exception) -> Problem:
+    """Make the problem for an exception, without internal details."""
     if isinstance(error, Problem):
         return error
     if isinstance(error, ItemNotFoundError):
         return Problem(404, "no-such-item", str(error))
     if isinstance(error, UnavailableError):
-        detail = "the service that the gallery lies in does not answer now; come back"
-        return come_back("gallery-away", detail, AWAY_SECONDS, 503)
+        detail = "the gallery's service does not answer at present; try again later"
+        return retry_later("gallery-away", detail, AWAY_SECONDS, 503)
     if isinstance(error, NoDecoderError):
-        detail = "no picture can be decoded now; come back"
-        return come_back("no-decoder", detail, AWAY_SECONDS, 503)
+        detail = "no picture can be decoded at present; try again later"
+        return retry_later("no-decoder", detail, AWAY_SECONDS, 503)
     if isinstance(error, PictureError):
         return Problem(*PICTURES[error.kind], str(error))
     if isinstance(error, UserError):
         return Problem(422, "invalid", str(error))
     if isinstance(error, ValidationError):
-        return of_validation(error.errors(include_input=False, include_url=False))
+        return from_validation(error.errors(include_input=False, include_url=False))
     if isinstance(error, RequestValidationError):
-        return of_validation([*error.errors()])
+        return from_validation([*error.errors()])
     if isinstance(error, HTTPException):
         return Problem(error.status_code, "http", str(error.detail), error.headers)
     return Problem(500, "internal", "the server failed; its log says why under this instance")
 
 
-def answer(problem: Problem, request_id: str) -> JSONResponse:
-    """The answer that a problem is."""
+def to_response(problem: Problem, request_id: str) -> JSONResponse:
+    """Make the response for a problem."""
     try:
         title = HTTPStatus(problem.status).phrase
     except ValueError:
@@ -116,10 +116,10 @@ def answer(problem: Problem, request_id: str) -> JSONResponse:
 
 
 def install(app: FastAPI) -> None:
-    """Makes every exception of a route a problem."""
+    """Handle every exception of a route as a problem."""
 
     async def handle(request: Request, error: Exception) -> JSONResponse:
-        return answer(of_exception(error), request.state.request_id)
+        return to_response(from_exception(error), request.state.request_id)
 
     kinds = (Problem, UserError, ValidationError, RequestValidationError, HTTPException, Exception)
     for kind in kinds:

@@ -11,11 +11,11 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 
 from adde.errors import UserError
-from adde.serving import whereabouts
+from adde.serving import picture_location
 from adde.serving.gallery.base import UnavailableError, read_picture
-from adde.serving.http import bodies
-from adde.serving.http.hot_swap import Pair
-from adde.serving.http.problems import MEDIA_TYPE, Problem, ProblemBody, of_exception
+from adde.serving.http import request_models, response_models
+from adde.serving.http.backend import Backend
+from adde.serving.http.problems import MEDIA_TYPE, Problem, ProblemBody, from_exception
 from adde.serving.http.requests.request_body import FORM, JSON
 from adde.serving.http.service import Service
 
@@ -30,7 +30,7 @@ router = APIRouter()
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """What a route may answer but for success, as OpenAPI has it."""
+    """Describe a route's error responses for OpenAPI."""
     schema = {"$ref": f"#/components/schemas/{ProblemBody.__name__}"}
     content = {MEDIA_TYPE: {"schema": schema}}
     texts = {status: {"description": "Problem", "content": content} for status in statuses}
@@ -42,7 +42,7 @@ LOOK = (401, 404, 421, 422, 429, 500, 503, 504)
 
 
 def body_of(kind: type[BaseModel], needs_image: bool) -> dict[str, Any]:
-    """A request's body as OpenAPI has it."""
+    """Describe a request body for OpenAPI."""
     schema = inlined(kind.model_json_schema())
     form: dict[str, Any] = {
         "type": "object",
@@ -59,7 +59,7 @@ def body_of(kind: type[BaseModel], needs_image: bool) -> dict[str, Any]:
 
 
 def inlined(schema: dict[str, Any]) -> dict[str, Any]:
-    """A schema without `$defs`, whose addresses would be those of the whole document."""
+    """Inline `$defs` of a schema, whose references would point into the whole document."""
     parts = schema.pop("$defs", {})
 
     def put(value: Any) -> Any:
@@ -76,20 +76,20 @@ def inlined(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def service_of(request: Request) -> Service:
-    """What stands behind the app."""
+    """Return the app's service."""
     return request.app.state.service
 
 
 def json_response(content: bytes | dict[str, Any]) -> Response:
-    """An answer that is JSON already, or is to be."""
+    """Make a JSON response."""
     body = content if isinstance(content, bytes) else json.dumps(content, allow_nan=False).encode()
     return Response(body, media_type=JSON)
 
 
 @router.post(
     "/v1/embed",
-    responses={200: {"model": bodies.EmbedResult}, **problems(*WORK)},
-    openapi_extra=body_of(bodies.EmbedBody, needs_image=True),
+    responses={200: {"model": response_models.EmbedResult}, **problems(*WORK)},
+    openapi_extra=body_of(request_models.EmbedBody, needs_image=True),
 )
 async def embed(request: Request) -> Response:
     """Embed a picture."""
@@ -98,8 +98,8 @@ async def embed(request: Request) -> Response:
 
 @router.post(
     "/v1/search",
-    responses={200: {"model": bodies.SearchResult}, **problems(*WORK, 404)},
-    openapi_extra=body_of(bodies.SearchBody, needs_image=False),
+    responses={200: {"model": response_models.SearchResult}, **problems(*WORK, 404)},
+    openapi_extra=body_of(request_models.SearchBody, needs_image=False),
 )
 async def search(request: Request) -> Response:
     """This item, but with these values."""
@@ -107,56 +107,60 @@ async def search(request: Request) -> Response:
 
 
 @router.get("/v1/schema", responses=problems(401, 421, 429))
-async def schema(request: Request) -> bodies.SchemaResult:
-    """What can be asked for."""
+async def schema(request: Request) -> response_models.SchemaResult:
+    """The attributes and fields that requests may use."""
     service = service_of(request)
-    pair = service.pair
-    return bodies.SchemaResult(
-        bundle=pair.bundle,
-        calibrated=pair.searcher.calibration is not None,
+    backend = service.backend
+    return response_models.SchemaResult(
+        bundle=backend.bundle,
+        calibrated=backend.searcher.calibration is not None,
         attributes=[
-            bodies.AttributeBody(name=a.name, values=list(a.values))
-            for a in pair.searcher.schema.attributes
+            response_models.AttributeBody(name=a.name, values=list(a.values))
+            for a in backend.searcher.schema.attributes
         ],
         fields=[
-            bodies.FieldBody(name=f.name, values=[*f.values], min=f.low, max=f.high)
-            for f in pair.facets
+            response_models.FieldBody(name=f.name, values=[*f.values], min=f.low, max=f.high)
+            for f in backend.facets
         ],
-        items=pair.gallery.items,
+        items=backend.gallery.items,
         max_bytes=service.settings.max_bytes,
-        cards=bodies.CardsBody(**vars(pair.cards)),
+        cards=response_models.CardsBody(**vars(backend.cards)),
     )
 
 
 @router.get(
     "/v1/items",
-    responses={200: {"model": bodies.ItemsResult}, **problems(*LOOK)},
+    responses={200: {"model": response_models.ItemsResult}, **problems(*LOOK)},
 )
 async def some_items(
     request: Request,
     count: Annotated[int, Query(ge=1, le=100)] = 12,
-    seed: Annotated[int, Query(ge=0, lt=2**32, description="Another seed, other items.")] = 0,
-    offset: Annotated[int, Query(ge=0, le=10_000, description="Items before these.")] = 0,
-    query: Annotated[str, Query(max_length=200, description="Words that items must have.")] = "",
+    seed: Annotated[
+        int, Query(ge=0, lt=2**32, description="Determines which items are drawn.")
+    ] = 0,
+    offset: Annotated[int, Query(ge=0, le=10_000, description="Items to skip.")] = 0,
+    query: Annotated[str, Query(max_length=200, description="Words that items must contain.")] = "",
     filters: Annotated[
-        str, Query(max_length=2000, description="As /v1/search has them, in JSON.")
+        str, Query(max_length=2000, description="Filters as in /v1/search, as JSON.")
     ] = "{}",
 ) -> Response:
     """Some items to start from."""
-    wanted = bodies.FILTERS.validate_json(filters)
+    wanted = request_models.FILTERS.validate_json(filters)
 
-    async def found(pair: Pair) -> Response:
-        gallery = pair.searcher.gallery
-        items = await pair.gallery.ask(gallery.browse, query, wanted, count, offset, seed)
-        return json_response({"items": [bodies.item_json(gallery.header, i) for i in items]})
+    async def found(backend: Backend) -> Response:
+        gallery = backend.searcher.gallery
+        items = await backend.gallery.call(gallery.browse, query, wanted, count, offset, seed)
+        return json_response(
+            {"items": [response_models.item_json(gallery.header, i) for i in items]}
+        )
 
-    return await service_of(request).look(request, found)
+    return await service_of(request).query_gallery(request, found)
 
 
 ItemId = Annotated[str, Path(max_length=1000)]
 
 
-# Before the route of items, which takes ids with slashes.
+# Must come before the items route, whose ids may contain slashes.
 @router.get(
     "/v1/items/{item_id:path}/picture",
     response_class=Response,
@@ -166,21 +170,21 @@ ItemId = Annotated[str, Path(max_length=1000)]
     },
 )
 async def picture(request: Request, item_id: ItemId) -> Response:
-    """An item's picture, as it was packed; or a redirection, if `--pictures` is an address."""
+    """An item's picture as stored, or a redirect if `--pictures` is a URL."""
 
-    async def read(pair: Pair) -> bytes | str | None:
-        gallery = pair.searcher.gallery
-        item = await pair.gallery.ask(gallery.get, item_id)
-        if whereabouts.origin(pictures := gallery.header.pictures):
-            return whereabouts.address(pictures or "", item_id)
+    async def read(backend: Backend) -> bytes | str | None:
+        gallery = backend.searcher.gallery
+        item = await backend.gallery.call(gallery.get, item_id)
+        if picture_location.url_origin(pictures := gallery.header.pictures):
+            return picture_location.picture_url(pictures or "", item_id)
         try:
-            return await pair.in_thread(read_picture, gallery.header, item)
+            return await backend.in_thread(read_picture, gallery.header, item)
         except UserError as error:
-            log.error("a picture cannot be read: %s", error)
-            detail = f"the picture of item {item_id!r} is not to be had now"
+            log.error("cannot read a picture: %s", error)
+            detail = f"the picture of item {item_id!r} is not available at present"
             raise Problem(503, "picture-missing", detail) from None
 
-    content = await service_of(request).look(request, read)
+    content = await service_of(request).query_gallery(request, read)
     headers = {"cache-control": "private, max-age=300"}
     if isinstance(content, str):
         return Response(status_code=307, headers={**headers, "location": content})
@@ -193,42 +197,42 @@ async def picture(request: Request, item_id: ItemId) -> Response:
 
 @router.get(
     "/v1/items/{item_id:path}",
-    responses={200: {"model": bodies.ItemBody}, **problems(*LOOK)},
+    responses={200: {"model": response_models.ItemBody}, **problems(*LOOK)},
 )
 async def item(request: Request, item_id: ItemId) -> Response:
     """An item of the gallery."""
 
-    async def found(pair: Pair) -> Response:
-        gallery = pair.searcher.gallery
-        item = await pair.gallery.ask(gallery.get, item_id)
-        return json_response(bodies.item_json(gallery.header, item))
+    async def found(backend: Backend) -> Response:
+        gallery = backend.searcher.gallery
+        item = await backend.gallery.call(gallery.get, item_id)
+        return json_response(response_models.item_json(gallery.header, item))
 
-    return await service_of(request).look(request, found)
+    return await service_of(request).query_gallery(request, found)
 
 
 @router.get("/healthz", responses=problems(421))
-async def healthz(request: Request) -> bodies.Health:
-    """Whether the process lives, and what it runs on."""
+async def healthz(request: Request) -> response_models.Health:
+    """Liveness, and what the process runs on."""
     service = service_of(request)
-    return bodies.Health(
+    return response_models.Health(
         status="ok",
         version=version("adde"),
-        bundle=service.pair.bundle,
-        providers=list(service.pair.providers),
-        items=service.pair.gallery.items,
+        bundle=service.backend.bundle,
+        providers=list(service.backend.providers),
+        items=service.backend.gallery.items,
         swap=service.swap,
     )
 
 
 @router.get("/readyz", responses=problems(421, 503))
-async def readyz(request: Request) -> bodies.Ready:
-    """Whether to send requests here."""
+async def readyz(request: Request) -> response_models.Ready:
+    """Readiness: whether to send requests here."""
     service = service_of(request)
     if service.draining:
-        raise Problem(503, "draining", "this server is about to end; ask another")
-    if service.pair.gallery.away:
-        raise of_exception(UnavailableError("away"))
-    return bodies.Ready(ready=True)
+        raise Problem(503, "draining", "this server is shutting down; use another")
+    if service.backend.gallery.unavailable:
+        raise from_exception(UnavailableError("unavailable"))
+    return response_models.Ready(ready=True)
 
 
 @router.get(
@@ -237,5 +241,5 @@ async def readyz(request: Request) -> bodies.Ready:
     responses={200: {"content": {"text/plain": {}}}, **problems(401, 421)},
 )
 async def metrics(request: Request) -> Response:
-    """For Prometheus."""
+    """Metrics for Prometheus."""
     return Response(service_of(request).metrics.text(), media_type=CONTENT_TYPE_LATEST)

@@ -1,4 +1,4 @@
-"""The one object behind the routes: what is served now, and how."""
+"""The service behind the routes: the current backend, and how requests use it."""
 
 import asyncio
 import json
@@ -12,16 +12,17 @@ import orjson
 from fastapi import Request
 
 from adde.errors import UserError
-from adde.serving.http.bodies import EmbedBody, SearchBody, result_json, seen_json
+from adde.serving.http.backend import Backend, BackendConfig, LoadedBackend
 from adde.serving.http.cards import Cards
-from adde.serving.http.hot_swap import Opened, Pair, Source
 from adde.serving.http.metrics import Metrics
 from adde.serving.http.problems import Problem
-from adde.serving.http.requests.admission import Gate, Place, Shares, in_time
-from adde.serving.http.requests.decoders import Decoders
-from adde.serving.http.requests.hosts import Hosts
-from adde.serving.http.requests.keys import Buckets, Keys
+from adde.serving.http.request_models import EmbedBody, SearchBody
+from adde.serving.http.requests.admission import Admission, FairQuota, Slot, within_deadline
+from adde.serving.http.requests.decoder_pool import Decoders
+from adde.serving.http.requests.hosts import AllowedHosts
+from adde.serving.http.requests.keys import Keys, RateLimiter
 from adde.serving.http.requests.request_body import Body, Upload, read
+from adde.serving.http.response_models import result_json, seen_json
 from adde.serving.http.settings import Settings
 from adde.serving.search import Request as Search
 from adde.serving.search import Start
@@ -32,160 +33,164 @@ log = logging.getLogger(__name__)
 
 
 class Service:
-    """Answers requests with the current pair; used from one event loop after `start`.
+    """Answers requests with the current backend; used from one event loop after `start`.
 
     Args:
-        source: what is opened at the start and again at every swap.
-        opened: what `source.open()` gave.
-        keys: who may ask; None: everyone.
-        hosts: what the server is called; None: anything.
+        source: opened at start and again at every hot swap.
+        opened: the result of `source.open()`.
+        keys: accepted API keys; None: no key is needed.
+        hosts: accepted Host headers; None: any.
         cards: how the page shows items.
 
     Raises:
-        UserError: the gallery's items have none of what `cards` names.
+        UserError: the gallery's items do not have a field that `cards` names.
     """
 
     def __init__(
         self,
-        source: Source,
-        opened: Opened,
+        source: BackendConfig,
+        opened: LoadedBackend,
         decoders: Decoders,
         settings: Settings,
         keys: Keys | None = None,
-        hosts: Hosts | None = None,
+        hosts: AllowedHosts | None = None,
         cards: Cards | None = None,
     ) -> None:
         self.settings, self.keys, self.hosts = settings, keys, hosts
         self._cards = cards or Cards()
-        self._cards_of(opened)  # told before it serves
+        self._cards_of(opened)  # fails before serving
         self.metrics = Metrics()
-        self.buckets = Buckets(settings.rate, settings.burst)
+        self.rate_limiter = RateLimiter(settings.rate, settings.burst)
         self.draining = False
         self.swap: Literal["none", "done", "failed", "running"] = "none"
-        self.pair: Pair
-        self._source, self._opened, self._decoders = source, opened, decoders
-        self.bodies = Shares(settings.queue * settings.max_bytes, self._several_keys)
-        """Bytes of bodies that requests have sent."""
-        self._gate = Gate(settings.queue, self.metrics, self._several_keys)
+        self.backend: Backend
+        self._config, self._opened, self._decoders = source, opened, decoders
+        self.bodies = FairQuota(settings.queue * settings.max_bytes, self._several_keys)
+        """Bytes of request bodies held in memory."""
+        self._admission = Admission(settings.queue, self.metrics, self._several_keys)
         self._swapping = asyncio.Lock()
 
     async def start(self) -> None:
-        """Begins to serve."""
-        self.pair = self._pair(self._opened)
+        """Start serving."""
+        self.backend = self._backend(self._opened)
 
     async def close(self) -> None:
-        """Ends after the requests at hand."""
+        """Wait for running requests and close the backend."""
         async with self._swapping:
-            await self.pair.close()
+            await self.backend.close()
 
     async def reload(self) -> None:
-        """Opens the source again and swaps it in; a source that is no good changes nothing."""
+        """Open the source again and swap it in; if that fails, the old backend keeps serving."""
         async with self._swapping:
             if self.draining:
-                return  # it would serve nobody
+                return  # shutting down
             self.swap = "running"
             try:
-                pair = self._pair(await asyncio.to_thread(self._source.open))
+                backend = self._backend(await asyncio.to_thread(self._config.open))
             except Exception as error:
                 self.swap = "failed"
                 self.metrics.swaps.labels("failed").inc()
-                # What is no UserError is unforeseen, and its trace is wanted.
+                # Anything but a UserError is unexpected, so log its traceback.
                 trace = None if isinstance(error, UserError) else error
-                log.error("swap failed, bundle stays: %s", error, exc_info=trace)
+                log.error("swap failed, the old bundle keeps serving: %s", error, exc_info=trace)
                 return
-            old, self.pair = self.pair, pair
+            old, self.backend = self.backend, backend
             self.swap = "done"
             self.metrics.swaps.labels("done").inc()
-            log.info("swapped", extra={"was": old.bundle, "bundle": self.pair.bundle})
+            log.info("swapped", extra={"was": old.bundle, "bundle": self.backend.bundle})
             await old.close()
 
     async def embed(self, request: Request) -> bytes:
-        """Answers /v1/embed."""
+        """Answer /v1/embed."""
         _, upload = await self._read(request, EmbedBody)
         if upload is None:
             raise Problem(422, "invalid", "image: expected one, found none")
-        with self._gate.place(request.state.key) as place:
-            return await in_time(request, self._embed(place, upload), self._left(request))
+        with self._admission.admit(request.state.key) as slot:
+            return await within_deadline(
+                request, self._embed(slot, upload), self._seconds_left(request)
+            )
 
     async def search(self, request: Request) -> bytes:
-        """Answers /v1/search."""
+        """Answer /v1/search."""
         body, upload = await self._read(request, SearchBody)
-        with self._gate.place(request.state.key) as place:
-            return await in_time(request, self._search(place, body, upload), self._left(request))
+        with self._admission.admit(request.state.key) as slot:
+            return await within_deadline(
+                request, self._search(slot, body, upload), self._seconds_left(request)
+            )
 
-    async def look(self, request: Request, work: Callable[[Pair], Awaitable[T]]) -> T:
-        """What `work` finds in the gallery: inside and in time as a search is."""
+    async def query_gallery(self, request: Request, work: Callable[[Backend], Awaitable[T]]) -> T:
+        """Run `work` on the backend, admitted and within the deadline like a search."""
 
-        async def looked() -> T:
-            pair = self.pair
-            with pair.in_use():
-                return await work(pair)
+        async def run() -> T:
+            backend = self.backend
+            with backend.in_use():
+                return await work(backend)
 
-        with self._gate.place(request.state.key) as place:
-            place.settle()
-            return await in_time(request, looked(), self._left(request))
+        with self._admission.admit(request.state.key) as slot:
+            slot.no_more_pictures()
+            return await within_deadline(request, run(), self._seconds_left(request))
 
     async def _read(self, request: Request, kind: type[Body]) -> tuple[Body, Upload | None]:
-        """The body, which has a place only when it is here: else slow ones would fill the house."""
-        self._gate.check(request.state.key)
+        """Read the body before admission, so that slow clients do not hold slots."""
+        self._admission.check(request.state.key)
         with self.metrics.stage("read"):
-            return await read(request, kind, self._left(request))
+            return await read(request, kind, self._seconds_left(request))
 
-    async def _embed(self, place: Place, upload: Upload) -> bytes:
-        pair = self.pair
-        with pair.in_use():
-            start = await self._start_of(pair, place, upload)
-            return await pair.in_thread(_embedded, pair.bundle, start)
+    async def _embed(self, slot: Slot, upload: Upload) -> bytes:
+        backend = self.backend
+        with backend.in_use():
+            start = await self._start_of(backend, slot, upload)
+            return await backend.in_thread(_embed_json, backend.bundle, start)
 
-    async def _search(self, place: Place, body: SearchBody, upload: Upload | None) -> bytes:
-        search = body.request(None if upload is None else b"")  # embedded on its own
-        pair = self.pair
-        with pair.in_use():
-            pair.searcher.check(search)
+    async def _search(self, slot: Slot, body: SearchBody, upload: Upload | None) -> bytes:
+        search = body.request(None if upload is None else b"")  # the picture is embedded separately
+        backend = self.backend
+        with backend.in_use():
+            backend.searcher.check(search)
             if upload is None:
-                place.settle()
-                start = await pair.gallery.ask(pair.searcher.start_of, search.item)
+                slot.no_more_pictures()
+                start = await backend.gallery.call(backend.searcher.start_of, search.item)
             else:
-                start = await self._start_of(pair, place, upload)
+                start = await self._start_of(backend, slot, upload)
             with self.metrics.stage("search"):
-                return await pair.gallery.ask(_found, pair, search, start)
+                return await backend.gallery.call(_search_json, backend, search, start)
 
-    async def _start_of(self, pair: Pair, place: Place, upload: Upload) -> Start:
-        preprocess = pair.searcher.bundle.preprocess
+    async def _start_of(self, backend: Backend, slot: Slot, upload: Upload) -> Start:
+        preprocess = backend.searcher.bundle.preprocess
         with self.metrics.stage("decode"):
             loop = asyncio.get_running_loop()
             load, threads = self._decoders.load, self._decoders.threads
             picture = await loop.run_in_executor(threads, load, upload.take(), preprocess)
-        place.settle()
+        slot.no_more_pictures()
         with self.metrics.stage("batch"):
-            return await pair.batcher.embed(picture)
+            return await backend.batcher.embed(picture)
 
-    def _pair(self, opened: Opened) -> Pair:
+    def _backend(self, opened: LoadedBackend) -> Backend:
         cards = self._cards_of(opened)
-        return Pair(opened, cards, self.settings, self._gate, self.metrics)
+        return Backend(opened, cards, self.settings, self._admission, self.metrics)
 
-    def _cards_of(self, opened: Opened) -> Cards:
+    def _cards_of(self, opened: LoadedBackend) -> Cards:
         return self._cards.of(opened.searcher.schema, opened.facets, opened.items)
 
     def _several_keys(self) -> bool:
         return self.keys is not None and len(self.keys) > 1
 
-    def _left(self, request: Request) -> float:
-        """Seconds until a request's deadline."""
+    def _seconds_left(self, request: Request) -> float:
+        """Seconds until the request's deadline."""
         passed = time.monotonic() - request.state.started
         return max(0.0, self.settings.deadline_seconds - passed)
 
 
-def _embedded(bundle: str, start: Start) -> bytes:
+def _embed_json(bundle: str, start: Start) -> bytes:
     if not np.isfinite(start.embedding).all():  # orjson would write null
         raise ValueError("expected an embedding of finite numbers")
-    # Thousands of numbers: json takes as long as decoding a picture, and holds up all threads.
-    # Each is the shortest that reads back as the same float32.
+    # orjson, because json takes as long as decoding a picture and holds the GIL. Each number is the
+    # shortest that parses to the same float32.
     content = {"bundle": bundle, "embedding": start.embedding, "seen": seen_json(start.seen)}
     return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def _found(pair: Pair, search: Search, start: Start) -> bytes:
-    result = pair.searcher.answer(search, start)
-    content = result_json(pair.searcher.gallery.header, pair.bundle, result)
+def _search_json(backend: Backend, search: Search, start: Start) -> bytes:
+    result = backend.searcher.answer(search, start)
+    content = result_json(backend.searcher.gallery.header, backend.bundle, result)
     return json.dumps(content, allow_nan=False).encode()

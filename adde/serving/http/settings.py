@@ -1,4 +1,4 @@
-"""What a server can be told; every field is a flag of serve_onnx/server.py."""
+"""Server settings; every field is a flag of serve_onnx/server.py."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from adde.serving.onnx.cores import cores
 from adde.serving.onnx.session import BUCKETS
 
 MOST_DECODERS = 16
-"""Unless more are asked for, as each has memory of its own."""
+"""Maximum decoders by default, as each process needs memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,34 +16,39 @@ class Settings:
     """Limits of one server.
 
     Raises:
-        UserError: a number is out of its range; names it.
+        UserError: a number is out of range; names it.
     """
 
     max_bytes: int = 10_000_000
-    """Of a request's body; more is refused before it is read. JSON takes 4/3 of the picture."""
+    """Maximum size of a request body, rejected before it is read. JSON needs 4/3 of the picture's
+    size.
+    """
     max_pixels: int = 25_000_000
-    """Of a picture, from its header; more is refused before it is decoded."""
+    """Maximum pixels of a picture according to its header, rejected before decoding."""
     decode_seconds: float = 2.0
-    """Of CPU time; a picture that takes more to decode is given up, and its process ended."""
+    """Maximum CPU seconds to decode a picture; then its decoding process is killed."""
     decoders: int = min(MOST_DECODERS, cores())
-    """Processes that decode."""
+    """Decoding processes."""
     threads: int = cores()
-    """Of the CPU, for the encoder and for searches each."""
+    """CPU threads of the encoder, and of searches."""
     max_batch: int = 32
-    """Pictures embedded at once."""
+    """Maximum pictures per batch."""
     max_wait_ms: float = 2.0
-    """How long a picture waits for others that are on their way; with none, not at all."""
+    """Maximum time a picture waits for other pending pictures; if none is pending, it does not
+    wait.
+    """
     queue: int = 256
-    """Requests inside at a time; one more gets 429 and Retry-After. A key takes no place that would
-    leave fewer free than it has, where there are others."""
+    """Admitted requests at a time; further ones get 429 and Retry-After. With several keys, none
+    may hold more slots than it leaves free.
+    """
     connections: int = 4096
-    """Open at a time; one more closes that which has kept the server waiting for longest."""
+    """Open connections; a further one closes the one that has waited longest for its client."""
     deadline_seconds: float = 10.0
-    """From the request's head to its answer; later it gets 504."""
+    """Seconds from a request's head to its response; then 504."""
     drain_seconds: float = 5.0
-    """After SIGTERM /readyz says 503 for so long, while requests are still answered."""
+    """Seconds after SIGTERM in which /readyz returns 503 while requests are still answered."""
     rate: float = 100.0
-    """Requests a second that a key may make in the long run; 0: any number."""
+    """Sustained requests per second per key; 0: unlimited."""
     burst: int = 200
     """Requests that a key may make at once."""
 

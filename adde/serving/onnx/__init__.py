@@ -1,1 +1,1 @@
-"""onnxruntime sessions of a bundle: providers, bound buffers, and the cores they may use."""
+"""onnxruntime sessions of a bundle: providers, bound buffers, and usable cores."""

@@ -1,4 +1,4 @@
-"""One onnxruntime session run on a device, with input and output buffers that stay there."""
+"""Run an onnxruntime session with input and output buffers that stay on the device."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Graph:
-    """Shapes and types of one item's rows: name to (shape without the batch, dtype)."""
+    """Input and output rows: name to (shape without the batch, dtype)."""
 
     inputs: Mapping[str, tuple[tuple[int, ...], type[np.generic]]]
     outputs: Mapping[str, tuple[tuple[int, ...], type[np.generic]]]
@@ -22,30 +22,30 @@ class Graph:
 
 @dataclass
 class Lane:
-    """Runs one batch at a time; several lanes of one session run at once, each on a stream.
+    """Runs one batch at a time; several lanes of one session run concurrently, each on a stream.
 
-    Every batch size has its own buffers and its own binding, made once. A binding that is used
-    for several shapes hands back stale or partial outputs (onnxruntime 10103, 9162, 10299).
+    Every batch size has its own buffers and binding, made once. Reusing a binding for several
+    shapes returns stale or partial outputs (onnxruntime 10103, 9162, 10299).
     """
 
     session: Any
     graph: Graph
     device: str
-    """onnxruntime's word for where the buffers lie: "cuda", or "cpu"."""
+    """onnxruntime's name for the buffers' device: "cuda" or "cpu"."""
     _bound: dict[int, tuple[Any, dict[str, Any], dict[str, Any]]] = field(
         default_factory=lambda: {}
     )
 
     def run(self, inputs: Mapping[str, Array]) -> tuple[Array, ...]:
-        """Inputs of one batch size -> outputs in the graph's order, the caller's own."""
+        """Run inputs of one batch size; return copies of the outputs in the graph's order."""
         batch = len(next(iter(inputs.values())))
         binding, buffers, outputs = self._bound.get(batch) or self._bind(batch)
         for name, array in inputs.items():
             buffers[name].update_inplace(np.ascontiguousarray(array))
-        # The copies have ended, and the graph has when this returns: it waits for the stream it ran
-        # on. A binding's own synchronize_inputs and synchronize_outputs wait for all of a device's
-        # streams, the other lanes' too, and let no other thread of Python go on meanwhile.
-        self.session.run_with_iobinding(binding, _waiting())
+        # The copies are complete, and this call waits for its own stream. A binding's
+        # synchronize_inputs and synchronize_outputs would wait for all streams of the device, and
+        # hold the GIL meanwhile.
+        self.session.run_with_iobinding(binding, _synchronous_run())
         # On the CPU numpy() may be a view of the buffer, which the next run overwrites.
         return tuple(np.array(outputs[name].numpy()) for name in self.graph.outputs)
 
@@ -68,7 +68,7 @@ class Lane:
         return self._bound[batch]
 
 
-def _waiting() -> Any:
+def _synchronous_run() -> Any:
     options = onnxruntime.RunOptions()
     options.add_run_config_entry("disable_synchronize_execution_providers", "0")
     return options

@@ -1,4 +1,4 @@
-"""Devices by name, what onnxruntime is told of them, and why one cannot be had."""
+"""Devices by name: onnxruntime's providers, and diagnosis of unavailable ones."""
 
 import contextlib
 import ctypes
@@ -22,7 +22,7 @@ PROVIDERS: Mapping[Device, str] = {
 }
 
 RECORD = "session.record_ep_graph_assignment_info"
-"""Entry of a session's configuration for which `running` knows who was given what."""
+"""Session option that makes `active_providers` work."""
 
 DRIVER, CUDNN, TENSORRT = "libcuda.so.1", "libcudnn.so.9", "libnvinfer.so.10"
 
@@ -37,35 +37,36 @@ try:
 except OSError as error:  # libcudnn.so.9: cannot open shared object file: No such file or directory
     print(str(error).split(":")[0])
 """
-"""Prints the first library that a device's provider does not find. In a process of its own, which
-some versions of onnxruntime's providers end when they are loaded by another than onnxruntime.
+"""Prints the first library that a device's provider cannot load. It runs in a separate process,
+because some providers abort when they are loaded by anything but onnxruntime.
 """
 
 
 def preload(devices: Sequence[Device]) -> None:
-    """Loads the libraries that pip installed, which else only `import torch` would.
+    """Load the libraries installed by pip, which otherwise only `import torch` would load.
 
-    onnxruntime prints what it misses, and standard output belongs to answers.
+    onnxruntime prints missing libraries; standard output is reserved for answers.
     """
     if set(devices) == {"cpu"}:
         return
     if "tensorrt" in devices:
-        # onnxruntime has no option for it: else TensorRT rounds a float32 graph to TF32's 10 bits,
-        # which is not what its parity report vouches for. Read when the libraries are loaded.
+        # Without this, TensorRT rounds float32 graphs to TF32's 10 bits, which the parity report
+        # does not cover. onnxruntime has no option for it; the variable is read when the libraries
+        # are loaded.
         os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
     with contextlib.redirect_stdout(sys.stderr):
         onnxruntime.preload_dlls()
     if "tensorrt" in devices:
-        # Its wheel loads libnvinfer on import; without the wheel the system's is looked for.
+        # TensorRT's wheel loads libnvinfer on import; without it the system's library is used.
         with contextlib.suppress(ImportError, OSError):
             importlib.import_module("tensorrt")
 
 
-def running(session: Any) -> tuple[str, ...]:
-    """The providers that were given nodes of a session's graph, first choice first.
+def active_providers(session: Any) -> tuple[str, ...]:
+    """Return the providers that run nodes of a session's graph, first choice first.
 
-    A provider that is registered may have taken nothing, which onnxruntime but logs. Before 1.24 it
-    does not tell: then all that are registered.
+    A registered provider may run no node at all, which onnxruntime only logs. Before 1.24 it cannot
+    tell; then all registered providers are returned.
     """
     registered: list[str] = session.get_providers()
     if not hasattr(session, "get_provider_graph_assignment_info"):
@@ -75,25 +76,23 @@ def running(session: Any) -> tuple[str, ...]:
 
 
 def missing(device: Device, precision: str = "fp32") -> list[str]:
-    """What keeps onnxruntime from running graphs of a precision on this device, each with what to
-    do; empty where nothing does.
-    """
+    """List the reasons, each with a remedy, why a graph of a precision cannot run on a device."""
     if device == "cpu":
         return []
     folder = Path(onnxruntime.__file__).parent / "capi"
     library = folder / f"libonnxruntime_providers_{device}.so"
     if not library.exists():
         return [
-            f"{library.name} is no part of onnxruntime {onnxruntime.__version__}: "
+            f"{library.name} is not part of onnxruntime {onnxruntime.__version__}: "
             "pip uninstall onnxruntime; pip install onnxruntime-gpu"
         ]
     found: list[str] = []
     if device == "tensorrt" and precision == "int8":
         found.append(
-            "TensorRT reads no int8 numbers that have a zero point: export --precision fp16 for it"
+            "TensorRT does not support int8 with zero points: use a bundle of --precision fp16"
         )
     shared = folder / "libonnxruntime_providers_shared.so"
-    # cuDNN is opened by the first convolution only.
+    # The provider loads cuDNN only at the first convolution.
     command = [sys.executable, "-c", LOAD, device, shared, library, CUDNN]
     done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, text=True, check=False)
     if (name := done.stdout.strip()) and name != DRIVER:
@@ -108,7 +107,7 @@ def _install(library: str) -> str:
 
 
 def _cuda_major() -> int:
-    """Of the CUDA that onnxruntime is made for."""
+    """Major version of CUDA that onnxruntime is built for."""
     return int(str(getattr(onnxruntime, "cuda_version", "") or "12").split(".")[0])
 
 
@@ -122,31 +121,31 @@ def _driver() -> list[str]:
         ]
     if code := driver.cuInit(0):
         return [f"the NVIDIA driver finds no device (cuInit: {code}); see nvidia-smi"]
-    newest, wanted = filled(driver.cuDriverGetVersion), _cuda_major()
+    newest, wanted = read_int(driver.cuDriverGetVersion), _cuda_major()
     if newest // 1000 < wanted:
         return [
-            f"the NVIDIA driver runs CUDA {decimal(newest)} and older, onnxruntime "
-            f"{onnxruntime.__version__} is made for CUDA {wanted}: install a newer driver, or an "
-            "onnxruntime-gpu made for an older CUDA"
+            f"the NVIDIA driver supports CUDA up to {format_cuda_version(newest)}, onnxruntime "
+            f"{onnxruntime.__version__} is built for CUDA {wanted}: install a newer driver, or an "
+            "onnxruntime-gpu built for an older CUDA"
         ]
     return []
 
 
 def tensorrt_version() -> int:
-    """10.13.2 as 101302; 0 where TensorRT is not found."""
+    """Return TensorRT's version, 10.13.2 as 101302; 0 if it is not found."""
     try:
         return ctypes.CDLL(TENSORRT).getInferLibVersion()
     except OSError:
         return 0
 
 
-def filled(function: Callable[[Any], int]) -> int:
-    """The integer that a C function writes where its argument points."""
+def read_int(function: Callable[[Any], int]) -> int:
+    """Call a C function and return the integer it writes to its pointer argument."""
     value = ctypes.c_int()
     function(ctypes.byref(value))
     return value.value
 
 
-def decimal(version: int) -> str:
-    """CUDA's 13020 is 13.2; a driver says the newest CUDA that it can run."""
+def format_cuda_version(version: int) -> str:
+    """Format CUDA's 13020 as 13.2."""
     return f"{version // 1000}.{version % 1000 // 10}"

@@ -1,4 +1,4 @@
-"""The two graphs of a bundle, run by onnxruntime on named devices."""
+"""Run the two graphs of a bundle with onnxruntime on named devices."""
 
 import contextlib
 import queue
@@ -20,36 +20,36 @@ from adde.serving.onnx.providers import (
     PROVIDERS,
     RECORD,
     Device,
+    active_providers,
     missing,
     onnxruntime,
     preload,
-    running,
     tensorrt_version,
 )
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 64)
-"""Batch sizes a GPU is given; batches between are filled up, larger ones are cut."""
+"""Batch sizes on a GPU; smaller batches are padded, larger ones split."""
 
 STREAMS = 2
-"""Batches at a time. On a GPU one is copied while another is computed. On a CPU each has half of
-the threads, as decoders and clients take turns on the same cores: threads of one batch wait for the
-slowest of them after every layer, those of two batches never for each other.
+"""Concurrent batches. On a GPU one is copied while another is computed. On a CPU each gets half of
+the threads: threads of one batch synchronise after every layer, which is slow when decoders and
+clients share the cores; those of two batches do not wait for each other.
 """
 
 
 class Session:
-    """Encoder and memory of one bundle; calls may come from several threads.
+    """Encoder and memory of one bundle; safe to call from several threads.
 
     Args:
         bundle: what to run.
-        devices: one, or several in the order of preference. TensorRT leaves to the next what it
-            cannot do; whatever is named must be had, and the first must have something to do.
-        allow_fallback: go on with what onnxruntime gives, and say on stderr what is missing.
-        threads: of the CPU that one batch is shared by; None: as many as this process may use.
+        devices: one, or several in order of preference. TensorRT passes unsupported nodes to the
+            next. All named devices must be available, and the first must run some nodes.
+        allow_fallback: if a device is unavailable, warn on stderr and use the others or the CPU.
+        threads: CPU threads per batch; None: all usable cores.
 
     Raises:
-        UserError: onnxruntime cannot read a graph, or does not give a device that was asked
-            for; names the missing library.
+        UserError: onnxruntime cannot read a graph, or a requested device is unavailable; names the
+            missing library.
     """
 
     def __init__(
@@ -73,8 +73,8 @@ class Session:
             {"query": ((attributes * bundle.width,), f32)},
         )
         preload(asked)
-        obtained = _obtainable(asked, bundle.details["precision"], allow_fallback)
-        # Left to itself onnxruntime counts the machine's cores, not those this process may use.
+        obtained = _available_devices(asked, bundle.details["precision"], allow_fallback)
+        # By default onnxruntime uses all cores of the machine, not only the usable ones.
         count = threads or cores()
         self._encoder = _Runner(
             bundle, bundle.encoder, encoder, obtained, count, -(-count // STREAMS)
@@ -83,33 +83,35 @@ class Session:
 
     @property
     def providers(self) -> tuple[str, ...]:
-        """What onnxruntime gave parts of the encoder to, first choice first."""
+        """Providers that run nodes of the encoder, first choice first."""
         return self._encoder.providers
 
     def encode(self, images: Picture) -> Outputs:
-        """Encodes pictures (B, S, S, 3) uint8.
+        """Encode pictures (B, S, S, 3) uint8.
 
-        On the CPU a picture's numbers do not depend on its batch, to the last bit.
+        On the CPU a picture's result does not depend on its batch, to the last bit.
         """
         embeddings, logits, *presence = self._encoder.run({"images": images})
         return Outputs(embeddings, logits, presence[0] if presence else None)
 
     def edit(self, embeddings: Vector, indicator: Vector) -> Vector:
-        """Embeddings (B, A, D) and indicator (B, V) -> L2-normalised queries (B, A D), float32."""
+        """Edit embeddings (B, A, D) by indicators (B, V); return L2-normalised queries (B, A D),
+        float32.
+        """
         return self._memory.run({"embeddings": embeddings, "indicator": indicator})[0]
 
     def warm_up(self) -> None:
-        """Runs both graphs at every bucket: what is made at the first run is made now."""
+        """Run both graphs at every batch size, so that first requests are not slow."""
         for batch in BUCKETS:
             self._encoder.warm_up(batch)
             self._memory.warm_up(batch)
 
 
 class _Runner:
-    """One graph on its devices: checks, fills up and cuts batches, hands them to a lane.
+    """Runs one graph: checks inputs, pads and splits batches, dispatches them to lanes.
 
-    `threads` are those of a batch that is alone on the CPU, `shared_threads` those of one that is
-    not. Where they differ they cost a second session; the same bits come out.
+    `threads` is for a batch that runs alone on the CPU, `shared_threads` for concurrent ones. If
+    they differ, a second session is opened; results are bitwise equal.
     """
 
     def __init__(
@@ -126,7 +128,7 @@ class _Runner:
             name: _options(name, graph, bundle) for name in devices
         }
         self._session = self._shared = _open(path, options, threads)
-        self.providers = running(self._session)
+        self.providers = active_providers(self._session)
         self._on_cpu = self.providers[0] == PROVIDERS["cpu"]
         if self._on_cpu and shared_threads < threads:
             self._shared = _open(path, options, shared_threads)
@@ -135,7 +137,7 @@ class _Runner:
             self._lanes.put(None if self._on_cpu else Lane(self._session, graph, "cuda"))
 
     def run(self, inputs: Mapping[str, Array]) -> list[Array]:
-        """Inputs of any one batch size -> outputs in the graph's order."""
+        """Run inputs of any batch size; return outputs in the graph's order."""
         batches = {name: _check(name, inputs[name], *self._graph.inputs[name]) for name in inputs}
         if len(set(batches.values())) != 1:
             found = ", ".join(f"{count} {name}" for name, count in batches.items())
@@ -154,12 +156,12 @@ class _Runner:
     def _run_part(self, inputs: Mapping[str, Array]) -> Sequence[Array]:
         batch = len(next(iter(inputs.values())))
         if self._on_cpu:
-            # onnxruntime multiplies a single row by other code than several, which differs in
-            # the last bits; so a row is never alone, and answers do not depend on company.
+            # onnxruntime uses different code for a single row, which changes the last bits. Never
+            # running a row alone keeps results independent of the batch.
             filled = max(2, batch)
         else:
             filled = next(bucket for bucket in BUCKETS if bucket >= batch)
-        rows = _filled(inputs, filled)
+        rows = _pad(inputs, filled)
         lane = self._lanes.get()
         try:
             if lane is not None:
@@ -173,8 +175,8 @@ class _Runner:
         return outputs if filled == batch else [output[:batch] for output in outputs]
 
     def warm_up(self, batch: int) -> None:
-        """Runs zeros of one batch size through every lane; on a CPU once, as it has no buffers and
-        no engines: the first run of `_shared` takes no longer than its next.
+        """Run zeros of one batch size through every lane. Once is enough on a CPU, which has no
+        buffers or engines to create.
         """
         inputs = self._graph.inputs.items()
         zeros = {name: np.zeros((batch, *row), kind) for name, (row, kind) in inputs}
@@ -182,7 +184,7 @@ class _Runner:
             self._run_part(zeros)
 
 
-def _filled(inputs: Mapping[str, Array], batch: int) -> dict[str, Array]:
+def _pad(inputs: Mapping[str, Array], batch: int) -> dict[str, Array]:
     def fill(array: Array) -> Array:
         short = batch - len(array)
         return np.concatenate([array, np.repeat(array[-1:], short, axis=0)]) if short else array
@@ -200,13 +202,13 @@ def _check(name: str, array: Array, row: tuple[int, ...], kind: type[np.generic]
 
 
 def _options(device: Device, graph: Graph, bundle: Bundle) -> dict[str, str]:
-    """What a provider is told."""
+    """Options of a provider."""
     if device == "cuda":
         return cuda_options(bundle.details["precision"] == "fp16")
     if device == "cpu":
         return {}
-    # An engine takes minutes to build: kept, and built once for all buckets. Another version of
-    # TensorRT cannot read it.
+    # Building an engine takes minutes, so engines are cached, one for all batch sizes. The key has
+    # TensorRT's version, because other versions cannot read the engine.
     engines = cache_folder() / "tensorrt" / f"{bundle.hash[:32]}-{tensorrt_version()}"
     engines.mkdir(parents=True, exist_ok=True)
 
@@ -215,8 +217,8 @@ def _options(device: Device, graph: Graph, bundle: Bundle) -> dict[str, str]:
         return ",".join(f"{name}:{'x'.join(map(str, (batch, *row)))}" for name, (row, _) in rows)
 
     return {
-        # Left to choose, TensorRT may compute in float16 what an fp16 graph keeps in float32. With
-        # no precision enabled onnxruntime has it take each type from the graph (strong typing).
+        # Otherwise TensorRT may compute float32 parts of an fp16 graph in float16. With no
+        # precision enabled, it takes every type from the graph (strong typing).
         "trt_fp16_enable": "0",
         "trt_engine_cache_enable": "1",
         "trt_engine_cache_path": str(engines),
@@ -229,29 +231,31 @@ def _options(device: Device, graph: Graph, bundle: Bundle) -> dict[str, str]:
 
 
 def cuda_options(half: bool) -> dict[str, str]:
-    """What CUDA's provider is told for a graph in fp16, or in float32."""
+    """Options of the CUDA provider for a graph in fp16 or float32."""
     return {
-        # TF32 rounds to 10 bits, which is not what a float32 bundle's parity report vouches for.
-        # Without it fp16 would not run on tensor cores either.
+        # TF32 rounds to 10 bits, which a float32 bundle's parity report does not cover. fp16 graphs
+        # need it to run on tensor cores.
         "use_tf32": "1" if half else "0",
-        # A convolution plans anew when the batch size changes, as it does all the time here; by
-        # default it would measure every algorithm each time (onnxruntime 23006).
+        # Convolutions are re-planned whenever the batch size changes; the default would benchmark
+        # every algorithm each time (onnxruntime 23006).
         "cudnn_conv_algo_search": "HEURISTIC",
     }
 
 
-def _obtainable(
+def _available_devices(
     devices: Sequence[Device], precision: str, allow_fallback: bool
 ) -> Sequence[Device]:
-    """The devices, or what is left of them. Left to itself onnxruntime logs a line, takes the
-    CPU, and still lists the device as available (onnxruntime 23372).
+    """Return the available ones of the requested devices, or raise.
+
+    onnxruntime itself would log a line, use the CPU and still list the device as available
+    (onnxruntime 23372).
     """
     lacking = {device: why for device in devices if (why := missing(device, precision))}
     if lacking:
         reasons = "; ".join(dict.fromkeys(reason for why in lacking.values() for reason in why))
         message = f"expected onnxruntime to run on {', '.join(lacking)}, which it cannot: {reasons}"
         if not allow_fallback:
-            raise UserError(f"{message}; or allow the fallback, or ask for cpu")
+            raise UserError(f"{message}; or use --allow-fallback, or --device cpu")
         print(f"warning: {message}", file=sys.stderr)
     return [device for device in devices if device not in lacking] or ["cpu"]
 
@@ -262,18 +266,18 @@ def _open(path: Path, devices: Mapping[Device, dict[str, str]], threads: int) ->
     settings.add_session_config_entry(RECORD, "1")
     wanted = [PROVIDERS[device] for device in devices]
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # where it says that it falls back
+        with contextlib.redirect_stdout(sys.stderr):  # onnxruntime prints when it falls back
             session = onnxruntime.InferenceSession(
                 path, settings, providers=list(zip(wanted, devices.values()))
             )
     except Exception as error:  # onnxruntime's exceptions have no common base but this one
         raise UserError(f"{path}: onnxruntime cannot open it: {error}") from error
-    registered, found = session.get_providers(), running(session)
-    # Those after the first may be left with nothing: they have what those before them cannot do.
+    registered, found = session.get_providers(), active_providers(session)
+    # Only the first must run nodes; the others take what it does not support.
     if not set(wanted) <= set(registered) or wanted[0] not in found:
         raise UserError(
-            f"{path}: expected onnxruntime to run on {', '.join(wanted)}, found it to have "
-            f"{', '.join(registered)} and to run on {', '.join(found)}; nothing is missing that "
-            "is known of, see what it logged, and python serve_onnx/doctor.py"
+            f"{path}: expected onnxruntime to run on {', '.join(wanted)}, found providers "
+            f"{', '.join(registered)}, of which {', '.join(found)} run nodes; no known library is "
+            "missing, see onnxruntime's log above and python serve_onnx/doctor.py"
         )
     return session

@@ -1,1 +1,1 @@
-"""Commands that a base install brings along: adde-server, adde-query and adde-gallery."""
+"""Console commands of the base install: adde-server, adde-query and adde-gallery."""

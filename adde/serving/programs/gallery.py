@@ -1,4 +1,4 @@
-"""Embeds a folder of shards into a gallery; started again, it goes on where it was.
+"""Embed a folder of shards into a gallery; an interrupted run resumes.
 
 Examples: serve_onnx/build_gallery.py.
 """
@@ -12,11 +12,12 @@ import tyro
 
 from adde.bundle import Bundle
 from adde.errors import UserError, run_program
-from adde.serving.gallery.build import build_with, open_gallery
+from adde.serving.gallery.build import build_with
 from adde.serving.gallery.embedded import EXACT_ITEMS, EmbeddedGallery
 from adde.serving.gallery.embedding import Split, embed_here
 from adde.serving.gallery.embedding_ray import on_ray
-from adde.serving.gallery.fields import FieldTable
+from adde.serving.gallery.field_table import FieldTable
+from adde.serving.gallery.opening import open_gallery
 from adde.serving.onnx.providers import Device
 from adde.serving.onnx.session import Session
 from adde.shards.catalogues.unknown import WORDS
@@ -41,31 +42,31 @@ def build(
     device: tuple[Device, ...] = ("cpu",),
     allow_fallback: bool = False,
 ) -> None:
-    """Embeds every item of a catalogue and prints what the gallery holds.
+    """Embed every item of a catalogue and print a summary of the gallery.
 
     Args:
         bundle: folder of the bundle.
         catalogue: folder of shards.
-        out: folder of the gallery. One that is there is replaced; items that were put into it and
-            are from no shards stay.
-        split: which part of the shards.
-        engine: where vectors lie: in the folder, or in Milvus.
-        engine_embed: this process, or Ray Data with an actor per GPU, or per core for the CPU, on
-            the cluster that RAY_ADDRESS names or one started here.
-        uri: Milvus' address or a file of Milvus Lite; a token is read from MILVUS_TOKEN.
-        fields: a CSV or Parquet table of what answers are filtered by: price, brand, stock.
-        id_column: its column of item ids.
-        field_columns: its columns that are taken; all but attributes and ids if not given.
-        unknown: words, in any case, that say like an empty cell that a field is not known;
-            COLUMN=WORD says it of one column alone, beside the words of all.
-        decimal_comma: its columns in which 1.045,90 is a number, and not 1,045.90.
-        skip_unreadable: leave out its rows that cannot be read or have no id of their own.
-        pictures: where a server finds the items' pictures, if not in the catalogue as seen from the
-            gallery: a folder, or an address as https://cdn.example/{item_id}.jpg.
-        exact_items: up to so many a search looks at each; among more, at those that an index
-            finds. Of the embedded engine: Milvus has an index of its own.
-        device: where onnxruntime runs, in the order of preference.
-        allow_fallback: go on where a device is not to be had.
+        out: folder of the gallery. An existing gallery is replaced; its items that do not come from
+            shards are kept.
+        split: split to embed.
+        engine: where to store vectors: in the folder, or in Milvus.
+        engine_embed: embed in this process, or with Ray Data on the cluster of RAY_ADDRESS (or one
+            started here), with an actor per GPU, or per core for the CPU.
+        uri: Milvus' address, or a file of Milvus Lite; the token is read from MILVUS_TOKEN.
+        fields: a CSV or Parquet table with fields to filter by: price, brand, stock.
+        id_column: the table's column of item ids.
+        field_columns: the table's columns to use; default: all but attributes and ids.
+        unknown: words, in any case, that mean "not known", like an empty cell; COLUMN=WORD adds a
+            word for one column.
+        decimal_comma: columns in which 1.045,90 is a number and 1,045.90 is not.
+        skip_unreadable: skip rows that cannot be read or have no unique id.
+        pictures: where a server finds the items' pictures, if not in the catalogue's folder:
+            another folder, or a URL such as https://cdn.example/{item_id}.jpg.
+        exact_items: search up to so many items exactly, more with an index. For the embedded engine
+            only; Milvus has its own index.
+        device: onnxruntime devices, in order of preference.
+        allow_fallback: continue if a device is unavailable.
     """
     if (engine == "milvus") != (uri is not None):
         raise UserError("expected --uri with --engine milvus, and not without")
@@ -90,15 +91,15 @@ def build(
         create = partial(EmbeddedGallery.create, exact_items=exact_items)
         reopen = partial(EmbeddedGallery, writable=True, exact_items=exact_items)
     else:
-        from adde.serving.gallery.milvus import MilvusGallery  # of the extra `milvus`
+        from adde.serving.gallery.milvus import MilvusGallery  # pymilvus is optional
 
-        create, reopen = MilvusGallery.creator(uri), MilvusGallery.open
+        create, reopen = MilvusGallery.creator(uri), MilvusGallery
     build_with(embed, opened, catalogue, out, split, create, reopen, table, pictures)
     gallery = open_gallery(out, opened)
     print(f"{out}: {len(gallery)} items, engine {gallery.header.engine}")
     if table is not None:
         print(
-            f"fields {', '.join(table.names)} of {fields}; of the items embedded now it lacks "
+            f"fields {', '.join(table.names)} of {fields}; items embedded now without a row: "
             f"{table.unmatched}"
         )
     if isinstance(gallery, EmbeddedGallery) and gallery.index is not None:
@@ -107,5 +108,5 @@ def build(
 
 
 def main() -> None:
-    """Runs the command line's words."""
+    """Run the command line."""
     run_program(lambda: tyro.cli(build))

@@ -1,4 +1,4 @@
-"""Answers "this item, but with these values" from a bundle; needs neither torch nor a GPU.
+"""Answer "this item, but with these values" from a bundle; needs neither torch nor a GPU.
 
 Examples: serve_onnx/query.py.
 """
@@ -18,19 +18,20 @@ from adde.files import atomic_path, require_writable
 from adde.preprocess import decode
 from adde.schema import Schema
 from adde.serving import Answer, More, Not, Result, Searcher
+from adde.serving.answer_picture import AnswerTile, draw_answer
 from adde.serving.answers import Match, Rank
-from adde.serving.edits import Edit, Edits, check
+from adde.serving.attribute_edits import Edit, Edits, check
 from adde.serving.gallery.base import Gallery, Item, read_picture
-from adde.serving.gallery.build import Split, open_or_build
+from adde.serving.gallery.embedding import Split
+from adde.serving.gallery.opening import open_or_build
 from adde.serving.onnx.providers import Device
 from adde.serving.onnx.session import Session
-from adde.serving.picture import AnswerTile, draw_answer
 
 Texts = tyro.conf.UseAppendAction[tuple[str, ...]]
 
 
-def named(name: str, metavar: str) -> Any:
-    """An argument that may be given several times."""
+def repeatable(name: str, metavar: str) -> Any:
+    """Describe an argument that may be given several times."""
     return tyro.conf.arg(name=name, metavar=metavar)
 
 
@@ -39,12 +40,12 @@ def query(
     gallery: Path,
     image: Path | None = None,
     item: str | None = None,
-    edits: Annotated[Texts, named("set", "ATTRIBUTE=VALUE")] = (),
-    refused: Annotated[Texts, named("unset", "ATTRIBUTE=VALUE")] = (),
-    more: Annotated[Texts, named("more", "ATTRIBUTE=VALUE")] = (),
-    must: Annotated[Texts, named("must", "ATTRIBUTE")] = (),
-    like: Annotated[Texts, named("like", "ATTRIBUTE")] = (),
-    weights: Annotated[Texts, named("weight", "ATTRIBUTE=NUMBER")] = (),
+    edits: Annotated[Texts, repeatable("set", "ATTRIBUTE=VALUE")] = (),
+    excluded: Annotated[Texts, repeatable("unset", "ATTRIBUTE=VALUE")] = (),
+    more: Annotated[Texts, repeatable("more", "ATTRIBUTE=VALUE")] = (),
+    must: Annotated[Texts, repeatable("must", "ATTRIBUTE")] = (),
+    like: Annotated[Texts, repeatable("like", "ATTRIBUTE")] = (),
+    weights: Annotated[Texts, repeatable("weight", "ATTRIBUTE=NUMBER")] = (),
     rank: Rank | None = None,
     split: Split = "all",
     k: int = 10,
@@ -53,28 +54,28 @@ def query(
     device: tuple[Device, ...] = ("cpu",),
     allow_fallback: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
-    """Prints the best items, with their score and the attributes that match.
+    """Print the best items with their score and the attributes that match.
 
     Args:
         bundle: folder of the bundle.
-        gallery: what answers come from: a gallery, or a folder of shards, which is embedded once.
+        gallery: a gallery, or a folder of shards, which is embedded once and cached.
         image: picture of the item to start from.
-        item: or the id of an item of the gallery, which is then no answer itself.
-        edits: a value to ask for; may be given several times, as all that follow. Where names with
-            = can be cut in two ways, as JSON: '["name", "value"]'.
-        refused: a value that is not wanted.
-        more: a value to go half of the way to: "redder".
-        must: an edited attribute; answers without its new value are left out.
-        like: only these attributes count.
-        weights: how much an attribute counts, 1 if not given.
-        rank: by the probability of a match, or by distance from the edited embedding. Default: by
-            match where the bundle is calibrated.
-        split: which part of the shards, where they are shards.
+        item: id of a gallery item to start from; it is not an answer itself.
+        edits: a new value; repeatable, like the following options. If a "=" inside a name or value
+            makes it ambiguous, use JSON: '["name", "value"]'.
+        excluded: a value to exclude.
+        more: a value to move half of the way to: "redder".
+        must: an edited attribute whose new value every answer must show.
+        like: an attribute that counts; if given, no others do.
+        weights: an attribute's weight, default 1.
+        rank: by match probability, or by distance from the edited embedding. Default: match if the
+            bundle is calibrated.
+        split: split to use, if `gallery` is a folder of shards.
         k: number of answers.
-        picture: draw query and answers into this file, PNG or JPEG by its name.
+        picture: draw query and answers into this PNG or JPEG file.
         as_json: print JSON instead of a table.
-        device: where onnxruntime runs, in the order of preference.
-        allow_fallback: go on where a device is not to be had.
+        device: onnxruntime devices, in order of preference.
+        allow_fallback: continue if a device is unavailable.
     """
     if (image is None) == (item is None):
         raise UserError("expected one of --image and --item, found both or neither")
@@ -84,11 +85,11 @@ def query(
         check_picture_name(picture)
         require_writable(picture)
     opened = Bundle.read(bundle)
-    wanted = parse_edits(edits, refused, more, opened.schema)
-    check(wanted, opened.schema)  # a wrong name is told before the gallery is embedded
+    wanted = parse_edits(edits, excluded, more, opened.schema)
+    check(wanted, opened.schema)  # report wrong names before embedding
     heavy = parse_weights(weights, opened.schema)
     session = Session(opened, device, allow_fallback)
-    # An unreadable picture, too, is told first.
+    # An unreadable picture is also reported before embedding.
     start = None if image is None else opened.preprocess.load(image)
     items = open_or_build(opened, session, gallery, split)
     searcher = Searcher(opened, items, session=session)
@@ -106,17 +107,17 @@ def query(
     else:
         print_table(name, wanted, result)
     if picture is not None:
-        tiles = [tile(items, rank, answer) for rank, answer in enumerate(answers, start=1)]
-        asked = draw(items, items.get(item)) if item is not None else decode(Path(name))
-        save(draw_answer(asked, as_text(wanted), tiles), picture)
+        tiles = [answer_tile(items, rank, answer) for rank, answer in enumerate(answers, start=1)]
+        asked = item_picture(items, items.get(item)) if item is not None else decode(Path(name))
+        save_picture(draw_answer(asked, as_text(wanted), tiles), picture)
 
 
 def parse_edits(
-    values: Sequence[str], refused: Sequence[str], more: Sequence[str], schema: Schema
+    values: Sequence[str], excluded: Sequence[str], more: Sequence[str], schema: Schema
 ) -> dict[str, Edit]:
-    """Edits of the texts of --set, --unset and --more. Raises UserError with one that is none."""
+    """Parse --set, --unset and --more. Raises UserError for one that is invalid."""
     edits: dict[str, Edit] = {}
-    for option, texts in (("--set", values), ("--unset", refused), ("--more", more)):
+    for option, texts in (("--set", values), ("--unset", excluded), ("--more", more)):
         for text in texts:
             name, value = parse_edit(option, text, schema)
             edit = {"--set": value, "--unset": Not(value), "--more": More(value)}[option]
@@ -125,13 +126,13 @@ def parse_edits(
                 edits[name] = Not(*dict.fromkeys((*before.values, *edit.values)))
             elif before != edit:
                 raise UserError(
-                    f"{option}: {name!r} is asked to be {str(before)!r} and {str(edit)!r}"
+                    f"{option}: {name!r}: found two edits, {str(before)!r} and {str(edit)!r}"
                 )
     return edits
 
 
 def parse_weights(texts: Sequence[str], schema: Schema) -> dict[str, float]:
-    """Weights of the texts of --weight. Raises UserError with one that is none."""
+    """Parse --weight. Raises UserError for one that is invalid."""
     weights: dict[str, float] = {}
     for text in texts:
         name, _, number = text.rpartition("=")
@@ -144,15 +145,15 @@ def parse_weights(texts: Sequence[str], schema: Schema) -> dict[str, float]:
 
 
 def parse_edit(option: str, text: str, schema: Schema) -> tuple[str, str]:
-    """Attribute and value, of which either may have a "=" in it: the schema says where it is cut,
-    and where it has two ways, JSON does.
+    """Parse ATTRIBUTE=VALUE, either of which may contain "=". The schema decides where to split,
+    and JSON if it allows two ways.
     """
     try:
         name, value = json.loads(text)
         schema.encode({name: value})
         return name, value
     except (ValueError, TypeError, RecursionError, UserError):
-        pass  # as a rule it is no list of JSON
+        pass  # usually not JSON
     cuts = [(text[:at], text[at + 1 :]) for at, char in enumerate(text) if char == "="]
     cuts = [(name, value) for name, value in cuts if name and value]
     if not cuts:
@@ -160,21 +161,21 @@ def parse_edit(option: str, text: str, schema: Schema) -> tuple[str, str]:
     values = {attribute.name: attribute.values for attribute in schema.attributes}
     meant = [(name, value) for name, value in cuts if value in values.get(name, ())]
     if len(meant) > 1:
-        ways = " and ".join(f"{option} '{json.dumps(way, ensure_ascii=False)}'" for way in meant)
-        raise UserError(f"{option}: {text!r} may be {ways}; say which")
-    # Where nothing fits, the first that names an attribute says what is wrong with its value.
+        ways = " or ".join(f"{option} '{json.dumps(way, ensure_ascii=False)}'" for way in meant)
+        raise UserError(f"{option}: {text!r} is ambiguous: use {ways}")
+    # If no split fits, the first one that names an attribute gives the best error message.
     name, value = next((c for c in meant or cuts if c[0] in values), cuts[0])
     schema.encode({name: value})
     return name, value
 
 
 def as_text(edits: Edits) -> dict[str, str]:
-    """Edits as a person reads them."""
+    """Format edits for display."""
     return {name: str(edit) for name, edit in edits.items()}
 
 
 def print_table(name: str, edits: Edits, result: Result) -> None:
-    """What is looked for, and a line per answer."""
+    """Print the request and a line per answer."""
     asked = ", ".join(f"{attribute}={edit}" for attribute, edit in as_text(edits).items())
     print(f"{name}{f', but {asked}' if asked else ''}")
     others = {n: seen for n, seen in result.seen.items() if n not in edits}
@@ -194,7 +195,7 @@ def print_table(name: str, edits: Edits, result: Result) -> None:
 
 
 def differences(matches: Mapping[str, Match]) -> list[str]:
-    """`attribute: value` of what the catalogue knows not to match."""
+    """List `attribute: value` of known labels that do not match."""
     return [
         f"{name}: {match.value}"
         for name, match in matches.items()
@@ -203,7 +204,7 @@ def differences(matches: Mapping[str, Match]) -> list[str]:
 
 
 def print_json(edits: Edits, result: Result) -> None:
-    """One object: the edits, what answers are ranked by, and the answers best first."""
+    """Print one JSON object: the edits, the ranking and the answers, best first."""
     answers = [
         {
             "item_id": answer.item_id,
@@ -217,14 +218,16 @@ def print_json(edits: Edits, result: Result) -> None:
     print(json.dumps(content, indent=2, ensure_ascii=False))
 
 
-def tile(gallery: Gallery, rank: int, answer: Answer) -> AnswerTile:
-    """An answer as the picture shows it."""
+def answer_tile(gallery: Gallery, rank: int, answer: Answer) -> AnswerTile:
+    """Make an answer's tile for the picture."""
     lines = [f"{answer.score:.4f}", *differences(answer.matches)[:2]]
-    return AnswerTile(draw(gallery, answer.item), f"{rank}  {answer.item_id}", lines, answer.good)
+    return AnswerTile(
+        item_picture(gallery, answer.item), f"{rank}  {answer.item_id}", lines, answer.good
+    )
 
 
-def draw(gallery: Gallery, item: Item) -> Image.Image:
-    """An item's picture; a grey square where the gallery has none."""
+def item_picture(gallery: Gallery, item: Item) -> Image.Image:
+    """Decode an item's picture; a grey square if the gallery has none."""
     content = read_picture(gallery.header, item)
     if content is None:
         return Image.new("RGB", (64, 64), "#d9dde3")
@@ -232,17 +235,17 @@ def draw(gallery: Gallery, item: Item) -> Image.Image:
 
 
 def check_picture_name(path: Path) -> None:
-    """Raises UserError where Pillow does not write files of this name."""
+    """Raise UserError if Pillow cannot write files with this suffix."""
     kind = Image.registered_extensions().get(path.suffix.lower())
-    if kind not in Image.SAVE:  # some kinds it only reads
+    if kind not in Image.SAVE:  # Pillow can read some formats that it cannot write
         raise UserError(
-            f"--picture: {path}: expected a picture's name such as answer.png, found "
+            f"--picture: {path}: expected a file name such as answer.png, found suffix "
             f"{path.suffix!r}; {did_you_mean(path.suffix, ['.png', '.jpg', '.webp'])}"
         )
 
 
-def save(image: Image.Image, path: Path) -> None:
-    """Writes the picture and says where it lies, on stderr so that JSON stays alone."""
+def save_picture(image: Image.Image, path: Path) -> None:
+    """Write the picture and print its path on stderr, so that stdout remains JSON."""
     kind = Image.registered_extensions()[path.suffix.lower()]
     with atomic_path(path) as temporary:
         image.save(temporary, kind)
@@ -250,5 +253,5 @@ def save(image: Image.Image, path: Path) -> None:
 
 
 def main() -> None:
-    """Runs the command line's words."""
+    """Run the command line."""
     run_program(lambda: tyro.cli(query))

@@ -1,4 +1,4 @@
-"""Serves a bundle and its gallery over HTTP; needs neither torch nor a GPU.
+"""Serve a bundle and its gallery over HTTP; needs neither torch nor a GPU.
 
 Examples: serve_onnx/server.py.
 """
@@ -31,37 +31,38 @@ def server(
     device: tuple[Device, ...] = ("cpu",),
     allow_fallback: Flag = False,
 ) -> None:
-    """Answers until SIGTERM; SIGHUP opens bundle and gallery again and swaps them in.
+    """Serve until SIGTERM; SIGHUP reopens bundle and gallery and swaps them in.
 
     Args:
         bundle: folder of the bundle, or a link to it.
-        gallery: a gallery of that bundle, or a folder of shards, which is embedded once.
-        limits: of requests.
+        gallery: a gallery of that bundle, or a folder of shards, which is embedded once and cached.
+        limits: limits of the server.
         cards: how the page shows items.
         host: address to bind to.
-        port: port to bind to; 0: any that is free.
-        key_file: file of API keys, `name: key` a line; else those of ADDE_API_KEYS, if any.
-        require_key: end where there is no key; off loopback that is so without asking.
-        no_require_key: answer everyone, also off loopback; for use behind what asks for keys.
-        allow_host: names that the server answers to: on loopback beside localhost and 127.0.0.1,
+        port: port to bind to; 0: any free one.
+        key_file: file of API keys, `name: key` per line; default: ADDE_API_KEYS, if set.
+        require_key: fail if there is no key; the default off loopback.
+        no_require_key: serve without keys, even off loopback; for use behind a proxy that
+            authenticates.
+        allow_host: host names to answer to: on loopback in addition to localhost and 127.0.0.1,
             elsewhere instead of any.
-        pictures: where items' pictures lie, if not where the gallery says: the folder of the
-            shards, or an address with the item's id in it, as https://cdn.example/{item_id}.jpg.
-        device: where onnxruntime runs, in the order of preference.
-        allow_fallback: go on where a device is not to be had.
+        pictures: location of the items' pictures, if not where the gallery says: the shards'
+            folder, or a URL with the item's id such as https://cdn.example/{item_id}.jpg.
+        device: onnxruntime devices, in order of preference.
+        allow_fallback: continue if a device is unavailable.
     """
     if require_key and no_require_key:
         raise UserError("expected one of --require-key and --no-require-key, found both")
     try:
-        from adde.serving.http.hot_swap import Source
-        from adde.serving.http.run import serve
+        from adde.serving.http.backend import BackendConfig
+        from adde.serving.http.server import serve
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is not installed: pip install 'adde[serve]'") from error
-    source = Source(bundle, gallery, device, allow_fallback, limits.threads, pictures)
+    source = BackendConfig(bundle, gallery, device, allow_fallback, limits.threads, pictures)
     required = True if require_key else False if no_require_key else None
     serve(source, limits, host, port, key_file, required, allow_host, cards)
 
 
 def main() -> None:
-    """Runs the command line's words."""
+    """Run the command line."""
     run_program(lambda: tyro.cli(server))

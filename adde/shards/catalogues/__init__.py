@@ -1,1 +1,1 @@
-"""Catalogues a build can open: tables, folders of pictures, public data sets, drawn ones."""
+"""Catalogues that a build can open: tables, public data sets and embedded catalogues."""

@@ -1,14 +1,14 @@
 """The layout of Attribute-Specific Embedding Networks (ASEN; Ma et al., AAAI 2020), in which
-FashionAI, DARN and DeepFashion are judged by MAP.
+FashionAI, DARN and DeepFashion are evaluated by MAP.
 
 `meta.json` names the attributes (ATTRIBUTES) and their values (ATTRIBUTES_VALUES).
-`filenames_<set>.txt` has a picture a line; all other files count in its lines from 0, attributes in
-ATTRIBUTES, values in the attribute's ATTRIBUTES_VALUES. A line of `label_train.txt` is `picture
-attribute value [attribute value ...]`, a line of `query_<set>.txt` and `candidate_<set>.txt`
-`picture attribute value`. Sets are train, valid and test.
+`filenames_<set>.txt` names one picture per line. All other files refer to its lines, to ATTRIBUTES
+and to the attribute's ATTRIBUTES_VALUES by number, from 0. A line of `label_train.txt` is
+`picture attribute value [attribute value ...]`; a line of `query_<set>.txt` and of
+`candidate_<set>.txt` is `picture attribute value`. Sets are train, valid and test.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,72 +16,69 @@ from typing import Any
 import numpy as np
 
 from adde.errors import UserError
-from adde.files import open_text, read_json
+from adde.files import read_json
 from adde.schema import UNKNOWN, Attribute, Labels, Schema
-from adde.shards.catalogues.catalogue import Items
-from adde.shards.catalogues.pictures import PictureFiles
-from adde.shards.catalogues.table import Places
+from adde.shards.catalogues.catalogue import Catalogue
+from adde.shards.catalogues.lists import read_names, read_numbers
+from adde.shards.catalogues.pictures import picture_files
+from adde.shards.catalogues.table import RowPlaces
 from adde.shards.similarity_lists import SimilarityLists, SplitLists
 
 SETS = {"train": "train", "valid": "val", "test": "test"}
-"""Theirs, and our split."""
+"""Maps the layout's names of the splits to ours."""
 
 
-def asen(root: Path, images: Path | None, size: int) -> tuple[Items, SimilarityLists]:
-    """Reads a folder of this layout.
+def asen(root: Path, images: Path | None, size: int) -> Catalogue:
+    """Read a folder of this layout.
 
-    An item that is said to have several values of an attribute has an unknown label, and is
-    neither query nor candidate of that attribute.
+    An item with several values of one attribute gets an unknown label, and is neither a query nor a
+    candidate of that attribute.
 
     Args:
-        root: of the files.
-        images: folder that the names of pictures start from; `root` if None.
-        size: cap on a picture's short side, pixels.
+        root: The folder of the files.
+        images: The folder that the names of pictures start from; `root` if None.
+        size: Cap on a picture's short side, pixels.
 
     Raises:
-        UserError: a file is missing or is not as the module describes, or a picture stands in two
-            sets.
+        UserError: A file is missing or does not follow the layout, or a picture is in two sets.
     """
     schema = _schema(root / "meta.json")
-    names, splits, places = list[str](), list[str](), list[int]()
-    firsts: dict[str, int] = {}
+    names, splits, lines = list[str](), list[str](), list[int]()
+    rows: dict[str, range] = {}
     for theirs, split in SETS.items():
-        firsts[theirs] = len(names)
-        found = _names(root / f"filenames_{theirs}.txt")
+        found = read_names(root / f"filenames_{theirs}.txt")
+        rows[theirs] = range(len(names), len(names) + len(found))
         names += found
         splits += [split] * len(found)
-        places += range(1, len(found) + 1)
-    _refuse_repeated(names, splits, root)
-    labels = _Labels(schema, np.full((len(names), len(schema.names)), UNKNOWN, np.int64))
-    rows = {"train": range(firsts["valid"])}
+        lines += range(1, len(found) + 1)
+    _reject_repeated(names, splits, root)
+    labels = _LabelReader(schema, np.full((len(names), len(schema.names)), UNKNOWN, np.int64))
     labels.read(root / "label_train.txt", rows["train"])
-    asked = dict[str, dict[str, list[tuple[int, int]]]]()
-    for theirs, end in (("valid", firsts["test"]), ("test", len(names))):
-        of_set = range(firsts[theirs], end)
-        asked[SETS[theirs]] = {
-            kind: labels.read(root / f"{kind}_{theirs}.txt", of_set)
-            for kind in ("query", "candidate")
-        }
-    notices = [f"{len(labels.several)} labels with several values are unknown"]
-    items = Items(
+    asked = {
+        (kind, theirs): labels.read(root / f"{kind}_{theirs}.txt", rows[theirs])
+        for theirs in ("valid", "test")
+        for kind in ("query", "candidate")
+    }
+    # Only after all files are read is it known which labels have several values.
+    lists = {
+        SETS[theirs]: SplitLists(
+            queries=labels.by_attribute(asked["query", theirs], names),
+            candidates=labels.by_attribute(asked["candidate", theirs], names),
+        )
+        for theirs in ("valid", "test")
+    }
+    places = RowPlaces(root / "filenames_*.txt", "line", lines)
+    several = f"{len(labels.several)} labels with several values are unknown"
+    return Catalogue(
         name=root.resolve().name,
         schema=schema,
         item_ids=names,
         labels=labels.labels,
         splits=splits,
-        pictures=PictureFiles(
-            images or root, names, Places(root / "filenames_*.txt", "line", places), size
-        ),
-        notices=tuple(notices) if labels.several else (),
+        source=picture_files(images or root, names, places, size),
+        notices=(several,) if labels.several else (),
+        benchmark=SimilarityLists(lists),
     )
-    lists = {
-        split: SplitLists(
-            queries=labels.by_attribute(entries["query"], names),
-            candidates=labels.by_attribute(entries["candidate"], names),
-        )
-        for split, entries in asked.items()
-    }
-    return items, SimilarityLists(lists)
 
 
 def _schema(path: Path) -> Schema:
@@ -103,12 +100,7 @@ def _schema(path: Path) -> Schema:
     return schema
 
 
-def _names(path: Path) -> list[str]:
-    with open_text(path) as file:
-        return [line.strip() for line in file if line.strip()]
-
-
-def _refuse_repeated(names: Sequence[str], splits: Sequence[str], root: Path) -> None:
+def _reject_repeated(names: Sequence[str], splits: Sequence[str], root: Path) -> None:
     split_of: dict[str, str] = {}
     for name, split in zip(names, splits):
         if name in split_of:
@@ -120,17 +112,17 @@ def _refuse_repeated(names: Sequence[str], splits: Sequence[str], root: Path) ->
 
 
 @dataclass(frozen=True, eq=False)
-class _Labels:
-    """Labels (N, A) as they are read, and where an item has several values of an attribute."""
+class _LabelReader:
+    """Labels (N, A), filled file by file, and the labels for which files give several values."""
 
     schema: Schema
     labels: Labels
     several: set[tuple[int, int]] = field(default_factory=set[tuple[int, int]])
 
     def read(self, path: Path, rows: range) -> list[tuple[int, int]]:
-        """The (row, attribute) of each label in a file whose pictures are these rows."""
+        """Read a file about the pictures `rows`; return the (row, attribute) of each label."""
         found: dict[tuple[int, int], None] = {}
-        for place, numbers in _lines(path):
+        for place, numbers in read_numbers(path, "whole numbers"):
             picture, *pairs = numbers
             if picture >= len(rows) or not pairs or len(pairs) % 2:
                 raise UserError(
@@ -159,20 +151,9 @@ class _Labels:
     def by_attribute(
         self, entries: Sequence[tuple[int, int]], names: Sequence[str]
     ) -> dict[str, list[str]]:
-        """Names of those with a single value, by attribute."""
+        """Return the names of the items with a single value, by attribute."""
         found: dict[str, list[str]] = {}
         for row, attribute in entries:
             if (row, attribute) not in self.several:
                 found.setdefault(self.schema.names[attribute], []).append(names[row])
         return found
-
-
-def _lines(path: Path) -> Iterator[tuple[str, list[int]]]:
-    """Place and numbers of each line."""
-    with open_text(path) as file:
-        for number, line in enumerate(file, 1):
-            place, words = f"{path}, line {number}", line.split()
-            if not all(word.isascii() and word.isdigit() and len(word) < 10 for word in words):
-                raise UserError(f"{place}: expected whole numbers, found {line.strip()!r}")
-            if words:
-                yield place, [int(word) for word in words]

@@ -1,4 +1,4 @@
-"""Which columns of a table are attributes, and the labels that their cells become."""
+"""Choose the columns of a table that are attributes, and turn their cells into labels."""
 
 import re
 from collections import Counter
@@ -15,39 +15,39 @@ from adde.shards.catalogues.traits import no_trait
 from adde.shards.catalogues.unknown import doubtful
 
 OTHER = "other"
-"""The value that rare values are folded into."""
+"""The value into which rare values are merged."""
 
 ROWS_PER_VALUE = 2
-"""A found attribute has at least this many labelled rows per distinct value: ids, prices and
-descriptions have fewer."""
+"""Least number of labelled rows per distinct value of an attribute that was not asked for. Ids,
+prices and descriptions have fewer."""
 
 
 @dataclass(frozen=True)
 class Folded:
-    """What becomes of a column's cells: the values kept, the rare ones in `other` or unknown."""
+    """The values of a column, and the rare ones that become `other` or unknown."""
 
     values: tuple[str, ...]
     other: frozenset[str]
     unknown: frozenset[str]
 
     def label(self, cell: str) -> int:
-        """Index of a cell's value, UNKNOWN where it is empty or too rare."""
+        """Return the index of a cell's value, or UNKNOWN if it is empty or too rare."""
         if not cell or cell in self.unknown:
             return UNKNOWN
         return self.values.index(OTHER if cell in self.other else cell)
 
 
 def fold(cells: Sequence[str], train: Sequence[bool], min_count: int) -> Folded:
-    """Folds values that fewer than `min_count` training rows hold.
+    """Merge values that fewer than `min_count` training rows hold.
 
-    Only training rows count, as a value that none of them shows cannot be learnt. Rare values,
-    together with a value "other" that is there already, become "other" where they reach
-    `min_count` together; otherwise they are unknown.
+    Only training rows count, because a value without any cannot be learnt. Rare values become
+    "other" if together, and with an existing value "other", they reach `min_count`. Otherwise they
+    become unknown.
 
     Args:
-        cells: N cells, "" where empty.
+        cells: N cells, "" if empty.
         train: N, True in training rows.
-        min_count: least number of training rows.
+        min_count: Least number of training rows.
     """
     counts = Counter(compress(cells, train))
     values = set(cells) - {""}
@@ -67,22 +67,22 @@ def label_attributes(
     max_values: int,
     min_count: int,
 ) -> tuple[Schema, Labels, list[str]]:
-    """Schema, labels (N, A) int64, and notices of what was folded or left out.
+    """Return the schema, labels (N, A) int64, and notices about merged and omitted columns.
 
-    Attributes stand in the table's order of columns, their values sorted.
+    Attributes have the order of the table's columns; values are sorted.
 
     Args:
         table: N rows.
         train: N, True in training rows.
-        taken: columns that mean something else; not looked at unless asked for.
-        asked: the attributes; if empty, every other column with at most `max_values` distinct
+        taken: Columns with another meaning; ignored unless asked for.
+        asked: The attributes. If empty: every other column with at most `max_values` distinct
             values and at least ROWS_PER_VALUE labelled rows per value.
-        max_values: see `asked`.
-        min_count: see `fold`.
+        max_values: See `asked`.
+        min_count: See `fold`.
 
     Raises:
-        UserError: an attribute that was asked for is no column or has fewer than two values, or
-            no column makes an attribute.
+        UserError: An attribute that was asked for is missing or has fewer than two values, or no
+            column qualifies as an attribute.
     """
     for name in asked:
         table.column(name)
@@ -99,8 +99,8 @@ def label_attributes(
                 raise UserError(f"{table.path}: attribute {name!r} has {why}; leave it out")
             notices.append(f"column {name!r} is no attribute: it has {why}")
             continue
-        notices += _tell_folded(name, cells, folded, min_count)
-        notices += _tell_doubts(name, Counter(filter(None, cells)), bool(asked))
+        notices += _fold_notices(name, cells, folded, min_count)
+        notices += _doubt_notices(name, Counter(filter(None, cells)), bool(asked))
         attributes.append(Attribute(name, folded.values))
         label_of = {cell: folded.label(cell) for cell in set(cells)}
         labels.append(np.array([label_of[cell] for cell in cells], dtype=np.int64))
@@ -122,20 +122,20 @@ def _too_many(cells: Sequence[str], max_values: int) -> str | None:
     return None
 
 
-def _tell_doubts(name: str, counts: Mapping[str, int], asked: bool) -> list[str]:
-    """What a person may want otherwise: values that say nothing, and numbers."""
+def _doubt_notices(name: str, counts: Mapping[str, int], asked: bool) -> list[str]:
+    """Return notices about values that may mean unknown, and about numbers."""
     notices: list[str] = []
     if doubts := doubtful(counts):
         shown = ", ".join(f"{value!r} ({counts[value]} rows)" for value in doubts)
         asked_of = " ".join(repr(f"{name}={value}") for value in doubts)
         notices.append(
-            f"attribute {name!r}: {shown} is a value to learn; where it says that nothing is "
-            f"known: --unknown {asked_of}"
+            f"attribute {name!r}: {shown} is learnt as a value; if it means unknown: "
+            f"--unknown {asked_of}"
         )
     if not asked and len(counts) > 2 and all(re.fullmatch(r"\d+(\.0)?", cell) for cell in counts):
         notices.append(
-            f"attribute {name!r}: its {len(counts)} values are numbers; if they are no trait that "
-            "a picture shows, leave it out by naming the others with --attributes"
+            f"attribute {name!r}: its {len(counts)} values are numbers; if they are not visible "
+            "in a picture, leave it out by naming the others with --attributes"
         )
     return notices
 
@@ -149,7 +149,7 @@ def _one_value(folded: Folded, min_count: int) -> str | None:
     )
 
 
-def _tell_folded(name: str, cells: Sequence[str], folded: Folded, min_count: int) -> list[str]:
+def _fold_notices(name: str, cells: Sequence[str], folded: Folded, min_count: int) -> list[str]:
     notices: list[str] = []
     for rare, fate in ((folded.other, f"are {OTHER!r}"), (folded.unknown, "are unknown")):
         if rare:

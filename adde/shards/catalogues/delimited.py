@@ -1,8 +1,9 @@
-"""Text tables as spreadsheets and shop systems write them: CSV and its relatives, record by record.
+"""Read CSV and its relatives, as spreadsheets and shop systems write them, record by record.
 
-Understood: UTF-8 with or without a byte order mark, UTF-16 with one; a comma, semicolon, tab or
-bar between cells, found by which of them makes rows as long as the header, or said by Excel's first
-line `sep=;`; quoted ends of lines; spaces around cells; Excel's ="007"; lines that end in CR LF.
+The encoding is UTF-8 with or without a byte order mark, or UTF-16 with one. The separator is a
+comma, semicolon, tab or bar: the one that gives most rows the length of the header, or the one in
+Excel's first line `sep=;`. Cells may contain quoted line ends, have spaces around them, or be
+Excel's ="007". Lines may end in CR LF.
 """
 
 import csv
@@ -17,56 +18,56 @@ from typing import TextIO
 from adde.files import open_text
 
 SEPARATORS = ",;\t|"
-"""The first of those that fit equally well is taken."""
+"""Candidates; among equally good ones the first wins."""
 
 SAMPLE = 100
-"""Lines that the separator is found in."""
+"""Lines from which the separator is inferred."""
 
 LONGEST_CELL = 1 << 24
-"""Characters: above any page of HTML, and as far as a quote that is never closed is followed."""
+"""Characters: more than any HTML page has, and the limit for an unclosed quote."""
 
 SEP_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
 
 FORMULA = re.compile(r'="([^"]*)"')
-"""How exports keep Excel from reading 007 as a number."""
+"""Exports write this to keep Excel from reading 007 as a number."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """One row of the file; a blank one is left out."""
+    """One non-blank row of the file."""
 
     first: int
     """Number of its first line, from 1."""
     last: int
     cells: list[str]
     fault: str = ""
-    """What is wrong where the line is no CSV."""
+    """Why the line is not valid CSV, or empty."""
 
 
 def read_records(path: Path) -> Iterator[Record]:
-    """Records of a file, the header first.
+    """Yield the records of a file, the header first.
 
-    A line that is no CSV is a record with a fault, and reading goes on at the next line.
+    A line that is not valid CSV becomes a record with a fault, and reading continues at the next.
 
     Raises:
-        UserError: it is no text; see `open_text`.
+        UserError: The file is not text; see `open_text`.
     """
     csv.field_size_limit(LONGEST_CELL)
-    # Line by line: the text of a large table would be held beside its cells.
+    # Read line by line, so that a large table's text is not held in addition to its cells.
     with open_text(path, newline="") as file:
         separator, skipped = _separator(file)
         yield from _records(_Lines(islice(file, skipped, None), skipped), separator)
 
 
 class _Lines:
-    """Lines of a file, some of which are read again."""
+    """Lines of a file that can be read again."""
 
     def __init__(self, lines: Iterator[str], number: int) -> None:
         self._lines, self._again = lines, deque[str]()
         self.number = number
-        """Of the line handed out last."""
+        """Number of the last line returned."""
         self.taken: list[str] = []
-        """Those handed out since the record began."""
+        """Lines returned since the record began."""
 
     def __iter__(self) -> "_Lines":
         return self
@@ -78,7 +79,7 @@ class _Lines:
         return line
 
     def again(self) -> None:
-        """Hands out all lines of the record but its first once more."""
+        """Return the lines of the record once more, except its first."""
         self._again.extendleft(reversed(self.taken[1:]))
         self.number -= len(self.taken) - 1
 
@@ -111,12 +112,12 @@ def _unformula(cell: str) -> str:
 
 
 def _reader(lines: Iterator[str], separator: str) -> Iterator[list[str]]:
-    # strict: a quote left open would otherwise swallow the rest of the file in silence.
+    # strict: otherwise an unclosed quote would silently swallow the rest of the file.
     return csv.reader(lines, delimiter=separator, strict=True, skipinitialspace=True)
 
 
 def _separator(file: TextIO) -> tuple[str, int]:
-    """What separates cells, and how many lines stand before the header; from the file's start."""
+    """Return the separator and the number of lines before the header; rewind the file."""
     sample = list(islice(file, SAMPLE))
     file.seek(0)
     if sample and (said := SEP_LINE.fullmatch(sample[0])):
@@ -125,9 +126,9 @@ def _separator(file: TextIO) -> tuple[str, int]:
 
 
 def _fit(sample: list[str], separator: str) -> tuple[float, int]:
-    """Share of rows as long as the first, and its length; of rows of one cell nothing."""
+    """Return the share of rows as long as the first, and its length; zero for rows of one cell."""
     records = _records(_Lines(iter(sample), 0), separator)
-    # A quote that another separator makes sense of is no row of this one.
+    # A line with a fault may be valid with another separator.
     widths = [0 if record.fault else len(record.cells) for record in records]
     if not widths or widths[0] < 2:
         return 0.0, 0

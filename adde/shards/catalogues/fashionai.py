@@ -1,9 +1,9 @@
-"""FashionAI's attribute data set as it is published: `Annotations/label.csv`, in the folder given
-or one below, as its two archives unpack.
+"""FashionAI's attribute data set as published: `Annotations/label.csv`, in the given folder or one
+below, as its two archives unpack.
 
-A row, without a header, is `Images/<task>/<md5>.jpg,<task>,<flags>`, the picture relative to the
-folder that holds `Annotations`. A picture is labelled in one attribute. Its flags are a letter a
-value: y where it has it, n where not, m where it may have it as well, which counts as n.
+The file has no header. A row is `Images/<task>/<md5>.jpg,<task>,<flags>`; the path is relative to
+the folder that holds `Annotations`. Each picture is labelled for a single attribute. Its flags are
+one letter per value: y if the picture shows the value, n if not, and m for "maybe", read as n.
 """
 
 import csv
@@ -15,13 +15,13 @@ import numpy as np
 from adde.errors import UserError
 from adde.files import open_text
 from adde.schema import UNKNOWN, Attribute, Schema
-from adde.shards.catalogues.catalogue import Items
-from adde.shards.catalogues.pictures import PictureFiles
+from adde.shards.catalogues.catalogue import Catalogue
+from adde.shards.catalogues.pictures import picture_files
 from adde.shards.catalogues.splits import require_items, splits_by_hash
 
 LABEL_FILE = "Annotations/label.csv"
 ENDING = "_labels"
-"""Of a task's name, which the attribute's lacks."""
+"""End of a task's name that is not part of the attribute's."""
 
 FLAGS = re.compile("[ynm]+")
 
@@ -36,23 +36,23 @@ VALUES = {
     "|Sweetheart|One Shoulder",
     "neck_design": "Invisible|Turtle|Ruffle Semi-High|Low Turtle|Draped",
 }
-"""Names of the values in the order of the flags; "Invisible" is one as any other."""
+"""Names of the values in the order of the flags; "Invisible" is an ordinary value."""
 
 
 def fashionai(
     root: Path, images: Path | None, val_share: float, test_share: float, size: int
-) -> Items:
-    """Reads FashionAI; splits are drawn by a hash of the picture's name.
+) -> Catalogue:
+    """Read FashionAI; a hash of the picture's name decides the split.
 
     Args:
-        root: see the module.
-        images: folder that the names of pictures start from; where each table lies if None.
-        val_share: of the items.
-        test_share: of the items.
-        size: cap on a picture's short side, pixels.
+        root: The folder; see the module.
+        images: The folder that the names of pictures start from; that of each table if None.
+        val_share: Share of the items.
+        test_share: Share of the items.
+        size: Cap on a picture's short side, pixels.
 
     Raises:
-        UserError: there is no table, or a line is not as the module describes.
+        UserError: There is no table, or a line does not follow the module's description.
     """
     tables = sorted((*root.glob(LABEL_FILE), *root.glob(f"*/{LABEL_FILE}")))
     if not tables:
@@ -79,12 +79,12 @@ def fashionai(
     require_items(splits, val_share, test_share, str(root))
     every = np.full((len(names), len(schema.names)), UNKNOWN, np.int64)
     every[np.arange(len(names)), [schema.names.index(task) for task in tasks]] = labels
-    pictures = PictureFiles(images or root, names, places, size)
-    return Items("fashionai", schema, names, every, splits, pictures)
+    source = picture_files(images or root, names, places, size)
+    return Catalogue("fashionai", schema, names, every, splits, source)
 
 
 def _row(row: list[str], place: str) -> tuple[str, str, int, int]:
-    """The picture, its attribute, its label, and how many values the attribute has."""
+    """Return the picture, its attribute, its label, and the number of the attribute's values."""
     if len(row) != 3 or not FLAGS.fullmatch(row[2]) or row[2].count("y") != 1:
         raise UserError(
             f"{place}: expected a picture, a task and flags of n, m and one y, found {row}"
@@ -94,6 +94,6 @@ def _row(row: list[str], place: str) -> tuple[str, str, int, int]:
 
 
 def _values(attribute: str, count: int) -> tuple[str, ...]:
-    """Names of an attribute's values; numbers where they are not known."""
+    """Return the names of an attribute's values, or numbers if the names are unknown."""
     names = tuple(VALUES.get(attribute, "").split("|"))
     return names if len(names) == count else tuple(map(str, range(count)))

@@ -1,14 +1,15 @@
 """A Hugging Face image dataset on disk, as `Dataset.save_to_disk` writes it.
 
-A folder holds `state.json` (its Arrow files), `dataset_info.json` (its features) and the files,
-Arrow streams with a picture as {bytes, path}; a DatasetDict has `dataset_dict.json` and one such
-folder per split. Read with pyarrow alone; the files are mapped, so pictures stay on disk.
+A folder holds `state.json`, which names its Arrow files, `dataset_info.json` with its features, and
+the files: Arrow streams in which a picture is {bytes, path}. A DatasetDict has `dataset_dict.json`
+and one such folder per split. Only pyarrow is needed. Files are memory-mapped, so pictures stay on
+disk.
 """
 
 import importlib
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -16,18 +17,19 @@ from typing import Any
 
 from adde.errors import UserError, foreign
 from adde.files import read_json
-from adde.shards.catalogues.catalogue import Items
+from adde.shards.catalogues.catalogue import Catalogue, PictureSource
+from adde.shards.catalogues.parquet import as_texts
 from adde.shards.catalogues.pictures import store
 from adde.shards.catalogues.splits import split_of, splits_by_hash
-from adde.shards.catalogues.table import Cells, Places, Table, as_texts
+from adde.shards.catalogues.table import Cells, RowPlaces, Table
 from adde.shards.catalogues.tabular import TableOptions, table_catalogue
 
 OPEN_FILES = 16
-"""Mapped Arrow files that a process keeps."""
+"""Arrow files that a process keeps mapped."""
 
 
 @dataclass(frozen=True)
-class ArrowPicture:
+class ArrowPicture(PictureSource):
     """One picture in an Arrow file."""
 
     file: Path
@@ -35,10 +37,10 @@ class ArrowPicture:
     row: int
     size: int
     stamped: int
-    """Time of change of the file."""
+    """Modification time of the file; part of the stamp."""
 
     def read(self) -> tuple[bytes, str]:
-        """The picture, its short side at most `size`. Raises UserError as `Source.read`."""
+        """Return the picture with a short side of at most `size`; see `PictureSource.read`."""
         where = f"{self.file}, row {self.row}, {self.column!r}"
         with foreign(where, "a picture's bytes or its path"):
             cell = _opened(self.file).column(self.column)[self.row].as_py()
@@ -50,48 +52,25 @@ class ArrowPicture:
             raise UserError(f"{where}: expected a picture, found none")
         return store(content, where, self.size)
 
-    def stamp(self) -> str:
-        """Which row of which file, and when that was written."""
-        return repr(self)
-
-
-@dataclass(frozen=True, eq=False)
-class ArrowPictures:
-    """The pictures of Arrow files that stand one after another."""
-
-    files: Sequence[Path]
-    ends: Sequence[int]
-    """Rows up to the end of each file."""
-    column: str
-    size: int
-
-    def __call__(self, row: int) -> ArrowPicture:
-        """The picture of a row."""
-        number = bisect_right(self.ends, row)
-        file = self.files[number]
-        start = self.ends[number - 1] if number else 0
-        changed = file.stat().st_mtime_ns
-        return ArrowPicture(file, self.column, row - start, self.size, changed)
-
 
 @lru_cache(maxsize=OPEN_FILES)
 def _opened(path: Path) -> Any:
-    """The table of an Arrow stream, mapped: nothing is read before it is asked for."""
+    """Return the memory-mapped table of an Arrow stream; rows are read only on access."""
     arrow: Any = importlib.import_module("pyarrow")
     with foreign(path, "an Arrow stream"):
         table = arrow.ipc.open_stream(arrow.memory_map(str(path))).read_all()
-        table.validate(full=True)  # else damaged offsets are followed out of the file
+        table.validate(full=True)  # damaged offsets would otherwise read outside the file
         return table
 
 
-def read_saved_dataset(root: Path, options: TableOptions, size: int) -> Items:
-    """Reads a saved Dataset or DatasetDict as a catalogue.
+def read_saved_dataset(root: Path, options: TableOptions, size: int) -> Catalogue:
+    """Read a saved Dataset or DatasetDict as a catalogue.
 
-    Columns of plain values and of ClassLabel are candidates for attributes. The splits are those
-    of a DatasetDict; where it has no validation split, a share of train is drawn into one.
+    Columns of plain values and of ClassLabel may become attributes. The splits are those of a
+    DatasetDict. If it has no validation split, a share of train becomes one.
 
     Raises:
-        UserError: a file is missing or damaged, there is no one column of pictures, or as of
+        UserError: A file is missing or damaged, there is not exactly one column of pictures, or see
             `table_catalogue`.
     """
     parts = _parts(root)
@@ -99,7 +78,7 @@ def read_saved_dataset(root: Path, options: TableOptions, size: int) -> Items:
     image = _image_column(root, features, options.image_column)
     files, ends, columns = list[Path](), list[int](), {name: Cells() for name in features}
     columns.pop(image)
-    # A dataset may have columns of these names itself.
+    # The dataset may already have columns of these names.
     split_name, row_name = (_unused(name, features) for name in ("split", "row"))
     columns[split_name], columns[row_name] = Cells(), Cells()
     for split, folder in parts.items():
@@ -124,11 +103,16 @@ def read_saved_dataset(root: Path, options: TableOptions, size: int) -> Items:
         splits, names = cells[split_name], cells[row_name]
         cells[split_name] = _with_validation(splits, names, options.val_share, notices)
         options = replace(options, split_column=split_name)
-    table = Table(root, cells, Places(root, "row", range(rows)))
+    table = Table(root, cells, RowPlaces(root, "row", range(rows)))
     options = replace(options, id_column=options.id_column or row_name)
-    pictures = ArrowPictures(files, ends, image, size)
-    items = table_catalogue(table, pictures, options)
-    return replace(items, notices=(*items.notices, *notices))
+
+    def source(row: int) -> ArrowPicture:
+        number = bisect_right(ends, row)
+        file, start = files[number], ends[number - 1] if number else 0
+        return ArrowPicture(file, image, row - start, size, file.stat().st_mtime_ns)
+
+    catalogue = table_catalogue(table, source, options)
+    return replace(catalogue, notices=(*catalogue.notices, *notices))
 
 
 def _unused(name: str, features: dict[str, Any]) -> str:
@@ -140,9 +124,7 @@ def _unused(name: str, features: dict[str, Any]) -> str:
 def _with_validation(
     splits: list[str], names: list[str], val_share: float, notices: list[str]
 ) -> list[str]:
-    """The splits, with a share of train drawn into val by a hash of the names where there is
-    none.
-    """
+    """Return the splits; if none is val, a hash of the names moves a share of train into it."""
     counts = Counter(split_of(split) for split in splits)
     if counts["val"] or not val_share:
         return splits
@@ -152,7 +134,7 @@ def _with_validation(
 
 
 def _parts(root: Path) -> dict[str, Path]:
-    """The folder of each split; a Dataset that was saved alone is one part."""
+    """Return the folder of each split; a Dataset saved alone counts as train."""
     listing = root / "dataset_dict.json"
     if not listing.exists():
         return {"train": root}
@@ -197,7 +179,7 @@ def _append(columns: dict[str, Cells], table: Any, features: dict[str, Any]) -> 
         if name not in columns:
             continue
         if kind not in ("Value", "ClassLabel"):
-            columns.pop(name)  # lists, structs and further pictures are no labels
+            columns.pop(name)  # lists, structs and further pictures are not labels
             continue
         for batch in table.column(name).chunks:
             cells = batch.to_pylist()

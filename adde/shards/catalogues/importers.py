@@ -1,77 +1,97 @@
-"""What --catalogue may say, and the catalogue that it opens."""
+"""What --catalogue accepts, and the reader of each kind."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from adde.errors import UserError, did_you_mean
-from adde.metrics import Queries
-from adde.shards.catalogues.annotations import celeba, deepfashion
 from adde.shards.catalogues.asen import asen
-from adde.shards.catalogues.catalogue import Catalogue, Items
-from adde.shards.catalogues.factor_sets import (
-    read_cars3d,
-    read_dsprites,
-    read_mpi3d,
-    read_smallnorb,
-)
+from adde.shards.catalogues.cars3d import read_cars3d
+from adde.shards.catalogues.catalogue import Catalogue
+from adde.shards.catalogues.celeba import celeba
+from adde.shards.catalogues.deepfashion import deepfashion
 from adde.shards.catalogues.fashionai import fashionai
-from adde.shards.catalogues.grids import OPTIONS
+from adde.shards.catalogues.grids import OPTIONS as GRID
 from adde.shards.catalogues.hf_dataset import read_saved_dataset
+from adde.shards.catalogues.npz_sets import read_dsprites, read_mpi3d
 from adde.shards.catalogues.paper_files import read_support
 from adde.shards.catalogues.polyvore import polyvore
 from adde.shards.catalogues.rooms import rooms
 from adde.shards.catalogues.shapes3d import read_shapes3d
-from adde.shards.catalogues.sprites import VARIANTS as SPRITES
-from adde.shards.catalogues.sprites import sprites
+from adde.shards.catalogues.smallnorb import read_smallnorb
+from adde.shards.catalogues.sprites import VARIANTS, sprites
 from adde.shards.catalogues.tabular import TableOptions, read_catalogue
 from adde.shards.catalogues.zappos import zappos
-from adde.shards.given import Given
 
-EMBEDDED = (
-    *("wardrobe", "wardrobe-hard", "wardrobe-outfits"),
-    *("rooms", "sprites", "sprites-colour", "sprites-noisy"),
-)
 EMBEDDED_SIZE, SIZE = 64, 256
-"""Caps on a picture's short side, pixels, where none is given."""
-
-KINDS = {
-    "support": "folder of imgs_*.txt, labels_*.txt and attr_num.txt of the published code",
-    "deepfashion": "folder of the category and attribute prediction benchmark",
-    "celeba": "folder of list_attr_celeba.txt and list_eval_partition.txt",
-    "3dshapes": "3dshapes.h5",
-    "zappos": "folder of ut-zap50k-data/ and ut-zap50k-images/; CSN's tripletlists/ if there",
-    "asen": "folder of meta.json, filenames_*.txt and the lists of queries and candidates",
-    "fashionai": "folder of Annotations/label.csv",
-    "polyvore": "folder disjoint/ or nondisjoint/ of Polyvore Outfits",
-    "dsprites": "dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz",
-    "mpi3d": "mpi3d_*.npz",
-    "cars3d": "folder of the .mat files, data/cars of nips2015-analogy-data",
-    "smallnorb": "folder of the six .mat files, unzipped",
-    "hf": "folder that a Hugging Face dataset was saved to",
-}
-"""What may stand before the colon of `--catalogue kind:path`, and what path then is."""
-
-GRIDS: dict[str, Callable[[Path, TableOptions, int], Items]] = {
-    "3dshapes": read_shapes3d,
-    "dsprites": read_dsprites,
-    "mpi3d": read_mpi3d,
-    "cars3d": read_cars3d,
-    "smallnorb": read_smallnorb,
-}
-"""Readers of sets of exact factors; the last argument is a cap on a picture's side."""
+"""Default caps on a picture's short side, pixels."""
 
 
 @dataclass(frozen=True)
-class Opened:
-    """A catalogue, what to tell of it, and the queries that came with it."""
+class Request:
+    """The arguments of `open_catalogue`; `path` is the part of `name` after the kind."""
 
-    catalogue: Catalogue
-    notices: tuple[str, ...] = ()
-    queries: Queries | None = None
-    """Of the test split; references are rows of the catalogue."""
-    given: Given | None = None
-    """What else came with it."""
+    name: str
+    path: Path
+    images: Path | None
+    options: TableOptions
+    size: int
+    items: int
+    seed: int
+    skip_unreadable: bool
+
+
+Reader = tuple[Callable[[Request], Catalogue], tuple[str, ...]]
+"""A reader, and the fields of TableOptions that it uses. Others are rejected, not ignored."""
+
+TABLE = tuple(field.name for field in fields(TableOptions) if field.name != "hold_out")
+
+
+def _wardrobe(r: Request) -> Catalogue:
+    # Imported here, because packing a table needs no renderer.
+    from adde.shards.catalogues.wardrobe import wardrobe
+    from adde.shards.catalogues.wardrobe_hard import wardrobe_hard
+    from adde.shards.catalogues.wardrobe_outfits import wardrobe_outfits
+
+    draw = {
+        "wardrobe": wardrobe,
+        "wardrobe-hard": wardrobe_hard,
+        "wardrobe-outfits": wardrobe_outfits,
+    }
+    return draw[r.name](r.items, r.seed, r.size)
+
+
+EMBEDDED: Mapping[str, Reader] = {
+    **dict.fromkeys(("wardrobe", "wardrobe-hard", "wardrobe-outfits"), (_wardrobe, TABLE)),
+    "rooms": (lambda r: rooms(r.options, r.items, r.seed, r.size), GRID),
+    **dict.fromkeys(
+        VARIANTS, (lambda r: sprites(r.name, r.options, r.items, r.seed, r.size), GRID)
+    ),
+}
+"""Readers of the embedded catalogues, by name."""
+
+KINDS: Mapping[str, Reader] = {
+    "support": (
+        lambda r: read_support(r.path, r.images, r.options.val_share, r.size),
+        ("val_share",),
+    ),
+    "deepfashion": (lambda r: deepfashion(r.path, r.images, r.options, r.size), TABLE),
+    "celeba": (lambda r: celeba(r.path, r.images, r.options, r.size), TABLE),
+    "3dshapes": (lambda r: read_shapes3d(r.path, r.options, r.size), GRID),
+    "zappos": (lambda r: zappos(r.path, r.images, r.options, r.size), TABLE),
+    "asen": (lambda r: asen(r.path, r.images, r.size), ()),
+    "fashionai": (
+        lambda r: fashionai(r.path, r.images, r.options.val_share, r.options.test_share, r.size),
+        ("val_share", "test_share"),
+    ),
+    "polyvore": (lambda r: polyvore(r.path, r.images, r.size, r.skip_unreadable), ()),
+    "dsprites": (lambda r: read_dsprites(r.path, r.options, r.size), GRID),
+    "mpi3d": (lambda r: read_mpi3d(r.path, r.options, r.size), GRID),
+    "cars3d": (lambda r: read_cars3d(r.path, r.options, r.size), GRID),
+    "smallnorb": (lambda r: read_smallnorb(r.path, r.options, r.size), GRID),
+    "hf": (lambda r: read_saved_dataset(r.path, r.options, r.size), TABLE),
+}
+"""Readers of public data sets, by the word before the colon of `--catalogue kind:path`."""
 
 
 def open_catalogue(
@@ -83,94 +103,53 @@ def open_catalogue(
     items: int = 20_000,
     seed: int = 0,
     skip_unreadable: bool = False,
-) -> Opened:
-    """Opens what `name` says: an embedded catalogue, `kind:path` of KINDS, or a table's path.
+) -> Catalogue:
+    """Open an embedded catalogue, `kind:path` of KINDS, or a table.
 
     Args:
-        name: see above.
-        images: folder that the names of pictures start from; found if None.
-        options: columns and splits.
-        size: cap on a picture's short side, pixels; None is SIZE, or EMBEDDED_SIZE.
-        items: number of items of an embedded catalogue.
-        seed: of an embedded catalogue.
-        skip_unreadable: leave out rows of a table that cannot be used.
+        name: One of EMBEDDED, `kind:path`, or the path of a table.
+        images: The folder that the names of pictures start from; found if None.
+        options: Columns and splits.
+        size: Cap on a picture's short side, pixels; SIZE, or EMBEDDED_SIZE, if None.
+        items: Number of items of an embedded catalogue.
+        seed: Seed of an embedded catalogue.
+        skip_unreadable: Leave out unusable rows of a table.
 
     Raises:
-        UserError: nothing of that name, or as of the reader of its kind.
+        UserError: The name is unknown, an option does not apply, or see the reader of the kind.
     """
     if size is not None and size < 1:
         raise UserError(f"--size: expected at least 1 pixel, found {size}")
     options = options or TableOptions()
-    if name in EMBEDDED:
-        return _embedded(name, options, items, seed, EMBEDDED_SIZE if size is None else size)
-    size = SIZE if size is None else size
     kind, colon, rest = name.partition(":")
-    path = Path(rest)
-    if kind in GRIDS:
-        _refuse_others(name, options, OPTIONS)
-        return _opened(GRIDS[kind](path, options, size))
-    _refuse_hold_out(name, options)
-    if kind == "support":
-        _refuse_others(name, options, ("val_share",))
-        found = read_support(path, images, options.val_share, size)
-        return Opened(found.items, found.items.notices, found.queries)
-    if kind in ("deepfashion", "celeba"):
-        read = deepfashion if kind == "deepfashion" else celeba
-        return _opened(read(path, images, options, size))
-    if kind == "zappos":
-        return _opened(*zappos(path, images, options, size))
-    if kind == "fashionai":
-        _refuse_others(name, options, ("val_share", "test_share"))
-        return _opened(fashionai(path, images, options.val_share, options.test_share, size))
-    if kind in ("asen", "polyvore"):
-        _refuse_others(name, options, ())
-        if kind == "asen":
-            return _opened(*asen(path, images, size))
-        return _opened(*polyvore(path, images, size, skip_unreadable))
-    if kind == "hf":
-        return _opened(read_saved_dataset(path, options, size))
-    if colon and not Path(name).exists():
-        raise UserError(f"--catalogue {name}: unknown kind {kind!r}; {did_you_mean(kind, KINDS)}")
-    path = Path(name)
-    return _opened(read_catalogue(path, images or path.parent, options, size, skip_unreadable))
+    if name in EMBEDDED:
+        read, used = EMBEDDED[name]
+    elif colon and kind in KINDS:
+        read, used = KINDS[kind]
+    else:
+        if colon and not Path(name).exists():
+            valid = did_you_mean(kind, KINDS)
+            raise UserError(f"--catalogue {name}: unknown kind {kind!r}; {valid}")
+        read, used, rest = _table, TABLE, name
+    _reject_unused(name, options, used)
+    size = size or (EMBEDDED_SIZE if name in EMBEDDED else SIZE)
+    return read(Request(name, Path(rest), images, options, size, items, seed, skip_unreadable))
 
 
-def _opened(items: Items, given: Given | None = None) -> Opened:
-    return Opened(items, items.notices, given=given)
+def _table(r: Request) -> Catalogue:
+    return read_catalogue(r.path, r.images or r.path.parent, r.options, r.size, r.skip_unreadable)
 
 
-def _embedded(name: str, options: TableOptions, items: int, seed: int, size: int) -> Opened:
-    if name == "rooms":
-        _refuse_others(name, options, OPTIONS)
-        return Opened(rooms(options, items, seed, size))
-    if name in SPRITES:
-        _refuse_others(name, options, OPTIONS)
-        return Opened(sprites(name, options, items, seed, size))
-    _refuse_hold_out(name, options)
-    # Imported here: who packs a table needs no renderer.
-    from adde.shards.catalogues.wardrobe import wardrobe
-    from adde.shards.catalogues.wardrobe_hard import wardrobe_hard
-    from adde.shards.catalogues.wardrobe_outfits import wardrobe_outfits
-
-    if name == "wardrobe-outfits":
-        outfits = wardrobe_outfits(items, seed, size)
-        return Opened(outfits, given=outfits.given)
-    draw = wardrobe if name == "wardrobe" else wardrobe_hard
-    return Opened(draw(items, seed, size))
-
-
-def _refuse_hold_out(name: str, options: TableOptions) -> None:
-    if options.hold_out:
-        exact = ", ".join(("rooms", *SPRITES, *(f"{kind}:" for kind in GRIDS)))
-        raise UserError(
-            f"--hold-out: expected a catalogue of exact factors ({exact}), found {name}"
-        )
-
-
-def _refuse_others(name: str, options: TableOptions, used: tuple[str, ...]) -> None:
-    """An option that would have no effect is refused instead of ignored."""
+def _reject_unused(name: str, options: TableOptions, used: tuple[str, ...]) -> None:
     default = TableOptions()
     for field in fields(options):
-        if field.name not in used and getattr(options, field.name) != getattr(default, field.name):
-            flag = "--" + field.name.replace("_", "-")
-            raise UserError(f"{flag}: expected no such option with --catalogue {name}")
+        if field.name in used or getattr(options, field.name) == getattr(default, field.name):
+            continue
+        flag = "--" + field.name.replace("_", "-")
+        if field.name == "hold_out":
+            exact = [word for word, (_, used) in EMBEDDED.items() if used == GRID]
+            exact += [f"{kind}:" for kind, (_, used) in KINDS.items() if used == GRID]
+            raise UserError(
+                f"{flag}: expected a catalogue of exact factors ({', '.join(exact)}), found {name}"
+            )
+        raise UserError(f"{flag}: expected no such option with --catalogue {name}")

@@ -1,17 +1,16 @@
 """The support files that the paper's authors publish for Shopping100k and DeepFashion.
 
-As their README describes them: `imgs_train.txt` and `imgs_test.txt` name one picture per line;
-`labels_train.txt` and `labels_test.txt` hold the one-hot labels of all attributes, line by line;
-`attr_num.txt` the number of values of each attribute. `ref_test.txt`, `indfull_test.txt` and
-`gt_test.txt` are the evaluation queries: line number of the reference in `labels_test.txt`, an
-indicator of -1, 0 and 1, and the one-hot labels asked for. The queries are kept as they are.
+Their README describes them. `imgs_train.txt` and `imgs_test.txt` name one picture per line.
+`labels_train.txt` and `labels_test.txt` hold the one-hot labels of all attributes, line by line,
+and `attr_num.txt` the number of values of each attribute. `ref_test.txt`, `indfull_test.txt` and
+`gt_test.txt` are the evaluation queries: the reference's line number in `labels_test.txt`, an
+indicator of -1, 0 and 1, and the one-hot labels of the target. Queries are stored unchanged.
 
-Names of attributes and values are not part of them: a `schema.json` beside them may give those.
+The files do not name attributes and values; a `schema.json` in the same folder may.
 """
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -22,46 +21,37 @@ from adde.errors import UserError
 from adde.files import open_text, read_json
 from adde.metrics import Queries
 from adde.schema import UNKNOWN, Attribute, Labels, Schema
-from adde.shards.catalogues.catalogue import Items
-from adde.shards.catalogues.pictures import PictureFiles
+from adde.shards.catalogues.catalogue import Catalogue
+from adde.shards.catalogues.lists import read_names
+from adde.shards.catalogues.pictures import picture_files
 from adde.shards.catalogues.splits import splits_by_hash
-from adde.shards.catalogues.table import Places
+from adde.shards.catalogues.table import RowPlaces
+from adde.shards.queries import QueryList
 
 BLOCK = 4096
-"""Lines of a file of numbers that are held at a time."""
+"""Lines of numbers read at a time."""
 
 Numbers = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Supported:
-    """The catalogue of the support files, and their queries of the test split if they have any.
-
-    `queries.reference` are rows of the catalogue.
-    """
-
-    items: Items
-    queries: Queries | None
-
-
-def read_support(root: Path, images: Path | None, val_share: float, size: int) -> Supported:
-    """Reads the support files of a folder.
+def read_support(root: Path, images: Path | None, val_share: float, size: int) -> Catalogue:
+    """Read the support files of a folder.
 
     Args:
-        root: folder of the files.
-        images: folder that the names in imgs_*.txt start from; `root` if None.
-        val_share: share of the training items that a hash of their names draws into a
-            validation split, which the files do not have.
-        size: cap on a picture's short side, pixels.
+        root: The folder of the files.
+        images: The folder that the names in imgs_*.txt start from; `root` if None.
+        val_share: Share of the training items that a hash of their names moves into a validation
+            split, which the files lack.
+        size: Cap on a picture's short side, pixels.
 
     Raises:
-        UserError: a file is missing, or its lines are not what they should be.
+        UserError: A file is missing, or a line does not follow the module's description.
     """
     schema = _schema(root)
     names, labels, notices, splits = list[str](), list[Labels](), list[str](), list[str]()
     lines: list[int] = []
     for part in ("train", "test"):
-        found = _lines(root / f"imgs_{part}.txt")
+        found = read_names(root / f"imgs_{part}.txt")
         rows, several = _read_labels(root / f"labels_{part}.txt", schema)
         if len(rows) != len(found):
             raise UserError(
@@ -76,24 +66,26 @@ def read_support(root: Path, images: Path | None, val_share: float, size: int) -
         labels.append(rows)
     for path in sorted(root.glob("triplet_train*.txt")):
         notices.append(f"{path.name} is not needed: triplets are mined in the batch")
-    places = Places(root / "imgs_*.txt", "line", lines)
-    items = Items(
+    notices.append(f"validation items are drawn from train, a share of {val_share}")
+    queries = _queries(root, schema, first=len(labels[0]), count=len(labels[1]))
+    places = RowPlaces(root / "imgs_*.txt", "line", lines)
+    return Catalogue(
         name=root.resolve().name,
         schema=schema,
         item_ids=names,
         labels=np.concatenate(labels),
         splits=splits,
-        pictures=PictureFiles(images or root, names, places, size),
-        notices=(*notices, f"validation items are drawn from train, a share of {val_share}"),
+        source=picture_files(images or root, names, places, size),
+        notices=tuple(notices),
+        benchmark=None if queries is None else QueryList(queries, names),
     )
-    return Supported(items, _queries(root, schema, first=len(labels[0]), count=len(labels[1])))
 
 
 def _schema(root: Path) -> Schema:
-    """The attributes of attr_num.txt, by the names of schema.json where there is one."""
+    """Return the attributes of attr_num.txt, with the names of schema.json if it exists."""
     path = root / "attr_num.txt"
-    words = " ".join(_lines(path)).translate(str.maketrans("[],", "   ")).split()
-    # Not isdigit: ² is a digit, and no number; a number of any length is more than memory holds.
+    words = " ".join(read_names(path)).translate(str.maketrans("[],", "   ")).split()
+    # At most six digits: each value gets a name in memory. `str.isdigit` would accept ².
     if not words or not all(re.fullmatch("[0-9]{1,6}", word) for word in words):
         raise UserError(f"{path}: expected the number of values of each attribute, found {words}")
     sizes = tuple(map(int, words))
@@ -108,11 +100,6 @@ def _schema(root: Path) -> Schema:
             for number, size in enumerate(sizes, 1)
         )
     )
-
-
-def _lines(path: Path) -> list[str]:
-    with open_text(path) as file:
-        return [line.strip() for line in file if line.strip()]
 
 
 def _blocks(path: Path, width: int) -> Iterator[tuple[int, Numbers]]:
@@ -153,12 +140,12 @@ def _from_one_hot(block: Numbers, schema: Schema, where: str) -> tuple[Labels, i
 
 
 def _queries(root: Path, schema: Schema, first: int, count: int) -> Queries | None:
-    """The evaluation queries, whose references count from `first` in the catalogue."""
+    """Return the evaluation queries; reference n in the files is row `first` + n."""
     path = root / "ref_test.txt"
     if not path.exists():
         return None
     references = np.concatenate([b[:, 0] for _, b in _blocks(path, 1)] or [np.zeros(0)])
-    # So asked, NaN is none of them, nor is 1.5.
+    # `isin` also rejects NaN and 1.5.
     if (bad := np.flatnonzero(~np.isin(references, np.arange(count)))).size:
         raise UserError(
             f"{path}, line {bad[0] + 1}: expected a line of labels_test.txt from 0 to {count - 1}, "
@@ -168,7 +155,7 @@ def _queries(root: Path, schema: Schema, first: int, count: int) -> Queries | No
     asked = root / "indfull_test.txt"
     for line, block in _blocks(asked, schema.num_values):
         if (bad := np.flatnonzero((block == 1).sum(axis=1) != 1)).size:
-            raise UserError(f"{asked}, line {line + bad[0]}: expected one 1 as the value asked for")
+            raise UserError(f"{asked}, line {line + bad[0]}: expected one 1 for the wanted value")
         columns.append((block == 1).argmax(axis=1))
     column = np.concatenate(columns)
     wanted = root / "gt_test.txt"
@@ -183,7 +170,7 @@ def _queries(root: Path, schema: Schema, first: int, count: int) -> Queries | No
     shown = targets[np.arange(len(targets)), attribute]
     if (bad := np.flatnonzero(shown != value)).size:
         raise UserError(
-            f"{wanted}, line {bad[0] + 1}: expected the value that indfull_test.txt asks for, "
+            f"{wanted}, line {bad[0] + 1}: expected the value wanted by indfull_test.txt, "
             f"{value[bad[0]]} of {schema.names[attribute[bad[0]]]!r}, found {shown[bad[0]]}"
         )
     return Queries(references.astype(np.int64) + first, attribute, value, targets)

@@ -1,4 +1,4 @@
-"""Parquet tables as columns of text: one file, or a folder of parts as Spark and pandas write."""
+"""Parquet tables as columns of text: one file, or a folder of parts written by Spark or pandas."""
 
 import importlib
 from collections.abc import Iterable, Iterator
@@ -11,21 +11,21 @@ import numpy as np
 from adde.errors import foreign
 
 NULL_FOLDER = "__HIVE_DEFAULT_PARTITION__"
-"""Stands for a missing value in the name of a folder."""
+"""Means a missing value in the name of a folder."""
 
 
 class ParquetTable:
     """A Parquet file, or the parts of a data set in the order of their names.
 
-    Lists, structs and raw bytes are left out. Cells that a data set keeps in the names of its
-    folders (colour=red/) are a column as any other. A column that one part lacks is empty there.
+    Lists, structs and raw bytes are left out. Values in folder names (colour=red/) form a column.
+    A column that a part lacks is empty there.
 
     Raises:
-        UserError: a file cannot be read; from any method.
+        UserError: A file cannot be read; any method may raise this.
     """
 
     def __init__(self, path: Path) -> None:
-        # Imported here: only tables need it, and the base install has none. It carries no types.
+        # Imported here, because the base install lacks it. It has no type information.
         self._types: Any = importlib.import_module("pyarrow").types
         self._parquet: Any = importlib.import_module("pyarrow.parquet")
         self._files = table_files(path)
@@ -35,22 +35,22 @@ class ParquetTable:
             with foreign(file, "a Parquet file"):
                 fields.append(list(self._parquet.read_schema(file)))
         self.names = [field.name for field in fields[0]]
-        """As the first part has them, repeated ones too; then what only others have."""
+        """Columns of the first part, repeated ones included, then those of other parts."""
         others = [name for folder in self._folders for name in folder]
         others += [field.name for part in fields[1:] for field in part]
         self.names += [name for name in dict.fromkeys(others) if name not in self.names]
         everything = [field for part in fields for field in part]
         self._left_out = {field.name for field in everything if self._is_no_text(field.type)}
-        # A part without a missing value may hold whole numbers where another holds 1.0 and NaN.
+        # One part may hold whole numbers where another holds 1.0 and NaN.
         self._floats = {f.name for f in everything if self._types.is_floating(f.type)}
 
     @property
     def plain(self) -> list[str]:
-        """Names of the columns that are read."""
+        """Return the names of the columns that are read."""
         return [name for name in self.names if name not in self._left_out]
 
     def batches(self) -> Iterator[dict[str, list[str]]]:
-        """Cells of each column of `plain`, some rows at a time; "" where one is missing."""
+        """Yield the cells of each column of `plain`, some rows at a time; "" if missing."""
         for path, folder in zip(self._files, self._folders):
             with foreign(path, "a Parquet file"), self._parquet.ParquetFile(path) as file:
                 there = [name for name in self.plain if name in file.schema_arrow.names]
@@ -61,7 +61,7 @@ class ParquetTable:
     def _texts(self, name: str, column: Any) -> list[str]:
         cells: Iterable[Any] = column.to_pylist()
         if name in self._floats:
-            # The shortest text that is the same number, as a CSV has it: 0.1, not 0.10000000149.
+            # The shortest text of the number, as in a CSV: 0.1, not 0.10000000149.
             single = self._types.is_float32(column.type) or self._types.is_float16(column.type)
             number: Any = np.float32 if single else float
             cells = [
@@ -74,9 +74,9 @@ class ParquetTable:
 
 
 def table_files(path: Path) -> list[Path]:
-    """The files of a table: itself, or the Parquet files in its folder; none where there are none.
+    """Return the files of a table: the file itself, or all Parquet files in the folder.
 
-    Names that begin with a dot or an underscore are notes of what wrote the folder.
+    Names that begin with a dot or an underscore are metadata of the program that wrote the folder.
     """
     if path.is_file():
         return [path]
@@ -85,14 +85,14 @@ def table_files(path: Path) -> list[Path]:
 
 
 def as_texts(cells: Iterable[Any]) -> Iterator[str]:
-    """Cells of any plain type as text, "" where one is missing."""
+    """Yield cells of any plain type as text, "" if missing."""
     for cell in cells:
-        missing = cell is None or cell != cell  # NaN differs from itself
+        missing = cell is None or cell != cell  # NaN is not equal to itself
         yield "" if missing else str(cell)
 
 
 def _cells_of_folders(file: Path, root: Path) -> dict[str, str]:
-    """Cells that the names of the folders of a part stand for."""
+    """Return the values in the folder names of a part, by column."""
     folders = file.relative_to(root).parts[:-1] if file != root else ()
     pairs = [folder.split("=", 1) for folder in folders if "=" in folder]
     return {unquote(name): "" if value == NULL_FOLDER else unquote(value) for name, value in pairs}

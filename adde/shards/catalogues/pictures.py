@@ -1,44 +1,46 @@
-"""Picture files as a table names them, and the bytes of them that are stored."""
+"""Picture files as a table names them, and the bytes that are stored in shards."""
 
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from adde.errors import UserError
 from adde.preprocess import decode, decoding, orientation
+from adde.shards.catalogues.catalogue import PictureSource
 from adde.shards.catalogues.table import Table, plain
 
 EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
-"""Formats that are stored, and the extension each is stored under."""
+"""Formats that shards may hold, and their extensions."""
 
 ENDINGS = ("", *(end for e in (".jpg", ".jpeg", ".png", ".webp") for end in (e, e.upper())))
-"""What a cell may lack at its end to name a file; tables often say an id only."""
+"""Endings that a cell may lack; tables often hold only an id."""
 
-LOOKED_AT = 200
+SAMPLED = 200
 """Cells of a column that decide whether it names pictures."""
 
 JPEG_QUALITY = 92
 
 
 @dataclass(frozen=True)
-class PictureFile:
+class PictureFile(PictureSource):
     """A picture file as a table names it."""
 
     images: Path
     name: str
     place: str
-    """Where in the table, for messages."""
+    """Place in the table, for messages."""
     size: int
     """Cap on the short side, pixels."""
 
     def read(self) -> tuple[bytes, str]:
-        """The picture, its short side at most `size`. Raises UserError as `Source.read`."""
+        """Return the picture with a short side of at most `size`; see `PictureSource.read`."""
         path = find_picture(self.images, self.name)
         if path is None:
             raise UserError(
@@ -50,33 +52,24 @@ class PictureFile:
             raise UserError(f"{path}: expected a readable file, found: {error.strerror}") from None
 
     def stamp(self) -> str:
-        """The file's size and time of change."""
+        """Return the file's size and modification time."""
         path = find_picture(self.images, self.name)
         status = path.stat() if path else None
         return repr((self.size, status and (status.st_size, status.st_mtime_ns)))
 
 
-@dataclass(frozen=True, eq=False)
-class PictureFiles:
-    """The picture files of a table's rows."""
-
-    images: Path
-    """Folder that the names start from."""
-    names: Sequence[str]
-    places: Sequence[str]
-    size: int
-
-    def __call__(self, row: int) -> PictureFile:
-        """The row's file, whether it is there or not."""
-        return PictureFile(self.images, self.names[row], self.places[row], self.size)
+def picture_files(
+    images: Path, names: Sequence[str], places: Sequence[str], size: int
+) -> Callable[[int], PictureFile]:
+    """Return the picture files of rows, whether they exist or not; `images` is their folder."""
+    return lambda row: PictureFile(images, names[row], places[row], size)
 
 
 def find_picture(images: Path, cell: str, endings: Iterable[str] = ENDINGS) -> Path | None:
-    """The file below `images` that a cell names, or None.
+    """Return the file below `images` that a cell names, or None.
 
-    Where no file has the exact name, one whose name looks the same is taken
-    (`adde.shards.catalogues.table.plain`): other Unicode bytes, a suffix in capitals, or Windows'
-    folder separator.
+    If no file has the exact name, one whose name looks the same is accepted: other Unicode bytes
+    (see `adde.shards.catalogues.table.plain`), a suffix in capitals, or Windows' folder separator.
     """
     if not cell:
         return None
@@ -86,14 +79,14 @@ def find_picture(images: Path, cell: str, endings: Iterable[str] = ENDINGS) -> P
                 if os.path.isfile(path := _below(images, name + ending)):  # noqa: PTH113
                     return Path(path)
         return _look_alike(images, cell.replace("\\", "/"), endings)
-    except (ValueError, OSError):  # a NUL in the cell, a name longer than any file's
+    except (ValueError, OSError):  # a NUL in the cell, or a name too long for a file
         return None
 
 
 def _below(images: Path, name: str) -> str:
-    """The path of a name in a folder; "" where it leads out of it."""
+    """Return the path of a name in a folder, or "" if it leads outside."""
     root = images.absolute()
-    # As text: `..` is taken away, while a link in the folder may lead where it likes.
+    # Resolve `..` in the text only: symbolic links inside the folder may lead anywhere.
     path = os.path.normpath(root / name)
     return path if path.startswith(os.path.normpath(root) + os.sep) else ""
 
@@ -104,7 +97,7 @@ def _ending_swapped(cell: str) -> str:
 
 
 def _look_alike(images: Path, name: str, endings: Iterable[str]) -> Path | None:
-    """The file whose path looks the same, folder by folder."""
+    """Return the file whose path looks the same, compared folder by folder."""
     if not (path := _below(images, name)):
         return None
     *folders, last = Path(path).relative_to(os.path.normpath(images.absolute())).parts
@@ -124,22 +117,25 @@ def _look_alike(images: Path, name: str, endings: Iterable[str]) -> Path | None:
 
 @lru_cache(maxsize=1024)
 def _odd_names(folder: Path, changed: int) -> dict[str, str]:
-    """Names in a folder, by their plain form where that is another; `changed` is the folder's."""
+    """Map plain forms to the names in a folder that differ from them.
+
+    `changed` is the folder's modification time, so that the cache notices changes.
+    """
     with os.scandir(folder) as entries:
         names = (entry.name for entry in entries)
         return {alike: name for name in names if (alike := plain(name)) != name}
 
 
 def choose_image_column(table: Table, images: Path, asked: str | None) -> str:
-    """The column asked for, or the one most of whose first cells name files below `images`.
+    """Return the column asked for, or the one most of whose first cells name files below `images`.
 
     Raises:
-        UserError: no such column, no column names files, or two name as many.
+        UserError: There is no such column, no column names files, or two name equally many.
     """
     if asked is not None:
         table.column(asked)
         return asked
-    # A column that names files outright is taken before one that lacks their ending.
+    # Prefer a column with complete file names to one without endings.
     for endings in (ENDINGS[:1], ENDINGS):
         shares = {name: _share(images, cells, endings) for name, cells in table.columns.items()}
         best = max(shares.values())
@@ -160,39 +156,44 @@ def choose_image_column(table: Table, images: Path, asked: str | None) -> str:
 
 
 def _share(images: Path, cells: Sequence[str], endings: Iterable[str]) -> float:
-    looked_at = list(islice((cell for cell in cells if cell), LOOKED_AT))
-    found = [cell for cell in looked_at if find_picture(images, cell, endings)]
-    return len(found) / max(1, len(looked_at))
+    sampled = list(islice((cell for cell in cells if cell), SAMPLED))
+    found = [cell for cell in sampled if find_picture(images, cell, endings)]
+    return len(found) / max(1, len(sampled))
+
+
+def encode(image: Image.Image, kind: str, **options: Any) -> tuple[bytes, str]:
+    """Return the bytes of a picture in a format of EXTENSIONS, and its extension."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue(), EXTENSIONS[kind]
 
 
 def store(content: bytes, name: str, size: int) -> tuple[bytes, str]:
-    """The picture to store, RGB and upright with a short side of at most `size` pixels.
+    """Return the picture to store: RGB and upright, with a short side of at most `size` pixels.
 
-    A JPEG, PNG or WebP that is so already is stored byte for byte; anything else is decoded,
-    made smaller with its proportions kept, and encoded as JPEG without chroma subsampling, which
-    would blur small coloured parts.
+    A JPEG, PNG or WebP with these properties is stored byte for byte. Anything else is decoded,
+    shrunk in proportion, and encoded as JPEG without chroma subsampling, which would blur small
+    coloured parts.
 
     Returns:
         The bytes, and their extension "jpg", "png" or "webp".
 
     Raises:
-        UserError: the picture does not decode; see `adde.preprocess.decode`.
+        UserError: The picture does not decode; see `adde.preprocess.decode`.
     """
     image = decode(content, name, size)
     with decoding(name):
-        if (extension := _as_it_is(content, size)) is not None:
+        if (extension := _stored_unchanged(content, size)) is not None:
             return content, extension
         scale = size / min(image.size)
         if scale < 1:
             width, height = (round(side * scale) for side in image.size)
             image = image.resize((width, height), Image.Resampling.BICUBIC)
-        buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
-        return buffer.getvalue(), "jpg"
+        return encode(image, "JPEG", quality=JPEG_QUALITY, subsampling=0)
 
 
-def _as_it_is(content: bytes, size: int) -> str | None:
-    """The extension of a picture that needs nothing done; None of any other."""
+def _stored_unchanged(content: bytes, size: int) -> str | None:
+    """Return the extension of a picture that may be stored byte for byte, or None."""
     image: Image.Image = Image.open(io.BytesIO(content))
     plain = (
         image.mode == "RGB"

@@ -1,12 +1,13 @@
-"""Pictures of a data set as one plain array of pixels beside its files, which workers map.
+"""Pictures of a data set as one plain array of pixels next to its files, mapped by workers.
 
-Files of such sets are compressed across pictures, so that reading one at random unpacks thousands.
+The published files are compressed across pictures: reading one at random would unpack thousands.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,25 +16,26 @@ from tqdm import tqdm
 
 from adde.errors import foreign
 from adde.files import atomic_path
-from adde.shards.catalogues.grids import as_png
+from adde.shards.catalogues.catalogue import PictureSource
+from adde.shards.catalogues.pictures import encode
 
 BLOCK = 4096
-"""Pictures that are unpacked at a time."""
+"""Pictures unpacked at a time."""
 
 
 @dataclass(frozen=True)
-class Pixels:
+class Pixels(PictureSource):
     """One picture of the unpacked array."""
 
     array: Path
     row: int
     unpacked: int
-    """Time of change of the array."""
+    """Modification time of the array; part of the stamp."""
     size: int
     """Cap on the side of the picture."""
 
     def read(self) -> tuple[bytes, str]:
-        """The picture as PNG."""
+        """Return the picture as PNG."""
         with foreign(f"{self.array}, row {self.row}", "the pixels of a picture"):
             pixels = _mapped(self.array)[self.row]
             if self.size < min(pixels.shape[:2]):
@@ -41,24 +43,9 @@ class Pixels:
                 height, width = (round(side * scale) for side in pixels.shape[:2])
                 small = Image.fromarray(pixels).resize((width, height), Image.Resampling.BOX)
                 pixels = np.asarray(small)
-            return as_png(pixels if pixels.ndim == 3 else np.stack([pixels] * 3, axis=2))
-
-    def stamp(self) -> str:
-        """Which array, and when it was written."""
-        return repr(self)
-
-
-@dataclass(frozen=True)
-class PixelRows:
-    """The pictures of the unpacked array."""
-
-    array: Path
-    unpacked: int
-    size: int
-
-    def __call__(self, row: int) -> Pixels:
-        """The picture of a row."""
-        return Pixels(self.array, row, self.unpacked, self.size)
+            if pixels.ndim == 2:
+                pixels = np.stack([pixels] * 3, axis=2)
+            return encode(Image.fromarray(pixels), "PNG")
 
 
 @lru_cache(maxsize=1)
@@ -72,15 +59,15 @@ def unpacked(
     shape: tuple[int, ...],
     blocks: Iterable[npt.NDArray[np.uint8]],
     size: int,
-) -> PixelRows:
-    """The pictures of an array, which is written unless it is there and newer than `files`.
+) -> Callable[[int], Pixels]:
+    """Return the pictures of an array by row; write the array unless it is newer than `files`.
 
     Args:
-        array: the .npy file.
-        files: that the pixels come from.
+        array: The .npy file.
+        files: Where the pixels come from.
         shape: (N, height, width, 3) or (N, height, width) of all blocks together.
-        blocks: pixels in order; they are not looked at where the array is there.
-        size: cap on the side of a picture.
+        blocks: Pixels in order; not read if the array is up to date.
+        size: Cap on the side of a picture.
     """
     made = array.stat().st_mtime_ns if array.exists() else -1
     if made < max(path.stat().st_mtime_ns for path in files):
@@ -92,4 +79,10 @@ def unpacked(
                 for block in blocks:
                     file.write(np.ascontiguousarray(block).tobytes())
                     bar.update(len(block))
-    return PixelRows(array, array.stat().st_mtime_ns, size)
+    made = array.stat().st_mtime_ns
+    return lambda row: Pixels(array, row, made, size)
+
+
+def blocks_of(pictures: Any) -> Iterator[npt.NDArray[np.uint8]]:
+    """Yield BLOCK pictures at a time from an array or an HDF5 data set."""
+    return (pictures[start : start + BLOCK] for start in range(0, len(pictures), BLOCK))

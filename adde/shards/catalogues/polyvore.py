@@ -1,11 +1,11 @@
 """Polyvore Outfits (Vasileva et al., ECCV 2018): items, outfits, and questions about them.
 
-The folder given is `disjoint` or `nondisjoint` of the published one. Beside it lie
-`images/<item>.jpg`, `polyvore_item_metadata.json` and `categories.csv` (id, fine, coarse); in it
-`{train,valid,test}.json`, `fill_in_blank_<set>.json` and `compatibility_<set>.txt`. Questions name
-items as `<outfit>_<index>`. A question's answer is the one of its own outfit: in the released files
-it is often the first, so it is never told by where it stands. `typespaces.p` is a pickle, which
-could run anything, and is not read.
+The given folder is `disjoint` or `nondisjoint` of the published data set. It holds
+`{train,valid,test}.json`, `fill_in_blank_<set>.json` and `compatibility_<set>.txt`. Its parent
+holds `images/<item>.jpg`, `polyvore_item_metadata.json` and `categories.csv` (id, fine, coarse).
+Questions name items as `<outfit>_<index>`. The right answer to a question is the one from the same
+outfit; its position means nothing, although it is often the first in the released files.
+`typespaces.p` is not read: it is a pickle, which could run any code.
 """
 
 import csv
@@ -19,37 +19,35 @@ import numpy as np
 from adde.errors import UserError
 from adde.files import open_text, read_json
 from adde.schema import Attribute, Schema
-from adde.shards.catalogues.catalogue import Items
-from adde.shards.catalogues.pictures import PictureFiles
+from adde.shards.catalogues.catalogue import Catalogue
+from adde.shards.catalogues.pictures import picture_files
 from adde.shards.catalogues.table import Faults
 from adde.shards.outfit_lists import BlankList, Judged, OutfitLists, blank_fault, outfit_fault
 
 KINDS = ("disjoint", "nondisjoint")
 SETS = {"train": "train", "valid": "val", "test": "test"}
-"""Theirs, and our split."""
+"""Maps the data set's names of the splits to ours."""
 METADATA = "polyvore_item_metadata.json"
 CATEGORIES = "categories.csv"
 CATEGORY = "category"
 
 
-def polyvore(
-    root: Path, images: Path | None, size: int, skip: bool = False
-) -> tuple[Items, OutfitLists]:
-    """Reads one of the two kinds of splits.
+def polyvore(root: Path, images: Path | None, size: int, skip: bool = False) -> Catalogue:
+    """Read one of the two kinds of splits.
 
-    An item of several splits' outfits, as the non-disjoint ones have, is an item of the first of
-    train, val and test that it is in.
+    Non-disjoint splits share items. A shared item belongs to the first of train, val and test whose
+    outfits contain it.
 
     Args:
-        root: `disjoint` or `nondisjoint`.
-        images: folder of the pictures; `images` beside `root` if None.
-        size: cap on a picture's short side, pixels.
-        skip: leave out outfits and questions that cannot be used instead of raising.
+        root: The folder `disjoint` or `nondisjoint`.
+        images: The folder of the pictures; `images` next to `root` if None.
+        size: Cap on a picture's short side, pixels.
+        skip: Leave out unusable outfits and questions instead of raising.
 
     Raises:
-        UserError: a file is missing or is not as the module describes; outfits or questions
-            cannot be used (fewer than two items, an item twice, no right answer) and are not to
-            be left out; or disjoint splits share an item.
+        UserError: A file is missing or does not follow the module's description; an outfit or a
+            question is unusable (fewer than two items, an item twice, no right answer) and `skip`
+            is False; or disjoint splits share an item.
     """
     if root.name not in KINDS:
         raise UserError(
@@ -71,25 +69,25 @@ def polyvore(
     names = [*split_of]
     coarse, fine = _categories(root.parent, names)
     values = tuple(sorted(set(coarse)))
-    items = Items(
+    return Catalogue(
         name=f"polyvore-{root.name}",
         schema=Schema((Attribute(CATEGORY, values),)),
         item_ids=names,
         labels=np.array([[values.index(name)] for name in coarse], np.int64),
         splits=[*split_of.values()],
-        pictures=PictureFiles(
+        source=picture_files(
             images or root.parent / "images",
             [f"{name}.jpg" for name in names],
             [f"{root}, item {name}" for name in names],
             size,
         ),
         notices=(*left_out, *shared),
+        benchmark=OutfitLists(CATEGORY, outfits, blanks, judged, dict(zip(names, fine))),
     )
-    return items, OutfitLists(CATEGORY, outfits, blanks, judged, dict(zip(names, fine)))
 
 
 def _outfits(path: Path, faults: Faults) -> tuple[list[list[str]], dict[str, str]]:
-    """Item ids of each outfit, and the item of each name that questions use."""
+    """Return the item ids of each outfit, and the item of each name that questions use."""
     outfits, item_of = list[list[str]](), dict[str, str]()
     for number, entry in enumerate(_entries(path)):
         place = f"{path}, outfit {number}"
@@ -144,8 +142,8 @@ def _outfit_of(name: str) -> str:
 
 
 def _unknown(names: Iterable[str], item_of: Mapping[str, str]) -> str | None:
-    strange = [name for name in names if name not in item_of]
-    return f"expected items of the set's outfits, found {strange[0]!r}" if strange else None
+    unknown = [name for name in names if name not in item_of]
+    return f"expected items of the set's outfits, found {unknown[0]!r}" if unknown else None
 
 
 def _splits(
@@ -153,10 +151,10 @@ def _splits(
     judged: Mapping[str, Sequence[Judged]],
     root: Path,
 ) -> tuple[dict[str, str], list[str]]:
-    """The split of each item, and what to tell of those that several splits have.
+    """Return the split of each item, and notices about items that several splits share.
 
     Raises:
-        UserError: they are said to be disjoint, and are not.
+        UserError: The folder is `disjoint`, but splits share items.
     """
     split_of: dict[str, str] = {}
     notices: list[str] = []
@@ -167,8 +165,8 @@ def _splits(
         if known and root.name == "disjoint":
             raise UserError(
                 f"{root}: expected no item in two sets, as its name says, found {len(known)} items "
-                f"of {split} in others, such as {known[0]!r} in {split_of[known[0]]}; whoever "
-                "trains on these has seen items of the test"
+                f"of {split} in others, such as {known[0]!r} in {split_of[known[0]]}; training "
+                "would see test items"
             )
         if known:
             notices.append(
@@ -180,19 +178,19 @@ def _splits(
 
 
 def _categories(folder: Path, names: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The coarse and the fine category of each item."""
+    """Return the coarse and the fine category of each item."""
     path = folder / METADATA
     metadata: Any = read_json(path)
-    # Only for their names.
+    # The table only names the fine categories; the metadata assigns them.
     with open_text(folder / CATEGORIES, newline="") as file:
-        called = {row[0]: row[1] for row in csv.reader(file) if len(row) >= 2}
+        name_of = {row[0]: row[1] for row in csv.reader(file) if len(row) >= 2}
     coarse, fine = list[str](), list[str]()
     for name in names:
         with _fields(f"{path}, item {name}", "semantic_category and category_id of every item"):
             entry = metadata[name]
             coarse.append(str(entry["semantic_category"]))
             number = str(entry["category_id"])
-        fine.append(f"{called.get(number, '')} ({number})".strip())
+        fine.append(f"{name_of.get(number, '')} ({number})".strip())
     return coarse, fine
 
 

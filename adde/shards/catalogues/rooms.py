@@ -1,8 +1,8 @@
-"""The embedded catalogue `rooms`: an object in a coloured room, a look-alike of 3D Shapes.
+"""The embedded catalogue `rooms`: an object in a coloured room, similar to 3D Shapes.
 
-Six factors, 480,000 combinations. A picture is linear in the colours of floor, wall and object: the
-480 geometries (scale, shape, orientation) are ray-traced once into a brightness of each of the
-three, and a picture is one product with their colours.
+Six factors have 480,000 combinations. A picture is linear in the colours of floor, wall and object.
+So each of the 480 geometries (scale, shape, orientation) is ray-traced once, into the brightness of
+these three surfaces per pixel, and a picture is one product of brightness and colours.
 """
 
 import colorsys
@@ -14,13 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from adde.schema import Labels
-from adde.shards.catalogues.catalogue import Items
+from adde.shards.catalogues.catalogue import Catalogue
 from adde.shards.catalogues.grids import Keys, Pictures, drawn_grid, numbers, schema_of
 from adde.shards.catalogues.tabular import TableOptions
 
 Array = npt.NDArray[np.floating[Any]]
 Hit = tuple[Array, Array]
-"""Distances (n,) along rays, infinite where they miss, and normals (3, n) there."""
+"""Distances (n,) along rays, infinite where a ray misses, and normals (3, n) at the hits."""
 
 HUES = np.arange(10) / 10
 SCALES = np.linspace(0.75, 1.25, 8)
@@ -40,33 +40,32 @@ SIZES = range(16, 257)
 """Sides of a picture in pixels."""
 
 SAMPLES = 4
-"""Rays of a pixel along each side."""
+"""Rays per pixel along each side."""
 
 WALL = 5.0
 """Half the width of the room."""
 CAMERA, TARGET, FIELD = (4.6, 2.6), 0.8, 58.0
-"""Distance and height of the camera, height that it looks at, and field of view in degrees."""
+"""Distance and height of the camera, height it points at, and field of view in degrees."""
 TURN = 0.35
-"""Radians by which a cube is turned, so that no view shows one face alone."""
+"""Rotation of a cube in radians, so that every view shows two faces."""
 LIGHT = np.array((-0.45, -0.55, 0.95), np.float32) / np.float32(1.1874)
 AMBIENT, DIFFUSE, SHADOW = 0.42, 0.58, 0.45
-"""Brightness is AMBIENT + DIFFUSE x cosine to the light, and SHADOW of that in the shadow."""
+"""Brightness is AMBIENT + DIFFUSE x cosine of the angle to the light; shadow multiplies it by
+SHADOW."""
 NEAR = np.float32(1e-3)
 
 COLOURS = np.array([colorsys.hsv_to_rgb(hue, 0.85, 1) for hue in HUES], np.float32) * 255
 
 
-def rooms(options: TableOptions, items: int, seed: int, size: int) -> Items:
-    """The catalogue `rooms`: `items` of the combinations; see `drawn_grid`."""
+def rooms(options: TableOptions, items: int, seed: int, size: int) -> Catalogue:
+    """Return the catalogue `rooms` with `items` combinations; see `drawn_grid`."""
     return drawn_grid(
         "rooms", SCHEMA, render, options, items=items, seed=seed, size=size, sizes=SIZES
     )
 
 
 def render(labels: Labels, size: int, keys: Keys | None = None) -> Pictures:
-    """Pictures (n, size, size, 3) of labels (n, 6); nothing in them is random, so `keys` may be
-    None.
-    """
+    """Draw pictures (n, size, size, 3) of labels (n, 6). Nothing is random, so `keys` is unused."""
     pictures = np.empty((len(labels), size, size, 3), np.uint8)
     buffer = np.empty((size * size, 3), np.float32)
     for picture, (floor, wall, thing, *geometry) in zip(pictures, labels.tolist()):
@@ -78,19 +77,19 @@ def render(labels: Labels, size: int, keys: Keys | None = None) -> Pictures:
 
 @lru_cache(maxsize=len(SCALES) * len(SHAPES) * len(ORIENTATIONS))
 def brightness(scale: int, shape: int, orientation: int, size: int) -> Array:
-    """(size x size, 3) share of floor, wall and object in each pixel, times their brightness."""
+    """Return (size x size, 3): share of floor, wall and object in each pixel, times brightness."""
     origin, rays, distance, material, lit = _room(orientation, size)
-    thing = _things(float(SCALES[scale]))[SHAPES[shape]]
+    thing = _objects(float(SCALES[scale]))[SHAPES[shape]]
     met, normal = thing(origin, rays)
     seen = met < distance
-    # Where an object stands between floor and light.
+    # The floor is in shadow where the object blocks the light.
     floor = np.flatnonzero((material == 0) & ~seen)
     shaded = np.isfinite(thing(origin + rays[:, floor] * distance[floor], LIGHT[:, None])[0])
     lit = lit.copy()
     lit[floor[shaded]] *= SHADOW
     lit[seen] = _lambert(normal[:, seen])
     material = np.where(seen, 2, material)
-    # Pixels of SAMPLES x SAMPLES rays each.
+    # Average the SAMPLES x SAMPLES rays of each pixel.
     shares = (material[:, None] == np.arange(3)) * lit[:, None]
     cells = shares.reshape(size, SAMPLES, size, SAMPLES, 3).mean(axis=(1, 3), dtype=np.float32)
     return np.ascontiguousarray(cells.reshape(-1, 3))
@@ -98,7 +97,10 @@ def brightness(scale: int, shape: int, orientation: int, size: int) -> Array:
 
 @lru_cache(maxsize=len(ORIENTATIONS))
 def _room(orientation: int, size: int) -> tuple[Array, Array, Array, npt.NDArray[np.int8], Array]:
-    """The empty room: camera (3, 1), rays (3, n), distances, material (0 floor, 1 wall), light."""
+    """Return the empty room: camera (3, 1), rays (3, n), distances (n,), material (n,), light (n,).
+
+    Material is 0 for floor and 1 for wall.
+    """
     angle = np.radians(ORIENTATIONS[orientation])
     away, height = CAMERA
     origin = np.array([away * np.sin(angle), -away * np.cos(angle), height])
@@ -130,8 +132,8 @@ def _lambert(normals: Array) -> Array:
     return np.float32(AMBIENT) + np.float32(DIFFUSE) * np.maximum(0, LIGHT @ normals)
 
 
-def _things(scale: float) -> dict[str, Callable[[Array, Array], Hit]]:
-    """By name, what meets rays from origins (3, n or 1) in directions (3, n or 1)."""
+def _objects(scale: float) -> dict[str, Callable[[Array, Array], Hit]]:
+    """Return each shape's intersection function of origins and directions (3, n or 1)."""
     radius, height = np.float32(0.85 * scale), np.float32(1.75 * scale)
     slim, tall = np.float32(0.62 * scale), np.float32(2.3 * scale)
     return {
@@ -148,7 +150,7 @@ def _things(scale: float) -> dict[str, Callable[[Array, Array], Hit]]:
 
 
 def _sphere(origin: Array, rays: Array, radius: np.float32, height: np.float32) -> Hit:
-    """A sphere above the middle of the floor."""
+    """Intersect a sphere above the middle of the floor."""
     start = origin - np.array([[0], [0], [height]], np.float32)
     ahead = (rays * start).sum(axis=0)
     inside = ahead**2 - (start**2).sum(axis=0) + radius**2
@@ -157,7 +159,7 @@ def _sphere(origin: Array, rays: Array, radius: np.float32, height: np.float32) 
 
 
 def _tube(origin: Array, rays: Array, radius: np.float32, low: np.float32, high: np.float32) -> Hit:
-    """The side of an upright cylinder."""
+    """Intersect the side of an upright cylinder."""
     level = (rays[:2] ** 2).sum(axis=0)
     ahead = (rays[:2] * origin[:2]).sum(axis=0)
     inside = ahead**2 - level * ((origin[:2] ** 2).sum(axis=0) - radius**2)
@@ -170,7 +172,7 @@ def _tube(origin: Array, rays: Array, radius: np.float32, low: np.float32, high:
 
 
 def _disc(origin: Array, rays: Array, radius: np.float32, height: np.float32) -> Hit:
-    """The top of a cylinder, from above."""
+    """Intersect the top of a cylinder, from above."""
     with np.errstate(divide="ignore"):
         distance = (height - origin[2]) / np.where(rays[2] < 0, rays[2], np.float32(np.nan))
     met = origin[:2] + rays[:2] * distance
@@ -181,7 +183,7 @@ def _disc(origin: Array, rays: Array, radius: np.float32, height: np.float32) ->
 
 
 def _cube(origin: Array, rays: Array, half: np.float32) -> Hit:
-    """A cube on the floor, turned by TURN."""
+    """Intersect a cube on the floor, rotated by TURN."""
     cosine, sine = np.cos(TURN), np.sin(TURN)
     turn = np.array([[cosine, sine, 0], [-sine, cosine, 0], [0, 0, 1]], np.float32)
     start = turn @ (origin - np.array([[0], [0], [half]], np.float32))
@@ -201,7 +203,7 @@ def _nearest(one: Hit, other: Hit) -> Hit:
 
 
 def _or_miss(distance: Array, met: npt.NDArray[np.bool_]) -> Array:
-    """Distances in front of the rays' origins, infinite where they miss."""
+    """Keep distances in front of the rays' origins; misses become infinite."""
     return np.where(met & (distance > NEAR), distance, np.float32(np.inf))
 
 

@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 
 from adde.errors import UserError, foreign, library
-from adde.shards.catalogues.catalogue import Items
-from adde.shards.catalogues.grids import grid_splits, numbers, schema_of, sizes_of
-from adde.shards.catalogues.pixel_array import BLOCK, unpacked
+from adde.shards.catalogues.catalogue import Catalogue
+from adde.shards.catalogues.grids import grid_catalogue, numbers, schema_of
+from adde.shards.catalogues.pixel_array import blocks_of, unpacked
 from adde.shards.catalogues.tabular import TableOptions
 
 FACTORS = ("floor_hue", "wall_hue", "object_hue", "scale", "shape", "orientation")
 
 
-def read_shapes3d(path: Path, options: TableOptions, size: int) -> Items:
-    """Reads 3dshapes.h5 as a catalogue; its ids are the rows' numbers.
+def read_shapes3d(path: Path, options: TableOptions, size: int) -> Catalogue:
+    """Read 3dshapes.h5 as a catalogue; item ids are row numbers.
 
     Raises:
-        UserError: h5py is not installed, the file is not what the module describes, or as of
+        UserError: h5py is not installed, the file does not follow the module's description, or see
             `grid_splits`.
     """
     h5py = library("h5py", "train")
@@ -36,11 +36,10 @@ def read_shapes3d(path: Path, options: TableOptions, size: int) -> Items:
                 f"{path}: expected images (N, side, side, 3) uint8 and labels (N, 6), found "
                 f"{images.shape} {images.dtype} and {factors.shape}"
             )
-        blocks = (images[start : start + BLOCK] for start in range(0, len(images), BLOCK))
-        rows = unpacked(path.with_suffix(".images.npy"), [path], images.shape, blocks, size)
+        array = path.with_suffix(".images.npy")
+        source = unpacked(array, [path], images.shape, blocks_of(images), size)
     columns = [np.unique(column, return_inverse=True) for column in factors.T]
     schema = schema_of({name: numbers(values) for name, (values, _) in zip(FACTORS, columns)})
-    item_ids = [f"{row:06d}" for row in range(len(factors))]
     labels = np.stack([inverse.reshape(-1) for _, inverse in columns], axis=1).astype(np.int64)
-    splits = grid_splits(schema, item_ids, labels, options, str(path))
-    return Items("3dshapes", schema, item_ids, labels, splits, rows, factors=sizes_of(schema))
+    item_ids = [f"{row:06d}" for row in range(len(factors))]
+    return grid_catalogue("3dshapes", schema, item_ids, labels, source, options, str(path))

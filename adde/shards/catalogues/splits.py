@@ -1,4 +1,4 @@
-"""Which split an item is in: by a column, or by a hash that stays as the catalogue grows."""
+"""Assign items to splits, by a column or by a hash that stays the same as a catalogue grows."""
 
 import hashlib
 import re
@@ -14,30 +14,30 @@ SPLIT_WORDS = {
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
     **dict.fromkeys(("test", "testing", "query", "gallery"), "test"),
 }
-"""What a split column may say, in any case, also with "set" behind. Query and gallery are the two
-halves that retrieval benchmarks have of their test items."""
+"""Words of a split column, in any case, optionally followed by "set". Retrieval benchmarks divide
+their test items into query and gallery."""
 
 SPLIT_NAMES = {"split", "splits", "partition", "subset", "fold", "folds", "evaluation"}
-"""A column with one of these words in its name says where items go."""
+"""A column with one of these words in its name holds splits."""
 
 NAME_WORDS = {"train", "training", "test", "testing", "val", "validation"}
-"""So does one whose name is of these and FILLING alone, such as is_train."""
+"""So does a column whose name consists of these and FILLING, such as is_train."""
 
 FILLING = {"is", "in", "or", "set", "data"}
 
 
 def split_of(cell: str) -> str | None:
-    """The split that a cell says, or None."""
+    """Return the split that a cell means, or None."""
     return SPLIT_WORDS.get(re.sub(r"[\s_-]*set$", "", cell.lower()))
 
 
 def find_split_columns(table: Table) -> list[str]:
-    """Columns most of whose filled cells are split words, of at least two splits."""
+    """Return the columns most of whose non-empty cells are words of at least two splits."""
     return [name for name, cells in table.columns.items() if _says_splits(cells)]
 
 
 def named_as_split(table: Table) -> list[str]:
-    """Columns of several values whose names say that they hold splits."""
+    """Return the columns with several values whose names suggest splits."""
     return [
         name
         for name, cells in table.columns.items()
@@ -46,20 +46,20 @@ def named_as_split(table: Table) -> list[str]:
 
 
 def words(name: str) -> list[str]:
-    """The words of a column's name: isTrain and is_train have the same two."""
+    """Return the words of a column's name: isTrain and is_train have the same two."""
     return re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
 
 
 def find_split_column(table: Table, asked: Collection[str] = ()) -> str | None:
-    """The column that says where items go; None where none looks as if it did.
+    """Return the column of splits, or None if no column looks like one.
 
     Args:
         table: N rows.
-        asked: attributes that were asked for, whatever their names.
+        asked: Attributes that were asked for; these are never splits.
 
     Raises:
-        UserError: several do, or one by its name alone: items would be trained on that are meant
-            for the test.
+        UserError: Several columns look like splits, or one does by its name only. Ignoring it could
+            train on test items.
     """
     found = [name for name in find_split_columns(table) if name not in asked]
     if len(found) > 1:
@@ -80,10 +80,10 @@ def find_split_column(table: Table, asked: Collection[str] = ()) -> str | None:
 
 
 def with_splits(table: Table, column: str, skip: bool = False) -> Table:
-    """The rows whose split a column says.
+    """Return the rows with a valid split in a column.
 
     Raises:
-        UserError: others are not to be left out; names them.
+        UserError: There are other rows and `skip` is False; names them.
     """
     cells = table.column(column)
     wrong = {cell for cell in set(cells) if split_of(cell) is None}
@@ -98,7 +98,7 @@ def with_splits(table: Table, column: str, skip: bool = False) -> Table:
 
 
 def splits_of_column(table: Table, column: str) -> tuple[str, ...]:
-    """Each row's split as a column says it. Raises UserError at any other word."""
+    """Return each row's split according to a column. Raises UserError for any other word."""
     splits = {cell: split_of(cell) for cell in set(table.column(column))}
     found = tuple(split for cell in table.column(column) if (split := splits[cell]))
     if len(found) < len(table):
@@ -107,17 +107,17 @@ def splits_of_column(table: Table, column: str) -> tuple[str, ...]:
 
 
 def splits_by_hash(keys: Sequence[str], val_share: float, test_share: float) -> tuple[str, ...]:
-    """Draws each key into a split by its sha256: the same on every run, whatever else is there."""
+    """Assign each key to a split by its sha256, independently of all other keys."""
     splits = {key: _split_of(key, val_share, test_share) for key in set(keys)}
     return tuple(splits[key] for key in keys)
 
 
 def require_items(splits: Sequence[str], val_share: float, test_share: float, source: str) -> None:
-    """Refuses an empty split, unless its share is 0; `source` says what the splits came from."""
+    """Raise UserError for an empty split whose share is not 0; the message begins with `source`."""
     shares = {"train": 1.0, "val": val_share, "test": test_share}
     for split in SPLITS:
         if shares[split] > 0 and split not in splits:
-            away = "" if split == "train" else f", or go without by --{split}-share 0"
+            away = "" if split == "train" else f", or allow an empty split with --{split}-share 0"
             raise UserError(
                 f"{source}: expected items in split {split!r}, found none of {len(splits)}; "
                 f"add some{away}"
@@ -133,8 +133,8 @@ def _says_splits(cells: Sequence[str]) -> bool:
 
 
 def _is_split_name(name: list[str]) -> bool:
-    of_words = NAME_WORDS.intersection(name) and set(name) <= NAME_WORDS | FILLING
-    return bool(of_words or SPLIT_NAMES.intersection(name))
+    only_words = NAME_WORDS.intersection(name) and set(name) <= NAME_WORDS | FILLING
+    return bool(only_words or SPLIT_NAMES.intersection(name))
 
 
 def _split_of(key: str, val_share: float, test_share: float) -> str:

@@ -1,8 +1,8 @@
-"""The embedded catalogue `sprites`: a white shape on black, a look-alike of dSprites.
+"""The embedded catalogue `sprites`: a white shape on black, similar to dSprites.
 
-Five factors, 737,280 combinations. `sprites-colour` draws each shape in a colour of its own and
-`sprites-noisy` puts it on noise; neither is a factor. As in dSprites a square looks nearly the same
-after a quarter of a turn, and an ellipse after half of one.
+Five factors have 737,280 combinations. `sprites-colour` draws each shape in a random colour and
+`sprites-noisy` puts it on noise; neither is a factor. As in dSprites, a square looks nearly the
+same after a quarter turn, and an ellipse after half a turn.
 """
 
 from functools import lru_cache, partial
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adde.schema import Labels
-from adde.shards.catalogues.catalogue import Items
+from adde.shards.catalogues.catalogue import Catalogue
 from adde.shards.catalogues.grids import Keys, Pictures, drawn_grid, numbers, schema_of
 from adde.shards.catalogues.tabular import TableOptions
 
@@ -21,28 +21,28 @@ Mask = npt.NDArray[np.float32]
 SHAPES = ("square", "ellipse", "heart")
 SCALES = np.linspace(0.5, 1, 6)
 TURNS = np.arange(40) * 360 / 41
-"""Degrees. dSprites has both 0 and 360, which are one; here no turn is a symmetry of a shape."""
-PLACES = 32
+"""Degrees. dSprites has both 0 and 360, which look the same; here no two turns of a shape do."""
+POSITIONS = 32
 SCHEMA = schema_of(
     {
         "shape": SHAPES,
         "scale": numbers(SCALES),
         "orientation": numbers(TURNS),
-        "x": numbers(np.linspace(0, 1, PLACES)),
-        "y": numbers(np.linspace(0, 1, PLACES)),
+        "x": numbers(np.linspace(0, 1, POSITIONS)),
+        "y": numbers(np.linspace(0, 1, POSITIONS)),
     }
 )
 SIDE = 64
 SIZES = (SIDE // 2, SIDE, 2 * SIDE, 4 * SIDE)
-"""Sides of a picture in pixels, at which steps of x and y are equal."""
-PATCH = SIDE - PLACES + 1
-"""Side of the square that a shape turns in, at a picture's side of SIDE."""
+"""Sides of a picture in pixels for which all steps of x and y are equal."""
+PATCH = SIDE - POSITIONS + 1
+"""Side of the square in which a shape turns, in a picture of side SIDE."""
 SAMPLES = 8
-"""Points of a pixel along each side."""
+"""Sample points per pixel along each side."""
 
 
-def sprites(variant: str, options: TableOptions, items: int, seed: int, size: int) -> Items:
-    """A catalogue of sprites: `items` of the combinations; see `drawn_grid`."""
+def sprites(variant: str, options: TableOptions, items: int, seed: int, size: int) -> Catalogue:
+    """Return a catalogue of sprites with `items` combinations; see `drawn_grid`."""
     draw = partial(render, variant=variant)
     return drawn_grid(
         variant, SCHEMA, draw, options, items=items, seed=seed, size=size, sizes=SIZES
@@ -52,16 +52,15 @@ def sprites(variant: str, options: TableOptions, items: int, seed: int, size: in
 def render(
     labels: Labels, size: int, keys: Keys | None = None, variant: str = "sprites"
 ) -> Pictures:
-    """Pictures (n, size, size, 3) of labels (n, 5).
+    """Draw pictures (n, size, size, 3).
 
     Args:
         labels: (n, 5).
-        size: side in pixels, one of SIZES.
-        keys: (n, 2), which the colour or the noise of each picture depends on; None only of
-            `sprites`, which has neither.
-        variant: one of VARIANTS.
+        size: Side in pixels, one of SIZES.
+        keys: (n, 2) seeds of each picture's colour or noise; only `sprites` works without.
+        variant: One of VARIANTS.
     """
-    drawn = max(size, SIDE)  # a smaller picture is made of a larger, as steps are whole pixels
+    drawn = max(size, SIDE)  # steps are whole pixels only from SIDE on; smaller ones are averaged
     step = drawn // SIDE
     pictures = np.empty((len(labels), size, size, 3), np.uint8)
     for row, (shape, scale, turn, x, y) in enumerate(labels.tolist()):
@@ -85,7 +84,7 @@ def render(
 
 @lru_cache(maxsize=len(SHAPES) * len(SCALES) * len(TURNS))
 def mask(shape: int, scale: int, turn: int, step: int) -> Mask:
-    """(P, P) share of each pixel that a shape covers, P = PATCH x step."""
+    """Return (P, P): the share of each pixel that a shape covers, with P = PATCH x step."""
     side = PATCH * step
     count = side * SAMPLES
     place = (2 * (np.arange(count) + 0.5) / count - 1) / SCALES[scale]

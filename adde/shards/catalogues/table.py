@@ -3,43 +3,41 @@
 import unicodedata
 from array import array
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import overload
 
 from adde.errors import UserError, did_you_mean
 from adde.shards.catalogues.delimited import read_records
-from adde.shards.catalogues.parquet import ParquetTable, as_texts, table_files
-
-__all__ = ["Cells", "Faults", "Places", "Table", "as_texts", "plain", "read_table"]
+from adde.shards.catalogues.parquet import ParquetTable, table_files
 
 SHARED = 10_000
-"""Distinct cells of a column up to which equal ones are held once."""
+"""Equal cells of a column share one object up to this many distinct cells."""
 
-NAMED = 20
-"""Rows that a message about several names."""
+MAX_NAMED = 20
+"""Most rows that a message names."""
 
 DELIMITED = (".csv", ".tsv", ".tab", ".txt")
 PARQUET = (".parquet", ".pq")
 
-UNSEEN = dict.fromkeys(map(ord, "\u200b\u200e\u200f\u2060\u00ad\ufeff"))
+INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200e\u200f\u2060\u00ad\ufeff"))
 SPACES = dict.fromkeys(map(ord, "\u00a0\u2007\u2009\u202f"), " ")
 
 
 def plain(text: str) -> str:
-    """Text in the one form that all have which look the same: composed, without unseen marks.
+    """Return the normal form of a text; texts that look the same share it.
 
-    A name that a Mac has unpacked holds u and two dots where a table holds ü; web pages leave
-    spaces that do not break, and of no width.
+    It is stripped and composed (NFC), without invisible marks. A file name unpacked on a Mac holds
+    u and two dots where a table holds ü, and web pages leave non-breaking and zero-width spaces.
     """
     text = text.strip()
     if text.isascii():
         return text
-    return unicodedata.normalize("NFC", text.translate(UNSEEN | SPACES)).strip()
+    return unicodedata.normalize("NFC", text.translate(INVISIBLE | SPACES)).strip()
 
 
 class Faults:
-    """Rows that cannot be used: how many, and the first of them in words."""
+    """Counts unusable rows and describes the first MAX_NAMED."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -47,16 +45,16 @@ class Faults:
         self._first: list[str] = []
 
     def add(self, place: str, fault: str) -> None:
-        """Counts one."""
+        """Record a row."""
         self._count += 1
-        if self._count <= NAMED:
+        if self._count <= MAX_NAMED:
             self._first.append(f"{place}: {fault}")
 
     def settle(self, skip: bool) -> tuple[str, ...]:
-        """What to tell of rows that are left out; none where there are none.
+        """Return the notices about rows that are left out, if any.
 
         Raises:
-            UserError: they are not to be left out; names the first.
+            UserError: There are such rows and `skip` is False; names the first.
         """
         if not self._count:
             return ()
@@ -72,12 +70,12 @@ class Faults:
 
 
 @dataclass(frozen=True, eq=False)
-class Places(Sequence[str]):
-    """Where each row stands, in words; held as numbers, as there may be millions."""
+class RowPlaces(Sequence[str]):
+    """Describes each row's place in its file. Stores numbers, because there may be millions."""
 
     path: Path
     unit: str
-    """What the numbers count, such as "line"."""
+    """Unit of the numbers, such as "line"."""
     numbers: Sequence[int]
 
     def __len__(self) -> int:
@@ -86,14 +84,14 @@ class Places(Sequence[str]):
     @overload
     def __getitem__(self, index: int) -> str: ...
     @overload
-    def __getitem__(self, index: slice) -> "Places": ...
-    def __getitem__(self, index: int | slice) -> "str | Places":
+    def __getitem__(self, index: slice) -> "RowPlaces": ...
+    def __getitem__(self, index: int | slice) -> "str | RowPlaces":
         if isinstance(index, slice):
-            return Places(self.path, self.unit, self.numbers[index])
+            return RowPlaces(self.path, self.unit, self.numbers[index])
         return f"{self.path}, {self.unit} {self.numbers[index]}"
 
-    def take(self, rows: Sequence[int]) -> "Places":
-        """Those of some rows."""
+    def take(self, rows: Sequence[int]) -> "RowPlaces":
+        """Return the places of some rows."""
         return replace(self, numbers=array("q", (self.numbers[row] for row in rows)))
 
 
@@ -103,25 +101,25 @@ class Table:
 
     path: Path
     columns: Mapping[str, Sequence[str]]
-    places: Places
+    places: RowPlaces
     """File and line (CSV) or row (Parquet) of each row, for messages."""
-    notices: tuple[str, ...] = field(default=())
-    """What was left out, for the person who reads the summary."""
+    notices: tuple[str, ...] = ()
+    """Lines for the build's summary about rows that were left out."""
 
     def __len__(self) -> int:
         return len(self.places)
 
     def column(self, name: str) -> Sequence[str]:
-        """Cells of one column. Raises UserError with the nearest names where there is none."""
+        """Return the cells of a column. If there is none, raise UserError with similar names."""
         if name not in self.columns:
             raise UserError(f"{self.path}: no column {name!r}; {did_you_mean(name, self.columns)}")
         return self.columns[name]
 
     def checked(self, fault_of: Callable[[int], str | None], skip: bool = False) -> "Table":
-        """The rows of which `fault_of` says nothing.
+        """Return the rows for which `fault_of` returns None.
 
         Raises:
-            UserError: others are not to be left out; names them.
+            UserError: There are others and `skip` is False; names them.
         """
         faults, rows = Faults(self.path), array("q")
         for row in range(len(self)):
@@ -136,10 +134,10 @@ class Table:
         return Table(self.path, columns, self.places.take(rows), notices)
 
     def with_ids(self, name: str, skip: bool = False) -> "Table":
-        """The rows that have an item id of their own in a column; of several the first.
+        """Return the rows with a new item id in a column; the first row of an id counts.
 
         Raises:
-            UserError: there is no such column, or others are not to be left out; names them.
+            UserError: There is no such column, or there are other rows and `skip` is False.
         """
         cells, rows = self.column(name), dict[str, int]()
 
@@ -148,8 +146,8 @@ class Table:
                 return f"expected an item id in column {name!r}, found none"
             if (before := rows.setdefault(cells[row], row)) != row:
                 return (
-                    f"expected an item id of its own in column {name!r}, found {cells[row]!r} as "
-                    f"in {self.places[before]} (--id-column names a column of unique ids)"
+                    f"expected a unique item id in column {name!r}, found {cells[row]!r} as in "
+                    f"{self.places[before]} (--id-column names a column of unique ids)"
                 )
             return None
 
@@ -157,32 +155,33 @@ class Table:
 
 
 class Cells:
-    """A column being read: equal cells are one object while the distinct ones are few."""
+    """A column being read. Equal cells share one object while the distinct ones are few."""
 
     def __init__(self) -> None:
         self.cells: list[str] = []
         self._known: dict[str, str] | None = {}
 
     def append(self, cell: str) -> None:
-        """Adds a cell, stripped and in its plain form."""
+        """Add a cell in its plain form."""
         cell = plain(cell)
         if self._known is not None:
             cell = self._known.setdefault(cell, cell)
             if len(self._known) > SHARED:
-                self._known = None  # ids and the like: the pool would outgrow what it saves
+                self._known = None  # the pool would outgrow its savings, as for ids
         self.cells.append(cell)
 
 
 def read_table(path: Path, skip_unreadable: bool = False) -> Table:
-    """Reads a table by the ending of its name: CSV and its relatives, or Parquet.
+    """Read a table; the file's ending decides between CSV (and its relatives) and Parquet.
 
     Args:
-        path: a file; or a folder of Parquet files, as Spark and pandas write large tables.
-        skip_unreadable: leave out rows that cannot be read instead of raising.
+        path: A file, or a folder of Parquet files, as Spark and pandas write large tables.
+        skip_unreadable: Leave out rows that cannot be read instead of raising.
 
     Raises:
-        UserError: no such file, another ending, not UTF-8, rows of another length than the
-            header, a column name that repeats, or a Parquet file that cannot be read.
+        UserError: There is no such file, the ending is unknown, the text is not UTF-8, a row is
+            longer or shorter than the header, a column name repeats, or a Parquet file cannot be
+            read.
     """
     if not table_files(path):
         found = "a folder without any .parquet" if path.is_dir() else "none"
@@ -193,7 +192,7 @@ def read_table(path: Path, skip_unreadable: bool = False) -> Table:
         return _read_delimited(path, skip_unreadable)
     raise UserError(
         f"{path}: expected a table whose name ends in .csv or .parquet, found another; save a "
-        "spreadsheet as CSV in UTF-8, unpack what is packed"
+        "spreadsheet as CSV in UTF-8, unpack an archive"
     )
 
 
@@ -207,8 +206,8 @@ def _read_delimited(path: Path, skip: bool) -> Table:
         )
     if any("\0" in cell for cell in header.cells):
         raise UserError(
-            f"{path}, line {header.first}: expected the names of columns, found bytes of value 0, "
-            "as in UTF-16 without its mark; save it as UTF-8"
+            f"{path}, line {header.first}: expected the names of columns, found zero bytes, as "
+            "in UTF-16 without its mark; save it as UTF-8"
         )
     names = _column_names(path, header.cells)
     columns = [Cells() for _ in names]
@@ -216,15 +215,15 @@ def _read_delimited(path: Path, skip: bool) -> Table:
     for record in records:
         fault = record.fault and f"expected CSV, found: {record.fault}"
         found = len(record.cells)
-        # Cells beyond the header that are empty are a spreadsheet's, not a comma too many.
+        # Spreadsheets append empty cells; these are not extra commas.
         if not fault and (found < len(names) or any(map(str.strip, record.cells[len(names) :]))):
             fault = f"expected {len(names)} cells as in the header, found {found}"
-        if record.cells == header.cells:  # of tables that were put one behind the other
+        if record.cells == header.cells:  # concatenated tables
             fault = "expected a row, found the header once more"
         if fault:
             several = record.last > record.first
-            at = f"lines {record.first} to {record.last}" if several else f"line {record.first}"
-            faults.add(f"{path}, {at}", fault)
+            place = f"lines {record.first} to {record.last}" if several else f"line {record.first}"
+            faults.add(f"{path}, {place}", fault)
             continue
         lines.append(record.first)
         for column, cell in zip(columns, record.cells):
@@ -232,21 +231,21 @@ def _read_delimited(path: Path, skip: bool) -> Table:
     notices = faults.settle(skip)
     contents = {
         name: tuple(column.cells)
-        for name, column, said in zip(names, columns, header.cells)
-        # A column without a name and without a cell is the edge of a sheet.
-        if said.strip() or any(column.cells)
+        for name, column, title in zip(names, columns, header.cells)
+        # A column without a name or a cell is the edge of a sheet.
+        if title.strip() or any(column.cells)
     }
-    return Table(path, contents, Places(path, "line", lines), notices)
+    return Table(path, contents, RowPlaces(path, "line", lines), notices)
 
 
 def _column_names(path: Path, header: Sequence[str]) -> list[str]:
-    """Stripped names; an unnamed column (the index that pandas writes) is named by its number."""
+    """Return the plain names; an unnamed column, such as pandas' index, is named by its number."""
     names = [plain(cell) or f"column {number}" for number, cell in enumerate(header, 1)]
     if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         where = "; ".join(
             f"{name!r} {'twice' if names.count(name) == 2 else f'{names.count(name)} times'} "
             f"(columns {', '.join(str(n) for n, other in enumerate(names, 1) if other == name)})"
-            for name in repeated[:NAMED]
+            for name in repeated[:MAX_NAMED]
         )
         raise UserError(f"{path}: expected each column's name once, found {where}; rename them")
     return names
@@ -263,4 +262,4 @@ def _read_parquet(path: Path) -> Table:
                 columns[name].append(cell)
         rows += max(map(len, batch.values()), default=0)
     contents = {named[name]: tuple(column.cells) for name, column in columns.items()}
-    return Table(path, contents, Places(path, "row", range(1, rows + 1)))
+    return Table(path, contents, RowPlaces(path, "row", range(1, rows + 1)))

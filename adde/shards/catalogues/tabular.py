@@ -1,13 +1,13 @@
-"""The catalogue that a table and a folder of pictures make."""
+"""Catalogues from a table and a folder of pictures."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adde.errors import UserError
-from adde.shards.catalogues.catalogue import Items, Source
+from adde.shards.catalogues.catalogue import Catalogue, PictureSource
 from adde.shards.catalogues.columns import label_attributes
-from adde.shards.catalogues.pictures import PictureFiles, choose_image_column
+from adde.shards.catalogues.pictures import choose_image_column, picture_files
 from adde.shards.catalogues.splits import (
     find_split_column,
     find_split_columns,
@@ -23,37 +23,37 @@ from adde.shards.catalogues.unknown import WORDS, blank_unknown
 
 @dataclass(frozen=True)
 class TableOptions:
-    """Which columns of a table mean what, and which items go where."""
+    """What the columns of a table mean, and how items are split."""
 
     image_column: str | None = None
-    """Column that names the picture files; found if not given."""
+    """Column with the names of picture files; found if not given."""
     id_column: str | None = None
-    """Column of the item ids; the picture's name as the table has it if not given."""
+    """Column with the item ids; the picture's name as written in the table if not given."""
     split_column: str | None = None
-    """Column of train, val and test (or query and gallery, which are test); found if most of its
-    cells are such. Without one, items are drawn into splits by a hash of their id."""
+    """Column with train, val and test (query and gallery count as test); found if most of its cells
+    are such words. Without one, a hash of an item's id decides its split."""
     group_by: str | None = None
-    """Column whose values never straddle splits, such as a photographer or a product family."""
+    """Column whose values must not be in two splits, such as a photographer or a product family."""
     attributes: tuple[str, ...] = ()
-    """Columns to learn; every other column of few values if not given, but ids, prices, dates and
-    names of files."""
+    """Columns to learn. If not given: all other columns with few values, except ids, prices, dates
+    and file names."""
     unknown: tuple[str, ...] = WORDS
-    """Words, in any case, that say like an empty cell that a value is not known; COLUMN=WORD says
-    it of one column alone, beside the words of all."""
+    """Words, in any case, that mean an unknown value, as an empty cell does. COLUMN=WORD adds a
+    word for one column."""
     min_count: int = 5
-    """Training items a value must have; those with fewer are folded into the value "other", or
-    are unknown where even together they have fewer."""
+    """Training items that a value needs. Rarer values are merged into the value "other", or become
+    unknown if even together they have too few."""
     max_values: int = 100
-    """Distinct values up to which a column is found to be an attribute."""
+    """Most distinct values of a column that becomes an attribute by itself."""
     val_share: float = 0.1
-    """Share of items drawn into the validation split; 0 allows for none, and then there is no
-    training on these shards."""
+    """Share of items in the validation split. 0 allows an empty one; such shards cannot be trained
+    on."""
     test_share: float = 0.1
-    """Share of items drawn into the test split; 0 allows for none, and then neither evaluation
-    nor export without --split val or shards that have one (--shards)."""
+    """Share of items in the test split. 0 allows an empty one; evaluation and export then need
+    --split val, or --shards with a test split."""
     hold_out: tuple[str, ...] = ()
-    """Two or more factors of a catalogue of exact factors: the share of the test split is of the
-    combinations of their values, which no item of train or val shows."""
+    """Two or more factors of a catalogue of exact factors. The test split then consists of a share
+    of the combinations of their values, which no item of train or val shows."""
 
     def __post_init__(self) -> None:
         shares = (self.val_share, self.test_share)
@@ -66,18 +66,18 @@ class TableOptions:
 
 def read_catalogue(
     path: Path, images: Path, options: TableOptions, size: int, skip_unreadable: bool = False
-) -> Items:
-    """Reads a CSV or Parquet table as a catalogue; see `table_catalogue`.
+) -> Catalogue:
+    """Read a CSV or Parquet table as a catalogue; see `table_catalogue`.
 
     Args:
-        path: the table.
-        images: folder that the names of pictures start from.
-        options: the columns.
-        size: cap on a picture's short side, pixels.
-        skip_unreadable: leave out rows that cannot be read, have no id of their own, or no split.
+        path: The table.
+        images: The folder that the names of pictures start from.
+        options: The columns.
+        size: Cap on a picture's short side, pixels.
+        skip_unreadable: Leave out rows that cannot be read, or lack a unique id or a split.
 
     Raises:
-        UserError: the table cannot be read, or as of `table_catalogue`.
+        UserError: The table cannot be read, or see `table_catalogue`.
     """
     if not images.is_dir():
         raise UserError(f"--images: expected a folder of pictures, found none at {images}")
@@ -93,22 +93,22 @@ def read_catalogue(
     options = replace(
         options, image_column=image_column, id_column=id_column, split_column=split_column
     )
-    files = PictureFiles(images, table.column(image_column), table.places, size)
+    files = picture_files(images, table.column(image_column), table.places, size)
     return table_catalogue(table, files, options)
 
 
 def table_catalogue(
-    table: Table, pictures: Callable[[int], Source], options: TableOptions
-) -> Items:
-    """The catalogue of a table and the pictures of its rows.
+    table: Table, source: Callable[[int], PictureSource], options: TableOptions
+) -> Catalogue:
+    """Return the catalogue of a table and the pictures of its rows.
 
     Args:
         table: N rows.
-        pictures: of row numbers.
-        options: the columns; an image column is there.
+        source: Maps a row number to its picture.
+        options: The columns; the image column or the id column must be set.
 
     Raises:
-        UserError: a column is missing, an item id appears twice, a split is unknown or empty, or
+        UserError: A column is missing, an item id appears twice, a split is unknown or empty, or
             no attribute is left.
     """
     image_column = options.image_column
@@ -128,20 +128,20 @@ def table_catalogue(
         max_values=options.max_values,
         min_count=options.min_count,
     )
-    return Items(
+    return Catalogue(
         name=table.path.stem,
         schema=schema,
         item_ids=item_ids,
         labels=labels,
         splits=splits,
-        pictures=pictures,
+        source=source,
         notices=(
             *table.notices,
             (f"pictures are named by column {image_column!r}, " if image_column else "")
             + f"items by column {id_column!r}",
             *_tell_splits(split_column, options.group_by, splits),
             *(
-                f"column {name!r} looks like splits too, and is neither used nor learnt"
+                f"column {name!r} looks like splits too; it is neither used nor learnt"
                 for name in sorted(others - set(options.attributes))
             ),
             *unknown_notices,
@@ -153,7 +153,7 @@ def table_catalogue(
 def _split_column(table: Table, options: TableOptions) -> str | None:
     if options.split_column and options.group_by:
         raise UserError(
-            "--split-column, --group-by: expected one of the two, as both say where items go"
+            "--split-column, --group-by: expected only one of them, as each decides the splits"
         )
     if options.split_column or options.group_by:
         return options.split_column
@@ -168,7 +168,7 @@ def _splits(
         source = f"{table.path}, column {split_column!r}"
     else:
         groups = table.column(options.group_by) if options.group_by else item_ids
-        # An item without a group is a group of its own.
+        # An item without a group forms its own group.
         keys = [group or item_id for group, item_id in zip(groups, item_ids)]
         splits = splits_by_hash(keys, options.val_share, options.test_share)
         source = f"{table.path}, {len(set(keys))} hashed keys"
@@ -186,7 +186,7 @@ def _tell_splits(
         else f"splits are drawn by {by}"
     ]
     if "val" not in splits:
-        told.append("there is no split val, without which there is no training on these shards")
+        told.append("there is no split val; these shards cannot be trained on")
     if "test" not in splits:
         told.append(
             "there is no split test: evaluation and export will need --split val, or --shards of "

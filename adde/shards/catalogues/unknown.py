@@ -1,4 +1,4 @@
-"""Words that say in a table that something is not known."""
+"""Words in a table that mean an unknown value."""
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
@@ -8,28 +8,28 @@ from adde.errors import UserError, did_you_mean
 from adde.shards.catalogues.table import Table
 
 WORDS = ("NaN", "NA", "N/A", "#N/A", "<NA>", "null", "\\N")
-"""In any case: what pandas, R, Excel and databases write."""
+"""Default words, in any case: those of pandas, R, Excel and databases."""
 
 DOUBTFUL = {"none", "nil", "unknown", "undefined", "missing", "unspecified", "tbd", "n.a.", "-"} | {
     *("--", "?", ".", "-1", "-1.0", "not available", "not applicable", "not specified"),
     *("keine angabe", "k.a.", "#ref!", "#value!", "#name?", "#div/0!"),
 }
-"""Values that may mean that nothing is known, or a value as any other: no pattern is a pattern."""
+"""Words that may mean unknown or may be values: "none" is a pattern in some tables."""
 
 
 def blank_unknown(
     table: Table, said: Sequence[str], keep: Collection[str | None] = ()
 ) -> tuple[Table, list[str]]:
-    """The table with "" for every cell that says that it is unknown, and what to tell of it.
+    """Return the table with "" in every unknown cell, and notices about these cells.
 
     Args:
         table: N rows.
-        said: words, in any case, of all columns; or COLUMN=WORD of one. Where there are only such,
-            WORDS are the words of all.
-        keep: columns left as they are: ids, names of files.
+        said: Words for all columns, in any case, or COLUMN=WORD for one. If there are only the
+            latter, WORDS apply to all columns.
+        keep: Columns that stay unchanged: ids, file names.
 
     Raises:
-        UserError: a column that is said is none.
+        UserError: A named column does not exist.
     """
     of_all = {word.casefold() for word in said if "=" not in word}
     if said and not of_all:
@@ -50,7 +50,7 @@ def blank_unknown(
 
 
 def doubtful(values: Iterable[str]) -> list[str]:
-    """Those values that may say that nothing is known."""
+    """Return the values that may mean unknown."""
     return [value for value in values if value.casefold() in DOUBTFUL]
 
 
@@ -59,7 +59,7 @@ def _of_columns(table: Table, said: Sequence[str]) -> dict[str, set[str]]:
     for word in said:
         if "=" not in word:
             continue
-        # The longest column that it begins with: names may hold the sign too.
+        # Column names may contain "=", so the longest match wins.
         names = [name for name in table.columns if word.startswith(f"{name}=")]
         if not names:
             name = word.split("=")[0]

@@ -1,8 +1,8 @@
-"""One clothed figure: what can be worn, what of it can be seen, and how it is drawn.
+"""One clothed figure: what it can wear, which of it is visible, and how it is drawn.
 
-The figures are the style `voxel-art` of dicebear-styles (CC0). What is labelled is named here in
-words and pinned; everything else (skin, hair, beard, face, background, place and scale) is drawn
-by DiceBear from the figure's seed, so two figures of one seed differ only in what was pinned.
+The figures use the style `voxel-art` of dicebear-styles (CC0). This module names and pins the
+labelled properties. DiceBear draws everything else (skin, hair, beard, face, background, position,
+scale) from the figure's seed, so two figures of one seed differ only in the pinned properties.
 """
 
 import io
@@ -17,7 +17,7 @@ from dicebear import Avatar, Style
 from PIL import Image
 
 Look = Mapping[str, str | None]
-"""What a figure wears, by attribute; None where an attribute cannot be seen on it."""
+"""What a figure wears, by attribute; None if the attribute is not visible on it."""
 
 COLOURS = {
     "black": "#22252b",
@@ -29,10 +29,10 @@ COLOURS = {
     "blue": "#2563eb",
     "pink": "#f48fb1",
 }
-"""Named colours as the front of a garment shows them; its top is lighter, its side darker."""
+"""Colours of the front of a garment; its top is lighter and its side darker."""
 
 MANNEQUIN = "mannequin"
-"""A colour that no garment is labelled with, of those that are not meant."""
+"""Colour of unlabelled garments; no label has it."""
 
 _PAINT = {**COLOURS, MANNEQUIN: "#9d90b5"}
 
@@ -48,7 +48,7 @@ HIDDEN = {
     "suit": {"top_colour"},
     "dress": {"top_colour", "trousers_colour"},
 }
-"""Outfits, and the attributes that cannot be seen with each."""
+"""Outfits, and the attributes that each hides."""
 
 HEADWEAR = {
     "none": None,
@@ -82,13 +82,14 @@ _COLOUR_OPTION = {
     "shoes_colour": "shoesColor",
     "headwear_colour": "hatColor",
 }
-# The style paints the shirt under a suit at 15 % of its colour and leaves a sliver of shaded leg
-# below a dress: at 64 pixels a small network named the one in 16 % and the other in 82 % of cases.
+# The style paints the shirt under a suit at 15 % of its colour, and leaves a sliver of shaded leg
+# below a dress. At 64 pixels a small network recognised the shirt in 16 % and the leg in 82 % of
+# cases, so both have fixed colours.
 _TOO_LITTLE_SHOWN = {
     "suit": {"shirtColor": COLOURS["white"]},
     "dress": {"pantsColor": COLOURS["black"]},
 }
-# Shifts in percent. At the largest scale and shift the longest ears and the shoes still lie
+# Shifts are percentages. Even at the largest scale and shift, the longest ears and the shoes stay
 # inside the picture.
 _NUISANCES = {
     "backgroundColor": _BACKGROUNDS,
@@ -106,10 +107,11 @@ def visible(attribute: str, look: Look) -> bool:
 
 
 def ambiguous(look: Look) -> bool:
-    """Whether another look gives the same picture, or one that nobody would name this way.
+    """Whether another look gives the same picture, or people would describe the picture
+    differently.
 
-    A layer in the colour beneath it vanishes, the stripes are white, and so is the shirt under a
-    suit: a jacket over white looks like one.
+    A layer vanishes on its own colour. Stripes are white, and so is the shirt under a suit, so a
+    jacket over white looks like a suit.
     """
     top, layer = look["top_colour"], look["layer_colour"]
     return {
@@ -122,21 +124,21 @@ def ambiguous(look: Look) -> bool:
 
 
 def draw(look: Look, seed: str, size: int) -> Image.Image:
-    """Draws one figure: an RGB picture of `size` x `size` pixels.
+    """Draw one figure: an RGB picture of `size` x `size` pixels.
 
     Args:
-        look: attribute -> word; what is left out or None is drawn from the seed like the rest.
-        seed: decides everything that `look` does not.
-        size: side in pixels.
+        look: Value of each attribute; the seed decides those that are missing or None.
+        seed: Decides everything that `look` does not.
+        size: Side in pixels.
     """
     svg = Avatar(_style(), {"seed": seed, **_NUISANCES, **_options(look)}).to_string()
-    # Without this, resvg scans the machine's fonts for every picture.
+    # Without `skip_system_fonts`, resvg scans the machine's fonts for every picture.
     png = resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size, skip_system_fonts=True)
     return Image.open(io.BytesIO(png)).convert("RGB")
 
 
 def _options(look: Look) -> dict[str, Any]:
-    """DiceBear's options for what a figure wears."""
+    """Return DiceBear's options for what a figure wears."""
     options: dict[str, Any] = {
         option: _PAINT[colour]
         for attribute, option in _COLOUR_OPTION.items()
@@ -146,7 +148,7 @@ def _options(look: Look) -> dict[str, Any]:
         options["outfitVariant"] = outfit
         options |= _TOO_LITTLE_SHOWN.get(outfit, {})
     if headwear := look.get("headwear"):
-        # Hats and hair are one component of the style: a hat takes the place of the hair.
+        # The style treats hats and hair as one component, so a hat replaces the hair.
         hat = HEADWEAR[headwear]
         options |= {"topVariant": hat, "topProbability": 100} if hat else {"topVariant": [*_HAIR]}
     if glasses := look.get("glasses"):
@@ -158,6 +160,6 @@ def _options(look: Look) -> dict[str, Any]:
 
 @cache
 def _style() -> Style:
-    """The style, read and validated once per process."""
+    """Read and validate the style, once per process."""
     definition = files("dicebear_styles").joinpath("voxel-art.json").read_text("utf-8")
     return Style(json.loads(definition))

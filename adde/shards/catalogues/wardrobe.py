@@ -1,21 +1,22 @@
-"""The embedded catalogue `wardrobe`: families of clothed figures, easy to tell apart.
+"""The embedded catalogue `wardrobe`: families of clothed figures that are easy to tell apart.
 
-8 attributes, 61 values. A family is a base item and two to five variants, each of which differs
-from the base in exactly one label; every member has its own seed, so skin, hair, face,
-background, place and scale differ as well. Whole families go to train, val and test (80/10/10).
-An attribute that cannot be seen on an item is UNKNOWN.
+It has 8 attributes with 61 values. A family is a base item and two to five variants, each of which
+differs from the base in exactly one label. Every member has its own seed, so skin, hair, face,
+background, position and scale differ as well. Whole families go to train, val and test (80/10/10).
+An attribute that is not visible on an item is UNKNOWN.
 """
 
-import io
 import random
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
 
 from adde.errors import UserError
-from adde.schema import Attribute, Labels, Schema
+from adde.schema import Attribute, Schema
+from adde.shards.catalogues.catalogue import Catalogue, PictureSource
+from adde.shards.catalogues.pictures import encode
 from adde.shards.catalogues.voxel import (
     COLOURS,
     GLASSES,
@@ -40,84 +41,57 @@ SCHEMA = Schema(
     )
 )
 VARIANTS = (2, 3, 4, 5)
-"""Numbers of variants a family may have."""
+"""Possible numbers of variants in a family."""
 SPLIT_OF_TEN = ("train",) * 4 + ("val",) + ("train",) * 4 + ("test",)
-"""Family f is in split f % 10; families are independent draws, so any rule that fixed is fair."""
+"""Split of family f, by f % 10. Families are independent draws, so a fixed rule is fair."""
 MIN_ITEMS = 10 * (1 + max(VARIANTS))
-"""Ten families, so that every split holds one."""
+"""Items of ten families, so that every split gets one."""
 SIZES = (16, 1024)
-"""Least and greatest side of a picture in pixels."""
+"""Smallest and largest side of a picture in pixels."""
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A figure yet to be drawn."""
+class Figure(PictureSource):
+    """A figure to be drawn later."""
 
     look: Look
     seed: str
     size: int
 
     def read(self) -> tuple[bytes, str]:
-        """The figure as PNG (on flat faces smaller than JPEG, and exact), and "png"."""
-        buffer = io.BytesIO()
-        draw(self.look, self.seed, self.size).save(buffer, "PNG")
-        return buffer.getvalue(), "png"
-
-    def stamp(self) -> str:
-        """What it is drawn from."""
-        return repr(self)
+        """Return the figure as PNG, which is exact and for flat faces smaller than JPEG."""
+        return encode(draw(self.look, self.seed, self.size), "PNG")
 
 
-@dataclass(frozen=True, eq=False)
-class Wardrobe:
-    """N labelled figures; a picture is drawn when it is asked for.
+def wardrobe(items: int = 20_000, seed: int = 0, size: int = 64) -> Catalogue:
+    """Return the catalogue `wardrobe`.
 
-    Item i's look is a function of (seed, i) alone: a larger catalogue begins with the smaller.
-    """
-
-    name: str
-    schema: Schema
-    item_ids: tuple[str, ...]
-    labels: Labels
-    """(N, A) int64."""
-    splits: tuple[str, ...]
-    seed: int
-    size: int
-    factors: Mapping[str, int] = field(default_factory=dict[str, int])
-    """None: what a look shows depends on more than one attribute."""
-
-    def source(self, row: int) -> Figure:
-        """The row's figure."""
-        look = self.schema.decode(self.labels[row])
-        return Figure(look, f"{self.name}/{self.seed}/{row}", self.size)
-
-
-def wardrobe(items: int = 20_000, seed: int = 0, size: int = 64) -> Wardrobe:
-    """The catalogue `wardrobe`.
+    Item i depends on (seed, i) only, so a larger catalogue begins with the smaller one.
 
     Args:
-        items: number of figures, N.
-        seed: of everything that is random.
-        size: side of a picture in pixels.
+        items: Number of figures, N.
+        seed: Seed of everything random.
+        size: Side of a picture in pixels.
 
     Raises:
-        UserError: fewer items than give every split a family, or a size that cannot be drawn.
+        UserError: There are too few items to give every split a family, or the size cannot be
+            drawn.
     """
     check_request(items, MIN_ITEMS, size)
     members = list(islice(_members(seed), items))
-    return Wardrobe(
+    labels = np.stack([SCHEMA.encode(look) for _, _, look in members])
+    return Catalogue(
         name="wardrobe",
         schema=SCHEMA,
         item_ids=tuple(f"{family:06d}-{member}" for family, member, _ in members),
-        labels=np.stack([SCHEMA.encode(look) for _, _, look in members]),
+        labels=labels,
         splits=tuple(SPLIT_OF_TEN[family % 10] for family, _, _ in members),
-        seed=seed,
-        size=size,
+        source=lambda row: Figure(SCHEMA.decode(labels[row]), f"wardrobe/{seed}/{row}", size),
     )
 
 
 def check_request(items: int, least: int, size: int) -> None:
-    """Refuses a catalogue too small to fill its splits, and pictures of a senseless size."""
+    """Raise UserError for a catalogue too small to fill its splits, or a size out of SIZES."""
     if items < least:
         raise UserError(f"items: expected at least {least} to fill every split, found {items}")
     if not SIZES[0] <= size <= SIZES[1]:
@@ -125,12 +99,12 @@ def check_request(items: int, least: int, size: int) -> None:
 
 
 def keyed_random(*key: object) -> random.Random:
-    """A generator that depends on its key alone: the same in every process and on every run."""
+    """Return a generator that depends on its key only: it is the same in every process and run."""
     return random.Random("/".join(map(str, key)))  # a str is hashed with sha512, unsalted
 
 
 def _members(seed: int) -> Iterator[tuple[int, int, Look]]:
-    """(family, member, look) without end; member 0 is the family's base."""
+    """Yield (family, member, look) without end; member 0 is the family's base."""
     family = 0
     while True:
         rng = keyed_random("wardrobe", seed, "family", family)
@@ -159,10 +133,10 @@ def _base(rng: random.Random) -> Look:
 
 
 def _variant(base: Look, rng: random.Random) -> Look:
-    """The base with one known label changed, such that all others stay as visible as they were."""
+    """Return the base with one known label changed; all attributes stay as visible as they were."""
     attribute = rng.choice([a for a in SCHEMA.attributes if base[a.name] is not None])
     while True:
         look = {**base, attribute.name: rng.choice(attribute.values)}
-        same_seen = all(visible(name, look) == (word is not None) for name, word in base.items())
-        if same_seen and not ambiguous(look):
+        same = all(visible(name, look) == (word is not None) for name, word in base.items())
+        if same and not ambiguous(look):
             return look

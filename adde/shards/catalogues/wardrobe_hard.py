@@ -1,27 +1,27 @@
-"""The embedded catalogue `wardrobe-hard`: the same figures where it matters how one searches.
+"""The embedded catalogue `wardrobe-hard`: the same figures, as a harder search problem.
 
-6 attributes, 22 values, 2,304 label combinations; every attribute can be seen on every item.
-Items are drawn one by one, not in families. What makes it hard:
+It has 6 attributes, 22 values and 2,304 label combinations; every attribute is visible on every
+item. Items are drawn one by one, not in families. The difficulties are:
 
 - a dense label space: in a test split of 2,000, about 11 of the 16 one-attribute edits of an item
   have an exact target, which makes 21,500 queries;
 - a long tail: the k-th value of an attribute is drawn with probability proportional to 1 / k;
-- 30 % of the training labels are missing at random; val and test are complete;
-- one to three patches in the colours of garments lie on every picture, and it is blurred: a
-  small network tells an attribute in about 9 of 10 cases, not in all;
-- eight pairs of values (`HELD_OUT`) are worn by no item of train or val, and by about 4 of 10
-  items of test.
+- missing labels: 30 % of the training labels, at random; val and test are complete;
+- obscured pictures: each has one to three patches in the colours of garments and is blurred, so
+  that a small network recognises an attribute in about 9 of 10 cases;
+- new combinations: eight pairs of values (`HELD_OUT`) occur in no item of train or val, and in
+  about 4 of 10 items of test.
 """
 
-import io
 import random
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from adde.schema import UNKNOWN, Attribute, Labels, Schema
+from adde.schema import UNKNOWN, Attribute, Schema
+from adde.shards.catalogues.catalogue import Catalogue, PictureSource
+from adde.shards.catalogues.pictures import JPEG_QUALITY, encode
 from adde.shards.catalogues.voxel import COLOURS, Look, draw
 from adde.shards.catalogues.wardrobe import SPLIT_OF_TEN, Figure, check_request, keyed_random
 
@@ -47,83 +47,54 @@ HELD_OUT = (
     {"shoes_colour": "grey", "headwear_colour": "black"},
     {"headwear": "bear_ears", "headwear_colour": "red"},
 )
-"""Pairs of values that only test items wear together."""
+"""Pairs of values that occur together in test items only."""
 
 MISSING = 0.3
 """Share of the training labels that are UNKNOWN."""
 
 PATCHES = (1, 2, 3)
 PATCH_SIDE = (0.18, 0.42)
-"""Least and greatest side of a patch, as a share of the picture's side."""
+"""Smallest and largest side of a patch, as a share of the picture's side."""
 BLUR = (0.0, 0.035)
-"""Least and greatest radius of the Gaussian blur, as a share of the picture's side."""
+"""Smallest and largest radius of the Gaussian blur, as a share of the picture's side."""
 
 
 @dataclass(frozen=True)
-class ObscuredFigure:
-    """A figure yet to be drawn, patched and blurred."""
+class ObscuredFigure(PictureSource):
+    """A figure to be drawn later, then patched and blurred."""
 
     figure: Figure
     obscure_seed: str
 
     def read(self) -> tuple[bytes, str]:
-        """The picture as JPEG (blurred, it is half as large as PNG), and "jpg"."""
+        """Return the picture as JPEG, which is half as large as PNG for a blurred picture."""
         figure = self.figure
         image = draw(figure.look, figure.seed, figure.size)
-        buffer = io.BytesIO()
-        _obscure(image, keyed_random(self.obscure_seed)).save(
-            buffer, "JPEG", quality=92, subsampling=0
-        )
-        return buffer.getvalue(), "jpg"
-
-    def stamp(self) -> str:
-        """What it is drawn from."""
-        return repr(self)
+        obscured = _obscure(image, keyed_random(self.obscure_seed))
+        return encode(obscured, "JPEG", quality=JPEG_QUALITY, subsampling=0)
 
 
-@dataclass(frozen=True, eq=False)
-class WardrobeHard:
-    """N labelled figures; a picture is drawn when it is asked for.
-
-    Item i's look, labels and picture are functions of (seed, i) alone.
-    """
-
-    name: str
-    schema: Schema
-    item_ids: tuple[str, ...]
-    labels: Labels
-    """(N, A) int64: what is known."""
-    worn: Labels
-    """(N, A) int64: what is drawn, with nothing missing."""
-    splits: tuple[str, ...]
-    seed: int
-    size: int
-    factors: Mapping[str, int] = field(default_factory=dict[str, int])
-
-    def source(self, row: int) -> ObscuredFigure:
-        """The row's figure as it is worn, and what obscures it."""
-        look = self.schema.decode(self.worn[row])
-        figure = Figure(look, f"{self.name}/{self.seed}/{row}", self.size)
-        return ObscuredFigure(figure, f"{self.name}/{self.seed}/obscure/{row}")
-
-
-def wardrobe_hard(items: int = 20_000, seed: int = 0, size: int = 64) -> WardrobeHard:
-    """The catalogue `wardrobe-hard`; arguments and errors as of `wardrobe`."""
+def wardrobe_hard(items: int = 20_000, seed: int = 0, size: int = 64) -> Catalogue:
+    """Return the catalogue `wardrobe-hard`; see `wardrobe` for arguments and errors."""
     check_request(items, 10, size)
     splits = tuple(SPLIT_OF_TEN[row % 10] for row in range(items))
     rngs = [keyed_random("wardrobe-hard", seed, "look", row) for row in range(items)]
     worn = np.stack([SCHEMA.encode(_look(rng, split)) for rng, split in zip(rngs, splits)])
     missing = np.array([[rng.random() < MISSING for _ in SCHEMA.names] for rng in rngs])
     missing &= (np.array(splits) == "train")[:, None]
-    return WardrobeHard(
+
+    def source(row: int) -> ObscuredFigure:
+        look = SCHEMA.decode(worn[row])  # complete, whatever labels are missing
+        figure = Figure(look, f"wardrobe-hard/{seed}/{row}", size)
+        return ObscuredFigure(figure, f"wardrobe-hard/{seed}/obscure/{row}")
+
+    return Catalogue(
         name="wardrobe-hard",
         schema=SCHEMA,
         item_ids=tuple(f"{row:06d}" for row in range(items)),
         labels=np.where(missing, UNKNOWN, worn),
-        worn=worn,
         splits=splits,
-        seed=seed,
-        size=size,
+        source=source,
     )
 
 
@@ -139,7 +110,7 @@ def _long_tailed(values: tuple[str, ...], rng: random.Random) -> str:
 
 
 def _obscure(image: Image.Image, rng: random.Random) -> Image.Image:
-    """Lays patches on a picture and blurs it."""
+    """Draw patches on a picture and blur it."""
     side = image.width
     canvas = ImageDraw.Draw(image)
     for _ in range(rng.choice(PATCHES)):

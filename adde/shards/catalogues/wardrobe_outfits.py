@@ -1,28 +1,30 @@
-"""The embedded catalogue `wardrobe-outfits`: single garments, and the outfits they make.
+"""The embedded catalogue `wardrobe-outfits`: single garments, and the outfits they form.
 
-A garment is worn by a figure whose other clothes are a mannequin's, and the picture is the part of
-the figure where that kind of garment is. Three attributes: the category (5), the colour (8;
-glasses have none) and the kind (12: a top's cut, a hat's, a frame's; trousers and shoes have none).
+A figure wears the garment over the clothes of a mannequin, and the picture shows the part of the
+figure where that kind of garment is. There are three attributes: the category (5 values), the
+colour (8; unknown for glasses) and the kind (12: cut of a top, type of hat or frame; unknown for
+trousers and shoes).
 
-An outfit is drawn from one of ten styles, which are never told. Its top, trousers and shoes are
-always there, headwear and glasses each in 6 of 10. Given the style, every value is drawn by itself:
-the style's first favourite with .60, its second with .25, else any value. Five styles follow rules
-that people dress by (one colour; two that complement each other; neutral with an accent), five are
-arbitrary. As the tables are known, so are the best possible answers (`adde.outfits.StyleScorer`).
+An outfit is drawn from one of ten hidden styles. It always has a top, trousers and shoes, and has
+headwear and glasses with probability 0.6 each. Given the style, values are independent: the style's
+first favourite with probability 0.60, its second with 0.25, any value otherwise. Five styles follow
+common dress rules (one colour; two complementary ones; neutral with an accent), five are arbitrary.
+The tables are known, and so are the best possible answers (`adde.outfits.StyleScorer`).
 
-Whole outfits go to train, val and test (80/10/10), and no item is in two.
+Whole outfits go to train, val and test (80/10/10), and no item is in two of them.
 """
 
-import io
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from adde.schema import Attribute, Labels, Schema
+from adde.shards.catalogues.catalogue import Catalogue, PictureSource
+from adde.shards.catalogues.pictures import encode
 from adde.shards.catalogues.voxel import COLOURS, GLASSES, HEADWEAR, MANNEQUIN, Look, draw
 from adde.shards.catalogues.wardrobe import SPLIT_OF_TEN, check_request, keyed_random
 from adde.shards.index import SPLITS
@@ -36,7 +38,7 @@ OFTEN = 0.6
 """Probability of each other category."""
 
 KINDS = {
-    # Not stripes, which are white: on white they cannot be seen.
+    # Without stripes: they are white, and so invisible on a white top.
     "top": ("plain", "checker", "hoodie", "overalls", "jacket", "tie"),
     "headwear": tuple(kind for kind in HEADWEAR if kind != "none"),
     "glasses": tuple(kind for kind in GLASSES if kind != "none"),
@@ -52,21 +54,21 @@ SCHEMA = Schema(
 )
 
 FAVOURITES = (0.60, 0.25)
-"""Probabilities of a style's first and second favourite; all values share the rest."""
+"""Probabilities of a style's first and second favourite; all values share the remainder."""
 
 MONOCHROME = (("black", "grey"), ("pink", "red"))
-"""A colour for everything, and the second favourite."""
+"""The colour of everything, and the second favourite."""
 COMPLEMENTS = (("red", "green"), ("blue", "yellow"))
-"""A colour for top and headwear, and the one for trousers and shoes."""
+"""The colour of top and headwear, and that of trousers and shoes."""
 NEUTRAL = (("white", "grey"), "red")
 """Favourites of top and trousers, and the accent of shoes and headwear."""
 ARBITRARY = 5
 STYLES = len(MONOCHROME) + len(COMPLEMENTS) + 1 + ARBITRARY
 
 ANSWERS = 4
-"""Of a question of FITB."""
+"""Answers to a fill-in-the-blank question."""
 MIN_ITEMS = 40 * len(CATEGORIES)
-"""Forty outfits, so that every split has ANSWERS tops."""
+"""Items of forty outfits, so that every split has ANSWERS tops."""
 
 PARTS = {
     "top": (0.255, 0.52, 0.46),
@@ -75,16 +77,16 @@ PARTS = {
     "headwear": (0.19, 0.00, 0.64),
     "glasses": (0.20, 0.20, 0.54),
 }
-"""Left, upper edge and side of the part of a figure where a garment is, as shares of its side. As
-figures are shifted and scaled, a part is wider than its garment."""
+"""Left and upper edge and side of the part of a figure with a garment, as shares of the figure's
+side. A part is wider than its garment, because figures are shifted and scaled."""
 
 Outfit = list[int]
-"""Rows of its items."""
+"""Rows of the items."""
 
 
 @dataclass(frozen=True)
-class Garment:
-    """A garment yet to be drawn."""
+class Garment(PictureSource):
+    """A garment to be drawn later."""
 
     category: str
     look: Look
@@ -92,49 +94,16 @@ class Garment:
     size: int
 
     def read(self) -> tuple[bytes, str]:
-        """The part of the figure that wears it, as PNG, and "png"."""
+        """Return the part of the figure with the garment, as PNG."""
         left, upper, side = PARTS[self.category]
         whole = round(self.size / side)
         x, y = round(left * whole), round(upper * whole)
         picture = draw(self.look, self.seed, whole).crop((x, y, x + self.size, y + self.size))
-        buffer = io.BytesIO()
-        picture.save(buffer, "PNG")
-        return buffer.getvalue(), "png"
-
-    def stamp(self) -> str:
-        """What it is drawn from."""
-        return repr(self)
-
-
-@dataclass(frozen=True, eq=False)
-class WardrobeOutfits:
-    """N garments; a picture is drawn when it is asked for.
-
-    Outfit o's garments are a function of (seed, o) alone: a larger catalogue begins with the
-    smaller.
-    """
-
-    name: str
-    schema: Schema
-    item_ids: tuple[str, ...]
-    labels: Labels
-    """(N, 3) int64."""
-    splits: tuple[str, ...]
-    given: OutfitLists
-    seed: int
-    size: int
-    factors: Mapping[str, int] = field(default_factory=dict[str, int])
-
-    def source(self, row: int) -> Garment:
-        """The row's garment."""
-        shown = self.schema.decode(self.labels[row])
-        category = str(shown["category"])
-        look = _look(category, shown["colour"], shown["kind"])
-        return Garment(category, look, f"{self.name}/{self.seed}/{self.item_ids[row]}", self.size)
+        return encode(picture, "PNG")
 
 
 def _look(category: str, colour: str | None, kind: str | None) -> Look:
-    """A figure that wears a garment, and otherwise a mannequin's clothes."""
+    """Return the look of a figure that wears a garment over a mannequin's clothes."""
     look: dict[str, str | None] = {
         "outfit": kind if category == "top" else "plain",
         "headwear": kind if category == "headwear" else "none",
@@ -146,16 +115,18 @@ def _look(category: str, colour: str | None, kind: str | None) -> Look:
     return look
 
 
-def wardrobe_outfits(items: int = 20_000, seed: int = 0, size: int = 64) -> WardrobeOutfits:
-    """The catalogue `wardrobe-outfits`.
+def wardrobe_outfits(items: int = 20_000, seed: int = 0, size: int = 64) -> Catalogue:
+    """Return the catalogue `wardrobe-outfits`.
+
+    Outfit o depends on (seed, o) only, so a larger catalogue begins with the smaller one.
 
     Args:
-        items: the most garments, N; outfits are whole.
-        seed: of everything that is random.
-        size: side of a picture in pixels.
+        items: Upper limit on the number of garments; outfits stay whole.
+        seed: Seed of everything random.
+        size: Side of a picture in pixels.
 
     Raises:
-        UserError: fewer items than fill every split, or a size that cannot be drawn.
+        UserError: There are too few items to fill every split, or the size cannot be drawn.
     """
     check_request(items, MIN_ITEMS, size)
     tables = style_tables(seed)
@@ -171,12 +142,19 @@ def wardrobe_outfits(items: int = 20_000, seed: int = 0, size: int = 64) -> Ward
             labels.append(SCHEMA.encode(garment))
             splits.append(split)
     every = np.stack(labels)
-    given = _given(by_split, item_ids, every[:, 0], tables, seed)
-    return WardrobeOutfits(NAME, SCHEMA, tuple(item_ids), every, tuple(splits), given, seed, size)
+    lists = _questions(by_split, item_ids, every[:, 0], tables, seed)
+
+    def source(row: int) -> Garment:
+        shown = SCHEMA.decode(every[row])
+        category = str(shown["category"])
+        look = _look(category, shown["colour"], shown["kind"])
+        return Garment(category, look, f"{NAME}/{seed}/{item_ids[row]}", size)
+
+    return Catalogue(NAME, SCHEMA, item_ids, every, splits, source, benchmark=lists)
 
 
 def style_tables(seed: int) -> StyleTables:
-    """The probabilities of the styles, and (S, C, V) of the values of each category in each."""
+    """Return the probabilities (S,) of the styles and (S, C, V) of values by style and category."""
     rng = keyed_random(NAME, seed, "styles")
     values = np.zeros((STYLES, len(CATEGORIES), SCHEMA.num_values))
     colours = [*_colour_rules()]
@@ -193,7 +171,7 @@ def style_tables(seed: int) -> StyleTables:
 
 
 def _colour_rules() -> Iterator[dict[str, Sequence[str]]]:
-    """Favourite colours by category, of the styles that follow rules."""
+    """Yield the favourite colours by category of each style that follows a rule."""
     for pair in MONOCHROME:
         yield dict.fromkeys(COLOURED, pair)
     for above, below in COMPLEMENTS:
@@ -207,7 +185,7 @@ def _colour_rules() -> Iterator[dict[str, Sequence[str]]]:
 def _any_colours(
     category: str, others: Sequence[dict[str, Sequence[str]]], rng: random.Random
 ) -> Sequence[str]:
-    """Two colours, the first of those that are the fewest other styles' first favourite."""
+    """Return two colours; the first is one that the fewest other styles have as first favourite."""
     taken = Counter(dict.fromkeys(COLOURS, 0))
     taken.update(favourites[category][0] for favourites in others)
     first = rng.choice([colour for colour in COLOURS if taken[colour] == min(taken.values())])
@@ -217,7 +195,7 @@ def _any_colours(
 def _fill(
     row: npt.NDArray[np.float64], name: str, values: Sequence[str], favourites: Sequence[str]
 ) -> None:
-    """Writes the probabilities of an attribute's values into a row (V,)."""
+    """Write the probabilities of an attribute's values into a row (V,)."""
     offset = SCHEMA.offsets[SCHEMA.attribute_index(name)]
     columns = {value: offset + SCHEMA.value_index(name, value) for value in values}
     if len(values) == 1:
@@ -229,7 +207,7 @@ def _fill(
 
 
 def _outfits(tables: StyleTables, seed: int) -> Iterator[list[dict[str, str | None]]]:
-    """Garments by attribute, outfit after outfit without end."""
+    """Yield the garments of one outfit after another, without end."""
     number = 0
     while True:
         rng = keyed_random(NAME, seed, "outfit", number)
@@ -252,14 +230,14 @@ def _garment(
     return garment
 
 
-def _given(
+def _questions(
     by_split: dict[str, list[Outfit]],
     item_ids: Sequence[str],
     categories: Labels,
     tables: StyleTables,
     seed: int,
 ) -> OutfitLists:
-    """The outfits, with questions about those of val and test."""
+    """Return the outfits, with questions about those of val and test."""
     blanks, judged = dict[str, list[BlankList]](), dict[str, list[Judged]]()
     for split in ("val", "test"):
         rng = keyed_random(NAME, seed, "questions", split)
@@ -272,7 +250,7 @@ def _given(
             rest = [row for row in outfit if row != missing]
             named = _named(rest, item_ids), _named(answers, item_ids)
             blanks[split].append(BlankList(*named, answers.index(missing)))
-            # Of a category that nothing else has, the item stays.
+            # The item stays if the split has no other item of its category.
             replaced = [o for row in outfit for o in others.draw(row, 1, rng) or [row]]
             judged[split].append(Judged(True, _named(outfit, item_ids)))
             judged[split].append(Judged(False, _named(replaced, item_ids)))
@@ -283,22 +261,22 @@ def _given(
 
 
 class _Others:
-    """The items of a split by category, to draw others of an item's category from."""
+    """Draws other items of the same split and category as an item."""
 
     def __init__(self, outfits: list[Outfit], categories: Labels) -> None:
         self._categories = categories
-        self._alike: dict[int, list[int]] = {}
+        self._by_category: dict[int, list[int]] = {}
         for row in (row for outfit in outfits for row in outfit):
-            self._alike.setdefault(int(categories[row]), []).append(row)
+            self._by_category.setdefault(int(categories[row]), []).append(row)
 
     def count(self, row: int) -> int:
-        """How many others there are."""
-        return len(self._alike[int(self._categories[row])]) - 1
+        """Return the number of other items."""
+        return len(self._by_category[int(self._categories[row])]) - 1
 
     def draw(self, row: int, count: int, rng: random.Random) -> list[int]:
-        """Different others, as many as there are."""
-        alike = [other for other in self._alike[int(self._categories[row])] if other != row]
-        return rng.sample(alike, min(count, len(alike)))
+        """Return up to `count` different others."""
+        others = [o for o in self._by_category[int(self._categories[row])] if o != row]
+        return rng.sample(others, min(count, len(others)))
 
 
 def _named(rows: Sequence[int], item_ids: Sequence[str]) -> list[str]:

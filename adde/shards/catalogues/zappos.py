@@ -1,12 +1,13 @@
 """UT-Zappos50K, and the triplets of Conditional Similarity Networks (CSN; Veit et al., CVPR 2017).
 
-`ut-zap50k-data/meta-data.csv` has a row for each shoe. Picture 100627-72 is
-`ut-zap50k-images/<Category>/<SubCategory>/<brand>/100627.72.jpg`; the brand is not in the table.
+`ut-zap50k-data/meta-data.csv` has one row per shoe. Picture 100627-72 is
+`ut-zap50k-images/<Category>/<SubCategory>/<brand>/100627.72.jpg`; the table does not hold the
+brand.
 
-CSN's files lie beside it or one folder below: `filenames.json`, which is no JSON but one path of a
-picture a line, and `tripletlists/<condition>_tripletlist_<split>.txt`, whose lines are three line
-numbers of `filenames.json`, from 0. Their order is ANCHOR, FAR, CLOSE, and not the anchor,
-positive, negative that most lists of triplets have.
+CSN's files lie in the same folder or one below. `filenames.json` is not JSON but lists one path of
+a picture per line. `tripletlists/<condition>_tripletlist_<split>.txt` holds three line numbers of
+`filenames.json` per line, from 0. Their order is ANCHOR, FAR, CLOSE; most other lists of triplets
+have anchor, positive, negative.
 """
 
 from collections import Counter
@@ -15,10 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from adde.errors import UserError
-from adde.files import open_text
-from adde.shards.catalogues.annotations import find_list
-from adde.shards.catalogues.catalogue import Items
-from adde.shards.catalogues.pictures import PictureFiles
+from adde.shards.catalogues.catalogue import Catalogue
+from adde.shards.catalogues.lists import find_list, read_names, read_numbers
+from adde.shards.catalogues.pictures import picture_files
 from adde.shards.catalogues.table import Table, read_table
 from adde.shards.catalogues.tabular import TableOptions, table_catalogue
 from adde.shards.index import SPLITS
@@ -35,26 +35,24 @@ NAMES = {
     "Material": "material",
     "ToeStyle": "toe_style",
 }
-"""Columns, and what they are called here: as CSN's conditions where they are one."""
+"""Maps columns to attribute names; four of these are CSN's conditions."""
 
 CONDITIONS = ("class", "closure", "gender", "heel")
 SEVERAL = ";"
-"""Between the values of a cell that has several."""
+"""Separates the values of a cell with several."""
 
 Triplets = dict[str, dict[str, list[Triplet]]]
 """By split and condition."""
 
 
-def zappos(
-    root: Path, images: Path | None, options: TableOptions, size: int
-) -> tuple[Items, SimilarityLists | None]:
-    """Reads UT-Zappos50K. Where CSN's lists are there, an item's split is that of its triplets.
+def zappos(root: Path, images: Path | None, options: TableOptions, size: int) -> Catalogue:
+    """Read UT-Zappos50K. If CSN's lists exist, an item's split is that of its triplets.
 
-    A cell with several values is unknown: no single one is right.
+    A cell with several values gives an unknown label.
 
     Raises:
-        UserError: a file is missing or is not as the module describes, triplets name pictures
-            that are not there, or an item stands in lists of two splits.
+        UserError: A file is missing or does not follow the module's description, triplets name
+            missing pictures, or lists of two splits contain the same item.
     """
     table = read_table(find_list(root, "meta-data.csv"))
     ids = table.column("CID")
@@ -63,21 +61,27 @@ def zappos(
     columns, several = _columns(table)
     names = [_name(row, table, paths, folder) for row in range(len(table))]
     triplets = _triplets(root, set(ids))
-    told = [
-        f"attribute {name!r}: {count} items of several values" for name, count in several.items()
+    notices = [
+        f"attribute {name!r}: {count} items have several values, their label is unknown"
+        for name, count in several.items()
     ]
     options = replace(options, image_column="image", id_column="cid")
     if triplets and (options.split_column or options.group_by):
         triplets = None
-        told.append("the lists of triplets are of other splits, and are left out")
+        notices.append("the lists of triplets are for other splits, and are left out")
     if triplets:
-        columns["split"], loose = _splits(triplets, ids)
+        columns["split"], unlisted = _splits(triplets, ids)
         options = replace(options, split_column="split")
-        told.append(f"{loose} items are in no list of triplets: they are training items")
+        notices.append(f"{unlisted} items are in no list of triplets: they become training items")
     table = replace(table, columns={"image": names, **columns})
-    items = table_catalogue(table, PictureFiles(folder, names, table.places, size), options)
-    items = replace(items, name="zappos", notices=(*items.notices, *told))
-    return items, _lists(triplets, items) if triplets else None
+    source = picture_files(folder, names, table.places, size)
+    catalogue = table_catalogue(table, source, options)
+    return replace(
+        catalogue,
+        name="zappos",
+        notices=(*catalogue.notices, *notices),
+        benchmark=_lists(triplets, catalogue.schema.names) if triplets else None,
+    )
 
 
 def _images(root: Path) -> Path:
@@ -88,7 +92,7 @@ def _images(root: Path) -> Path:
 
 
 def _columns(table: Table) -> tuple[dict[str, Sequence[str]], Counter[str]]:
-    """The columns by our names, "" where a cell has several values; how often that was."""
+    """Return the columns by attribute, "" where a cell has several values, and how often it has."""
     several: Counter[str] = Counter()
     columns: dict[str, Sequence[str]] = {}
     for given, name in NAMES.items():
@@ -100,7 +104,7 @@ def _columns(table: Table) -> tuple[dict[str, Sequence[str]], Counter[str]]:
 
 
 def _name(row: int, table: Table, paths: Mapping[str, Path], folder: Path) -> str:
-    """The row's picture below the folder; where there is none, about where it should be."""
+    """Return the row's picture relative to the folder; if missing, roughly where it should be."""
     item = table.column("CID")[row]
     if item in paths:
         return str(paths[item].relative_to(folder))
@@ -109,7 +113,7 @@ def _name(row: int, table: Table, paths: Mapping[str, Path], folder: Path) -> st
 
 
 def _triplets(root: Path, ids: set[str]) -> Triplets | None:
-    """CSN's triplets of all splits as item ids; None where there are no lists."""
+    """Return CSN's triplets of all splits as item ids, or None if there are no lists."""
     folders = [f for f in (root / "tripletlists", *root.glob("*/tripletlists")) if f.is_dir()]
     if not folders:
         return None
@@ -126,9 +130,8 @@ def _triplets(root: Path, ids: set[str]) -> Triplets | None:
 
 
 def _pictures(path: Path, ids: set[str]) -> list[str]:
-    """Item ids of the pictures that filenames.json names."""
-    with open_text(path) as file:
-        found = [Path(line.strip()).stem.replace(".", "-") for line in file if line.strip()]
+    """Return the item ids of the pictures that filenames.json names."""
+    found = [Path(name).stem.replace(".", "-") for name in read_names(path)]
     for number, item in enumerate(found, 1):
         if item not in ids:
             raise UserError(
@@ -138,26 +141,16 @@ def _pictures(path: Path, ids: set[str]) -> list[str]:
 
 
 def _read_triplets(path: Path, pictures: Sequence[str]) -> Iterator[Triplet]:
-    with open_text(path) as file:
-        for number, line in enumerate(file, 1):
-            words = line.split()
-            if not words:
-                continue
-            if len(words) != 3 or not all(_is_place(word, len(pictures)) for word in words):
-                raise UserError(
-                    f"{path}, line {number}: expected three line numbers of filenames.json from 0 "
-                    f"to {len(pictures) - 1}, found {line.strip()!r}"
-                )
-            anchor, far, close = (pictures[int(word)] for word in words)
-            yield anchor, close, far
-
-
-def _is_place(word: str, count: int) -> bool:
-    return word.isascii() and word.isdigit() and len(word) < 10 and int(word) < count
+    expected = f"three line numbers of filenames.json from 0 to {len(pictures) - 1}"
+    for place, numbers in read_numbers(path, expected):
+        if len(numbers) != 3 or max(numbers) >= len(pictures):
+            raise UserError(f"{place}: expected {expected}, found {' '.join(map(str, numbers))!r}")
+        anchor, far, close = (pictures[number] for number in numbers)
+        yield anchor, close, far
 
 
 def _splits(triplets: Triplets, ids: Sequence[str]) -> tuple[list[str], int]:
-    """Each item's split, and how many items are in no list."""
+    """Return each item's split, and the number of items in no list."""
     split_of: dict[str, str] = {}
     for split, by_condition in triplets.items():
         for condition, entries in by_condition.items():
@@ -170,15 +163,15 @@ def _splits(triplets: Triplets, ids: Sequence[str]) -> tuple[list[str], int]:
     return [split_of.get(item, "train") for item in ids], sum(i not in split_of for i in ids)
 
 
-def _lists(triplets: Triplets, items: Items) -> SimilarityLists:
-    """Those of val and test; training takes its triplets from the labels."""
+def _lists(triplets: Triplets, attributes: Sequence[str]) -> SimilarityLists:
+    """Keep the triplets of val and test; training takes its triplets from the labels."""
     return SimilarityLists(
         {
             split: SplitLists(
                 triplets={
                     condition: entries
                     for condition, entries in triplets[split].items()
-                    if condition in items.schema.names
+                    if condition in attributes
                 }
             )
             for split in ("val", "test")

@@ -1,1 +1,1 @@
-"""Checks of a folder of shards: its bytes against the index, and its labels and pictures."""
+"""Check a folder of shards: its bytes against the index, its labels and its pictures."""

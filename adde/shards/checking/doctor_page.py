@@ -1,7 +1,6 @@
-"""The findings of `adde.shards.checking.doctor` as one page with pictures that opens anywhere."""
+"""The findings of `adde.shards.checking.doctor` as a self-contained page with pictures."""
 
 import base64
-import io
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,13 @@ from adde.errors import UserError
 from adde.files import write_text
 from adde.pages import render
 from adde.preprocess import decode
-from adde.shards.checking.doctor import Looked
+from adde.shards.catalogues.pictures import encode
+from adde.shards.checking.doctor import Scan
 from adde.shards.index import ShardIndex
 from adde.shards.reader import ShardReader
 
 VALUES_SHOWN = 12
-"""Values of an attribute that are shown with a picture, the most common first."""
+"""Most common values of an attribute, shown with a picture."""
 PAIRS_SHOWN = 24
 BLANK_SHOWN = 24
 LISTED = 20
@@ -26,7 +26,7 @@ SIDE = 112
 
 
 class _Pictures:
-    """Pictures by row of `Looked`, small and as data: URIs."""
+    """Small pictures by row of the scan, as data: URIs."""
 
     def __init__(self, index: ShardIndex) -> None:
         self._shards = [shard for split in index.splits for shard in index.split(split)]
@@ -34,7 +34,7 @@ class _Pictures:
         self._reader = ShardReader(index)
 
     def uri(self, row: int) -> str | None:
-        """None where the picture does not decode."""
+        """Return the URI of a row's picture, or None if it does not decode."""
         number = int(np.searchsorted(self._ends, row, side="right"))
         shard = self._shards[number]
         position = row - int(self._ends[number]) + shard.samples
@@ -44,22 +44,21 @@ class _Pictures:
         except UserError:
             return None
         image.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC)
-        buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=85)
-        return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+        content, _ = encode(image, "JPEG", quality=85)
+        return "data:image/jpeg;base64," + base64.b64encode(content).decode()
 
     def close(self) -> None:
         self._reader.close()
 
 
-def write_page(index: ShardIndex, found: dict[str, Any], looked: Looked, path: Path) -> None:
-    """Writes the page.
+def write_page(index: ShardIndex, found: dict[str, Any], scanned: Scan, path: Path) -> None:
+    """Write the page.
 
     Args:
-        index: of the shards.
-        found: what `diagnose` gave.
-        looked: what it was found in.
-        path: of the page.
+        index: Index of the shards.
+        found: The result of `diagnose`.
+        scanned: The scan that it is about.
+        path: The page.
     """
     pictures = _Pictures(index)
     total = sum(found["items"].values())
@@ -71,15 +70,15 @@ def write_page(index: ShardIndex, found: dict[str, Any], looked: Looked, path: P
         total=total,
         tiles=_tiles(found, total),
         attributes=[
-            _attribute(a, column, looked, pictures) for column, a in enumerate(found["attributes"])
+            _attribute(a, column, scanned, pictures) for column, a in enumerate(found["attributes"])
         ],
         splits=list(found["items"]),
         single_edit=found["single_edit"],
-        pairs=[_pair(pair, looked, pictures) for pair in pairs[:PAIRS_SHOWN]],
+        pairs=[_pair(pair, scanned, pictures) for pair in pairs[:PAIRS_SHOWN]],
         pairs_total=len(pairs),
-        blank=[(looked.item_ids[r], pictures.uri(r)) for r in found["blank"][:BLANK_SHOWN]],
+        blank=[(scanned.item_ids[r], pictures.uri(r)) for r in found["blank"][:BLANK_SHOWN]],
         blank_total=len(found["blank"]),
-        broken=[(looked.item_ids[b["row"]], b["reason"]) for b in found["broken"][:LISTED]],
+        broken=[(scanned.item_ids[b["row"]], b["reason"]) for b in found["broken"][:LISTED]],
         broken_total=len(found["broken"]),
         short_side=found["short_side"],
     )
@@ -88,7 +87,7 @@ def write_page(index: ShardIndex, found: dict[str, Any], looked: Looked, path: P
 
 
 def _tiles(found: dict[str, Any], total: int) -> list[tuple[str, str, bool]]:
-    """Figure, what it is, and whether it is worrying."""
+    """Return figures, their labels, and whether they indicate a problem."""
     known = [share for a in found["attributes"] for share in a["known"].values()]
     edit = found["single_edit"].get("train", {"in_group": 0.0})["in_group"]
     broken, blank = len(found["broken"]), len(found["blank"])
@@ -103,7 +102,7 @@ def _tiles(found: dict[str, Any], total: int) -> list[tuple[str, str, bool]]:
 
 
 def _attribute(
-    attribute: dict[str, Any], column: int, looked: Looked, pictures: _Pictures
+    attribute: dict[str, Any], column: int, scanned: Scan, pictures: _Pictures
 ) -> dict[str, Any]:
     counts = np.sum(list(attribute["counts"].values()), axis=0)
     order = np.argsort(-counts, kind="stable")
@@ -114,7 +113,7 @@ def _attribute(
                 "value": attribute["values"][label],
                 "counts": {s: c[label] for s, c in attribute["counts"].items()},
                 "share": float(counts[label] / max(1, counts.max())),
-                "picture": _example(looked, column, label, pictures),
+                "picture": _example(scanned, column, label, pictures),
             }
             for label in order[:VALUES_SHOWN].tolist()
         ],
@@ -122,16 +121,16 @@ def _attribute(
     }
 
 
-def _example(looked: Looked, column: int, label: int, pictures: _Pictures) -> str | None:
-    rows = np.flatnonzero((looked.labels[:, column] == label) & (looked.short_sides > 0))
+def _example(scanned: Scan, column: int, label: int, pictures: _Pictures) -> str | None:
+    rows = np.flatnonzero((scanned.labels[:, column] == label) & (scanned.short_sides > 0))
     return pictures.uri(int(rows[0])) if len(rows) else None
 
 
-def _pair(pair: dict[str, Any], looked: Looked, pictures: _Pictures) -> dict[str, Any]:
+def _pair(pair: dict[str, Any], scanned: Scan, pictures: _Pictures) -> dict[str, Any]:
     return {
         "bits": pair["bits"],
         "sides": [
-            {"item": looked.item_ids[row], "split": split, "picture": pictures.uri(row)}
+            {"item": scanned.item_ids[row], "split": split, "picture": pictures.uri(row)}
             for row, split in zip(pair["rows"], pair["splits"])
         ],
     }

@@ -1,17 +1,18 @@
-"""Pictures that look alike: a hash of their gradients, a colour thumbnail, and a banded search.
+"""Find pictures that look alike, with a gradient hash, a colour thumbnail and a banded search.
 
-Two pictures are near-duplicates when at most BITS_APART of the HASH_BITS bits of their hashes
-differ, and their thumbnails by at most LEVELS_APART of 255 in the mean: the same photograph in
-another size, format or crop of a few pixels, but not the same cut in another colour.
+Two pictures are near-duplicates if at most BITS_APART of the HASH_BITS bits of their hashes differ,
+and their thumbnails differ by at most LEVELS_APART of 255 levels on average. This matches the same
+photograph in another size or format or cropped by a few pixels, but not the same garment in another
+colour.
 
-The search never looks at all pairs. The bits are dealt into BANDS; hashes with fewer differing
-bits than there are bands agree on one band whole, and of those with a few more nearly all do. Per
-band, hashes are sorted by it and each is compared with the WINDOW that follow it: a pair is missed
-only where more than WINDOW hashes that agree on its shared bands stand between the two.
+The search does not compare all pairs. The bits are distributed over BANDS. Hashes that differ in
+fewer bits than there are bands agree completely on at least one band, and most hashes that differ
+in a few more do, too. The hashes are sorted by each band, and each is compared with the next
+WINDOW. So a pair is missed only if more than WINDOW hashes with the same band lie between the two.
 
-On 400 clothing photographs of 160 pixels and copies of every tenth (made smaller, compressed again,
-brighter, or cut by 3 pixels), copies were up to 17 bits from their original; no two others were
-within 34.
+In a test with 400 clothing photographs of 160 pixels and copies of every tenth (smaller, compressed
+again, brighter, or cropped by 3 pixels), copies differed from their original in up to 17 bits, and
+no other pair in fewer than 35.
 """
 
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ WINDOW = 16
 BITS_APART = 20
 LEVELS_APART = 6.0
 STEP = 4
-"""Levels of 255 by which a cell must be brighter than the one before: less is noise."""
+"""Levels of 255 by which a cell must be brighter than its left neighbour; less is noise."""
 THUMBNAIL = 8
 BLOCK = 1 << 16
 """Pairs whose thumbnails are compared at a time."""
@@ -36,23 +37,23 @@ BLOCK = 1 << 16
 Hashes = npt.NDArray[np.uint16]
 Thumbnails = npt.NDArray[np.uint8]
 
-# Bits of one region land in many bands: on white margins a band of neighbours would be all zero.
-_DEAL = np.random.default_rng(0).permutation(HASH_BITS)
+# Spread each region over many bands; a band of one region would be all zero on white margins.
+_ORDER = np.random.default_rng(0).permutation(HASH_BITS)
 _ONES = np.array([bin(number).count("1") for number in range(1 << 16)], dtype=np.uint8)
 
 
-def look(image: Image.Image) -> tuple[Hashes, Thumbnails]:
-    """Hash (BANDS,) uint16 and thumbnail (THUMBNAIL, THUMBNAIL, 3) uint8 of an RGB picture."""
+def fingerprint(image: Image.Image) -> tuple[Hashes, Thumbnails]:
+    """Return a picture's hash (BANDS,) uint16 and thumbnail (THUMBNAIL, THUMBNAIL, 3) uint8."""
     grey = image.convert("L").resize((GRID + 1, GRID), Image.Resampling.BICUBIC, reducing_gap=3)
     levels = np.asarray(grey, dtype=np.int16)
-    bits = (np.diff(levels, axis=1) > STEP).reshape(-1)[_DEAL].reshape(BANDS, -1)
+    bits = (np.diff(levels, axis=1) > STEP).reshape(-1)[_ORDER].reshape(BANDS, -1)
     small = image.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC, reducing_gap=3)
     return np.packbits(bits, axis=1).view(np.uint16)[:, 0], np.asarray(small, dtype=np.uint8)
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """P pairs of near-duplicates, the most alike first."""
+    """P pairs of near-duplicates, the most similar first."""
 
     rows: npt.NDArray[np.int64]
     """(P, 2), the lower row first."""
@@ -63,17 +64,17 @@ class Pairs:
 def near_duplicates(
     hashes: Hashes, thumbnails: Thumbnails, kinds: npt.NDArray[np.integer]
 ) -> Pairs:
-    """Near-duplicates of different kinds among N pictures; see the module.
+    """Return near-duplicates of different kinds among N pictures; see the module.
 
     Args:
         hashes: (N, BANDS) uint16.
         thumbnails: (N, THUMBNAIL, THUMBNAIL, 3) uint8.
-        kinds: (N,), such as their splits; pairs of one kind are not looked for.
+        kinds: (N,), such as the pictures' splits; pairs of the same kind are ignored.
     """
     count = max(1, len(hashes))
     found = np.zeros(0, np.int64)  # a pair as one number: first * N + second
     for band in range(BANDS):
-        # Within a band by the whole hash, so that what is most alike stands together.
+        # Ties within a band are sorted by the whole hash, so that similar hashes are adjacent.
         order = np.lexsort((*hashes.T[::-1], hashes[:, band]))
         own = hashes[order, band]
         for ahead in range(1, min(WINDOW, len(order) - 1) + 1):
@@ -90,7 +91,7 @@ def near_duplicates(
 def _alike(
     pairs: npt.NDArray[np.int64], hashes: Hashes, thumbnails: Thumbnails
 ) -> npt.NDArray[np.int64]:
-    """The pairs (P, 2) that are near-duplicates, their lower row first."""
+    """Return the pairs (P, 2) that are near-duplicates, with the lower row first."""
     kept = [np.zeros((0, 2), np.int64)]
     for start in range(0, len(pairs), BLOCK):
         block = pairs[start : start + BLOCK]

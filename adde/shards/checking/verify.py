@@ -1,4 +1,4 @@
-"""A folder of shards against its index.json: every byte hashed, every sample counted and read."""
+"""Compare a folder of shards with its index.json: hash every byte, count and read every sample."""
 
 import json
 import tarfile
@@ -17,16 +17,17 @@ from adde.files import sha256_of_file
 from adde.preprocess import decode
 from adde.schema import Schema
 from adde.shards.catalogues.pictures import EXTENSIONS
-from adde.shards.index import INDEX_NAME, SPLITS, Shard, ShardIndex, checksum
+from adde.shards.index import INDEX_NAME, SPLITS, ShardIndex
 from adde.shards.packing.workers import in_order
+from adde.shards.shard import Shard, checksum
 
-NAMED = 20
-"""Differences of one shard's samples that are named; the rest are counted."""
+MAX_NAMED = 20
+"""Differences of one shard's samples that are named; the others are counted."""
 
 
 @dataclass(frozen=True)
 class ShardCheck:
-    """One tar to be compared with its entry in the index; picklable."""
+    """A tar to compare with its entry in the index; picklable."""
 
     root: Path
     schema: Schema
@@ -36,7 +37,7 @@ class ShardCheck:
 
 @dataclass(frozen=True)
 class Found:
-    """What a shard holds, and in what it differs from its entry."""
+    """The content of a shard, and its differences from the index."""
 
     name: str
     samples: int = 0
@@ -48,15 +49,15 @@ class Found:
 def verify(
     index: ShardIndex, decode_pictures: bool = False, workers: int | None = None
 ) -> Generator[str, None, None]:
-    """Yields each difference between an index and the tars beside it.
+    """Yield each difference between an index and its tars.
 
-    Compared are the tars that are there, and of each its bytes, sha256, samples, members with
-    their places, groups, item ids and labels; ids and keys must not repeat across shards.
+    This compares the existing tars with the index, and each tar's bytes, sha256, samples, members
+    with their places, groups, item ids and labels. Ids and keys must be unique across shards.
 
     Args:
-        index: read without `check_files`: a shard that is gone is a difference to name.
-        decode_pictures: decode every picture whole; otherwise their bytes are hashed only.
-        workers: processes; None is one per core.
+        index: Read it without `check_files`, so that missing shards are reported.
+        decode_pictures: Decode every picture, instead of only hashing its bytes.
+        workers: Number of processes; one per core if None.
     """
     yield from _listing(index)
     jobs = [ShardCheck(index.folder, index.schema, s, decode_pictures) for s in index.shards]
@@ -75,7 +76,7 @@ def verify(
 
 
 def _listing(index: ShardIndex) -> Generator[str, None, None]:
-    """Differences that the index shows by itself, and tars that it does not know of."""
+    """Yield repeated entries of the index, and tars that it does not list."""
     names = Counter(shard.name for shard in index.shards)
     for name, times in names.items():
         if times > 1:
@@ -95,7 +96,7 @@ def _repeated(
 
 
 def check_shard(check: ShardCheck) -> Found:
-    """Compares one tar with its entry in the index."""
+    """Compare one tar with its entry in the index."""
     shard, path = check.shard, check.root / check.shard.name
     found = Found(shard.name, shard.samples)
     if not path.is_file():
@@ -113,12 +114,12 @@ def check_shard(check: ShardCheck) -> Found:
     try:
         for position, sample in enumerate(_samples(path)):
             wrong += _compare_sample(check, position, sample, found)
-    except Exception as error:  # tarfile tries what decompressors say of it, too
+    except Exception as error:  # tarfile lets decompressors' errors through
         _differ(found, "content", "a tar of pictures and their JSON", reason(error))
     _compare(found, "samples", shard.samples, len(found.keys))
-    found.differences.extend(wrong[:NAMED])
-    if len(wrong) > NAMED:
-        found.differences.append(f"{shard.name}: and {len(wrong) - NAMED} more of its samples")
+    found.differences.extend(wrong[:MAX_NAMED])
+    if len(wrong) > MAX_NAMED:
+        found.differences.append(f"{shard.name}: and {len(wrong) - MAX_NAMED} more of its samples")
     return found
 
 
@@ -133,7 +134,7 @@ def _differ(found: Found, what: str, expected: object, seen: object) -> None:
 
 @dataclass(frozen=True)
 class _Sample:
-    """A picture and its JSON as they lie in a tar."""
+    """A picture and its JSON in a tar."""
 
     key: str
     place: list[int]
@@ -143,7 +144,7 @@ class _Sample:
 
 
 def _samples(path: Path) -> Generator[_Sample, None, None]:
-    """Reads a tar from front to back, as any reader of WebDataset does."""
+    """Read a tar sequentially, as any reader of WebDataset does."""
     with tarfile.open(path) as tar:
         members = iter(tar)
         for picture in members:
@@ -162,7 +163,7 @@ def _samples(path: Path) -> Generator[_Sample, None, None]:
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     file = tar.extractfile(member)
     if file is None:
-        raise UserError(f"member {member.name!r} is no plain file")
+        raise UserError(f"member {member.name!r} is not a plain file")
     return file.read()
 
 
@@ -192,5 +193,5 @@ def _item_id(record: bytes, schema: Schema) -> str:
     if missing := set(schema.names) - set(labels):
         raise UserError(f"no label for {sorted(missing)}, not even null")
     if not isinstance(content["item_id"], str):
-        raise UserError(f"item_id {content['item_id']!r}, which is no text")
+        raise UserError(f"item_id {content['item_id']!r}, which is not text")
     return content["item_id"]

@@ -1,1 +1,1 @@
-"""From a catalogue to a folder of shards: planned, written by workers, summarised."""
+"""Pack a catalogue into a folder of shards: plan, write in workers, summarise."""

@@ -1,4 +1,4 @@
-"""What a build found and wrote, as JSON and as text."""
+"""The summary of a build, as JSON and as text."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,22 +7,23 @@ import numpy as np
 
 from adde.schema import UNKNOWN
 from adde.shards.catalogues.catalogue import Catalogue
-from adde.shards.packing.groups import has_neighbour, neighbour_in_group
+from adde.shards.packing.groups import neighbour_shares
 from adde.shards.packing.writer import Written
 
-SHOWN = 20
-"""Lines of a list that the text shows; the JSON has them all."""
+MAX_LISTED = 20
+"""Lines of a list that the text shows; the JSON has all."""
 
 
 def summarise(
     catalogue: Catalogue, written: Written, notices: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """The content of summary.json; counts are of the items that were written."""
+    """Return the content of summary.json; it counts the items that were written."""
     index, splits = written.index, np.asarray(catalogue.splits)
-    rows_of = {
-        split: np.array([row for group in written.groups for row in group if splits[row] == split])
+    groups_of = {
+        split: [group for group in written.groups if splits[group[0]] == split]
         for split in index.splits
     }
+    rows_of = {split: np.concatenate(groups) for split, groups in groups_of.items()}
     duplicates = [
         {"item_ids": [catalogue.item_ids[row] for row in rows], "splits": splits[rows].tolist()}
         for rows in written.duplicates
@@ -33,7 +34,10 @@ def summarise(
         "shards": len(index.shards),
         "bytes": sum(shard.bytes for shard in index.shards),
         "attributes": _value_counts(catalogue, rows_of),
-        "one_edit_neighbour": _neighbours(catalogue, written, rows_of),
+        "one_edit_neighbour": {
+            split: neighbour_shares(catalogue.labels[rows], list(map(len, groups_of[split])))
+            for split, rows in rows_of.items()
+        },
         "duplicates": duplicates,
         "unreadable": written.unreadable,
         "notices": list(notices),
@@ -41,7 +45,7 @@ def summarise(
 
 
 def _value_counts(catalogue: Catalogue, rows_of: dict[str, Any]) -> dict[str, Any]:
-    """By attribute: items of each value by split, and the share of items without a value."""
+    """Count items by attribute, value and split; also give the share of items without a value."""
     counts: dict[str, Any] = {}
     rows = np.concatenate(list(rows_of.values()))
     for position, attribute in enumerate(catalogue.schema.attributes):
@@ -55,22 +59,8 @@ def _value_counts(catalogue: Catalogue, rows_of: dict[str, Any]) -> dict[str, An
     return counts
 
 
-def _neighbours(
-    catalogue: Catalogue, written: Written, rows_of: dict[str, Any]
-) -> dict[str, dict[str, float]]:
-    """By split: share of items one attribute away from another in the split, and in the group."""
-    in_group = neighbour_in_group(catalogue.labels, written.groups)
-    return {
-        split: {
-            "in_split": float(has_neighbour(catalogue.labels[rows]).mean()),
-            "in_group": float(in_group[rows].mean()),
-        }
-        for split, rows in rows_of.items()
-    }
-
-
 def as_text(summary: dict[str, Any]) -> str:
-    """The summary as a person reads it."""
+    """Format the summary for the terminal."""
     items = ", ".join(f"{split} {count:,}" for split, count in summary["items"].items())
     lines = [
         f"{summary['name']}: {sum(summary['items'].values()):,} items ({items}) in "
@@ -78,12 +68,20 @@ def as_text(summary: dict[str, Any]) -> str:
         *(f"note: {notice}" for notice in summary["notices"]),
         "",
         *_value_table(summary),
+        *neighbour_lines(summary["one_edit_neighbour"]),
+        *_duplicates(summary["duplicates"]),
+        *listed("pictures that cannot be read were left out", summary["unreadable"]),
+    ]
+    return "\n".join(lines)
+
+
+def neighbour_lines(shares: dict[str, dict[str, float]]) -> list[str]:
+    """Format the `neighbour_shares` of each split."""
+    return [
         "",
         "items with another that differs in one attribute, in their split and in their group:",
+        *(f"  {name:5}  {s['in_split']:6.1%}  {s['in_group']:6.1%}" for name, s in shares.items()),
     ]
-    for split, share in summary["one_edit_neighbour"].items():
-        lines.append(f"  {split:5}  {share['in_split']:6.1%}  {share['in_group']:6.1%}")
-    return "\n".join(lines + _duplicates(summary["duplicates"]) + _unreadable(summary))
 
 
 def _value_table(summary: dict[str, Any]) -> list[str]:
@@ -92,18 +90,18 @@ def _value_table(summary: dict[str, Any]) -> list[str]:
     rows = [["attribute", "value", *splits, "share"]]
     for name, entry in summary["attributes"].items():
         by_count = sorted(entry["values"].items(), key=lambda item: -sum(item[1].values()))
-        for position, (value, counts) in enumerate(by_count[:SHOWN]):
+        for position, (value, counts) in enumerate(by_count[:MAX_LISTED]):
             numbers = [f"{counts[split]:,}" for split in splits]
             share = f"{sum(counts.values()) / total:.1%}"
             rows.append(["" if position else name, value, *numbers, share])
-        if len(by_count) > SHOWN:
-            rows.append(["", f"and {len(by_count) - SHOWN} more values"])
+        if len(by_count) > MAX_LISTED:
+            rows.append(["", f"and {len(by_count) - MAX_LISTED} more values"])
         rows.append(["", "(missing)", *[""] * len(splits), f"{entry['missing']:.1%}"])
     return aligned(rows)
 
 
 def aligned(rows: list[list[str]]) -> list[str]:
-    """Lines of a table whose first two columns are words and whose others are numbers."""
+    """Align a table: the first two columns left, the others right."""
     widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(len(rows[0]))]
     return [
         "  ".join(
@@ -122,19 +120,15 @@ def _duplicates(found: list[dict[str, Any]]) -> list[str]:
         for entry in across + within
     ]
     warning = [
-        f"warning: {len(across)} pictures stand in several splits, so that test items are known "
-        "from training; --group-by keeps items together"
+        f"warning: {len(across)} pictures are in several splits, so training sees test items; "
+        "--group-by keeps items together"
     ]
     return listed("pictures that several items have", shown) + (warning if across else [])
 
 
-def _unreadable(summary: dict[str, Any]) -> list[str]:
-    return listed("pictures that cannot be read were left out", summary["unreadable"])
-
-
 def listed(what: str, entries: list[str]) -> list[str]:
-    """Lines of a list that is cut short; none where it is empty."""
+    """Format a heading and the first entries of a list; nothing if it is empty."""
     if not entries:
         return []
-    rest = [f"  and {len(entries) - SHOWN} more"] if len(entries) > SHOWN else []
-    return ["", f"{len(entries)} {what}:", *(f"  {entry}" for entry in entries[:SHOWN]), *rest]
+    rest = [f"  and {len(entries) - MAX_LISTED} more"] if len(entries) > MAX_LISTED else []
+    return ["", f"{len(entries)} {what}:", *(f"  {entry}" for entry in entries[:MAX_LISTED]), *rest]

@@ -1,12 +1,12 @@
-"""One shard from its plan to a finished tar: what a worker does, here or on a cluster.
+"""Write one shard; this is what a worker does, here or on a cluster.
 
-A sample is two members, `<key>.<jpg|png|webp>` and `<key>.json` with {"item_id": ..., "labels":
-{attribute: value or null}}; every attribute is there, null where it is UNKNOWN. Beside a finished
-tar stands its receipt, which says what it was made from: a tar with the receipt of the same job
-is not made again, so that a build that was stopped goes on where it was.
+A sample has two members, `<key>.<jpg|png|webp>` and `<key>.json` with {"item_id": ..., "labels":
+{attribute: value or null}}. Every attribute is present, with null for UNKNOWN. A finished tar has a
+receipt next to it with a digest of its job. A tar whose receipt matches the job is not written
+again, so an interrupted build continues where it stopped.
 
-Written with tarfile: importing `webdataset` imports torch, and who packs a catalogue need not have
-it. The tests read the tars with `webdataset`.
+This module uses tarfile, because importing `webdataset` would import torch, which packing does not
+need. The tests read the tars with `webdataset`.
 """
 
 import hashlib
@@ -21,39 +21,39 @@ from typing import Any
 
 from adde.errors import UserError
 from adde.files import atomic_path, read_json, sha256_of_file, write_json
-from adde.shards.catalogues.catalogue import Source
-from adde.shards.index import Shard, checksum, member_rows
+from adde.shards.catalogues.catalogue import PictureSource
+from adde.shards.shard import Shard, checksum, member_rows
 
-LISTED = 20
-"""Unreadable pictures that an error names; no more are looked for."""
+MAX_UNREADABLE = 20
+"""Unreadable pictures after which a build stops; the error names them."""
 
 RECEIPT = ".receipt"
-"""Ending of the name of a receipt, after that of its tar."""
+"""Suffix of a receipt, added to the name of its tar."""
 
 DIGEST_BYTES = 16
-"""Of a picture's sha256, kept to find pictures that several items have."""
+"""Leading bytes of a picture's sha256, used to find duplicates."""
 
 
 @dataclass(frozen=True)
 class ShardJob:
-    """A shard to be written. Picklable: all that a worker needs."""
+    """A shard to be written. Picklable; a worker needs nothing else."""
 
     folder: Path
     name: str
     split: str
     first: int
-    """Number of the first sample; keys count on from it."""
+    """Number of the first sample; keys count up from it."""
     groups: Sequence[int]
-    """Lengths of the edit groups; what follows stands group by group."""
-    sources: Sequence[Source]
+    """Lengths of the edit groups; sources and records are in group order."""
+    sources: Sequence[PictureSource]
     records: Sequence[bytes]
     """JSON of each sample."""
     probe: str
-    """Changes when the way that pictures are made does."""
+    """Changes when pictures are encoded differently."""
     skip_unreadable: bool
 
     def digest(self) -> str:
-        """sha256 of all that decides on the tar's content."""
+        """Return a sha256 of all that determines the tar's content."""
         digest = hashlib.sha256(
             json.dumps([self.name, self.split, self.first, list(self.groups), self.probe]).encode()
         )
@@ -64,26 +64,26 @@ class ShardJob:
 
 @dataclass(frozen=True)
 class Packed:
-    """What became of a job."""
+    """The result of a job."""
 
     shard: Shard | None
-    """None where no picture of it could be read."""
+    """None if no picture could be read."""
     kept: list[int]
-    """Positions in the job of the samples that were written."""
+    """Positions in the job of the written samples."""
     unreadable: list[str]
-    """A message for each sample left out; names the file."""
+    """A message for each omitted sample, naming the file."""
     pictures: str
-    """DIGEST_BYTES of each picture written, in hex, one after another."""
+    """Concatenated DIGEST_BYTES of each written picture, in hex."""
 
 
 def write_shard(job: ShardJob) -> Packed:
-    """Writes the tar of a job, or finds it finished.
+    """Write the tar of a job, unless it is already finished.
 
-    Where pictures cannot be read and are not to be skipped, no receipt is left, and not more
-    than LISTED of them are looked for.
+    If pictures are unreadable and must not be skipped, no receipt is written, and the job stops
+    after MAX_UNREADABLE of them.
 
     Raises:
-        OSError: the disk refuses.
+        OSError: The disk rejects the file.
     """
     digest, receipt = job.digest(), job.folder / f"{job.name}{RECEIPT}"
     if (finished := _finished(job, digest, receipt)) is not None:
@@ -102,7 +102,7 @@ def write_shard(job: ShardJob) -> Packed:
 
 
 def _write(job: ShardJob, path: Path) -> tuple[list[int], list[str], bytes]:
-    """Positions written, messages of those left out, and digests of the pictures written."""
+    """Return written positions, messages about omitted ones, and digests of written pictures."""
     kept: list[int] = []
     unreadable: list[str] = []
     pictures = bytearray()
@@ -112,7 +112,7 @@ def _write(job: ShardJob, path: Path) -> tuple[list[int], list[str], bytes]:
                 content, extension = source.read()
             except UserError as error:
                 unreadable.append(str(error))
-                if not job.skip_unreadable and len(unreadable) == LISTED:
+                if not job.skip_unreadable and len(unreadable) == MAX_UNREADABLE:
                     break
                 continue
             key = f"{job.first + position:08d}"
@@ -124,7 +124,7 @@ def _write(job: ShardJob, path: Path) -> tuple[list[int], list[str], bytes]:
 
 
 def _finished(job: ShardJob, digest: str, receipt: Path) -> Packed | None:
-    """What the receipt says, if it is of this job and its tar is there."""
+    """Return the content of the receipt, if it belongs to this job and its tar exists."""
     try:
         content: dict[str, Any] = read_json(receipt)
         if content.pop("job") != digest:
@@ -134,12 +134,12 @@ def _finished(job: ShardJob, digest: str, receipt: Path) -> Packed | None:
         if packed.shard and (job.folder / job.name).stat().st_size != packed.shard.bytes:
             return None
     except (UserError, OSError, KeyError, TypeError, AttributeError, ValueError, OverflowError):
-        return None  # none, or cut short: made again
+        return None  # missing or truncated
     return packed if job.skip_unreadable or not packed.unreadable else None
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    info = tarfile.TarInfo(name)  # time and owner stay zero: the same bytes every time
+    info = tarfile.TarInfo(name)  # zero time and owner, so that the bytes are reproducible
     info.size = len(content)
     tar.addfile(info, io.BytesIO(content))
 
@@ -151,20 +151,18 @@ def _shard(job: ShardJob, path: Path, kept: Sequence[int]) -> Shard:
 
 
 def kept_sizes(groups: Sequence[int], kept: Sequence[int]) -> list[int]:
-    """Lengths of the groups that are left when only the positions `kept` are; none is 0."""
-    there = set(kept)
+    """Return the lengths of the groups after keeping only some positions, without empty groups."""
+    positions = set(kept)
     sizes: list[int] = []
     start = 0
     for group in groups:
-        sizes.append(sum(1 for position in range(start, start + group) if position in there))
+        sizes.append(sum(1 for position in range(start, start + group) if position in positions))
         start += group
     return [size for size in sizes if size]
 
 
 def _places(path: Path) -> list[list[int]]:
-    """Offset and size of each sample's picture and JSON, and the checksum of both, read back from
-    the finished tar.
-    """
+    """Read a finished tar: offset and size of each sample's picture and JSON, and its checksum."""
     with tarfile.open(path) as tar:
         places = [(member.offset_data, member.size) for member in tar]
     members: list[list[int]] = []

@@ -1,4 +1,4 @@
-"""The folder that shards are written to until all are there."""
+"""The folder in which shards are written until all are complete."""
 
 import fcntl
 import os
@@ -16,15 +16,14 @@ from adde.shards.packing.tar import RECEIPT
 
 @contextmanager
 def work_folder(out: Path) -> Generator[Path, None, None]:
-    """Yields a folder beside `out` that takes its place when the body is done, or one within it
-    where it cannot be renamed.
+    """Yield a folder next to `out` that replaces it when the body is done.
 
-    Where the body is not done, or its process is killed, the folder stays with the shards that
-    are finished (those with a receipt), and the next body finds them; with none it is removed.
-    In `out` nobody needs receipts, and they are deleted.
+    If `out` cannot be renamed, the folder is inside it. If the body fails or its process is killed,
+    the finished shards (those with a receipt) stay in the folder, and the next call finds them;
+    without any, the folder is removed. Receipts are deleted once the folder is in place.
 
     Raises:
-        UserError: another process is at work on the same `out`.
+        UserError: Another process is packing into `out`.
     """
     folder = workplace(out, "partial")
     lock = _locked(folder, out)
@@ -42,13 +41,13 @@ def work_folder(out: Path) -> Generator[Path, None, None]:
 
 
 def _locked(folder: Path, out: Path) -> int:
-    """A descriptor that holds the folder's lock; the system lets go of it with the process."""
+    """Return a descriptor that holds the folder's lock; the system releases it with the process."""
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder, os.O_RDONLY)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Another process may have finished, and moved the folder away, before the lock was had.
+            # Another process may have finished and moved the folder before the lock was acquired.
             if folder.exists() and os.fstat(lock).st_ino == folder.stat().st_ino:
                 return lock
         except BlockingIOError:
@@ -69,6 +68,6 @@ def _keep_finished(folder: Path) -> None:
         if entry.name not in whole:
             entry.unlink(missing_ok=True)
     print(
-        f"{len(finished)} finished shards are kept in {folder}; the same command goes on from them",
+        f"{len(finished)} finished shards are kept in {folder}; run the same command to continue",
         file=sys.stderr,
     )

@@ -1,4 +1,4 @@
-"""Work done by worker processes and handed over in order, within bounded memory."""
+"""Execute jobs in worker processes and yield results in order, within bounded memory."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from adde.errors import UserError
 
 AHEAD = 2
-"""Jobs per worker that are under way or wait to be taken; what bounds memory."""
+"""Jobs per worker that are running or waiting; this bounds memory."""
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -24,31 +24,31 @@ Result = TypeVar("Result")
 def in_order(
     work: Callable[[Job], Result], jobs: Iterable[Job], workers: int | None = None
 ) -> Generator[Result, None, None]:
-    """`work` of each job, in the order of `jobs`, which are taken as they are needed.
+    """Yield `work` of each job, in the order of `jobs`, which are consumed lazily.
 
-    Close it when it is left early, so that no worker outlives what it works on.
+    Close the generator if you leave it early, so that no worker outlives the files it works on.
 
     Args:
-        work: picklable, as are its jobs and results.
-        jobs: any number.
-        workers: processes; 1 works in this process, None is one per core.
+        work: Picklable, as are its jobs and results.
+        jobs: Any number of jobs.
+        workers: Number of processes; 1 works in this process, None uses one per core.
 
     Raises:
-        UserError: a worker process was killed.
+        UserError: A worker process was killed.
     """
     workers = workers or os.cpu_count() or 1
     if workers == 1:
         yield from map(work, jobs)
         return
-    # spawn: a fork copies locks that threads of this process may hold.
+    # spawn, because a fork would copy locks that other threads may hold.
     context = get_context("spawn")
     leash: Any
     leash, end = Pipe(duplex=False)
-    pool = ProcessPoolExecutor(workers, context, _end_when_let_go, (leash,))
+    pool = ProcessPoolExecutor(workers, context, _exit_when_closed, (leash,))
     under_way: deque[Future[Result]] = deque()
     try:
         for job in jobs:
-            with _signals_held_back():  # a worker may be started here
+            with _signals_delayed():  # this may start a worker
                 under_way.append(pool.submit(work, job))
             if len(under_way) >= AHEAD * workers:
                 yield under_way.popleft().result()
@@ -57,7 +57,7 @@ def in_order(
         pool.shutdown()
     except BrokenProcessPool:
         raise UserError(
-            "a worker process was killed, perhaps for want of memory; "
+            "a worker process was killed, perhaps because memory ran out; "
             f"try fewer --workers than {workers}"
         ) from None
     finally:
@@ -67,24 +67,24 @@ def in_order(
 
 
 @contextmanager
-def _signals_held_back() -> Generator[None, None, None]:
-    """Ctrl-C and SIGTERM wait until the body is done; processes started in it see no Ctrl-C.
+def _signals_delayed() -> Generator[None, None, None]:
+    """Delay Ctrl-C and SIGTERM until the body is done; processes started in it ignore Ctrl-C.
 
-    It reaches the whole process group, and the process that started the others deals with it.
-    Held back from before they start, as they would else complain while they import.
+    Ctrl-C reaches the whole process group, and the parent handles it. It is blocked before workers
+    start, because they would otherwise print tracebacks while they import.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield  # signals are the main thread's
+        yield  # only the main thread receives signals
         return
     caught: list[int] = []
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def record(number: int, frame: FrameType | None) -> None:
         caught.append(number)
 
-    # The mask is what children inherit. It is not enough for this process: another thread, such
-    # as a progress bar's, may take the signal, and the handler then runs here all the same.
+    # Children inherit the mask. For this process it is not enough: another thread, such as a
+    # progress bar's, may receive the signal, and the handler then runs here.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    handlers = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.signal(number, record) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
@@ -95,12 +95,12 @@ def _signals_held_back() -> Generator[None, None, None]:
             signal.raise_signal(number)
 
 
-def _end_when_let_go(leash: Any) -> None:
-    """Has this worker end, whatever it is at, when the other end of `leash` is closed.
+def _exit_when_closed(leash: Any) -> None:
+    """Exit this worker, whatever it is doing, when the other end of `leash` is closed.
 
-    The process that started it closes it when nobody waits for the work any more, and the system
-    does where that process was killed: a worker holds both ends of the pool's own pipes, and
-    would wait at them for ever.
+    The parent closes it when nobody waits for results any more, and the system does if the parent
+    is killed. The pool's own pipes do not suffice: a worker holds both of their ends and would wait
+    for ever.
     """
 
     def wait() -> None:

@@ -1,8 +1,8 @@
-"""A catalogue's samples in WebDataset tars, and the index of where they lie.
+"""Write a catalogue's samples to WebDataset tars, and index them.
 
-Shards are planned here and written by workers, each a whole one. Keys count through the whole
-catalogue, with a gap where a picture was left out. The same catalogue gives the same bytes,
-whatever the number and the kind of workers.
+This module plans the shards, and each worker writes a whole one. Keys number all samples of the
+catalogue, with gaps for omitted pictures. The same catalogue gives the same bytes, regardless of
+the number and kind of workers.
 """
 
 import json
@@ -15,31 +15,39 @@ import numpy as np
 from tqdm import tqdm
 
 from adde.errors import UserError
-from adde.shards.catalogues.catalogue import Catalogue, check
-from adde.shards.index import SPLITS, Shard, ShardIndex
+from adde.shards.catalogues.catalogue import Catalogue
+from adde.shards.index import SPLITS, ShardIndex
 from adde.shards.packing.groups import edit_groups
-from adde.shards.packing.tar import DIGEST_BYTES, LISTED, Packed, ShardJob, kept_sizes, write_shard
+from adde.shards.packing.tar import (
+    DIGEST_BYTES,
+    MAX_UNREADABLE,
+    Packed,
+    ShardJob,
+    kept_sizes,
+    write_shard,
+)
+from adde.shards.shard import Shard
 
 Run = Callable[[Callable[[ShardJob], Packed], Iterable[ShardJob]], Generator[Packed, None, None]]
-"""Does the work of each job somewhere, and gives the results in order."""
+"""Executes jobs and yields the results in order."""
 
 
 @dataclass(frozen=True)
 class Written:
-    """What was written, and what was found on the way."""
+    """The written shards, and findings about the pictures."""
 
     index: ShardIndex
     groups: list[list[int]]
-    """Catalogue rows of each edit group, in stored order; rows left out are in none."""
+    """Catalogue rows of each edit group, in stored order, without omitted rows."""
     duplicates: list[list[int]]
-    """Catalogue rows whose pictures are the same bytes."""
+    """Catalogue rows whose pictures have the same bytes."""
     unreadable: list[str]
-    """A message for each row left out; names the file."""
+    """A message for each omitted row, naming the file."""
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """A shard to be: its split, its number there, and groups of catalogue rows."""
+    """A planned shard: its split, its number there, and groups of catalogue rows."""
 
     split: str
     number: int
@@ -60,22 +68,22 @@ def write_tars(
     skip_unreadable: bool = False,
     probe: str = "",
 ) -> Written:
-    """Writes the tars of all splits into a folder that is there; the index is the caller's.
+    """Write the tars of all splits into an existing folder; the caller writes the index.
 
     Args:
-        catalogue: what to write.
-        folder: of the tars; those that are finished there, with their receipts, are kept.
-        run: what does the work.
-        items_per_shard: about how many; shards of a split are of like size, no group is cut.
-        seed: of the order of the groups.
-        skip_unreadable: leave out pictures that do not decode instead of raising.
-        probe: changes when the way that pictures are made does.
+        catalogue: The catalogue.
+        folder: The folder; finished tars with matching receipts are kept.
+        run: Executes the jobs.
+        items_per_shard: Approximate number; shards of a split have similar sizes, and groups stay
+            whole.
+        seed: Seed of the order of the groups.
+        skip_unreadable: Leave out pictures that do not decode instead of raising.
+        probe: Changes when pictures are encoded differently.
 
     Raises:
-        UserError: pictures do not decode (names up to 20), a split is left without any, the
-            catalogue's parts do not fit each other, or items_per_shard is below 1.
+        UserError: Pictures do not decode (names up to 20), a split has no readable picture, or
+            items_per_shard is below 1.
     """
-    check(catalogue)
     if items_per_shard < 1:
         raise UserError(f"--items-per-shard: expected at least 1, found {items_per_shard}")
     plans = [plan for split in SPLITS for plan in _plans(catalogue, split, items_per_shard, seed)]
@@ -84,14 +92,14 @@ def write_tars(
     groups: list[list[int]] = []
     unreadable: list[str] = []
     pictures = bytearray()
-    # Closed at once when a write fails, so that no worker outlives the folder.
+    # Closed at once if a write fails, so that no worker outlives the folder.
     with (
         closing(run(write_shard, jobs)) as results,
         tqdm(total=len(catalogue.splits), desc="pictures", unit="picture", disable=None) as bar,
     ):
         for plan, packed in zip(plans, results):
             unreadable += packed.unreadable
-            if not skip_unreadable and len(unreadable) >= LISTED:
+            if not skip_unreadable and len(unreadable) >= MAX_UNREADABLE:
                 break
             if packed.shard is not None:
                 shards.append(packed.shard)
@@ -99,7 +107,7 @@ def write_tars(
             pictures += bytes.fromhex(packed.pictures)
             bar.update(len(plan.rows))
     if unreadable and not skip_unreadable:
-        _refuse(unreadable)
+        _raise_unreadable(unreadable)
     index = ShardIndex(
         folder, catalogue.name, catalogue.schema, tuple(shards), dict(catalogue.factors)
     )
@@ -113,7 +121,7 @@ def _plans(catalogue: Catalogue, split: str, items_per_shard: int, seed: int) ->
     rows = np.flatnonzero(np.asarray(catalogue.splits) == split)
     if not len(rows):
         return
-    # Of like size: a shard of leftovers would make windows of the sample order uneven.
+    # Similar sizes: a small last shard would make the windows of the sample order uneven.
     target = len(rows) / -(-len(rows) // items_per_shard)
     groups: list[list[int]] = []
     number, planned = 0, 0
@@ -154,24 +162,24 @@ def _record(catalogue: Catalogue, row: int) -> bytes:
 
 
 def _kept(plan: _Plan, packed: Packed) -> list[list[int]]:
-    """The plan's groups without the rows that were left out."""
+    """Return the plan's groups without omitted rows."""
     rows = plan.rows
     kept = iter([rows[position] for position in packed.kept])
     sizes = kept_sizes([len(group) for group in plan.groups], packed.kept)
     return [[next(kept) for _ in range(size)] for size in sizes]
 
 
-def _refuse(unreadable: list[str]) -> None:
-    named = unreadable[:LISTED]
-    more = " or more" if len(unreadable) >= LISTED else ""
+def _raise_unreadable(unreadable: list[str]) -> None:
+    named = unreadable[:MAX_UNREADABLE]
+    more = " or more" if len(unreadable) >= MAX_UNREADABLE else ""
     raise UserError(
-        f"{len(named)}{more} pictures cannot be read; mend them, or leave them "
+        f"{len(named)}{more} pictures cannot be read; repair them, or leave them "
         "out with --skip-unreadable:\n  " + "\n  ".join(named)
     )
 
 
 def _duplicates(groups: list[list[int]], pictures: bytes) -> list[list[int]]:
-    """Rows whose pictures have one digest; `pictures` are those of the groups' rows in turn."""
+    """Return rows with equal pictures; `pictures` holds the rows' digests in order."""
     rows = np.array([row for group in groups for row in group], dtype=np.int64)
     digests = np.frombuffer(pictures, dtype=np.dtype((np.void, DIGEST_BYTES)))
     _, number, counts = np.unique(digests, return_inverse=True, return_counts=True)

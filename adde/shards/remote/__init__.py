@@ -1,1 +1,1 @@
-"""Shards behind http(s), s3 and gs: transport, download, and the cache on local disk."""
+"""Shards at http(s), s3 and gs addresses: transport, download, and the cache on local disk."""

@@ -1,8 +1,8 @@
-"""Shards kept on local disk: bounded in bytes, shared by all processes of a machine.
+"""Cache of shards on local disk, bounded in bytes and shared by all processes of a machine.
 
-An entry is named by the sha256 of its content, so whatever has an entry's name is whole. What is
-still being downloaded is `<sha256>.<bytes>.part` and counts with all its bytes to come. One
-process at a time downloads a shard (file locks, gone with the process that held them).
+An entry's name is the sha256 of its content, so every file with such a name is complete. A download
+in progress is `<sha256>.<bytes>.part` and counts with its final size. File locks ensure that one
+process at a time downloads a shard; they vanish with their process.
 """
 
 import errno
@@ -19,7 +19,7 @@ from adde.errors import UserError
 
 ENTRY = re.compile(r"(?P<key>[0-9a-f]{64})(?:\.(?P<bytes>\d+)\.part)?")
 POLL = 0.05
-"""Seconds between two looks at a lock, or for room, that another process has."""
+"""Seconds between attempts to get a lock or room that another process holds."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,13 @@ class _Entry:
 
 @dataclass(frozen=True)
 class Cache:
-    """At most `limit` bytes of shards in `folder`; the least recently used go first."""
+    """At most `limit` bytes of shards in `folder`; the least recently used are evicted first."""
 
     folder: Path
     limit: int
 
     def open(self, key: str, size: int) -> int | None:
-        """File descriptor of an entry, marked as used and as in use; None where it is not there."""
+        """Return a file descriptor of an entry and mark it as in use, or None if missing."""
         path = self.folder / key
         try:
             descriptor = os.open(path, os.O_RDONLY)
@@ -47,7 +47,7 @@ class Cache:
             return None
         fcntl.flock(descriptor, fcntl.LOCK_SH)
         if os.fstat(descriptor).st_size != size:
-            # Nothing of ours writes that: somebody else's hand, or a disk that lost a write.
+            # Not written by this code: someone changed the file, or the disk lost a write.
             os.close(descriptor)
             path.unlink(missing_ok=True)
             return None
@@ -55,20 +55,20 @@ class Cache:
         return descriptor
 
     def lock(self, key: str, seconds: float) -> AbstractContextManager[None]:
-        """Only one process at a time downloads `key`.
+        """Lock `key`, so that only one process at a time downloads it.
 
         Raises:
-            UserError: another process held it for `seconds`.
+            UserError: Another process held the lock for `seconds`.
         """
         return _locked(self._lock_of(key), seconds)
 
     def make_room(self, key: str, size: int, seconds: float) -> Path:
-        """Evicts until `size` more bytes fit, and returns the path to download `key` to.
+        """Evict until `size` more bytes fit, and return the path to download `key` to.
 
-        What a killed process left of the same download is kept there, to go on from.
+        If a killed process left part of the same download there, the download continues from it.
 
         Raises:
-            UserError: the cache is smaller than the shard, or full of other downloads for
+            UserError: The cache is smaller than the shard, or was full of other downloads for
                 `seconds`.
         """
         part = self.folder / f"{key}.{size}.part"
@@ -83,11 +83,11 @@ class Cache:
             time.sleep(POLL)
         raise UserError(
             f"{self.folder}: expected room for a shard of {size} bytes, found a cache of "
-            f"{self.limit} bytes with other downloads in it; set ADDE_CACHE_GB to more"
+            f"{self.limit} bytes with other downloads in it; increase ADDE_CACHE_GB"
         )
 
     def keep(self, part: Path, key: str) -> int:
-        """Makes a finished download an entry; its file descriptor, in use."""
+        """Turn a finished download into an entry and return its file descriptor, in use."""
         descriptor = os.open(part, os.O_RDONLY)
         fcntl.flock(descriptor, fcntl.LOCK_SH)
         os.fsync(descriptor)
@@ -96,14 +96,14 @@ class Cache:
         return descriptor
 
     def _lock_of(self, key: str) -> Path:
-        # 4,096 locks for all shards: lock files that come and go with their shard would race.
+        # 4,096 lock files for all shards, because creating and deleting one per shard would race.
         return self.folder / f"{key[:3]}.lock"
 
     def _evict(self, size: int, part: Path) -> bool:
-        """Whether `size` bytes fit, after removing what may go."""
+        """Evict entries, and return whether `size` bytes fit."""
         entries = [entry for entry in self._entries() if entry.path != part]
         free = self.limit - size - sum(entry.bytes for entry in entries)
-        # What readers hold open goes last: its bytes come back only when they close it.
+        # Entries in use go last, as their space is freed only when the readers close them.
         for may_go in (self._idle, _whole):
             for entry in list(entries):
                 if free < 0 and may_go(entry):
@@ -113,11 +113,11 @@ class Cache:
         return free >= 0
 
     def _entries(self) -> list[_Entry]:
-        """All entries and downloads, least recently used first."""
+        """Return all entries and downloads, least recently used first."""
         entries: list[_Entry] = []
         for path in self.folder.iterdir():
             if found := ENTRY.fullmatch(path.name):
-                with suppress(FileNotFoundError):  # finished or evicted meanwhile
+                with suppress(FileNotFoundError):  # finished or evicted in the meantime
                     status = path.stat()
                     size = int(found["bytes"] or status.st_size)
                     part = found["bytes"] is not None
@@ -125,7 +125,7 @@ class Cache:
         return sorted(entries, key=lambda entry: entry.used)
 
     def _idle(self, entry: _Entry) -> bool:
-        """No reader has the entry open; no process is downloading it."""
+        """Whether no reader has the entry open and no process is downloading it."""
         path = self._lock_of(entry.key) if entry.part else entry.path
         try:
             descriptor = os.open(path, os.O_RDONLY)
@@ -145,14 +145,14 @@ def _whole(entry: _Entry) -> bool:
 
 
 def _use(descriptor: int) -> None:
-    """Marks a file as used now; to the nanosecond, as the kernel's own time has steps of 4 ms."""
+    """Mark a file as used now, to the nanosecond; the kernel's clock has steps of 4 ms."""
     now = time.time_ns()
     os.utime(descriptor, ns=(now, now))
 
 
 @contextmanager
 def _locked(path: Path, seconds: float) -> Generator[None]:
-    from filelock import FileLock, Timeout  # not at the top: serving does without
+    from filelock import FileLock, Timeout  # imported here, because serving does not need it
 
     lock = FileLock(path, timeout=seconds, poll_interval=POLL)
     try:
@@ -160,7 +160,7 @@ def _locked(path: Path, seconds: float) -> Generator[None]:
     except Timeout:
         raise UserError(
             f"{path}: expected the process that holds this lock to be done in {seconds:g} s, "
-            "found it holding on; look for one that hangs, or set ADDE_FETCH_SECONDS to more"
+            "found it still locked; look for a process that hangs, or increase ADDE_FETCH_SECONDS"
         ) from None
     try:
         yield
@@ -170,13 +170,13 @@ def _locked(path: Path, seconds: float) -> Generator[None]:
 
 @contextmanager
 def disk_errors(folder: Path) -> Generator[None]:
-    """Turns what the cache's disk refuses into a UserError that names the folder."""
+    """Turn an OSError of the cache's disk into a UserError that names the folder."""
     try:
         yield
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        what = "free some space, set ADDE_CACHE_GB to less" if full else "make it writable"
+        advice = "free some space, decrease ADDE_CACHE_GB" if full else "make it writable"
         raise UserError(
             f"{folder}: expected to write the cache of shards there, found: "
-            f"{error.strerror or error}; {what}, or name another folder in ADDE_CACHE"
+            f"{error.strerror or error}; {advice}, or set ADDE_CACHE to another folder"
         ) from None

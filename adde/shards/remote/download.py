@@ -1,4 +1,4 @@
-"""One file from http(s), s3 or gs onto the local disk, whatever the line does."""
+"""Download a file from http(s), s3 or gs to the local disk, with retries and resumption."""
 
 import asyncio
 import random
@@ -13,54 +13,55 @@ from adde.errors import UserError
 from adde.shards.remote.transport import Pieces, read_from, shown, status_of
 
 TRY_LATER = (408, 425, 429)
-"""Answers of the 4xx family after which another try may help; all others are final."""
+"""HTTP status codes of the 4xx family that are retried; all others are final."""
 
 
 @dataclass(frozen=True)
-class Patience:
-    """How long a download may take, and how often it is tried."""
+class RetryPolicy:
+    """Limits on the duration and the attempts of a download."""
 
     deadline: float = 1800.0
-    """Seconds for one file, all tries and their pauses together."""
+    """Seconds for one file, including all attempts and pauses."""
 
-    stall: float = 30.0
-    """Seconds without an answer or a byte after which a connection is given up."""
+    read_timeout: float = 30.0
+    """Seconds without an answer or a byte after which a connection is closed."""
 
     tries: int = 8
-    """Tries, one after another, that bring nothing new."""
+    """Consecutive attempts without progress before the download fails."""
 
     backoff: float = 0.5
-    """Longest first pause between tries, in seconds; doubles up to 30. Drawn at random below it."""
+    """Upper bound of the first pause in seconds; it doubles up to 30. Pauses are random below
+    it."""
 
 
 class Download:
-    """Brings the rest of `address` into `file`, which holds the beginning, or nothing yet.
+    """Downloads `address` to `file`, which may already hold the beginning.
 
     Args:
-        address: of the file, credentials included.
-        what: how a message names the file.
-        file: unbuffered, open for reading and writing.
-        size: bytes the file must have; None where that is not known.
-        patience: when to give up.
+        address: Address of the file, with credentials.
+        what: Name of the file in messages.
+        file: Unbuffered, open for reading and writing.
+        size: Expected size in bytes, or None if unknown.
+        policy: Limits of time and attempts.
     """
 
     def __init__(
-        self, address: str, what: str, file: FileIO, size: int | None, patience: Patience
+        self, address: str, what: str, file: FileIO, size: int | None, policy: RetryPolicy
     ) -> None:
         self._address, self._what, self._file, self._size = address, what, file, size
-        self._patience, self._started = patience, time.monotonic()
+        self._policy, self._started = policy, time.monotonic()
         self._tries = self._in_vain = self._refused_ranges = 0
         self._at = self._best = file.seek(0, 2)
 
     def run(self) -> None:
-        """Downloads; tries again where that may help, from the byte that was reached.
+        """Download the file; after a transient error, continue from the last byte received.
 
-        On return the file has `size` bytes; more, if there is more at the address.
+        On return the file has `size` bytes, or more if there is more at the address.
 
         Raises:
-            UserError: no such file, access refused, another length, or the patience is used up;
-                names file and address, what was expected and found, the tries, and what to do.
-            OSError: the local disk refuses the bytes.
+            UserError: The file does not exist, access is denied, its length differs, or a limit of
+                the policy is reached; names file, address, attempts and what to do.
+            OSError: The local disk rejects the bytes.
         """
         while not self._complete():
             self._tries += 1
@@ -69,18 +70,18 @@ class Download:
                 return
             self._in_vain = 0 if self._at > self._best else self._in_vain + 1
             self._best = max(self._best, self._at)
-            if self._in_vain >= self._patience.tries or self._left() <= 0:
-                raise self.error(self._expected, found, "see whether the server is well and retry")
-            pause = min(30.0, self._patience.backoff * 2.0 ** max(0, self._in_vain - 1))
+            if self._in_vain >= self._policy.tries or self._left() <= 0:
+                raise self.error(self._expected, found, "check the server and retry")
+            pause = min(30.0, self._policy.backoff * 2.0 ** max(0, self._in_vain - 1))
             time.sleep(min(pause * random.random(), max(0.0, self._left())))
 
     def clear(self) -> None:
-        """Throws away what came, for another `run`."""
+        """Discard the file's content, for another `run`."""
         self._seek(0)
         self._best = self._in_vain = 0
 
     def error(self, expected: str, found: str, advice: str) -> UserError:
-        """What to raise when `found` is there in place of `expected`."""
+        """Return the error for finding `found` instead of `expected`."""
         seconds = time.monotonic() - self._started
         return UserError(
             f"{self._what} at {shown(self._address)}: expected {expected}, found {found} "
@@ -95,18 +96,18 @@ class Download:
         return self._size is not None and self._at >= self._size
 
     def _left(self) -> float:
-        return self._started + self._patience.deadline - time.monotonic()
+        return self._started + self._policy.deadline - time.monotonic()
 
     def _seek(self, position: int) -> None:
         self._file.truncate(position)
         self._at = self._file.seek(position)
 
     def _attempt(self) -> str | None:
-        """One request (for s3 and gs, one after another); what went wrong, None if nothing."""
+        """Send one request (for s3 and gs, one per block); return the fault, or None."""
         if self._size is None:
-            self._seek(0)  # no sha256 would tell the halves of two versions from one file
-        stall, left = self._patience.stall, max(0.1, self._left())
-        with closing(read_from(self._address, self._at, self._size, stall, left)) as pieces:
+            self._seek(0)  # without a hash, parts of two versions could be mixed unnoticed
+        read_timeout, left = self._policy.read_timeout, max(0.1, self._left())
+        with closing(read_from(self._address, self._at, self._size, read_timeout, left)) as pieces:
             while not self._complete():
                 found = _next(pieces)
                 if found is None:
@@ -119,7 +120,7 @@ class Download:
                     self._seek(start)
                 self._append(piece)
                 if self._left() <= 0 and not self._complete():
-                    return f"{self._at} bytes in {self._patience.deadline:g} s"
+                    return f"{self._at} bytes in {self._policy.deadline:g} s"
         return None
 
     def _append(self, piece: bytes) -> None:
@@ -129,30 +130,30 @@ class Download:
         self._at += len(piece)
 
     def _failed(self, error: Exception) -> str:
-        """What to say of an error after which another try may help; raises what is final."""
+        """Describe a transient error; raise a UserError for a final one."""
         status = status_of(error)
         if status == 416:
-            # Nothing beyond this byte: another file, or what came before was. Once from the start.
+            # The file ends before this byte, so it has changed. Start again once.
             found, self._refused_ranges = f"{self._at} bytes", self._refused_ranges + 1
             if self._refused_ranges > 1:
                 raise self.error(self._expected, found, "upload shards and index again")
             self._seek(0)
             return found
         if isinstance(error, FileNotFoundError) or status == 404:
-            raise self.error("the file", "no such file (404)", "upload it, or mend the address")
+            raise self.error("the file", "no such file (404)", "upload it, or correct the address")
         if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
             raise self.error("the file", self._text(error), "give this machine access")
         if status and 400 <= status < 500 and status not in TRY_LATER:
-            raise self.error("the file", self._text(error), "mend the address or the access to it")
-        if isinstance(error, ValueError):  # an address or a certificate that is no good
-            raise self.error("the file", self._text(error), "mend the address or the server")
+            raise self.error("the file", self._text(error), "correct the address or grant access")
+        if isinstance(error, ValueError):  # an invalid address or certificate
+            raise self.error("the file", self._text(error), "correct the address or the server")
         return self._text(error)
 
     def _text(self, error: Exception) -> str:
         if isinstance(error, (TimeoutError, asyncio.TimeoutError)):
             if self._left() > 0:
-                return f"nothing for {self._patience.stall:g} s after byte {self._at}"
-            return f"{self._at} bytes in {self._patience.deadline:g} s"
+                return f"nothing for {self._policy.read_timeout:g} s after byte {self._at}"
+            return f"{self._at} bytes in {self._policy.deadline:g} s"
         if status := status_of(error):
             known = status in HTTPStatus.__members__.values()
             return f"HTTP {status}" + (f" {HTTPStatus(status).phrase}" if known else "")
@@ -164,10 +165,10 @@ class Download:
 
 
 def _next(pieces: Pieces) -> tuple[int, bytes] | Exception | None:
-    """The next piece, what the file system raised in its place, or None at the end.
+    """Return the next piece, the exception raised instead, or None at the end.
 
-    Any exception may come, that is its library's own affair. It is handed over and not handled
-    on the spot, so that the UserError does not carry it, and the address in it, as its context.
+    The libraries may raise anything. The exception is returned, not handled here, so that the
+    UserError does not have it, and the credentials in its address, as its context.
     """
     try:
         return next(pieces, None)

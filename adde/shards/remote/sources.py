@@ -1,9 +1,9 @@
-"""Where shards lie: a local folder, or an address whose shards are read through a cache.
+"""Locations of shards: a local folder, or an address whose shards are read through a cache.
 
-`ADDE_CACHE` names the cache's folder ($XDG_CACHE_HOME/adde/shards, else ~/.cache/adde/shards),
-`ADDE_CACHE_GB` its size (50), `ADDE_FETCH_SECONDS` how long one shard may take (1800). All
-processes and ranks of a machine share it. Access is the machine's own: ~/.netrc, proxies, the AWS
-and Google settings, fsspec's configuration files.
+`ADDE_CACHE` is the cache's folder (default $XDG_CACHE_HOME/adde/shards, or ~/.cache/adde/shards),
+`ADDE_CACHE_GB` its size (50), `ADDE_FETCH_SECONDS` the time limit for one shard (1800). All
+processes and ranks of a machine share the cache. Credentials come from the machine: ~/.netrc,
+proxies, AWS and Google settings, fsspec's configuration files.
 """
 
 import json
@@ -24,12 +24,12 @@ from urllib.parse import urlsplit, urlunsplit
 from adde.errors import UserError, foreign
 from adde.files import cache_folder, sha256_of_file
 from adde.shards.remote.cache import Cache, disk_errors
-from adde.shards.remote.download import Download, Patience
+from adde.shards.remote.download import Download, RetryPolicy
 from adde.shards.remote.transport import HTTP, OBJECTS, shown
 
 
-class Stored(Protocol):
-    """What must be known of a shard to fetch it: a row of the index."""
+class ShardEntry(Protocol):
+    """The properties of a file that are needed to fetch it, from the index."""
 
     @property
     def name(self) -> str:
@@ -48,10 +48,10 @@ class Stored(Protocol):
 
 
 def locate(root: Path | str) -> "Path | Remote":
-    """A local folder as a path; an address (http, https, s3 or gs) with the cache it is read by.
+    """Return a local folder as a path, and an address (http, https, s3 or gs) with its cache.
 
     Raises:
-        UserError: an address of another kind, or settings of the cache that are no numbers.
+        UserError: The address is of another kind, or a setting of the cache is not a number.
     """
     if isinstance(root, Path) or "://" not in root:
         return Path(root)
@@ -61,7 +61,7 @@ def locate(root: Path | str) -> "Path | Remote":
         )
     folder = Path(os.environ.get("ADDE_CACHE") or cache_folder() / "shards").expanduser()
     cache = Cache(folder, int(_number("ADDE_CACHE_GB", 50) * 1e9))
-    return Remote(root, cache, Patience(deadline=_number("ADDE_FETCH_SECONDS", 1800)))
+    return Remote(root, cache, RetryPolicy(deadline=_number("ADDE_FETCH_SECONDS", 1800)))
 
 
 def _number(variable: str, default: float) -> float:
@@ -74,35 +74,35 @@ def _number(variable: str, default: float) -> float:
 
 @dataclass(frozen=True)
 class Remote:
-    """A folder of shards behind an address; its text has no credentials."""
+    """A folder of shards at an address; its text omits credentials."""
 
     address: str = field(repr=False)
     cache: Cache
-    patience: Patience
+    policy: RetryPolicy
 
     def __str__(self) -> str:
         return shown(self.address).rstrip("/")
 
     def read_json(self, name: str) -> Any:
-        """A JSON file of the folder, as it is there now. Raises UserError."""
+        """Download and parse a JSON file of the folder, without the cache. Raises UserError."""
         with disk_errors(self.cache.folder):
             self.cache.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.cache.folder, buffering=0) as file:
-                Download(self._place(name), name, file, None, self.patience).run()
+                Download(self._place(name), name, file, None, self.policy).run()
                 file.seek(0)
                 content = file.readall()
         with foreign(f"{self}/{name}", "JSON"):
             return json.loads(content)
 
-    def open(self, shard: Stored) -> int:
-        """File descriptor of a shard's local copy, downloaded first where it is not there.
+    def open(self, shard: ShardEntry) -> int:
+        """Return a file descriptor of a shard's local copy; download the shard if necessary.
 
-        The copy has the index's sha256. It stays readable while the descriptor is open, evicted
-        or not. The caller closes it.
+        The copy matches the sha256 in the index. It stays readable while the descriptor is open,
+        even if evicted. The caller closes the descriptor.
 
         Raises:
-            UserError: the shard cannot be had, or is another than the index says, twice; the
-                cache is too small or its disk full.
+            UserError: The download fails or twice gives another sha256, the cache is too small, or
+                its disk is full.
         """
         key, size = shard.sha256, shard.bytes
         if not re.fullmatch("[0-9a-f]{64}", key):
@@ -112,13 +112,13 @@ class Remote:
             found = self.cache.open(key, size)
             if found is not None:
                 return found
-            with self.cache.lock(key, self.patience.deadline):
-                # Whoever had the lock before has brought it, as a rule.
+            with self.cache.lock(key, self.policy.deadline):
+                # Usually the previous holder of the lock has downloaded it.
                 found = self.cache.open(key, size)
                 return self._bring(shard) if found is None else found
 
-    def _bring(self, shard: Stored) -> int:
-        part = self.cache.make_room(shard.sha256, shard.bytes, self.patience.deadline)
+    def _bring(self, shard: ShardEntry) -> int:
+        part = self.cache.make_room(shard.sha256, shard.bytes, self.policy.deadline)
         try:
             with part.open("r+b", buffering=0) as file:
                 self._fill(part, file, shard)
@@ -126,11 +126,11 @@ class Remote:
         finally:
             part.unlink(missing_ok=True)
 
-    def _fill(self, part: Path, file: FileIO, shard: Stored) -> None:
+    def _fill(self, part: Path, file: FileIO, shard: ShardEntry) -> None:
         what = f"shard {shard.name}"
-        download = Download(self._place(shard.name), what, file, shard.bytes, self.patience)
+        download = Download(self._place(shard.name), what, file, shard.bytes, self.policy)
         found = ""
-        for _ in range(2):  # once more from the start: a line or a disk can flip a bit
+        for _ in range(2):  # retry once: a connection or a disk may flip a bit
             download.run()
             found = sha256_of_file(part)
             if found == shard.sha256:
@@ -141,28 +141,28 @@ class Remote:
         )
 
     def _place(self, name: str) -> str:
-        parts = urlsplit(self.address)  # a signature in the query goes with every file
+        parts = urlsplit(self.address)  # a signature in the query applies to every file
         return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}"))
 
 
 class Prefetcher:
-    """Fetches shards into the cache in a thread of its own; one per reader."""
+    """Fetches shards into the cache in a background thread; one per reader."""
 
     def __init__(self, remote: Remote) -> None:
         self._remote = remote
-        self._waiting: deque[Stored] = deque()
+        self._waiting: deque[ShardEntry] = deque()
         self._change = threading.Lock()
         self._thread: threading.Thread | None = None
 
-    def prefetch(self, shards: Iterable[Stored]) -> None:
-        """Replaces the shards waiting to be fetched, the next to be read first.
+    def prefetch(self, shards: Iterable[ShardEntry]) -> None:
+        """Replace the queue of shards to fetch; the shard that is read next comes first.
 
-        Only as many as fill half of the cache: more would push out what is to be read before.
-        What fails here fails again, with its message, when the shard is read. A download that is
-        under way when the process ends is gone on from by the next one.
+        At most half of the cache is fetched ahead, because more would evict shards before they are
+        read. A failure is ignored here; reading the shard fails again and reports it. If the
+        process ends during a download, the next one continues it.
         """
         room = self._remote.cache.limit // 2
-        chosen: deque[Stored] = deque()
+        chosen: deque[ShardEntry] = deque()
         for shard in shards:
             room -= shard.bytes
             if room < 0:

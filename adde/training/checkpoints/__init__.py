@@ -1,1 +1,1 @@
-"""Checkpoints: written by all ranks in the background, verified when read, mirrored remotely."""
+"""Checkpoints: written by all ranks in the background, verified by hash, mirrored remotely."""

@@ -1,4 +1,4 @@
-"""One job at a time beside the training, whose failure is told at the next step."""
+"""Run one job at a time in a thread, and raise its error at the next step."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,21 +13,21 @@ class Background:
         self._job: Future[Any] | None = None
 
     def start(self, job: Callable[[], Any]) -> None:
-        """Starts a job once the one before it is done; raises what that one raised."""
+        """Start a job once the previous one is done; raise what that one raised."""
         self.wait()
         self._job = self._pool.submit(job)
 
     def check(self) -> None:
-        """Raises what a job that has ended raised; waits for none."""
+        """Raise what a finished job raised; do not wait."""
         if self._job is not None and self._job.done():
             self.wait()
 
     def wait(self) -> None:
-        """Waits for the job; raises what it raised, once."""
+        """Wait for the job; raise what it raised, once."""
         job, self._job = self._job, None
         if job is not None:
             job.result()
 
     def close(self) -> None:
-        """Waits for the job, whatever becomes of it."""
+        """Wait for the job, and ignore its result."""
         self._pool.shutdown()

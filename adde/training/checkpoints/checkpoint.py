@@ -1,18 +1,18 @@
-"""Checkpoints: safetensors and JSON, whole or not there, found damaged by hash.
+"""Read checkpoints: safetensors and JSON, verified by hash.
 
-A run's checkpoints/ holds step-<global step>/ folders and best.json, which names the best one::
+A run's checkpoints/ holds step-<global step>/ folders, and best.json, which names the best one::
 
-    part-<rank>.safetensors  what one rank wrote: runs of elements of tensors (`pieces.py`)
-    tensors.json             of every tensor its shape, dtype and [part, start, stop] of its runs
+    part-<rank>.safetensors  flat shards of tensors, written by one rank (`flat_shards.py`)
+    tensors.json             every tensor's shape, dtype and shards as [part, start, stop]
     state.json               position, schema, fingerprint of the training shards, configuration,
                              sha256 of the files above; written last (`saving.py`)
 
-A tensor's name is `model/<name>`, `ema/<name>` (averaged weights, where the recipe asks for them),
-`optimizer/<parameter>/<entry>`, or one that the method's objective gave (`Objective.state`). How
-many ranks wrote them, and under which strategy, makes no difference to who reads them.
+A tensor's name is `model/<name>`, `ema/<name>` (averaged weights, if the recipe asks for them),
+`optimizer/<parameter>/<entry>`, or one of the objective's (`Objective.state`). Readers need not
+know how many ranks wrote it, nor under which strategy.
 
-The random state is not stored: every step seeds its generators from (seed, step, rank), and the
-sample order from (seed, epoch), so that (seed, step) is the whole of it on any number of ranks.
+The random state is not stored: every step seeds its generators from (seed, step, rank), and every
+epoch the sample order from (seed, epoch), so seed and step determine it on any number of ranks.
 """
 
 import shutil
@@ -27,7 +27,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from adde.distributed import from_main
+from adde.distributed import broadcast_from_main
 from adde.errors import UserError
 from adde.files import read_json, remove_leftovers, sha256_of_file, write_json
 
@@ -36,17 +36,17 @@ STATE_NAME = "state.json"
 TENSORS_NAME = "tensors.json"
 BEST_NAME = "best.json"
 READERS = 4
-"""Files whose hashes are taken at a time."""
+"""Files that are hashed at a time."""
 
 
 def part_name(number: int) -> str:
-    """File of what one rank wrote."""
+    """Return the name of one rank's part file."""
     return f"part-{number:05d}.safetensors"
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where training stands: steps done of a stage, and steps done in all."""
+    """How far training is: completed steps of the current stage, and of all stages."""
 
     stage: str
     stage_step: int
@@ -54,31 +54,31 @@ class Position:
 
 
 class Parts:
-    """The part files of one checkpoint, opened when they are first read from."""
+    """The part files of one checkpoint, opened at the first read."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._open = folder, {}
 
     def read(self, part: int, name: str, start: int, stop: int) -> Tensor:
-        """Elements of the run of tensor `name` that lies in a part, counted from the run's."""
+        """Read elements of the flat shard of tensor `name` in a part, counted from its start."""
         if part not in self._open:
             self._open[part] = safe_open(self._folder / part_name(part), "pt")
         return self._open[part].get_slice(name)[start:stop]
 
 
 @dataclass(frozen=True)
-class Stored:
-    """A tensor of a checkpoint; what is read of it is all that comes into memory."""
+class StoredTensor:
+    """A tensor of a checkpoint; only the elements that are read are loaded."""
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
     runs: list[tuple[int, int, int]]
-    """(part, start, stop), in order and without a gap."""
+    """(part, start, stop) of its flat shards, in order and without gaps."""
     parts: Parts
 
     def read(self, start: int, stop: int) -> Tensor:
-        """Elements `start` to `stop` in row-major order, (stop - start,)."""
+        """Read elements `start` to `stop` in row-major order, (stop - start,)."""
         found = torch.empty(max(0, stop - start), dtype=self.dtype)
         for part, first, last in self.runs:
             begin, end = max(start, first), min(stop, last)
@@ -88,7 +88,7 @@ class Stored:
         return found
 
     def whole(self) -> Tensor:
-        """The tensor in its shape."""
+        """Read the tensor in its shape."""
         return self.read(0, prod(self.shape)).view(self.shape)
 
 
@@ -101,14 +101,18 @@ class Checkpoint:
 
     @property
     def position(self) -> Position:
-        """Where training stood."""
+        """How far training was."""
         return Position(**self.state["position"])
 
-    def tensors(self, kind: str) -> dict[str, Stored]:
-        """Its tensors of a kind (`model`, `ema`, `optimizer`, or the objective's own), by name."""
+    def load(self, kind: str) -> dict[str, Tensor]:
+        """Read all tensors of a kind, as `tensors`."""
+        return {name: stored.whole() for name, stored in self.tensors(kind).items()}
+
+    def tensors(self, kind: str) -> dict[str, StoredTensor]:
+        """Return tensors of a kind (`model`, `ema`, `optimizer`, or the objective's), by name."""
         parts = Parts(self.path)
         return {
-            name.removeprefix(f"{kind}/"): Stored(
+            name.removeprefix(f"{kind}/"): StoredTensor(
                 name,
                 tuple(entry["shape"]),
                 getattr(torch, entry["dtype"]),
@@ -121,9 +125,9 @@ class Checkpoint:
 
 
 def is_best(run: Path, figures: dict[str, float]) -> bool:
-    """Whether the deciding validation figures are above those of the best checkpoint so far.
+    """Whether validation metrics are above those of the best checkpoint so far.
 
-    The first one decides; of equals the second does, and so on.
+    The first metric decides; if it is equal, the second does, and so on.
     """
     path = run / "checkpoints" / BEST_NAME
     if not path.exists():
@@ -133,12 +137,12 @@ def is_best(run: Path, figures: dict[str, float]) -> bool:
 
 
 def mark_best(run: Path, path: Path, figures: dict[str, float]) -> None:
-    """Names `path` as the best checkpoint, with the validation figures that made it so."""
+    """Record `path` as the best checkpoint, with the validation metrics that made it so."""
     write_json(run / "checkpoints" / BEST_NAME, {"checkpoint": path.name, **figures})
 
 
 def delete_old(run: Path, keep: int, busy: str | None = None) -> None:
-    """Deletes all but the newest `keep` checkpoints, the best, and one that is being read."""
+    """Delete all but the newest `keep` checkpoints, the best, and one that is being read."""
     best = run / "checkpoints" / BEST_NAME
     kept = {busy, read_json(best)["checkpoint"] if best.exists() else None}
     for path in folders(run)[keep:]:
@@ -147,15 +151,15 @@ def delete_old(run: Path, keep: int, busy: str | None = None) -> None:
 
 
 def delete_unfinished(run: Path) -> None:
-    """Deletes what a process that was killed while it wrote a checkpoint has left.
+    """Delete the temporary files of a process that was killed while it wrote a checkpoint.
 
-    A run has one writer at a time, so whatever machine that was on, it is gone.
+    A run has one writer at a time, so the writer has ended, on whatever machine it was.
     """
     remove_leftovers(run / "checkpoints", of_any_machine=True)
 
 
 def last_checkpoint(run: Path) -> Checkpoint | None:
-    """The newest checkpoint that is whole; a damaged one is named on stderr and passed over.
+    """Return the newest intact checkpoint; warn on stderr about damaged ones and skip them.
 
     Raises:
         UserError: there are checkpoints, and all are damaged.
@@ -165,17 +169,17 @@ def last_checkpoint(run: Path) -> Checkpoint | None:
         try:
             return read_checkpoint(path)
         except UserError as error:
-            print(f"warning: {error}; trying the one before it", file=sys.stderr)
+            print(f"warning: {error}; trying the previous one", file=sys.stderr)
     if found:
-        raise UserError(f"{run}: expected a whole checkpoint, found all {len(found)} damaged")
+        raise UserError(f"{run}: expected an intact checkpoint, found all {len(found)} damaged")
     return None
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Reads state.json and checks every file against its hash.
+    """Read state.json and check every file against its hash.
 
     Raises:
-        UserError: a file is missing or damaged, or the format is another; names it.
+        UserError: a file is missing or damaged, or the format is unknown; names it.
     """
     found = open_checkpoint(path)
     with ThreadPoolExecutor(READERS, "hash") as pool:
@@ -186,10 +190,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """A checkpoint whose files another rank has checked.
+    """Open a checkpoint whose files another rank has checked.
 
     Raises:
-        UserError: it cannot be read, or its format is another.
+        UserError: it cannot be read, or its format is unknown.
     """
     state = read_json(path / STATE_NAME)
     if state.get("format") != FORMAT:
@@ -204,7 +208,7 @@ def _require(file: Path, expected: str) -> None:
 
 
 def best_checkpoint(run: Path) -> Checkpoint:
-    """The checkpoint that validated best.
+    """Return the checkpoint with the best validation metrics.
 
     Raises:
         UserError: there is none yet, or it is damaged.
@@ -215,13 +219,14 @@ def best_checkpoint(run: Path) -> Checkpoint:
         if best.exists():
             return read_json(best)["checkpoint"]
         raise UserError(
-            f"{best}: no such file; the run was not evaluated yet, use its last checkpoint"
+            f"{best}: expected a file, found none; the run was not evaluated yet, use its last "
+            "checkpoint"
         )
 
-    # At a run's end it may be new, and other machines still see the one before it.
-    return read_checkpoint(best.parent / from_main(name))
+    # At the end of a run it may be new, and other machines may still see its predecessor.
+    return read_checkpoint(best.parent / broadcast_from_main(name))
 
 
 def folders(run: Path) -> list[Path]:
-    """Checkpoint folders, newest first. Temporary names do not match."""
+    """Return the checkpoint folders, newest first, without temporary ones."""
     return sorted((run / "checkpoints").glob("step-*"), reverse=True)

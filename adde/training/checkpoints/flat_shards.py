@@ -1,52 +1,72 @@
-"""A checkpoint's tensors as its ranks hold them: runs of elements of named tensors.
+"""Flat shards: the form in which ranks write tensors to a checkpoint.
 
-Every strategy's part of a tensor is such a run in row-major order: FSDP2's rows, ZeRO's pieces of
-flat groups, or, where all ranks have it whole, all of it. One rule thus serves all of them, in
-files that name the run (`saving.py`), and any run is read from those of any other strategy and
-number of ranks (`checkpoint.py`). torch.distributed.checkpoint was looked at for this: it knows
-blocks of tensors, and ZeRO 1 to 3 would need planners of our own for its runs; and its saving
-plans by collectives of all ranks, which a rank that dies leaves hanging beside the training.
+A flat shard is a contiguous range of a tensor's elements in row-major order. Under every strategy a
+rank's part of a tensor has this form: rows (FSDP2), partitions of flat groups (ZeRO), or all of it
+where the tensor is replicated. `saving.py` writes flat shards and `checkpoint.py` reads any range
+of elements back, under any strategy and number of ranks.
+
+torch.distributed.checkpoint was tried instead. It loads a file with a flipped bit without an error,
+and it pickles its metadata, so that reading a checkpoint may execute code.
 """
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from adde.distributed import rank, world_size
 
 
-class Piece(NamedTuple):
-    """Elements `start` to `start + len(values)` of a tensor of that shape, in row-major order."""
+class FlatShard(NamedTuple):
+    """Elements `start` to `start + len(values)` of a tensor in row-major order."""
 
     values: Tensor
     """(n,)"""
     start: int
     shape: tuple[int, ...]
+    """Of the full tensor."""
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "FlatShard":
+        """All elements of a tensor."""
+        return cls(tensor.detach().reshape(-1), 0, tuple(tensor.shape))
 
 
-def whole(tensor: Tensor) -> Piece:
-    """All of a tensor."""
-    return Piece(tensor.detach().reshape(-1), 0, tuple(tensor.shape))
+def partition_replicated(tensors: dict[str, Tensor]) -> dict[str, FlatShard]:
+    """Select the tensors that this rank writes, of those that all ranks hold.
 
-
-def shares(tensors: dict[str, Tensor]) -> dict[str, Piece]:
-    """Those that this rank writes of tensors that all ranks have alike, with the same names.
-
-    The largest go first, each to the rank that has the fewest bytes so far.
+    Tensors go in order of decreasing size, each to the rank with the fewest bytes so far.
     """
-    loads = [0] * world_size()
-    mine: dict[str, Piece] = {}
+    assigned = [0] * world_size()
+    mine: dict[str, FlatShard] = {}
     for name in sorted(tensors, key=lambda name: (-tensors[name].nbytes, name)):
-        least = loads.index(min(loads))
-        loads[least] += tensors[name].nbytes
+        least = assigned.index(min(assigned))
+        assigned[least] += tensors[name].nbytes
         if least == rank():
-            mine[name] = whole(tensors[name])
+            mine[name] = FlatShard.of(tensors[name])
     return mine
 
 
-def snapshot(pieces: dict[str, Piece]) -> dict[str, Piece]:
-    """Copies in the CPU's memory, which training does not touch any more."""
-    return {
-        name: piece._replace(values=piece.values.detach().to("cpu", copy=True))
-        for name, piece in pieces.items()
-    }
+class HostBuffers:
+    """Copies of flat shards in host memory, which training does not change.
+
+    The memory is kept between checkpoints: allocating it anew takes several times as long as
+    copying.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Tensor] = {}
+
+    def copy(self, shards: dict[str, FlatShard]) -> dict[str, FlatShard]:
+        """Copy the shards; overwrites the copies of the call before."""
+        self._buffers = {name: self._buffer(name, shard.values) for name, shard in shards.items()}
+        return {
+            name: shard._replace(values=self._buffers[name].copy_(shard.values.detach()))
+            for name, shard in shards.items()
+        }
+
+    def _buffer(self, name: str, values: Tensor) -> Tensor:
+        kept = self._buffers.get(name)
+        if kept is not None and (kept.shape, kept.dtype) == (values.shape, values.dtype):
+            return kept
+        return torch.empty_like(values, device="cpu", requires_grad=False)

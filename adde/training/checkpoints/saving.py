@@ -1,10 +1,10 @@
-"""Writing checkpoints: every rank its part, beside the training, complete or not there.
+"""Write checkpoints: every rank its part, in the background, complete or not at all.
 
-Into a temporary folder every rank writes its part file and, once that is on the disk, a note with
-its hash and the runs of tensors in it. The main rank waits for all notes, checks that the runs
-make up every tensor, writes tensors.json and state.json and renames the folder. Ranks meet in the
-folder alone and in no collective: nothing can get between training's, or hang when a rank dies.
-Killed at any moment, the last complete checkpoint is what it was.
+Every rank writes its part file into a temporary folder and, once that is on disk, a manifest with
+its hash and its flat shards. Rank 0 waits for all manifests, checks that the shards cover every
+tensor exactly, writes tensors.json and state.json, and renames the folder. Ranks coordinate through
+files only, so saving cannot interleave with training's collectives or hang on a dead rank. A kill
+at any moment leaves the previous checkpoint intact.
 """
 
 import functools
@@ -25,21 +25,22 @@ from adde.errors import UserError
 from adde.files import naming, put_in_place, read_json, sha256_of_file, sync, write_json
 from adde.files import temporary_sibling as sibling
 from adde.shards.index import ShardIndex
-from adde.training.checkpoints import checkpoint as checkpoints
 from adde.training.checkpoints.background import Background
 from adde.training.checkpoints.checkpoint import (
     FORMAT,
     STATE_NAME,
     TENSORS_NAME,
     Position,
+    delete_old,
+    mark_best,
     part_name,
 )
-from adde.training.checkpoints.flat_shards import Piece, snapshot
+from adde.training.checkpoints.flat_shards import FlatShard, HostBuffers
 from adde.training.checkpoints.upload import Bucket, Uploads
 from adde.training.config import Config
 
 GRACE = 5.0
-"""Seconds for the other ranks' parts when the run ends by an error."""
+"""Seconds to wait for the other ranks' parts after the run has failed."""
 
 
 class Saver:
@@ -48,12 +49,12 @@ class Saver:
     Args:
         config: of the run.
         index: of the shards that it is trained on, with the model's schema.
-        writer: the main rank's process (`adde.files.this_process`).
+        writer: rank 0's process (`adde.files.this_process`).
     """
 
     def __init__(self, config: Config, index: ShardIndex, writer: str) -> None:
         self._config, self._index, self._writer = config, index, writer
-        self._background = Background()
+        self._background, self._buffers = Background(), HostBuffers()
         self._abandoned = threading.Event()
         self._saved: Position | None = None
         address = config.checkpoints.upload if rank() == 0 else None
@@ -64,36 +65,35 @@ class Saver:
     def save(
         self,
         position: Position,
-        pieces: Callable[[], dict[str, Piece]],
+        shards: Callable[[], dict[str, FlatShard]],
         scaler: dict[str, Any] | None = None,
         best: dict[str, float] | None = None,
     ) -> None:
-        """Has a checkpoint written and those no longer kept deleted; called on all ranks.
+        """Start to write a checkpoint and to delete those no longer kept; on all ranks.
 
-        Training waits for a copy of this rank's pieces in the CPU's memory, and for the checkpoint
-        before, should that not be complete yet. Of a position that was just saved nothing is
-        written again.
+        Training waits until the previous checkpoint is complete and this rank's shards are copied
+        to host memory. A position that was just saved is not written again.
 
         Args:
-            position: where training stands.
-            pieces: gives what this rank writes, by tensors' names.
+            position: of the training.
+            shards: returns what this rank writes, by the tensors' names.
             scaler: state of the loss scale, in fp16.
-            best: validation figures that make it the best.
+            best: validation metrics that make it the best so far.
         """
         started = time.perf_counter()
         path = self._config.run / "checkpoints" / f"step-{position.step:08d}"
         if position != self._saved:
-            self._background.wait()  # its copies are gone before others are made
-            copies = snapshot(pieces())
+            self._background.wait()  # until the buffers are on disk
+            copies = self._buffers.copy(shards())
             self._background.start(functools.partial(self._write, path, position, copies, scaler))
             self._saved = position
         if best is not None and rank() == 0:
-            self._background.start(functools.partial(self._mark, path, best))
+            self._background.start(functools.partial(self._mark_best, path, best))
         self._stalled += time.perf_counter() - started
 
     def figures(self) -> dict[str, float]:
-        """Of the log, since the last call: seconds that saving took from training; and how often
-        uploading was given up, of the whole run.
+        """Return figures for the log: seconds that training waited since the last call, and the
+        number of failed uploads so far.
         """
         found = {"checkpoint_stall": self._stalled}
         if self._uploads is not None:
@@ -102,15 +102,15 @@ class Saver:
         return found
 
     def check(self) -> None:
-        """Raises what writing raised; waits for nothing."""
+        """Raise what writing has raised; do not wait."""
         self._background.check()
 
     def wait(self) -> None:
-        """Waits until all is written, by this rank, and on the main one by all; raises as above."""
+        """Wait until this rank's part (on rank 0, the checkpoint) is written; raise its error."""
         self._background.wait()
 
     def close(self, failed: bool = False) -> None:
-        """Waits for what is being written; where the run has failed, for few seconds only."""
+        """Wait for the checkpoint under way; only a few seconds if the run has failed."""
         if failed:
             self._abandoned.set()
         self._background.close()
@@ -121,15 +121,15 @@ class Saver:
         self,
         path: Path,
         position: Position,
-        pieces: dict[str, Piece],
+        shards: dict[str, FlatShard],
         scaler: dict[str, Any] | None,
     ) -> None:
         folder = sibling(path, self._writer)
         try:
-            _write_part(folder, path, pieces)
+            _write_part(folder, path, shards)
             if rank() == 0:
                 self._complete(folder, path, position, scaler)
-                self._tidy()
+                self._delete_old()
         finally:
             if rank() == 0:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -137,9 +137,10 @@ class Saver:
     def _complete(
         self, folder: Path, path: Path, position: Position, scaler: dict[str, Any] | None
     ) -> None:
-        notes = _wait_for_notes(folder, path, self._config.checkpoints.timeout, self._abandoned)
-        write_json(folder / TENSORS_NAME, _tensors(path, notes), indent=None)
-        hashes = {part_name(part): note["sha256"] for part, note in enumerate(notes)}
+        timeout = self._config.checkpoints.timeout
+        manifests = _wait_for_manifests(folder, path, timeout, self._abandoned)
+        write_json(folder / TENSORS_NAME, _merge(path, manifests), indent=None)
+        hashes = {part_name(part): manifest["sha256"] for part, manifest in enumerate(manifests)}
         hashes[TENSORS_NAME] = sha256_of_file(folder / TENSORS_NAME)
         state = {
             "format": FORMAT,
@@ -152,68 +153,71 @@ class Saver:
             "scaler": scaler,
         }
         write_json(folder / STATE_NAME, state)
-        for part in range(len(notes)):
-            _note(folder, part).unlink()
+        for part in range(len(manifests)):
+            _manifest_path(folder, part).unlink()
         put_in_place(folder, path)
 
-    def _mark(self, path: Path, best: dict[str, float]) -> None:
-        checkpoints.mark_best(self._config.run, path, best)
-        self._tidy()
+    def _mark_best(self, path: Path, best: dict[str, float]) -> None:
+        mark_best(self._config.run, path, best)
+        self._delete_old()
 
-    def _tidy(self) -> None:
-        """Deletes what is no longer kept, and has the copies elsewhere follow."""
+    def _delete_old(self) -> None:
+        """Delete checkpoints that are no longer kept, here and at the upload address."""
         if self._uploads is None:
-            checkpoints.delete_old(self._config.run, self._config.checkpoints.keep)
+            delete_old(self._config.run, self._config.checkpoints.keep)
         else:
-            self._uploads.follow()
+            self._uploads.request()
 
 
-def _note(folder: Path, part: int) -> Path:
+def _manifest_path(folder: Path, part: int) -> Path:
     return folder / f"part-{part:05d}.json"
 
 
-def _write_part(folder: Path, path: Path, pieces: dict[str, Piece]) -> None:
-    """Writes this rank's part, then its note; what goes wrong is noted too, for the main rank."""
-    folder.mkdir(parents=True, exist_ok=True)  # whoever comes first
+def _write_part(folder: Path, path: Path, shards: dict[str, FlatShard]) -> None:
+    """Write this rank's part, then its manifest; on failure a manifest with the error."""
+    folder.mkdir(parents=True, exist_ok=True)  # by the first rank
     part = folder / part_name(rank())
     try:
         with naming(path):
             try:
-                values = {name: piece.values for name, piece in pieces.items()}
+                part.touch()
+                mode = part.stat().st_mode
+                values = {name: shard.values for name, shard in shards.items()}
                 safetensors.torch.save_file(values, part)
-            except SafetensorError as error:  # its own, where the disk is full
+                part.chmod(mode)  # safetensors makes files that only their owner can read
+            except SafetensorError as error:  # its own, for a full disk
                 raise UserError(f"{path}: the checkpoint is not written: {error}") from None
             sync(part)
             runs = {
                 name: {
-                    "shape": piece.shape,
-                    "dtype": str(piece.values.dtype).removeprefix("torch."),
-                    "start": piece.start,
-                    "stop": piece.start + len(piece.values),
+                    "shape": shard.shape,
+                    "dtype": str(shard.values.dtype).removeprefix("torch."),
+                    "start": shard.start,
+                    "stop": shard.start + len(shard.values),
                 }
-                for name, piece in pieces.items()
+                for name, shard in shards.items()
             }
-            write_json(
-                _note(folder, rank()), {"sha256": sha256_of_file(part), "runs": runs}, indent=None
-            )
+            manifest = {"sha256": sha256_of_file(part), "runs": runs}
+            write_json(_manifest_path(folder, rank()), manifest, indent=None)
     except Exception as error:
         with suppress(OSError):
-            write_json(_note(folder, rank()), {"error": str(error)})
+            write_json(_manifest_path(folder, rank()), {"error": str(error)})
         raise
 
 
-def _wait_for_notes(
+def _wait_for_manifests(
     folder: Path, path: Path, timeout: float, abandoned: threading.Event
 ) -> list[dict[str, Any]]:
-    """The notes of all ranks, once they are there.
+    """Return the manifests of all ranks, once they are there.
 
     Raises:
-        UserError: a rank failed, or its note is not there in time; names the ranks.
+        UserError: a rank failed, or its manifest is late; names the ranks.
     """
     deadline = time.monotonic() + timeout
+    paths = [_manifest_path(folder, part) for part in range(world_size())]
     while True:
         there = {entry.name for entry in folder.iterdir()}
-        missing = [part for part in range(world_size()) if _note(folder, part).name not in there]
+        missing = [part for part, manifest in enumerate(paths) if manifest.name not in there]
         if not missing:
             break
         if abandoned.is_set():
@@ -223,26 +227,26 @@ def _wait_for_notes(
             some = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
             raise UserError(
                 f"{path}: expected the parts of {world_size()} ranks within {timeout:g} s "
-                f"(checkpoints.timeout), found none of ranks {some}; the run's folder must lie on "
-                "a disk that all machines share"
+                f"(checkpoints.timeout), found none from ranks {some}; put the run's folder on a "
+                "disk that all machines share"
             )
         time.sleep(0.02)
-    notes = [read_json(_note(folder, part)) for part in range(world_size())]
-    for part, note in enumerate(notes):
-        if "error" in note:
-            raise UserError(f"{path}: rank {part} could not write its part: {note['error']}")
-    return notes
+    manifests = [read_json(manifest) for manifest in paths]
+    for part, manifest in enumerate(manifests):
+        if "error" in manifest:
+            raise UserError(f"{path}: rank {part} could not write its part: {manifest['error']}")
+    return manifests
 
 
-def _tensors(path: Path, notes: list[dict[str, Any]]) -> dict[str, Any]:
-    """Every tensor's shape, dtype and runs in order, of all ranks' notes.
+def _merge(path: Path, manifests: list[dict[str, Any]]) -> dict[str, Any]:
+    """Merge all ranks' manifests into every tensor's shape, dtype and shards in order.
 
     Raises:
-        UserError: some tensor's runs are not exactly all of it.
+        UserError: a tensor's shards overlap or leave a gap.
     """
     tensors: dict[str, Any] = {}
-    for part, note in enumerate(notes):
-        for name, run in note["runs"].items():
+    for part, manifest in enumerate(manifests):
+        for name, run in manifest["runs"].items():
             entry = tensors.setdefault(
                 name, {"shape": run["shape"], "dtype": run["dtype"], "runs": []}
             )
@@ -253,7 +257,8 @@ def _tensors(path: Path, notes: list[dict[str, Any]]) -> dict[str, Any]:
         for part, start, stop in entry["runs"]:
             if start != at:
                 raise UserError(
-                    f"{path}: {name}: expected rank {part} to go on at element {at}, found {start}"
+                    f"{path}: {name}: expected rank {part} to continue at element {at}, found "
+                    f"{start}"
                 )
             at = stop
         if at != prod(entry["shape"]):

@@ -1,8 +1,8 @@
-"""Copies of a run's checkpoints behind an address, for machines whose disks do not outlive them.
+"""Mirror a run's checkpoints to a remote address, for machines whose disks do not outlive them.
 
-A thread of the main rank's makes the address hold what the run's folder does: the newest
-checkpoints and the best, each one's state.json last, and best.json. A checkpoint there without
-its state.json is none. What fails is tried again, told, counted, and never ends the training.
+A thread on rank 0 mirrors the checkpoints that the run's folder keeps, and best.json. state.json is
+uploaded last and marks a complete checkpoint. Failed uploads are retried, then logged and counted;
+they never end the training.
 """
 
 import random
@@ -27,16 +27,16 @@ from adde.training.checkpoints.checkpoint import (
 
 TRIES = 5
 BACKOFF = 1.0
-"""Seconds of the longest first pause between tries; doubles. Drawn at random below it."""
+"""Upper bound of the first pause in seconds; pauses are random, and the bound doubles each time."""
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
 class Bucket:
-    """Checkpoints behind an address of any kind that fsspec writes to.
+    """Checkpoints at an address of any kind that fsspec can write to.
 
     Raises:
-        UserError: there is no such kind, or its package is missing.
+        UserError: the kind is unknown, or its package is missing.
     """
 
     def __init__(self, address: str) -> None:
@@ -61,7 +61,7 @@ class Bucket:
         return self.name
 
     def folders(self) -> list[str]:
-        """Names of checkpoints that are there, complete or not, newest first."""
+        """Return the names of the checkpoints, complete or not, newest first."""
         self._system.invalidate_cache()
         try:
             found = self._system.ls(self._root, detail=False)
@@ -71,21 +71,21 @@ class Bucket:
         return sorted((name for name in names if name.startswith("step-")), reverse=True)
 
     def read(self, name: str) -> bytes | None:
-        """Content of a small file; None where there is none."""
+        """Read a small file; None if there is none."""
         try:
             return self._system.cat_file(f"{self._root}/{name}")
         except FileNotFoundError:
             return None
 
     def put(self, file: Path, name: str) -> None:
-        """Uploads one file."""
+        """Upload one file."""
         self._system.put_file(str(file), f"{self._root}/{name}")
 
     def upload(self, path: Path) -> None:
-        """Uploads a checkpoint in place of what is there by its name.
+        """Upload a checkpoint, replacing one of the same name.
 
-        One that is replaced meanwhile, as that of a stage's last step is by the next stage's first,
-        is uploaded anew: its state.json must not stand for parts of the other.
+        A checkpoint may be replaced during the upload: a stage's last and the next stage's first
+        have the same step. It is then uploaded again, so that state.json and the parts match.
         """
         state = b""
         while (found := (path / STATE_NAME).read_bytes()) != state:
@@ -97,7 +97,7 @@ class Bucket:
         self._system.pipe_file(f"{self._root}/{path.name}/{STATE_NAME}", state)
 
     def delete(self, name: str) -> None:
-        """Deletes a checkpoint; from the first moment on it counts no more."""
+        """Delete a checkpoint, state.json first so that a partly deleted one does not count."""
         self._system.invalidate_cache()
         state = f"{self._root}/{name}/{STATE_NAME}"
         if self._system.exists(state):
@@ -106,10 +106,10 @@ class Bucket:
             self._system.rm(f"{self._root}/{name}", recursive=True)
 
     def download(self, name: str, path: Path) -> None:
-        """Brings a checkpoint to `path`.
+        """Download a checkpoint to `path`.
 
         Raises:
-            UserError: a file is missing or is not the one whose hash is written; names it.
+            UserError: a file is missing or does not match its hash; names it.
         """
         with atomic_path(path) as temporary:
             temporary.mkdir()
@@ -123,20 +123,20 @@ class Bucket:
             read_checkpoint(temporary)
 
     def explain(self, error: Exception) -> str:
-        """An error's text without the address's credentials."""
+        """Return an error's text without the address's credentials."""
         return f"{type(error).__name__}: {error}".replace(self._address, self.name)
 
 
 class Uploads:
-    """Keeps an address like the run's folder, in a thread of its own.
+    """Mirrors the run's checkpoints to an address, in a thread.
 
     Args:
         bucket: the address.
         run: folder of the run.
-        keep: newest checkpoints that are kept in it, beside the best.
+        keep: number of newest checkpoints to keep, besides the best.
 
     Attributes:
-        failures: times that this was given up.
+        failures: number of mirrorings that failed after all tries.
     """
 
     def __init__(self, bucket: Bucket, run: Path, keep: int) -> None:
@@ -144,30 +144,30 @@ class Uploads:
         self._bucket, self._run, self._keep = bucket, run, keep
         self._work, self._close = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._loop, name="upload", daemon=True)
-        self._tidying = threading.Lock()
+        self._deleting = threading.Lock()
         self._busy: str | None = None
         self._thread.start()
 
-    def follow(self) -> None:
-        """Says that the run's checkpoints are others than before; deletes those no longer kept."""
-        self._tidy()
+    def request(self) -> None:
+        """Delete checkpoints that are no longer kept, and mirror the others soon."""
+        self._delete_old()
         self._work.set()
 
     def close(self, seconds: float) -> None:
-        """Waits until all is uploaded or given up, but no longer than `seconds`."""
+        """Wait until uploads have ended, at most `seconds`."""
         self._close.set()
         self._work.set()
         self._thread.join(seconds)
         if self._thread.is_alive():
-            self._warn(f"still not all uploaded after {seconds:g} s")
+            self._warn(f"uploads are incomplete after {seconds:g} s")
 
     def _loop(self) -> None:
         while not self._close.is_set() or self._work.is_set():
             self._work.wait()
             self._work.clear()
             try:
-                again(self._mirror)
-            except Exception as error:  # of whatever library the address is for
+                retry(self._mirror)
+            except Exception as error:  # of any library that fsspec uses
                 self.failures += 1
                 found = self._bucket.explain(error)
                 self._warn(f"checkpoints not uploaded in {TRIES} tries: {found}")
@@ -175,12 +175,12 @@ class Uploads:
     def _mirror(self) -> None:
         here = folders(self._run)
         for path in here:
-            with self._tidying:
+            with self._deleting:
                 self._busy = path.name
-            if path.exists() and not self._is_there(path):
+            if path.exists() and not self._is_uploaded(path):
                 self._bucket.upload(path)
         self._busy = None
-        self._tidy()
+        self._delete_old()
         best = self._run / "checkpoints" / BEST_NAME
         if best.exists():
             self._bucket.put(best, BEST_NAME)
@@ -189,51 +189,51 @@ class Uploads:
             if name not in kept:
                 self._bucket.delete(name)
 
-    def _tidy(self) -> None:
-        """Deletes what is no longer kept, but for what is being read; that goes after it."""
-        with self._tidying:
+    def _delete_old(self) -> None:
+        """Delete local checkpoints that are no longer kept, except one that is being uploaded."""
+        with self._deleting:
             delete_old(self._run, self._keep, self._busy)
 
-    def _is_there(self, path: Path) -> bool:
+    def _is_uploaded(self, path: Path) -> bool:
         return self._bucket.read(f"{path.name}/{STATE_NAME}") == (path / STATE_NAME).read_bytes()
 
     def _warn(self, text: str) -> None:
-        print(f"warning: {self._bucket}: {text}; training goes on", file=sys.stderr)
+        print(f"warning: {self._bucket}: {text}; training continues", file=sys.stderr)
 
 
 def fetch(bucket: Bucket, run: Path) -> None:
-    """Brings the newest complete checkpoint where the run's folder has none as new, and the best.
+    """Download the newest complete checkpoint if it is newer than the folder's, and the best.
 
     Raises:
         UserError: the address cannot be read, or all checkpoints there are damaged.
     """
     here = folders(run)
-    there = _ask(bucket, bucket.folders)
-    complete = [n for n in there if _ask(bucket, lambda n=n: bucket.read(f"{n}/{STATE_NAME}"))]
+    there = _request(bucket, bucket.folders)
+    complete = [n for n in there if _request(bucket, lambda n=n: bucket.read(f"{n}/{STATE_NAME}"))]
     newer = [name for name in complete if not here or name > here[0].name]
-    if newer and not any(_bring(bucket, run, name) for name in newer):
-        raise UserError(f"{bucket}: expected a whole checkpoint, found all {len(newer)} damaged")
+    if newer and not any(_download(bucket, run, name) for name in newer):
+        raise UserError(f"{bucket}: expected an intact checkpoint, found all {len(newer)} damaged")
     best = run / "checkpoints" / BEST_NAME
-    content = None if best.exists() else _ask(bucket, lambda: bucket.read(BEST_NAME))
+    content = None if best.exists() else _request(bucket, lambda: bucket.read(BEST_NAME))
     if content:
         with atomic_path(best) as temporary:
             temporary.write_bytes(content)
         name = read_json(best)["checkpoint"]
-        if not (run / "checkpoints" / name).exists() and not _bring(bucket, run, name):
+        if not (run / "checkpoints" / name).exists() and not _download(bucket, run, name):
             best.unlink()
 
 
 def require_empty(bucket: Bucket) -> None:
-    """A fresh run's uploads would push out another run's. Raises UserError."""
-    if found := _ask(bucket, bucket.folders):
+    """Raise UserError if there are checkpoints: a new run's uploads would delete them."""
+    if found := _request(bucket, bucket.folders):
         raise UserError(
             f"checkpoints.upload: {bucket}: expected no checkpoints, found {found[0]} of another "
-            "run; go on with --resume, or name another address"
+            "run; continue that run with --resume, or name another address"
         )
 
 
-def again(job: Callable[[], Found]) -> Found:
-    """What a job gives, tried up to `TRIES` times with pauses; raises what its last try raised."""
+def retry(job: Callable[[], Result]) -> Result:
+    """Return a job's result, after up to `TRIES` tries; raise what the last one raised."""
     for attempt in range(TRIES - 1):
         try:
             return job()
@@ -244,24 +244,24 @@ def again(job: Callable[[], Found]) -> Found:
     return job()
 
 
-def _ask(bucket: Bucket, job: Callable[[], Found]) -> Found:
+def _request(bucket: Bucket, job: Callable[[], Result]) -> Result:
     try:
-        return again(job)
+        return retry(job)
     except UserError:
         raise
     except Exception as error:
         raise UserError(
-            f"checkpoints.upload: {bucket}: expected checkpoints or none, found "
-            f"{bucket.explain(error)} ({TRIES} tries); mend the address or the access to it"
+            f"checkpoints.upload: {bucket}: expected to list checkpoints, found "
+            f"{bucket.explain(error)} ({TRIES} tries); check the address and the access to it"
         ) from None
 
 
-def _bring(bucket: Bucket, run: Path, name: str) -> bool:
+def _download(bucket: Bucket, run: Path, name: str) -> bool:
     path = run / "checkpoints" / name
     try:
-        _ask(bucket, lambda: bucket.download(name, path))
+        _request(bucket, lambda: bucket.download(name, path))
     except UserError as error:
-        print(f"warning: {error}; trying the one before it", file=sys.stderr)
+        print(f"warning: {error}; trying the previous one", file=sys.stderr)
         return False
     print(f"fetched {bucket}/{name}")
     return True

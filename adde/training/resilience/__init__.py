@@ -1,1 +1,1 @@
-"""Checks before a run and diagnosis of its failures: preflight, heartbeat, stop signals."""
+"""Checks before a run, diagnosis of its failures, and stop signals."""

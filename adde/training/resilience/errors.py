@@ -1,4 +1,4 @@
-"""What an error of training means for the person who started it."""
+"""Explain to the user why training ended; the only place that interprets its exceptions."""
 
 import torch
 
@@ -7,37 +7,36 @@ from adde.errors import UserError
 from adde.loading.loader import BatchStream
 from adde.training.resilience.heartbeat import Heartbeat
 
-LESS = "raise data.accumulation (with data.cached to mine in the whole batch all the same)"
+REDUCE_BATCH = "raise data.accumulation (with data.cached to still mine in the whole batch)"
 
 
 def explain(
     error: BaseException, step: int, stream: BatchStream | None, heartbeat: Heartbeat
 ) -> BaseException:
-    """A UserError that names the rank and what to do, where the cause is known; else `error`.
+    """Return a UserError that names the rank and the remedy if the cause is known, else `error`.
 
     Args:
-        error: that ended this rank's training.
-        step: in which it did.
-        stream: which reads the batches, if any does.
-        heartbeat: which knows of the other ranks.
+        error: ended this rank's training.
+        step: number of completed steps.
+        stream: reads the batches; None outside a stage.
+        heartbeat: knows the state of the other ranks.
     """
+    first_line = (str(error).splitlines() or [type(error).__name__])[0]
+    where = f"rank {rank()}, step {step}"
     if isinstance(error, torch.OutOfMemoryError):
         return UserError(
-            f"rank {rank()}, step {step}: the GPU is out of memory: {LESS}, lower "
-            "evaluation.batch_size if it was in an evaluation, or see launch/pick.py for a "
-            f"strategy that cuts the weights over the ranks. {_first_line(error)}"
+            f"{where}: the GPU is out of memory: {REDUCE_BATCH}, lower evaluation.batch_size if "
+            "it happened in an evaluation, or run launch/pick.py for a strategy that shards the "
+            f"weights. {first_line}"
         )
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         return UserError(
-            f"rank {rank()}, step {step}: the machine is out of memory: {LESS}, or lower "
-            f"data.workers or the number of ranks on this machine. {_first_line(error)}"
+            f"{where}: the machine is out of memory: {REDUCE_BATCH}, or lower data.workers or the "
+            f"number of ranks on this machine. {first_line}"
         )
-    if isinstance(error, RuntimeError):
-        if stream is not None and (told := stream.explain(error)) is not error:
-            return told
-        return heartbeat.explain(error)
-    return error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    if not isinstance(error, RuntimeError):
+        return error
+    if stream is not None and (explained := stream.explain(error)) is not error:
+        return explained
+    cause = heartbeat.find_cause(error)
+    return error if cause is None else UserError(cause)

@@ -1,11 +1,13 @@
-"""Signs of life of all ranks, so that an end names the rank that caused it, and why.
+"""Heartbeats of all ranks, so that a run that fails or hangs names the rank at fault.
 
-A collective only tells that a peer is gone, or nothing for half an hour. Here a thread of every
-rank writes to the ranks' common store what the rank is at, every other second; rank 0 reads them
-all (rank 1 reads rank 0's), and ends the run once one has fallen silent or nothing moves.
+A failed collective reports only that a peer is gone, and a hanging one reports nothing for half an
+hour. Here a thread on every rank publishes the rank's phase in the ranks' common store every two
+seconds. Rank 0 watches all ranks and rank 1 watches rank 0; they abort the run once a rank is
+silent or no rank makes progress. Processes that are killed are reported by the launcher.
 """
 
 import contextlib
+import faulthandler
 import json
 import os
 import re
@@ -15,95 +17,113 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch.distributed as dist
 
 from adde.distributed import gather_objects, rank, world_size
-from adde.errors import UserError
 from adde.training.config import Limits
 
 INTERVAL = 2.0
-"""Seconds between two signs of life."""
+"""Seconds between two heartbeats."""
 
 GRACE = 5.0
-"""Seconds that a main thread has to end by itself once the run is known to have failed."""
+"""Seconds for the main thread to end by itself once the run is known to have failed."""
 
-PAUSE = 3
-"""Intervals without a look at the others after which this process itself was stopped, a whole job
-as a rule (`scontrol suspend`): what it has seen before says nothing about them."""
+SUSPENDED_AFTER = 3
+"""After this many missed polls, assume that this process was suspended (with the whole job, as by
+`scontrol suspend`) and discard what it saw before."""
+
+MAX_NAMED = 8
+"""Ranks that a message names."""
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 _COLLECTIVE = re.compile(r"gloo|NCCL|ProcessGroup|TCPStore|Connection (closed|reset)|peer")
 
 
-class Heartbeat:
-    """This rank's signs of life, and a look at the others'; of a rank alone, whether it gets on.
+class Verdict(NamedTuple):
+    """Why the run is aborted."""
 
-    Made and closed on all ranks. It ends the process (exit status 1) where the main thread waits
-    in a collective for a rank that will not come.
+    text: str
+    hanging: Sequence[int] = ()
+    """Ranks that the others wait for; each prints where it hangs."""
+
+
+class Location(NamedTuple):
+    """A rank's process: where it runs, for messages, and which other processes it can see."""
+
+    host: str
+    pid: int
+    pid_namespace: str
+
+
+class Heartbeat:
+    """Publish this rank's phase, and watch the other ranks; a single rank watches its own progress.
+
+    Create and close it on all ranks. It ends the process with exit status 1 if the main thread
+    keeps waiting in a collective after the run was aborted.
     """
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._interval = min(INTERVAL, limits.silence / 5) if limits.silence else INTERVAL
-        self._step, self._phase, self._moves, self._parts = 0, "starting", 0, 0
-        self._verdict: str | None = None
+        self._step, self._phase, self._phases, self._parts = 0, "starting", 0, 0
+        self._verdict: Verdict | None = None
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
         if world_size() == 1 and not limits.stall:
             return
         self._seen: dict[int, tuple[dict[str, Any], float]] = {}
-        self._looked = time.monotonic()
-        self._moved = (0, self._looked)
+        self._polled = time.monotonic()
+        self._progress = (0, self._polled)
         if world_size() > 1:
-            self._oom_kills = _oom_kills()
             self._store = self._open_store()
             self._beats = 0
             self._beat()
-            self._places: list[tuple[str, int, str]] = gather_objects(_place())
-        self._thread = threading.Thread(target=self._live, name="heartbeat", daemon=True)
+            self._locations = [Location(*found) for found in gather_objects(tuple(_locate()))]
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._thread.start()
 
-    # What the main thread tells and asks
+    # Called by the main thread
 
-    def say(self, phase: str, step: int) -> None:
-        """Says what this rank does from now on, all ranks in the same order."""
-        self._step, self._phase, self._moves = step, phase, self._moves + 1
+    def set_phase(self, phase: str, step: int) -> None:
+        """Record what this rank does from now on; all ranks enter phases in the same order."""
+        self._step, self._phase, self._phases = step, phase, self._phases + 1
 
-    def get_on(self) -> None:
-        """Says that part of a long phase is done, of which ranks may have more or fewer."""
+    def report_progress(self) -> None:
+        """Record that part of a long phase is done; ranks may differ in the number of parts."""
         self._parts += 1
 
-    def explain(self, error: BaseException) -> BaseException:
-        """A UserError that names the rank at fault, if `error` is about a peer; else `error`.
+    def find_cause(self, error: BaseException) -> str | None:
+        """Name the rank that made a collective fail; None if `error` is not from a collective.
 
-        It takes a few seconds to find out who is gone.
+        Waits a few seconds for the last message of a rank that ended with an error of its own.
         """
         self._closed.set()  # from here on the main thread ends by itself
-        if world_size() == 1 or not _of_a_collective(error):
-            return error
+        if world_size() == 1 or not _is_of_collective(error):
+            return None
         deadline = time.monotonic() + GRACE
         while self._verdict is None and time.monotonic() < deadline:
-            self._verdict = self._find_ended()
+            self._verdict = self._read_verdict()
             time.sleep(0.1)
         if self._verdict is None:
             self._verdict = self._find_behind(str(error).splitlines()[0][:200])
-        return UserError(self._verdict)
+        return self._verdict.text
 
     def close(self, error: BaseException | None = None) -> None:
-        """Ends the signs; the others are told what this rank ended with, if it did not end well."""
+        """Stop the heartbeat; if this rank failed, tell the others the error."""
         self._closed.set()
         if self._thread is not None:
-            self._thread.join(GRACE)  # in torch's code it must not meet the interpreter's end
+            self._thread.join(GRACE)  # it must not be inside torch when the interpreter ends
         if world_size() > 1 and error is not None and self._verdict is None:
-            words = str(error) or type(error).__name__
-            words = words.removeprefix(f"rank {rank()}: ")[:2000]
-            with contextlib.suppress(dist.DistError):  # whoever held the store went first
-                self._tell(f"rank {rank()} ended with: {words}")
+            text = str(error) or type(error).__name__
+            text = text.removeprefix(f"rank {rank()}: ")[:2000]
+            with contextlib.suppress(dist.DistError):  # the store's host ended first
+                self._publish(Verdict(f"rank {rank()} ended with: {text}"))
 
     # The thread
 
@@ -116,176 +136,155 @@ class Heartbeat:
             wait_for_workers=False,
             timeout=timedelta(seconds=max(30.0, self._limits.silence)),
         )
-        # The launcher's store outlives a start: keys of another must not be taken for this one's.
+        # The launcher's store outlives a restart: keys of another start must not be read.
         return dist.PrefixStore(f"adde/{gather_objects(uuid.uuid4().hex)[0]}", store)
 
-    def _live(self) -> None:
+    def _run(self) -> None:
         while not self._closed.wait(self._interval):
             try:
-                verdict = self._look()
+                verdict = self._poll()
             except dist.DistError as error:
-                verdict = (
+                verdict = Verdict(
                     "rank 0, or the launcher that holds the ranks' store, is gone or stopped: "
                     f"{str(error).splitlines()[0][:200]}"
                 )
             if verdict is not None:
-                self._end(verdict)
+                self._abort(verdict)
                 return
 
     def _beat(self) -> None:
         self._beats += 1
-        state = {"beat": self._beats, "parts": self._parts, **self._own_state()}
-        self._store.set(f"beat/{rank()}", json.dumps(state))
+        self._store.set(f"beat/{rank()}", json.dumps({"beat": self._beats, **self._own_state()}))
 
-    def _look(self) -> str | None:
-        """What ends the run, found by this rank or another."""
+    def _poll(self) -> Verdict | None:
+        """Publish a heartbeat; return why the run is to be aborted, if any rank found a reason."""
         if world_size() == 1:
             self._read([])
             return self._find_stalled()
         self._beat()
-        if (ended := self._find_ended()) is not None:
-            return ended
-        # Only these look at many: a thousand ranks that each asked for a thousand were too much.
+        if (verdict := self._read_verdict()) is not None:
+            return verdict
+        # If every rank watched all others, a thousand ranks would overload the store.
         self._read(range(1, world_size()) if rank() == 0 else [0] if rank() == 1 else [])
-        found = self._find_silent() or self._find_stalled()
-        return found and self._tell(found)
+        return self._find_silent() or self._find_stalled()
 
-    def _tell(self, verdict: str) -> str:
-        """Tells all ranks what ends the run, and returns what they were told first."""
-        return self._store.compare_set("verdict", "", verdict).decode()
+    def _publish(self, verdict: Verdict) -> Verdict:
+        """Tell all ranks why the run is aborted; return the verdict that came first."""
+        return Verdict(*json.loads(self._store.compare_set("verdict", "", json.dumps(verdict))))
 
-    def _own_state(self) -> dict[str, Any]:
-        return {"moves": self._moves, "step": self._step, "at": self._phase}
-
-    def _read(self, watched: Any) -> None:
-        values = self._store.multi_get([f"beat/{r}" for r in watched]) if watched else []
-        before, self._looked = self._looked, time.monotonic()
-        paused = self._looked - before > PAUSE * self._interval
-        if paused:
-            self._moved = self._moved[0], self._looked
-        for other, value in zip(watched, values):
-            state = json.loads(value)
-            if paused or other not in self._seen or self._seen[other][0] != state:
-                self._seen[other] = state, self._looked
-
-    def _find_ended(self) -> str | None:
-        gone = [r for r in self._mates() if _state(self._places[r][1]) in ("", "Z")]
-        found = None
-        if gone:
-            found = f"{self._name(gone[0])} has ended without a word: {self._why_killed()}"
-        with contextlib.suppress(dist.DistError):  # whoever held the store went first
-            if found is not None:
-                return self._tell(found)  # its last words, where it has left any
+    def _read_verdict(self) -> Verdict | None:
+        with contextlib.suppress(dist.DistError):  # the store's host ended first
             if self._store.check(["verdict"]):
-                return self._store.get("verdict").decode()
-        return found
-
-    def _find_silent(self) -> str | None:
-        now = self._looked  # a pause since then is not theirs
-        for other, (_, since) in self._seen.items():
-            if not self._limits.silence or now - since < self._limits.silence:
-                continue
-            pid = self._places[other][1]
-            stopped = other in self._mates() and _state(pid) == "T"
-            if stopped:
-                # Its sockets stay open and its GPU's memory taken for as long as it is there.
-                os.kill(pid, signal.SIGKILL)
-            cause = "stopped (SIGSTOP); it was killed" if stopped else "stopped, or unreachable"
-            return (
-                f"{self._name(other)} has given no sign of life for {now - since:.0f} s "
-                f"(limits.silence): its process or machine is {cause}; go on with --resume"
-            )
+                return Verdict(*json.loads(self._store.get("verdict")))
         return None
 
-    def _find_stalled(self) -> str | None:
+    def _own_state(self) -> dict[str, Any]:
+        return {
+            "phases": self._phases,
+            "parts": self._parts,
+            "step": self._step,
+            "phase": self._phase,
+        }
+
+    def _read(self, watched: Sequence[int]) -> None:
+        values = self._store.multi_get([f"beat/{r}" for r in watched]) if watched else []
+        before, self._polled = self._polled, time.monotonic()
+        suspended = self._polled - before > SUSPENDED_AFTER * self._interval
+        if suspended:
+            self._progress = self._progress[0], self._polled
+        for other, value in zip(watched, values):
+            state = json.loads(value)
+            if suspended or other not in self._seen or self._seen[other][0] != state:
+                self._seen[other] = state, self._polled
+
+    def _find_silent(self) -> Verdict | None:
+        for other, (state, since) in self._seen.items():
+            silence = self._polled - since  # without a suspension since the last poll
+            if not self._limits.silence or silence < self._limits.silence:
+                continue
+            host, pid, namespace = self._locations[other]
+            stopped = namespace == self._locations[rank()].pid_namespace and _state(pid) == "T"
+            cause = "stopped (SIGSTOP) and is now killed" if stopped else "stopped or unreachable"
+            verdict = Verdict(
+                f"rank {other} (pid {pid} on {host}, last {_describe(state)}) has sent no "
+                f"heartbeat for {silence:.0f} s (limits.silence): its process or machine is "
+                f"{cause}; continue with --resume"
+            )
+            if stopped:
+                # Print first: the launcher ends this process as soon as the other one is gone.
+                print(f"error: {verdict.text}", file=sys.stderr, flush=True)
+            verdict = self._publish(verdict)
+            if stopped:
+                # Until it is gone its sockets stay open and its GPU's memory stays allocated.
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            return verdict
+        return None
+
+    def _find_stalled(self) -> Verdict | None:
         if rank() or not self._limits.stall:
             return None
-        moves = sum(state["moves"] + state["parts"] for state, _ in self._seen.values())
-        moves += self._moves + self._parts
-        now = self._looked
-        if moves != self._moved[0]:
-            self._moved = moves, now
-        if now - self._moved[1] < self._limits.stall:
+        states = [state for state, _ in self._seen.values()] + [self._own_state()]
+        progress = sum(state["phases"] + state["parts"] for state in states)
+        if progress != self._progress[0]:
+            self._progress = progress, self._polled
+        stalled = self._polled - self._progress[1]
+        if stalled < self._limits.stall:
             return None
-        return self._find_behind(f"no rank got on for {now - self._moved[1]:.0f} s (limits.stall)")
+        verdict = self._find_behind(f"no rank made progress for {stalled:.0f} s (limits.stall)")
+        return self._publish(verdict) if world_size() > 1 else verdict
 
-    def _find_behind(self, what: str) -> str:
-        """Names the ranks that the others wait for."""
+    def _find_behind(self, problem: str) -> Verdict:
+        """Name the ranks that the others wait for."""
         try:
             self._read([other for other in range(world_size()) if other != rank()])
         except dist.DistError:
-            return f"{what}; and rank 0, or the launcher that holds the ranks' store, is gone"
-        mine = self._own_state()
-        states = {other: state for other, (state, _) in self._seen.items()} | {rank(): mine}
-        least = min(state["moves"] for state in states.values())
-        behind = sorted(other for other, state in states.items() if state["moves"] == least)
+            return Verdict(f"{problem}; rank 0, or the launcher with the ranks' store, is gone")
+        states = {other: state for other, (state, _) in self._seen.items()}
+        states[rank()] = self._own_state()
+        least = min(state["phases"] for state in states.values())
+        behind = sorted(other for other, state in states.items() if state["phases"] == least)
         if len(behind) == len(states):
-            return f"{what}; all ranks are at the same: {_doing(mine)}"
-        named = "; ".join(f"rank {r} is {_doing(states[r])}" for r in behind[:8])
-        return f"{what}; {named}, and the others wait for it"
+            same = f"all ranks are in the same phase: {_describe(states[rank()])}"
+            return Verdict(f"{problem}; {same}", behind[:MAX_NAMED])
+        behind = behind[:MAX_NAMED]
+        named = "; ".join(f"rank {r} is {_describe(states[r])}" for r in behind)
+        return Verdict(f"{problem}; {named}, and the others wait for it", behind)
 
-    def _end(self, verdict: str) -> None:
+    def _abort(self, verdict: Verdict) -> None:
         self._verdict = verdict
-        # With its peer gone a main thread mostly gets an error, and ends in good order.
+        # If its peer is gone, the main thread usually gets an error and ends in good order.
         if self._closed.wait(GRACE):
             return
-        print(f"error: rank {rank()}: {verdict}", file=sys.stderr, flush=True)
+        print(f"error: rank {rank()}: {verdict.text}", file=sys.stderr, flush=True)
+        if rank() in verdict.hanging:
+            faulthandler.dump_traceback()
         os._exit(1)
 
-    def _mates(self) -> list[int]:
-        """The other ranks whose processes this one can see."""
-        here = self._places[rank()][2]
-        return [r for r, (_, _, there) in enumerate(self._places) if r != rank() and there == here]
 
-    def _name(self, other: int) -> str:
-        host, pid, _ = self._places[other]
-        doing = f", last {_doing(self._seen[other][0])}" if other in self._seen else ""
-        return f"rank {other} (pid {pid} on {host}{doing})"
-
-    def _why_killed(self) -> str:
-        if (kills := _oom_kills() - self._oom_kills) > 0:
-            return (
-                f"the kernel has killed {kills} processes here for lack of memory; lower "
-                "data.workers or the ranks on this machine, then go on with --resume"
-            )
-        return (
-            "it was killed, by hand or by the scheduler (-9), or by the kernel for lack of memory "
-            "(dmesg tells); go on with --resume"
-        )
+def _describe(state: dict[str, Any]) -> str:
+    return f"{state['phase']} at step {state['step']}"
 
 
-def _doing(state: dict[str, Any]) -> str:
-    return f"{state['at']} at step {state['step']}"
-
-
-def _of_a_collective(error: BaseException) -> bool:
+def _is_of_collective(error: BaseException) -> bool:
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and bool(_COLLECTIVE.search(str(error)))
     )
 
 
 def _state(pid: int) -> str:
-    """Linux's letter for a process: R, S, T (stopped), Z (ended), ...; empty: there is none."""
+    """Linux's letter for a process's state: R, S, T (stopped), Z (zombie), ...; "" if gone."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
         return ""
 
 
-def _place() -> tuple[str, int, str]:
-    """Machine's name and process id, for messages; and who counts processes.
+def _locate() -> Location:
+    """This process's location.
 
-    Machines may share a name (cloned ones all are "localhost"), but not the id of their kernel's
-    start; containers of one machine may share both, and yet count processes apart.
+    Machines may share a host name (cloned ones are all "localhost") but not their kernel's boot
+    id. Containers of one machine may share both and still number their processes separately.
     """
-    counted = f"{BOOT_ID.read_text().strip()} {Path('/proc/self/ns/pid').readlink()}"
-    return socket.gethostname(), os.getpid(), counted
-
-
-def _oom_kills() -> int:
-    """Processes that the kernel has killed in this container for lack of memory."""
-    try:
-        lines = Path("/sys/fs/cgroup/memory.events").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(n) for key, n in map(str.split, lines) if key == "oom_kill"), 0)
+    namespace = f"{BOOT_ID.read_text().strip()} {Path('/proc/self/ns/pid').readlink()}"
+    return Location(socket.gethostname(), os.getpid(), namespace)

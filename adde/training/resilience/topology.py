@@ -1,4 +1,4 @@
-"""Which file of launch/ suits a machine and a model, and why."""
+"""Choose the file of launch/ that suits a machine and a model, and say why."""
 
 import os
 from collections.abc import Mapping
@@ -12,15 +12,15 @@ from adde.training.batch_size import micro_batch
 from adde.training.config import Config
 
 FOR_STATES = 0.5
-"""Share of a GPU's memory that weights, gradients and optimiser may take; activations have the
-rest."""
+"""Share of a GPU's memory for weights, gradients and optimiser state; activations take the rest."""
 
 FOR_EVALUATION = 0.75
-"""The same while whole weights are put together to be evaluated, beside what is cut; activations
-have no gradient then."""
+"""Share of a GPU's memory for full weights beside the shards during an evaluation, when activations
+have no gradients."""
 
-FOR_HOST = 0.5
-"""Share of the host's memory that may be taken; checkpoints under way and workers have the rest."""
+FOR_HOST = 0.75
+"""Share of the host's memory for full copies, offloaded state and checkpoint buffers; loader
+workers and the page cache take the rest."""
 
 FLOAT = 4
 """Bytes of a weight."""
@@ -30,20 +30,20 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Machine:
-    """What there is to train on; every node is taken to be like this one."""
+    """Hardware to train on; all nodes are assumed to be like this one."""
 
     gpus: int
     """On this node."""
     gpu_bytes: int
-    """Memory of the smallest of them."""
+    """Memory of the smallest GPU."""
     host_bytes: int
     nodes: int
     cores: int = 1
-    """Of this node that this process may use."""
+    """CPU cores of this node that this process may use."""
 
     @classmethod
-    def look(cls, environment: Mapping[str, str] = os.environ) -> "Machine":
-        """This machine; the number of nodes from Slurm's or torchrun's environment."""
+    def detect(cls, environment: Mapping[str, str] = os.environ) -> "Machine":
+        """Describe this machine; the number of nodes is Slurm's or torchrun's."""
         gpus = torch.cuda.device_count()
         sizes = [torch.cuda.get_device_properties(i).total_memory for i in range(gpus)]
         host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -53,7 +53,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Choice:
-    """A file of launch/, the processes to start over all nodes, and the reasons in sentences."""
+    """A file of launch/, the number of processes on all nodes, and the reasons as sentences."""
 
     file: str
     processes: int
@@ -61,13 +61,13 @@ class Choice:
 
 
 def nodes(environment: Mapping[str, str]) -> int:
-    """Nodes of this job.
+    """Read the number of nodes of this job from its environment.
 
     Raises:
-        UserError: a variable is no number.
+        UserError: a variable is not a number.
     """
     for name in ("SLURM_JOB_NUM_NODES", "SLURM_NNODES", "PET_NNODES", "GROUP_WORLD_SIZE"):
-        # Elastic jobs say "least:most".
+        # Elastic jobs have "min:max".
         if found := environment.get(name, "").rpartition(":")[2]:
             if not found.isdecimal():
                 raise UserError(f"{name}: expected a number of nodes, found {found!r}")
@@ -76,16 +76,21 @@ def nodes(environment: Mapping[str, str]) -> int:
 
 
 def bytes_per_parameter(config: Config) -> int:
-    """Weights, gradients, the optimiser's state and averaged weights, all float32."""
+    """Bytes of weights, gradients, optimiser state and averaged weights, all float32."""
+    return FLOAT + checkpoint_bytes_per_parameter(config)
+
+
+def checkpoint_bytes_per_parameter(config: Config) -> int:
+    """Bytes of a checkpoint: as `bytes_per_parameter`, without gradients."""
     moments = 2 if config.optimizer.name == "adamw" else 1
-    return FLOAT * (2 + moments + bool(config.optimizer.ema))
+    return FLOAT * (1 + moments + bool(config.optimizer.ema))
 
 
 def choose(machine: Machine, config: Config, parameters: int) -> Choice:
-    """The plainest strategy that fits.
+    """Choose the simplest strategy that fits.
 
     Raises:
-        UserError: no strategy does.
+        UserError: none fits.
     """
     whole = parameters * bytes_per_parameter(config)
     size = f"{parameters / 1e6:.1f} M weights take {whole / GB:.2f} GB with gradients and optimiser"
@@ -99,11 +104,11 @@ def choose(machine: Machine, config: Config, parameters: int) -> Choice:
         if ranks == 1:
             return Choice("gpu", 1, (*why, "It fits into one GPU."))
         file = "ddp" if machine.nodes == 1 else "ddp_nodes"
-        return Choice(file, ranks, (*why, "It fits into each: gradients are averaged, no more."))
-    return _choose_cut(machine, config, parameters, ranks, f"{size}: expected", why)
+        return Choice(file, ranks, (*why, "It fits into each GPU: only gradients are averaged."))
+    return _choose_sharded(machine, config, parameters, ranks, f"{size}: expected", why)
 
 
-def _choose_cut(
+def _choose_sharded(
     machine: Machine,
     config: Config,
     parameters: int,
@@ -111,51 +116,55 @@ def _choose_cut(
     expected: str,
     why: tuple[str, ...],
 ) -> Choice:
-    """For what does not fit into each GPU as a whole; whole weights must, to be evaluated."""
+    """Choose a strategy for a model whose states do not fit into one GPU; its weights must, to be
+    evaluated.
+    """
     whole, weights = parameters * bytes_per_parameter(config), FLOAT * parameters
-    # In between they, and averaged ones, lie in the host's memory, each rank's own.
-    waiting = weights * (1 + bool(config.optimizer.ema)) * ranks // machine.nodes
-    cut, offloaded = whole / ranks, whole // machine.nodes + waiting
+    # Between evaluations every rank keeps full weights, and averaged ones, in host memory. All
+    # ranks together buffer one checkpoint there.
+    copies = weights * (1 + bool(config.optimizer.ema)) * ranks // machine.nodes
+    copies += checkpoint_bytes_per_parameter(config) * parameters // machine.nodes
+    shard, offloaded = whole / ranks, whole // machine.nodes + copies
     room, host = FOR_STATES * machine.gpu_bytes, FOR_HOST * machine.host_bytes
     evaluating = FOR_EVALUATION * machine.gpu_bytes
-    beside = f"{weights / GB:.1f} GB of whole weights while it evaluates"
-    if ranks > 1 and cut <= room and cut + weights <= evaluating and waiting <= host:
-        text = f"It fits only when cut over the ranks: {cut / GB:.1f} GB on each, and {beside}."
+    full = f"{weights / GB:.1f} GB of full weights during evaluation"
+    if ranks > 1 and shard <= room and shard + weights <= evaluating and copies <= host:
+        text = f"It fits only when sharded: {shard / GB:.1f} GB on each rank, plus {full}."
         return Choice("fsdp2" if machine.nodes == 1 else "fsdp2_nodes", ranks, (*why, text))
     if weights <= evaluating and offloaded <= host:
         text = (
-            "Cut over the ranks it still does not fit: it lies in the host's memory (slow), "
-            f"{offloaded / GB:.1f} GB; each GPU has {beside}."
+            "It does not fit even when sharded, so it is offloaded to host memory (slow), "
+            f"{offloaded / GB:.1f} GB; each GPU holds {full}."
         )
         return Choice("zero3_offload", ranks, (*why, text))
     raise UserError(
-        f"{expected} that, cut over {ranks} ranks, to fit beside {beside} into "
-        f"{evaluating / GB:.1f} GB of each GPU, or into {host / GB:.1f} GB of the host's memory, "
-        f"which has {waiting / GB:.1f} GB of such copies; found neither; use more nodes, GPUs or "
-        "hosts with more memory, or a smaller model"
+        f"{expected} its shard on each of {ranks} ranks to fit with {full} into "
+        f"{evaluating / GB:.1f} GB of GPU memory, or all states into {host / GB:.1f} GB of host "
+        f"memory, where full copies and checkpoint buffers take {copies / GB:.1f} GB; found that "
+        "neither fits; use more nodes, GPUs or hosts with more memory, or a smaller model"
     )
 
 
 def _ranks(machine: Machine, config: Config) -> tuple[int, tuple[str, ...]]:
-    """As many ranks as the recipe's batch can be shared out over, the same on every node."""
+    """Return the most ranks that the recipe's batch divides among, as many on every node."""
     data = config.data
     there = machine.gpus * machine.nodes
     for ranks in range(there, 0, -machine.nodes):
         if data.batch_size % (data.accumulation * ranks) == 0:
             break
     else:
-        micro_batch(data, machine.nodes)  # says what would do
+        micro_batch(data, machine.nodes)  # raises, and names what would divide
         ranks = there
     if ranks == there:
         return ranks, ()
     return ranks, (
-        f"The recipe's batch of {data.batch_size} (accumulation {data.accumulation}) cannot be "
-        f"shared out over {there} GPUs, but over {ranks}.",
+        f"The recipe's batch of {data.batch_size} (accumulation {data.accumulation}) does not "
+        f"divide among {there} GPUs, but it does among {ranks}.",
     )
 
 
 def command(choice: Choice, machine: Machine, recipe: Path) -> str:
-    """What to type."""
+    """Return the shell command that starts the run."""
     many = ""
     if machine.nodes > 1:
         many = (
@@ -163,7 +172,7 @@ def command(choice: Choice, machine: Machine, recipe: Path) -> str:
             "--main_process_ip FIRST_NODE "
         )
     if choice.file == "zero3_offload":
-        # The optimiser's arithmetic is the CPU's, to which accelerate gives a thread a process.
+        # The optimiser runs on the CPU, where accelerate gives each process one thread.
         threads = machine.cores * machine.nodes // choice.processes
         many += f"--num_cpu_threads_per_process {max(1, threads)} "
     return (

@@ -1,10 +1,11 @@
-"""How a stage's model, gradients and optimiser lie on the ranks: whole, FSDP2, or DeepSpeed ZeRO.
+"""How model, gradients and optimiser state are distributed over ranks: DDP, FSDP2 or ZeRO.
 
-A strategy is chosen by the file given to `accelerate launch` and changes nothing of what is
-trained (docs/scaling.md).
+The file given to `accelerate launch` chooses the strategy; it does not change what is trained
+(docs/scaling.md).
 """
 
-from adde.training.strategies.choice import home_of_whole, open_accelerator, open_strategy
-from adde.training.strategies.replicated import Replicated
+from adde.training.strategies.choice import open_accelerator
+from adde.training.strategies.strategy import DataParallel, Strategy
+from adde.training.strategies.weights import Weights
 
-__all__ = ["Replicated", "home_of_whole", "open_accelerator", "open_strategy"]
+__all__ = ["DataParallel", "Strategy", "Weights", "open_accelerator"]

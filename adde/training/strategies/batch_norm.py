@@ -1,4 +1,4 @@
-"""Batch norms whose training statistics are those of the micro-batches of all ranks."""
+"""Batch norms whose training statistics cover the micro-batches of all ranks."""
 
 from typing import Any
 
@@ -10,17 +10,17 @@ from adde.distributed import RankRows, world_size
 from adde.training.batch_size import micro_batch
 from adde.training.config import Config
 
-SMALL = 32
-"""Items on a rank below which its own statistics are too noisy."""
+MIN_LOCAL_ITEMS = 32
+"""With fewer items per rank, local statistics are too noisy."""
 
 
 def synchronise(model: nn.Module, config: Config, device: torch.device) -> None:
-    """Has the model's batch norms work over all ranks, where `config` wants that.
+    """Synchronise the model's batch norms over all ranks if `config` asks for it.
 
-    Names and shapes of the model's state stay. On GPUs they become torch's SyncBatchNorm, which
-    has no CPU kernel; on the CPU the same sums go through the project's own gather.
+    Names and shapes of the model's state do not change. GPUs use torch's SyncBatchNorm, which has
+    no CPU kernel; on the CPU the same statistics are gathered by `RankRows`.
     """
-    small = micro_batch(config.data, world_size()) < SMALL
+    small = micro_batch(config.data, world_size()) < MIN_LOCAL_ITEMS
     wanted = config.batch_norm == "sync" or (config.batch_norm == "auto" and small)
     if world_size() == 1 or not wanted:
         return
@@ -29,33 +29,33 @@ def synchronise(model: nn.Module, config: Config, device: torch.device) -> None:
         return
     for module in model.modules():
         if isinstance(module, BatchNormAct2d):
-            _turn(module, _OverRanksWithAct)
+            _set_class(module, _OverRanksWithAct)
         elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            _turn(module, _OverRanks)
+            _set_class(module, _OverRanks)
 
 
-def _turn(module: Any, kind: type[nn.Module]) -> None:
+def _set_class(module: Any, kind: type[nn.Module]) -> None:
     module.__class__ = kind
 
 
 class _OverRanks(nn.modules.batchnorm._BatchNorm):
-    """A batch norm over all ranks, in plain operations."""
+    """A batch norm over all ranks, in plain PyTorch operations."""
 
     def _check_input_dim(self, input: Tensor) -> None: ...
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalises (B, C, ...) float."""
+        """Normalise (B, C, ...) float."""
         return _normalise(self, input) if self.training else super().forward(input)
 
 
 class _OverRanksWithAct(BatchNormAct2d):
-    """timm's batch norm with an activation behind it, over all ranks."""
+    """timm's batch norm with an activation after it, over all ranks."""
 
     act: Any
     drop: Any
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalises (B, C, H, W) float."""
+        """Normalise (B, C, H, W) float."""
         return self.act(self.drop(_normalise(self, x))) if self.training else super().forward(x)
 
 
@@ -68,18 +68,18 @@ def _normalise(norm: Any, input: Tensor) -> Tensor:
     everyone = RankRows.equal(1).gather(torch.cat([mean, squares, count])[None])
     means, variances, counts = everyone.split([len(mean), len(mean), 1], dim=1)
     share = counts / counts.sum()
-    # The variance of all: that within ranks and that between their means.
+    # The total variance is that within ranks plus that between their means.
     mean = (share * means).sum(0)
     variance = (share * (variances + (means - mean).square())).sum(0)
-    _remember(norm, mean.detach(), variance.detach(), counts.detach().sum().item())
+    _update_running(norm, mean.detach(), variance.detach(), counts.detach().sum().item())
     normal = (values - mean.view(shape)) * (variance + norm.eps).rsqrt().view(shape)
     if norm.affine:
         normal = normal * norm.weight.view(shape) + norm.bias.view(shape)
     return normal.to(input.dtype)
 
 
-def _remember(norm: Any, mean: Tensor, variance: Tensor, count: float) -> None:
-    """Running statistics; the variance unbiased, as torch keeps it."""
+def _update_running(norm: Any, mean: Tensor, variance: Tensor, count: float) -> None:
+    """Update the running statistics; the variance is unbiased, as in torch."""
     if norm.running_mean is None or norm.running_var is None or norm.num_batches_tracked is None:
         return
     norm.num_batches_tracked.add_(1)

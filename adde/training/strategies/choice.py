@@ -1,4 +1,4 @@
-"""Which strategy `accelerate launch` asked for, read from what it leaves in the environment."""
+"""Open the strategy that `accelerate launch` asked for in the environment."""
 
 import os
 from collections.abc import Mapping
@@ -16,52 +16,52 @@ from adde.errors import UserError
 from adde.mining.distances import allow_tf32
 from adde.training.config import Config
 from adde.training.optimisation import NO_RATES, Rate
-from adde.training.resilience.preflight import asked_for_cpu, require_device
-from adde.training.strategies.replicated import Replicated
+from adde.training.resilience.requirements import asked_for_cpu, require_device
+from adde.training.strategies.strategy import DataParallel, Strategy
 
 
 def open_accelerator(config: Config) -> Accelerator:
-    """This process's Accelerator.
+    """Open this process's Accelerator, and join the other ranks.
 
     Raises:
-        UserError: the precision or a GPU cannot be had here, or DeepSpeed is not installed.
+        UserError: the precision or a GPU is not available, or DeepSpeed is not installed.
     """
     require_device()
     handlers: list[Any] = []
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         _join_ranks(config.limits.stall)
-        # Without being told, Accelerate under DeepSpeed takes CPU ranks for lone processes.
+        # Otherwise Accelerate under DeepSpeed takes CPU ranks for single processes.
         if not _on_gpus():
             handlers.append(InitProcessGroupKwargs(backend="gloo"))
-    if _asked("DEEPSPEED"):
-        _ready_deepspeed()
+    if _is_launched("DEEPSPEED"):
+        _prepare_deepspeed()
     _check_precision(config.precision)
-    # Under DeepSpeed autocast is the engine's.
-    plain = config.precision in ("fp32", "tf32") or _asked("DEEPSPEED")
-    # Accelerate's own FSDP wraps nothing on the CPU: it is to see plain ranks (see fsdp.py).
+    # Under DeepSpeed the engine does the autocast.
+    plain = config.precision in ("fp32", "tf32") or _is_launched("DEEPSPEED")
+    # Accelerate's own FSDP wraps nothing on the CPU, so it must not see that (see fsdp.py).
     fsdp = os.environ.pop("ACCELERATE_USE_FSDP", None)
     try:
         accelerator = Accelerator(
             mixed_precision="no" if plain else config.precision, kwargs_handlers=handlers
         )
     except ValueError as error:
-        raise UserError(f"precision: {config.precision!r} cannot be had here: {error}") from None
+        raise UserError(f"precision: {config.precision!r} is not available here: {error}") from None
     finally:
         if fsdp is not None:
             os.environ["ACCELERATE_USE_FSDP"] = fsdp
-    allow_tf32(config.precision == "tf32")  # with a dynamo backend Accelerate switches it on
+    allow_tf32(config.precision == "tf32")  # Accelerate enables it with a dynamo backend
     return accelerator
 
 
 def _join_ranks(stall: float) -> None:
-    """Opens the process group, under keys of this start.
+    """Open the process group, with keys of this start in the store.
 
-    The launcher's store may outlive a restart, and ranks that look there under the same keys as
-    before would wait for addresses of ranks that are gone (torchrun's static rendezvous). A store
-    that rank 0 opens is new, and there the count of restarts must not be looked at: a machine
-    that came later has seen fewer.
+    The launcher's store may outlive a restart (torchrun's static rendezvous). With the keys of the
+    start before, ranks would wait for addresses of ranks that are gone. A store that rank 0 opens
+    is new; there the count of restarts must not be part of the key, because a machine that joined
+    later has a lower count.
     """
-    # The heartbeat is to speak first: it knows for whom the others wait.
+    # Let the heartbeat report first: it knows for which rank the others wait.
     timeout = timedelta(seconds=stall + 60) if stall else timedelta(days=365)
     store, own, ranks = next(dist.rendezvous("env://", timeout=timedelta(minutes=30)))
     of_launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
@@ -80,56 +80,56 @@ def _join_ranks(stall: float) -> None:
 
 def open_strategy(
     accelerator: Accelerator,
-    plain: nn.Module,
+    model: nn.Module,
     config: Config,
     rates: Mapping[str, Rate] = NO_RATES,
-) -> Replicated:
-    """The launched strategy around `plain`, for one stage with its `rates`."""
-    return _strategy(accelerator)(accelerator, plain, config, rates)
+) -> Strategy:
+    """Open the launched strategy around the full model, for one stage with its `rates`."""
+    return _strategy(accelerator)(accelerator, model, config, rates)
 
 
-def home_of_whole(accelerator: Accelerator) -> torch.device:
-    """Where the plain model lies but while it is evaluated.
+def full_model_device(accelerator: Accelerator) -> torch.device:
+    """Return the device of the full model between evaluations.
 
-    That is the CPU where another is trained: the rank's device then has no room for both.
+    That is the CPU if a sharded model is trained: the rank's device may not have room for both.
     """
     return torch.device("cpu") if _strategy(accelerator).sharded else accelerator.device
 
 
-def _strategy(accelerator: Accelerator) -> type[Replicated]:
+def _strategy(accelerator: Accelerator) -> type[Strategy]:
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         from adde.training.strategies.zero import Zero
 
         return Zero
-    if _asked("FSDP") and world_size() > 1:
+    if _is_launched("FSDP") and world_size() > 1:
         from adde.training.strategies.fsdp import FullyShard
 
         return FullyShard
-    return Replicated
+    return DataParallel
 
 
 def _on_gpus() -> bool:
     return torch.cuda.is_available() and not asked_for_cpu()
 
 
-def _asked(strategy: str) -> bool:
+def _is_launched(strategy: str) -> bool:
     return os.environ.get(f"ACCELERATE_USE_{strategy}", "false").lower() == "true"
 
 
 def _check_precision(precision: str) -> None:
-    # Training would be in float32 and say nothing.
+    # Accelerate would train in float32 without a message.
     if precision in ("fp16", "tf32") and not _on_gpus():
         raise UserError(
             f"precision: expected fp32 or bf16 on the CPU, found {precision}, which needs a GPU"
         )
-    if precision == "fp16" and (_asked("DEEPSPEED") or _asked("FSDP")):
+    if precision == "fp16" and (_is_launched("DEEPSPEED") or _is_launched("FSDP")):
         raise UserError(
             "precision: expected fp32 or bf16 under FSDP2 and DeepSpeed, found fp16, whose loss "
-            "scale they keep out of checkpoints; use bf16, or launch/ddp.yaml"
+            "scale would be lost on resume; use bf16, or launch/ddp.yaml"
         )
 
 
-def _ready_deepspeed() -> None:
+def _prepare_deepspeed() -> None:
     try:
         import deepspeed.ops
     except ImportError as error:
@@ -139,9 +139,9 @@ def _ready_deepspeed() -> None:
         ) from None
     if asked_for_cpu() and torch.cuda.is_available():
         raise UserError(
-            "expected no GPUs in sight of DeepSpeed on the CPU, which Accelerate would take: set "
-            "CUDA_VISIBLE_DEVICES= beside DS_ACCELERATOR=cpu"
+            "expected no visible GPUs for DeepSpeed on the CPU, because Accelerate would use them: "
+            "set CUDA_VISIBLE_DEVICES= beside DS_ACCELERATOR=cpu"
         )
     if not torch.cuda.is_available():
-        # Else it compiles a shared-memory extension for 90 s that gloo does as well without.
+        # Otherwise it compiles a shared-memory extension for 90 s; gloo does not need it.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

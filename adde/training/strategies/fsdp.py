@@ -1,8 +1,8 @@
-"""FSDP2: parameters, gradients and optimiser cut over ranks by torch's `fully_shard`.
+"""FSDP2: torch's `fully_shard` shards parameters, gradients and optimiser state over ranks.
 
-Called here and not through Accelerate, which wraps nothing on the CPU and says nothing: one code
-path serves GPUs and the CPU tests. Mixed precision is autocast, as everywhere else, so that
-weights travel in float32 and a step's figures are those of DDP.
+It is called here, not through Accelerate, which silently wraps nothing on the CPU: GPUs and the CPU
+tests use one code path. Mixed precision is autocast, as under the other strategies: weights are
+communicated in float32, and a step gives the same figures as under DDP.
 """
 
 import contextlib
@@ -17,54 +17,54 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from adde.distributed import rank, world_size
-from adde.training.checkpoints.checkpoint import Stored
-from adde.training.checkpoints.flat_shards import Piece
+from adde.training.checkpoints.checkpoint import StoredTensor
+from adde.training.checkpoints.flat_shards import FlatShard
 from adde.training.optimisation import build_optimizer
-from adde.training.strategies.replicated import Replicated, over
+from adde.training.strategies.strategy import Strategy, clone_sharing_storage
 from adde.training.terms import Outputs
 
 SMALLEST_BLOCK = 1 << 16
-"""Parameters from which a block has collectives of its own, overlapped with its neighbours'."""
+"""Parameters from which a block gets collectives of its own, which overlap with other blocks."""
 
 
-class FullyShard(Replicated):
-    """Every rank holds its rows of each parameter; blocks are made whole while they compute."""
+class FullyShard(Strategy):
+    """Every rank holds its rows of each parameter; a block is gathered while it computes."""
 
     sharded = True
 
-    def _open(self, plain: nn.Module) -> None:
-        # fully_shard takes contiguous parameters only; convolutions still compute channels-last.
-        bare = over(plain).to(memory_format=torch.contiguous_format)
+    def _open(self, model: nn.Module) -> None:
+        # fully_shard needs contiguous parameters; convolutions still compute channels-last.
+        module = clone_sharing_storage(model).to(memory_format=torch.contiguous_format)
         mesh = init_device_mesh(self._accelerator.device.type, (world_size(),))
-        # Moves each block to the device and cuts it there before it comes to the next.
-        for block in blocks(bare):
+        # Each block is moved to the device and sharded there before the next one.
+        for block in blocks(module):
             fully_shard(block, mesh=mesh)
-        fully_shard(bare, mesh=mesh)
-        self._bare = bare
-        # Autocast around forward, and no other wrapper.
+        fully_shard(module, mesh=mesh)
+        self._module = module
+        # Only autocast around forward, no other wrapper.
         self.model = self._accelerator.prepare_model(
-            bare, device_placement=False, evaluation_mode=True
+            module, device_placement=False, evaluation_mode=True
         )
-        self._optimizer = build_optimizer(self._settings, bare, self._rates)
+        self._optimizer = build_optimizer(self._settings, module, self._rates)
 
     @contextlib.contextmanager
     def _without_sync(self) -> Iterator[None]:
-        self._bare.set_requires_gradient_sync(False)
+        self._module.set_requires_gradient_sync(False)
         try:
             yield
         finally:
-            self._bare.set_requires_gradient_sync(True)
+            self._module.set_requires_gradient_sync(True)
 
     def micro_batch(self, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Gradients stay whole until a step's last micro-batch."""
+        """Keep unsharded gradients until the last micro-batch of a step."""
         return contextlib.nullcontext() if last else self._without_sync()
 
-    def look(self, encode: Callable[[Any], Outputs]) -> Outputs:
-        """As for the others."""
-        out = super().look(encode)
-        # Without a backward pass to do so, the outermost weights would stay whole, and gradients
-        # would be looked for there.
-        self._bare.reshard()
+    def forward_in_eval_mode(self, encode: Callable[[Any], Outputs]) -> Outputs:
+        """As `Strategy.forward_in_eval_mode`."""
+        out = super().forward_in_eval_mode(encode)
+        # Without a backward pass the root's weights would stay gathered, and the optimiser would
+        # look for gradients there.
+        self._module.reshard()
         return out
 
     def _shard(self, tensor: Tensor) -> Tensor:
@@ -82,19 +82,19 @@ class FullyShard(Replicated):
             stride=parameter.stride(),
         ).full_tensor()
 
-    def _piece(self, parameter: Any, shard: Tensor) -> Piece:
-        # Rows are shared out in runs of as many on every rank, the last ones' shorter or empty.
+    def _flat_shard(self, parameter: Any, shard: Tensor) -> FlatShard:
+        # Every rank has the same number of rows; the last ranks may have fewer or none.
         rows = -(-parameter.shape[0] // world_size()) * rank()
         start = min(rows, parameter.shape[0]) * prod(parameter.shape[1:])
-        return Piece(shard.reshape(-1), start, tuple(parameter.shape))
+        return FlatShard(shard.reshape(-1), start, tuple(parameter.shape))
 
-    def _cut(self, parameter: Any, stored: Stored) -> Tensor:
+    def _read_local_shard(self, parameter: Any, stored: StoredTensor) -> Tensor:
         local = parameter.detach().to_local()
-        start = self._piece(parameter, local).start
+        start = self._flat_shard(parameter, local).start
         values = stored.read(start, start + local.numel())
         return values.view(local.shape).to(local.device)
 
-    def _restore_entries(self, entries: dict[Tensor, dict[str, Stored]]) -> None:
+    def _restore_entries(self, entries: dict[Tensor, dict[str, StoredTensor]]) -> None:
         super()._restore_entries(entries)
         for parameter, state in self._optimizer.state.items():
             for entry, value in state.items():
@@ -109,9 +109,9 @@ class FullyShard(Replicated):
 
 
 def blocks(backbone: nn.Module) -> list[nn.Module]:
-    """The repeated blocks of a timm model, innermost first, that are worth a collective each.
+    """Return the repeated blocks of a timm model that get own collectives, innermost first.
 
-    Those are composite elements of a Sequential or ModuleList: what model code calls as a whole.
+    These are composite elements of a Sequential or ModuleList, which model code calls as a whole.
     """
     found: list[nn.Module] = []
     taken: set[nn.Parameter] = set()

@@ -1,115 +1,137 @@
-"""When a run is in trouble: diverging, stalled, or waiting for one slow rank."""
+"""Alerts: the loss diverges, throughput drops, or all ranks wait for one slow rank."""
 
 import math
 import statistics
+import time
 from collections import deque
+from collections.abc import Callable
 from typing import NamedTuple
 
 from adde.training.config import Alarms as Settings
 
-RECENT, USUAL = 5, 200
-"""Steps whose median is held against the median of so many before: one odd step is no trouble."""
+RECENT_STEPS, BASELINE_STEPS = 5, 200
+"""The median of the recent steps is compared with that of the steps before them, so that a single
+odd step raises no alert."""
 
-LEAST = 20
-"""Steps before there is anything usual."""
+MIN_BASELINE_STEPS = 20
+"""Steps before there is a baseline to compare with."""
 
-WINDOWS = 3
-"""Looks in a row that must find the same rank the slowest."""
+SUSTAINED_SECONDS = 120.0
+"""How long throughput must stay low: other programs slow a machine down for shorter."""
+
+STRAGGLER_CHECKS = 3
+"""Checks in a row that must find the same rank the slowest."""
 
 
 class Alert(NamedTuple):
-    """What is wrong, in a few words and in a sentence."""
+    """What is wrong, as a title and as a sentence."""
 
     title: str
     text: str
 
 
-class _Usual:
-    """The newest values of a figure against those before."""
+class _Baseline:
+    """The recent values of a figure, and those before them."""
 
     def __init__(self) -> None:
-        self._recent: deque[float] = deque(maxlen=RECENT)
-        self._before: deque[float] = deque(maxlen=USUAL)
+        self._recent: deque[float] = deque(maxlen=RECENT_STEPS)
+        self._before: deque[float] = deque(maxlen=BASELINE_STEPS)
 
-    def add(self, value: float) -> tuple[float, float] | None:
-        """The recent and the usual value, where there is one."""
-        if len(self._recent) == RECENT:
+    def add(self, value: float, extend: bool = True) -> tuple[float, float] | None:
+        """Add a value; return the recent and the baseline median once there is a baseline.
+
+        Args:
+            value: of this step.
+            extend: move the oldest recent value into the baseline; else it is forgotten.
+        """
+        if len(self._recent) == RECENT_STEPS and extend:
             self._before.append(self._recent[0])
         self._recent.append(value)
-        if len(self._before) < LEAST:
+        if len(self._before) < MIN_BASELINE_STEPS:
             return None
         return statistics.median(self._recent), statistics.median(self._before)
 
 
 class Alarms:
-    """Looks at every step and says what is wrong once, until it was well again."""
+    """Check every step; raise each alert once, and again only after a recovery."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
+        self._settings, self._clock = settings, clock
         self._stage = ""
-        self._told: set[str] = set()
-        self._slow: deque[float] = deque(maxlen=WINDOWS)
+        self._raised: set[str] = set()
+        self._slowest: deque[float] = deque(maxlen=STRAGGLER_CHECKS)
 
-    def look(
+    def check(
         self, stage: str, loss: float, images_per_second: float, ranks: dict[str, float]
     ) -> list[Alert]:
-        """What has gone wrong with this step.
+        """Return the alerts that this step raises.
 
         Args:
-            stage: whose losses are compared with each other.
+            stage: of the step; losses and speeds are compared within a stage.
             loss: of the step.
             images_per_second: of the step, over all ranks.
-            ranks: `rank_figures`, where this step has them.
+            ranks: `rank_figures`, on steps that have them.
         """
         if stage != self._stage:
-            self._stage, self._loss, self._speed = stage, _Usual(), _Usual()
+            self._stage, self._loss, self._speed = stage, _Baseline(), _Baseline()
+            self._low_since: float | None = None
         found = [
             ("divergence", self._divergence(loss)),
-            ("stall", self._stall(images_per_second)),
+            ("throughput drop", self._throughput_drop(images_per_second)),
         ]
         if ranks:
             found.append(("straggler", self._straggler(ranks)))
-        new = [alert for kind, alert in found if alert is not None and kind not in self._told]
-        for kind, alert in found:
-            (self._told.discard if alert is None else self._told.add)(kind)
-        return new
+        alerts = [
+            Alert(title, text)
+            for title, text in found
+            if text is not None and title not in self._raised
+        ]
+        for title, text in found:
+            (self._raised.discard if text is None else self._raised.add)(title)
+        return alerts
 
-    def _divergence(self, loss: float) -> Alert | None:
+    def _divergence(self, loss: float) -> str | None:
         limit = self._settings.divergence
         if not math.isfinite(loss):
-            return Alert("divergence", f"the loss is {loss}") if limit else None
+            return f"the loss is {loss}" if limit else None
         compared = self._loss.add(loss)
         if not limit or compared is None or compared[0] <= limit * compared[1]:
             return None
-        recent, usual = compared
-        return Alert(
-            "divergence",
-            f"the loss is {recent:.4g} (median of {RECENT} steps), more than {limit:g} times the "
-            f"{usual:.4g} of the {USUAL} before; lower the learning rate, or clip (optimizer."
-            "clip_norm)",
+        recent, baseline = compared
+        return (
+            f"the loss is {recent:.4g} (median of {RECENT_STEPS} steps), more than {limit:g} times "
+            f"the {baseline:.4g} of the {BASELINE_STEPS} before; lower the learning rate, or clip "
+            "gradients (optimizer.clip_norm)"
         )
 
-    def _stall(self, images_per_second: float) -> Alert | None:
-        limit, compared = self._settings.stall, self._speed.add(images_per_second)
+    def _throughput_drop(self, images_per_second: float) -> str | None:
+        # A drop must not become the baseline that it is compared with.
+        limit = self._settings.stall
+        compared = self._speed.add(images_per_second, extend=self._low_since is None)
         if not limit or compared is None or compared[0] >= limit * compared[1]:
+            self._low_since = None
             return None
-        recent, usual = compared
-        return Alert(
-            "stall",
-            f"{recent:.0f} images/s (median of {RECENT} steps), less than {limit:.0%} of the "
-            f"{usual:.0f} of the {USUAL} before; data_wait says whether the data are late",
+        now = self._clock()
+        if self._low_since is None:
+            self._low_since = now
+        if now - self._low_since < SUSTAINED_SECONDS:
+            return None
+        recent, baseline = compared
+        return (
+            f"{recent:.0f} images/s (median of {RECENT_STEPS} steps), below {limit:.0%} of the "
+            f"usual {baseline:.0f} for {(now - self._low_since) / 60:.0f} minutes; data_wait shows "
+            "whether training waits for data"
         )
 
-    def _straggler(self, ranks: dict[str, float]) -> Alert | None:
+    def _straggler(self, ranks: dict[str, float]) -> str | None:
         limit, slowest = self._settings.straggler, ranks["ranks/slowest"]
         lags = limit and ranks["ranks/slowest_lag"] > limit
-        self._slow.append(slowest if lags else math.nan)
-        # NaN is not even itself.
-        if len(self._slow) < WINDOWS or any(rank != slowest for rank in self._slow):
+        self._slowest.append(slowest if lags else math.nan)
+        # NaN does not equal itself.
+        if len(self._slowest) < STRAGGLER_CHECKS or any(r != slowest for r in self._slowest):
             return None
-        return Alert(
-            "straggler",
-            f"rank {slowest:.0f} does {ranks['ranks/images_per_second_min']:.0f} images/s by "
-            f"itself, the median rank {ranks['ranks/images_per_second_median']:.0f}: the others "
-            "wait for it",
+        return (
+            f"rank {slowest:.0f} alone would do {ranks['ranks/images_per_second_min']:.0f} "
+            f"images/s, the median rank {ranks['ranks/images_per_second_median']:.0f}: the others "
+            "wait for it"
         )

@@ -1,6 +1,6 @@
-"""What an evaluation shows beside its figures: rows of pictures, a matrix, tables.
+"""What an evaluation shows besides its metrics: rows of pictures, a matrix, tables.
 
-A method fills these in; `evaluation/displays.json` keeps them, and W&B and report.html draw them.
+The method creates them, `evaluation/displays.json` stores them, and W&B and report.html draw them.
 """
 
 import base64
@@ -18,16 +18,16 @@ Cell = str | int | float | None
 
 @dataclass(frozen=True)
 class PictureRow:
-    """One picture and, in named lines, others that belong to it, such as a query's answers."""
+    """A picture, and named lines of other pictures that belong to it, such as a query's answers."""
 
     title: str
-    """In words, such as `top_colour: blue -> red`."""
+    """Such as `top_colour: blue -> red`."""
 
     picture: bytes
-    """Encoded."""
+    """Encoded file content."""
 
     lines: dict[str, list[tuple[bytes, bool]]]
-    """Encoded pictures by the line's name, and whether each one is marked as right."""
+    """By the line's name: encoded pictures, and whether each is marked as correct."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,14 @@ class Matrix:
     text: str
     values: Vector
     names: list[str]
-    """Of the n rows, as `block=name`."""
+    """Names of the n rows, as `block=name`."""
     sizes: tuple[int, ...]
-    """Rows of each block, outlined in the picture."""
+    """Number of rows of each block; blocks are outlined in the picture."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under column headings. A float is a share, shown in percent; None is a dash."""
+    """Rows under column headings. A float is a share, shown in percent; None, a dash."""
 
     name: str
     title: str
@@ -62,14 +62,14 @@ class Table:
     columns: list[str]
     rows: list[list[Cell]]
     bars: bool = False
-    """Whether shares are drawn as bars."""
+    """Draw shares as bars."""
     best: bool = False
-    """Whether the largest share of each column is in bold."""
+    """Set the largest share of each column in bold."""
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A validation: figures on every rank, and what the main rank shows of them."""
+    """The result of a validation: metrics on every rank, and displays on rank 0."""
 
     figures: dict[str, float]
     pictures: Pictures | None = None
@@ -77,7 +77,7 @@ class Evaluated:
     tables: tuple[Table, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the figures; pictures as data URLs."""
+        """Return the displays, with pictures as data URLs."""
         found: dict[str, Any] = {}
         if self.tables:
             found["tables"] = [vars(table) for table in self.tables]
@@ -90,7 +90,7 @@ class Evaluated:
         return found
 
     def to_wandb(self) -> dict[str, Any]:
-        """The same as W&B's media: `pictures`, `matrix`, and every table under its name."""
+        """Return the displays as W&B media: `pictures`, `matrix`, and each table by its name."""
         found: dict[str, Any] = {table.name: _wandb_table(table) for table in self.tables}
         if self.pictures is not None:
             found["pictures"] = _pictures_table(self.pictures.rows)
@@ -102,10 +102,10 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Summary:
-    """What the report says of a finished evaluation."""
+    """What the report shows of a final evaluation."""
 
     headline: list[tuple[str, float | str]] = field(default_factory=list)
-    """Shown large, with what they are: shares in percent, anything else in words."""
+    """The main metrics: labels with shares, shown in percent, or with text."""
     tables: list[Table] = field(default_factory=list)
 
 
@@ -118,7 +118,7 @@ def _row_json(row: PictureRow) -> dict[str, Any]:
 
 
 def _inline(picture: bytes) -> str:
-    """A data URL; the first bytes of a picture tell its kind."""
+    """Return a data URL; the kind follows from the picture's first bytes."""
     kind = {b"\x89P": "png", b"RI": "webp"}.get(picture[:2], "jpeg")
     return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
 

@@ -1,7 +1,7 @@
-"""Figures of a run: curves and heat map as SVG that takes the page's colours, heat map as PNG.
+"""Plots of a run: curves and heat map as SVG, and heat map as PNG.
 
-The SVGs hold no colours of their own but classes and variables of report.html.j2 (`line`, `band`,
-`tick`, `rule`, `--series-0` ...), so that one figure suits the light and the dark page.
+The SVGs take their colours from classes and variables of report.html.j2 (`line`, `band`, `tick`,
+`rule`, `--series-0` ...), so that they suit the light and the dark page.
 """
 
 import base64
@@ -17,27 +17,27 @@ from PIL import Image
 
 Floats = npt.NDArray[np.floating]
 
-WIDTH, HEIGHT = 360, 170  # of a panel, in CSS pixels where a card is as wide
+WIDTH, HEIGHT = 360, 170  # of a panel, in CSS pixels
 LEFT, RIGHT, TOP, BOTTOM = 40, 10, 8, 20
 MAX_POINTS = 120
-"""More values than this are drawn as means of as many bins, in a band of their spread."""
+"""More values than this are drawn as the means of this many bins, in a band of their spread."""
 
 LOG_RATIO = 30.0
-"""Values of one panel that differ by more than this factor lie far apart."""
+"""Values that differ by more than this factor take a logarithmic axis."""
 
 SMALLEST = 1e-4
-"""Share of the largest value down to which a logarithmic axis reaches."""
+"""Lower end of a logarithmic axis, as a share of the largest value."""
 
-CELL = 11  # px of a heat map's row, so that its label is legible
+CELL = 11  # px per row of a heat map, so that its label is legible
 MAX_LABELLED = 150
-"""Attribute values up to which each row of the heat map is named."""
+"""Number of attribute values up to which each row of the heat map has a label."""
 
 POSITIVE, NEGATIVE = (47, 111, 222), (217, 121, 38)
 
 
 @dataclass(frozen=True)
 class Series:
-    """Values of one scalar by step, in the order they were logged; all finite."""
+    """Values of a scalar by step, in the order in which they were logged; all are finite."""
 
     name: str
     steps: list[int]
@@ -47,17 +47,17 @@ class Series:
 def curves_svg(
     series: Sequence[Series], boundary: int | None = None, wide_range: bool = False
 ) -> str:
-    """One panel with a curve per series, in the order of the page's series colours.
+    """Draw a panel with a curve per series, in the order of the page's series colours.
 
     Args:
         series: at least one, none empty.
-        boundary: the step at which another stage begins, marked where the panel spans it.
-        wide_range: whether values that lie far apart, and are positive, take a logarithmic axis.
+        boundary: the step at which another stage begins; marked if the panel spans it.
+        wide_range: use a logarithmic axis for positive values of different orders of magnitude.
     """
     binned = [_binned(s) for s in series]
     steps = np.concatenate([b.steps for b in binned])
     middle = np.concatenate([b.middle for b in binned])
-    log = wide_range and _far_apart(middle)
+    log = wide_range and _needs_log_axis(middle)
     first, last = float(steps.min()), float(steps.max())
     low = _floor(middle) if log else min(float(b.low.min()) for b in binned)
     high = max(float(b.high.max()) for b in binned)
@@ -89,7 +89,7 @@ def curves_svg(
         parts.append(f'<path class="boundary" d="M{at:.1f} {TOP}V{HEIGHT - BOTTOM}"/>')
     for number, curve in enumerate(binned):
         colour = f'style="color:var(--series-{number % 6})"'
-        # Of more curves than colours the second six are dashed.
+        # There are six colours; further curves are dashed.
         dashed = ' class="dashed"' if number >= 6 else ""
         parts.append(f"<g {colour}{dashed}>{_curve(curve, x(curve.steps), y)}</g>")
     return "".join(parts) + "</svg>"
@@ -110,7 +110,7 @@ def _binned(series: Series) -> _Binned:
     if len(values) <= MAX_POINTS:
         return _Binned(steps, values, values, values, True)
     bins = [b for b in np.array_split(np.arange(len(values)), MAX_POINTS) if len(b)]
-    # Not the extremes: one outlier would set the scale of the whole panel.
+    # Percentiles, because one outlier would set the scale of the panel.
     low, high = np.array([np.percentile(values[b], (10, 90)) for b in bins]).T
     middle = np.array([values[b].mean() for b in bins])
     at = np.array([steps[b].mean() for b in bins])
@@ -135,7 +135,7 @@ def _points(x: Floats, y: Floats) -> str:
     return "L".join(f"{a:.1f} {b:.1f}" for a, b in zip(x, y))
 
 
-def _far_apart(values: Floats) -> bool:
+def _needs_log_axis(values: Floats) -> bool:
     positive = values[values > 0]
     return bool((values >= 0).all() and len(positive)) and bool(
         positive.max() > LOG_RATIO * positive.min()
@@ -143,19 +143,19 @@ def _far_apart(values: Floats) -> bool:
 
 
 def _floor(values: Floats) -> float:
-    """Where a logarithmic axis begins: what is smaller, or zero, lies on it."""
+    """Return the lower end of a logarithmic axis; smaller values are drawn there."""
     positive = values[values > 0]
     return max(float(positive.min()), float(positive.max()) * SMALLEST)
 
 
 def number(value: float) -> str:
-    """A value as a legend has it."""
+    """Format a value for a legend."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _ticks(low: float, high: float, about: int = 4) -> list[float]:
-    """Round numbers that span low..high, about so many."""
-    if not high - low > max(1e-4 * max(abs(low), abs(high)), 1e-300):  # they would read the same
+    """Return about that many round numbers that span low..high."""
+    if not high - low > max(1e-4 * max(abs(low), abs(high)), 1e-300):  # the same when rounded
         low, high = low - abs(low) / 2, high + (abs(high) / 2 or 1)
     raw = (high - low) / about
     power = 10.0 ** math.floor(math.log10(raw))
@@ -164,14 +164,14 @@ def _ticks(low: float, high: float, about: int = 4) -> list[float]:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten that span low..high, at most about six."""
+    """Return powers of ten that span low..high, at most about six."""
     first, last = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9)
     every = max(1, (last - first) // 5)
     return [10.0**k for k in range(first, last + every, every)]
 
 
 def _short(value: float) -> str:
-    """A tick's label in five characters or fewer."""
+    """Format a tick's label in at most five characters."""
     if abs(value) < 1e-12:
         return "0"
     if abs(value) >= 1e6:
@@ -184,7 +184,7 @@ def _short(value: float) -> str:
 
 
 def heat_map_svg(similarity: Floats, names: Sequence[str], sizes: Sequence[int]) -> str:
-    """Cosines (V, V) as a picture that lets the page shine through at 0; attributes outlined.
+    """Draw cosines (V, V), transparent at 0, with attributes outlined.
 
     Args:
         similarity: (V, V) float in [-1, 1].
@@ -227,7 +227,7 @@ def _value(name: str) -> str:
 
 
 def _cells(similarity: Floats) -> str:
-    """Data URL of a PNG, one pixel a cell: hue by sign, opacity by size."""
+    """Return a PNG as a data URL, a pixel per cell: hue by sign, opacity by magnitude."""
     pixels = np.zeros((*similarity.shape, 4), dtype=np.uint8)
     pixels[..., :3] = np.where(similarity[..., None] < 0, NEGATIVE, POSITIVE)
     pixels[..., 3] = np.round(255 * np.clip(np.abs(similarity), 0, 1))
@@ -237,8 +237,8 @@ def _cells(similarity: Floats) -> str:
 
 
 def heat_map_png(similarity: Floats, names: Sequence[str], sizes: Sequence[int]) -> bytes:
-    """The same on white with a colour bar, as an encoded PNG for a dashboard."""
-    from matplotlib.figure import Figure  # slow to load, and the report does without it
+    """Draw the heat map on white with a colour bar, as an encoded PNG for a dashboard."""
+    from matplotlib.figure import Figure  # slow to import, and the report does not need it
 
     side = min(14.0, 2.2 + 0.14 * len(names))  # inches
     figure = Figure(figsize=(side + 0.8, side), layout="constrained")

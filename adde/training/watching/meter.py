@@ -1,42 +1,44 @@
-"""How a run is doing: means over steps, speed, memory, and what each rank does by itself."""
+"""Means of scalars over steps, and speed and memory, of all ranks and of each."""
 
+import contextlib
 import resource
 import statistics
 import time
+from collections.abc import Iterator
 
 import torch
 
 from adde.distributed import RankRows, waited_in_collectives, world_size
 
 DETAIL_EVERY = 10
-"""Steps of which figures of single attributes and ranks are the mean: a log of them all would be
-several times as long."""
+"""Steps over which figures of single attributes and ranks are averaged, because a log of every step
+would be several times as long."""
 
 MAX_NAMED_RANKS = 32
-"""Ranks up to which each has figures of its own in the log."""
+"""Number of ranks up to which the log has figures of each."""
 
 
 class Means:
-    """Means by name; a name that is missing at times is the mean of the times it was there."""
+    """Means by name, each over the times that the name was added."""
 
     def __init__(self) -> None:
         self._sums: dict[str, tuple[float, int]] = {}
 
     def add(self, scalars: dict[str, float]) -> None:
-        """Adds one value of each name."""
+        """Add one value of each name."""
         for name, value in scalars.items():
             total, count = self._sums.get(name, (0.0, 0))
             self._sums[name] = (total + value, count + 1)
 
     def take(self) -> dict[str, float]:
-        """The means, in the order the names came; starts anew."""
+        """Return the means, in the order in which names were first added, and start again."""
         means = {name: total / count for name, (total, count) in self._sums.items()}
         self._sums = {}
         return means
 
 
 class Meter:
-    """Means over a step's micro-batches, and how fast the steps go.
+    """Means over a step's micro-batches, and the speed of steps.
 
     Args:
         device: that this rank trains on.
@@ -50,28 +52,35 @@ class Meter:
         self.restart()
 
     def restart(self) -> None:
-        """Starts the clock again, after something that is not training."""
+        """Restart the clock, after an evaluation or before the first step."""
         self._started = time.perf_counter()
-        self.waited = 0.0
+        self._waited = 0.0
         waited_in_collectives()
 
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time of the body as waiting for data."""
+        started = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - started
+
     def add(self, scalars: dict[str, float], images: int) -> None:
-        """Adds one micro-batch's scalars."""
+        """Add one micro-batch's scalars."""
         self._step.add(scalars)
         self._images += images
 
     def take(self) -> dict[str, float]:
-        """The step's mean scalars; sets `speed` and starts the next step.
+        """Return the step's mean scalars, set `speed`, and start the next step.
 
-        Figures of single attributes (`<name>/<attribute>`) wait for `details`.
+        Figures of single attributes (`<name>/<attribute>`) are returned by `details`.
         """
         means = self._step.take()
         elapsed = time.perf_counter() - self._started
-        # A rank that is alone would take this long; what is left it waited for the others.
+        # The time without waiting for other ranks.
         alone = max(elapsed - waited_in_collectives(), 1e-9)
         self.speed = {
             "images_per_second": self._images * world_size() / elapsed,
-            "data_wait": self.waited / elapsed,
+            "data_wait": self._waited / elapsed,
             "memory_gb": _memory_gb(self._device),
         }
         self._window.add({name: value for name, value in means.items() if "/" in name})
@@ -81,9 +90,8 @@ class Meter:
         return {name: value for name, value in means.items() if "/" not in name}
 
     def details(self) -> tuple[dict[str, float], dict[str, float]]:
-        """Means over the last DETAIL_EVERY steps, where so many are done: of single attributes,
-        and of single ranks (`rank_figures`); both empty otherwise. A small collective: all ranks
-        ask after the same steps.
+        """Return figures of single attributes, and of ranks (`rank_figures`), every DETAIL_EVERY
+        steps; else empty ones. It is a collective: all ranks call it after the same steps.
         """
         if self._steps < DETAIL_EVERY:
             return {}, {}
@@ -97,10 +105,10 @@ class Meter:
 
 
 def rank_figures(rows: list[list[float]]) -> dict[str, float]:
-    """What the log says of ranks, from each one's images/s, share of waiting for data, and GB.
+    """Return the log's figures of ranks from each rank's images/s, share of data wait, and GB.
 
-    Images per second are those of a rank that waits for no other. The slowest rank is named by
-    `ranks/slowest`, and how much faster than it the median is by `ranks/slowest_lag`.
+    Images per second do not count waiting for other ranks. `ranks/slowest` is the number of the
+    slowest rank, and `ranks/slowest_lag` by how much the median rank is faster.
     """
     speeds, waits, memory = zip(*rows)
     slowest = min(range(len(rows)), key=lambda rank: speeds[rank])
@@ -121,7 +129,7 @@ def rank_figures(rows: list[list[float]]) -> dict[str, float]:
 
 
 def _memory_gb(device: torch.device) -> float:
-    """Peak memory: of the GPU where there is one, else of the process."""
+    """Return peak memory, of the GPU if there is one, else of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

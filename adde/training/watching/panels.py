@@ -1,4 +1,4 @@
-"""What is shown of a run, declared once: W&B's workspace and report.html draw the same panels."""
+"""The panels of a run, which both W&B's workspace and report.html draw."""
 
 import re
 from collections.abc import Iterable
@@ -8,13 +8,13 @@ from functools import cached_property
 
 @dataclass(frozen=True)
 class Panel:
-    """Figures of the log that share one plot.
+    """Scalars of the log that share a plot.
 
     Args:
-        section: heading that it stands under.
+        section: heading of the panel.
         title: of the plot.
-        keys: regular expression (RE2's syntax, which W&B reads too) that all of a key matches.
-        wide_range: whether values may lie far apart, and then take a logarithmic axis.
+        keys: regular expression for complete keys, in RE2's syntax, which W&B uses.
+        wide_range: use a logarithmic axis for values of different orders of magnitude.
     """
 
     section: str
@@ -27,18 +27,18 @@ class Panel:
         return re.compile(self.keys)
 
     def shows(self, key: str) -> bool:
-        """Whether a figure of this name belongs here."""
+        """Whether the panel plots a scalar of this name."""
         return self._pattern.fullmatch(key) is not None
 
     def label(self, key: str) -> str:
-        """A figure's name without what the panel's all have in common, whatever their stage."""
+        """Return a scalar's name without its stage and the prefix that all of the panel share."""
         # An attribute or a value may hold a slash of its own: `sleeve=3/4`.
         common = self.keys.removesuffix(".+") if self.keys.endswith(".+") else ".*/"
         return re.sub(f"^{common}", "", key)
 
 
 STAGE = "[^/]+"
-"""Name of any stage."""
+"""Matches the name of any stage."""
 
 PANELS = (
     Panel("Losses", "Loss", rf"{STAGE}/loss", wide_range=True),
@@ -52,25 +52,33 @@ PANELS = (
     Panel("Speed", "Seconds that checkpoints took", r"checkpoint_stall"),
     Panel("Speed", "Epochs", r"data/epoch"),
     Panel("Speed", "Skipped samples, share of the batch", rf"{STAGE}/skipped"),
-    Panel("Ranks", "Images per second of each, waiting for none", r"ranks/images_per_second/.+"),
-    Panel("Ranks", "Images per second, waiting for none", r"ranks/images_per_second_(min|median)"),
+    Panel(
+        "Ranks",
+        "Images per second of each, without waiting for others",
+        r"ranks/images_per_second/.+",
+    ),
+    Panel(
+        "Ranks",
+        "Images per second, without waiting for others",
+        r"ranks/images_per_second_(min|median)",
+    ),
     Panel("Ranks", "Share of time waiting for data", r"ranks/data_wait/.+"),
     Panel("Ranks", "Peak memory, GB", r"ranks/memory_gb/.+"),
-    Panel("Ranks", "Number of the slowest", r"ranks/slowest"),
-    Panel("Ranks", "How much faster the median is", r"ranks/slowest_lag"),
+    Panel("Ranks", "Slowest rank", r"ranks/slowest"),
+    Panel("Ranks", "Lead of the median rank over the slowest", r"ranks/slowest_lag"),
 )
-"""Of every run; a method adds its own (`Method.panels`)."""
+"""Panels of every run; a method adds its own (`Method.panels`)."""
 
 NOT_SHOWN = (
     r"data/(samples|repeated|dropped)",
     rf"{STAGE}/nonfinite",
     r"ranks/(data_wait|memory_gb)_max",
 )
-"""Figures of the log that no panel has; a test holds the log against these and the panels."""
+"""Scalars of the log that no panel plots; a test compares the log with these and the panels."""
 
 
 def sections(panels: Iterable[Panel]) -> dict[str, list[Panel]]:
-    """Panels under their headings, in order."""
+    """Group panels by heading, in order."""
     found: dict[str, list[Panel]] = {}
     for panel in panels:
         found.setdefault(panel.section, []).append(panel)

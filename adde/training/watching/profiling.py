@@ -1,6 +1,6 @@
-"""Where a step's time goes: torch.profiler over a few steps, a trace, and one page.
+"""Profile a few steps of each stage with torch.profiler: where a step's time goes.
 
-Written into `run`/profile/ by the main rank, for each stage:
+Rank 0 writes to `run`/profile/, for each stage:
 
     <stage>.json    trace for chrome://tracing or ui.perfetto.dev
     <stage>.html    the page
@@ -30,37 +30,37 @@ PARTS = (
     "optimiser",
     "logging",
 )
-"""Of a step, in its order; collectives are those of labels, embeddings and losses. Gradients travel
-within the backward pass, under a GPU's computation."""
+"""Parts of a step, in order. Collectives are those of labels, embeddings and losses; gradients are
+communicated within the backward pass, overlapped with a GPU's computation."""
 
 SKIPPED, WARM_UP, RECORDED = 3, 2, 6
-"""Steps of a stage before the profiler is on, before it counts, and that it counts."""
+"""Steps of a stage before the profiler starts, while it warms up, and that it records."""
 
 
 def part(name: str) -> record_function:
-    """A range of that name in a profile, as a context; next to nothing where none is recorded."""
+    """Mark a part of a step in profiles; a context manager that costs little without a profile."""
     return record_function(PREFIX + name)
 
 
 @dataclass
 class Breakdown:
-    """Mean milliseconds of one recorded step."""
+    """Mean milliseconds of a recorded step."""
 
     steps: int = 0
-    """That were recorded."""
+    """Number of recorded steps."""
     step: float = 0.0
     host: dict[str, float] = field(default_factory=dict)
-    """By part, without the parts within it; `other` is the rest of the step."""
+    """Host time by part, without nested parts; `other` is the rest of the step."""
     device: dict[str, float] = field(default_factory=dict)
-    """Of a GPU's kernels, by the part that launched them; empty on a CPU."""
+    """Time of GPU kernels by the part that launched them; empty on a CPU."""
     gradients: float = 0.0
-    """Within `backward`: gradients on their way over ranks, beside computation or not."""
+    """Communication of gradients within `backward`, overlapped or not."""
     operators: list[tuple[str, float, int]] = field(default_factory=list)
-    """The dearest: name, milliseconds without what they call, calls."""
+    """The most expensive ones: name, milliseconds without their callees, calls."""
 
 
 class Profile:
-    """The profile of one stage; does nothing where none is wanted, or on other ranks.
+    """Profile a stage; does nothing unless `wanted`.
 
     Args:
         folder: `run`/profile.
@@ -87,12 +87,12 @@ class Profile:
         self._profiler.start()
 
     def step(self) -> None:
-        """A step is over."""
+        """Mark the end of a step."""
         if self._profiler is not None:
             self._profiler.step()
 
     def close(self) -> None:
-        """Ends the recording; what it holds of a stage that was too short is written too."""
+        """End the recording; write it even if the stage was too short."""
         if self._profiler is not None:
             self._profiler.stop()
             self._profiler = None
@@ -111,7 +111,7 @@ class Profile:
 
 
 def break_down(events: Any) -> Breakdown:
-    """Sums a profile's events up; steps are the profiler's own `ProfilerStep#` ranges."""
+    """Sum up a profile's events; steps are the profiler's `ProfilerStep#` ranges."""
     on_host = [e for e in events if e.device_type == DeviceType.CPU]
     steps = [e for e in on_host if e.name.startswith("ProfilerStep")]
     if not steps:
@@ -133,7 +133,7 @@ def break_down(events: Any) -> Breakdown:
             spent[outer.name.removeprefix(PREFIX)] -= _length(one)
             kernels[outer.name.removeprefix(PREFIX)] -= one.device_time_total
     for root in within:
-        # The backward pass has a thread of its own.
+        # The backward pass runs in another thread.
         elsewhere = root.thread != main and root.cpu_parent is None and root.device_time_total
         if elsewhere and (outer := _smallest_around(root, ranges)):
             kernels[outer.name.removeprefix(PREFIX)] += root.device_time_total
@@ -141,16 +141,16 @@ def break_down(events: Any) -> Breakdown:
     found.host["other"] = max(0.0, found.step - sum(found.host.values()))
     found.device = {name: kernels[name] / per for name in PARTS if kernels[name] > 0}
     backward = [e for e in ranges if e.name == PREFIX + "backward"]
-    travel = [e for e in within if e.name.startswith("gloo:") and _smallest_around(e, backward)]
-    # NCCL's ranges on the host end when it is queued. The other sums over ranks are of some bytes.
-    travel += [
+    sent = [e for e in within if e.name.startswith("gloo:") and _smallest_around(e, backward)]
+    # NCCL's host ranges end when the collective is queued. Other sums over ranks are small.
+    sent += [
         e
         for e in events
         if e.device_type != DeviceType.CPU
         and re.match("ncclDevKernel_(AllReduce|ReduceScatter)", e.name)
         and first <= e.time_range.start < last
     ]
-    found.gradients = sum(map(_length, travel)) / per
+    found.gradients = sum(map(_length, sent)) / per
     own: Counter[str] = Counter()
     calls: Counter[str] = Counter()
     for one in within:
@@ -164,7 +164,7 @@ def break_down(events: Any) -> Breakdown:
 
 
 def page_content(stage: str, found: Breakdown) -> dict[str, Any]:
-    """What profile.html.j2 is given."""
+    """Return the variables of profile.html.j2."""
     names = [name for name in (*PARTS, "other") if name in found.host]
     rows = [
         {
@@ -192,7 +192,7 @@ def _length(event: Any) -> float:
 
 
 def _smallest_around(event: Any, ranges: list[Any]) -> Any:
-    """The innermost of `ranges` that the event's start lies in, but itself; None: in none."""
+    """Return the innermost other range that contains the event's start; None if there is none."""
     start = event.time_range.start
     around = [
         r

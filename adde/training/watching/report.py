@@ -1,6 +1,6 @@
-"""A run as one page that opens anywhere: figures, pictures, curves, tables.
+"""Write report.html: a run's metrics, pictures, curves and tables as one self-contained page.
 
-report.html asks nothing of the network, and shows whatever the run folder holds so far.
+It loads nothing from the network, and shows what the run's folder contains so far.
 """
 
 import time
@@ -25,11 +25,11 @@ REPORT_NAME = "report.html"
 METRICS_NAME = "metrics.json"
 
 MOST_CURVES = 12
-"""Curves that one plot holds; of more, the highest, the median and the lowest are drawn."""
+"""Curves per plot; if there are more, only the highest, the median and the lowest are drawn."""
 
 
 def write_report(run: Path) -> Path:
-    """Writes `run`/report.html from whatever the run folder holds, and returns its path.
+    """Write `run`/report.html from what the run's folder contains; return its path.
 
     Raises:
         UserError: metrics.json, disentanglement.json or a file of evaluation/ is not JSON.
@@ -70,7 +70,7 @@ def _read(path: Path) -> Any:
 def _progress(log: list[dict[str, Any]]) -> str:
     if not log:
         return "no step logged yet"
-    # A run may have rested between two lines: only the time between near ones was work.
+    # The run may have been interrupted: longer gaps between lines do not count.
     times = np.diff([line["time"] for line in log if "time" in line])
     minutes = float(times[times < 600].sum()) / 60
     took = f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
@@ -78,14 +78,14 @@ def _progress(log: list[dict[str, Any]]) -> str:
 
 
 def _newest(method: Method, series: dict[str, Series]) -> list[tuple[str, float | str]]:
-    """The newest validation figures, where the run was not evaluated after its end."""
-    keys = {name: f"val/{name}" for name in method.shown}
+    """Return the newest validation metrics, for a run without a final evaluation."""
+    keys = {name: f"val/{name}" for name in method.terminal_metrics}
     found = [(name, series[key].values[-1]) for name, key in keys.items() if key in series]
-    return [(name, value if method.shows_shares else number(value)) for name, value in found]
+    return [(name, value if method.metrics_are_shares else number(value)) for name, value in found]
 
 
 def _table(table: Table) -> dict[str, Any]:
-    """A table whose cells say how they are drawn: `share` in percent, or `text`."""
+    """Prepare a table's cells for the template, as `share` and `text`."""
     columns = list(zip(*table.rows))
     best = [max((v for v in c if isinstance(v, float)), default=None) for c in columns]
     rows = [
@@ -109,7 +109,7 @@ def _text(cell: Cell) -> str:
 
 
 def _series(log: list[dict[str, Any]]) -> dict[str, Series]:
-    """Every scalar by name; values that were not finite are left out."""
+    """Collect scalars by name, without values that were not finite."""
     series: dict[str, Series] = {}
     for line in log:
         for name, value in line.items():
@@ -121,7 +121,7 @@ def _series(log: list[dict[str, Any]]) -> dict[str, Series]:
 
 
 def _sections(panels: Sequence[Panel], series: dict[str, Series]) -> list[dict[str, Any]]:
-    """The headings under which a run has anything, with their panels."""
+    """Draw the panels for which the run has scalars, by heading."""
     starts = sorted(s.steps[0] for name, s in series.items() if name.endswith("/loss"))
     boundary = starts[1] if len(starts) > 1 else None
     found: list[dict[str, Any]] = []
@@ -146,7 +146,7 @@ def _panel(panel: Panel, series: dict[str, Series], boundary: int | None) -> dic
 
 
 def _joined(panel: Panel, series: list[Series]) -> list[Series]:
-    """Scalars of one name in both stages as one curve, named without what they have in common."""
+    """Join a scalar's series of all stages into one curve, named by `Panel.label`."""
     joined: dict[str, Series] = {}
     for part in series:
         name = panel.label(part.name)
@@ -157,7 +157,7 @@ def _joined(panel: Panel, series: list[Series]) -> list[Series]:
 
 
 def _spread(series: list[Series]) -> list[Series]:
-    """The highest, the median and the lowest of many at each step; outer ones named at the end."""
+    """Reduce series to the highest, median and lowest value per step, named by the last step."""
     at: dict[int, list[float]] = {}
     for one in series:
         for step, value in zip(one.steps, one.values):
@@ -175,7 +175,7 @@ def _heat_map(matrix: dict[str, Any]) -> str:
 
 
 def _starts(path: Path) -> list[dict[str, Any]]:
-    """Start and resumptions of the run, oldest first."""
+    """List the starts of the run, oldest first."""
     return [
         {
             "when": time.strftime("%Y-%m-%d %H:%M", time.localtime(start["time"])),

@@ -1,8 +1,8 @@
-"""What a run says while it runs: log.jsonl always, W&B where wanted, evaluations as files.
+"""Log a run: log.jsonl, evaluations as files, and W&B unless it is off.
 
-Written into the run folder:
+Files in the run's folder:
 
-    log.jsonl                 one JSON object a line: step, time, scalars; or step, time, alert
+    log.jsonl                 a JSON object per line: step, time, scalars; or step, time, alert
     evaluation/displays.json  what the last evaluation shows (`displays.py`), pictures inline
 """
 
@@ -26,18 +26,18 @@ LOG_NAME = "log.jsonl"
 DISPLAYS_NAME = "evaluation/displays.json"
 
 PROJECT = "adde"
-"""W&B's project, where WANDB_PROJECT names no other."""
+"""W&B project, unless WANDB_PROJECT is set."""
 
 
 class Tracker:
-    """Log, evaluations and dashboard of a run; does nothing on ranks other than the main one.
+    """Log, evaluations and dashboard of a run; does nothing unless `main`.
 
     Args:
-        run: the run's folder.
-        config: the complete configuration, and what the run was started with.
-        mode: "auto" is online where a W&B login is found, else offline; "off" leaves W&B out.
-        resume_step: lines of an earlier log beyond this step are dropped.
-        main: whether this is the main rank.
+        run: folder of the run.
+        config: the complete configuration, and how the run was launched.
+        mode: "auto" is online if there is a W&B login, else offline; "off" does not use W&B.
+        resume_step: later lines of an existing log are dropped.
+        main: whether this is rank 0.
     """
 
     def __init__(
@@ -59,17 +59,17 @@ class Tracker:
             self._guarded(lambda: self._open_wandb(config, mode))
 
     def log(self, step: int, scalars: dict[str, float]) -> None:
-        """Writes one line, at once."""
+        """Write one line, unbuffered."""
         if not self._main:
             return
-        # JSON has neither NaN nor infinity: a figure that became one is null.
+        # JSON has neither NaN nor infinity, so they become null.
         finite = {k: float(v) if math.isfinite(v) else None for k, v in scalars.items()}
         self._write(step, finite)
         if self._wandb is not None:
             self._guarded(lambda: self._wandb.log({**scalars, "step": step}))
 
     def alert(self, step: int, alert: Alert) -> None:
-        """Says what is wrong: on the terminal, in the log, and by W&B to whom it notifies."""
+        """Print and log an alert, and send it by W&B."""
         if not self._main:
             return
         tqdm.write(f"alert: {alert.title} at step {step}: {alert.text}")
@@ -77,9 +77,9 @@ class Tracker:
         self._notify(step, alert, "WARN")
 
     def log_evaluation(self, step: int, evaluated: Evaluated) -> None:
-        """Logs a validation's figures as `val/<name>`, and what it shows.
+        """Log a validation's metrics as `val/<name>`, and store its displays.
 
-        Pictures that it leaves out are those of the validation before.
+        Displays that it lacks stay those of the previous validation.
         """
         if not self._main:
             return
@@ -92,10 +92,10 @@ class Tracker:
             self._guarded(lambda: self._wandb.log({"step": step, **evaluated.to_wandb()}))
 
     def close(self, step: int = 0, error: BaseException | None = None) -> None:
-        """Ends the W&B run and closes the log; more than once does no harm.
+        """End the W&B run and close the log; may be called again.
 
-        What the training has failed with stands in the log as an alert, W&B notifies of it, and
-        shows the run as failed. The person at the terminal is told by the program.
+        An error is logged as an alert, sent by W&B, and marks the W&B run as failed. The program
+        prints it.
         """
         if not self._main or self._log.closed:
             return
@@ -109,29 +109,29 @@ class Tracker:
                 if alert is not None:
                     self._write(step, {"alert": alert._asdict()})
         except OSError:
-            if alert is None:  # else a full disk may be what it failed with
+            if alert is None:  # else a full disk may be the error itself
                 raise
 
     def _open_wandb(self, config: dict[str, Any], mode: str) -> None:
-        import wandb  # a run with W&B off does without it
+        import wandb  # not needed by a run with W&B off
 
         online = mode == "auto" and has_login()
         identity = self._run / "wandb_id.txt"
         known = identity.read_text().strip() if identity.exists() else secrets.token_hex(4)
-        if "WANDB_SWEEP_ID" in os.environ:  # an agent has named the run
+        if "WANDB_SWEEP_ID" in os.environ:  # a sweep agent chooses the id
             known = os.environ.get("WANDB_RUN_ID", known)
         self._wandb = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             name=self._run.name,
             id=known,
-            # What a resumption, the other ranks or an evaluation add stands with it.
+            # Groups the run with its resumptions.
             group=f"{self._run.name}-{known}",
             job_type="train",
             resume="allow" if online else None,
             dir=self._run,
             config=config,
             mode="online" if online else "offline",
-            settings=wandb.Settings(console="off"),  # a progress bar is no log
+            settings=wandb.Settings(console="off"),  # do not log the progress bar
         )
         self._wandb.define_metric("*", step_metric="step")
         write_text(identity, known)
@@ -148,23 +148,23 @@ class Tracker:
             self._log.flush()
 
     def _guarded(self, action: Callable[[], object]) -> None:
-        """A dashboard that fails is given up with one line; the training goes on."""
+        """Call W&B; if it fails, print a warning and continue without it."""
         try:
             action()
-        except Exception as error:  # whatever W&B, the network or the disk raises
-            print(f"warning: W&B failed and is left out from here: {error}", file=sys.stderr)
+        except Exception as error:  # from W&B, the network or the disk
+            print(f"warning: W&B failed and is off from now on: {error}", file=sys.stderr)
             self._wandb = None
 
 
 def has_login() -> bool:
-    """Whether W&B knows who this is; asks nobody."""
+    """Whether there is a W&B login; does not prompt."""
     import wandb
 
     return bool(wandb.login(prompt=False))
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Lines of a log; none where it is missing, and without one that a kill cut short."""
+    """Read a log's lines; none if it is missing. Skips a line that a kill cut short."""
     if not path.exists():
         return []
     lines: list[dict[str, Any]] = []
@@ -177,7 +177,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def _drop_after(path: Path, step: int) -> None:
-    """Drops the log's lines beyond a step, whose steps are about to be done again."""
+    """Drop the log's lines after a step; those steps are repeated."""
     if path.exists():
         kept = [json.dumps(line) + "\n" for line in read_log(path) if line["step"] <= step]
         write_text(path, "".join(kept))

@@ -1,4 +1,4 @@
-"""The panels of a run as a W&B workspace, for a team that opens one link."""
+"""Build a W&B workspace with the panels of a run."""
 
 import warnings
 from typing import Any
@@ -9,20 +9,20 @@ from adde.training.watching.panels import PANELS, Panel, sections
 
 
 def build_workspace(method: Method, entity: str, project: str, run: str | None = None) -> Any:
-    """A workspace that is not saved yet; asks nothing of the network.
+    """Build a workspace without saving it; does not use the network.
 
     Args:
-        method: whose panels and tables are shown beside those of every run.
+        method: adds its panels and tables to those of every run.
         entity: user or team.
         project: that the runs are logged to.
-        run: name of the only run to show; None: all of the project's.
+        run: name of the only run to show; None: all runs of the project.
 
     Raises:
         UserError: wandb-workspaces is not installed.
     """
     try:
         with warnings.catch_warnings():
-            # It is written for an older pydantic, which says so at the import.
+            # It uses deprecated names of pydantic at import.
             warnings.simplefilter("ignore", DeprecationWarning)
             import wandb_workspaces.reports.v2 as reports
             import wandb_workspaces.workspaces as workspaces

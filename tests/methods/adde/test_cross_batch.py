@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from adde.loading.augment import Augmentation
-from adde.loading.loader import Batch
+from adde.loading.batch import Batch
 from adde.methods.adde.config import AddeConfig, EncoderStage
 from adde.methods.adde.cross_batch import CrossBatch, CrossBatchMemory
 from adde.methods.adde.model import ADDE, Forward

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from adde.loading.augment import Augmentation
-from adde.loading.loader import Batch
+from adde.loading.batch import Batch
 from adde.losses import normalise
 from adde.methods.adde.config import AddeConfig, AddeStage
 from adde.methods.adde.model import ADDE

@@ -8,10 +8,10 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from adde.distributed import RankRows
-from adde.loading.loader import Batch
+from adde.loading.batch import Batch
 from adde.methods.vae.objective import VAEObjective
 from adde.training.bad_steps import BadSteps
-from adde.training.strategies import Replicated
+from adde.training.strategies import DataParallel
 from adde.training.terms import global_mean
 from tests.methods.vae.vae_cases import config, draws, items, model
 
@@ -35,7 +35,7 @@ def test_the_step_is_void_and_the_item_named(loss, place, tmp_path):
         return output.where(~white[:, None], torch.nan)
 
     vae.encoder.register_forward_hook(broken)
-    strategy = Replicated(Accelerator(cpu=True), vae, settings, stage.rates)
+    strategy = DataParallel(Accelerator(cpu=True), vae, settings, stage.rates)
     bad = BadSteps(settings, objective, main=True)
     batch = Batch(images, labels, [f"item {number}" for number in range(16)])
     before = {name: p.detach().clone() for name, p in vae.named_parameters()}
@@ -43,8 +43,8 @@ def test_the_step_is_void_and_the_item_named(loss, place, tmp_path):
     terms = objective.batch_terms(stage, strategy.model, batch, draws(), RankRows((16,)))
     loss_value, scalars, _ = global_mean(terms, stage.weights)
     strategy.backward(loss_value)
-    bad.look(strategy, stage, scalars, batch, draws())
-    bad.settle(strategy.step(), 1, None)
+    bad.inspect(strategy, stage, scalars, batch, draws())
+    bad.finish_step(strategy.step(), 1, None)
     assert bad.count == 1
     (line,) = map(json.loads, (tmp_path / "bad_steps.jsonl").read_text().splitlines())
     assert line["items"] == [f"item {place}"] and line["alone"]

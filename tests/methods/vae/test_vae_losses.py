@@ -9,7 +9,7 @@ from scipy import stats
 from torch import nn
 
 from adde.errors import UserError
-from adde.loading.loader import Batch
+from adde.loading.batch import Batch
 from adde.methods.vae import losses
 from adde.methods.vae.config import PUBLISHED_SIDE, Relevance, VAEConfig
 from adde.methods.vae.evaluation import total_correlation

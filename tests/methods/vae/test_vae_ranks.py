@@ -10,7 +10,7 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from adde.distributed import RankRows
-from adde.loading.loader import Batch
+from adde.loading.batch import Batch
 from adde.methods.vae import losses
 from adde.methods.vae.objective import VAEObjective
 from adde.training.optimisation import build_optimizer, set_rate

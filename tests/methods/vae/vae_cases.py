@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from adde.distributed import RankRows
-from adde.loading.loader import Batch
+from adde.loading.batch import Batch
 from adde.methods.vae.config import LOSSES, Discriminator, Relevance, VAEConfig
 from adde.methods.vae.model import VAE
 from adde.methods.vae.objective import VAEObjective

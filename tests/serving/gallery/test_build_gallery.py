@@ -1,4 +1,4 @@
-"""Shards become a gallery once, in stored order, and from where it was interrupted."""
+"""Building galleries: embedded once, in stored order, resumed after interruptions."""
 
 import os
 import shutil
@@ -17,12 +17,13 @@ from adde.bundle import Bundle
 from adde.errors import UserError
 from adde.files import read_json, write_json
 from adde.schema import Schema
-from adde.serving import whereabouts
-from adde.serving.gallery import build, embedding
+from adde.serving import picture_location
+from adde.serving.gallery import embedding, opening
 from adde.serving.gallery.base import BusyError, read_picture
-from adde.serving.gallery.build import build_gallery, open_gallery, open_or_build
+from adde.serving.gallery.build import build_gallery
 from adde.serving.gallery.embedded import EmbeddedGallery
 from adde.serving.gallery.milvus import MilvusGallery
+from adde.serving.gallery.opening import open_gallery, open_or_build
 from adde.serving.onnx.session import Session
 from adde.shards.index import ShardIndex
 from adde.shards.reader import iterate
@@ -31,7 +32,7 @@ PROGRAM = Path(__file__).parents[3] / "serve_onnx" / "build_gallery.py"
 
 
 class Counting(Session):
-    """A session that counts pictures, and fails after some."""
+    """A session that counts pictures and fails after some."""
 
     def __init__(self, session, most=None):
         self.session, self.most, self.pictures = session, most, 0
@@ -56,7 +57,7 @@ def contents(folder, shards):
         return [gallery.get(item_id) for item_id in ids]
 
 
-def test_interrupted_it_goes_on_and_ends_as_if_it_had_not_been(
+def test_an_interrupted_build_resumes_to_the_same_gallery(
     bundle, session, tiny_shards, tiny_gallery, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(embedding, "BATCH", 7)
@@ -78,7 +79,7 @@ def test_a_volume_is_filled_and_a_gallery_there_replaced(
 ):
     monkeypatch.setattr(embedding, "BATCH", 7)
     out = tmp_path / "volume"
-    (out / "lost+found").mkdir(parents=True)  # as on a disk of its own, which cannot be renamed
+    (out / "lost+found").mkdir(parents=True)  # as on a mount point, which cannot be renamed
     for seconds in range(2):
         with pytest.raises(KeyboardInterrupt):
             build_gallery(bundle, Counting(session, most=40), tiny_shards, out)
@@ -101,12 +102,12 @@ def test_nothing_but_a_gallery_is_replaced(bundle, blind, tiny_shards, tmp_path)
     (tmp_path / "photos" / "a.jpg").touch()
     (tmp_path / "file").touch()
     for name, found in (("photos", "'a.jpg'"), ("file", "a file")):
-        with pytest.raises(UserError, match=f"a new folder or a gallery, .* found {found}; name"):
+        with pytest.raises(UserError, match=f"a new folder or a gallery .* found {found}; name"):
             build_gallery(bundle, blind, tiny_shards, tmp_path / name)
     assert (tmp_path / "photos" / "a.jpg").exists()
 
 
-def test_another_split_does_not_go_on_from_this_one(bundle, session, tiny_shards, tmp_path):
+def test_another_split_does_not_resume_this_one(bundle, session, tiny_shards, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         build_gallery(bundle, Counting(session, most=64), tiny_shards, tmp_path / "g")
     again = Counting(session)
@@ -126,7 +127,7 @@ def test_shards_are_embedded_once(bundle, session, blind, tiny_shards, tiny_gall
         open_or_build(bundle, blind, cache)
 
 
-def test_another_split_bundle_or_index_is_embedded_anew(
+def test_another_split_bundle_or_index_is_embedded_again(
     bundle, session, blind, tiny_shards, tiny_bundle, tmp_path
 ):
     open_or_build(bundle, session, tiny_shards, "test")
@@ -145,7 +146,7 @@ def test_another_split_bundle_or_index_is_embedded_anew(
 
 
 @pytest.mark.parametrize("name", ["items.sqlite", "vectors.f32", "gallery.json"])
-def test_a_damaged_cache_is_made_again(bundle, session, blind, tiny_shards, cache, name):
+def test_a_damaged_cache_is_rebuilt(bundle, session, blind, tiny_shards, cache, name):
     open_or_build(bundle, session, tiny_shards, "val").close()
     (folder,) = cache.glob("gallery-*")
     os.truncate(folder / name, 30)
@@ -153,7 +154,7 @@ def test_a_damaged_cache_is_made_again(bundle, session, blind, tiny_shards, cach
     open_or_build(bundle, blind, tiny_shards, "val")
 
 
-def test_a_cache_that_cannot_be_written_is_told_and_not_needed(
+def test_an_unwritable_cache_is_reported_and_not_needed(
     bundle, session, tiny_shards, cache, capsys
 ):
     cache.parent.write_text("a file where the folder should be")
@@ -161,7 +162,7 @@ def test_a_cache_that_cannot_be_written_is_told_and_not_needed(
     assert "warning: " in capsys.readouterr().err
 
 
-def test_shards_of_another_schema_are_refused(bundle, session, tiny_shards, tmp_path):
+def test_shards_of_another_schema_are_rejected(bundle, session, tiny_shards, tmp_path):
     shards = shutil.copytree(tiny_shards, tmp_path / "shards")
     index = ShardIndex.read(shards)
     first, *rest = index.schema.attributes
@@ -171,7 +172,7 @@ def test_shards_of_another_schema_are_refused(bundle, session, tiny_shards, tmp_
         build_gallery(bundle, session, shards, tmp_path / "g")
 
 
-def test_an_item_that_is_there_twice_is_refused(bundle, session, tiny_shards, tmp_path):
+def test_a_duplicate_item_is_rejected(bundle, session, tiny_shards, tmp_path):
     shards = shutil.copytree(tiny_shards, tmp_path / "shards")
     index = ShardIndex.read(shards)
     replace(index, shards=(*index.shards, index.shards[0])).write()
@@ -199,7 +200,7 @@ def test_the_program(tiny_bundle, tiny_shards, bundle, tmp_path, engine):
     assert (done.returncode, done.stderr[:7]) == (1, "error: ")
 
 
-def test_the_program_indexes_what_it_is_asked_to(tiny_bundle, tiny_shards, bundle, tmp_path):
+def test_the_program_builds_an_index(tiny_bundle, tiny_shards, bundle, tmp_path):
     command = [sys.executable, PROGRAM, "--bundle", tiny_bundle, "--catalogue", tiny_shards]
     command += ["--out", tmp_path / "g", "--exact-items", "50"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
@@ -209,7 +210,7 @@ def test_the_program_indexes_what_it_is_asked_to(tiny_bundle, tiny_shards, bundl
         assert gallery.index.count == 96
 
 
-def test_ray_makes_the_same_gallery_and_goes_on_where_it_was(
+def test_ray_builds_the_same_gallery_and_resumes(
     tiny_bundle, tiny_shards, tiny_gallery, bundle, session, tmp_path, monkeypatch
 ):
     pytest.importorskip("ray", reason="ray is not installed: pip install 'adde[ray]'")
@@ -231,7 +232,7 @@ def test_ray_makes_the_same_gallery_and_goes_on_where_it_was(
         assert one.norm == pytest.approx(two.norm, rel=1e-6)
 
 
-def test_of_several_first_users_one_embeds_and_the_others_wait(bundle, session, tiny_shards, cache):
+def test_one_process_embeds_and_others_wait(bundle, session, tiny_shards, cache):
     users = [Counting(session) for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
         opened = [pool.submit(open_or_build, bundle, user, tiny_shards) for user in users]
@@ -241,10 +242,10 @@ def test_of_several_first_users_one_embeds_and_the_others_wait(bundle, session, 
     assert sorted(user.pictures for user in users) == [0, 0, 0, 96]
 
 
-def test_of_kept_galleries_those_not_opened_for_longest_go(
+def test_the_least_recently_used_galleries_are_evicted(
     bundle, session, tiny_shards, cache, monkeypatch
 ):
-    monkeypatch.setattr(build, "KEPT", 2)
+    monkeypatch.setattr(opening, "MAX_CACHED", 2)
     for split in ("val", "test"):
         open_or_build(bundle, session, tiny_shards, split).close()
     for at, folder in enumerate(
@@ -261,15 +262,15 @@ def test_of_kept_galleries_those_not_opened_for_longest_go(
     assert len(list(cache.glob("gallery-*"))) == 2
 
 
-def test_a_replaced_collection_goes_when_its_successor_is_replaced(
+def test_a_replaced_collection_is_dropped_when_its_successor_is_replaced(
     bundle, session, tiny_shards, tmp_path
 ):
-    engines = MilvusGallery.creator(str(tmp_path / "milvus.db")), MilvusGallery.open
+    engines = MilvusGallery.creator(str(tmp_path / "milvus.db")), MilvusGallery
     names = []
     for _ in range(3):
         build_gallery(bundle, session, tiny_shards, tmp_path / "g", "val", *engines)
         names.append(read_json(tmp_path / "g" / "gallery.json")["extra"]["collection"])
-    with pytest.raises(KeyboardInterrupt):  # begun, and of no use to the next
+    with pytest.raises(KeyboardInterrupt):  # started, but of no use to the next build
         build_gallery(
             bundle, Counting(session, most=0), tiny_shards, tmp_path / "g", "test", *engines
         )
@@ -280,7 +281,7 @@ def test_a_replaced_collection_goes_when_its_successor_is_replaced(
     client.close()
 
 
-def test_a_gallery_that_another_writes_is_not_replaced(
+def test_a_gallery_with_another_writer_is_not_replaced(
     bundle, session, blind, tiny_shards, random_items, tmp_path
 ):
     out = tmp_path / "g"
@@ -313,7 +314,7 @@ def test_nobody_writes_a_gallery_that_is_being_replaced(
         def encode(self, images):
             with pytest.raises(BusyError):
                 open_gallery(out, bundle, writable=True)
-            with pytest.raises(BusyError):  # of another split: what is begun is not taken away
+            with pytest.raises(BusyError):  # of another split: the unfinished build is kept
                 build_gallery(bundle, self.session, tiny_shards, out.with_name("other"), "test")
             refused.append(True)
             return super().encode(images)
@@ -327,7 +328,7 @@ def test_nobody_writes_a_gallery_that_is_being_replaced(
         assert refused and len(begun) == 64
 
 
-def test_items_that_are_from_no_shards_stay_when_their_gallery_is_built_again(
+def test_a_rebuild_keeps_items_that_do_not_come_from_shards(
     bundle, session, tiny_shards, random_items, tmp_path, capsys
 ):
     out = tmp_path / "g"
@@ -341,13 +342,13 @@ def test_items_that_are_from_no_shards_stay_when_their_gallery_is_built_again(
     with pytest.raises(KeyboardInterrupt):
         build_gallery(bundle, Counting(session, most=64), tiny_shards, out)
     build_gallery(bundle, session, tiny_shards, out)
-    assert "1499 items that are from no shards stay" in capsys.readouterr().err
+    assert "kept 1499 items that do not come from shards" in capsys.readouterr().err
     with closing(open_gallery(out, bundle)) as gallery:
         assert len(gallery) == 96 + 1499
         found = gallery.get("new-1499")
         assert found.fields == {"price": 1499} and found.norm == put[1499].norm
         assert np.array_equal(found.vector, put[1499].vector)
-        # What the shards have is as they have it.
+        # Items of the shards come from the shards.
         assert gallery.get("test-000000-001").place is not None
         assert gallery.get("val-000000-003").fields == {}
         assert gallery.get("val-000000-004").place is not None
@@ -364,7 +365,7 @@ def test_items_of_another_bundle_are_neither_dropped_nor_kept(
     build_gallery(bundle, session, tiny_shards, out, "val")  # nothing is lost
     with closing(open_gallery(out, bundle, writable=True)) as gallery:
         gallery.upsert(random_items(1, prefix="new"))
-    with pytest.raises(UserError, match=r"'new-0', and were embedded by another bundle"):
+    with pytest.raises(UserError, match=r"'new-0', embedded by another bundle"):
         build_gallery(other, blind, tiny_shards, out, "val")
 
 
@@ -388,13 +389,13 @@ def test_a_gallery_that_is_moved_with_its_shards_has_its_pictures(
 
 
 @pytest.mark.parametrize("lie", ["https://cdn.example/{item_id}.png", "elsewhere"])
-def test_where_pictures_lie_is_said_at_the_build(
+def test_the_build_sets_the_picture_location(
     tiny_bundle, bundle, tiny_shards, tmp_path, monkeypatch, lie
 ):
     (tmp_path / "elsewhere").mkdir()
     command = [sys.executable, PROGRAM, "--bundle", tiny_bundle, "--catalogue", tiny_shards]
     command += ["--out", tmp_path / "g", "--split", "val", "--pictures", lie]
-    with pytest.raises(KeyboardInterrupt):  # also where it goes on with what was begun
+    with pytest.raises(KeyboardInterrupt):  # also when it resumes
         build_gallery(bundle, Counting(Session(bundle), most=0), tiny_shards, tmp_path / "g", "val")
     done = subprocess.run(
         list(map(str, command)), capture_output=True, text=True, check=False, cwd=tmp_path
@@ -409,6 +410,6 @@ def test_where_pictures_lie_is_said_at_the_build(
     ["nowhere", "https://cdn.example/x.jpg", "ftp://x/{item_id}", "https://a;b/{item_id}",
      "https:///{item_id}", "https://a/{item_id}\r\nx: y", "s3://bucket/{item_id}"],
 )  # fmt: skip
-def test_what_is_no_place_of_pictures_is_told(wrong):
+def test_malformed_picture_locations_are_reported(wrong):
     with pytest.raises(UserError, match="--pictures: expected the folder of the shards, or"):
-        whereabouts.checked(wrong)
+        picture_location.parse_option(wrong)

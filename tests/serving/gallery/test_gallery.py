@@ -1,4 +1,4 @@
-"""What both engines must do, against a plain list of items; and what only the folder does."""
+"""Both engines against a plain list of items, and the embedded engine's own guarantees."""
 
 import os
 import pickle
@@ -16,7 +16,7 @@ import pytest
 from adde.bundle import Bundle
 from adde.errors import UserError
 from adde.files import read_json, write_json
-from adde.serving.gallery import embedded, filters
+from adde.serving.gallery import embedded, filters, item_database, row_file
 from adde.serving.gallery.base import (
     Header,
     Item,
@@ -24,11 +24,11 @@ from adde.serving.gallery.base import (
     UnavailableError,
     read_picture,
 )
-from adde.serving.gallery.build import open_gallery
 from adde.serving.gallery.embedded import EmbeddedGallery
 from adde.serving.gallery.embedding import embed
 from adde.serving.gallery.facets import Facet
 from adde.serving.gallery.milvus import MilvusGallery
+from adde.serving.gallery.opening import open_gallery
 from adde.shards.index import ShardIndex
 from adde.shards.reader import iterate
 
@@ -47,7 +47,7 @@ def empty(request, bundle, tmp_path):
 
 
 def nearest(items, query, weights, k):
-    """Ids by the definition, in double precision."""
+    """Ids by definition, in double precision."""
     distances = [
         sum(w * ((q - g) ** 2).sum() for w, q, g in zip(weights, query, item.vector))
         for item in ((replace(item, vector=item.vector.astype(float))) for item in items)
@@ -77,7 +77,7 @@ def test_nearest_are_the_nearest_by_definition(empty, random_items, weights):
             same(item, items[int(item.item_id.split("-")[1])])
 
 
-def test_items_come_change_and_go(empty, random_items):
+def test_items_are_added_changed_and_deleted(empty, random_items):
     items = random_items(20)
     ones, query = np.ones(3, np.float32), random_items(1, seed=5)[0].vector
     empty.upsert(items[:12])
@@ -156,7 +156,7 @@ def test_items_are_found_by_words(empty, random_items, text, expected):
     assert {int(i.removeprefix("x-")) for i in ids(empty.browse(text, {}, 20))} == expected
 
 
-def test_what_is_browsed_passes_filters_and_goes_on_in_pages(empty, random_items):
+def test_browsing_respects_filters_and_pages(empty, random_items):
     items = random_items(60, sold=[row % 2 == 0 for row in range(60)])
     empty.upsert(items)
     red = {item.item_id for item in items if item.labels[0] == 0}
@@ -166,7 +166,7 @@ def test_what_is_browsed_passes_filters_and_goes_on_in_pages(empty, random_items
     assert {*ids(empty.browse("red", sold, 60))} == {*ids(empty.browse(" ", sold, 60))} == wanted
     pages = [ids(empty.browse("red", {}, 4, offset)) for offset in range(0, len(red) + 4, 4)]
     assert sorted(i for page in pages for i in page) == sorted(red)
-    # Changed and gone: what an item was before finds it no longer.
+    # Changed and deleted items are no longer found by their old values.
     first = items[0]
     empty.upsert([replace(first, labels=np.array([1, 0, 0]), fields={"title": "new"})])
     assert ids(empty.browse("new", {}, 9)) == [first.item_id]
@@ -191,12 +191,12 @@ def test_what_is_browsed_passes_filters_and_goes_on_in_pages(empty, random_items
         ({"colour": {"above": 3}}, "'colour': expected .*min.*above"),
         ({"colour": {"min": "3"}}, "'colour': expected .*min"),
         ({"colour": {"min": 3}}, "'colour': expected values, found bounds"),
-        ({"brand": {"max": 1e9}}, "'brand': .* found numbers; build_gallery.py says .* which cell"),
+        ({"brand": {"max": 1e9}}, "'brand': .* found numbers; build_gallery.py reports which cell"),
         ({"colour": []}, "'colour': expected a value, a list of values or bounds"),
         ({"colour": [["red"]]}, "'colour': expected a value"),
     ],
 )
-def test_filters_that_are_none_are_told(empty, random_items, filters, message):
+def test_malformed_filters_are_reported(empty, random_items, filters, message):
     empty.upsert(random_items(3, price=[1, 2, 3], brand=["a", "10,90", "b"]))
     with pytest.raises(UserError, match=message):
         empty.nearest(random_items(1)[0].vector, np.ones(3, np.float32), 3, filters)
@@ -219,7 +219,7 @@ def test_filters_that_are_none_are_told(empty, random_items, filters, message):
         ({"both": "absent"}, None),
     ],
 )
-def test_what_a_field_cannot_hold_is_refused_and_what_none_holds_now_is_not(
+def test_a_filter_of_the_wrong_kind_is_rejected_and_an_absent_value_is_not(
     empty, random_items, filters, message
 ):
     empty.upsert(random_items(2, price=[2, 3.5], brand=["a", "b"], both=[1, "x"]))
@@ -231,19 +231,19 @@ def test_what_a_field_cannot_hold_is_refused_and_what_none_holds_now_is_not(
         empty.nearest(query, weights, 3, filters)
 
 
-def test_an_id_that_is_not_there_is_looked_up_and_not_searched_for(bundle, random_items, tmp_path):
+def test_an_unknown_id_uses_the_index_on_ids(bundle, random_items, tmp_path):
     header = Header.of(bundle, "embedded", None, "test")
     with closing(EmbeddedGallery.create(tmp_path / "g", header)) as gallery:
         gallery.upsert(random_items(40, prefix="shoe\U0010ffff%"))
         with pytest.raises(ItemNotFoundError, match=r"did you mean 'shoe\\U0010ffff%-7'"):
             gallery.get("shoe\U0010ffff-7")
         with gallery._reading() as (database, _):
-            query = f"EXPLAIN QUERY PLAN {embedded.LIKE_IDS}"
+            query = f"EXPLAIN QUERY PLAN {item_database.SIMILAR_IDS}"
             (step,) = database.execute(query, ("shirt", "shirt")).fetchall()
     assert "SEARCH" in step[3] and "id>?" in step[3]
 
 
-def test_the_fields_are_told_with_values_where_they_are_few(empty, random_items):
+def test_fields_list_their_values_if_they_are_few(empty, random_items):
     assert empty.facets() == []
     many = [*range(30), 2.5]
     nothing = [None] * 31
@@ -264,7 +264,7 @@ def test_the_fields_are_told_with_values_where_they_are_few(empty, random_items)
     assert next(f for f in empty.facets() if f.name == "price").low == 1
 
 
-def test_fields_that_cannot_be_told_apart_or_stored_are_refused(empty, random_items):
+def test_ambiguous_or_unstorable_fields_are_rejected(empty, random_items):
     with pytest.raises(UserError, match="item id once, found 'item-0' twice"):
         empty.upsert(random_items(1) * 2)
     for fields, message in (
@@ -299,7 +299,7 @@ def test_every_item_is_there_with_its_picture(bundle, session, gallery, tiny_sha
         gallery.get("val-00000-003")
 
 
-def test_a_picture_that_is_gone_is_told(gallery, tmp_path):
+def test_a_missing_picture_is_reported(gallery, tmp_path):
     item = gallery.get("val-000000-003")
     gone = replace(gallery.header, pictures=str(tmp_path))
     with pytest.raises(UserError, match=r"val-000000\.tar: expected the shard that holds") as told:
@@ -313,21 +313,19 @@ def test_a_picture_that_is_gone_is_told(gallery, tmp_path):
 
 
 def exported_anew(bundle, folder):
-    """The bundle that then lies in a folder, of the same graphs."""
+    """The bundle now in the folder, with the same graphs."""
     details = {**bundle.details, "source": {"run": "another"}}
     replace(bundle, path=folder, details=details).write()
     return Bundle.read(folder)
 
 
-def test_a_gallery_is_of_the_bundle_that_was_opened_whatever_lies_there_now(
-    bundle, tiny_bundle, tmp_path
-):
+def test_a_gallery_belongs_to_the_bundle_that_was_opened(bundle, tiny_bundle, tmp_path):
     opened = Bundle.read(shutil.copytree(tiny_bundle, tmp_path / "b"))
     other = exported_anew(bundle, opened.path)
     assert Header.of(opened, "exact", None, "").bundle == bundle.hash != other.hash
 
 
-def test_a_gallery_of_another_bundle_is_refused_by_hash(
+def test_a_gallery_of_another_bundle_is_rejected_by_hash(
     bundle, tiny_bundle, tiny_gallery, tmp_path
 ):
     other = exported_anew(bundle, shutil.copytree(tiny_bundle, tmp_path / "b"))
@@ -335,7 +333,7 @@ def test_a_gallery_of_another_bundle_is_refused_by_hash(
         open_gallery(tiny_gallery, other)
 
 
-def test_damage_is_told(tiny_gallery, tmp_path):
+def test_damage_is_reported(tiny_gallery, tmp_path):
     def damaged(name):
         folder = shutil.copytree(tiny_gallery, tmp_path / f"damaged-{name}")
         return folder, folder / name
@@ -346,10 +344,14 @@ def test_damage_is_told(tiny_gallery, tmp_path):
         EmbeddedGallery(folder)
     folder, path = damaged("items.sqlite")
     path.write_bytes(b"x" * 4096)
-    with pytest.raises(UserError, match=r"items\.sqlite: expected the gallery's items, found"):
+    with pytest.raises(
+        UserError, match=r"items\.sqlite: expected the gallery's SQLite database, found"
+    ):
         EmbeddedGallery(folder)
     path.unlink()
-    with pytest.raises(UserError, match=r"items\.sqlite: expected the gallery's items, found"):
+    with pytest.raises(
+        UserError, match=r"items\.sqlite: expected the gallery's SQLite database, found"
+    ):
         EmbeddedGallery(folder)
     folder, path = damaged("gallery.json")
     write_json(path, {**read_json(path), "format": 9})
@@ -388,7 +390,7 @@ while True:
 
 @pytest.fixture
 def other_process():
-    """Calls methods of a gallery in a process of its own: `write = other_process(folder)`."""
+    """Call methods of a gallery in another process: `write = other_process(folder)`."""
     with ExitStack() as started:
 
         def start(folder):
@@ -437,7 +439,7 @@ def test_a_reader_sees_what_another_process_has_written(
             reader.get("item-7")
 
 
-def test_searches_beside_another_process_see_whole_states(
+def test_searches_during_writes_of_another_process_see_committed_states(
     tmp_path, bundle, random_items, other_process
 ):
     pair, ones = [replace(item, norm=1.0) for item in random_items(2)], np.ones(3, np.float32)
@@ -474,7 +476,7 @@ def test_filters_look_up_what_they_ask_for(tmp_path, bundle, random_items):
             assert plan[0][3].startswith("SEARCH facts USING PRIMARY KEY (name=? AND value")
 
 
-def test_who_reads_long_holds_up_no_other_reader(tmp_path, bundle, random_items):
+def test_a_slow_reader_does_not_block_others(tmp_path, bundle, random_items):
     header = Header.of(bundle, "embedded", None, "test")
     with closing(EmbeddedGallery.create(tmp_path / "g", header)) as gallery, ExitStack() as long:
         gallery.upsert(random_items(50))
@@ -503,8 +505,8 @@ def test_a_snapshot_is_the_present_state_without_the_dead(tmp_path, bundle, rand
     assert (tmp_path / "g" / "vectors.f32").stat().st_size == 2200 * stride
 
 
-def test_searches_beside_changes_see_whole_states(tmp_path, bundle, random_items):
-    """Two items always change together: who sees one new one and one old one saw half a state."""
+def test_searches_during_writes_see_committed_states(tmp_path, bundle, random_items):
+    """Two items always change together: seeing one new and one old means seeing half a state."""
     header = Header.of(bundle, "embedded", None, "test")
     with closing(EmbeddedGallery.create(tmp_path / "g", header)) as gallery:
         pair = random_items(2)
@@ -547,7 +549,7 @@ while True:
 """
 
 
-def test_killed_while_writing_whole_batches_are_there(tmp_path, bundle, random_items):
+def test_a_kill_while_writing_leaves_whole_batches(tmp_path, bundle, random_items):
     header = Header.of(bundle, "embedded", None, "test")
     EmbeddedGallery.create(tmp_path / "g", header).close()
     process = subprocess.Popen(
@@ -584,7 +586,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 @pytest.fixture
 def half_written(tmp_path, bundle, random_items):
-    """Has a gallery of 50 items, and leaves a commit in it half done."""
+    """Make a gallery of 50 items, and return a function that leaves an unfinished commit in it."""
     header = Header.of(bundle, "embedded", None, "test")
     with closing(EmbeddedGallery.create(tmp_path / "g", header)) as gallery:
         gallery.upsert(random_items(50))
@@ -598,9 +600,7 @@ def half_written(tmp_path, bundle, random_items):
     return kill
 
 
-def test_readers_take_back_what_a_killed_process_left_half_done(
-    tmp_path, half_written, random_items
-):
+def test_readers_roll_back_the_commit_of_a_killed_writer(tmp_path, half_written, random_items):
     query, ones = random_items(1, seed=5)[0].vector, np.ones(3, np.float32)
     with closing(EmbeddedGallery(tmp_path / "g")) as reader:
         half_written()
@@ -612,15 +612,15 @@ def test_readers_take_back_what_a_killed_process_left_half_done(
     assert not list((tmp_path / "g").glob("*-journal"))
 
 
-def test_what_was_left_half_done_is_told_where_nothing_can_be_written(
+def test_an_unfinished_commit_in_a_read_only_folder_is_reported(
     tmp_path, half_written, random_items, monkeypatch
 ):
-    connect = embedded._connect
+    connect = item_database.connect
     query, ones = random_items(1, seed=5)[0].vector, np.ones(3, np.float32)
     with closing(EmbeddedGallery(tmp_path / "g")) as reader:
         half_written()
-        with monkeypatch.context() as patch:  # as on a mount for reading only, whoever one is
-            patch.setattr(embedded, "_connect", lambda folder, mode: connect(folder, "ro"))
+        with monkeypatch.context() as patch:  # as on a read-only mount, even for root
+            patch.setattr(item_database, "connect", lambda folder, mode: connect(folder, "ro"))
             with pytest.raises(UnavailableError, match=r"items\.sqlite: a process .* was killed"):
                 reader.nearest(query, ones, 5, {})
             with pytest.raises(UserError, match="open the gallery once where its folder"):
@@ -629,7 +629,7 @@ def test_what_was_left_half_done_is_told_where_nothing_can_be_written(
         assert len(reader.nearest(query, ones, 50, {})) == 50
 
 
-def test_a_gallery_put_in_the_place_of_one_that_is_read_leaves_it_alone(
+def test_readers_of_a_replaced_gallery_ignore_the_journal_of_its_successor(
     tmp_path, half_written, bundle, random_items
 ):
     (tmp_path / "g").rename(tmp_path / "other")
@@ -638,7 +638,7 @@ def test_a_gallery_put_in_the_place_of_one_that_is_read_leaves_it_alone(
         (tmp_path / "g").rename(tmp_path / "aside")
         (tmp_path / "other").rename(tmp_path / "g")
         before = (tmp_path / "aside" / "items.sqlite").read_bytes()
-        half_written()  # in the new one, whose journal lies where the old one's would
+        half_written()  # in the new gallery, whose journal has the path of the old one's
         same(reader.get("item-3"), random_items(50)[3])
         assert (tmp_path / "aside" / "items.sqlite").read_bytes() == before
         with closing(EmbeddedGallery(tmp_path / "g")) as new:
@@ -654,7 +654,7 @@ def test_a_full_disk_loses_nothing_and_is_told(tmp_path, bundle, random_items, m
             raise OSError(28, "No space left on device")
 
         with monkeypatch.context() as patch:
-            patch.setattr(embedded.os, "pwrite", full)
+            patch.setattr(row_file.os, "pwrite", full)
             with pytest.raises(OSError, match="No space left") as raised:
                 gallery.upsert(random_items(5, seed=1))
             assert raised.value.filename == str(tmp_path / "g" / "vectors.f32")
@@ -670,7 +670,7 @@ def test_a_full_disk_loses_nothing_and_is_told(tmp_path, bundle, random_items, m
         same(gallery.get("item-3"), long[3])
 
 
-def test_milvus_out_of_reach_is_told_and_found_again(bundle, tmp_path, random_items):
+def test_unreachable_milvus_is_reported_and_found_again(bundle, tmp_path, random_items):
     with pytest.raises(UserError, match=r"localhost:9: Milvus did not answer as expected"):
         MilvusGallery.creator("http://localhost:9")(
             tmp_path / "g", Header.of(bundle, "embedded", None, "x")
@@ -682,7 +682,7 @@ ODD = ["men's-1", "é-2", 'a"b', "back\\slash", "tab\there", "line\nend", "{id}"
 INTO = ["zz'] or id in ['é-2", 'zz"] or id in ["é-2', "é-2' or id != '", "\\"]
 
 
-def test_any_text_is_an_id_and_no_more(empty, random_items):
+def test_any_text_can_be_an_id(empty, random_items):
     items = [replace(i, item_id=name) for i, name in zip(random_items(len(ODD)), ODD)]
     ones = np.ones(3, np.float32)
     empty.upsert(items)
@@ -707,7 +707,7 @@ def test_any_text_is_a_name_of_a_field(empty, random_items):
         assert ids(empty.nearest(query, ones, 3, {name: 2})) == ["item-1"]
 
 
-def test_what_milvus_cannot_be_asked_is_the_callers_mistake(bundle, tmp_path, random_items):
+def test_requests_that_milvus_rejects_are_user_errors(bundle, tmp_path, random_items):
     header = Header.of(bundle, "embedded", None, "x")
     create = MilvusGallery.creator(str(tmp_path / "milvus.db"))
     query, ones = random_items(1)[0].vector, np.ones(3, np.float32)
@@ -719,7 +719,7 @@ def test_what_milvus_cannot_be_asked_is_the_callers_mistake(bundle, tmp_path, ra
             (lambda: gallery.get("a\x00b"), r"without control characters, found 'a\\x00b'"),
             (lambda: gallery.delete(["a\x1b"]), "without control characters"),
             (lambda: gallery.upsert([odd]), "without control characters"),
-            (lambda: gallery.upsert([long]), "Milvus refuses what it was asked: .*512"),
+            (lambda: gallery.upsert([long]), "Milvus rejected the request: .*512"),
             (lambda: gallery.nearest(query, ones, 3, {"price": "\x07"}), "control characters"),
             (lambda: gallery.nearest(query, ones, 3, {"\x07": 1}), "control characters"),
             (lambda: gallery.nearest(query, ones, 3, {}, exclude="\x07"), "control characters"),
@@ -731,8 +731,8 @@ def test_what_milvus_cannot_be_asked_is_the_callers_mistake(bundle, tmp_path, ra
         assert len(gallery) == 3
 
 
-def test_a_new_item_is_embedded_and_put_in(bundle, session, gallery, tiny_gallery, tmp_path):
-    """As docs/serving.md has it: the picture of an item gives that item."""
+def test_a_new_item_is_embedded_and_added(bundle, session, gallery, tiny_gallery, tmp_path):
+    """As in docs/serving.md: the picture of an item finds that item."""
     stored = gallery.get("val-000000-003")
     path = tmp_path / "new.png"
     path.write_bytes(read_picture(gallery.header, stored))

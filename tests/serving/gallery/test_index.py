@@ -1,4 +1,4 @@
-"""The index of large galleries: recall as it says, and no answer that is not allowed."""
+"""The index of large galleries: recall as reported, and no answer that is not allowed."""
 
 import resource
 from contextlib import closing
@@ -11,13 +11,13 @@ from adde.errors import UserError
 from adde.files import read_json
 from adde.schema import Attribute, Schema
 from adde.scoring import Calibration
-from adde.serving.gallery import compact, index, tuning
-from adde.serving.gallery.asking import Asked, augmented, augmented_query
+from adde.serving.gallery import index, subspace_pca, tuning
 from adde.serving.gallery.base import Header
-from adde.serving.gallery.build import open_gallery
-from adde.serving.gallery.compact import Directions
 from adde.serving.gallery.embedded import EmbeddedGallery
 from adde.serving.gallery.index import Index
+from adde.serving.gallery.opening import open_gallery
+from adde.serving.gallery.scorers import RankOptions, augmented, augmented_query
+from adde.serving.gallery.subspace_pca import SubspacePCA
 
 CALIBRATION = Calibration((1.0, 1.5, 0.7), (), 0.01, 2.0)
 TINY_SCHEMA = Schema(
@@ -31,7 +31,7 @@ TINY_SCHEMA = Schema(
 
 @pytest.fixture(scope="module")
 def items(random_items):
-    """Items around forty centres, as a catalogue has them."""
+    """Items around forty centres, like a catalogue's."""
     draws = np.random.default_rng(0)
     made, centres = random_items(3000, price=list(range(3000))), random_items(40, seed=7)
     for number, item in enumerate(made):
@@ -42,7 +42,7 @@ def items(random_items):
 
 @pytest.fixture
 def gallery(tmp_path, bundle, items, monkeypatch):
-    monkeypatch.setattr(index, "FEW", 50)
+    monkeypatch.setattr(index, "EXACT_BELOW", 50)
     header = Header.of(bundle, "embedded", None, "test")
     gallery = EmbeddedGallery.create(tmp_path / "g", header, exact_items=1000)
     gallery.upsert(items)
@@ -71,7 +71,7 @@ def test_recall_is_what_the_report_promises(gallery, items, tmp_path, random_ite
     assert hits / (30 * len(items[::100])) >= 0.99
 
 
-def test_what_changed_since_is_searched_too(gallery, items, bundle, tmp_path, random_items):
+def test_later_changes_are_searched_too(gallery, items, bundle, tmp_path, random_items):
     query, ones = items[17].vector, np.ones(3, np.float32)
     first = [item.item_id for item in gallery.nearest(query, ones, 30, {})]
     gallery.delete(first[:10])
@@ -105,7 +105,7 @@ def test_a_snapshot_has_an_index_too(gallery, items, bundle, tmp_path):
         assert copy.index is None and len(copy) == 0
 
 
-def test_a_snapshot_has_an_index_above_as_many_as_the_gallery(tmp_path, bundle, items):
+def test_a_snapshot_has_the_gallerys_exact_items(tmp_path, bundle, items):
     header = Header.of(bundle, "embedded", None, "test")
     few = EmbeddedGallery.create(tmp_path / "g", header, exact_items=1000)
     with closing(few):
@@ -117,8 +117,8 @@ def test_a_snapshot_has_an_index_above_as_many_as_the_gallery(tmp_path, bundle, 
 
 @pytest.fixture
 def matched(tmp_path, items, monkeypatch):
-    """A gallery of a calibrated bundle: a third of the labels known, beliefs sure and unsure."""
-    monkeypatch.setattr(index, "FEW", 50)
+    """A gallery of a calibrated bundle: a third of the labels known, some beliefs certain."""
+    monkeypatch.setattr(index, "EXACT_BELOW", 50)
     header = Header("embedded", "b", TINY_SCHEMA, 6, None, "test", CALIBRATION.to_json())
     draws = np.random.default_rng(3)
     logits = draws.normal(0, 2, (len(items), 7)).astype(np.float32)
@@ -135,7 +135,7 @@ def matched(tmp_path, items, monkeypatch):
 
 
 def scores_of(gallery, wanted, weights):
-    """The score written out, and the least distances, of all items by id."""
+    """Scores and distances of all items by id, from the formulas."""
     found = {}
     for number in range(len(gallery)):
         item = gallery.get(f"item-{number}")
@@ -156,10 +156,10 @@ def test_matches_of_codes_are_those_of_every_item(matched, weights):
         wanted[4:7] = (0, 1, 0)
         every = scores_of(matched, wanted, weights)
         least = sorted(every.values())[-30] - 1e-5
-        asked = Asked(wanted, CALIBRATION.epsilon)
+        asked = RankOptions(wanted, CALIBRATION.epsilon)
         found = matched.nearest(item.vector, np.array(weights, np.float32), 30, {}, None, asked)
         assert sum(every[item.item_id] >= least for item in found[:30]) >= 30 * 0.99
-        # What must be shown is, whether the index knows the item or it came later.
+        # `must` holds for indexed and later items.
         must = replace(asked, must={0: np.array([1, 2])})
         matched.upsert([replace(item, item_id="later")])
         shown = matched.nearest(item.vector, np.ones(3, np.float32), 30, {}, None, must)
@@ -168,44 +168,42 @@ def test_matches_of_codes_are_those_of_every_item(matched, weights):
         matched.delete(["later"])
 
 
-def test_items_that_match_alike_come_nearest_first(matched, items):
+def test_equal_matches_come_nearest_first(matched, items):
     alike = np.array([0, 1, 0, 0, 1, 0, 0, 0, 1, 0], np.float32)
     labels = np.array([1, 0, 1])
     matched.upsert([replace(i, labels=labels, beliefs=alike) for i in items])
     matched.build_index()
     ones, query = np.ones(3, np.float32), items[5].vector
-    found = matched.nearest(query, ones, 20, {}, None, Asked(alike, 0.01))
+    found = matched.nearest(query, ones, 20, {}, None, RankOptions(alike, 0.01))
     assert found[0].item_id == "item-5"
     assert brute(items, query, ones, 20) <= {item.item_id for item in found}
 
 
-def test_later_items_that_are_many_are_said(matched, items, caplog):
+def test_many_unindexed_items_are_reported(matched, items, caplog):
     query, ones = items[0].vector, np.ones(3, np.float32)
     matched.upsert([replace(matched.get(i.item_id), item_id=f"{i.item_id}-b") for i in items[:500]])
     for _ in range(2):
         matched.nearest(query, ones, 3, {})
     assert [r.getMessage() for r in caplog.records] == [
-        "500 of the gallery's 3500 items are not in its index and are looked at one by one; "
-        "build_index() puts them in"
+        "500 of the gallery's 3500 items are not in its index and are scanned exactly; "
+        "build_index() adds them"
     ]
 
 
-def test_a_depth_that_is_not_enough_is_said(gallery, capsys, monkeypatch):
+def test_insufficient_recall_is_reported(gallery, capsys, monkeypatch):
     monkeypatch.setattr(tuning, "DEPTHS", (1,))
-    monkeypatch.setattr(tuning, "AIM", 1.1)
+    monkeypatch.setattr(tuning, "TARGET_RECALL", 1.1)
     gallery.build_index()
     said = capsys.readouterr().err
-    assert "by distance, queries of one of the attributes have recall" in said
-    assert "the aim is 1.1" in said
+    assert "by distance, queries on one of the attributes reach recall" in said
+    assert "the target is 1.1" in said
 
 
 def left(folder):
     return sorted(path.suffix for path in folder.glob("*index*"))
 
 
-def test_an_interrupted_build_leaves_the_index_that_there_was(
-    gallery, items, bundle, tmp_path, monkeypatch
-):
+def test_an_interrupted_build_keeps_the_old_index(gallery, items, bundle, tmp_path, monkeypatch):
     before = read_json(tmp_path / "g" / "index.json")
     gallery.upsert([items[0]])
 
@@ -214,7 +212,7 @@ def test_an_interrupted_build_leaves_the_index_that_there_was(
 
     with monkeypatch.context() as patch:
         patch.setattr(index, "write_json", killed)
-        patch.setattr(index, "_remove_unnamed", lambda folder: None)
+        patch.setattr(index, "_remove_stale_files", lambda folder: None)
         with pytest.raises(KeyboardInterrupt):
             gallery.build_index()
     assert left(tmp_path / "g") == [".faiss", ".faiss", ".json", ".npz", ".npz"]
@@ -228,7 +226,7 @@ def test_an_interrupted_build_leaves_the_index_that_there_was(
         assert opened.index.count == 3001
 
 
-def test_an_index_that_is_replaced_while_it_is_read_is_read_anew(gallery, tmp_path, monkeypatch):
+def test_an_index_replaced_while_it_is_read_is_read_again(gallery, tmp_path, monkeypatch):
     load, builds = Index._load.__func__, iter([gallery.build_index])
 
     def replaced(cls, folder, report):
@@ -242,8 +240,8 @@ def test_an_index_that_is_replaced_while_it_is_read_is_read_anew(gallery, tmp_pa
 
 
 @pytest.mark.parametrize("room", [1000, -8])
-def test_a_disk_that_is_full_is_told_and_keeps_the_index(gallery, tmp_path, room):
-    """-8: all but the last bytes, which faiss writes without a look at whether it worked."""
+def test_a_full_disk_is_reported_and_keeps_the_index(gallery, tmp_path, room):
+    """-8: all but the last bytes, which faiss writes without checking the result."""
     before = read_json(tmp_path / "g" / "index.json")
     size = (tmp_path / "g" / f"{before['files']}.faiss").stat().st_size
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -257,38 +255,41 @@ def test_a_disk_that_is_full_is_told_and_keeps_the_index(gallery, tmp_path, room
     assert left(tmp_path / "g") == [".faiss", ".json", ".npz"]
 
 
-def test_a_damaged_index_is_told(gallery, bundle, tmp_path):
+def test_a_damaged_index_is_reported(gallery, bundle, tmp_path):
     (written,) = (tmp_path / "g").glob("index-*.faiss")
     written.write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"index-.*\.faiss: expected a faiss index .*found"):
         open_gallery(tmp_path / "g", bundle)
 
 
-def test_directions_carry_what_varies_and_keep_attributes_apart():
+def test_pca_explains_the_variance_and_keeps_attributes_apart():
     draws = np.random.default_rng(5)
     lively, still = draws.normal(size=(500, 40)), draws.normal(size=(500, 40))
     still[:, 3:] *= 1e-3
     vectors = np.stack([lively, still], axis=1).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=(1, 2), keepdims=True)
-    found = Directions.of(iter([vectors[:200], vectors[200:]]), (2, 40))
+    found = SubspacePCA.fit(iter([vectors[:200], vectors[200:]]), (2, 40))
     assert found.kept[0] == 40
     assert found.kept[1] == 3
     assert found.size == 48
     query, weights = vectors[7], np.array([1, 3], np.float32)
-    products = found.rows(augmented(vectors)) @ found.query(augmented_query(query, weights))[0]
+    products = (
+        found.project_rows(augmented(vectors))
+        @ found.project_query(augmented_query(query, weights))[0]
+    )
     wanted = (np.square(vectors - query).sum(axis=2) * weights).sum(axis=1)
     assert np.ptp(products + wanted) < 1e-4
 
 
 def test_a_tight_budget_keeps_the_strongest_of_each_subspace(monkeypatch):
-    monkeypatch.setattr(compact, "ROOM", 2 + 5)
+    monkeypatch.setattr(subspace_pca, "MAX_NUMBERS", 2 + 5)
     scales = np.array([[4, 2, 1, 1, 0.5, 0.2], [0.4, 0.2, 0.1, 0.1, 0.05, 0.02]])
     vectors = np.random.default_rng(5).normal(size=(4000, 2, 6)) * scales
-    found = Directions.of([vectors.astype(np.float32)], (2, 6))
+    found = SubspacePCA.fit([vectors.astype(np.float32)], (2, 6))
     assert found.kept.tolist() == [3, 2] or found.kept.tolist() == [2, 3]
 
 
-def test_without_faiss_it_is_said_what_to_install(gallery, monkeypatch):
+def test_a_missing_faiss_is_reported_with_what_to_install(gallery, monkeypatch):
     def absent(name):
         raise ImportError(name)
 

@@ -1,4 +1,4 @@
-"""Servers of the tiny bundle: in a thread of the test, or as the real process."""
+"""Servers of the tiny bundle: in a thread of the test, or as a process."""
 
 import contextlib
 import json
@@ -15,9 +15,9 @@ from PIL import Image
 
 from adde.serving import Searcher
 from adde.serving.gallery.base import read_picture
-from adde.serving.http.hot_swap import Source
-from adde.serving.http.requests.decoders import Decoders
-from adde.serving.http.run import Server, listen
+from adde.serving.http.backend import BackendConfig
+from adde.serving.http.requests.decoder_pool import Decoders
+from adde.serving.http.server import Server, listen
 from adde.serving.http.service import Service
 from adde.serving.http.settings import Settings
 
@@ -48,7 +48,7 @@ class InThread:
 
 @pytest.fixture(scope="session")
 def decoders():
-    """A pool for all servers that ask for no other limits: processes take time to start."""
+    """A decoder pool shared by servers without special limits, because processes start slowly."""
     usual = Settings()
     opened = Decoders(1, usual.decode_seconds, usual.max_pixels)
     yield opened
@@ -57,7 +57,7 @@ def decoders():
 
 @pytest.fixture
 def serve(tiny_bundle, tiny_gallery, decoders):
-    """Starts servers: `serve(queue=3, ...)`."""
+    """Start servers: `serve(queue=3, ...)`."""
     with contextlib.ExitStack() as opened:
 
         def start(
@@ -67,7 +67,7 @@ def serve(tiny_bundle, tiny_gallery, decoders):
             if "decode_seconds" in changed:
                 pool = Decoders(1, settings.decode_seconds, settings.max_pixels)
                 opened.callback(pool.close)
-            source = Source(tiny_bundle, gallery, pictures=pictures)
+            source = BackendConfig(tiny_bundle, gallery, pictures=pictures)
             server = InThread(source, settings, pool, keys, hosts, cards)
             opened.callback(server.close)
             return server
@@ -77,8 +77,10 @@ def serve(tiny_bundle, tiny_gallery, decoders):
 
 @pytest.fixture(scope="session")
 def server(tiny_bundle, tiny_gallery, decoders):
-    """One server for all tests that change nothing in it."""
-    started = InThread(Source(tiny_bundle, tiny_gallery), Settings(drain_seconds=0), decoders)
+    """One server for all read-only tests."""
+    started = InThread(
+        BackendConfig(tiny_bundle, tiny_gallery), Settings(drain_seconds=0), decoders
+    )
     yield started
     started.close()
 
@@ -91,19 +93,19 @@ def client(server):
 
 @pytest.fixture
 def searcher(bundle, session, gallery):
-    """What answers are held against."""
+    """The library's searcher, which answers are compared with."""
     return Searcher(bundle, gallery, session=session)
 
 
 @pytest.fixture
 def picture_of(searcher):
-    """An item's picture as it was packed, PNG."""
+    """An item's picture as packed, PNG."""
     return lambda item_id: read_picture(searcher.gallery.header, searcher.gallery.get(item_id))
 
 
 @pytest.fixture
 def slow(monkeypatch):
-    """Sets how many seconds more the encoder takes for a batch, in servers of this process."""
+    """Set how many seconds longer the encoder takes per batch, in servers of this process."""
     taken, embed = [0.0], Searcher.embed
 
     def slowly(self, pictures):
@@ -119,7 +121,7 @@ def slow(monkeypatch):
 
 
 class Process:
-    """serve_onnx/server.py as started by a shell; `url` once it is ready."""
+    """serve_onnx/server.py as a process; `url` once it is ready."""
 
     def __init__(self, *arguments, environment=None):
         self.lines = []
@@ -139,7 +141,7 @@ class Process:
                 self.lines.append({"message": line})
 
     def wait_for(self, start, count=1, seconds=60):
-        """The count-th line of the log whose message starts so."""
+        """Return the count-th log line whose message starts so."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             found = [line for line in self.lines if line["message"].startswith(start)]
@@ -160,7 +162,7 @@ class Process:
 
 @pytest.fixture
 def process(tiny_bundle, tiny_gallery):
-    """Starts server processes: `process("--queue", 3, ...)`."""
+    """Start server processes: `process("--queue", 3, ...)`."""
     with contextlib.ExitStack() as opened:
 
         def start(*arguments, bundle=tiny_bundle, gallery=tiny_gallery, environment=None):
@@ -174,6 +176,6 @@ def process(tiny_bundle, tiny_gallery):
 
 @pytest.fixture
 def drawn():
-    """A picture that has no symmetry: 64 x 48, smooth."""
+    """A picture without symmetry: 64 x 48, smooth."""
     image = Image.linear_gradient("L").resize((64, 48))
     return Image.merge("RGB", (image, image.rotate(90).resize((64, 48)), image.rotate(180)))

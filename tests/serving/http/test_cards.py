@@ -1,4 +1,4 @@
-"""What the page is told of how items are shown."""
+"""How the page is configured to show items."""
 
 import pytest
 
@@ -22,7 +22,7 @@ def facets(*names):
         ({"title_field": "label", "category": "colour"}, ("label",), ("label", None, "colour")),
     ],
 )
-def test_usual_names_stand_where_none_is_given(given, names, expected):
+def test_default_names_are_used_if_none_is_given(given, names, expected):
     found = Cards(**given).of(SCHEMA, facets(*names), items=1)
     assert (found.title_field, found.price_field, found.category) == expected
 
@@ -36,19 +36,19 @@ def test_usual_names_stand_where_none_is_given(given, names, expected):
         ({"link_template": "/{urll}"}, "--link-template: no item has 'urll'; valid: 'item_id', "),
     ],
 )
-def test_names_that_no_item_has_are_told(given, message):
+def test_names_that_no_item_has_are_reported(given, message):
     with pytest.raises(UserError, match=message):
         Cards(**given).of(SCHEMA, facets("title"), items=1)
-    assert Cards(**given).of(SCHEMA, [], items=0)  # they may come
+    assert Cards(**given).of(SCHEMA, [], items=0)  # items may be added later
 
 
 @pytest.mark.parametrize("text", ["{}", "shop/{item_id}", "https://x/", "https://x/{", "{a!r}"])
 @pytest.mark.parametrize("scheme", ["", "javascript:"])
-def test_templates_that_are_none_are_told(scheme, text):
-    with pytest.raises(UserError, match="--link-template: expected an address"):
+def test_malformed_templates_are_reported(scheme, text):
+    with pytest.raises(UserError, match="--link-template: expected a URL"):
         Cards(link_template=scheme + text)
 
 
-def test_a_currency_is_three_capitals():
+def test_a_currency_is_three_capital_letters():
     with pytest.raises(UserError, match="--currency: expected three capitals, such as EUR"):
         Cards(currency="€")

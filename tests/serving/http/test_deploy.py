@@ -1,4 +1,4 @@
-"""Dockerfile and manifests, held against the program's own flags and paths."""
+"""Dockerfile and manifests, compared with the program's flags and paths."""
 
 import json
 import os
@@ -23,26 +23,26 @@ DOCKERFILE = (ROOT / "serve_onnx" / "Dockerfile").read_text()
 DEPLOYMENT, SERVICE = yaml.safe_load_all((ROOT / "launch/kubernetes/server.yaml").read_text())
 RAY = yaml.safe_load((ROOT / "launch" / "ray_serve.yaml").read_text())
 UVICORN_MORE = 2
-"""Seconds that the process may take after the deadline of the last request."""
+"""Seconds allowed for the process after the deadline of the last request."""
 
 
 def instruction(name):
-    """What the last instruction of that name says; lines that go on are joined."""
+    """The last instruction of that name, with continued lines joined."""
     joined = DOCKERFILE.replace("\\\n", " ")
     return re.findall(rf"^{name}\s+(.+)$", joined, re.MULTILINE)[-1].strip()
 
 
 def started(monkeypatch, words):
-    """What serve_onnx/server.py calls `serve` with, given these words."""
+    """The arguments with which serve_onnx/server.py calls `serve`, given these words."""
     called = []
-    monkeypatch.setattr("adde.serving.http.run.serve", lambda *given: called.append(given))
+    monkeypatch.setattr("adde.serving.http.server.serve", lambda *given: called.append(given))
     monkeypatch.setattr(sys, "argv", ["server.py", *words])
     runpy.run_path(str(ROOT / "serve_onnx" / "server.py"), run_name="__main__")
     return called[0]
 
 
 def paths():
-    """Paths that the app answers."""
+    """The app's paths."""
     from adde.serving.http.routes import router
 
     return {route.path for route in router.routes}
@@ -67,14 +67,14 @@ def test_the_image_starts_the_program_with_flags_it_has(monkeypatch):
         monkeypatch, words
     )
     assert [str(source.bundle), str(source.gallery)] == json.loads(instruction("VOLUME"))
-    # Off loopback and nothing said of keys: it asks for them.
+    # Off loopback keys are required by default.
     assert (host, key_file, require_key) == ("0.0.0.0", None, None)
-    assert not allow_host  # probes and balancers ask at addresses that nobody knows before
+    assert not allow_host  # probes and load balancers use addresses not known in advance
     assert (settings, cards) == (Settings(), Cards())
     assert port == int(instruction("EXPOSE"))
 
 
-def test_the_image_is_no_root_has_a_check_and_what_it_copies_is_there():
+def test_the_image_is_not_root_and_has_a_health_check_and_its_files():
     user, group = map(int, instruction("USER").split(":"))
     assert user and group
     check = instruction("HEALTHCHECK")
@@ -114,7 +114,7 @@ def test_the_deployment_starts_the_image_with_flags_it_has(monkeypatch, pod, con
     assert settings.decoders <= int(container["resources"]["limits"]["cpu"])
     memory = int(container["resources"]["limits"]["memory"].removesuffix("Gi")) << 30
     assert 1.2 * settings.queue * settings.max_bytes < memory / 2  # see serving_operations.md
-    # Whoever balances sees that it is not ready, before the listener closes.
+    # Load balancers see that it is not ready before the listener closes.
     probe = container["readinessProbe"]
     assert probe["periodSeconds"] * probe["failureThreshold"] < settings.drain_seconds
 
@@ -139,14 +139,14 @@ def test_probes_ask_paths_that_need_no_key(container):
     assert {container[f"{n}Probe"]["httpGet"]["port"] for n in asked} == {"http"}
 
 
-def test_the_pod_is_no_root_and_the_service_finds_it(pod, container):
+def test_the_pod_is_not_root_and_the_service_finds_it(pod, container):
     user = int(instruction("USER").split(":")[0])
     assert (pod["securityContext"]["runAsNonRoot"], pod["securityContext"]["runAsUser"]) == (
         True,
         user,
     )
     assert container["securityContext"]["readOnlyRootFilesystem"]
-    assert instruction("ENV").endswith("XDG_CACHE_HOME=/tmp/cache")  # the one place to write
+    assert instruction("ENV").endswith("XDG_CACHE_HOME=/tmp/cache")  # the only writable place
     labels = DEPLOYMENT["spec"]["template"]["metadata"]["labels"]
     assert SERVICE["spec"]["selector"].items() <= labels.items()
     assert DEPLOYMENT["spec"]["selector"]["matchLabels"] == labels
@@ -157,7 +157,7 @@ def test_ray_serves_the_limits_that_the_server_has():
     (application,) = RAY["applications"]
     (deployment,) = application["deployments"]
     settings = Settings(**application["args"]["limits"])
-    # Else Ray would hold back what the replica answers with a 429, and without end.
+    # Otherwise Ray would retry a replica's 429 forever.
     assert deployment["max_ongoing_requests"] > settings.queue
     assert deployment["max_queued_requests"] > 0
     assert deployment["graceful_shutdown_timeout_s"] > settings.deadline_seconds

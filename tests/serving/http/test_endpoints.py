@@ -1,4 +1,4 @@
-"""Every endpoint against a tiny bundle, held against the library."""
+"""Every endpoint of a tiny bundle, compared with the library."""
 
 import base64
 import json
@@ -13,15 +13,15 @@ import pytest
 from pydantic import ValidationError
 
 from adde.serving import Request
-from adde.serving.gallery.build import open_gallery
-from adde.serving.http.bodies import SearchBody
+from adde.serving.gallery.opening import open_gallery
+from adde.serving.http.request_models import SearchBody
 
 ITEM = "test-000000-005"
 ASKED = {"edits": {"colour": "red"}, "k": 5, "weights": {"border": 3.0}}
 
 
 def check(answer, result):
-    """An answer of /v1/search is what the library answers, to the bit."""
+    """A response of /v1/search equals the library's result bitwise."""
     assert answer["wanted"] == dict(result.wanted)
     assert answer["seen"] == {name: vars(seen) for name, seen in result.seen.items()}
     assert [a["item_id"] for a in answer["answers"]] == [a.item_id for a in result]
@@ -33,7 +33,7 @@ def check(answer, result):
             assert found["matches"][name] == {**asdict(match), "good": match.good}
 
 
-def test_an_uploaded_picture_is_answered_as_by_the_library(client, searcher, picture_of):
+def test_searching_by_upload_equals_the_library(client, searcher, picture_of):
     content = picture_of(ITEM)
     answer = client.post(
         "/v1/search", files={"image": content}, data={"request": json.dumps(ASKED)}
@@ -44,7 +44,7 @@ def test_an_uploaded_picture_is_answered_as_by_the_library(client, searcher, pic
     assert answer.json()["bundle"] == searcher.bundle.hash
 
 
-def test_base64_and_upload_are_one(client, picture_of):
+def test_base64_and_upload_give_the_same_answer(client, picture_of):
     content = picture_of(ITEM)
     upload = client.post("/v1/search", files={"image": content}).json()
     encoded = base64.b64encode(content).decode()
@@ -64,14 +64,14 @@ def test_base64_and_upload_are_one(client, picture_of):
         {"filters": {"colour": ["red", "blue"], "border": "white"}},
     ],
 )
-def test_an_item_is_answered_as_by_the_library(client, searcher, asked):
+def test_searching_by_item_equals_the_library(client, searcher, asked):
     answer = client.post("/v1/search", json={"item": ITEM, **asked})
     assert answer.status_code == 200
     check(answer.json(), searcher.search(item=ITEM, **asked))
     assert ITEM not in [a["item_id"] for a in answer.json()["answers"]]
 
 
-def test_an_embedding_is_the_librarys(client, searcher, picture_of):
+def test_an_embedding_equals_the_librarys(client, searcher, picture_of):
     content = picture_of(ITEM)
     answer = client.post("/v1/embed", files={"image": content}).json()
     (start,) = searcher.embed([searcher.picture(content)])
@@ -79,7 +79,7 @@ def test_an_embedding_is_the_librarys(client, searcher, picture_of):
     assert answer["seen"] == {name: vars(seen) for name, seen in start.seen.items()}
 
 
-def test_the_schema_is_told(client, bundle):
+def test_the_schema_endpoint(client, bundle):
     content = client.get("/v1/schema").json()
     assert {"attributes": content["attributes"]} == bundle.schema.to_json()
     assert content["fields"] == []
@@ -98,7 +98,7 @@ def test_an_item_and_its_picture(client, searcher, picture_of):
     assert picture.headers["content-type"] == "image/png"
 
 
-def test_what_is_written_meanwhile_is_in_the_next_answer(serve, bundle, tiny_gallery, tmp_path):
+def test_new_items_appear_in_the_next_answer(serve, bundle, tiny_gallery, tmp_path):
     folder = shutil.copytree(tiny_gallery, tmp_path / "g")
     server = serve(gallery=folder)
     with (
@@ -122,7 +122,7 @@ def test_what_is_written_meanwhile_is_in_the_next_answer(serve, bundle, tiny_gal
             time.sleep(0.1)
 
 
-def test_some_items_are_drawn_anew_with_another_seed(client, searcher):
+def test_another_seed_draws_other_items(client, searcher):
     first, again, other = (
         [item["item_id"] for item in client.get("/v1/items", params=asked).json()["items"]]
         for asked in ({"count": 7}, {"count": 7}, {"count": 7, "seed": 1})
@@ -174,7 +174,7 @@ def test_metrics_count_what_was_done(serve, picture_of):
     assert found["adde_gallery_items"] == "96.0"
     assert any('provider="CPUExecutionProvider"' in name for name in found)
     assert float(found["process_resident_memory_bytes"]) > 1e6
-    # What a client makes up is no label.
+    # Values made up by clients never become metric labels.
     assert "/no/such/page" not in str(found)
 
 
@@ -203,7 +203,7 @@ def test_metrics_count_what_was_done(serve, picture_of):
         ({"image": ""}, 415, "expected JPEG, PNG or WebP"),
     ],
 )
-def test_what_cannot_be_answered_is_a_problem_that_says_why(client, asked, status, text):
+def test_unanswerable_requests_get_a_problem_with_the_reason(client, asked, status, text):
     answer = client.post("/v1/search", json=asked)
     problem = answer.json()
     assert (answer.status_code, problem["status"]) == (status, status)
@@ -227,7 +227,7 @@ def test_what_cannot_be_answered_is_a_problem_that_says_why(client, asked, statu
         (b"[" * 100_000, "application/json", 422),
     ],
 )  # fmt: skip
-def test_bodies_that_are_none_are_refused(client, content, media, status):
+def test_malformed_bodies_are_rejected(client, content, media, status):
     headers = {} if media is None else {"content-type": media}
     answer = client.post("/v1/search", content=content, headers=headers)
     assert answer.status_code == status
@@ -235,7 +235,7 @@ def test_bodies_that_are_none_are_refused(client, content, media, status):
 
 
 @pytest.mark.parametrize("charset", ["punycode", '"PUNYCODE"', "unicode_escape", "utf-16"])
-def test_a_form_is_decoded_by_no_codec_of_the_clients_choice(client, charset):
+def test_a_form_is_never_decoded_by_a_codec_the_client_chooses(client, charset):
     content = b'--b\r\nContent-Disposition: form-data; name="request"\r\n\r\n{}\r\n--b--\r\n'
     for given, status in ((charset, 415), ("UTF-8", 422)):
         media = f"multipart/form-data; boundary=b; charset={given}"
@@ -256,7 +256,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("kind", WRONG)
-def test_a_body_with_a_million_faults_is_refused_without_listing_them(client, kind):
+def test_a_body_with_a_million_errors_is_rejected_without_listing_them(client, kind):
     for count in (500_000, 90_000):  # by its commas, and by the length of its mapping
         body = WRONG[kind](b",".join(b'"%x":null' % at for at in range(count)))
         answer = client.post(
@@ -290,25 +290,25 @@ def test_other_problems_are_problems_too(client, method, path, status):
     assert answer.headers["content-type"] == "application/problem+json"
 
 
-def test_what_is_unforeseen_says_nothing_of_the_server(serve, monkeypatch, caplog):
+def test_unexpected_errors_reveal_nothing(serve, monkeypatch, caplog):
     def broken(*_):
         raise RuntimeError("secret of the server")
 
     url = serve().url
-    monkeypatch.setattr("adde.serving.http.service._found", broken)
+    monkeypatch.setattr("adde.serving.http.service._search_json", broken)
     answer = httpx.post(f"{url}/v1/search", json={"item": ITEM})
     assert answer.status_code == 500
     assert "secret" not in answer.text
     assert "Traceback" not in answer.text
     assert answer.headers["content-security-policy"]
-    for _ in range(100):  # the answer leaves before the log is written
+    for _ in range(100):  # the response is sent before the log is written
         time.sleep(0.01 if "secret" not in caplog.text else 0)
     assert "secret" in caplog.text
     assert httpx.get(f"{url}/healthz").status_code == 200
 
 
-def test_the_batch_method_of_the_library_is_what_is_meant(searcher, picture_of):
-    """The oracle of this file and of the load tests: one by one is as all at once."""
+def test_search_batch_equals_single_searches(searcher, picture_of):
+    """The oracle of this file and of the load tests: single and batched searches agree."""
     contents = [picture_of(f"test-000000-{n:03d}") for n in range(5)]
     together = searcher.search_batch([Request(image=c, edits={"colour": "red"}) for c in contents])
     assert together == [searcher.search(c, {"colour": "red"}) for c in contents]

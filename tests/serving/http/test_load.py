@@ -1,4 +1,4 @@
-"""Many requests at once: right to the bit, none lost, none beyond its time."""
+"""Many concurrent requests: bitwise right, none lost, none beyond its deadline."""
 
 import asyncio
 import base64
@@ -69,7 +69,7 @@ def test_embeddings_under_load_are_equal_to_the_bit(serve, searcher, contents):
         assert np.array_equal(np.array(answer["embedding"], np.float32), alone.embedding)
 
 
-def test_a_burst_of_ten_queues_is_answered_or_sent_away(serve, slow, contents):
+def test_a_burst_of_ten_queues_is_answered_or_rejected(serve, slow, contents):
     slow(0.05)
     server = serve(queue=4, max_batch=2)
     limits = httpx.Limits(max_connections=40)
@@ -88,12 +88,12 @@ def test_a_burst_of_ten_queues_is_answered_or_sent_away(serve, slow, contents):
         assert ask(client, contents[0]).status_code == 200
     refused = server.service.metrics.refused.labels("queue")._value.get()
     assert refused == statuses.count(429)
-    assert server.service._gate.coming == server.service._gate._inside == 0
+    assert server.service._admission.pending_pictures == server.service._admission._inside == 0
 
 
-def test_an_answer_that_takes_too_long_is_504_and_frees_its_place(serve, contents):
+def test_an_overdue_request_gets_504_and_frees_its_slot(serve, contents):
     server = serve(queue=1, deadline_seconds=0.5)
-    batcher, go_on = server.service.pair.batcher, threading.Event()
+    batcher, go_on = server.service.backend.batcher, threading.Event()
     embed = batcher._embed
 
     def wait(pictures):
@@ -107,16 +107,16 @@ def test_an_answer_that_takes_too_long_is_504_and_frees_its_place(serve, content
             answer = ask(client, contents[0])
             assert (answer.status_code, answer.json()["type"]) == (504, "urn:adde:problem:deadline")
             assert client.get("/healthz").status_code == 200
-            # The place is free while the encoder is still busy: the next request gets no 429.
+            # The slot is free while the encoder is still busy: the next request gets no 429.
             assert client.post("/v1/search", json={"item": "test-000000-000"}).status_code == 200
         finally:
             go_on.set()
 
 
 @pytest.mark.parametrize("path", ["/v1/items", "/v1/items/test-000000-003"])
-def test_a_look_at_the_gallery_has_a_place_a_deadline_and_an_end(serve, path):
+def test_browsing_takes_a_slot_has_a_deadline_and_can_be_cancelled(serve, path):
     server = serve(queue=1, deadline_seconds=0.5)
-    gallery, go_on = server.service.pair.searcher.gallery, threading.Event()
+    gallery, go_on = server.service.backend.searcher.gallery, threading.Event()
 
     def wait(*_):
         go_on.wait(60)
@@ -125,11 +125,11 @@ def test_a_look_at_the_gallery_has_a_place_a_deadline_and_an_end(serve, path):
     gallery.browse = gallery.get = wait
     with httpx.Client(base_url=server.url) as client, ThreadPoolExecutor(1) as threads:
         looked = threads.submit(httpx.get, f"{server.url}{path}", timeout=20)
-        while not server.service._gate._inside and not looked.done():
+        while not server.service._admission._inside and not looked.done():
             time.sleep(0.01)
         assert client.get("/v1/items").status_code in (429, 504)  # 504: the other's time was over
         assert looked.result().status_code == 504
-        assert server.service._gate._inside == server.service._gate.coming == 0
+        assert server.service._admission._inside == server.service._admission.pending_pictures == 0
         go_on.set()
 
 
@@ -140,7 +140,7 @@ def test_a_body_that_trickles_is_408(serve):
         assert raw.recv(4096).startswith(b"HTTP/1.1 408")
 
 
-def test_a_client_that_leaves_frees_its_place_and_its_picture_is_not_embedded(
+def test_a_disconnected_client_frees_its_slot_and_its_picture_is_not_embedded(
     serve, slow, contents
 ):
     slow(0.3)
@@ -151,8 +151,8 @@ def test_a_client_that_leaves_frees_its_place_and_its_picture_is_not_embedded(
     gone = [socket.create_connection(server.url[7:].split(":")) for _ in range(4)]
     for raw in gone:
         raw.sendall(message)
-    for _ in range(200):  # until all four are inside
-        if server.service._gate._inside == 4:
+    for _ in range(200):  # until all four are admitted
+        if server.service._admission._inside == 4:
             break
         time.sleep(0.01)
     assert httpx.post(f"{server.url}/v1/embed", files={"image": contents[0]}).status_code == 429
@@ -160,12 +160,12 @@ def test_a_client_that_leaves_frees_its_place_and_its_picture_is_not_embedded(
     for raw in gone:
         raw.close()
     for _ in range(200):
-        if not server.service._gate._inside:
+        if not server.service._admission._inside:
             break
         time.sleep(0.01)
-    assert server.service._gate._inside == server.service._gate.coming == 0
+    assert server.service._admission._inside == server.service._admission.pending_pictures == 0
     assert httpx.post(f"{server.url}/v1/embed", files={"image": contents[0]}).status_code == 200
-    # Two were in the encoder when they left; the two that waited never went in.
+    # Two were in the encoder when they left; the two that waited were never encoded.
     embedded = server.service.metrics.batches.collect()[0].samples
     assert next(s.value for s in embedded if s.name.endswith("_count")) == 3
     routes = server.service.metrics.requests.collect()[0].samples
@@ -173,7 +173,7 @@ def test_a_client_that_leaves_frees_its_place_and_its_picture_is_not_embedded(
     assert left == [4]
 
 
-def test_bodies_on_their_way_take_no_place_and_are_forgotten_when_their_client_leaves(serve):
+def test_bodies_being_read_hold_no_slot_and_are_freed_on_disconnect(serve):
     server = serve(queue=1, max_bytes=1000)
     clients = [socket.create_connection(server.url[7:].split(":")) for _ in range(20)]
     for raw in clients:
@@ -184,12 +184,12 @@ def test_bodies_on_their_way_take_no_place_and_are_forgotten_when_their_client_l
     for raw in clients:
         raw.close()
     wait_until(lambda: server.service.bodies.taken == 0)
-    assert server.service._gate._inside == server.service._gate.coming == 0
+    assert server.service._admission._inside == server.service._admission.pending_pictures == 0
 
 
 def test_a_lone_request_does_not_wait_for_others(serve, contents):
     server = serve(max_wait_ms=1000)
-    batcher, waits = server.service.pair.batcher, []
+    batcher, waits = server.service.backend.batcher, []
     wait = batcher._wait
 
     def noted(seconds):
@@ -205,7 +205,7 @@ def test_a_lone_request_does_not_wait_for_others(serve, contents):
 
 def test_a_failing_batch_fails_alone(serve, monkeypatch, contents):
     server = serve()
-    searcher = server.service.pair.searcher
+    searcher = server.service.backend.searcher
     failed = threading.Event()
 
     def fail(pictures):
@@ -214,17 +214,15 @@ def test_a_failing_batch_fails_alone(serve, monkeypatch, contents):
             raise RuntimeError("out of memory")
         return type(searcher).embed(searcher, pictures)
 
-    server.service.pair.batcher._embed = fail
+    server.service.backend.batcher._embed = fail
     with httpx.Client(base_url=server.url) as client:
         assert ask(client, contents[0]).status_code == 500
         assert ask(client, contents[0]).status_code == 200
 
 
-def test_a_swap_asks_the_gallery_in_a_thread_and_one_that_fails_at_its_end_is_told(
-    serve, monkeypatch
-):
+def test_a_swap_opens_the_gallery_in_a_thread_and_reports_a_late_failure(serve, monkeypatch):
     service, loop = (server := serve()).service, server.server._loop
-    kind, old, asked = type(service.pair.searcher.gallery), service.pair, []
+    kind, old, asked = type(service.backend.searcher.gallery), service.backend, []
     probe = kind.probe
 
     def noted(self):
@@ -233,23 +231,23 @@ def test_a_swap_asks_the_gallery_in_a_thread_and_one_that_fails_at_its_end_is_to
 
     monkeypatch.setattr(kind, "probe", noted)
     asyncio.run_coroutine_threadsafe(service.reload(), loop).result(60)
-    assert service.swap == "done" and service.pair is not old
+    assert service.swap == "done" and service.backend is not old
     assert asked and server._thread not in asked
-    swapped = service.pair
-    monkeypatch.setattr("adde.serving.http.service.Pair", None)
+    swapped = service.backend
+    monkeypatch.setattr("adde.serving.http.service.Backend", None)
     asyncio.run_coroutine_threadsafe(service.reload(), loop).result(60)
-    assert service.swap == "failed" and service.pair is swapped
+    assert service.swap == "failed" and service.backend is swapped
     assert (
         httpx.post(f"{server.url}/v1/search", json={"item": "test-000000-000"}).status_code == 200
     )
 
 
 @pytest.mark.parametrize("form", [True, False])
-def test_a_picture_that_is_decoded_is_kept_no_longer(serve, contents, form):
+def test_a_decoded_picture_is_released(serve, contents, form):
     server, go_on, count = serve(max_batch=1, deadline_seconds=60), threading.Event(), 4
-    batcher = server.service.pair.batcher
+    batcher = server.service.backend.batcher
     batcher._embed, embed = lambda pictures: (go_on.wait(60), embed(pictures))[1], batcher._embed
-    content = contents[0] + bytes(2_000_000)  # what comes after the picture's end is left unread
+    content = contents[0] + bytes(2_000_000)  # data after the picture's end remains unread
     encoded = {"image": base64.b64encode(content).decode()}
     body = {"files": {"image": content}} if form else {"json": encoded}
     request = httpx.Request("POST", f"{server.url}/v1/embed", **body)
@@ -262,8 +260,8 @@ def test_a_picture_that_is_decoded_is_kept_no_longer(serve, contents, form):
             raw = socket.create_connection(server.url[7:].split(":"))
             raw.sendall(message)
             clients.append(raw)
-        wait_until(lambda: server.service._gate._inside == count)
-        wait_until(lambda: server.service._gate.coming == 0)
+        wait_until(lambda: server.service._admission._inside == count)
+        wait_until(lambda: server.service._admission.pending_pictures == 0)
         held, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -274,10 +272,10 @@ def test_a_picture_that_is_decoded_is_kept_no_longer(serve, contents, form):
     assert held < len(content)
 
 
-def test_every_thread_that_searches_has_as_many_threads_as_are_said(serve, monkeypatch):
+def test_every_search_thread_limits_its_libraries(serve, monkeypatch):
     told = []
     monkeypatch.setattr("adde.serving.http.health.limit_libraries", told.append)
-    pool, together = serve(threads=3).service.pair.gallery._threads, threading.Barrier(3)
+    pool, together = serve(threads=3).service.backend.gallery._threads, threading.Barrier(3)
     for asked in [pool.submit(together.wait, 30) for _ in range(3)]:
         asked.result()
     assert told == [3, 3, 3]

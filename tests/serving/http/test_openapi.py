@@ -1,4 +1,4 @@
-"""Requests that schemathesis makes up from the OpenAPI document, well-formed and not."""
+"""Requests that schemathesis generates from the OpenAPI document, well-formed and malformed."""
 
 import contextlib
 from collections import Counter
@@ -36,7 +36,7 @@ def test_the_document_is_there_and_names_every_endpoint(client):
 
 
 def ask_all(url, examples):
-    """Lets schemathesis ask every endpoint; returns how many requests got which status."""
+    """Let schemathesis call every endpoint; return the number of requests by status."""
     config = schemathesis.Config.from_dict({"generation": {"mode": "all"}})
     document = schemathesis.openapi.from_url(f"{url}/openapi.json", config=config)
     asked = Counter()
@@ -48,7 +48,7 @@ def ask_all(url, examples):
 
 
 def refused(asked):
-    """How many were refused as malformed, of those that `ask_all` made."""
+    """How many of the requests of `ask_all` were rejected as malformed."""
     return sum(count for status, count in asked.items() if 400 <= status < 500)
 
 
@@ -68,28 +68,27 @@ def ask_one(operation, mode, examples):
         positive, body = mode == GenerationMode.POSITIVE, case.body
         if positive and isinstance(body, dict) and body.get("item"):
             case.body = {"item": ITEM, "k": body.get("k", 1)}  # so that some are answered
-        # What is well-formed may still ask for an attribute, an item or a picture that is none.
-        # And of a form only the bytes are sent: wrong types in it are often right on the wire.
+        # A well-formed request may still name an unknown attribute, item or picture.
         left_out = [positive_data_acceptance]
         if case.media_type == "multipart/form-data":
             left_out.append(negative_data_rejection)
         asked[case.call_and_validate(excluded_checks=left_out).status_code] += 1
 
-    # Nothing can be wrong with a request that has neither parameters nor a body.
+    # A request without parameters and body cannot be malformed.
     with contextlib.suppress(Unsatisfiable):
         ask()
     return asked
 
 
-def test_what_schemathesis_makes_up(server):
+def test_generated_requests(server):
     asked = ask_all(server.url, 16)
     assert asked[200] >= 8 and refused(asked) >= 250
     assert httpx.get(f"{server.url}/healthz").status_code == 200
 
 
 @pytest.mark.slow
-def test_ten_thousand_that_are_malformed(serve):
+def test_ten_thousand_malformed_requests(serve):
     server = serve()
     assert refused(ask_all(server.url, 800)) >= 10_000
     assert httpx.get(f"{server.url}/healthz").status_code == 200
-    assert server.service._gate._inside == server.service._gate.coming == 0
+    assert server.service._admission._inside == server.service._admission.pending_pictures == 0

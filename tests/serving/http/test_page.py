@@ -57,7 +57,7 @@ def test_the_description_of_the_api_is_served_from_here(client):
 
 
 @pytest.mark.parametrize("path", ["/v1/schema/", "/page", "/docs/", "/docs/files"])
-def test_no_answer_leads_out_of_a_proxys_prefix(client, path):
+def test_no_response_leaves_a_proxys_prefix(client, path):
     assert client.get(path).status_code == 404  # and is no redirect, which names a path
 
 
@@ -238,7 +238,7 @@ def test_a_shared_address_shows_the_same(visit, server):
 
 
 @pytest.mark.slow
-def test_weights_and_alike_only_in(visit, server):
+def test_weights_and_like(visit, server):
     page = visit(f"/?item={ITEM}")
     page.click('[data-attribute="border"]')
     page.click("#menu .weights button:has-text('\u00d72')")
@@ -369,7 +369,7 @@ def test_answers_are_filtered_by_the_fields_of_the_items(visit, serve, shop):
 
 
 @pytest.mark.slow
-def test_filters_that_nothing_passes_or_that_are_none_can_be_taken_away(visit, serve, shop):
+def test_filters_without_results_or_malformed_can_be_removed(visit, serve, shop):
     server = serve(gallery=shop)
     url, wanted = server.url, {"sold": [True], "colour": ["red"]}
     page = visit(f"/?item={ITEM}&is.sold=true&is.colour=red", url=url)
@@ -433,7 +433,7 @@ def test_a_large_picture_is_sent_smaller_and_laid_on_white(visit, serve, monkeyp
 
 
 @pytest.mark.slow
-def test_a_picture_of_ones_own(visit, server, picture_of, tmp_path):
+def test_an_own_picture(visit, server, picture_of, tmp_path):
     (tmp_path / "mine.png").write_bytes(picture_of(ITEM))
     page = visit()
     page.set_input_files("#file", tmp_path / "mine.png")
@@ -488,7 +488,7 @@ def test_a_picture_can_be_dropped(visit, picture_of):
 
 
 @pytest.mark.slow
-def test_what_goes_wrong_is_said(visit, tmp_path, drawn):
+def test_the_page_shows_errors(visit, tmp_path, drawn):
     logged = ("Failed to load resource",)
     page = visit("/?item=nothing&but.colour=red", allowed=logged)
     page.wait_for_selector("#note:not([hidden])")
@@ -556,7 +556,7 @@ def pixels(page):
 
 
 @pytest.mark.slow
-def test_a_picture_that_comes_late_takes_no_others_place(keyed, picture_of):
+def test_a_late_picture_does_not_replace_a_newer_one(keyed, picture_of):
     page, held = keyed, []
     page.route(f"**/v1/items/{ITEM}/picture", lambda route: held.append(route))
     page.goto(f"{page.address}/?item={ITEM}")
@@ -832,7 +832,7 @@ def test_cards_show_name_price_and_a_link_where_there_are(visit, serve, shop):
 
 
 @pytest.mark.slow
-def test_an_address_that_no_browser_should_open_is_no_link(visit, serve, shop):
+def test_an_unsafe_url_is_not_a_link(visit, serve, shop):
     server = serve(gallery=shop, cards=Cards(link_template="{maker}"))
     page = visit(f"/?item={ITEM}", url=server.url)
     page.wait_for_selector(".differs")

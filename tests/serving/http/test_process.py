@@ -1,4 +1,4 @@
-"""The program as a process: its start, its swaps, its end."""
+"""The program as a process: start, swaps, end."""
 
 import contextlib
 import json
@@ -21,7 +21,8 @@ import pytest
 from adde.bundle import Bundle
 from adde.serving import Searcher
 from adde.serving.gallery.base import read_picture
-from adde.serving.gallery.build import build_gallery, open_gallery
+from adde.serving.gallery.build import build_gallery
+from adde.serving.gallery.opening import open_gallery
 from adde.serving.onnx.session import Session
 
 PROGRAM = Path(__file__).parents[3] / "serve_onnx" / "server.py"
@@ -48,14 +49,14 @@ def other(tiny_bundle, tiny_shards, tmp_path_factory):
 
 
 def _rewritten(folder, original):
-    """The bundle of a folder whose files were changed on purpose."""
+    """The bundle of a folder whose files were changed deliberately."""
     read = Bundle.read(original)
     Bundle(folder, read.schema, read.preprocess, read.width, read.details).write()
     return Bundle.read(folder)
 
 
 def answers_of(bundle, gallery):
-    """The bundle's hash, and what it answers to ASKED by the item and by its picture."""
+    """The bundle's hash, and its answers to ASKED by item and by picture."""
     searcher = Searcher(bundle, gallery)
     with closing(searcher.gallery):
         by_item = searcher.search(**ASKED)
@@ -71,7 +72,7 @@ def picture_in(gallery):
 
 @contextmanager
 def asking(url, threads=6, **body):
-    """Asks without pause; gives (answers, failures), which are complete when it is left."""
+    """Send requests without pause; yield (answers, failures), complete on exit."""
     answers, failures, stop = [], [], threading.Event()
     body = body or {"json": ASKED}
 
@@ -103,7 +104,7 @@ def test_a_swap_under_load_fails_no_request_and_mixes_no_answers(
     for found in zip(*expected.values()):
         assert found[0] != found[1]
     with closing(open_gallery(tiny_gallery, Bundle.read(tiny_bundle))) as gallery:
-        # In a form, so that decoders and batches are at work when the pair goes.
+        # As a form, so that decoders and batches are busy when the backend is replaced.
         form = {"files": {"image": picture_in(gallery)}, "data": {"request": json.dumps(WANTED)}}
     links = tmp_path / "bundle", tmp_path / "gallery"
 
@@ -132,7 +133,7 @@ def test_a_swap_under_load_fails_no_request_and_mixes_no_answers(
     assert httpx.get(f"{server.url}/healthz").json()["swap"] == "done"
 
 
-def test_a_bad_bundle_leaves_the_old_one_serving_and_says_why(
+def test_a_bad_bundle_keeps_the_old_one_serving_and_logs_why(
     process, other, tiny_bundle, tiny_gallery, tmp_path
 ):
     bundle, gallery = tmp_path / "bundle", tmp_path / "gallery"
@@ -171,8 +172,8 @@ def flip(path, at=100):
     path.write_bytes(content)
 
 
-def test_sigterm_refuses_readiness_first_answers_on_and_ends_with_0(process):
-    # Longer than what is asked meanwhile takes, on a busy machine too.
+def test_sigterm_fails_readiness_first_keeps_answering_and_exits_with_0(process):
+    # Longer than the requests sent meanwhile take, even on a busy machine.
     server = process("--drain-seconds", 5, "--allow-host", "shop.example")
     assert httpx.get(f"{server.url}/readyz", headers={"host": "evil.example"}).status_code == 421
     with socket.create_connection(server.url[7:].split(":")) as raw:
@@ -192,14 +193,14 @@ def test_sigterm_refuses_readiness_first_answers_on_and_ends_with_0(process):
             assert (answer.status_code, answer.headers["connection"]) == (200, "close")
             assert httpx.get(f"{server.url}/healthz").status_code == 200
             time.sleep(0.7)
-        # By now a balancer has seen it, and asks no more.
+        # By now a load balancer has noticed and sends no more requests.
         assert len(answers) > before + 10
         assert not failures
         assert {answer.status_code for answer in answers} == {200}
         server.wait_for("Shutting down")
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{server.url}/readyz")
-        # A request that was inside is answered after the listener is closed.
+        # An admitted request is answered after the listener is closed.
         raw.sendall(body[9:])
         assert raw.recv(65536).startswith(b"HTTP/1.1 200")
     assert server.process.wait(10) == 0
@@ -218,7 +219,7 @@ def run(*arguments):
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
 
-def test_what_keeps_it_from_starting_is_one_line(tiny_bundle, tiny_gallery, other, tmp_path):
+def test_startup_errors_are_one_line(tiny_bundle, tiny_gallery, other, tmp_path):
     pair = ("--bundle", tiny_bundle, "--gallery", tiny_gallery)
     damaged = shutil.copytree(tiny_bundle, tmp_path / "damaged")
     flip(damaged / "memory.onnx")
@@ -243,7 +244,7 @@ def test_what_keeps_it_from_starting_is_one_line(tiny_bundle, tiny_gallery, othe
 
 
 def running():
-    """Process ids to those of their parents; what has ended and only waits to be seen is not."""
+    """Process ids to their parents' ids, without zombies."""
     found = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""The session's entrances: shapes, and a device that is there or refused."""
+"""Sessions: input shapes, devices that are used or rejected."""
 
 import os
 import re
@@ -40,13 +40,13 @@ def test_pictures_do_not_depend_on_their_batch(bundle, session):
     ("shape", "kind"),
     [((2, 3, 32, 32), "uint8"), ((32, 32, 3), "uint8"), ((1, 32, 32, 3), "float32")],
 )
-def test_other_pictures_are_refused_with_expected_and_found(session, shape, kind):
+def test_wrong_pictures_are_rejected_with_expected_and_found(session, shape, kind):
     message = rf"images: expected uint8 of shape \(batch, 32, 32, 3\), found {kind} of shape"
     with pytest.raises(ValueError, match=message):
         session.encode(np.zeros(shape, kind))
 
 
-def test_other_edits_are_refused_with_expected_and_found(session):
+def test_wrong_edits_are_rejected_with_expected_and_found(session):
     embeddings, indicator = np.zeros((2, 3, 6), np.float32), np.zeros((2, 7), np.float32)
     with pytest.raises(ValueError, match=r"embeddings: expected float32 of shape \(batch, 3, 6\)"):
         session.edit(embeddings.reshape(2, 18), indicator)
@@ -57,7 +57,7 @@ def test_other_edits_are_refused_with_expected_and_found(session):
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 31, 64, 65, 130])
-def test_on_the_cpu_company_changes_no_bit(bundle, session, count):
+def test_on_the_cpu_results_do_not_depend_on_the_batch(bundle, session, count):
     images = np.random.default_rng(count).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
     together = session.encode(images)
     assert session.providers == ("CPUExecutionProvider",)
@@ -105,7 +105,7 @@ def as_on_a_gpu(bundle, monkeypatch):
     return Session(bundle, "cuda"), runs
 
 
-def test_bound_buffers_answer_as_plain_runs_do_whatever_the_batches(session, as_on_a_gpu):
+def test_bound_buffers_equal_plain_runs_for_any_batches(session, as_on_a_gpu):
     bound, runs = as_on_a_gpu
     draws = np.random.default_rng(0)
     images = draws.integers(0, 256, (150, 32, 32, 3), dtype=np.uint8)
@@ -113,7 +113,7 @@ def test_bound_buffers_answer_as_plain_runs_do_whatever_the_batches(session, as_
     for count in (3, 1, 64, 2, 65, 3, 33, 150, 1, 3):
         rows = draws.permutation(150)[:count]
         kept.append((rows, bound.encode(images[rows])))
-    # Looked at after all of them: what a caller holds is his own, no later run writes into it.
+    # Compared after all runs: results are copies that later runs do not overwrite.
     expected = session.encode(images)
     for rows, outputs in kept:
         for found, right in zip(outputs, expected):
@@ -145,10 +145,10 @@ def test_warming_up_visits_every_bucket_on_every_lane(as_on_a_gpu):
 def test_a_device_that_lacks_a_library_is_an_error_that_names_it(monkeypatch, capsys, bundle):
     lacks = {"tensorrt": ["libnvinfer.so.10 is not found: pip install it"]}
     monkeypatch.setattr(sessions, "missing", lambda device, _: lacks.get(device, []))
-    message = r"to run on tensorrt, which it cannot: libnvinfer\.so\.10 .*pip install it; or allow"
+    message = r"to run on tensorrt, which it cannot: libnvinfer\.so\.10 .*pip install it; or use"
     with pytest.raises(UserError, match=message):
         Session(bundle, ("tensorrt", "cpu"))
-    # Accepted, it is told, and health tells what there is.
+    # A fallback is reported, and health names the providers in use.
     session = Session(bundle, ("tensorrt", "cpu"), allow_fallback=True)
     assert session.providers == ("CPUExecutionProvider",)
     printed = capsys.readouterr()
@@ -160,7 +160,7 @@ CPU, CUDA, TENSORRT = (providers.PROVIDERS[name] for name in ("cpu", "cuda", "te
 
 
 def gives(monkeypatch, registered, given):
-    """What onnxruntime's sessions say of themselves."""
+    """Fake what onnxruntime's sessions report."""
     found = SimpleNamespace(
         get_providers=lambda: registered,
         get_provider_graph_assignment_info=lambda: [SimpleNamespace(ep_name=ep) for ep in given],
@@ -170,34 +170,34 @@ def gives(monkeypatch, registered, given):
     monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: found)
 
 
-def test_what_runs_is_told_by_onnxruntime_itself(bundle):
+def test_active_providers_come_from_onnxruntime(bundle):
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry(providers.RECORD, "1")
     opened = onnxruntime.InferenceSession(bundle.memory, options, providers=[CPU])
-    assert providers.running(opened) == (CPU,)
+    assert providers.active_providers(opened) == (CPU,)
 
 
-def test_a_device_that_onnxruntime_did_not_take_is_an_error(monkeypatch, bundle):
-    # Nothing seems to be missing, and still onnxruntime logs a line and takes the CPU.
+def test_a_device_not_used_by_onnxruntime_is_an_error(monkeypatch, bundle):
+    # No library is missing, and still onnxruntime logs a line and uses the CPU.
     gives(monkeypatch, registered=[CPU], given=[CPU])
     for allow in (False, True):
-        with pytest.raises(UserError, match=f"run on {CUDA}, found it to have {CPU} and to run"):
+        with pytest.raises(UserError, match=f"run on {CUDA}, found providers {CPU}, of which"):
             Session(bundle, "cuda", allow)
 
 
-def test_a_device_that_took_nothing_is_an_error(monkeypatch, bundle):
+def test_a_device_without_nodes_is_an_error(monkeypatch, bundle):
     gives(monkeypatch, registered=[TENSORRT, CUDA, CPU], given=[CPU, CUDA])
-    with pytest.raises(UserError, match=f"have {TENSORRT}, {CUDA}, {CPU} and to run on {CUDA}, "):
+    with pytest.raises(
+        UserError, match=f"found providers {TENSORRT}, {CUDA}, {CPU}, of which {CUDA}"
+    ):
         Session(bundle, ("tensorrt", "cuda", "cpu"))
     assert Session(bundle, ("cuda", "cpu")).providers == (CUDA, CPU)
-    # What stands behind the first has what is left, which may be nothing.
+    # Later devices run what is left, possibly nothing.
     gives(monkeypatch, registered=[TENSORRT, CUDA, CPU], given=[TENSORRT])
     assert Session(bundle, ("tensorrt", "cuda", "cpu")).providers == (TENSORRT,)
 
 
-def test_an_onnxruntime_that_does_not_tell_who_runs_what_is_asked_for_what_it_has(
-    monkeypatch, bundle
-):
+def test_an_old_onnxruntime_reports_its_registered_providers(monkeypatch, bundle):
     older = SimpleNamespace(get_providers=lambda: [CUDA, CPU])
     monkeypatch.setattr(sessions, "missing", lambda device, _: [])
     monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: older)
@@ -205,10 +205,10 @@ def test_an_onnxruntime_that_does_not_tell_who_runs_what_is_asked_for_what_it_ha
 
 
 def driver(monkeypatch, code=0, newest=13020):
-    def filled(version):
+    def read_int(version):
         version._obj.value = newest
 
-    found = SimpleNamespace(cuInit=lambda flags: code, cuDriverGetVersion=filled)
+    found = SimpleNamespace(cuInit=lambda flags: code, cuDriverGetVersion=read_int)
     monkeypatch.setattr(providers.ctypes, "CDLL", lambda name: found)
 
 
@@ -220,7 +220,7 @@ def driver(monkeypatch, code=0, newest=13020):
         ("libcublas.so.13", r"libcublas\.so\.13 is not found: pip install 'onnxruntime-gpu\[cuda"),
     ],
 )
-def test_what_the_loader_does_not_find_is_told_with_what_to_install(monkeypatch, library, expected):
+def test_missing_libraries_are_reported_with_what_to_install(monkeypatch, library, expected):
     driver(monkeypatch)
     found = SimpleNamespace(stdout=f"{library}\n")
     monkeypatch.setattr(providers.subprocess, "run", lambda *_, **__: found)
@@ -229,7 +229,7 @@ def test_what_the_loader_does_not_find_is_told_with_what_to_install(monkeypatch,
     assert providers.missing("cpu") == []
 
 
-def test_what_the_loader_finds_is_asked_in_another_process(monkeypatch):
+def test_libraries_are_loaded_in_another_process(monkeypatch):
     driver(monkeypatch)
     monkeypatch.setattr(providers, "CUDNN", "libnone.so.9")
     loaded = "import sys, ctypes; sys.argv[2:] = sys.argv[-1:]" + providers.LOAD
@@ -244,17 +244,17 @@ def test_what_the_loader_finds_is_asked_in_another_process(monkeypatch):
     ("settings", "expected"),
     [
         ({"code": 100}, r"driver finds no device \(cuInit: 100\)"),
-        ({"newest": 11080}, r"driver runs CUDA 11\.8 and older, .* CUDA 1\d: install a newer"),
+        ({"newest": 11080}, r"driver supports CUDA up to 11\.8, .* CUDA 1\d: install a newer"),
     ],
 )
-def test_a_driver_that_does_not_do_is_told(monkeypatch, settings, expected):
+def test_an_unsuitable_driver_is_reported(monkeypatch, settings, expected):
     driver(monkeypatch, **settings)
     monkeypatch.setattr(providers.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=""))
     (reason,) = providers.missing("cuda")
     assert re.search(expected, reason)
 
 
-def test_without_a_driver_nothing_else_is_to_be_had():
+def test_a_missing_driver_is_reported_alone():
     try:
         providers.ctypes.CDLL(providers.DRIVER)
         pytest.skip("this machine has a driver")
@@ -264,11 +264,11 @@ def test_without_a_driver_nothing_else_is_to_be_had():
         assert re.search(r"libcuda\.so\.1 is not found: install the", providers.missing(device)[-1])
 
 
-def test_int8_is_not_for_tensorrt(monkeypatch):
+def test_tensorrt_rejects_int8(monkeypatch):
     driver(monkeypatch)
     monkeypatch.setattr(providers.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=""))
     (reason,) = providers.missing("tensorrt", "int8")
-    assert "zero point: export --precision fp16 for it" in reason
+    assert "zero points: use a bundle of --precision fp16" in reason
     assert providers.missing("cuda", "int8") == providers.missing("tensorrt", "fp16") == []
 
 
@@ -294,7 +294,7 @@ def test_tensorrt_keeps_float32_whole(monkeypatch):
 
 @pytest.fixture
 def asked(as_on_a_gpu, monkeypatch, cache):
-    """What is asked of providers, of the encoder's and then of the memory's."""
+    """The options requested of providers, for the encoder and then the memory."""
     pretender, options_of = onnxruntime.InferenceSession, []
 
     def record(path, options, providers):
@@ -306,7 +306,7 @@ def asked(as_on_a_gpu, monkeypatch, cache):
     return options_of
 
 
-def test_tensorrt_is_told_every_batch_size_and_keeps_its_engines(bundle, asked, cache):
+def test_tensorrt_gets_every_batch_size_and_caches_its_engines(bundle, asked, cache):
     Session(bundle, ("tensorrt", "cuda"))
     encoder, memory = (options["TensorrtExecutionProvider"] for options in asked)
     assert encoder["trt_profile_max_shapes"] == "images:64x32x32x3"
@@ -318,12 +318,12 @@ def test_tensorrt_is_told_every_batch_size_and_keeps_its_engines(bundle, asked, 
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-def test_tensor_cores_are_for_what_was_exported_for_them(bundle, asked, precision):
+def test_only_fp16_bundles_use_tensor_cores(bundle, asked, precision):
     half = replace(bundle, details={**bundle.details, "precision": precision})
     Session(half, ("tensorrt", "cuda"))
     enabled = "1" if precision == "fp16" else "0"
     for options in asked:
-        # With a precision enabled TensorRT would choose the types, whatever the graph says.
+        # With a precision enabled TensorRT would choose types regardless of the graph.
         assert options["TensorrtExecutionProvider"]["trt_fp16_enable"] == "0"
         assert options["CUDAExecutionProvider"] == {
             "use_tf32": enabled,
@@ -337,7 +337,7 @@ def test_a_graph_that_does_not_open_is_named(bundle, tmp_path):
         Session(replace(bundle, path=tmp_path))
 
 
-def test_batches_at_once_on_the_cpu_have_half_of_the_threads_each_and_the_same_bits(bundle):
+def test_concurrent_cpu_batches_use_half_the_threads_and_give_equal_bits(bundle):
     session = Session(bundle, threads=2)
     runner = session._encoder
     images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)

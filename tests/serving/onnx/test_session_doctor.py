@@ -1,4 +1,4 @@
-"""serve_onnx/doctor.py says what works here, and fails where what is required does not."""
+"""serve_onnx/doctor.py shows what works, and fails if a required device does not."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ def doctor(*arguments):
     )
 
 
-def test_the_cpu_works_and_a_device_that_is_not_there_does_not(tiny_bundle):
+def test_the_cpu_works_and_a_missing_device_does_not(tiny_bundle):
     done = doctor("--bundle", tiny_bundle, "--require", "cuda")
     assert done.returncode == 1
     assert done.stderr.endswith("error: expected cuda to work here; see above what is missing\n")

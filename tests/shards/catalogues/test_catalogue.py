@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from adde.errors import UserError
 from adde.schema import UNKNOWN, Attribute, Schema
-from adde.shards.catalogues.catalogue import check
+from adde.shards.catalogues.catalogue import Catalogue
 from adde.shards.catalogues.columns import fold
 from adde.shards.catalogues.splits import splits_by_hash
 from adde.shards.catalogues.table import read_table
@@ -26,10 +26,9 @@ def read(table, images, size=64, **options):
 
 def test_finds_columns_and_labels(shop, rows):
     catalogue = read(*shop(rows))
-    check(catalogue)
     assert catalogue.name == "items"
     assert catalogue.item_ids == tuple(row["image"] for row in rows)
-    # `price` has a value of its own in every row; `family` has 12 in 60.
+    # `price` differs in every row; `family` has 12 values in 60 rows.
     assert catalogue.schema.names == ("sleeve", "colour", "family")
     assert catalogue.schema.attributes[1].values == ("blue", "green", "red")
     assert any("'price' is no attribute" in notice for notice in catalogue.notices)
@@ -38,7 +37,7 @@ def test_finds_columns_and_labels(shop, rows):
         assert (named["sleeve"], named["colour"]) == (row["sleeve"] or None, row["colour"])
 
 
-def test_columns_with_a_meaning_are_no_attributes(shop, rows):
+def test_columns_with_another_meaning_are_not_attributes(shop, rows):
     parts = ("train", "test", "valid", "train", "train")
     rows = [{**row, "part": parts[i % 5]} for i, row in enumerate(rows)]
     grouped = read(*shop(rows), group_by="family")
@@ -84,7 +83,7 @@ def test_fold_as_defined(pairs, min_count):
         assert kept == ((("other" if folds else None) if cell in rare else cell) or None)
 
 
-def test_folding_is_told(shop, rows):
+def test_folding_is_reported(shop, rows):
     for number in range(4):
         rows[number]["colour"] = f"rare {number}"
     table, images = shop(rows)
@@ -98,7 +97,7 @@ def test_folding_is_told(shop, rows):
     assert any("are unknown (4 items)" in line for line in unknown.notices)
 
 
-def test_hash_splits_are_what_they_were():
+def test_hash_splits_never_change():
     # sha256("1") = 6b86b273ff34fce1..., "13": 3fdba35f..., "33": c6f3ac57...: 0.42, 0.25, 0.78
     assert splits_by_hash(["1", "13", "33"], 0.2, 0.25) == ("val", "test", "train")
 
@@ -117,7 +116,7 @@ def test_groups_do_not_straddle_splits(shop, rows):
     for row, split in zip(rows, catalogue.splits):
         splits.setdefault(row["family"], set()).add(split)
     assert all(len(found) == 1 for found in splits.values())
-    # Without a family, each item goes its own way.
+    # An item without a family is assigned by its id.
     alone = [{**row, "family": "" if i else "f"} for i, row in enumerate(rows)]
     by_id = read(*shop(alone), val_share=0.3, test_share=0.3).splits[1:]
     assert read(*shop(alone), group_by="family", val_share=0.3, test_share=0.3).splits[1:] == by_id
@@ -211,13 +210,13 @@ def test_bad_columns_are_named(shop, rows):
     bad = {
         "no column 'color'; did you mean 'colour'": {"attributes": ("color",)},
         "no column 'famly'; did you mean 'family'": {"group_by": "famly"},
-        "line 3: expected an item id of its own in column 'colour', found 'red' as in": {
+        "line 3: expected a unique item id in column 'colour', found 'red' as in": {
             "id_column": "colour"
         },
         "line 2: expected train, val or test in column 'colour', found 'red'": {
             "split_column": "colour"
         },
-        "expected one of the two": {"split_column": "colour", "group_by": "family"},
+        "expected only one of them": {"split_column": "colour", "group_by": "family"},
         "expected shares from 0 whose sum is below 1, found 0.5 and 0.5": {
             "val_share": 0.5,
             "test_share": 0.5,
@@ -258,7 +257,7 @@ def test_no_pictures(shop, rows):
     with pytest.raises(UserError, match=r"names picture files below .*empty.*\n  image: '00.jpg'"):
         (images.parent / "empty").mkdir()
         read(table, images.parent / "empty")
-    # A table may not lead out of the folder.
+    # Names may not lead outside the folder.
     (images / "below").mkdir()
     table.write_text(table.read_text().replace("\n", "\n../", 60))
     with pytest.raises(UserError, match=r"found none among .*\n  image: '../00.jpg'"):
@@ -276,7 +275,7 @@ def test_two_columns_of_pictures(shop, rows):
     assert read(table, images, image_column="back").schema.names == ("sleeve", "colour", "family")
 
 
-def test_pictures_that_are_not_there(shop, rows):
+def test_missing_pictures(shop, rows):
     table, images = shop(rows)
     (images / "03.jpg").unlink()
     (images / "04.jpg").write_bytes(b"GIF")
@@ -307,29 +306,24 @@ def test_stamp_changes_with_a_picture(shop, rows):
     assert stamp() != before
 
 
-class Bare:
-    """A catalogue of two items, to spoil."""
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": [[0]]}, r"expected labels \(2, 1\)"),
+        ({"splits": ("train",)}, "as many splits, found .* and 1"),
+        ({"labels": [[0], [2]]}, "item 'b': expected a label from -1 to 1 of 'colour', found 2"),
+        ({"labels": [[-2], [0]]}, "item 'a'.*found -2"),
+        ({"splits": ("train", "dev")}, r"found \['dev'\]"),
+        ({"item_ids": ("a", "a")}, "every item id once"),
+    ],
+)
+def test_a_catalogue_rejects_parts_that_do_not_fit(changes, message):
+    parts = {"item_ids": ("a", "b"), "labels": [[0], [-1]], "splits": ("train", "test")}
+    parts |= {"name": "bare", "schema": Schema((Attribute("colour", ("red", "blue")),))}
 
-    name = "bare"
-    schema = Schema((Attribute("colour", ("red", "blue")),))
+    def make(**parts):
+        return Catalogue(**{**parts, "labels": np.array(parts["labels"])}, source=print)
 
-    def __init__(self, item_ids=("a", "b"), labels=((0,), (-1,)), splits=("train", "test")):
-        self.item_ids, self.splits = item_ids, splits
-        self.labels = np.array(labels, dtype=np.int64)
-
-    def picture(self, row):
-        raise NotImplementedError
-
-
-def test_check_refuses_misfits():
-    check(Bare())
-    for catalogue, message in (
-        (Bare(labels=((0,),)), r"expected labels \(2, 1\)"),
-        (Bare(splits=("train",)), "as many splits, found .* and 1"),
-        (Bare(labels=((0,), (2,))), "item 'b': expected a label from -1 to 1 of 'colour', found 2"),
-        (Bare(labels=((-2,), (0,))), "item 'a'.*found -2"),
-        (Bare(splits=("train", "dev")), r"found \['dev'\]"),
-        (Bare(item_ids=("a", "a")), "every item id once"),
-    ):
-        with pytest.raises(UserError, match=message):
-            check(catalogue)
+    make(**parts)
+    with pytest.raises(UserError, match=message):
+        make(**{**parts, **changes})

@@ -1,4 +1,4 @@
-"""Public sets of exact factors, each on a tiny tree of its layout."""
+"""Public data sets of exact factors, each on a tiny tree with its layout."""
 
 import io
 import os
@@ -12,7 +12,6 @@ from PIL import Image
 from trees import write_cars3d, write_dsprites, write_shapes3d, write_smallnorb
 
 from adde.errors import UserError
-from adde.shards.catalogues.catalogue import check
 from adde.shards.catalogues.importers import open_catalogue
 from adde.shards.catalogues.tabular import TableOptions
 from adde.shards.index import ShardIndex
@@ -22,9 +21,7 @@ PROGRAM = Path(__file__).parents[3] / "shards" / "build.py"
 
 
 def opened(name, size=None, **options):
-    found = open_catalogue(name, None, TableOptions(**options), size=size)
-    check(found.catalogue)
-    return found
+    return open_catalogue(name, None, TableOptions(**options), size=size)
 
 
 def pixels(catalogue, row):
@@ -35,8 +32,7 @@ def pixels(catalogue, row):
 
 def test_dsprites(tmp_path):
     images, classes = write_dsprites(tmp_path / "dsprites.npz")
-    found = opened(f"dsprites:{tmp_path / 'dsprites.npz'}")
-    catalogue = found.catalogue
+    catalogue = opened(f"dsprites:{tmp_path / 'dsprites.npz'}")
     assert catalogue.factors == {"shape": 3, "scale": 2, "orientation": 4, "x": 2, "y": 2}
     assert catalogue.schema.attributes[0].values == ("square", "ellipse", "heart")
     np.testing.assert_array_equal(catalogue.labels, classes[:, 1:])
@@ -44,10 +40,10 @@ def test_dsprites(tmp_path):
         np.testing.assert_array_equal(
             pixels(catalogue, row), images[row, :, :, None] * np.array([255, 255, 255])
         )
-    assert "same pictures" in found.notices[0]
+    assert "same pictures" in catalogue.notices[0]
 
 
-def test_dsprites_that_are_none(tmp_path):
+def test_invalid_dsprites(tmp_path):
     path = tmp_path / "d.npz"
     with pytest.raises(UserError, match=r"expected the .npz of dSprites, found no file"):
         opened(f"dsprites:{path}")
@@ -89,10 +85,10 @@ def test_a_damaged_file_leaves_no_array(tmp_path):
 def test_mpi3d(tmp_path):
     sizes = (4, 4, 2, 3, 3, 40, 40)
     count = int(np.prod(sizes))
-    # A picture's four bytes are its number.
+    # A picture's four bytes encode its number.
     content = np.arange(count, dtype="<u4").view(np.uint8).reshape(count, 1, 4, 1)
     np.savez(tmp_path / "mpi3d_real.npz", images=np.repeat(content, 3, axis=3))
-    catalogue = opened(f"mpi3d:{tmp_path / 'mpi3d_real.npz'}", val_share=0.01).catalogue
+    catalogue = opened(f"mpi3d:{tmp_path / 'mpi3d_real.npz'}", val_share=0.01)
     assert tuple(catalogue.factors.values()) == sizes
     for row in (0, 1, 40, 1599, 1600, 234_567, count - 1):
         number = int(pixels(catalogue, row)[0, :, 0].astype(np.uint8).view("<u4")[0])
@@ -105,19 +101,19 @@ def test_mpi3d(tmp_path):
 
 def test_cars3d(tmp_path):
     images = write_cars3d(tmp_path / "cars")
-    catalogue = opened(f"cars3d:{tmp_path / 'cars'}").catalogue
+    catalogue = opened(f"cars3d:{tmp_path / 'cars'}")
     assert catalogue.factors == {"elevation": 4, "azimuth": 24, "car": 3}
     assert len({tuple(row) for row in catalogue.labels.tolist()}) == 288
     for row in range(288):
         elevation, azimuth, car = catalogue.labels[row]
         np.testing.assert_array_equal(pixels(catalogue, row), images[car, elevation, azimuth])
-    small = opened(f"cars3d:{tmp_path / 'cars'}", size=4).catalogue
+    small = opened(f"cars3d:{tmp_path / 'cars'}", size=4)
     elevation, azimuth, car = small.labels[7]
     means = images[car, elevation, azimuth].reshape(4, 2, 4, 2, 3).mean(axis=(1, 3))
     assert np.abs(pixels(small, 7) - means).max() <= 1  # rounded along each axis
 
 
-def test_cars3d_that_are_none(tmp_path):
+def test_invalid_cars3d(tmp_path):
     from scipy.io import savemat
 
     with pytest.raises(UserError, match=r"expected a folder of .mat files, .* found 0"):
@@ -137,7 +133,7 @@ def test_cars3d_that_are_none(tmp_path):
 
 def test_smallnorb(tmp_path):
     written = write_smallnorb(tmp_path / "norb")
-    catalogue = opened(f"smallnorb:{tmp_path / 'norb'}").catalogue
+    catalogue = opened(f"smallnorb:{tmp_path / 'norb'}")
     assert catalogue.factors == {"category": 5, "elevation": 9, "azimuth": 18, "lighting": 6}
     for row in range(120):
         part = ("train", "test")[row // 60]
@@ -146,11 +142,11 @@ def test_smallnorb(tmp_path):
         assert catalogue.item_ids[row] == f"{part}-{row % 60:05d}-toy{info[0]}"
         assert catalogue.splits[row] in (("train", "val"), ("test",))[row // 60]
         np.testing.assert_array_equal(pixels(catalogue, row), pairs[0][:, :, None] * [1, 1, 1])
-    held = opened(f"smallnorb:{tmp_path / 'norb'}", hold_out=("category", "lighting")).catalogue
+    held = opened(f"smallnorb:{tmp_path / 'norb'}", hold_out=("category", "lighting"))
     assert set(held.splits[:60]) == {"train", "val", "test"}
 
 
-def test_smallnorb_that_is_none(tmp_path):
+def test_invalid_smallnorb(tmp_path):
     write_smallnorb(tmp_path / "norb")
     (category,) = (tmp_path / "norb").glob("*testing-cat.mat")
     kept = category.read_bytes()
@@ -171,12 +167,12 @@ def test_smallnorb_that_is_none(tmp_path):
 def test_an_array_is_unpacked_again_when_its_file_changes(tmp_path):
     path = tmp_path / "d.npz"
     write_dsprites(path)
-    first = opened(f"dsprites:{path}").catalogue.source(0)
+    first = opened(f"dsprites:{path}").source(0)
     array = tmp_path / "d.images.npy"
     made = array.stat().st_mtime_ns
-    assert opened(f"dsprites:{path}").catalogue.source(0) == first
+    assert opened(f"dsprites:{path}").source(0) == first
     os.utime(path, ns=(made + 10**9, made + 10**9))
-    assert opened(f"dsprites:{path}").catalogue.source(0).stamp() != first.stamp()
+    assert opened(f"dsprites:{path}").source(0).stamp() != first.stamp()
 
 
 def test_the_index_knows_the_factors_of_a_build(tmp_path):
@@ -193,7 +189,7 @@ def test_the_index_knows_the_factors_of_a_build(tmp_path):
     assert seen["test"] and not seen["test"] & (seen["train"] | seen["val"])
 
 
-def test_an_index_whose_factors_are_no_attributes_is_refused(tiny_shards, tmp_path):
+def test_an_index_rejects_factors_that_are_not_attributes(tiny_shards, tmp_path):
     index = ShardIndex.read(tiny_shards)
     assert index.factors == {}
     content = (tiny_shards / "index.json").read_text()

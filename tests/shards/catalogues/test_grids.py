@@ -1,4 +1,4 @@
-"""Rooms and sprites: pictures against factors, speed, subsets, splits."""
+"""Rooms and sprites: pictures, speed, subsets and splits."""
 
 import io
 import itertools
@@ -11,7 +11,6 @@ from PIL import Image
 
 from adde.errors import UserError
 from adde.shards.catalogues import rooms, sprites
-from adde.shards.catalogues.catalogue import check
 from adde.shards.catalogues.importers import open_catalogue
 from adde.shards.catalogues.tabular import TableOptions
 
@@ -19,9 +18,7 @@ GRIDS = ("rooms", "sprites", "sprites-colour", "sprites-noisy")
 
 
 def opened(name, items=300, seed=0, size=None, **options):
-    found = open_catalogue(name, None, TableOptions(**options), items=items, seed=seed, size=size)
-    check(found.catalogue)
-    return found.catalogue
+    return open_catalogue(name, None, TableOptions(**options), items=items, seed=seed, size=size)
 
 
 def pixels(catalogue, row):
@@ -29,7 +26,7 @@ def pixels(catalogue, row):
 
 
 @pytest.mark.parametrize("name", GRIDS)
-def test_a_picture_is_of_its_labels_and_seed_alone(name):
+def test_a_picture_depends_on_labels_and_seed_only(name):
     few, many = opened(name), opened(name, items=400)
     assert few.item_ids == many.item_ids[:300]
     assert len(set(many.item_ids)) == 400
@@ -46,7 +43,7 @@ def test_a_picture_is_of_its_labels_and_seed_alone(name):
 
 
 @pytest.mark.parametrize("name", GRIDS)
-def test_what_cannot_be_drawn_is_refused(name):
+def test_invalid_requests_are_rejected(name):
     total = int(np.prod(tuple(opened(name).factors.values())))
     with pytest.raises(UserError, match=f"expected 1 to {total:,}, the combinations of {name}"):
         opened(name, items=total + 1)
@@ -60,7 +57,7 @@ def test_what_cannot_be_drawn_is_refused(name):
         opened(name, items=3)
 
 
-def test_all_items_are_the_whole_grid():
+def test_all_items_cover_the_whole_grid():
     labels = opened("rooms", items=480_000, val_share=0.01, test_share=0.01).labels
     assert len(np.unique(np.ravel_multi_index(tuple(labels.T), rooms.SCHEMA.sizes))) == 480_000
 
@@ -79,7 +76,7 @@ def test_rooms_are_fast_and_all_geometries_differ():
     start = time.process_time()
     pictures = rooms.render(labels, 64)
     assert 4000 / (time.process_time() - start) > 8000
-    # In 8 bits, so that what differs can be seen; neighbours by a good part of the range.
+    # Differences must be visible in 8 bits, and large between neighbouring values.
     levels = np.round(table * 255).astype(np.int16).reshape(8, 4, 15, -1)
     assert len(np.unique(levels.reshape(480, -1), axis=0)) == 480
     assert np.abs(np.diff(levels, axis=0)).max(axis=-1).min() > 100
@@ -93,14 +90,14 @@ def test_rooms_mix_colours_linearly():
     share = rooms.brightness(2, 1, 4, 64)
     expected = share @ rooms.COLOURS[[0, 3, 5]]
     assert np.abs(before.reshape(-1, 3) - expected).max() <= 0.51
-    # Another colour of the object changes its pixels and no others.
+    # Changing the object's colour changes only its pixels.
     changed = (before != after).any(axis=2).ravel()
     np.testing.assert_array_equal(changed & (share[:, 2] == 0), False)
     assert changed[share[:, 2] > 0.05].all()
 
 
-def test_a_ray_meets_what_it_should():
-    # A sphere's silhouette from far away, by the angle that it is seen under.
+def test_rays_hit_the_sphere_exactly_inside_its_silhouette():
+    # Compare a sphere's silhouette with the distance of each ray from its centre.
     share = rooms.brightness(7, 2, 7, 256)[:, 2].reshape(256, 256) > 0
     camera = np.array([0, -rooms.CAMERA[0], rooms.CAMERA[1]])
     centre, radius = np.array([0, 0, 1.25]), 1.25
@@ -113,7 +110,7 @@ def test_a_ray_meets_what_it_should():
         ray = ahead + across * np.array([1, 0, 0]) - down * up
         ray /= np.linalg.norm(ray)
         closest = np.linalg.norm(np.cross(ray, centre - camera))
-        if abs(closest - radius) > 0.04:  # off the edge
+        if abs(closest - radius) > 0.04:  # not at the edge
             assert share[row, column] == (closest < radius), (row, column)
 
 
@@ -133,12 +130,12 @@ def test_masks_of_sprites_differ_and_stay_within_the_picture():
     assert len(np.unique(np.round(masks * 255).astype(np.uint8).reshape(720, -1), axis=0)) == 720
     for edge in (masks[:, 0], masks[:, -1], masks[:, :, 0], masks[:, :, -1]):
         assert not edge.any()
-    # A square of half a side 0.64 of a patch's half, at scale 1.
+    # At scale 1 the square's side is 0.64 of the patch's.
     area = (0.64 * sprites.PATCH) ** 2
     assert masks[5 * 40].sum() == pytest.approx(area, rel=0.03)
     ellipse = np.pi * 0.9 * 0.52 * (sprites.PATCH / 2) ** 2
     assert masks[240 + 5 * 40].sum() == pytest.approx(ellipse, rel=0.03)
-    # Areas go with the square of the scale.
+    # Areas scale with the square of the scale.
     assert masks[0].sum() == pytest.approx(area / 4, rel=0.06)
 
 
@@ -174,7 +171,7 @@ def test_variants_of_sprites():
     assert (noisy[0] != noisy[1]).any()
 
 
-def test_combinations_held_out_are_in_test_alone():
+def test_held_out_combinations_are_in_test_only():
     names = ("object_hue", "shape")
     catalogue = opened("rooms", items=4000, hold_out=names, test_share=0.25)
     pairs = {split: set() for split in ("train", "val", "test")}
@@ -186,12 +183,12 @@ def test_combinations_held_out_are_in_test_alone():
     # Training sees every value.
     assert {hue for hue, _ in pairs["train"]} == set(range(10))
     assert {shape for _, shape in pairs["train"]} == set(range(4))
-    # The same combinations in a smaller catalogue, and in whatever order factors are named.
+    # A smaller catalogue, or another order of the factors, holds out the same combinations.
     fewer = opened("rooms", items=2000, hold_out=names[::-1], test_share=0.25)
     assert fewer.splits == catalogue.splits[:2000]
 
 
-def test_held_out_combinations_that_cannot_be():
+def test_invalid_held_out_combinations():
     with pytest.raises(UserError, match="unknown attribute 'hue'"):
         opened("rooms", hold_out=("hue", "shape"))
     with pytest.raises(UserError, match="at least two factors, found"):

@@ -1,4 +1,4 @@
-"""Each kind of catalogue on a tiny tree of its layout, built and read back by the program."""
+"""Build each kind of catalogue from a tiny tree with its layout, and read it back."""
 
 import itertools
 import subprocess
@@ -22,7 +22,6 @@ from trees import (
 from adde.errors import UserError
 from adde.files import write_json
 from adde.schema import UNKNOWN
-from adde.shards.catalogues.catalogue import check
 from adde.shards.catalogues.importers import open_catalogue
 from adde.shards.catalogues.tabular import TableOptions
 from adde.shards.index import ShardIndex
@@ -33,9 +32,7 @@ PROGRAM = Path(__file__).parents[3] / "shards" / "build.py"
 
 
 def opened(name, images=None, **options):
-    found = open_catalogue(name, images, TableOptions(**options))
-    check(found.catalogue)
-    return found
+    return open_catalogue(name, images, TableOptions(**options))
 
 
 def build(*arguments):
@@ -44,7 +41,7 @@ def build(*arguments):
 
 
 def stored(root):
-    """(split, labels by name, picture) of every item id."""
+    """Return (split, labels by name, picture) by item id."""
     index = ShardIndex.read(root)
     return {
         sample.item_id: (split, index.schema.decode(sample.labels), sample.picture)
@@ -73,7 +70,7 @@ def support(tmp_path):
 def test_support_files(support, tmp_path):
     done = build("--catalogue", f"support:{support}", "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
-    assert "3 of 3 queries given for test kept" in done.stdout
+    assert "3 of 3 entries of queries.json kept" in done.stdout
     assert "triplet_train.txt is not needed" in done.stdout
     index = ShardIndex.read(tmp_path / "out")
     assert index.name == "Shopping100k"
@@ -87,7 +84,7 @@ def test_support_files(support, tmp_path):
             assert list(named.values()) == [None if v is None else str(v) for v in row]
             assert picture == (support / f"img/{part} {number}.png").read_bytes()
     assert {split for split, _, _ in found.values()} == {"train", "val", "test"}
-    # The queries, as given, in the rows of the split as it is stored.
+    # The queries are unchanged; references are rows of the stored split.
     queries = read_queries(index, "test")
     gallery = [sample.item_id for sample in iterate(index, "test")]
     for row, (reference, indicator, target) in enumerate(QUERIES):
@@ -109,7 +106,7 @@ def test_support_files_with_names(support):
         {"name": "sleeve", "values": ["short", "long"]},
     ]
     write_json(support / "schema.json", {"attributes": names})
-    assert opened(f"support:{support}").catalogue.schema.names == ("colour", "sleeve")
+    assert opened(f"support:{support}").schema.names == ("colour", "sleeve")
     write_json(support / "schema.json", {"attributes": names[::-1]})
     with pytest.raises(UserError, match=r"schema.json: expected \(3, 2\) values"):
         opened(f"support:{support}")
@@ -119,7 +116,7 @@ def test_support_queries_of_a_picture_left_out(support, tmp_path):
     (support / "img" / "test 3.png").write_bytes(b"")
     words = ("--catalogue", f"support:{support}", "--out", tmp_path / "out")
     done = build(*words, "--skip-unreadable")
-    assert "2 of 3 queries given for test kept" in done.stdout
+    assert "2 of 3 entries of queries.json kept" in done.stdout
     assert len(read_queries(ShardIndex.read(tmp_path / "out"), "test")) == 2
 
 
@@ -134,7 +131,11 @@ def test_support_queries_of_a_picture_left_out(support, tmp_path):
         ("ref_test.txt", ["0", "5", "1"], "ref_test.txt, line 2: expected a line of labels_test"),
         ("ref_test.txt", ["0", "1"], "found 2, 3 and 3"),
         ("indfull_test.txt", ["1 1 0 0 0"] * 3, "indfull_test.txt, line 1: expected one 1"),
-        ("gt_test.txt", ["1 0 0 1 0"] * 3, "gt_test.txt, line 1: expected the value that indf"),
+        (
+            "gt_test.txt",
+            ["1 0 0 1 0"] * 3,
+            "gt_test.txt, line 1: expected the value wanted by indf",
+        ),
     ],
 )
 def test_support_files_that_do_not_fit(support, name, lines, message):
@@ -143,10 +144,10 @@ def test_support_files_that_do_not_fit(support, name, lines, message):
         opened(f"support:{support}")
 
 
-def test_support_labels_with_several_values_are_told(support):
+def test_support_labels_with_several_values_are_reported(support):
     write_lines(support / "labels_test.txt", ["1 1 0 1 0"] * 5)
     found = opened(f"support:{support}")
-    assert (found.catalogue.labels[-5:] == [UNKNOWN, 0]).all()
+    assert (found.labels[-5:] == [UNKNOWN, 0]).all()
     assert "labels_test.txt: 5 labels with several values are unknown" in found.notices
 
 
@@ -214,22 +215,22 @@ def test_celeba(tmp_path):
         labels = {"Smiling": {1: "yes", -1: "no"}[smiling], "Young": {1: "yes", -1: "no"}[young]}
         expected = (("train", "val", "test")[split], labels, png(number))
         assert found[f"{number + 1:06d}.jpg"] == expected
-    # People, not pictures, may be drawn into splits.
-    by_person = opened(f"celeba:{root}", group_by="identity").catalogue
+    # Splits can be assigned by person instead of picture.
+    by_person = opened(f"celeba:{root}", group_by="identity")
     assert by_person.schema.names == ("Smiling", "Young")
     assert all(a == b for a, b in zip(by_person.splits[::2], by_person.splits[1::2]))
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
-def test_lists_as_editors_of_windows_save_them(tmp_path, encoding):
+def test_lists_saved_by_windows_editors(tmp_path, encoding):
     root = tmp_path / "celeba"
     flags = itertools.cycle([(1, 1), (1, -1), (-1, 1), (-1, -1)])
     items = [(*next(flags), (0, 0, 0, 1, 2)[number % 5], number // 2) for number in range(100)]
     write_celeba(root, items)
-    plain = opened(f"celeba:{root}").catalogue
+    plain = opened(f"celeba:{root}")
     for path in root.rglob("*.txt"):
         path.write_bytes(path.read_text().replace("\n", "\r\n").encode(encoding))
-    again = opened(f"celeba:{root}").catalogue
+    again = opened(f"celeba:{root}")
     assert (again.item_ids, again.schema, again.splits) == (
         plain.item_ids,
         plain.schema,
@@ -243,11 +244,11 @@ def test_lists_as_editors_of_windows_save_them(tmp_path, encoding):
         opened(f"celeba:{root}")
 
 
-def test_an_attribute_that_all_have_is_left_out(tmp_path):
+def test_an_attribute_with_one_value_is_left_out(tmp_path):
     root = tmp_path / "celeba"
     write_celeba(root, [(1, 1 - 2 * (n // 5 % 2), (0, 0, 0, 1, 2)[n % 5], n) for n in range(100)])
     found = opened(f"celeba:{root}")
-    assert found.catalogue.schema.names == ("Young",)
+    assert found.schema.names == ("Young",)
     assert any("'Smiling' is no attribute" in notice for notice in found.notices)
 
 
@@ -298,8 +299,8 @@ def test_saved_dataset(tmp_path):
         assert split in (("train", "val") if row < 60 else ("test",))
         assert labels == {"kind": ("shirt", "shoe", None)[kind], "colour": colour}
         assert picture == png(seed)
-    # A Dataset that was saved alone is split by a hash.
-    alone = opened(f"hf:{tmp_path / 'saved' / 'train'}", min_count=1).catalogue
+    # A Dataset saved alone is split by a hash.
+    alone = opened(f"hf:{tmp_path / 'saved' / 'train'}", min_count=1)
     assert set(alone.splits) == {"train", "val", "test"}
 
 
@@ -319,7 +320,7 @@ def test_saved_dataset_that_is_damaged(tmp_path):
 
 
 @pytest.mark.parametrize("size", ["²", "9" * 5000, "-1", "3.0"])
-def test_numbers_of_values_that_are_none(tmp_path, size):
+def test_invalid_numbers_of_values(tmp_path, size):
     write_support(tmp_path, [[0, 1]], [[1, 0]], (3, 2), [])
     (tmp_path / "attr_num.txt").write_text(f"[3, {size}]", encoding="utf-8")
     with pytest.raises(UserError, match="expected the number of values of each attribute, found"):
@@ -327,13 +328,13 @@ def test_numbers_of_values_that_are_none(tmp_path, size):
 
 
 @pytest.mark.parametrize(("reference", "found"), [("nan", "nan"), ("0.5", "0.5"), ("1", "1")])
-def test_references_that_are_no_line_are_refused(tmp_path, reference, found):
+def test_references_outside_the_file_are_rejected(tmp_path, reference, found):
     write_support(tmp_path, [[0, 1]] * 9, [[1, 0]], (3, 2), [(reference, [0, 0, 0, -1, 1], [1, 1])])
     with pytest.raises(UserError, match=f"expected a line of labels_test.txt .*, found {found}"):
         opened(f"support:{tmp_path}", val_share=0)
 
 
-def test_lists_of_no_item_and_of_odd_numbers_are_refused(tmp_path):
+def test_empty_lists_and_odd_digits_are_rejected(tmp_path):
     write_celeba(tmp_path / "celeba", [])
     with pytest.raises(UserError, match="expected items in split 'train', found none of 0"):
         opened(f"celeba:{tmp_path / 'celeba'}")

@@ -1,4 +1,4 @@
-"""Stored pictures: untouched where they may be, otherwise RGB, upright, and small."""
+"""Stored pictures: unchanged if possible, otherwise RGB, upright and small."""
 
 import io
 
@@ -70,9 +70,7 @@ def test_first_of_several_frames():
 
 def test_stored_upright():
     exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = (
-        6  # shown turned by 90 degrees clockwise: red comes to the top
-    )
+    exif[ExifTags.Base.Orientation] = 6  # shown rotated by 90 degrees clockwise: red is at the top
     content = encoded(halves(), "JPEG", exif=exif)
     stored, extension = store(content, "x", 40)
     image = Image.open(io.BytesIO(stored))

@@ -1,4 +1,4 @@
-"""Polyvore Outfits on a tiny tree, and the file that keeps its outfits and questions."""
+"""Polyvore Outfits on a tiny tree, and the file that stores its outfits and questions."""
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ def categories(sets=SETS):
 
 @pytest.fixture
 def tree(tmp_path):
-    """Writes a tree; what is not given is as above."""
+    """Write a tree; the defaults are the constants above."""
 
     def make(kind="disjoint", sets=SETS, blanks=BLANKS, judged=JUDGED):
         write_polyvore(tmp_path / "polyvore", kind, sets, categories(sets), blanks, judged)
@@ -71,7 +71,7 @@ def test_polyvore_through_the_program(tree, tmp_path):
         "tops",
         "shoes",
     ]
-    # The truth is the answer of the question's own outfit, wherever it stands.
+    # The right answer is the one from the question's outfit, at any position.
     blanks = found.benchmark.blanks
     assert [ids[blank.answers[blank.truth]] for blank in blanks] == ["b20", "s21"]
     assert [blank.truth for blank in blanks] == [0, 2]
@@ -79,7 +79,7 @@ def test_polyvore_through_the_program(tree, tmp_path):
     (right,), (wrong,) = found.benchmark.fitting, found.benchmark.clashing
     assert [ids[row] for row in right] == ["t20", "b20", "s20"]
     assert [ids[row] for row in wrong] == ["t21", "b20", "s22"]
-    # Candidates of the fine category, of this split alone.
+    # Candidates have the same fine category and are in the same split.
     kinds = {"t20": "blouse", "t21": "blouse", "t22": "tee"}
     for question in found.benchmark.hidden:
         candidates = [ids[row] for row in question.candidates]
@@ -93,12 +93,12 @@ def test_polyvore_through_the_program(tree, tmp_path):
 LEAKING = {**SETS, "test": {**SETS["test"], "33": ["t3", "s23"]}}
 
 
-def test_disjoint_splits_that_share_an_item_are_refused(tree):
+def test_disjoint_splits_that_share_an_item_are_rejected(tree):
     with pytest.raises(UserError, match="found 1 items of test in others, such as 't3' in train"):
         opened(f"polyvore:{tree(sets=LEAKING)}")
 
 
-def test_non_disjoint_splits_share_items_and_say_so(tree, tmp_path):
+def test_non_disjoint_splits_report_shared_items(tree, tmp_path):
     done = build("--catalogue", f"polyvore:{tree('nondisjoint', LEAKING)}", "--out", tmp_path / "s")
     assert done.returncode == 0, done.stderr
     assert "1 of 10 items of test outfits are in outfits of other splits" in done.stdout
@@ -141,7 +141,7 @@ def test_outfits_that_cannot_be_used_are_named_or_left_out(tree, message, change
     assert message in str(error.value) and "--skip-unreadable" in str(error.value)
     found = open_catalogue(f"polyvore:{root}", skip_unreadable=True)
     assert message in "".join(found.notices)
-    lists = found.given
+    lists = found.benchmark
     assert (len(lists.outfits["train"]), len(lists.blanks["test"]), len(lists.judged["test"])) in (
         (6, 2, 2),
         (6, 0, 2),
@@ -163,13 +163,13 @@ def test_damaged_files_of_polyvore(tree):
         opened(f"polyvore:{root}")
 
 
-def test_outfits_of_pictures_that_were_left_out_are_left_out(tree, tmp_path):
+def test_outfits_with_omitted_pictures_are_omitted(tree, tmp_path):
     root = tree()
     (root.parent / "images" / "b20.jpg").write_bytes(b"no picture")
     arguments = ["--catalogue", f"polyvore:{root}", "--skip-unreadable", "--out", tmp_path / "s"]
     done = build(*arguments)
     assert done.returncode == 0, done.stderr
-    # An outfit, a question and two judged outfits have it.
+    # An outfit, a question and two judged outfits contain it.
     assert "11 of 15 entries of outfits.json kept" in done.stdout
     assert len(given(tmp_path / "s")[3].outfits["test"]) == 2
 

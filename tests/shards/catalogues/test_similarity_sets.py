@@ -1,4 +1,4 @@
-"""Data sets of conditional similarity on tiny trees, and the file that keeps their questions."""
+"""Data sets of conditional similarity on tiny trees, and the file that stores their questions."""
 
 import numpy as np
 import pytest
@@ -58,13 +58,13 @@ def test_zappos_with_triplets_through_the_program(zappos, tmp_path):
     done = build("--catalogue", f"zappos:{zappos}", "--min-count", "1", "--out", shards)
     assert done.returncode == 0, done.stderr
     assert "4 of 4 entries of similarity.json kept" in done.stdout
-    assert "attribute 'closure': 10 items of several values" in done.stdout
+    assert "attribute 'closure': 10 items have several values" in done.stdout
     schema, ids, labels, benchmark = given(shards, "test")
     assert sorted(ids) == ["1024-24", "1025-25", "1026-26", "1027-27"]
     assert {"class", "closure", "heel"} <= set(schema.names) and "gender" not in schema.names
     assert set(benchmark.triplets) == {schema.attribute_index("class")}
-    # The close item of these lists shares the anchor's class, the far one does not: a reader that
-    # takes the lines for anchor, positive, negative has every one of them wrong.
+    # The close item shares the anchor's class and the far one does not. A reader that expects the
+    # order anchor, positive, negative would get every triplet wrong.
     (triplets,) = benchmark.triplets.values()
     kinds = labels[:, schema.attribute_index("class")]
     anchor, close, far = kinds[triplets].T
@@ -72,31 +72,31 @@ def test_zappos_with_triplets_through_the_program(zappos, tmp_path):
     of_labels = np.eye(2, dtype=np.float32)[kinds][:, None]
     assert triplet_accuracy(subspaces(of_labels)[0], triplets) == 1
     assert [ids[row] for row in triplets[0]] == ["1024-24", "1026-26", "1025-25"]
-    # No queries are given: all items of a known label are.
+    # Without lists of queries, all items with a known label are queries.
     assert (benchmark.queries == (labels != UNKNOWN)).all()
     assert len(given(shards, "val")[3].triplets) == 2 and given(shards, "train")[3] is None
 
 
-def test_zappos_splits_and_what_is_in_no_list(zappos):
+def test_zappos_splits_and_unlisted_items(zappos):
     found = opened(f"zappos:{zappos}", min_count=1)
-    split_of = dict(zip(found.catalogue.item_ids, found.catalogue.splits))
+    split_of = dict(zip(found.item_ids, found.splits))
     assert split_of["1000-0"] == "train" and split_of["1020-20"] == "val"
     assert split_of["1027-27"] == "test" and split_of["1029-29"] == "train"
     assert any("3 items are in no list" in notice for notice in found.notices)
-    row = found.catalogue.item_ids.index("1024-24")
-    assert found.catalogue.source(row).read()[1] == "png"
+    row = found.item_ids.index("1024-24")
+    assert found.source(row).read()[1] == "png"
 
 
 def test_zappos_without_triplets_draws_its_splits(tmp_path):
     write_zappos(tmp_path, SHOES)
     found = opened(f"zappos:{tmp_path}", min_count=1, val_share=0.3, test_share=0.3)
-    assert found.given is None and set(found.catalogue.splits) == {"train", "val", "test"}
+    assert found.benchmark is None and set(found.splits) == {"train", "val", "test"}
 
 
 def test_other_splits_leave_the_triplets_out(zappos):
     found = opened(f"zappos:{zappos}", min_count=1, group_by="class", val_share=0, test_share=0)
-    assert found.given is None
-    assert any("of other splits, and are left out" in notice for notice in found.notices)
+    assert found.benchmark is None
+    assert any("for other splits, and are left out" in notice for notice in found.notices)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_bad_triplets_of_zappos(zappos, line, message):
     assert message in str(error.value)
 
 
-def test_zappos_names_pictures_that_are_not_there(zappos):
+def test_zappos_names_missing_pictures(zappos):
     names = (zappos / "csn" / "filenames.json").read_text().splitlines()
     write_lines(
         zappos / "csn" / "filenames.json", [*names[:3], "Boots/Ankle/X/9.9.jpg", *names[4:]]
@@ -126,7 +126,7 @@ def test_zappos_names_pictures_that_are_not_there(zappos):
     (zappos / "csn").rename(zappos.parent / "csn")
     found = opened(f"zappos:{zappos}", min_count=1, val_share=0, test_share=0)
     with pytest.raises(UserError, match=r"Boots/Ankle/<brand>/1000\.0\.jpg"):
-        found.catalogue.source(found.catalogue.item_ids.index("1000-0")).read()
+        found.source(found.item_ids.index("1000-0")).read()
 
 
 VALUES = {"sleeve": ["Invisible", "Short", "Long"], "collar": ["Invisible", "Shirt"]}
@@ -216,8 +216,7 @@ def test_fashionai_s_csv(tmp_path):
     rows += [("ribbon_labels", flags[n % 4]) for n in range(40)]
     write_fashionai(tmp_path, rows, "train1")
     write_fashionai(tmp_path, rows[:30], "train2")
-    found = opened(f"fashionai:{tmp_path}", val_share=0.2, test_share=0.2)
-    catalogue = found.catalogue
+    catalogue = opened(f"fashionai:{tmp_path}", val_share=0.2, test_share=0.2)
     assert catalogue.schema.names == ("lapel_design", "ribbon")
     assert catalogue.schema.attributes[0].values[3] == "Shawl"
     assert catalogue.schema.attributes[1].values == ("0", "1", "2")
@@ -284,7 +283,7 @@ def test_a_damaged_similarity_json(zappos, tmp_path, change, message):
         given(shards, "test")
 
 
-def test_triplets_of_pictures_that_were_left_out_are_left_out(zappos, tmp_path):
+def test_triplets_with_omitted_pictures_are_omitted(zappos, tmp_path):
     next((zappos / "ut-zap50k-images").rglob("1025.25.jpg")).write_bytes(b"no picture")
     next((zappos / "ut-zap50k-images").rglob("1020.20.jpg")).write_bytes(b"no picture")
     arguments = ["--catalogue", f"zappos:{zappos}", "--min-count", "1", "--skip-unreadable"]

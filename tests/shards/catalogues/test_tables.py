@@ -1,4 +1,4 @@
-"""Tables as people have them: what spreadsheets, shop systems and data frames write."""
+"""Real-world tables: the output of spreadsheets, shop systems and data frames."""
 
 import csv
 import unicodedata
@@ -24,7 +24,7 @@ def told(catalogue, *parts):
 
 @pytest.fixture
 def cells(tmp_path):
-    """Columns of a file with the given content."""
+    """Return the columns of a file with the given content."""
 
     def make(content, name="t.csv", **options):
         path = tmp_path / name
@@ -113,7 +113,7 @@ def test_of_many_rows_the_first_twenty_are_named(tmp_path):
     assert "and 11 more" in str(error.value)
 
 
-def test_ids_that_are_missing_or_there_before(shop, rows):
+def test_missing_and_repeated_ids(shop, rows):
     rows = [{**row, "sku": f"s{number}"} for number, row in enumerate(rows)]
     rows[3]["sku"], rows[5]["sku"], rows[9]["sku"] = "", "s1", "s1"
     table, images = shop(rows)
@@ -126,13 +126,13 @@ def test_ids_that_are_missing_or_there_before(shop, rows):
     assert told(found, "3 rows of", "line 5", "line 7", "line 11")
 
 
-def test_tables_put_one_behind_the_other(cells):
+def test_concatenated_tables(cells):
     with pytest.raises(UserError, match=r"line 3: expected a row, found the header once more"):
         cells("sku,note\na,x\nsku,note\nb,y\n")
     assert cells("sku,note\na,x\nsku,note\nb,y\n", skip_unreadable=True)["sku"] == ["a", "b"]
 
 
-def test_utf_16_without_its_mark_is_told(cells):
+def test_utf_16_without_a_mark_is_reported(cells):
     with pytest.raises(UserError, match="UTF-16 without its mark; save it as UTF-8"):
         cells("sku,note\na,x\n".encode("utf-16-le"))
 
@@ -149,7 +149,7 @@ def with_column(rows, name, words):
     return [{**row, name: words[i % len(words)]} for i, row in enumerate(rows)]
 
 
-def test_a_blank_among_splits_is_refused_or_left_out(shop, rows):
+def test_a_blank_among_splits_is_rejected_or_left_out(shop, rows):
     rows = with_column(rows, "part", ["train", "train", "Test set", "validation", "TRAIN"])
     rows[7]["part"], rows[30]["part"] = "", "trian"
     table, images = shop(rows)
@@ -198,7 +198,7 @@ def test_a_catalogue_without_a_test_split_says_so(shop, rows):
     assert not told(read(table, images), "no split")
 
 
-# What is no trait
+# Columns that are not traits
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_a_catalogue_without_a_test_split_says_so(shop, rows):
         ("categoryID", ["12", "13"], "ids, as its name"),
     ],
 )
-def test_what_is_no_trait_is_left_out_unless_asked_for(shop, rows, name, values, why):
+def test_columns_that_are_not_traits_are_left_out_unless_asked_for(shop, rows, name, values, why):
     table, images = shop(with_column(rows, name, values))
     found = read(table, images)
     assert name not in found.schema.names
@@ -221,7 +221,7 @@ def test_what_is_no_trait_is_left_out_unless_asked_for(shop, rows, name, values,
     assert name in read(table, images, attributes=("colour", name)).schema.names
 
 
-def test_codes_of_traits_are_learnt_and_told(shop, rows):
+def test_numeric_codes_are_learnt_and_reported(shop, rows):
     table, images = shop(with_column(rows, "waist", ["1.0", "2.0", "3.0", ""]))
     found = read(table, images)
     assert "waist" in found.schema.names
@@ -253,12 +253,12 @@ def test_words_for_unknown(shop, rows):
 
     assert values()[0] == {"None", "dots", "k=1", "?"}
     assert told(values()[1], "'None' (12 rows), '?' (12 rows)", "--unknown 'pattern=None'")
-    # Of one column: those of all stay.
+    # A word for one column keeps the words for all.
     assert values("pattern=none", "pattern=k=1")[0] == {"dots", "?"}
     assert values("?", "pattern=k=1")[0] == {"None", "dots", "n/a"}
     with pytest.raises(UserError, match=r"no column 'patern'; did you mean 'pattern'"):
         values("patern=none")
-    # An id is an id, whatever it says.
+    # Ids are never unknown.
     ids = with_column(rows, "pattern", ["dots", "plain"])
     ids[0]["image"] = "null.jpg"
     ids = [{**row, "sku": "NULL" if not i else f"s{i}"} for i, row in enumerate(ids)]
@@ -304,7 +304,7 @@ def test_a_folder_of_parquet_parts(tmp_path):
 # Names of files
 
 
-def test_names_that_look_the_same_are_the_same(shop, rows, tmp_path):
+def test_names_that_look_the_same_are_equal(shop, rows, tmp_path):
     table, images = shop(rows)
     (images / "Mäntel").mkdir()
     decomposed = unicodedata.normalize("NFD", "Mäntel")
@@ -339,7 +339,7 @@ def test_names_that_look_the_same_are_the_same(shop, rows, tmp_path):
         ("e\u0301/ä.JPG", "é\\a\u0308.JPG"),
     ],
 )
-def test_files_that_a_cell_means(tmp_path, there, cell):
+def test_files_that_a_cell_names(tmp_path, there, cell):
     path = tmp_path / there
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
@@ -347,7 +347,7 @@ def test_files_that_a_cell_means(tmp_path, there, cell):
 
 
 @pytest.mark.parametrize("cell", ["../x/a.jpg", "..\\x\\a.jpg", "", ".", "a\0.jpg", "n" * 5000])
-def test_files_that_no_cell_means(tmp_path, cell):
+def test_cells_that_name_no_file(tmp_path, cell):
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "a.jpg").touch()
     (tmp_path / "images").mkdir()

@@ -1,4 +1,4 @@
-"""The embedded catalogues: labels against pixels, families, splits, and what makes one hard."""
+"""The embedded catalogues: labels and pixels, families, splits, difficulty."""
 
 import hashlib
 import io
@@ -29,7 +29,7 @@ PLAIN = {
     "headwear_colour": "pink",
     "glasses": "none",
 }
-# Which colours the eye finds on each outfit, written down from the pictures, not from the code.
+# Colours visible on each outfit, read from the pictures and not from the code.
 TOP_AND_TROUSERS = {"top_colour", "trousers_colour"}
 LAYER_AND_TROUSERS = {"layer_colour", "trousers_colour"}
 SHOWN = {
@@ -51,7 +51,7 @@ def pixels(look, seed="a", size=64):
 
 
 def changed(one, other, by=32):
-    """(S, S) bool: pixels of which a channel differs by more than `by` of 255 levels."""
+    """Return (S, S) bool: whether a channel of a pixel differs by more than `by` of 255 levels."""
     return np.abs(one - other).max(axis=2) > by
 
 
@@ -63,6 +63,13 @@ def easy():
 @pytest.fixture(scope="module")
 def hard():
     return wardrobe_hard()
+
+
+@pytest.fixture(scope="module")
+def worn(hard):
+    """(N, A) labels of the looks that are drawn, none missing."""
+    looks = [hard.source(row).figure.look for row in range(len(hard.item_ids))]
+    return np.stack([hard.schema.encode(look) for look in looks])
 
 
 # --- labels against pixels
@@ -124,7 +131,7 @@ def test_the_part_has_the_named_colour(attribute, look, colour):
 
 
 def test_outfits_that_can_be_drawn_look_different():
-    """Two outfits that share the same known labels are told apart by their pictures."""
+    """Outfits with the same known labels have different pictures."""
     for top, layer in itertools.permutations(COLOURS, 2):
         look = {**PLAIN, "top_colour": top, "layer_colour": layer, "trousers_colour": "green"}
         looks = [{**look, "outfit": outfit} for outfit in ("plain", "stripes", "jacket", "suit")]
@@ -149,7 +156,7 @@ def test_looks_that_are_never_drawn_have_a_twin(look, twin):
 
 
 def test_no_figure_is_cut_off():
-    """One colour, the background's, all around the picture."""
+    """The edge of a picture has only the background's colour."""
     for seed in range(12):
         for headwear in ("none", "bear_ears", "bunny_ears"):
             picture = pixels({**PLAIN, "outfit": "coat", "headwear": headwear}, str(seed))
@@ -175,7 +182,7 @@ def test_size_of_the_catalogue(easy):
         assert set(column.tolist()) - {UNKNOWN} == set(range(size))
 
 
-def test_unknown_is_what_cannot_be_seen(easy):
+def test_invisible_attributes_are_unknown(easy):
     for labels in easy.labels[:2000]:
         look = SCHEMA.decode(labels)
         known = {name for name, word in look.items() if word is not None}
@@ -189,7 +196,7 @@ def test_families_differ_from_their_base_in_one_label_and_stay_in_one_split(easy
     rows = {}
     for row, item_id in enumerate(easy.item_ids):
         rows.setdefault(item_id.split("-")[0], []).append(row)
-    for members in list(rows.values())[:-1]:  # the last one may be cut short
+    for members in list(rows.values())[:-1]:  # the last family may be incomplete
         assert 3 <= len(members) <= 6
         assert len({easy.splits[row] for row in members}) == 1
         base, *variants = easy.labels[members]
@@ -201,7 +208,7 @@ def test_families_differ_from_their_base_in_one_label_and_stay_in_one_split(easy
 
 
 def exact_targets(labels, sizes):
-    """(N,) int: edits of one known attribute whose result is in the gallery, by a plain loop."""
+    """Count the edits of one known attribute with an exact target, for each row, in plain loops."""
     rows = set(map(tuple, labels.tolist()))
     counts = []
     for row in map(tuple, labels.tolist()):
@@ -222,7 +229,7 @@ def test_test_items_have_single_edit_targets(easy):
     assert counts.sum() > 3000
 
 
-def test_what_cannot_be_seen_cannot_be_asked_for(easy):
+def test_invisible_attributes_are_never_targets(easy):
     rows = set(map(tuple, easy.labels.tolist()))
     for row in easy.labels[:500].tolist():
         for at in np.nonzero(np.array(row) == UNKNOWN)[0]:
@@ -248,10 +255,10 @@ print(digest.hexdigest())
 def test_same_bytes_in_another_process():
     digest = hashlib.sha256()
     for catalogue in (wardrobe(60, seed=3), wardrobe_hard(60, seed=3)):
-        catalogue = pickle.loads(pickle.dumps(catalogue))
         digest.update(catalogue.labels.tobytes() + "".join(catalogue.item_ids).encode())
         for row in (0, 7, 59):
-            digest.update(catalogue.source(row).read()[0])
+            source = pickle.loads(pickle.dumps(catalogue.source(row)))
+            digest.update(source.read()[0])
     environment = {**os.environ, "PYTHONHASHSEED": "12345"}
     command = [sys.executable, "-c", FINGERPRINT]
     found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
@@ -286,7 +293,7 @@ def test_pictures_are_whole_files_of_the_size_asked_for(make, size):
 
 
 @pytest.mark.parametrize("make", [wardrobe, wardrobe_hard])
-def test_refuses_what_cannot_be_made(make):
+def test_invalid_requests_are_rejected(make):
     with pytest.raises(UserError, match=r"items: expected at least \d+ .* found 9"):
         make(9)
     with pytest.raises(UserError, match="size: expected 16 to 1024 pixels, found 0"):
@@ -296,37 +303,37 @@ def test_refuses_what_cannot_be_made(make):
 # --- wardrobe-hard
 
 
-def test_training_labels_are_missing_at_random(hard):
+def test_training_labels_are_missing_at_random(hard, worn):
     splits = np.array(hard.splits)
     missing = (hard.labels == UNKNOWN)[splits == "train"]
     assert np.abs(missing.mean(axis=0) - 0.3).max() < 0.02
-    # Independent of each other and of the value: two at once in 9 of 100, the same for each value.
+    # Missing labels are independent of each other (two at once in 9 of 100) and of the value.
     assert abs((missing[:, 0] & missing[:, 1]).mean() - 0.09) < 0.02
-    common = hard.worn[splits == "train"][:, 0] == 0
+    common = worn[splits == "train"][:, 0] == 0
     assert abs(missing[common, 0].mean() - missing[~common, 0].mean()) < 0.03
     assert (hard.labels[splits != "train"] != UNKNOWN).all()
     known = hard.labels != UNKNOWN
-    assert (hard.labels == hard.worn)[known].all()
+    assert (hard.labels == worn)[known].all()
 
 
-def test_held_out_pairs_are_worn_in_test_only(hard):
+def test_held_out_pairs_are_in_test_only(hard, worn):
     splits = np.array(hard.splits)
     any_pair = np.zeros(len(splits), dtype=bool)
     for pair in HELD_OUT:
-        worn = np.ones(len(splits), dtype=bool)
+        together = np.ones(len(splits), dtype=bool)
         for name, word in pair.items():
-            column = hard.worn[:, hard.schema.attribute_index(name)]
-            worn &= column == hard.schema.value_index(name, word)
-            # Each value alone is known from training: only the pair is new.
+            column = worn[:, hard.schema.attribute_index(name)]
+            together &= column == hard.schema.value_index(name, word)
+            # Training contains each value; only the pair is new.
             assert (column[splits == "train"] == hard.schema.value_index(name, word)).sum() > 300
-        assert not worn[splits != "test"].any(), pair
-        assert worn[splits == "test"].sum() > 20, pair
-        any_pair |= worn
+        assert not together[splits != "test"].any(), pair
+        assert together[splits == "test"].sum() > 20, pair
+        any_pair |= together
     assert 0.3 < any_pair[splits == "test"].mean() < 0.5
 
 
-def test_values_have_a_long_tail(hard):
-    test = hard.worn[np.array(hard.splits) == "test"]
+def test_values_have_a_long_tail(hard, worn):
+    test = worn[np.array(hard.splits) == "test"]
     for column, size in zip(test.T, hard.schema.sizes):
         shares = np.bincount(column, minlength=size) / len(column)
         expected = 1 / np.arange(1, size + 1)
@@ -342,14 +349,14 @@ def test_label_space_is_dense(hard):
     assert (counts > edits / 2).mean() > 0.6
 
 
-def test_hard_pictures_show_what_is_worn_though_obscured(hard):
-    """Nearer to their own clear figure than to the same figure in other clothes, most of them."""
+def test_obscured_pictures_still_show_the_look(hard, worn):
+    """Most are nearer to their own clear figure than to the same figure in other clothes."""
     nearer = 0
     for row in range(30):
         seed = f"wardrobe-hard/0/{row}"
         found = np.asarray(Image.open(io.BytesIO(hard.source(row).read()[0]))).astype(int)
-        own = pixels(hard.schema.decode(hard.worn[row]), seed)
-        other = (hard.worn[row] + 1) % np.array(hard.schema.sizes)
+        own = pixels(hard.schema.decode(worn[row]), seed)
+        other = (worn[row] + 1) % np.array(hard.schema.sizes)
         stranger = pixels(hard.schema.decode(other), seed)
         assert changed(found, own).mean() > 0.01, row
         nearer += np.abs(found - own).sum() < np.abs(found - stranger).sum()

@@ -1,4 +1,4 @@
-"""The embedded catalogue of outfits: what is drawn, its pictures, and its oracle."""
+"""The embedded catalogue of outfits: its items, pictures and oracle."""
 
 import io
 import itertools
@@ -19,6 +19,7 @@ from adde.outfits import (
     outfit_figures,
 )
 from adde.schema import UNKNOWN
+from adde.shards.benchmark_lists import write_benchmark
 from adde.shards.catalogues.voxel import COLOURS
 from adde.shards.catalogues.wardrobe_outfits import (
     CATEGORIES,
@@ -31,7 +32,6 @@ from adde.shards.catalogues.wardrobe_outfits import (
     style_tables,
     wardrobe_outfits,
 )
-from adde.shards.given import write_given
 from adde.shards.index import SPLITS, ShardIndex
 from adde.shards.outfit_lists import read_outfits
 from adde.shards.reader import iterate
@@ -39,10 +39,10 @@ from adde.shards.reader import iterate
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
-    """10,000 items as they are read back, without pictures: catalogue, and questions of test."""
+    """A catalogue of 10,000 items, and the questions about its test split as read from disk."""
     catalogue = wardrobe_outfits(10_000, seed=1)
     folder = tmp_path_factory.mktemp("outfits")
-    write_given(folder, catalogue.given, SCHEMA)
+    write_benchmark(folder, catalogue.benchmark, SCHEMA)
     found = read_outfits(folder, SCHEMA, "test", catalogue.item_ids, catalogue.labels)
     return catalogue, found
 
@@ -64,8 +64,8 @@ def test_a_larger_catalogue_begins_with_the_smaller():
     assert large.item_ids[:count] == small.item_ids
     assert (large.labels[:count] == small.labels).all()
     assert large.splits[:count] == small.splits
-    train = small.given.outfits["train"]
-    assert large.given.outfits["train"][: len(train)] == train
+    train = small.benchmark.outfits["train"]
+    assert large.benchmark.outfits["train"][: len(train)] == train
     assert small.source(7) == large.source(7)
     assert (wardrobe_outfits(300, seed=1).labels[:50] != small.labels[:50]).any()
 
@@ -74,7 +74,7 @@ def test_outfits_are_whole_and_no_item_is_in_two(large):
     catalogue, _ = large
     split_of = dict(zip(catalogue.item_ids, catalogue.splits))
     seen = []
-    for split, outfits in catalogue.given.outfits.items():
+    for split, outfits in catalogue.benchmark.outfits.items():
         for outfit in outfits:
             assert {split_of[item] for item in outfit} == {split}
             categories = [item.split("-")[1] for item in outfit]
@@ -82,13 +82,13 @@ def test_outfits_are_whole_and_no_item_is_in_two(large):
             assert len(set(categories)) == len(categories)
             seen += outfit
     assert sorted(seen) == sorted(catalogue.item_ids)
-    counts = {split: len(outfits) for split, outfits in catalogue.given.outfits.items()}
+    counts = {split: len(outfits) for split, outfits in catalogue.benchmark.outfits.items()}
     assert counts["val"] == pytest.approx(counts["train"] / 8, rel=0.02) == counts["test"]
     share = np.mean(["glasses" in item for item in catalogue.item_ids]) * len(seen)
     assert share / sum(counts.values()) == pytest.approx(0.6, abs=0.04)
 
 
-def test_labels_are_there_where_there_is_something_to_see(large):
+def test_labels_are_known_where_they_are_visible(large):
     catalogue, _ = large
     assert (catalogue.labels[:, 0] != UNKNOWN).all()
     for label, category in enumerate(CATEGORIES):
@@ -115,7 +115,7 @@ def test_style_tables_are_probabilities_with_two_favourites(seed):
                 rest = 0.15 / count
                 expected = [0.6 + rest, 0.25 + rest, *[rest] * (count - 2)]
                 assert sorted(part[part > 0], reverse=True) == pytest.approx(expected)
-    # Monochrome, and the complements of above and below.
+    # The monochrome and the complementary styles.
     favourite = values[..., 5:13].argmax(axis=2)
     assert len(set(favourite[0, :4])) == 1
     assert favourite[2, 0] == favourite[2, 3] != favourite[2, 1] == favourite[2, 2]
@@ -133,7 +133,7 @@ def test_values_are_drawn_as_the_tables_say(large):
 
 
 def test_the_oracle_knows_how_often_it_is_right(large):
-    """Scores are log-likelihood ratios: with them come exact probabilities of being right."""
+    """Scores are log-likelihood ratios, so the probability of a right answer is known exactly."""
     _, found = large
     blanks, oracle = found.benchmark.blanks, found.oracle
     claimed = []
@@ -142,7 +142,8 @@ def test_the_oracle_knows_how_often_it_is_right(large):
         claimed.append(odds.max() / odds.sum())
     noise = 3 * 0.5 / math.sqrt(len(blanks))
     assert fill_in_the_blank(oracle, blanks) == pytest.approx(np.mean(claimed), abs=noise)
-    # Among outfits of which one in two is real, those of log odds s are with probability s / (1+s).
+    # If half of the outfits are real, one with log odds s is real with probability 1 / (1 +
+    # exp(-s)).
     scored = [(oracle.compatibility(o), 1) for o in found.benchmark.fitting]
     scored += [(oracle.compatibility(o), 0) for o in found.benchmark.clashing]
     scores, real = np.array(sorted(scored)).T
@@ -174,7 +175,7 @@ def test_nothing_beats_the_oracle_and_co_occurrence_of_labels_comes_near(large):
 
 
 @pytest.mark.parametrize("category", COLOURED)
-def test_a_garment_s_colour_is_seen_wherever_the_figure_stands(category):
+def test_a_garment_s_colour_is_visible_at_any_position(category):
     kind = KINDS.get(category, (None,))[0]
     for colour, seed in itertools.product(COLOURS, range(12)):
         pixels = picture(category, colour, kind, f"{seed}")
@@ -214,9 +215,9 @@ def test_through_the_program(tmp_path):
     assert set(figures) == {"fitb", "auc", "recall@10", "recall@30", "recall@50"}
 
 
-def test_what_cannot_be_drawn_is_refused():
+def test_invalid_requests_are_rejected():
     with pytest.raises(UserError, match="items: expected at least 200"):
         wardrobe_outfits(199)
     with pytest.raises(UserError, match="size: expected 16 to 1024"):
         wardrobe_outfits(300, size=8)
-    assert len(wardrobe_outfits(200).given.outfits["test"]) >= 4
+    assert len(wardrobe_outfits(200).benchmark.outfits["test"]) >= 4

@@ -1,4 +1,4 @@
-"""shards/doctor.py: its search against all pairs, its figures against loops, and its page."""
+"""shards/doctor.py: its search against all pairs, its figures against plain loops, its page."""
 
 import io
 import re
@@ -17,7 +17,7 @@ from PIL import Image, ImageFilter
 from adde.schema import UNKNOWN
 from adde.shards.catalogues.tabular import TableOptions, read_catalogue
 from adde.shards.checking import similar
-from adde.shards.checking.doctor import as_text, diagnose, look_through
+from adde.shards.checking.doctor import as_text, diagnose, scan
 from adde.shards.checking.doctor_page import write_page
 from adde.shards.index import ShardIndex
 from adde.shards.packing.engine import engine
@@ -58,14 +58,14 @@ def test_search_against_all_pairs(seed, copies):
     pairs = dict(zip(map(tuple, found.rows.tolist()), found.bits_apart.tolist()))
     assert pairs.items() <= expected.items()
     assert len(pairs) == len(found.rows)
-    # Up to one bit fewer than there are bands, none is missed.
+    # No pair that differs in fewer bits than there are bands is missed.
     sure = {pair for pair, apart in expected.items() if apart < similar.BANDS}
     assert sure <= pairs.keys()
     assert list(pairs.values()) == sorted(pairs.values())
 
 
 def photograph(seed, side=160):
-    """Soft blobs, as photographs have them, with a little grain."""
+    """Return soft blobs with a little grain, like a photograph."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3)).astype(np.uint8))
     smooth = np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC), dtype=float)
@@ -90,10 +90,10 @@ def again(image, quality):
         (lambda image: photograph(99), False),
     ],
 )
-def test_what_looks_alike(change, same):
+def test_similar_pictures_are_found(change, same):
     for seed in range(8):
         image = photograph(seed)
-        looks = [similar.look(image), similar.look(change(image))]
+        looks = [similar.fingerprint(image), similar.fingerprint(change(image))]
         hashes, thumbnails = (np.stack(column) for column in zip(*looks))
         found = similar.near_duplicates(hashes, thumbnails, np.array([0, 1]))
         assert len(found.rows) == same, seed
@@ -109,7 +109,7 @@ def test_a_crowd_of_equal_pictures_is_no_trouble():
 
 def test_figures_by_loops(tiny_shards):
     index = ShardIndex.read(tiny_shards)
-    found = diagnose(index, look_through(index, workers=1))
+    found = diagnose(index, scan(index, workers=1))
     for column, attribute in enumerate(found["attributes"]):
         for split in index.splits:
             labels = [int(sample.labels[column]) for sample in iterate(index, split)]
@@ -140,8 +140,8 @@ def test_figures_by_loops(tiny_shards):
 
 
 @pytest.fixture
-def ailing(shop, rows, tmp_path):
-    """Shards of a shop with a twin in another split, a blank picture, and one that is broken."""
+def faulty(shop, rows, tmp_path):
+    """Shards with a near-duplicate in another split, blank pictures and a broken one."""
     for number, row in enumerate(rows):
         row["split"] = "test" if number % 4 == 0 else "train"
         row["sleeve"] = "cape" if number in (8, 12) else row["sleeve"]  # in test alone
@@ -158,7 +158,7 @@ def ailing(shop, rows, tmp_path):
         PackOptions(),
         engine("processes", 1),
     )
-    # A build refuses a broken picture; other writers may not.
+    # A build rejects broken pictures; other writers may not.
     index = ShardIndex.read(tmp_path / "s")
     shard = index.split("train")[0]
     at, size, *rest = shard.members[3]
@@ -171,30 +171,30 @@ def ailing(shop, rows, tmp_path):
     return index
 
 
-def test_what_ails_is_named(ailing, tmp_path):
-    looked = look_through(ailing, workers=1)
-    found = diagnose(ailing, looked)
+def test_problems_are_reported(faulty, tmp_path):
+    scanned = scan(faulty, workers=1)
+    found = diagnose(faulty, scanned)
     (pair,) = found["near_duplicates"]
-    assert {looked.item_ids[row] for row in pair["rows"]} == {"04.jpg", "05.jpg"}
-    assert {looked.item_ids[row] for row in found["blank"]} == {"07.jpg", "08.jpg"}
+    assert {scanned.item_ids[row] for row in pair["rows"]} == {"04.jpg", "05.jpg"}
+    assert {scanned.item_ids[row] for row in found["blank"]} == {"07.jpg", "08.jpg"}
     ((broken, reason),) = ((b["row"], b["reason"]) for b in found["broken"])
     assert "sample 3: expected a picture that decodes" in reason
     assert found["attributes"][0]["unseen"] == ["cape"]
-    text = as_text(found, looked.item_ids)
+    text = as_text(found, scanned.item_ids)
     assert "1 values of 'sleeve' that no training item has, but others do:\n  cape" in text
     assert re.search(r"1 pairs .*\n  0[45]\.jpg \(\w+\) = 0[45]\.jpg \(\w+\)", text)
     assert "2 pictures are blank:\n  07.jpg\n  08.jpg" in text or "08.jpg\n  07.jpg" in text
-    assert f"1 pictures do not decode:\n  {looked.item_ids[broken]}: " in text
-    write_page(ailing, found, looked, tmp_path / "page.html")
+    assert f"1 pictures do not decode:\n  {scanned.item_ids[broken]}: " in text
+    write_page(faulty, found, scanned, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
-    for word in ("04.jpg", "05.jpg", "07.jpg", "08.jpg", looked.item_ids[broken], "cape"):
+    for word in ("04.jpg", "05.jpg", "07.jpg", "08.jpg", scanned.item_ids[broken], "cape"):
         assert word in page
     assert page.count("data:image/jpeg;base64,") == 3 + 3 + 2 + 2  # values, the pair, the blank
-    assert not re.search(r"(src|href)=\"(?!data:)", page)  # asks nothing of the network
+    assert not re.search(r"(src|href)=\"(?!data:)", page)  # no network requests
 
 
-def test_the_program(ailing, tmp_path):
-    command = [sys.executable, str(PROGRAM), "--shards", str(ailing.root), "--workers", "2"]
+def test_the_program(faulty, tmp_path):
+    command = [sys.executable, str(PROGRAM), "--shards", str(faulty.root), "--workers", "2"]
     done = subprocess.run(
         [*command, "--out", str(tmp_path / "new" / "page.html")], capture_output=True, text=True
     )

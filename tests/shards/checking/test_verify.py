@@ -1,4 +1,4 @@
-"""shards/verify.py: silent on whole shards, and each kind of damage is named."""
+"""shards/verify.py reports nothing for intact shards, and names each kind of damage."""
 
 import dataclasses
 import io
@@ -15,7 +15,8 @@ from PIL import Image
 
 from adde.files import read_json, sha256_of_file, write_json
 from adde.shards.checking.verify import verify
-from adde.shards.index import ShardIndex, member_rows
+from adde.shards.index import ShardIndex
+from adde.shards.shard import member_rows
 
 PROGRAM = Path(__file__).parents[3] / "shards" / "verify.py"
 FIRST, SECOND = "train-000000.tar", "train-000001.tar"
@@ -31,7 +32,7 @@ def differences(root, **options):
 
 
 def entry_of(root, name, **changes):
-    """Changes fields of one shard's entry in index.json."""
+    """Change fields of one shard's entry in index.json."""
     content = read_json(root / "index.json")
     entry = next(entry for entry in content["shards"] if entry["name"] == name)
     entry.update(changes)
@@ -40,14 +41,14 @@ def entry_of(root, name, **changes):
 
 
 def put(root, name, **changes):
-    """Changes one shard in the index, its members among them."""
+    """Change a shard in the index, including its members."""
     index = ShardIndex.read(root, check_files=False)
     changed = (dataclasses.replace(s, **changes) if s.name == name else s for s in index.shards)
     dataclasses.replace(index, shards=tuple(changed)).write()
 
 
 def rewrite(root, name, change):
-    """Writes a tar anew with `change(members)`, a list of (name, bytes), and tells the index."""
+    """Rewrite a tar with `change(members)`, a list of (name, bytes), and update the index."""
     with tarfile.open(root / name) as tar:
         members = [(member.name, tar.extractfile(member).read()) for member in tar]
     with tarfile.open(root / name, "w", format=tarfile.USTAR_FORMAT) as tar:
@@ -81,13 +82,13 @@ def replace(position, content):
     return change
 
 
-def test_whole_shards_differ_in_nothing(tiny_shards):
+def test_intact_shards_have_no_differences(tiny_shards):
     assert differences(tiny_shards) == differences(tiny_shards, decode_pictures=True) == []
 
 
 def test_a_flipped_byte(shards):
     content = bytearray((shards / FIRST).read_bytes())
-    content[600] ^= 1  # in a picture: the tar stays a tar
+    content[600] ^= 1  # in a picture, so the tar stays valid
     (shards / FIRST).write_bytes(content)
     whole, sample = differences(shards)
     assert whole.startswith(f"{FIRST}: sha256: expected ")
@@ -104,7 +105,7 @@ def test_a_shard_cut_short_and_one_gone(shards):
         assert any(line.startswith(f"{FIRST}: {start}") for line in found), start
 
 
-def test_a_shard_the_index_does_not_know(shards):
+def test_a_shard_missing_from_the_index(shards):
     shutil.copy(shards / FIRST, shards / "train-000009.tar")
     (found,) = differences(shards)
     assert found.startswith("train-000009.tar: expected a shard that index.json lists")
@@ -116,7 +117,7 @@ def test_a_shard_the_index_does_not_know(shards):
         ({"split": "holdout"}, "split: expected ('train', 'val', 'test'), found holdout"),
     ],
 )
-def test_entries_that_say_otherwise(shards, changes, start):
+def test_wrong_entries(shards, changes, start):
     entry_of(shards, FIRST, **changes)
     assert any(line.startswith(f"{FIRST}: {start}") for line in differences(shards))
 
@@ -158,7 +159,7 @@ def test_a_label_outside_the_schema(shards):
         ([1], "list indices"),
     ],
 )
-def test_records_that_say_too_little(shards, record, reason):
+def test_incomplete_records(shards, record, reason):
     rewrite(shards, FIRST, replace(1, json.dumps(record).encode()))
     (found,) = differences(shards)
     assert found.startswith(f"{FIRST}, sample 0 (")

@@ -1,4 +1,4 @@
-"""shards/build.py as it is typed, and the summary it prints."""
+"""The program shards/build.py, and its summary."""
 
 import json
 import os
@@ -57,7 +57,7 @@ def test_a_table_is_packed_once(shop, rows, tmp_path):
     again = build(*words, "--workers", 1)
     assert "nothing to do" in again.stdout
     assert content(out) == before
-    # A picture that changes, or a shard that is cut short, is noticed.
+    # A changed picture or a truncated shard is noticed.
     (images / "30.jpg").write_bytes((images / "31.jpg").read_bytes())
     changed = build(*words)
     assert "1 pictures that several items have:\n  " in changed.stdout
@@ -81,13 +81,7 @@ def test_summary_counts_what_was_written(shop, rows, tmp_path):
     table.write_text("\n".join([",".join(rows[0]), *(",".join(row.values()) for row in rows)]))
     options = TableOptions(attributes=("sleeve", "colour"), val_share=0)
     catalogue = read_catalogue(table, images, options, 64)
-    summary = pack(
-        catalogue,
-        tmp_path / "out",
-        PackOptions(skip_unreadable=True),
-        HERE,
-        notices=catalogue.notices,
-    )
+    summary = pack(catalogue, tmp_path / "out", PackOptions(skip_unreadable=True), HERE)
     assert summary == json.loads((tmp_path / "out" / "summary.json").read_text())
     kept = [row for row in rows if row["image"] != "07.jpg"]
     assert summary["items"] == Counter(row["split"] for row in kept)
@@ -97,7 +91,7 @@ def test_summary_counts_what_was_written(shop, rows, tmp_path):
             shown = Counter(row["split"] for row in kept if row[name] == value)
             assert counts == {split: shown[split] for split in counts}
         assert entry["missing"] == sum(not row[name] for row in kept) / len(kept)
-    # Every item with a sleeve has, in both splits, one that differs in nothing but the colour.
+    # In both splits, every item with a sleeve has one that differs only in the colour.
     assert summary["one_edit_neighbour"]["train"]["in_split"] == 1
     assert summary["bytes"] == sum(path.stat().st_size for path in tmp_path.glob("out/*.tar"))
     (twins,) = summary["duplicates"]
@@ -109,7 +103,7 @@ def test_summary_counts_what_was_written(shop, rows, tmp_path):
     share = f"{sum(blue.values()) / 59:.1%}"
     assert re.search(rf"\n {{9}}  blue +{blue['train']} +{blue['test']} +{share}\n", text)
     assert "20.jpg (train) = 40.jpg (test)" in text or "40.jpg (test) = 20.jpg (train)" in text
-    assert "warning: 1 pictures stand in several splits" in text
+    assert "warning: 1 pictures are in several splits" in text
     assert "1 pictures that cannot be read were left out:" in text
 
 
@@ -145,12 +139,12 @@ def test_embedded_catalogues(tmp_path):
         assert (index.name, sum(shard.samples for shard in index.shards)) == (extra[0], 60)
         assert set(index.splits) == {"train", "val", "test"}
         built.append(content(out))
-    # Each took the place of the one before.
+    # Each replaced the previous one.
     assert built[1] != built[2]
     assert "nothing to do" in build("--catalogue", *extra, *words).stdout
 
 
-def test_bad_pictures_stop_a_build_that_goes_on_when_they_are_mended(shop, rows, tmp_path):
+def test_bad_pictures_stop_a_build_until_they_are_repaired(shop, rows, tmp_path):
     table, images = shop(rows)
     out = tmp_path / "shards"
     words = ("--catalogue", table, "--images", images, "--out", out)
@@ -164,8 +158,8 @@ def test_bad_pictures_stop_a_build_that_goes_on_when_they_are_mended(shop, rows,
     assert f"{images / '12.jpg'}: expected a picture that decodes" in failed.stderr
     assert "items.csv, line 15: expected a picture file" in failed.stderr
     assert "Traceback" not in failed.stderr
-    assert content(out) == before  # the shards that were there stay
-    left = content(tmp_path / ".shards.partial")  # what is whole, and its receipts
+    assert content(out) == before  # the existing shards stay
+    left = content(tmp_path / ".shards.partial")  # finished shards and their receipts
     assert {name.removesuffix(".receipt") for name in left} <= {
         shard.name for shard in ShardIndex.read(out).shards
     }
@@ -194,11 +188,11 @@ def test_a_full_disk_leaves_nothing_behind(shop, rows, tmp_path):
     ("name", "status"),
     [("SIGTERM", 143), ("SIGINT", -signal.SIGINT), ("SIGKILL", -signal.SIGKILL)],
 )
-def test_a_build_that_was_stopped_goes_on(tmp_path, name, status):
-    # Small enough to start soon, large enough not to be done before the signal.
+def test_an_interrupted_build_continues(tmp_path, name, status):
+    # Small enough to start soon, large enough to be running when the signal arrives.
     words = ("--catalogue", "wardrobe", "--items", 300, "--size", 32, "--items-per-shard", 10)
     words = (*words, "--workers", 2, "--out", tmp_path / "shards")
-    # Started from a background job, Ctrl-C would be ignored, and in all its children too.
+    # A background job and all its children would ignore Ctrl-C.
     ignored = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         process = subprocess.Popen(
@@ -214,9 +208,9 @@ def test_a_build_that_was_stopped_goes_on(tmp_path, name, status):
     send(process.pid, signal.Signals[name])
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == status
-    assert stderr.count(b"Traceback") <= 1  # the workers hold their tongue
+    assert stderr.count(b"Traceback") <= 1  # workers print nothing
     try:
-        while group_lives(process.pid):  # workers, and Python's helper that minds them, end soon
+        while group_lives(process.pid):  # workers and Python's resource tracker exit soon
             assert time.monotonic() < deadline
             time.sleep(0.02)
     finally:
@@ -239,7 +233,7 @@ def test_a_build_that_was_stopped_goes_on(tmp_path, name, status):
     assert len(list(verify(index, decode_pictures=False, workers=1))) == 0
 
 
-def test_what_another_build_left_is_not_taken(shop, rows, tmp_path):
+def test_leftovers_of_another_build_are_not_used(shop, rows, tmp_path):
     words = ("--catalogue", "wardrobe", "--size", 16, "--out", tmp_path / "out", "--workers", 1)
     assert build(*words, "--items", 90).returncode == 0
     whole = content(tmp_path / "out")
@@ -273,7 +267,7 @@ def test_folders_of_something_else_are_not_replaced(shop, rows, tmp_path):
     with pytest.raises(UserError, match=r"items\.csv: expected a folder, found a file"):
         pack(catalogue, table, PackOptions(), HERE)
     assert len(list(images.iterdir())) == 60
-    # An empty folder, and a link to one, are as good as none.
+    # An empty folder, or a link to one, may be used.
     (tmp_path / "empty").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "empty")
     pack(catalogue, tmp_path / "link", PackOptions(), HERE)

@@ -1,4 +1,4 @@
-"""Edit groups against neighbours found pair by pair, and what they do for training batches."""
+"""Compare edit groups with neighbours found pair by pair; check their effect on batches."""
 
 import numpy as np
 import pytest
@@ -8,9 +8,9 @@ from hypothesis.extra.numpy import arrays
 
 from adde.schema import UNKNOWN
 from adde.shards.catalogues.wardrobe import wardrobe
-from adde.shards.index import Shard, member_rows
 from adde.shards.order import SampleOrder
 from adde.shards.packing.groups import edit_groups, has_neighbour, neighbour_in_group
+from adde.shards.shard import Shard, member_rows
 
 tables = st.tuples(st.integers(1, 40), st.integers(1, 4)).flatmap(
     lambda shape: arrays(np.int64, shape, elements=st.integers(UNKNOWN, 2))
@@ -48,18 +48,18 @@ def test_groups_hold_every_row_once(labels, seed, size):
     found = neighbour_in_group(labels, groups)
     for group in groups:
         assert found[group].tolist() == pair_by_pair(labels, group)
-        # A group is grown or joined along neighbours, so nobody in it is a stranger.
+        # Groups grow and join along neighbours, so every member has one.
         assert len(group) == 1 or found[group].all()
 
 
-def test_families_find_themselves():
+def test_families_stay_together():
     labels = wardrobe(1500).labels
     assert neighbour_in_group(labels, edit_groups(labels, 0)).all()
 
 
 @pytest.mark.parametrize("missing", [0.0, 0.3])
 @pytest.mark.parametrize(("attributes", "values"), [(1, 5), (4, 3), (8, 4), (10, 2)])
-def test_next_to_none_is_left_alone(attributes, values, missing):
+def test_almost_every_item_gets_a_neighbour(attributes, values, missing):
     labels = dense(3000, attributes, values, missing)
     in_group = neighbour_in_group(labels, edit_groups(labels, 0)).mean()
     assert in_group >= 0.99 * has_neighbour(labels).mean()
@@ -87,11 +87,11 @@ def test_groups_come_in_random_order_by_seed():
     groups = edit_groups(labels, 3)
     assert groups == edit_groups(labels, 3)
     assert groups != edit_groups(labels, 4)
-    # The catalogue's order, here by the first attribute, has gone.
+    # The catalogue's order, here by the first attribute, is lost.
     labels = labels[np.argsort(labels[:, 0])]
     firsts = [labels[group[0], 0] for group in edit_groups(labels, 3)]
     assert abs(np.corrcoef(firsts, np.arange(len(firsts)))[0, 1]) < 0.2
-    # Groups grow smaller as fewer items are left; that order has gone too.
+    # Later groups are smaller, because fewer items are left; that order is lost, too.
     sizes = list(map(len, edit_groups(dense(2000, 8, 4, 0.1), 3)))
     assert abs(np.corrcoef(sizes, np.arange(len(sizes)))[0, 1]) < 0.2
 

@@ -1,4 +1,4 @@
-"""A million rows in less than 1 GB."""
+"""Pack a million rows within 1 GB."""
 
 import json
 import subprocess
@@ -8,14 +8,14 @@ import pytest
 
 ROWS = 1_000_000
 
-# All that the building process does and holds but the tars, which are its workers' (a worker holds
-# one picture at a time): the workers are stood in for by what they would answer.
+# The whole building process without the tars. Workers write these and hold one picture at a time;
+# here their results are made up.
 BUILD = """
 import json, sys
 from pathlib import Path
 
 from adde.shards.catalogues.importers import open_catalogue
-from adde.shards.index import Shard, member_rows
+from adde.shards.shard import Shard, member_rows
 from adde.shards.packing.pack import PackOptions, pack
 from adde.shards.catalogues.tabular import TableOptions
 from adde.shards.packing.tar import Packed
@@ -35,9 +35,9 @@ def workers(work, jobs):
         shard = Shard(job.name, job.split, count, 2048 * count, "0" * 64, rows)
         yield Packed(shard, list(range(count)), [], digests)
 
-opened = open_catalogue(str(root / "items.csv"), root / "p", TableOptions(id_column="id"))
-summary = pack(opened.catalogue, root / "out", PackOptions(), workers)
-# Not getrusage, whose peak is also that of the process that started this one.
+catalogue = open_catalogue(str(root / "items.csv"), root / "p", TableOptions(id_column="id"))
+summary = pack(catalogue, root / "out", PackOptions(), workers)
+# getrusage would include the peak of the parent process.
 (peak,) = (line for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(json.dumps({
     "items": sum(summary["items"].values()),

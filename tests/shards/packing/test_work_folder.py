@@ -1,10 +1,10 @@
-"""Where shards are written: beside a folder, or within one that cannot be renamed."""
+"""Shards are written next to a folder, or inside it if it cannot be renamed."""
 
 import errno
 from pathlib import Path
 
 import pytest
-from test_writer import Toy
+from test_writer import toy
 
 from adde.errors import UserError
 from adde.shards.index import ShardIndex
@@ -17,7 +17,7 @@ FEW = PackOptions(items_per_shard=10)
 
 
 def packed(out, items=60):
-    return pack(Toy(items), out, FEW, engine("processes", 1))
+    return pack(toy(items), out, FEW, engine("processes", 1))
 
 
 def files(folder):
@@ -26,17 +26,17 @@ def files(folder):
 
 @pytest.fixture
 def volume(tmp_path):
-    """A folder as the root of a disk is, which cannot be renamed."""
+    """A folder that cannot be renamed, like the root of a disk."""
     (tmp_path / "volume" / "lost+found").mkdir(parents=True)
     return tmp_path / "volume"
 
 
 def test_a_volume_holds_the_same_bytes_and_is_packed_anew(tmp_path, volume):
-    for items in (60, 90):  # the second has more shards, which replace those of the first
+    for items in (60, 90):  # the second build has more shards and replaces the first
         packed(tmp_path / f"{items}", items)
         assert packed(volume, items) is not None
         assert files(volume) == files(tmp_path / f"{items}")
-        assert packed(volume, items) is None  # there is nothing to do
+        assert packed(volume, items) is None  # up to date
     assert (volume / "lost+found").is_dir()
     assert not list(tmp_path.glob(".*"))
     assert (
@@ -78,6 +78,6 @@ def test_a_volume_of_anything_else_is_refused(volume, name):
 
 def test_a_folder_that_cannot_be_made_is_refused_before_a_picture_is_read(tmp_path):
     (tmp_path / "file").touch()
-    blind = Toy(20, broken=range(20))
+    blind = toy(20, broken=range(20))
     with pytest.raises(UserError, match=r"out: expected to write in .*file, found: "):
         pack(blind, Path(tmp_path / "file" / "out"), FEW, engine("processes", 1))

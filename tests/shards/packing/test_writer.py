@@ -1,4 +1,4 @@
-"""Written tars against `webdataset`, against the reader, and against what went in."""
+"""Compare written tars with `webdataset`, with the reader and with their catalogue."""
 
 import gc
 import hashlib
@@ -13,6 +13,7 @@ from PIL import Image
 
 from adde.errors import UserError
 from adde.schema import UNKNOWN, Attribute, Schema
+from adde.shards.catalogues.catalogue import Catalogue, PictureSource
 from adde.shards.index import ShardIndex
 from adde.shards.packing.engine import engine
 from adde.shards.packing.writer import write_tars
@@ -22,31 +23,23 @@ EXTENSIONS = ("png", "jpg", "webp")
 SCHEMA = Schema((Attribute("colour", ("red", "größe", "blue")), Attribute("fit", ("slim", "wide"))))
 
 
-class Toy:
+def toy(items=150, broken=(), source=None):
     """Items of noise in three formats; row r is unreadable if r is in `broken`."""
-
-    name = "toy"
-    schema = SCHEMA
-
-    def __init__(self, items=150, broken=()):
-        rng = np.random.default_rng(items)
-        self.item_ids = tuple(f"toy/ü {row}" for row in range(items))
-        self.labels = rng.integers(UNKNOWN, [3, 2], (items, 2))
-        self.splits = tuple(rng.choice(["train", "val", "test"], items, p=[0.6, 0.2, 0.2]).tolist())
-        self.broken = frozenset(broken)
-        self.factors = {}
-
-    def source(self, row):
-        return Noise(row, row in self.broken)
+    rng = np.random.default_rng(items)
+    return Catalogue(
+        "toy",
+        SCHEMA,
+        tuple(f"toy/ü {row}" for row in range(items)),
+        rng.integers(UNKNOWN, [3, 2], (items, 2)),
+        tuple(rng.choice(["train", "val", "test"], items, p=[0.6, 0.2, 0.2]).tolist()),
+        source or (lambda row: Noise(row, row in broken)),
+    )
 
 
 @dataclass(frozen=True)
-class Noise:
+class Noise(PictureSource):
     row: int
     broken: bool = False
-
-    def stamp(self):
-        return str(self)
 
     def read(self):
         row = self.row
@@ -59,23 +52,11 @@ class Noise:
         return buffer.getvalue(), extension
 
 
-class Deadly(Toy):
-    """Kills whoever asks for a picture, as the kernel does when memory runs out."""
-
-    def source(self, row):
-        return Exit(row)
-
-
 class Exit(Noise):
+    """Kills its reader, as the kernel does when memory runs out."""
+
     def read(self):
         os._exit(9)
-
-
-class Twins(Toy):
-    """Rows 4 and 7 have the same picture as row 1."""
-
-    def source(self, row):
-        return super().source(1 if row in (4, 7) else row)
 
 
 def write(catalogue, folder, workers=1, **options):
@@ -92,12 +73,12 @@ def named(catalogue, row):
     }
 
 
-# webdataset leaves closing its files to the garbage collector.
+# webdataset leaves it to the garbage collector to close its files.
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
-def test_webdataset_and_reader_find_what_went_in(tmp_path):
-    import webdataset  # here, as it imports torch, and worker processes import this module
+def test_webdataset_and_reader_agree_with_the_catalogue(tmp_path):
+    import webdataset  # imported here, because workers import this module, and it imports torch
 
-    catalogue = Toy()
+    catalogue = toy()
     written = write(catalogue, tmp_path / "shards", items_per_shard=30)
     index = ShardIndex.read(tmp_path / "shards")
     assert index.schema == catalogue.schema
@@ -118,13 +99,13 @@ def test_webdataset_and_reader_find_what_went_in(tmp_path):
             assert extension in decoded
             keys.add(decoded["__key__"])
             rows.append(row)
-    assert len(keys) == 150  # no key twice, whichever shards are read together
+    assert len(keys) == 150  # keys are unique across shards
     assert rows == [row for group in written.groups for row in group]
     gc.collect()
 
 
 def test_same_bytes_whatever_the_workers(tmp_path):
-    catalogue = Toy(items=200)  # chunks for all
+    catalogue = toy(items=200)  # chunks for all
     for workers in (1, 3):
         write(catalogue, tmp_path / str(workers), workers, items_per_shard=50)
     names = sorted(path.name for path in (tmp_path / "1").iterdir())
@@ -133,8 +114,8 @@ def test_same_bytes_whatever_the_workers(tmp_path):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "3" / name).read_bytes()
 
 
-def test_index_tells_what_lies_in_the_tars(tmp_path):
-    index = write(Toy(), tmp_path / "shards", items_per_shard=20).index
+def test_the_index_matches_the_tars(tmp_path):
+    index = write(toy(), tmp_path / "shards", items_per_shard=20).index
     assert len(index.split("train")) >= 4
     for shard in index.shards:
         path = index.root / shard.name
@@ -152,13 +133,15 @@ def test_index_tells_what_lies_in_the_tars(tmp_path):
             }
 
 
-def test_shards_are_of_like_size_and_keep_groups_whole(tmp_path):
-    catalogue = Toy(items=400)
-    limit = (catalogue.splits.count("train") - 1) // 3  # three full ones leave one or two items
+def test_shards_have_similar_sizes_and_whole_groups(tmp_path):
+    catalogue = toy(items=400)
+    limit = (
+        catalogue.splits.count("train") - 1
+    ) // 3  # three full shards would leave one or two items
     written = write(catalogue, tmp_path / "shards", items_per_shard=limit)
     samples = [shard.samples for shard in written.index.split("train")]
     assert len(samples) == 4
-    assert max(samples) - min(samples) <= 2 * 16  # a group more or less at either end
+    assert max(samples) - min(samples) <= 2 * 16  # up to a group at either end
     stored = [size for shard in written.index.shards for size in shard.groups]
     assert stored == [len(group) for group in written.groups]
     # The seed decides on the order of the groups.
@@ -168,16 +151,16 @@ def test_shards_are_of_like_size_and_keep_groups_whole(tmp_path):
 
 def test_unreadable_pictures_stop_the_writing(tmp_path):
     with pytest.raises(UserError, match=r"^2 pictures cannot be read.*--skip-unreadable") as error:
-        write(Toy(broken=(5, 77)), tmp_path / "two")
+        write(toy(broken=(5, 77)), tmp_path / "two")
     assert {"photo-5.jpg", "photo-77.jpg"} <= set(str(error.value).replace(":", "").split())
     with pytest.raises(UserError, match="20 or more pictures cannot be read") as error:
-        write(Toy(broken=range(100)), tmp_path / "many")
+        write(toy(broken=range(100)), tmp_path / "many")
     assert str(error.value).count("photo-") == 20
 
 
 def test_unreadable_pictures_may_be_left_out(tmp_path):
     broken = {5, 6, 7, 77, 149}
-    catalogue = Toy(broken=broken)
+    catalogue = toy(broken=broken)
     written = write(catalogue, tmp_path / "shards", items_per_shard=10, skip_unreadable=True)
     index = ShardIndex.read(tmp_path / "shards")
     assert len(written.unreadable) == len(broken)
@@ -189,42 +172,42 @@ def test_unreadable_pictures_may_be_left_out(tmp_path):
 
 
 def test_shards_without_a_readable_picture(tmp_path):
-    catalogue = Toy(items=40)
+    catalogue = toy(items=40)
     write(catalogue, tmp_path / "whole", items_per_shard=8)
     whole = ShardIndex.read(tmp_path / "whole")
     gone = [sample.item_id for sample in iterate(whole, "train")][: whole.split("train")[0].samples]
-    catalogue.broken = frozenset(catalogue.item_ids.index(item) for item in gone)
-    write(catalogue, tmp_path / "rest", items_per_shard=8, skip_unreadable=True)
+    broken = {catalogue.item_ids.index(item) for item in gone}
+    write(toy(40, broken), tmp_path / "rest", items_per_shard=8, skip_unreadable=True)
     rest = ShardIndex.read(tmp_path / "rest")
     assert len(rest.split("train")) == len(whole.split("train")) - 1
     assert len(list((tmp_path / "rest").glob("*.tar"))) == len(rest.shards)
-    catalogue.broken = frozenset(
-        row for row, split in enumerate(catalogue.splits) if split == "val"
-    )
+    broken = {row for row, split in enumerate(catalogue.splits) if split == "val"}
     with pytest.raises(UserError, match="split 'val': expected pictures that can be read"):
-        write(catalogue, tmp_path / "none", skip_unreadable=True)
+        write(toy(40, broken), tmp_path / "none", skip_unreadable=True)
 
 
 def test_duplicates_are_found(tmp_path):
-    assert write(Toy(), tmp_path / "none").duplicates == []
-    (found,) = write(Twins(), tmp_path / "twins").duplicates
+    assert write(toy(), tmp_path / "none").duplicates == []
+    (found,) = write(
+        toy(source=lambda row: Noise(1 if row in (4, 7) else row)), tmp_path / "twins"
+    ).duplicates
     assert sorted(found) == [1, 4, 7]
 
 
-def test_a_killed_worker_is_told(tmp_path):
+def test_a_killed_worker_is_reported(tmp_path):
     with pytest.raises(UserError, match=r"a worker process was killed.*fewer --workers than 2"):
-        write(Deadly(), tmp_path / "shards", workers=2)
+        write(toy(source=Exit), tmp_path / "shards", workers=2)
 
 
-def test_what_is_finished_is_not_made_again(tmp_path):
-    first = write(Toy(items=100), tmp_path / "shards", items_per_shard=10)
+def test_finished_shards_are_not_written_again(tmp_path):
+    first = write(toy(items=100), tmp_path / "shards", items_per_shard=10)
     times = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "shards").glob("*.tar")}
     cut, gone, other = (shard.name for shard in first.index.split("train")[1:4])
     (tmp_path / "shards" / cut).write_bytes(b"cut short")
     (tmp_path / "shards" / gone).unlink()
     (tmp_path / "shards" / f"{other}.receipt").write_text('{"job": "of another"}')
     again = write_tars(
-        Toy(items=100), tmp_path / "shards", engine("processes", 1), items_per_shard=10
+        toy(items=100), tmp_path / "shards", engine("processes", 1), items_per_shard=10
     )
     assert again == first
     changed = {
@@ -235,26 +218,22 @@ def test_what_is_finished_is_not_made_again(tmp_path):
     assert changed == {cut, gone, other}
 
 
-def test_a_mended_picture_costs_its_shard_alone(tmp_path):
+def test_a_repaired_picture_rebuilds_only_its_shard(tmp_path):
     folder = tmp_path / "shards"
     with pytest.raises(UserError, match="1 pictures cannot be read"):
-        write(Toy(broken=(5,)), folder, items_per_shard=10)
+        write(toy(broken=(5,)), folder, items_per_shard=10)
     times = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.tar")}
-    write_tars(Toy(), folder, engine("processes", 1), items_per_shard=10)
+    write_tars(toy(), folder, engine("processes", 1), items_per_shard=10)
     changed = [n for n, t in times.items() if (folder / n).stat().st_mtime_ns != t]
     assert len(changed) == 1
-    # Left out with leave, then not: the receipt of the one does not do for the other.
-    write(Toy(broken=(5,)), tmp_path / "skipped", items_per_shard=10, skip_unreadable=True)
+    # A receipt from a build that skips pictures is not valid for one that does not.
+    write(toy(broken=(5,)), tmp_path / "skipped", items_per_shard=10, skip_unreadable=True)
     with pytest.raises(UserError, match="1 pictures cannot be read"):
         write_tars(
-            Toy(broken=(5,)), tmp_path / "skipped", engine("processes", 1), items_per_shard=10
+            toy(broken=(5,)), tmp_path / "skipped", engine("processes", 1), items_per_shard=10
         )
 
 
-def test_senseless_requests(tmp_path):
+def test_invalid_requests(tmp_path):
     with pytest.raises(UserError, match="--items-per-shard: expected at least 1, found 0"):
-        write(Toy(), tmp_path / "a", items_per_shard=0)
-    catalogue = Toy()
-    catalogue.labels[3, 1] = 2
-    with pytest.raises(UserError, match="item 'toy/ü 3': expected a label from -1 to 1 of 'fit'"):
-        write(catalogue, tmp_path / "b")
+        write(toy(), tmp_path / "a", items_per_shard=0)

@@ -1,4 +1,4 @@
-"""Every fault by name: what it says with `raise`, and that `skip` goes on, in step, saying so."""
+"""Each kind of fault: the message with `raise`, and the substitution and report with `skip`."""
 
 import io
 import os
@@ -19,7 +19,8 @@ import torch
 from PIL import Image
 
 from adde.errors import UserError
-from adde.loading.loader import BatchStream, join
+from adde.loading.batch import join
+from adde.loading.loader import BatchStream
 from adde.preprocess import Preprocess
 from adde.shards.batches import Batches
 from adde.shards.index import ShardIndex
@@ -32,15 +33,15 @@ PREPROCESS = Preprocess(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 @pytest.fixture
 def index(tiny_shards, tmp_path):
-    """A copy of the tiny shards whose files may be spoilt after they were opened."""
+    """A copy of the tiny shards that a test may damage."""
     shutil.copytree(tiny_shards, tmp_path / "shards")
     return ShardIndex.read(tmp_path / "shards")
 
 
 def spoil(index, member, change, packed=False):
-    """Changes the bytes of position 3 of the first shard: its picture or its record.
+    """Change the picture or the record at position 3 of the first shard.
 
-    Either after they were packed, or so that the index has the checksum of what stands there.
+    With `packed`, update the checksum in the index, as if the bytes had been packed like that.
     """
     shard = index.split("train")[0]
     image_at, image_bytes, json_at, json_bytes, *_ = shard.members[3].tolist()
@@ -55,10 +56,10 @@ def spoil(index, member, change, packed=False):
 
 
 def flip_last_pixel(picture):
-    """A PNG that decodes as well as before, to other pixels."""
+    """Return a valid PNG of the same length with other pixels."""
     pixels = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB")).copy()
     pixels[-1, -1, -1] ^= 1
-    for level in range(10):  # of the same length, whatever it takes
+    for level in range(10):  # until it fits
         buffer = io.BytesIO()
         Image.fromarray(pixels).save(buffer, "png", compress_level=level)
         if len(buffer.getvalue()) <= len(picture):
@@ -118,7 +119,7 @@ def test_raise_names_rank_shard_position_and_reason(index, fault, workers):
     make, message = FAULTS[fault]
     make(index)
     name = re.escape(str(index.root / index.split("train")[0].name))
-    position = "[23]"  # a tar that is cut or gone fails at the first sample of it that is asked for
+    position = "[23]"  # a truncated or missing tar fails at the first requested sample
     with pytest.raises(UserError, match=f"rank 5: {name}, sample {position}.*{message}") as raised:
         list(BatchStream(batches(index, "raise"), range(2), workers, rank=5))
     assert "data.on_fault = 'skip'" in str(raised.value)
@@ -141,7 +142,7 @@ def test_skip_puts_the_next_sample_of_the_batch_in_its_place(index, fault):
         assert re.search(f"sample 3.*{message}", found.faults[0])
 
 
-def test_skip_gives_up_where_nothing_of_a_batch_can_be_read(index):
+def test_skip_raises_if_a_whole_batch_is_unreadable(index):
     FAULTS["missing shard"][0](index)
     with pytest.raises(UserError, match=r"no sample of a batch can be read; the first: .*sample 2"):
         first(BatchStream(batches(index, "skip"), range(1), 0))
@@ -215,19 +216,22 @@ def test_a_share_in_micro_batches_is_the_share_in_one_piece(index, workers):
     seen = 0
     for rank in range(2):
         for expected, found in zip(share(rank, 1, 0), share(rank, 3, workers), strict=True):
-            assert torch.equal(found.labels, expected.labels) or found.stood_in
-            assert (found.stood_in, found.faults) == (expected.stood_in, expected.faults)
-            whole = [row for row in range(12) if row not in found.stood_in]
+            assert torch.equal(found.labels, expected.labels) or found.substituted_rows
+            assert (found.substituted_rows, found.faults) == (
+                expected.substituted_rows,
+                expected.faults,
+            )
+            whole = [row for row in range(12) if row not in found.substituted_rows]
             assert torch.equal(found.images[whole], expected.images[whole])
             assert [found.item_ids[r] for r in whole] == [expected.item_ids[r] for r in whole]
-            for row in found.stood_in:  # an item of the same micro-batch
+            for row in found.substituted_rows:  # an item of the same micro-batch
                 near = [found.item_ids[r] for r in whole if r // 4 == row // 4]
                 assert found.item_ids[row] in near
-            seen += len(found.stood_in)
+            seen += len(found.substituted_rows)
     assert seen == 1
 
 
-def test_a_stream_that_is_left_ends_its_thread(index):
+def test_closing_a_stream_ends_its_thread(index):
     stream = BatchStream(batches(index, "raise"), range(1000), 0)
     next(stream)
     threads = threading.active_count()

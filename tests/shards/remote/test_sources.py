@@ -1,4 +1,4 @@
-"""Shards behind an address, from a server that does everything a server may do wrong."""
+"""Shards at an address, from a server with every kind of fault."""
 
 import dataclasses
 import functools
@@ -21,13 +21,14 @@ import numpy as np
 import pytest
 
 from adde.errors import UserError
-from adde.shards.index import Shard, ShardIndex, member_rows
+from adde.shards.index import ShardIndex
 from adde.shards.reader import ShardReader, iterate
 from adde.shards.remote.cache import Cache
-from adde.shards.remote.download import Patience
+from adde.shards.remote.download import RetryPolicy
 from adde.shards.remote.sources import Prefetcher, Remote, locate
+from adde.shards.shard import Shard, member_rows
 
-PATIENCE = Patience(deadline=8.0, stall=0.4, tries=3, backoff=0.02)
+POLICY = RetryPolicy(deadline=8.0, read_timeout=0.4, tries=3, backoff=0.02)
 SIZE = 300_001
 
 
@@ -35,7 +36,8 @@ JSON = {"Content-Type": "application/json"}
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `files`; each request of a path meets the next of its `faults`, the last for good.
+    """Serves `files`; each request of a path gets the next of its `faults`, and the last one
+    repeats.
 
     Faults: a number (that status), or stall, drop (half of what was asked for, then a reset),
     truncate (half, no length), understate and overstate (the length), norange, otherrange, slow.
@@ -47,11 +49,11 @@ class Server(ThreadingHTTPServer):
         self.address = f"http://127.0.0.1:{self.server_port}"
 
     def asked(self, path):
-        """The ranges of the requests of a path, in order."""
+        """Return the start bytes of the requests of a path, in order."""
         return [start for asked, start, _ in self.requests if asked == path]
 
     def handle_error(self, request, client_address):
-        """Clients that hang up are what is tested."""
+        """Ignore clients that disconnect; the tests expect them."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -121,7 +123,9 @@ class Handler(BaseHTTPRequestHandler):
             if pause and self.server.over.wait(pause):
                 return
         if length is None or length > len(body):
-            self.server.over.wait(0.1)  # the client reads what there is before the line breaks
+            self.server.over.wait(
+                0.1
+            )  # let the client read what there is before the connection breaks
         self.close_connection = True
 
 
@@ -139,11 +143,11 @@ def server(monkeypatch):
 
 @pytest.fixture
 def remote(server, tmp_path):
-    return Remote(f"{server.address}/shop", Cache(tmp_path / "cache", 1_000_000), PATIENCE)
+    return Remote(f"{server.address}/shop", Cache(tmp_path / "cache", 1_000_000), POLICY)
 
 
 def put(server, name="a.tar", size=SIZE):
-    """Puts random bytes of their own behind a name; the shard as an index would have it."""
+    """Serve random bytes under a name; return the shard as in an index."""
     content = np.random.default_rng(list(name.encode())).bytes(size)
     server.files[f"/shop/{name}"] = content
     return Shard(name, "train", 1, size, hashlib.sha256(content).hexdigest(), member_rows((), ()))
@@ -158,16 +162,16 @@ def content_of(remote, shard):
 
 
 def kept(remote):
-    """What the cache holds, locks aside."""
+    """Return the names of the cache's entries."""
     return {path.name for path in remote.cache.folder.iterdir() if path.suffix != ".lock"}
 
 
 def failure(remote, shard):
-    """The message with which a shard cannot be had; nothing of it may stay."""
+    """Return the message of a failed download; the cache must be empty afterwards."""
     with pytest.raises(UserError) as caught:
         remote.open(shard)
     assert not kept(remote)
-    # A worker's error is sent on as the text of its traceback, contexts and all.
+    # A worker's error is passed on as the text of its traceback, including contexts.
     assert caught.value.__context__ is None
     message = str(caught.value)
     assert f"shard {shard.name} at {remote}/{shard.name}: expected" in message
@@ -185,7 +189,7 @@ def test_an_address_reads_as_its_folder(tiny_shards, server, tmp_path, monkeypat
             assert theirs.where.startswith(f"{server.address}/shop/{split}-00000")
     members = hashlib.sha256((tiny_shards / "index.members").read_bytes()).hexdigest()
     assert kept(there.root) == {members, *(shard.sha256 for shard in here.shards)}
-    # The shards and their members came once, the index is asked for anew.
+    # Shards and members are downloaded once, the index every time.
     before = len(server.requests)
     assert len(list(iterate(ShardIndex.read(f"{server.address}/shop"), "train"))) == 60
     assert server.requests[before:] == [("/shop/index.json", 0, "")]
@@ -198,7 +202,7 @@ def test_buckets_of_s3(tiny_shards, server, tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cret")
     check_bucket("s3", "/bucket/shop/", tiny_shards, server, tmp_path, monkeypatch)
     remote, shard = (
-        Remote("s3://bucket/shop", Cache(tmp_path / "other", SIZE), PATIENCE),
+        Remote("s3://bucket/shop", Cache(tmp_path / "other", SIZE), POLICY),
         put(server),
     )
     server.files["/bucket/shop/a.tar"] = server.files["/shop/a.tar"]
@@ -259,14 +263,14 @@ def test_settings_come_from_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("ADDE_FETCH_SECONDS", "60")
     mine = locate("gs://bucket/shop")
     assert mine.cache == Cache(tmp_path / "mine", 500_000_000)
-    assert mine.patience.deadline == 60
+    assert mine.policy.deadline == 60
     for wrong in ("0", "-1", "many", "nan", "inf"):
         monkeypatch.setenv("ADDE_CACHE_GB", wrong)
         with pytest.raises(UserError, match=rf"ADDE_CACHE_GB: expected a number above 0.*{wrong}"):
             locate("s3://bucket/shop")
 
 
-def test_other_addresses_are_refused():
+def test_other_addresses_are_rejected():
     with pytest.raises(UserError, match=r"ftp://host/shop: expected a folder, or an address of h"):
         locate("ftp://me:secret@host/shop")
 
@@ -284,15 +288,15 @@ def test_other_addresses_are_refused():
         (["overstate"], [0]),
         (["norange-drop", "norange"], [0, SIZE // 2]),
         (["drop", "otherrange", None], [0, SIZE // 2, SIZE // 2]),
-        # Half of what is left, again and again: many more tries than are allowed in vain.
+        # Each attempt gets half of the rest: more attempts than are allowed without progress.
         (["drop"] * 5 + [None], [0, 150000, 225000, 262500, 281250, 290625]),
     ],
 )
-def test_faults_that_pass(server, remote, faults, ranges):
+def test_transient_faults(server, remote, faults, ranges):
     shard = put(server)
     server.faults["/shop/a.tar"] = faults
     assert content_of(remote, shard) == server.files["/shop/a.tar"]
-    # What the client had not read when the line broke may have to come again.
+    # Bytes that were not read when the connection broke may be requested again.
     asked = server.asked("/shop/a.tar")
     assert len(asked) == len(ranges)
     assert all((0 < a <= r + 1) if r else a == 0 for a, r in zip(asked, ranges)), asked
@@ -303,24 +307,24 @@ def test_faults_that_pass(server, remote, faults, ranges):
     "fault, tries, found",
     [
         (404, 1, r"the file, found no such file \(404\) .*; upload it"),
-        (403, 1, r"the file, found HTTP 403 Forbidden .*; mend the address or the access"),
-        (503, 3, r"bytes, found HTTP 503 Service Unavailable .*whether the server is well"),
+        (403, 1, r"the file, found HTTP 403 Forbidden .*; correct the address or grant access"),
+        (503, 3, r"bytes, found HTTP 503 Service Unavailable .*check the server"),
         ("stall", 3, r"bytes, found nothing for 0.4 s after byte 0"),
         ("norange-drop", None, r"bytes, found ClientPayloadError .* after byte \d+ "),
     ],
 )
-def test_faults_that_stay(server, remote, fault, tries, found):
+def test_permanent_faults(server, remote, fault, tries, found):
     shard = put(server)
     server.faults["/shop/a.tar"] = [fault]
     message = failure(remote, shard)
     assert re.search(found, message), message
-    # A server that ignores ranges and always breaks off brings something new at first.
+    # A server that ignores ranges and always disconnects makes progress at first.
     asked = len(server.requests)
     assert f"(tries: {asked}, in " in message
     assert asked == tries if tries else 4 <= asked <= 8
 
 
-def test_nobody_listens(remote):
+def test_no_server(remote):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     gone = dataclasses.replace(remote, address=f"http://127.0.0.1:{port}/shop")
@@ -331,10 +335,10 @@ def test_nobody_listens(remote):
 def test_too_slow_for_the_deadline(server, remote):
     shard = put(server)
     server.faults["/shop/a.tar"] = ["slow"]
-    hasty = dataclasses.replace(remote, patience=dataclasses.replace(PATIENCE, deadline=0.6))
+    hasty = dataclasses.replace(remote, policy=dataclasses.replace(POLICY, deadline=0.6))
     message = failure(hasty, shard)
     found = re.search(rf"expected {SIZE} bytes, found (\d+) bytes in 0.6 s", message)
-    assert found is not None and int(found[1]) < SIZE  # it does not wait for the rest
+    assert found is not None and int(found[1]) < SIZE  # the download stops early
     assert len(server.requests) == 1
 
 
@@ -354,7 +358,7 @@ def test_another_content_is_fetched_once_more(server, remote):
 
 
 def mend(server, right):
-    """Puts the right content there once the wrong one was asked for."""
+    """Serve the right content after the wrong one was requested."""
     while len(server.requests) < 3:
         time.sleep(0.001)
     server.files["/shop/a.tar"] = right
@@ -387,7 +391,7 @@ def test_credentials_are_not_shown(server, remote):
         ShardIndex.read(address)
 
 
-def test_an_index_that_is_none(server, remote):
+def test_invalid_indexes(server, remote):
     server.files["/shop/index.json"] = b'{"format": 2'
     with pytest.raises(UserError, match=r"/shop/index.json: expected JSON, found"):
         ShardIndex.read(remote.address)
@@ -399,20 +403,20 @@ def test_an_index_that_is_none(server, remote):
         remote.open(shard)
 
 
-def test_the_least_recently_used_go(server, remote):
+def test_the_least_recently_used_are_evicted(server, remote):
     shards = [put(server, f"{n}.tar") for n in range(5)]
     for shard in shards[:3]:
         content_of(remote, shard)
     content_of(remote, shards[0])
-    content_of(remote, shards[3])  # three fit: 1 was used the longest ago
+    content_of(remote, shards[3])  # three fit; 1 is the least recently used
     assert kept(remote) == {shards[n].sha256 for n in (0, 2, 3)}
     in_use = remote.open(shards[2])
     for n in (0, 3):
         content_of(remote, shards[n])
-    content_of(remote, shards[4])  # 2 is the oldest, but a reader has it
+    content_of(remote, shards[4])  # 2 is the oldest, but in use
     assert kept(remote) == {shards[n].sha256 for n in (2, 3, 4)}
     rest = [remote.open(shards[n]) for n in (3, 4)]
-    content_of(remote, shards[0])  # all are in use: the oldest goes, and stays readable
+    content_of(remote, shards[0])  # all are in use; the oldest is evicted and stays readable
     assert kept(remote) == {shards[n].sha256 for n in (0, 3, 4)}
     assert os.pread(in_use, SIZE, 0) == server.files["/shop/2.tar"]
     for descriptor in (in_use, *rest):
@@ -420,7 +424,7 @@ def test_the_least_recently_used_go(server, remote):
 
 
 def test_room_is_made_before_the_download(server, remote):
-    """At no time do whole shards and downloads together take more than the limit."""
+    """Shards and downloads together never exceed the limit."""
     shards = [put(server, f"{n}.tar") for n in range(6)]
     server.faults = {f"/shop/{n}.tar": ["slow"] for n in range(6)}
     seen, over = [], Event()
@@ -448,21 +452,21 @@ def test_room_is_made_before_the_download(server, remote):
 
 def test_a_cache_smaller_than_a_shard(server, remote):
     shard = put(server, size=1_000_001)
-    with pytest.raises(UserError, match=r"room for a shard of 1000001 bytes.*set ADDE_CACHE_GB"):
+    with pytest.raises(UserError, match=r"a shard of 1000001 bytes.*increase ADDE_CACHE_GB"):
         remote.open(shard)
     assert not server.requests
 
 
-def test_a_lock_that_is_not_given_back(server, remote):
+def test_a_lock_that_is_never_released(server, remote):
     shard = put(server)
-    hasty = dataclasses.replace(remote, patience=dataclasses.replace(PATIENCE, deadline=0.3))
+    hasty = dataclasses.replace(remote, policy=dataclasses.replace(POLICY, deadline=0.3))
     content_of(remote, put(server, "b.tar"))
     with (
         remote.cache.lock(shard.sha256, 1),
         pytest.raises(UserError, match=r"\.lock: expected the process .* to be done in 0.3 s"),
     ):
         hasty.open(shard)
-    with remote.cache.lock(shard.sha256, 1):  # as a download under way, of all there is room for
+    with remote.cache.lock(shard.sha256, 1):  # like a running download that needs all the room
         remote.cache.make_room(shard.sha256, 900_000, 1)
         with pytest.raises(UserError, match=r"room for a shard of 300001 .* other downloads in"):
             hasty.open(put(server, "c.tar"))
@@ -471,18 +475,18 @@ def test_a_lock_that_is_not_given_back(server, remote):
 def test_a_full_disk(server, remote):
     shard = put(server)
     remote.cache.folder.mkdir()
-    # Every write to it fails as on a full disk.
+    # Every write fails, as on a full disk.
     part = remote.cache.folder / f"{shard.sha256}.{SIZE}.part"
     part.symlink_to("/dev/full")
     with pytest.raises(UserError) as caught:
         remote.open(shard)
     assert str(remote.cache.folder) in str(caught.value)
-    assert "No space left on device; free some space, set ADDE_CACHE_GB" in str(caught.value)
+    assert "No space left on device; free some space, decrease ADDE_CACHE_GB" in str(caught.value)
     assert not kept(remote)
     assert content_of(remote, shard) == server.files["/shop/a.tar"]
 
 
-def test_a_folder_that_is_none(server, remote):
+def test_a_cache_folder_that_is_a_file(server, remote):
     remote.cache.folder.touch()
     with pytest.raises(UserError, match=r"/cache: expected to write the cache .* ADDE_CACHE"):
         remote.open(put(server))
@@ -498,7 +502,7 @@ def test_a_damaged_copy_is_fetched_again(server, remote):
 def test_processes_share_one_download(server, remote):
     shards = [put(server, f"{n}.tar") for n in range(2)]
     server.faults["/shop/0.tar"] = ["slow"]
-    content_of(remote, shards[1])  # fsspec's thread runs here: a fork must do without it
+    content_of(remote, shards[1])  # starts fsspec's thread, which a fork does not inherit
     context = multiprocessing.get_context("fork")
     with context.Pool(3) as pool:
         read = pool.map(functools.partial(content_of, remote), [shards[0]] * 3, chunksize=1)
@@ -506,7 +510,7 @@ def test_processes_share_one_download(server, remote):
     assert server.asked("/shop/0.tar") == [0]
 
 
-def test_a_killed_download_counts_for_nothing(server, remote):
+def test_a_killed_download_is_not_an_entry(server, remote):
     shard = put(server)
     server.faults["/shop/a.tar"] = ["slow", "slow", None]
     for _ in range(2):
@@ -524,14 +528,14 @@ def test_a_killed_download_counts_for_nothing(server, remote):
         assert remote.cache.open(shard.sha256, SIZE) is None
     held = part.stat().st_size
     assert 60_000 <= held < SIZE
-    # It gives way like any other, ...
+    # A partial download is evicted like any entry, ...
     others = [put(server, f"{n}.tar") for n in range(3)]
     second = dataclasses.replace(remote, cache=Cache(remote.cache.folder, 2 * SIZE))
     copy = part.read_bytes()
     for other in others:
         content_of(second, other)
     assert kept(second) == {other.sha256 for other in others[1:]}
-    # ... and what is there is gone on from.
+    # ... and otherwise continued.
     part.write_bytes(copy)
     assert content_of(remote, shard) == server.files["/shop/a.tar"]
     assert server.asked("/shop/a.tar")[-1] == held
@@ -545,14 +549,14 @@ def test_prefetch(server, remote):
     prefetcher.prefetch(shards[:3])
     while not server.requests:
         time.sleep(0.005)
-    # The reader waits for the download under way, and does not start another.
+    # The reader waits for the running download and does not start another.
     assert content_of(remote, shards[0]) == server.files["/shop/0.tar"]
     assert server.asked("/shop/0.tar") == [0]
     while shards[2].sha256 not in kept(remote):
         time.sleep(0.005)
     with pytest.raises(UserError, match="no such file"):
         remote.open(shards[1])
-    # More than half of the cache is not fetched ahead.
+    # At most half of the cache is fetched ahead.
     prefetcher.prefetch(shards[3:])
     while shards[7].sha256 not in kept(remote):
         time.sleep(0.005)

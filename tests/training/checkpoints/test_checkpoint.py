@@ -1,4 +1,4 @@
-"""Checkpoints: whole, found damaged, kept and deleted."""
+"""Checkpoints are complete, verified, kept and deleted."""
 
 import threading
 from dataclasses import replace
@@ -15,16 +15,17 @@ from adde.methods.adde.config import AddeConfig
 from adde.methods.adde.model import ADDE
 from adde.model import ModelSettings
 from adde.schema import Attribute, Schema
-from adde.shards.index import Shard, ShardIndex, member_rows
+from adde.shards.index import ShardIndex
+from adde.shards.shard import Shard, member_rows
 from adde.training.checkpoints import checkpoint as checkpoints
 from adde.training.checkpoints.background import Background
 from adde.training.checkpoints.checkpoint import Position
-from adde.training.checkpoints.flat_shards import Piece, snapshot
+from adde.training.checkpoints.flat_shards import FlatShard, HostBuffers
 from adde.training.checkpoints.saving import Saver
 from adde.training.config import Checkpoints
 from adde.training.opening import load_model
 from adde.training.recipes import write_config
-from adde.training.strategies import Replicated
+from adde.training.strategies import DataParallel
 
 SCHEMA = Schema((Attribute("colour", ("red", "blue")),))
 MEMBERS = member_rows([2], [[0, 1, 2, 3, 4]] * 2)
@@ -37,12 +38,12 @@ CONFIG = AddeConfig(model=ModelSettings(backbone="test_resnet", image_size=32, w
 def trained(tmp_path):
     torch.manual_seed(0)
     model = ADDE(CONFIG.model, SCHEMA)
-    strategy = Replicated(Accelerator(cpu=True), model, CONFIG)
+    strategy = DataParallel(Accelerator(cpu=True), model, CONFIG)
     strategy.backward(model.encode(torch.zeros(2, 32, 32, 3, dtype=torch.uint8))[0].sum())
     strategy.begin_step(0.1)
     strategy.step()
     write_config(CONFIG, tmp_path)
-    yield tmp_path, model, strategy.pieces
+    yield tmp_path, model, strategy.flat_shards
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
@@ -80,9 +81,9 @@ def test_weights_and_optimiser_come_back(trained):
     assert found.position == Position("encoder", 3, 3)
     for key, value in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[key], value), key
-    fresh = Replicated(Accelerator(cpu=True), loaded, CONFIG)
+    fresh = DataParallel(Accelerator(cpu=True), loaded, CONFIG)
     fresh.restore(found.tensors("optimizer"), found.tensors("ema"))
-    restored, expected = fresh.pieces(), pieces()
+    restored, expected = fresh.flat_shards(), pieces()
     assert restored.keys() == expected.keys()
     entries = {key.rpartition("/")[2] for key in restored if key.startswith("optimizer")}
     assert entries == {"step", "exp_avg", "exp_avg_sq"}
@@ -101,7 +102,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(trained, capsy
     assert checkpoints.last_checkpoint(run).position.step == 1
     warning = capsys.readouterr().err
     assert "step-00000002/part-00000.safetensors: damaged" in warning
-    assert "trying the one before it" in warning
+    assert "trying the previous one" in warning
 
     (run / "checkpoints" / "step-00000001" / "state.json").unlink()
     with pytest.raises(UserError, match="found all 2 damaged"):
@@ -151,7 +152,7 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_hears_of_a_failure()
     background, written, go_on = Background(), [], threading.Event()
     background.start(lambda: go_on.wait(10) and written.append(1))
     background.check()
-    assert not written  # nobody waited
+    assert not written  # start did not wait
     go_on.set()
     background.start(lambda: written.append(2))  # after the first
     background.wait()
@@ -164,14 +165,41 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_hears_of_a_failure()
     with pytest.raises(UserError, match="no room"):
         while True:
             background.check()
-    background.check()  # told once
+    background.check()  # raised only once
     background.close()
 
 
 def test_a_snapshot_is_not_touched_by_training():
     weight = torch.nn.Parameter(torch.ones(3))
-    taken = snapshot({"weight": Piece(weight, 0, (3,))})["weight"].values
+    buffers = HostBuffers()
+    taken = buffers.copy({"weight": FlatShard(weight, 0, (3,))})["weight"].values
     with torch.no_grad():
         weight.zero_()
     assert taken.tolist() == [1, 1, 1]
     assert not taken.requires_grad
+
+
+def test_host_buffers_are_kept_and_follow_names_and_shapes():
+    def copy(**tensors):
+        copies = buffers.copy({name: FlatShard.of(values) for name, values in tensors.items()})
+        assert {n: c.values.tolist() for n, c in copies.items()} == {
+            n: v.flatten().tolist() for n, v in tensors.items()
+        }
+        assert all(copies[n].values.dtype == v.dtype for n, v in tensors.items())
+        return {name: shard.values.data_ptr() for name, shard in copies.items()}
+
+    buffers = HostBuffers()
+    first = copy(a=torch.ones(3, 2), b=torch.zeros(5))
+    assert copy(a=torch.zeros(2, 3), b=torch.arange(5.0)) == first
+    # Another stage trains other parameters; counters change their type.
+    assert copy(a=torch.ones(4), c=torch.tensor(3)).keys() == {"a", "c"}
+    assert buffers._buffers.keys() == {"a", "c"}
+    copy(a=torch.ones(4, dtype=torch.int64))
+
+
+def test_every_file_of_a_checkpoint_has_the_mode_of_new_files(trained):
+    path = save(trained, 1)
+    (path / "new").touch()
+    modes = {file.name: file.stat().st_mode & 0o777 for file in path.iterdir()}
+    assert "part-00000.safetensors" in modes
+    assert set(modes.values()) == {modes["new"]}

@@ -1,4 +1,4 @@
-"""Checkpoints of several ranks: parts, their completion, and what is missing or wrong by name."""
+"""Checkpoints of several ranks: their parts, and messages about missing or wrong ones."""
 
 import json
 import threading
@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from adde.errors import UserError
 from adde.files import sha256_of_file
 from adde.schema import Attribute, Schema
-from adde.shards.index import Shard, ShardIndex, member_rows
+from adde.shards.index import ShardIndex
+from adde.shards.shard import Shard, member_rows
 from adde.training.checkpoints import checkpoint as checkpoints
 from adde.training.checkpoints import flat_shards as pieces_of
 from adde.training.checkpoints import saving
 from adde.training.checkpoints.checkpoint import Position
-from adde.training.checkpoints.flat_shards import Piece, shares
+from adde.training.checkpoints.flat_shards import FlatShard, partition_replicated
 from adde.training.checkpoints.saving import Saver
 from adde.training.config import Checkpoints, Config
 
@@ -43,7 +44,9 @@ class Ranks:
 
     def _open(self):
         saver, rank = Saver(self.config, INDEX, "1@main"), self.here.rank
-        saver._background.start(lambda: setattr(self.here, "rank", rank))  # of its thread
+        saver._background.start(
+            lambda: setattr(self.here, "rank", rank)
+        )  # sets the rank of its thread
         return saver
 
     def on(self, rank, job, *arguments, **options):
@@ -75,11 +78,11 @@ WHOLE = {
 
 
 def cut(rank):
-    """A weight whose rows are shared out, a run of one rank's alone, and what is alike."""
+    """Return a rank's shards: rows of a sharded weight, and its share of replicated tensors."""
     first, last = (0, 9, 18, 21)[rank : rank + 2]
     flat = WHOLE["model/weight"].flatten()
-    mine = {"model/weight": Piece(flat[first:last], first, (7, 3))}
-    return mine | shares({name: WHOLE[name] for name in list(WHOLE)[1:]})
+    mine = {"model/weight": FlatShard(flat[first:last], first, (7, 3))}
+    return mine | partition_replicated({name: WHOLE[name] for name in list(WHOLE)[1:]})
 
 
 def test_parts_of_all_ranks_are_one_checkpoint(ranks, tmp_path):
@@ -121,7 +124,9 @@ def test_a_missing_and_an_altered_part_are_named(ranks, tmp_path, capsys):
 def test_a_rank_that_never_writes_is_named_and_nothing_stays(ranks, tmp_path):
     for rank in (0, 2):
         ranks.on(rank, ranks.savers[rank].save, Position("encoder", 1, 1), lambda r=rank: cut(r))
-    with pytest.raises(UserError, match=r"the parts of 3 ranks within 0\.3 s .* none of ranks 1;"):
+    with pytest.raises(
+        UserError, match=r"the parts of 3 ranks within 0\.3 s .* none from ranks 1;"
+    ):
         ranks.savers[0].wait()
     assert not list((tmp_path / "checkpoints").iterdir())
 
@@ -154,7 +159,7 @@ def test_a_failed_run_does_not_wait_for_parts_that_never_come(tmp_path, monkeypa
 
 @pytest.mark.parametrize(
     ("shift", "message"),
-    [(1, "expected rank 2 to go on at element 18, found 19"), (-1, "found 17")],
+    [(1, "expected rank 2 to continue at element 18, found 19"), (-1, "found 17")],
 )
 def test_gaps_and_overlaps_are_refused(ranks, shift, message):
     def wrong(rank):
@@ -208,7 +213,7 @@ def test_what_is_alike_is_shared_out_once_and_evenly(sizes, count):
         found = []
         for rank in range(count):
             patch.setattr(pieces_of, "rank", lambda rank=rank: rank)
-            found.append(shares(tensors))
+            found.append(partition_replicated(tensors))
     assert sorted(name for mine in found for name in mine) == sorted(tensors)
     loads = [sum(len(piece.values) for piece in mine.values()) for mine in found]
     assert max(loads) - min(loads) <= max(sizes, default=0)

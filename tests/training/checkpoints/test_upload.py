@@ -1,4 +1,4 @@
-"""Copies of checkpoints behind an address: kept, tried again, fetched, never in training's way."""
+"""Mirrored checkpoints: kept, retried, downloaded, and never blocking the training."""
 
 from itertools import count
 from pathlib import Path
@@ -13,11 +13,12 @@ from s3fs import S3FileSystem
 from adde.errors import UserError
 from adde.files import this_process
 from adde.schema import Attribute, Schema
-from adde.shards.index import Shard, ShardIndex, member_rows
+from adde.shards.index import ShardIndex
+from adde.shards.shard import Shard, member_rows
 from adde.training.checkpoints import checkpoint as checkpoints
 from adde.training.checkpoints import upload
 from adde.training.checkpoints.checkpoint import Position
-from adde.training.checkpoints.flat_shards import whole
+from adde.training.checkpoints.flat_shards import FlatShard
 from adde.training.checkpoints.saving import Saver
 from adde.training.checkpoints.upload import Bucket, fetch, require_empty
 from adde.training.config import Checkpoints, Config
@@ -32,7 +33,7 @@ COUNT = count()
 
 @pytest.fixture(scope="module")
 def s3():
-    """A server of S3's protocol."""
+    """A server with S3's protocol."""
     server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -64,7 +65,7 @@ def saver_of(run, address):
 
 
 def save(saver, step, best=None):
-    pieces = {"model/weight": whole(torch.full((3,), float(step)))}
+    pieces = {"model/weight": FlatShard.of(torch.full((3,), float(step)))}
     figures = best and {"hit@30": best, "hit@10": 0.0, "hit@1": 0.0}
     saver.save(Position("encoder", step, step), lambda: pieces, best=figures)
     saver.wait()
@@ -72,7 +73,7 @@ def save(saver, step, best=None):
 
 @pytest.fixture
 def uploaded(address, tmp_path):
-    """An address to which a run of five checkpoints was uploaded, the second the best."""
+    """An address with the uploads of a run of five checkpoints, of which the second is the best."""
     saver = saver_of(tmp_path / "run", address)
     for step in range(1, 6):
         save(saver, step, best=0.9 if step == 2 else None)
@@ -105,7 +106,7 @@ def test_an_empty_machine_gets_the_newest_and_the_best(uploaded, tmp_path, capsy
         *("step-00000005", "step-00000002")
     ]
     assert not checkpoints.is_best(tmp_path / "new", {"hit@30": 0.8, "hit@10": 1, "hit@1": 1})
-    # Where the newest is there already, nothing is fetched.
+    # If the newest is already there, nothing is downloaded.
     fetch(Bucket(uploaded), tmp_path / "new")
     assert not capsys.readouterr().out
 
@@ -120,7 +121,7 @@ def test_what_is_damaged_or_incomplete_there_is_named_and_passed_over(uploaded, 
     assert "step-00000005" not in error
     assert checkpoints.last_checkpoint(tmp_path / "new").position.step == 2
     system.rm(f"{root}/step-00000002/part-00000.safetensors")
-    with pytest.raises(UserError, match="expected a whole checkpoint, found all 2 damaged"):
+    with pytest.raises(UserError, match="expected an intact checkpoint, found all 2 damaged"):
         fetch(Bucket(uploaded), tmp_path / "other")
 
 
@@ -138,7 +139,7 @@ def test_failures_are_tried_again(address, tmp_path, monkeypatch):
             raise fail.pop()
         return put(*arguments, **options)
 
-    monkeypatch.setattr(bucket._system, "put_file", put_file)  # fsspec gives it out again
+    monkeypatch.setattr(bucket._system, "put_file", put_file)  # fsspec caches instances
     saver = saver_of(tmp_path / "run", address)
     save(saver, 1)
     saver.close()
@@ -180,7 +181,7 @@ def test_an_upload_that_was_cut_short_is_none(address, tmp_path, monkeypatch):
 
     monkeypatch.setattr(bucket, "put", killed)
     with pytest.raises(KeyboardInterrupt):
-        bucket.upload(path)  # in place of the complete one
+        bucket.upload(path)  # replaces the complete one
     fetch(Bucket(address), tmp_path / "new")
     assert checkpoints.last_checkpoint(tmp_path / "new") is None
 
@@ -201,7 +202,7 @@ def test_an_address_that_cannot_be_read_ends_the_start_and_hides_its_password(mo
     monkeypatch.setattr(bucket._system, "ls", unreachable)
     with pytest.raises(UserError) as caught:
         fetch(bucket, Path("nowhere"))
-    assert "memory://shop/run: expected checkpoints or none, found OSError" in str(caught.value)
+    assert "memory://shop/run: expected to list checkpoints, found OSError" in str(caught.value)
     assert "s3cret" not in str(caught.value)
 
 
@@ -215,8 +216,8 @@ def test_a_checkpoint_replaced_while_it_is_uploaded_arrives_whole(address, tmp_p
         put(file, name)
         if replace:
             replace.pop()
-            # As the memory's start does with the encoder's last checkpoint.
-            pieces = {"model/weight": whole(torch.full((3,), 7.0))}
+            # Like the first checkpoint of a stage, which replaces the last of the stage before.
+            pieces = {"model/weight": FlatShard.of(torch.full((3,), 7.0))}
             saver.save(Position("adde", 0, 1), lambda: pieces)
             saver.wait()
 

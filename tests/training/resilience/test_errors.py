@@ -1,4 +1,4 @@
-"""What a person is told about the error that ended a rank."""
+"""Explanations of the errors that end a rank."""
 
 import signal
 import subprocess
@@ -11,7 +11,7 @@ from adde.errors import UserError
 from adde.training.config import Limits
 from adde.training.resilience.errors import explain
 from adde.training.resilience.heartbeat import Heartbeat, _state
-from adde.training.resilience.stop_signals import exit_status
+from adde.training.resilience.stop_signals import StopSignals
 
 
 @pytest.mark.parametrize(
@@ -46,15 +46,18 @@ def test_what_is_not_known_is_left_as_it_is(error):
 
 
 def test_a_launcher_that_restarts_is_told_of_no_failure():
-    assert exit_status(signal.SIGTERM, {}) == 128 + signal.SIGTERM
-    assert exit_status(signal.SIGTERM, {"TORCHELASTIC_MAX_RESTARTS": "0"}) == 128 + signal.SIGTERM
-    assert exit_status(signal.SIGUSR1, {"TORCHELASTIC_MAX_RESTARTS": "3"}) == 0
+    stop = StopSignals()
+    assert stop.exit_status({}) == 128 + signal.SIGTERM  # another rank's
+    signal.raise_signal(signal.SIGUSR1)
+    assert stop.exit_status({}) == 128 + signal.SIGUSR1
+    assert stop.exit_status({"TORCHELASTIC_MAX_RESTARTS": "0"}) == 128 + signal.SIGUSR1
+    assert stop.exit_status({"TORCHELASTIC_MAX_RESTARTS": "3"}) == 0
 
 
 def test_a_process_is_told_stopped_or_ended():
     with subprocess.Popen(["sleep", "60"]) as process:
         try:
-            assert _state(process.pid) not in ("", "T", "Z")  # a loaded disk: "D" until it is read
+            assert _state(process.pid) not in ("", "T", "Z")  # "D" while a busy disk reads it
             process.send_signal(signal.SIGSTOP)
             deadline = time.monotonic() + 30
             while _state(process.pid) != "T":

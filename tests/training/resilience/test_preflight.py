@@ -1,4 +1,4 @@
-"""What is refused before the first step, and with which words."""
+"""Checks before the first step, and their messages."""
 
 import json
 from collections import namedtuple
@@ -12,13 +12,13 @@ from adde.errors import UserError
 from adde.shards.index import ShardIndex
 from adde.training.config import Checkpoints, Config, Data
 from adde.training.resilience import preflight as module
-from adde.training.resilience.preflight import (
-    preflight,
+from adde.training.resilience import requirements
+from adde.training.resilience.preflight import preflight, require_same
+from adde.training.resilience.requirements import (
     require_device,
     require_room,
-    require_same,
     require_split,
-    say_what_will_fail,
+    warn_early,
 )
 
 CPU = torch.device("cpu")
@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def ranks(monkeypatch):
-    """Has gather_objects answer as if other ranks had these facts too."""
+    """Make gather_objects return the facts of other ranks too."""
 
     def make(*others):
         monkeypatch.setattr(module, "gather_objects", lambda mine: [mine, *others])
@@ -106,38 +106,38 @@ def without(index, split):
 
 def test_a_missing_test_split_is_told_at_the_start(tiny_shards, capsys):
     index = ShardIndex.read(tiny_shards)
-    say_what_will_fail(index, {"ACCELERATE_DYNAMO_BACKEND": "NO"})
+    warn_early(index, {"ACCELERATE_DYNAMO_BACKEND": "NO"})
     assert capsys.readouterr().out == ""
-    say_what_will_fail(without(index, "test"), {})
+    warn_early(without(index, "test"), {})
     printed = capsys.readouterr().out
-    assert "no test split, so that train/evaluate.py and export/to_onnx.py will be" in printed
-    assert "go on with --split val or --shards" in printed
+    assert "no test split, so train/evaluate.py and export/to_onnx.py will fail" in printed
+    assert "continue with --split val or --shards" in printed
     assert "--test-share 0.1" in printed
     require_split(index, "val")
     with pytest.raises(
         UserError, match=r"split 'val', found train and test.*--shards.*--val-share"
     ):
         require_split(without(index, "val"), "val")
-    with pytest.raises(UserError, match=r"split 'val', found .*; go on with --data.shards, which"):
+    with pytest.raises(UserError, match=r"split 'val', found .*; continue with --data.shards for"):
         require_split(without(index, "val"), "val", training=True)
 
 
 def test_compiling_by_accelerates_configuration_is_told(tiny_shards, capsys):
     index = ShardIndex.read(tiny_shards)
-    say_what_will_fail(index, {"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"})
+    warn_early(index, {"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"})
     printed = capsys.readouterr().out
-    assert "with inductor (dynamo_backend of its default_config.yaml" in printed
+    assert "with inductor (dynamo_backend in its default_config.yaml" in printed
     assert "--dynamo_backend no" in printed
 
 
 def test_checkpoints_that_do_not_fit_are_refused(tmp_path, monkeypatch):
     usage = namedtuple("Usage", "total used free")
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage(10**9, 0, 10**6))
+    monkeypatch.setattr(requirements.shutil, "disk_usage", lambda path: usage(10**9, 0, 10**6))
     model = nn.Linear(1000, 100, bias=False)  # 0.4 MB, 1.2 MB with AdamW's moments
     config = Config(run=tmp_path, checkpoints=Checkpoints(keep=2))
     with pytest.raises(UserError, match=r"room for 0\.00 GB of checkpoints .2 kept, the best"):
         require_room(config, model)
-    # What the run's own checkpoints take is room for those that come after them.
+    # The run's own checkpoints are replaced, so their room counts.
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "old").write_bytes(bytes(3_900_000))
     require_room(config, model)

@@ -1,4 +1,4 @@
-"""What a profile's events are summed up to, with a GPU's events made up."""
+"""Sums of a profile's events, with made-up GPU events."""
 
 from types import SimpleNamespace
 

@@ -31,7 +31,7 @@ VOID = {"meta", "img", "br", "link", "circle", "rect", "path", "image"}
 
 
 class Page(HTMLParser):
-    """Tags with attributes, the text, and whether every tag is closed by its own."""
+    """Collect tags with attributes and the text, and check that tags are balanced."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -154,8 +154,8 @@ def test_matching_answers_are_framed(run) -> None:
     _, page = read(run)
     assert len(page.all("img", "query")) == 1
     assert [found["alt"] for found in page.all("img", "match")] == [
-        "before, 1, right",
-        *(f"after, {k}, right" for k in (1, 2, 3)),
+        "before, 1, correct",
+        *(f"after, {k}, correct" for k in (1, 2, 3)),
     ]
     assert len(page.all("img")) == 21
     shown = base64.b64decode(page.all("img", "query")[0]["src"].partition(",")[2])
@@ -244,7 +244,7 @@ def test_of_many_ranks_the_slowest_is_named(tmp_path) -> None:
     tracker.log(10, rank_figures(rows))
     tracker.close()
     _, page = read(tmp_path)
-    assert "Number of the slowest" in page.text
+    assert "Slowest rank" in page.text
     assert "slowest 37" in page.text
 
 
@@ -258,7 +258,9 @@ def test_zero_lies_at_the_bottom_of_a_logarithmic_axis() -> None:
     line = re.search(r'class="line" d="M([^"]+)"', drawing)
     assert line is not None
     heights = [float(point.split()[1]) for point in line[1].split("L")]
-    assert heights[0] < heights[1] == heights[2]  # down is more in SVG; 1 is the least above zero
+    assert (
+        heights[0] < heights[1] == heights[2]
+    )  # y grows downwards in SVG; 1 is the smallest value above zero
 
 
 def test_an_empty_run_has_a_page_too(tmp_path) -> None:
@@ -285,7 +287,7 @@ def test_a_curve_ends_at_its_own_extremes() -> None:
     points = [tuple(map(float, point.split())) for point in line[1].split("L")]
     (x0, y0), (x1, y1), (x2, y2) = points
     assert x1 - x0 == pytest.approx(x2 - x1, abs=0.2)
-    # Up is less in SVG: 1 is on top, 0 at the bottom, 0.5 half way.
+    # y grows downwards in SVG: 1 is at the top, 0 at the bottom, 0.5 in the middle.
     assert y2 == pytest.approx((y0 + y1) / 2, abs=0.2)
     assert y1 < y2 < y0
 

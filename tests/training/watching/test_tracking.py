@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from adde.errors import UserError
-from adde.training.resilience.code_state import git_state
+from adde.training.resilience.git_info import git_state
 from adde.training.watching.alarms import Alert
 from adde.training.watching.displays import Evaluated, Matrix, PictureRow, Pictures, Table
 from adde.training.watching.tracking import Tracker, read_log
@@ -91,7 +91,7 @@ def test_other_ranks_write_nothing(tmp_path) -> None:
 def test_an_evaluation_leaves_what_it_shows(tmp_path) -> None:
     with closing(open_tracker(tmp_path)) as tracker:
         tracker.log_evaluation(7, evaluated({"hit@30": 0.5}))
-        tracker.log_evaluation(8, Evaluated({"hit@30": 0.6}))  # which shows nothing
+        tracker.log_evaluation(8, Evaluated({"hit@30": 0.6}))  # without displays
     stored = json.loads((tmp_path / "evaluation/displays.json").read_text())
     (row,) = stored["pictures"]["rows"]
     assert stored["step"] == 7
@@ -118,11 +118,13 @@ def test_an_alert_is_told_everywhere(tmp_path, monkeypatch, capsys) -> None:
 
     monkeypatch.setattr(wandb, "init", lambda **_: Telling())
     with closing(open_tracker(tmp_path / "shoes", wandb="offline")) as tracker:
-        tracker.alert(7, Alert("stall", "40 images/s"))
-    assert "alert: stall at step 7: 40 images/s" in capsys.readouterr().out
+        tracker.alert(7, Alert("throughput drop", "40 images/s"))
+    assert "alert: throughput drop at step 7: 40 images/s" in capsys.readouterr().out
     (line,) = read_log(tmp_path / "shoes/log.jsonl")
-    assert (line["step"], line["alert"]) == (7, {"title": "stall", "text": "40 images/s"})
-    assert told == [{"title": "shoes: stall", "text": "Step 7: 40 images/s", "level": "WARN"}]
+    assert (line["step"], line["alert"]) == (7, {"title": "throughput drop", "text": "40 images/s"})
+    assert told == [
+        {"title": "shoes: throughput drop", "text": "Step 7: 40 images/s", "level": "WARN"}
+    ]
 
 
 def test_a_sweeps_agent_names_the_run_and_all_starts_stand_in_one_group(
@@ -179,7 +181,7 @@ def test_off_never_imports_wandb(tmp_path, monkeypatch) -> None:
 
 
 class Failing:
-    """A W&B that opens, and then breaks."""
+    """A W&B that starts and then fails."""
 
     def __init__(self) -> None:
         self.logged = 0
@@ -239,7 +241,7 @@ def test_a_failing_wandb_is_said_once_and_training_goes_on(tmp_path, monkeypatch
 
 @pytest.fixture
 def opened(monkeypatch) -> list[dict]:
-    """What `wandb.init` is asked for, without opening anything."""
+    """The arguments of `wandb.init`, which starts nothing."""
     import wandb
 
     calls: list[dict] = []
@@ -279,7 +281,7 @@ def test_offline_wandb_leaves_its_files_in_the_run_folder(tmp_path, monkeypatch,
         tracker.log_evaluation(1, evaluated({"hit@1": 1.0}))
     assert "warning" not in capsys.readouterr().err
     (stored,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
-    deadline = time.monotonic() + 20  # W&B's own process writes it, and lags on a busy machine
+    deadline = time.monotonic() + 20  # W&B's process writes it later on a busy machine
     while b"val/hit@1" not in stored.read_bytes():
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""The W&B workspace, built without network, and the program that saves it or writes the page."""
+"""The W&B workspace, built without network, and launch/dashboard.py."""
 
 import runpy
 import sys
@@ -15,7 +15,7 @@ PROGRAM = str(Path(__file__).parents[3] / "launch" / "dashboard.py")
 
 def test_the_workspace_has_the_panels_of_the_page() -> None:
     workspace = build_workspace(METHOD, "team", "adde", "my-run")
-    content = workspace._to_model().model_dump(by_alias=True)  # what would be sent
+    content = workspace._to_model().model_dump(by_alias=True)  # what W&B receives
     banks = content["spec"]["section"]["panelBankConfig"]["sections"]
     by_name = {bank["name"]: bank["panels"] for bank in banks}
     shown = (*METHOD.panels, *PANELS)

@@ -1,1 +1,1 @@
-"""What a request passes before its route: connection, host, key, admission, body, pictures."""
+"""Stages before a route: connection, host, key, admission, body, picture decoding."""

@@ -1,8 +1,8 @@
-"""Which names a server answers to: a page elsewhere must not reach what only this machine may.
+"""Check the Host header, so that web pages cannot reach a server on loopback by DNS rebinding.
 
-A browser keeps pages from asking other origins, and an origin is a name. Whoever owns a name can
-let it point at 127.0.0.1 for a moment (DNS rebinding): its pages then reach a server on loopback,
-and all that gives them away is the Host that the browser sends.
+Browsers isolate pages by origin, which is a host name. The owner of a name can briefly point it at
+127.0.0.1 (DNS rebinding); its pages can then reach a server on loopback, and only the Host header
+gives them away.
 """
 
 import ipaddress
@@ -14,40 +14,40 @@ from adde.errors import UserError
 HOST = re.compile(r"\[(?P<v6>[0-9a-f:.]+)\](:\d*)?|(?P<name>[^\s:/@\[\]]+)(:\d*)?", re.ASCII)
 
 
-class Hosts:
-    """The Hosts that a server bound to `address` answers to.
+class AllowedHosts:
+    """The hosts that a server bound to `address` answers to.
 
-    On loopback: any that names loopback, and `names`. Off loopback `names`, loopback, and for
-    probes, which ask at an address, anything.
+    On loopback: loopback names and `names`. Elsewhere: `names` and loopback names; probes, which
+    use addresses, with any host; without `names`, any host.
 
     Args:
-        address: what the server is bound to.
-        names: given by the operator; port and case do not matter.
+        address: the server's bind address.
+        names: from the operator; port and case are ignored.
 
     Raises:
-        UserError: a name is none; names it.
+        UserError: a name is malformed; names it.
     """
 
     def __init__(self, address: str, names: Sequence[str]) -> None:
         self.local = is_loopback(address)
         self._names = {_given(name) for name in names}
 
-    def answers(self, values: Sequence[str], probe: bool) -> bool:
-        """Whether a request with so many Host headers is for this server.
+    def allows(self, values: Sequence[str], probe: bool) -> bool:
+        """Whether to answer a request with these Host headers.
 
         Args:
-            values: of all the request's Host headers.
-            probe: of health or metrics.
+            values: all Host headers of the request.
+            probe: whether it is a request for health or metrics.
         """
         if not self.local and (probe or not self._names):
             return True
-        # Of two, another program on the way may have believed the other.
+        # With two Host headers, a proxy may have used the other one.
         host = name_of(values[0]) if len(values) == 1 else None
         return host is not None and (host in self._names or is_loopback(host))
 
 
 def name_of(host: str) -> str | None:
-    """The name in a Host header, without port and brackets; None where it is none."""
+    """Return the name in a Host header, without port and brackets; None if malformed."""
     found = HOST.fullmatch(host.lower())
     if found is None:
         return None
@@ -55,7 +55,7 @@ def name_of(host: str) -> str | None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches it."""
+    """Whether only this machine can reach the host."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

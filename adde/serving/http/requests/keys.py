@@ -1,4 +1,4 @@
-"""API keys, and how often each may ask."""
+"""API keys and their rate limits."""
 
 import hashlib
 import hmac
@@ -16,24 +16,24 @@ SHORTEST = 16
 
 NAME = re.compile(r"[\w.-]+")
 KEY = re.compile(r"[!-~]+")
-"""What fits in a header and is no sentence: a remark that happens to have a colon is no key."""
+"""Visible ASCII without spaces, so that a sentence with a colon is not a key."""
 
 log = logging.getLogger(__name__)
 
 
 class Keys:
-    """Named keys, from a file that is read again when it changes, or from a text.
+    """Named keys, from a file that is reloaded when it changes, or from text.
 
-    A line is `name: key`; empty lines and those that start with # are left out. Names are letters,
-    digits and `-_.`, keys visible ASCII characters. To change a key give a second one another name,
-    move the clients, and take the first away.
+    A line is `name: key`; empty lines and lines starting with # are ignored. Names are letters,
+    digits and `-_.`; keys are visible ASCII. To rotate a key, add a second one under another name,
+    move the clients, and remove the first.
 
     Args:
         path: the file, or None.
-        text: the same lines from elsewhere, such as the environment; used where there is no file.
+        text: the same lines from elsewhere, such as the environment; used without a file.
 
     Raises:
-        UserError: a line is none, a name appears twice, or a key is shorter than SHORTEST.
+        UserError: a line is malformed, a name appears twice, or a key is shorter than SHORTEST.
     """
 
     def __init__(self, path: Path | None = None, text: str = "") -> None:
@@ -41,10 +41,10 @@ class Keys:
         self._seen = self._stamp()
         self._digests = parse(text, VARIABLE) if path is None else _read(path)
 
-    def holder(self, presented: str) -> str | None:
-        """The name of a key; None where it is not one of them.
+    def name_of(self, presented: str) -> str | None:
+        """Return the name of a key, or None if it is unknown.
 
-        Every key is compared, each in constant time: how long it takes says nothing of the keys.
+        Every key is compared in constant time, so timing reveals nothing about keys.
         """
         self._refresh()
         digest = _digest(presented)
@@ -73,16 +73,16 @@ class Keys:
         self._seen = stamp
         try:
             self._digests = _read(self._path)
-            log.info("keys read again", extra={"keys": sorted(self._digests)})
+            log.info("keys reloaded", extra={"keys": sorted(self._digests)})
         except UserError as error:
-            log.error("the keys stay as they were: %s", error)
+            log.error("keys not reloaded, the old ones stay valid: %s", error)
 
 
 def parse(text: str, source: str) -> dict[str, bytes]:
-    """Names and digests of keys. Raises UserError as `Keys`, which never shows a key."""
+    """Parse names and digests of keys. Raises UserError as `Keys`; never shows a key."""
     digests: dict[str, bytes] = {}
-    # An environment that was filled from a file has its byte order mark.
-    # Not `splitlines`, which ends lines, comments too, at characters that show as none.
+    # A variable filled from a file may start with a byte order mark. `splitlines` would also split
+    # at invisible characters.
     lines = re.split("\r\n|\r|\n", text.removeprefix("\ufeff"))
     for number, line in enumerate(lines, start=1):
         if not line.strip() or line.lstrip().startswith("#"):
@@ -118,15 +118,15 @@ def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
 
 
-class Buckets:
-    """A token bucket per name: `burst` requests at once, `rate` a second in the long run."""
+class RateLimiter:
+    """A token bucket per name: `burst` requests at once, `rate` per second sustained."""
 
     def __init__(self, rate: float, burst: int, now: Callable[[], float] = time.monotonic) -> None:
         self._rate, self._burst, self._now = rate, burst, now
         self._tokens: dict[str, tuple[float, float]] = {}
 
     def take(self, name: str) -> float:
-        """Takes a token: 0, or the seconds until there is one."""
+        """Take a token; return 0, or the seconds until one is available."""
         if not self._rate:
             return 0.0
         now = self._now()

@@ -1,4 +1,4 @@
-"""A request's body: JSON, or a multipart upload of a picture beside JSON."""
+"""Read a request's body: JSON, or a multipart upload of a picture and JSON."""
 
 import asyncio
 import base64
@@ -12,8 +12,8 @@ from starlette.datastructures import FormData
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
-from adde.serving.http.bodies import EmbedBody, SearchBody
 from adde.serving.http.problems import CLIENT_GONE, Problem
+from adde.serving.http.request_models import EmbedBody, SearchBody
 
 T = TypeVar("T")
 Body = TypeVar("Body", EmbedBody, SearchBody)
@@ -21,38 +21,40 @@ Body = TypeVar("Body", EmbedBody, SearchBody)
 JSON, FORM = "application/json", "multipart/form-data"
 
 MOST_COMMAS = 100_000
-"""In JSON: more than its mappings and lists may have, and base64 has none. Counted at once, where
-parsing a body of nothing else takes a second."""
+"""Maximum commas in JSON, more than its mappings and lists may need; base64 has none. Counting is
+instant; parsing a body of commas takes a second.
+"""
 
 
 class Upload:
-    """A picture file's content until it is taken: requests that wait keep no second copy."""
+    """A picture file's content, handed out once, so that waiting requests keep no second copy."""
 
     def __init__(self, content: bytes) -> None:
         self._content = [content]
 
     def take(self) -> bytes:
-        """The content, once."""
+        """Return the content; works once."""
         return self._content.pop()
 
 
 class _InMemory(MultiPartParser):
-    # The guard bounds the whole body, and no picture is to lie on a disk.
+    # The middleware limits the whole body, and pictures must not be written to disk.
     spool_max_size = 2**40
 
 
 async def read(request: Request, kind: type[Body], seconds: float) -> tuple[Body, Upload | None]:
-    """The body, whose `image` is left out, and its picture if it has one.
+    """Read the body, without its `image`, and the picture if there is one.
 
     Raises:
-        Problem: the body is neither kind, is slower than that, or is not as `kind` says.
+        Problem: the body has another media type, takes longer than `seconds`, or does not match
+            `kind`.
     """
     media, options = parse_options_header(request.headers.get("content-type"))
     if media == JSON.encode():
         content = await _in_time(_whole(request), seconds)
         return _without_image(_parse(kind, content))
     if media == FORM.encode():
-        # Starlette decodes fields by any codec of Python's, some of which take minutes.
+        # Starlette decodes fields with any of Python's codecs, some of which take minutes.
         charset = options.get(b"charset", b"utf-8")
         if charset.lower() not in (b"utf-8", b"utf8"):
             raise Problem(415, "media-type", f"expected {FORM} in utf-8, found another charset")
@@ -65,14 +67,14 @@ async def _in_time(body: Awaitable[T], seconds: float) -> T:
     try:
         return await asyncio.wait_for(body, seconds)
     except asyncio.TimeoutError:
-        message = "the body took longer than a request may; send it faster"
+        message = "the body took too long to arrive; send it faster"
         raise Problem(408, "slow-body", message) from None
     except ClientDisconnect:
         raise Problem(CLIENT_GONE, "client-gone", "the client left") from None
 
 
 async def _whole(request: Request) -> bytes:
-    # `request.body()` would keep it until the answer.
+    # `request.body()` would keep the body until the response.
     return b"".join([chunk async for chunk in request.stream()])
 
 
@@ -83,8 +85,8 @@ async def _form(request: Request) -> FormData:
     try:
         return await parser.parse()
     except (MultiPartException, KeyError, ValueError) as error:
-        # Starlette looks for the boundary with no regard to its not being there.
-        reason = getattr(error, "message", None) or "its boundary or its parts are not as it says"
+        # Starlette raises KeyError if the boundary is missing.
+        reason = getattr(error, "message", None) or "a missing boundary or malformed parts"
         raise Problem(400, "form", f"expected {FORM}, found: {reason}") from None
 
 
@@ -93,7 +95,7 @@ async def _from_form(form: FormData, kind: type[Body]) -> tuple[Body, Upload | N
         image, text = form.get("image"), form.get("request", "{}")
         unknown = set(form) - {"image", "request"}
         if unknown or not isinstance(text, str) or isinstance(image, str):
-            message = "expected the file `image` and, if anything, the text `request`, in JSON"
+            message = "expected the file `image` and optionally the text `request` in JSON"
             raise Problem(422, "form", message)
         body, within = _without_image(_parse(kind, text))
         if within is not None and image is not None:
@@ -116,9 +118,9 @@ def _without_image(body: Body) -> tuple[Body, Upload | None]:
         return body, None
     head, comma, rest = text.partition(",")  # base64 has none
     if comma and head.startswith("data:") and head.endswith(";base64"):
-        text = rest  # as FileReader and canvas give it
+        text = rest  # from FileReader or canvas
     try:
-        # Programs break its lines.
+        # Some programs break base64 into lines.
         return body, Upload(base64.b64decode("".join(text.split()), validate=True))
     except (binascii.Error, ValueError) as error:
         message = f"image: expected a picture file in base64, or a data URL of it, found: {error}"

@@ -1,4 +1,4 @@
-"""Clients that keep connections without asking anything, or ask for more than their share."""
+"""Clients that hold connections without requests, or exceed the limits."""
 
 import contextlib
 import http.client
@@ -31,7 +31,7 @@ def connected(server, count=1):
 
 
 def status(raw):
-    """Reads a whole answer, and no more."""
+    """Read exactly one response."""
     answer = http.client.HTTPResponse(raw)
     answer.begin()
     answer.read()
@@ -39,7 +39,7 @@ def status(raw):
 
 
 def everything(raw):
-    """What comes until the server closes; the test fails where it does not."""
+    """Read until the server closes; fail if it does not."""
     found = b""
     with contextlib.suppress(ConnectionError):
         while piece := raw.recv(1 << 16):
@@ -48,7 +48,7 @@ def everything(raw):
 
 
 def pour(raw, piece, count):
-    """Sends a piece so many times, or until the server no longer takes it; the bytes that went."""
+    """Send a piece repeatedly, until the server stops reading; return the bytes sent."""
     sent = 0
     with contextlib.suppress(ConnectionError, TimeoutError):
         for _ in range(count):
@@ -93,10 +93,10 @@ def test_a_head_without_end_is_closed_and_nobody_waits_for_it(serve, kind):
         assert everything(raw)[:12] in (b"", b"HTTP/1.1 431")
     assert httpx.get(f"{server.url}/healthz").status_code == 200
     wait_until(lambda: not server.server.server_state.connections)
-    assert server.service._gate._inside == server.service.bodies.taken == 0
+    assert server.service._admission._inside == server.service.bodies.taken == 0
 
 
-def test_a_head_of_just_the_limit_is_read_and_one_byte_more_is_not(server):
+def test_a_head_at_the_limit_is_read_and_one_byte_more_is_not(server):
     for more, expected in ((0, b"200"), (1, b"431")):
         fill = b"a" * (connections.HEAD_BYTES - len(HEAD) - len(b"A: ") - len(END) + more)
         with connected(server) as raw:
@@ -116,8 +116,8 @@ def test_a_head_of_just_the_limit_is_read_and_one_byte_more_is_not(server):
         (b"G", b"408"),
         (HEAD, b"408"),
         (b"\r\n", b"408"),
-        (HEAD + b"\r\n" + HEAD, b"200"),  # the second of two, on a connection that lives on
-        # The rest of a body that is answered already, and one byte of it.
+        (HEAD + b"\r\n" + HEAD, b"200"),  # the second request on the same connection
+        # The rest of an already answered body, and one byte of it.
         (b"POST /nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 9" + END + b"x", b"404"),
         (
             b"GET /healthz HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked" + END + b"1\r\n",
@@ -125,8 +125,8 @@ def test_a_head_of_just_the_limit_is_read_and_one_byte_more_is_not(server):
         ),
     ],
 )
-def test_what_does_not_go_on_is_closed(serve, monkeypatch, sent, expected):
-    monkeypatch.setattr(connections, "PATIENCE", 0.3)
+def test_stalled_connections_are_closed(serve, monkeypatch, sent, expected):
+    monkeypatch.setattr(connections, "HEAD_TIMEOUT", 0.3)
     with connected(serve()) as raw:
         raw.sendall(sent)
         assert everything(raw)[9:12] == expected
@@ -140,7 +140,7 @@ def test_a_head_in_time_and_in_pieces_is_answered_and_the_connection_stays(serve
             assert status(raw) == 200
 
 
-def test_a_body_that_is_answered_early_may_still_end_and_the_connection_stays(serve):
+def test_the_connection_survives_a_body_answered_before_its_end(serve):
     with connected(serve(max_bytes=1000)) as raw:
         raw.sendall(b"POST /v1/embed HTTP/1.1\r\nHost: x\r\nContent-Length: 200000" + END)
         assert status(raw) == 413
@@ -148,7 +148,7 @@ def test_a_body_that_is_answered_early_may_still_end_and_the_connection_stays(se
         assert status(raw) == 200
 
 
-def test_requests_sent_at_once_are_answered_in_turn_and_no_more_are_begun(serve, monkeypatch):
+def test_pipelined_requests_are_answered_one_by_one(serve, monkeypatch):
     server, count, most = serve(), 3000, []
     begun = connections.Connection.on_headers_complete
 
@@ -177,7 +177,7 @@ def test_requests_sent_at_once_are_answered_in_turn_and_no_more_are_begun(serve,
     assert max(most) <= 1
 
 
-def test_of_more_connections_the_one_that_has_waited_longest_goes(serve, slow, picture_of):
+def test_the_longest_waiting_connection_is_closed_for_a_new_one(serve, slow, picture_of):
     server = serve(connections=4)
     with connected(server) as working, connected(server, 3) as (first, second, third):
         slow(1.0)
@@ -185,7 +185,7 @@ def test_of_more_connections_the_one_that_has_waited_longest_goes(serve, slow, p
         fields = f"Content-Type: {content.headers['content-type']}\r\nContent-Length"
         head = f"POST /v1/embed HTTP/1.1\r\nHost: x\r\n{fields}: {len(content.read())}\r\n\r\n"
         working.sendall(head.encode() + content.content)
-        wait_until(lambda: server.service._gate._inside)
+        wait_until(lambda: server.service._admission._inside)
         first.sendall(b"POST /v1/search HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
         first.sendall(b"Content-Length: 9" + END)
         with connected(server) as fresh:
@@ -195,13 +195,13 @@ def test_of_more_connections_the_one_that_has_waited_longest_goes(serve, slow, p
         for raw in (third, first):
             raw.sendall(b"" if raw is first else HEAD + b"\r\n")
         assert status(third) == 200
-        assert status(working) == 200  # who is at work is not closed
+        assert status(working) == 200  # working connections are not closed
     text = httpx.get(f"{server.url}/metrics").text
     assert 'adde_refused_total{why="connections"} 1.0' in text
 
 
-def test_who_does_not_read_a_long_answer_is_left(serve, monkeypatch):
-    monkeypatch.setattr(connections, "STALLED", 0.3)
+def test_a_client_that_does_not_read_is_disconnected(serve, monkeypatch):
+    monkeypatch.setattr(connections, "WRITE_TIMEOUT", 0.3)
     server = serve()
     with connected(server) as raw:
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -210,7 +210,7 @@ def test_who_does_not_read_a_long_answer_is_left(serve, monkeypatch):
         wait_until(lambda: not server.server.server_state.connections)
 
 
-def test_an_upgrade_that_is_not_to_be_had_is_answered_as_without(server):
+def test_an_unsupported_upgrade_is_ignored(server):
     with connected(server) as raw:
         for upgrade in (b"websocket", b"h2c"):
             raw.sendall(HEAD + b"Connection: Upgrade\r\nUpgrade: " + upgrade + END)
@@ -226,7 +226,7 @@ def test_a_limit_of_open_files_leaves_some_for_all_else(monkeypatch):
         assert set_to == ([] if expected is None else [(expected, expected)])
 
 
-def test_a_key_takes_no_place_that_would_leave_fewer_for_others(serve, slow, picture_of):
+def test_a_key_never_holds_more_slots_than_it_leaves(serve, slow, picture_of):
     server = serve(queue=6, max_batch=1, deadline_seconds=60, keys=KEYS)
     slow(1.0)
     content, answers = picture_of("test-000000-001"), {"one": [], "two": [], "six": []}
@@ -241,8 +241,8 @@ def test_a_key_takes_no_place_that_would_leave_fewer_for_others(serve, slow, pic
         for _ in range(5):
             threads.append(threading.Thread(target=ask, args=(name,)))
             threads[-1].start()
-        wait_until(lambda: server.service._gate._inside >= held)  # noqa: B023
-    wait_until(lambda: len(answers["two"]) >= 3)  # those without a place are told at once
+        wait_until(lambda: server.service._admission._inside >= held)  # noqa: B023
+    wait_until(lambda: len(answers["two"]) >= 3)  # requests without a slot are rejected at once
     ask("six")
     assert answers["six"][0].status_code == 200
     for thread in threads:

@@ -1,4 +1,4 @@
-"""Which Host a request must name."""
+"""Which Host headers a server answers."""
 
 import socket
 
@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from adde.errors import UserError
-from adde.serving.http.requests.hosts import Hosts
+from adde.serving.http.requests.hosts import AllowedHosts
 
 LOCAL = ["localhost", "127.0.0.1", "[::1]", "localhost:8000", "LOCALHOST.:80", "127.8.9.1:1"]
 GIVEN = ["shop.example", "Shop.Example:443", "shop.example.", "10.0.0.7:8000", "[fd00::7]:8000"]
@@ -19,33 +19,33 @@ NAMES = ["shop.example", "10.0.0.7:443", "[fd00::7]"]
 def test_loopback_is_answered_wherever_the_server_is_bound(host):
     for address in ("127.0.0.1", "localhost", "::1", "0.0.0.0", "10.0.0.7"):
         for names in ([], NAMES):
-            assert Hosts(address, names).answers([host], probe=False)
+            assert AllowedHosts(address, names).allows([host], probe=False)
 
 
 @pytest.mark.parametrize("host", GIVEN)
 def test_names_that_are_given_are_answered(host):
     for address in ("127.0.0.1", "0.0.0.0"):
-        assert Hosts(address, NAMES).answers([host], probe=False)
-    assert not Hosts("127.0.0.1", []).answers([host], probe=True)
+        assert AllowedHosts(address, NAMES).allows([host], probe=False)
+    assert not AllowedHosts("127.0.0.1", []).allows([host], probe=True)
 
 
 @pytest.mark.parametrize("values", [*([host] for host in OTHERS + BROKEN), [], ["localhost"] * 2])
-def test_others_are_refused_on_loopback_and_where_names_are_given(values):
+def test_other_hosts_are_rejected_on_loopback_or_with_names(values):
     for probe in (False, True):
-        assert not Hosts("127.0.0.1", NAMES).answers(values, probe)
-        assert Hosts("0.0.0.0", []).answers(values, probe)
-    assert not Hosts("0.0.0.0", NAMES).answers(values, probe=False)
-    assert Hosts("0.0.0.0", NAMES).answers(values, probe=True)  # at a pod's address
+        assert not AllowedHosts("127.0.0.1", NAMES).allows(values, probe)
+        assert AllowedHosts("0.0.0.0", []).allows(values, probe)
+    assert not AllowedHosts("0.0.0.0", NAMES).allows(values, probe=False)
+    assert AllowedHosts("0.0.0.0", NAMES).allows(values, probe=True)  # at a pod's address
 
 
 @pytest.mark.parametrize("name", ["", "https://shop.example", "shop.example/x", "a b", "fd00::7"])
-def test_names_that_are_none_are_told(name):
+def test_malformed_names_are_reported(name):
     with pytest.raises(UserError, match=r"--allow-host: expected a name .*, found"):
-        Hosts("127.0.0.1", [name])
+        AllowedHosts("127.0.0.1", [name])
 
 
-def test_a_refusal_is_a_problem_and_comes_before_everything(serve):
-    server = serve(hosts=Hosts("127.0.0.1", ["shop.example"]))
+def test_a_rejection_is_a_problem_and_comes_first(serve):
+    server = serve(hosts=AllowedHosts("127.0.0.1", ["shop.example"]))
     for path in ("/", "/page/main.js", "/v1/schema", "/healthz", "/metrics", "/nothing"):
         answer = httpx.get(server.url + path, headers={"host": "evil.example:80"})
         assert answer.status_code == 421

@@ -1,4 +1,4 @@
-"""Who may ask, and how often."""
+"""API keys and rate limits."""
 
 import asyncio
 import os
@@ -9,10 +9,10 @@ import pytest
 
 from adde.errors import UserError
 from adde.serving.http.app import create_app
-from adde.serving.http.hot_swap import Source
+from adde.serving.http.backend import BackendConfig
 from adde.serving.http.requests.hosts import is_loopback
-from adde.serving.http.requests.keys import Buckets, Keys, parse
-from adde.serving.http.run import find_keys
+from adde.serving.http.requests.keys import Keys, RateLimiter, parse
+from adde.serving.http.server import find_keys
 from adde.serving.http.service import Service
 from adde.serving.http.settings import Settings
 
@@ -30,12 +30,12 @@ def key_file(tmp_path):
     return path
 
 
-def test_each_key_has_its_holder(key_file):
+def test_each_key_has_its_name(key_file):
     keys = Keys(key_file)
-    assert keys.holder(OLD) == "first"
-    assert keys.holder(NEW) == "second"
+    assert keys.name_of(OLD) == "first"
+    assert keys.name_of(NEW) == "second"
     for wrong in ("", OLD[:-1], OLD + " ", OLD.upper(), "ünïcode", "first"):
-        assert keys.holder(wrong) is None
+        assert keys.name_of(wrong) is None
 
 
 def test_a_changed_file_is_read_again_and_a_bad_one_changes_nothing(key_file, caplog):
@@ -47,12 +47,12 @@ def test_a_changed_file_is_read_again_and_a_bad_one_changes_nothing(key_file, ca
         os.utime(key_file, ns=(time.time_ns(), key_file.stat().st_mtime_ns + 1))
 
     rewrite(f"third: {third}\n")
-    assert (keys.holder(third), keys.holder(OLD)) == ("third", None)
+    assert (keys.name_of(third), keys.name_of(OLD)) == ("third", None)
     rewrite("no key at all\n")
-    assert keys.holder(third) == "third"
+    assert keys.name_of(third) == "third"
     assert "line 1: expected `name: key`" in caplog.text
     key_file.unlink()
-    assert keys.holder(third) == "third"
+    assert keys.name_of(third) == "third"
     assert third not in caplog.text
 
 
@@ -64,7 +64,7 @@ def test_a_changed_file_is_read_again_and_a_bad_one_changes_nothing(key_file, ca
         (f"a: {OLD}\na: {NEW}", "line 2: the name 'a' appears twice"),
     ],
 )
-def test_keys_that_are_none_are_told_without_showing_them(text, message):
+def test_malformed_keys_are_reported_without_showing_them(text, message):
     with pytest.raises(UserError, match=message) as raised:
         parse(text, "keys.txt")
     assert OLD not in str(raised.value)
@@ -80,13 +80,13 @@ def test_a_file_of_any_editor_has_the_same_keys(tmp_path, encoding, end):
     path = tmp_path / "keys.txt"
     path.write_bytes(f"# {REMARK}{end}first: {OLD}{end}".encode(encoding))
     keys = Keys(path)
-    assert (len(keys), keys.holder(OLD)) == (1, "first")
-    # A secret made of such a file comes as the environment's text.
+    assert (len(keys), keys.name_of(OLD)) == (1, "first")
+    # A secret made from such a file arrives through the environment.
     assert parse(f"\ufeff# {REMARK}{end}first: {OLD}", "X").keys() == {"first"}
 
 
 @pytest.mark.parametrize("before", ["\u200b# ", "// ", "; ", "", "\ufeff\ufeff# "])
-def test_a_remark_is_no_key(before):
+def test_a_sentence_is_not_a_key(before):
     with pytest.raises(UserError, match=r"line 2: expected `name: key`, .*a comment begins with #"):
         parse(f"first: {OLD}\n{before}{REMARK}", "keys.txt")
 
@@ -106,21 +106,21 @@ def test_a_key_is_required_off_loopback(monkeypatch, key_file):
     assert find_keys("0.0.0.0", None, False) is None
     assert len(find_keys("0.0.0.0", key_file, None)) == 2
     monkeypatch.setenv("ADDE_API_KEYS", f"x: {OLD}")
-    assert find_keys("127.0.0.1", None, None).holder(OLD) == "x"
+    assert find_keys("127.0.0.1", None, None).name_of(OLD) == "x"
     hosts = ["127.0.0.1", "127.9.9.9", "::1", "localhost", "0.0.0.0", "::", "10.0.0.1", "shop"]
     assert [is_loopback(host) for host in hosts] == [True] * 4 + [False] * 4
 
 
 def test_a_bucket_holds_a_burst_and_fills_at_its_rate():
     now = [0.0]
-    buckets = Buckets(rate=2, burst=3, now=lambda: now[0])
+    buckets = RateLimiter(rate=2, burst=3, now=lambda: now[0])
     assert [buckets.take("a") for _ in range(4)] == [0, 0, 0, 0.5]
-    assert buckets.take("b") == 0  # another's is its own
+    assert buckets.take("b") == 0  # keys have separate buckets
     now[0] = 0.5
     assert [buckets.take("a") for _ in range(2)] == [0, 0.5]
-    now[0] = 100.0  # no more than a burst is saved up
+    now[0] = 100.0  # at most one burst accumulates
     assert [buckets.take("a") > 0 for _ in range(4)] == [False, False, False, True]
-    assert Buckets(rate=0, burst=1).take("a") == 0
+    assert RateLimiter(rate=0, burst=1).take("a") == 0
 
 
 def test_what_needs_a_key_and_what_does_not(serve, key_file):
@@ -139,7 +139,7 @@ def test_what_needs_a_key_and_what_does_not(serve, key_file):
     assert "security" in httpx.get(url + "/openapi.json").json()["paths"]["/v1/search"]["post"]
 
 
-def test_a_key_that_asks_too_often_is_told_when_to_come_back(serve, key_file):
+def test_a_key_over_its_rate_gets_retry_after(serve, key_file):
     url = serve(keys=Keys(key_file), rate=0.5, burst=2).url
     statuses = [httpx.get(url + "/v1/schema", headers=bearer(OLD)).status_code for _ in range(3)]
     assert statuses == [200, 200, 429]
@@ -151,7 +151,7 @@ def test_a_key_that_asks_too_often_is_told_when_to_come_back(serve, key_file):
 
 
 def answers_of(app, prefix, paths, headers):
-    """What `app` answers where `prefix` was taken off by whoever has it inside."""
+    """A response of `app` behind something that strips `prefix`."""
 
     async def ask():
         transport = httpx.ASGITransport(app, root_path=prefix)
@@ -164,10 +164,10 @@ def answers_of(app, prefix, paths, headers):
 def test_under_a_prefix_keys_and_rates_are_what_they_are_without(
     tiny_bundle, tiny_gallery, decoders
 ):
-    """As Ray Serve's route_prefix, or an app that mounts this one, hands requests on."""
+    """As under Ray Serve's route_prefix, or mounted in another app."""
     guarded = ["/v1/schema", "/v1/items", "/v1/items/test-000000-003", "/metrics", "/nothing"]
     free = ["/", "/page/main.js", "/docs", "/openapi.json", "/healthz", "/readyz"]
-    source, keys = Source(tiny_bundle, tiny_gallery), Keys(text=f"shop: {OLD}")
+    source, keys = BackendConfig(tiny_bundle, tiny_gallery), Keys(text=f"shop: {OLD}")
 
     async def check():
         settings = Settings(rate=0.01, burst=len(guarded) - 1)

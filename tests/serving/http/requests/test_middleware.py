@@ -1,4 +1,4 @@
-"""Headers, sizes, and what the log holds."""
+"""Headers, size limits, and the log."""
 
 import json
 import logging
@@ -31,7 +31,7 @@ def test_a_preflight_of_another_origin_is_refused(client):
     assert client.options("/v1/search", headers=asked).status_code == 405
 
 
-def test_a_body_that_says_it_is_too_large_is_refused_before_it_is_sent(serve):
+def test_a_body_with_too_large_a_length_is_rejected_before_it_is_sent(serve):
     url = serve(max_bytes=1000).url
     with socket.create_connection(url[7:].split(":")) as raw:
         # Not one byte of the body follows.
@@ -39,7 +39,7 @@ def test_a_body_that_says_it_is_too_large_is_refused_before_it_is_sent(serve):
         assert raw.recv(4096).startswith(b"HTTP/1.1 413")
 
 
-def test_a_body_that_does_not_say_is_refused_when_it_is_too_large(serve):
+def test_a_body_of_unknown_length_is_rejected_when_it_exceeds_the_limit(serve):
     server = serve(max_bytes=100_000)
     read = []
 
@@ -52,7 +52,7 @@ def test_a_body_that_does_not_say_is_refused_when_it_is_too_large(serve):
     answer = httpx.post(f"{server.url}/v1/embed", content=pieces(), headers=media)
     assert answer.status_code == 413
     assert "at most 100,000 bytes" in answer.json()["detail"]
-    assert server.service._gate._inside == 0
+    assert server.service._admission._inside == 0
 
 
 def test_the_log_is_json_lines_without_pictures_keys_or_names(serve, picture_of, tmp_path):
@@ -92,6 +92,6 @@ def test_the_log_is_json_lines_without_pictures_keys_or_names(serve, picture_of,
 
 
 @pytest.mark.parametrize("changed", [{"queue": 0}, {"max_batch": 65}, {"decode_seconds": 0}])
-def test_settings_out_of_range_are_told(changed):
+def test_settings_out_of_range_are_reported(changed):
     with pytest.raises(UserError, match=r"--[a-z-]+: expected .* to .*, found"):
         Settings(**changed)

@@ -1,4 +1,4 @@
-"""Broken, hostile and odd pictures: the right answer, or a problem that says what is wrong."""
+"""Broken, hostile and odd pictures: the right answer, or a problem with the reason."""
 
 import io
 import os
@@ -17,16 +17,16 @@ from picture_files import as_bytes
 from PIL import Image
 
 from adde.preprocess import Preprocess
-from adde.serving.http.problems import of_exception
-from adde.serving.http.requests import decoders as module
-from adde.serving.http.requests import pictures
-from adde.serving.http.requests.decoders import Decoders
-from adde.serving.http.requests.pictures import NoDecoderError, PictureError
+from adde.serving.http.problems import from_exception
+from adde.serving.http.requests import decoder_pool as module
+from adde.serving.http.requests import picture_decoder
+from adde.serving.http.requests.decoder_pool import Decoders
+from adde.serving.http.requests.picture_decoder import NoDecoderError, PictureError
 
 
 @pytest.fixture
 def seen_as(client, searcher):
-    """Asserts that the server sees in a file what the library sees in a Pillow picture."""
+    """Assert that the server decodes a file as the library decodes a Pillow picture."""
 
     def check(content, image):
         answer = client.post("/v1/embed", files={"image": content})
@@ -62,7 +62,7 @@ def test_every_format_that_is_asked_for(seen_as, drawn):
         seen_as(content, decoded(content))
 
 
-def test_a_name_or_type_that_lies_changes_nothing(client, seen_as, drawn):
+def test_a_wrong_file_name_or_type_is_ignored(client, seen_as, drawn):
     content = as_bytes(drawn)
     plain = client.post("/v1/embed", files={"image": content}).json()
     for name, media in (("x.exe", "text/html"), ("../../etc/passwd", "image/svg+xml"), ("", "")):
@@ -108,7 +108,7 @@ def test_cmyk_grey_and_16_bit(seen_as, drawn):
     seen_as(as_bytes(deep), grey.convert("RGB"))
 
 
-def test_of_an_animation_the_first_picture_counts(seen_as, drawn):
+def test_the_first_frame_of_an_animation_counts(seen_as, drawn):
     others = [drawn.rotate(180), drawn.rotate(90)]
     options = {"save_all": True, "append_images": others, "duration": 50}
     seen_as(as_bytes(drawn, "webp", lossless=True, **options), drawn)
@@ -116,13 +116,13 @@ def test_of_an_animation_the_first_picture_counts(seen_as, drawn):
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
-def test_a_truncated_picture_is_told(refused, drawn, kind):
+def test_a_truncated_picture_is_reported(refused, drawn, kind):
     content = as_bytes(drawn.resize((640, 480)), kind)
     for share in (0.02, 0.3, 0.9):
         assert "expected" in refused(content[: int(len(content) * share)], 415, 422)
 
 
-def test_what_is_no_picture_is_told(refused, drawn):
+def test_files_that_are_not_pictures_are_reported(refused, drawn):
     svg = b"<svg xmlns='http://www.w3.org/2000/svg'><image href='http://10.0.0.1/x'/></svg>"
     script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) run\n"
     for content in (b"", b"\x00", svg, script, b"\xff\xd8\xff", b"RIFF\x00\x00\x00\x00WEBPVP8 "):
@@ -132,7 +132,7 @@ def test_what_is_no_picture_is_told(refused, drawn):
 
 
 def png_of(width, height, data):
-    """A PNG that says it has this size, with this compressed data."""
+    """A PNG with this size in its header and this compressed data."""
 
     def chunk(kind, content):
         body = kind + content
@@ -142,15 +142,15 @@ def png_of(width, height, data):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
-def test_bombs_are_refused_by_their_head(refused):
+def test_decompression_bombs_are_rejected_by_their_header(refused):
     bomb = png_of(60_000, 60_000, zlib.compress(bytes(10_000_000)))
     assert len(bomb) < 100_000
     assert "pixels" in refused(bomb, 413)
     assert "25,000,000 pixels, found 5001 x 5000" in refused(png_of(5001, 5000, b""), 413)
-    undecoded = None  # nothing could decode them: they would not be refused, but fail
+    undecoded = None  # no decoder accepts them, so they would fail instead of being rejected
     for content in (bomb, png_of(5001, 5000, b"")):
         with pytest.raises(PictureError, match="pixels"):
-            pictures.decode(content, undecoded, 25_000_000)
+            picture_decoder.decode(content, undecoded, 25_000_000)
     text = zlib.compress(bytes(80_000_000))  # a compressed text as large as memory
     chunk = b"zTXt" + b"k\0\0" + text
     packed = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
@@ -171,15 +171,15 @@ def test_random_damage_never_breaks_the_server(client, drawn):
 
 
 def many_scans(scans):
-    """A progressive JPEG of 5000 x 5000 in a few hundred bytes a scan: minutes to decode."""
+    """A progressive JPEG of 5000 x 5000 with a few hundred bytes per scan: minutes to decode."""
     base = as_bytes(Image.new("L", (5000, 4900)), "jpeg", progressive=True, quality=50)
-    # The last scan refines what the ones before it said; said again and again it stays valid.
+    # The last scan refines earlier ones; repeated, it remains valid.
     at = base.rindex(b"\xff\xda")
     table = base.rindex(b"\xff\xc4", 0, at)
     return base[:-2] + base[table:-2] * scans + b"\xff\xd9"
 
 
-def test_a_picture_that_takes_too_long_is_given_up_and_the_next_is_not(serve, drawn):
+def test_a_slow_picture_is_rejected_and_the_next_is_not(serve, drawn):
     server = serve(decode_seconds=0.4)
     content = many_scans(300)
     assert len(content) < 10_000_000
@@ -249,14 +249,14 @@ def test_odd_exif_costs_no_decoder(drawn, kind):
         Warning("w"),
     ],
 )
-def test_whatever_a_decoder_raises_is_the_pictures_fault(drawn, monkeypatch, error):
+def test_any_exception_of_a_decoder_rejects_the_picture(drawn, monkeypatch, error):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(pictures.Preprocess, "load", fail)
-    message = pictures.HEAD.pack(8, 10**8, b"crop") + as_bytes(drawn, "png")
-    answer = pictures.reply(message)
-    assert answer[0] == pictures.BROKEN
+    monkeypatch.setattr(picture_decoder.Preprocess, "load", fail)
+    message = picture_decoder.HEAD.pack(8, 10**8, b"crop") + as_bytes(drawn, "png")
+    answer = picture_decoder.reply(message)
+    assert answer[0] == picture_decoder.BROKEN
     assert type(error).__name__ in answer[1:].decode()
 
 
@@ -275,21 +275,21 @@ def test_a_decoder_that_dies_takes_one_picture_with_it(drawn):
 def test_a_picture_that_waits_for_a_busy_machine_is_not_at_fault(drawn):
     with closing(Decoders(1, 1.0, 10_000_000)) as decoders, ThreadPoolExecutor(1) as threads:
         expected = decoders.load(as_bytes(drawn), Preprocess(32))
-        os.kill(process_of(decoders).pid, signal.SIGSTOP)  # as one that gets no turn
+        os.kill(process_of(decoders).pid, signal.SIGSTOP)  # as if it got no CPU time
         loaded = threads.submit(decoders.load, as_bytes(drawn), Preprocess(32))
-        time.sleep(1.5)  # more than it may take
+        time.sleep(1.5)  # longer than its limit
         assert not loaded.done()
         os.kill(process_of(decoders).pid, signal.SIGCONT)
         assert np.array_equal(loaded.result(60), expected)
 
 
-def test_a_picture_that_gets_no_turn_at_all_may_come_back(drawn, monkeypatch):
-    monkeypatch.setattr(module, "PATIENCE", 0.1)
+def test_a_picture_without_cpu_time_gets_503(drawn, monkeypatch):
+    monkeypatch.setattr(module, "WALL_CLOCK_FACTOR", 0.1)
     with closing(Decoders(1, 5.0, 10_000_000)) as decoders:
         os.kill(process_of(decoders).pid, signal.SIGSTOP)
         with pytest.raises(NoDecoderError) as caught:
             decoders.load(as_bytes(drawn), Preprocess(32))
-        problem = of_exception(caught.value)
+        problem = from_exception(caught.value)
         assert (problem.status, problem.headers["Retry-After"]) == (503, "2")
         monkeypatch.undo()
         assert decoders.load(as_bytes(drawn), Preprocess(32)).shape == (32, 32, 3)
@@ -318,7 +318,7 @@ def test_a_decoder_that_cannot_be_started_is_tried_again_with_the_next_picture(d
     # and closing it, with no process, is no error
 
 
-def test_a_decoder_that_ends_at_its_start_is_told(monkeypatch):
-    monkeypatch.setattr(module, "run", print)  # says nothing to the server
+def test_a_decoder_that_exits_at_start_is_reported(monkeypatch):
+    monkeypatch.setattr(module, "run", print)  # sends nothing to the server
     with pytest.raises(NoDecoderError, match="ended at its start"):
         Decoders(1, 5.0, 10_000_000)

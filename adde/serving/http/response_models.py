@@ -1,0 +1,193 @@
+"""Response bodies, as OpenAPI describes them."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+from adde.serving import picture_location
+from adde.serving.answers import Answer, Rank, Result, Seen
+from adde.serving.gallery.base import Header, Item
+
+
+class SeenBody(BaseModel):
+    """An attribute of the query before the edits."""
+
+    value: str | None = Field(
+        description="The likeliest value; null if the attribute is likelier absent."
+    )
+    confidence: float | None = Field(
+        description="Probability of `value`, 1 if known; null if not available."
+    )
+    known: bool = Field(description="`value` comes from the catalogue; otherwise it is predicted.")
+
+
+class EmbedResult(BaseModel):
+    """An embedding (A attributes x D), not normalised, and the attributes predicted from the
+    picture.
+    """
+
+    bundle: str
+    embedding: list[list[float]]
+    seen: dict[str, SeenBody]
+
+
+class MatchBody(BaseModel):
+    """One attribute of an answer, compared with the request."""
+
+    value: str | None = Field(
+        description="The answer's value; null if the attribute is likelier absent."
+    )
+    predicted: bool = Field(description="The catalogue has no label; `value` is predicted.")
+    seen: str = Field(description="The value predicted from the picture.")
+    wanted: str | None = Field(description='A value, null for absence, "not black" or "more red".')
+    share: float = Field(
+        description="This attribute's share, 0 to 1, of the gap to a perfect answer."
+    )
+    probability: float | None = Field(
+        description="Probability of a match here; null for an uncalibrated bundle."
+    )
+    good: bool = Field(description="`value` is what is wanted.")
+
+
+class AnswerBody(BaseModel):
+    """An item as an answer."""
+
+    item_id: str
+    distance: float
+    score: float = Field(
+        description="By match: a mean of the probabilities, 0 to 1; by distance: 1 - distance / 2."
+    )
+    labels: dict[str, str | None]
+    fields: dict[str, Any]
+    matches: dict[str, MatchBody]
+    has_picture: bool
+
+
+class SearchResult(BaseModel):
+    """Answers, best first, and the values sought."""
+
+    bundle: str
+    rank: Rank
+    seen: dict[str, SeenBody]
+    wanted: dict[str, str | None]
+    answers: list[AnswerBody]
+
+
+class ItemBody(BaseModel):
+    """An item of the gallery."""
+
+    item_id: str
+    labels: dict[str, str | None]
+    seen: dict[str, str]
+    fields: dict[str, Any]
+    has_picture: bool
+
+
+class ItemsResult(BaseModel):
+    """Items of the gallery."""
+
+    items: list[ItemBody]
+
+
+class AttributeBody(BaseModel):
+    """An attribute and its values, in the schema's order."""
+
+    name: str
+    values: list[str]
+
+
+class FieldBody(BaseModel):
+    """A field of the items, for filters."""
+
+    name: str
+    values: list[bool | int | float | str] = Field(
+        description="All values if they are few; otherwise empty."
+    )
+    min: float | None = Field(description="Minimum, if all values are numbers.")
+    max: float | None
+
+
+class CardsBody(BaseModel):
+    """How the page shows items; null if there is no such field."""
+
+    title_field: str | None
+    price_field: str | None
+    currency: str | None
+    link_template: str | None
+    category: str | None
+
+
+class SchemaResult(BaseModel):
+    """The attributes and fields that requests may use."""
+
+    bundle: str
+    calibrated: bool = Field(description="Answers can be, and by default are, ranked by match.")
+    attributes: list[AttributeBody]
+    fields: list[FieldBody] = Field(description="Fields when the gallery was opened.")
+    items: int
+    max_bytes: int
+    cards: CardsBody
+
+
+class Health(BaseModel):
+    """State of the process; `swap` is the outcome of the last hot swap, explained in the log."""
+
+    status: Literal["ok"]
+    version: str
+    bundle: str
+    providers: list[str]
+    items: int
+    swap: Literal["none", "done", "failed", "running"]
+
+
+class Ready(BaseModel):
+    """The server accepts requests."""
+
+    ready: Literal[True]
+
+
+def seen_json(seen: Mapping[str, Seen]) -> dict[str, Any]:
+    """Make a `SeenBody` per attribute."""
+    return {name: vars(value) for name, value in seen.items()}
+
+
+def answer_json(header: Header, answer: Answer) -> dict[str, Any]:
+    """Make an `AnswerBody`."""
+    return {
+        "item_id": answer.item_id,
+        "distance": answer.distance,
+        "score": answer.score,
+        "labels": answer.labels,
+        "fields": answer.fields,
+        "matches": {name: vars(match) for name, match in answer.matches.items()},
+        "has_picture": _has_picture(header, answer.item),
+    }
+
+
+def result_json(header: Header, bundle: str, result: Result) -> dict[str, Any]:
+    """Make a `SearchResult`."""
+    return {
+        "bundle": bundle,
+        "rank": result.rank,
+        "seen": seen_json(result.seen),
+        "wanted": result.wanted,
+        "answers": [answer_json(header, answer) for answer in result],
+    }
+
+
+def item_json(header: Header, item: Item) -> dict[str, Any]:
+    """Make an `ItemBody`."""
+    return {
+        "item_id": item.item_id,
+        "labels": header.schema.decode(item.labels),
+        "seen": header.schema.decode(item.predicted),
+        "fields": item.fields,
+        "has_picture": _has_picture(header, item),
+    }
+
+
+def _has_picture(header: Header, item: Item) -> bool:
+    if picture_location.url_origin(header.pictures):
+        return True
+    return header.pictures is not None and item.place is not None

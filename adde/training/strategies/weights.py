@@ -1,0 +1,96 @@
+"""The weights of a run: full copies for evaluation, and the strategy that trains them."""
+
+import copy
+import gc
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from adde.training.checkpoints.checkpoint import Checkpoint
+from adde.training.checkpoints.flat_shards import FlatShard, partition_replicated
+from adde.training.config import Config
+from adde.training.optimisation import NO_RATES, Rate
+from adde.training.strategies.choice import full_model_device, open_strategy
+from adde.training.strategies.strategy import Strategy
+
+
+class Weights:
+    """Full weights, averaged ones if the recipe has `optimizer.ema`, and a strategy per stage.
+
+    Args:
+        accelerator: of this process.
+        model: full, on the CPU.
+        config: of the run.
+    """
+
+    def __init__(self, accelerator: Accelerator, model: nn.Module, config: Config) -> None:
+        self._accelerator, self._config = accelerator, config
+        self._full_model: Any = model
+        self._average = copy.deepcopy(model) if config.optimizer.ema else None
+        self._full_device = full_model_device(accelerator)
+        self._strategy: Strategy | None = None
+        self.offload_full()
+
+    @property
+    def strategy(self) -> Strategy:
+        """The strategy of the current stage."""
+        assert self._strategy is not None
+        return self._strategy
+
+    def train(self, frozen: Iterable[str], rates: Mapping[str, Rate] = NO_RATES) -> None:
+        """Open the strategy of a stage; submodules in `frozen` get no gradient."""
+        # DDP would wait for the gradient of a parameter that the stage does not use.
+        self._full_model.requires_grad_(True)
+        for name in frozen:
+            self._full_model.get_submodule(name).requires_grad_(False)
+        self.close()
+        self._strategy = open_strategy(self._accelerator, self._full_model, self._config, rates)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Load the state of the stage's optimiser, averages and loss scale."""
+        self.strategy.restore(checkpoint.tensors("optimizer"), checkpoint.tensors("ema"))
+        if self._accelerator.scaler and checkpoint.state["scaler"]:
+            self._accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
+
+    def gather(self) -> Any:
+        """Return the full model that would be exported, on the device; on all ranks.
+
+        It has averaged weights if there are any.
+        """
+        model = self._full_model
+        if self._strategy is not None:
+            self._strategy.gather_full_weights(model)
+            averages = self._strategy.averaged
+            if self._average is not None and averages is not None and averages.tensors:
+                model = self._average
+                self._strategy.gather_full_weights(model, averages.tensors)
+        return model.to(self._accelerator.device)
+
+    def offload_full(self) -> None:
+        """Move full copies that are not trained off the GPU until the next evaluation."""
+        self._full_model.to(self._full_device)
+        if self._average is not None:
+            self._average.to("cpu")
+
+    def adopt(self, model: nn.Module) -> None:
+        """End the stage's strategy; train from the weights of `model`, which `gather` returned."""
+        self.close()
+        if model is not self._full_model:
+            self._full_model.load_state_dict(model.state_dict())
+
+    def flat_shards(self, extra: dict[str, Tensor]) -> dict[str, FlatShard]:
+        """Return what this rank writes of a checkpoint; `extra` tensors are equal on all ranks."""
+        if self._strategy is not None:
+            return self._strategy.flat_shards() | partition_replicated(extra)
+        model = {f"model/{name}": value for name, value in self._full_model.state_dict().items()}
+        return partition_replicated(model | extra)
+
+    def close(self) -> None:
+        """End the stage's strategy and free its memory."""
+        if self._strategy is not None:
+            self._strategy.close()
+        self._strategy = None
+        gc.collect()  # reference cycles of hooks hold shards, and the next stage needs the memory
+        self.offload_full()

@@ -1,8 +1,11 @@
-"""Measures a run's checkpoint on a split: a table, and a JSON file in the run's folder.
+"""Evaluate a run's checkpoint on a split: print tables and write a file of metrics.
+
+With --disentanglement, score how well the codes of runs of any method keep factors apart.
 
 python train/evaluate.py --run runs/quickstart --split test
-python train/evaluate.py --run runs/quickstart --split val --checkpoint last
 python train/evaluate.py --run runs/quickstart --task similarity
+python train/evaluate.py --run runs/quickstart --split val --checkpoint last
+python train/evaluate.py --disentanglement --run runs/beta-tcvae runs/quickstart --codes theirs.npz
 """
 
 from pathlib import Path
@@ -11,43 +14,81 @@ from typing import Literal
 import torch
 import tyro
 
+from adde.disentanglement import as_text
 from adde.errors import UserError, did_you_mean, run_program
 from adde.files import write_json
 from adde.schema import Schema
+from adde.training.disentanglement import score_encoders
 from adde.training.evaluation import Evaluator
 from adde.training.method import Task, find_method
 from adde.training.opening import load_model
 from adde.training.resilience.requirements import require_split
 from adde.training.run_folder import open_shards
+from adde.training.watching.encoder_scores import SCORES_NAME
 from adde.training.watching.report import results_path, write_report
+
+Split = Literal["train", "val", "test"]
 
 
 def evaluate(
-    run: Path,
-    split: Literal["train", "val", "test"] = "test",
+    run: tuple[Path, ...] = (),
+    split: Split = "test",
     task: str | None = None,
     checkpoint: Literal["best", "last"] = "best",
     shards: str | None = None,
     batch_size: int = 256,
     queries: int = 20_000,
+    disentanglement: bool = False,
+    codes: tuple[Path, ...] = (),
+    trees: Literal["lgbm", "sklearn"] = "lgbm",
+    tasks: bool = False,
 ) -> None:
-    """Runs one of the method's evaluations (docs/architecture.md).
+    """Run one of the method's evaluations (docs/architecture.md), or measure the disentanglement
+    of codes (docs/vae.md).
 
-    An ADDE is evaluated by the tasks `manipulation` (retrieval of edits, and attribute accuracy)
-    and `similarity` (conditional similarity, and the leak matrix).
+    A run of ADDE has the tasks `manipulation` (retrieval of edits, and attribute accuracy) and
+    `similarity` (conditional similarity, and the leak matrix); one of `outfits` has `outfits`.
 
-    Manipulation on the test split writes metrics.json, on another split metrics-<split>.json. Any
-    other task writes <task>-<split>.json. The report shows the files of the test split.
+    Manipulation of the test split writes metrics.json, of another split metrics-<split>.json; any
+    other task writes <task>-<split>.json. The report shows the test split's files. Scores of codes
+    go to disentanglement.json.
 
     Args:
-        run: folder of the run.
-        split: whose items are gallery and queries.
-        task: what is evaluated; default: the method's first task.
+        run: folders of runs.
+        split: items for gallery and queries, or items to encode.
+        task: what to evaluate; default: the method's first task.
         checkpoint: best on the validation split, or last.
         shards: folder or address of shards; default: those the run was trained on.
         batch_size: pictures encoded at a time.
-        queries: most that are asked, evenly spaced over all; 0: all.
+        queries: maximum number of queries, evenly spaced over all; 0: all.
+        disentanglement: score the codes of runs of any method, in one table.
+        codes: .npz files of other codes for that table: codes (N, L) and labels (N, K), optionally
+            factors (K names), blocks (L,) and sampled (N, L).
+        trees: of DCI; sklearn's are the published ones, and 50 times slower.
+        tasks: also score downstream tasks, which takes longer than all other scores.
     """
+    if not run and not codes:
+        raise UserError("expected --run with the folder of a run, found none")
+    if disentanglement or codes:
+        scores = score_encoders(run, codes, split, checkpoint, shards, batch_size, trees, tasks)
+        print(as_text(scores))
+        for one in run:
+            print(f"\n{one / SCORES_NAME}, {write_report(one)}")
+        return
+    for one in run:
+        evaluate_task(one, split, task, checkpoint, shards, batch_size, queries)
+
+
+def evaluate_task(
+    run: Path,
+    split: Split,
+    task: str | None,
+    checkpoint: str,
+    shards: str | None,
+    batch_size: int,
+    queries: int,
+) -> None:
+    """Evaluate a run by one of its method's tasks; see `evaluate`."""
     model, config, found = load_model(run, checkpoint)
     name, measure = _task(run, config.method, task)
     index = open_shards(config, shards)

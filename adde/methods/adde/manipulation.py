@@ -6,9 +6,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from adde.edits import MOST, evaluate_split
+from adde.edits import MAX_QUERIES
 from adde.methods.adde.calibration import calibration_of
-from adde.methods.adde.evaluation import MemoryEdit, encode_split
+from adde.methods.adde.evaluation import encode_split, evaluate_split, memory_edit
 from adde.methods.adde.model import ADDE
 from adde.metrics import manipulation_queries
 from adde.schema import Schema
@@ -16,7 +16,7 @@ from adde.shards.queries import read_queries
 from adde.training.checkpoints.checkpoint import Checkpoint
 from adde.training.evaluation import Evaluator
 from adde.training.method import Measured
-from adde.training.ranking import best_matches_on, ranked_on, top_k_on
+from adde.training.ranking import ranker_for
 
 COLUMNS = ("hit@1", "hit@10", "hit@30", "ndcg@30", "ndcg_target@30", "ndcg_others@30")
 
@@ -31,24 +31,19 @@ def measure(
     if isinstance(evaluator.index.root, Path):
         given = read_queries(evaluator.index, split)
     else:
-        print("behind an address, queries that a dataset brings along are not looked for")
+        print("shards at an address: a dataset's own queries are not used")
     if given is not None:
-        print(f"{len(given)} queries given with the shards are asked, and no others")
+        print(f"using the {len(given)} queries that come with the shards")
     asked = (manipulation_queries(encoded.labels) if given is None else given).spread(queries)
+    watch = partial(tqdm, desc="rank", unit="block", leave=False, disable=None)
     figures = evaluate_split(
-        encoded.embeddings,
-        encoded.logits,
-        encoded.presence,
-        encoded.labels,
+        encoded,
         model.schema,
-        MemoryEdit(model),
+        memory_edit(model),
         calibration,
         asked,
-        top_k_on(evaluator.device),
-        partial(tqdm, desc="rank", unit="block", leave=False, disable=None),
-        min(queries, MOST) or MOST,
-        best_matches_on(evaluator.device),
-        ranked_on(evaluator.device),
+        min(queries, MAX_QUERIES) or MAX_QUERIES,
+        ranker_for(evaluator.device, watch),
     )
     return Measured(figures, "\n".join(tables(figures, model.schema)))
 

@@ -1,4 +1,4 @@
-"""A run of ADDE opened for evaluation or export."""
+"""Open a run of ADDE for evaluation or export."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ def load_adde(run: Path, which: str = "best") -> tuple[ADDE, AddeConfig, Checkpo
     """As `load_model`.
 
     Raises:
-        UserError: as there, or the run is one of another method.
+        UserError: as `load_model`, or the run is of another method.
     """
     model, config, checkpoint = load_model(run, which)
     if not isinstance(model, ADDE) or not isinstance(config, AddeConfig):

@@ -9,7 +9,7 @@ import torch
 
 from adde.methods.outfits.features import Features
 from adde.methods.outfits.model import Bilinear, Head, Question, subspaces
-from adde.metrics import Figures, Places
+from adde.metrics import Figures
 from adde.outfits import (
     BilinearScorer,
     RandomScorer,
@@ -19,7 +19,7 @@ from adde.outfits import (
     cooccurrence,
     outfit_figures,
 )
-from adde.schema import Schema, Vector
+from adde.schema import Rows, Schema, Vector
 from adde.shards.outfit_lists import OutfitData
 from adde.training.watching.displays import Table
 
@@ -49,12 +49,12 @@ def cooccurrence_of(features: Features, given: OutfitData, schema: Schema) -> Ve
 class HeadScorer(Scorer):
     """A head on represented items (N, ...) of categories (N,)."""
 
-    def __init__(self, head: Head, items: torch.Tensor, categories: Places) -> None:
+    def __init__(self, head: Head, items: torch.Tensor, categories: Rows) -> None:
         self._head, self._items = head, items
         self._categories = torch.from_numpy(categories)
 
     @torch.no_grad()
-    def complete(self, outfit: Places, candidates: Places) -> Figures:
+    def complete(self, outfit: Rows, candidates: Rows) -> Figures:
         """The head's scores."""
         there, sought = torch.from_numpy(outfit), torch.from_numpy(candidates)
         found = np.empty(len(candidates))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from adde.distributed import broadcast_from_main, rank
-from adde.errors import UserError, foreign
+from adde.errors import UserError, untrusted
 from adde.files import atomic_path, sha256_of_file
 from adde.methods.adde.calibration import calibration_of
 from adde.methods.adde.evaluation import encode_split
@@ -125,7 +125,7 @@ def _read(path: Path, key: str) -> Features | None:
     """The features in a file; None where it is missing, or of another encoder or other shards."""
     if not path.exists():
         return None
-    with foreign(path, "encoded items", "delete it"), np.load(path, allow_pickle=False) as arrays:
+    with untrusted(path, "encoded items", "delete it"), np.load(path, allow_pickle=False) as arrays:
         if str(arrays["key"]) != key:
             return None
         rest = {name: arrays[name] for name in ("embeddings", "beliefs", "labels")}

@@ -10,7 +10,7 @@ import torch.multiprocessing as mp
 from test_ranks import free_port
 
 from adde.edits import evaluate_split
-from adde.methods.adde.evaluation import MemoryEdit, retrieval
+from adde.methods.adde.evaluation import MemoryEdit, encode_split, retrieval
 from adde.metrics import METRIC_NAMES, manipulation_queries
 from adde.scoring import Calibration
 from adde.shards.index import ShardIndex
@@ -20,14 +20,14 @@ CPU = torch.device("cpu")
 
 
 def first_items(index, count):
-    """Return the index with a test split of `size` items."""
+    """Return the index with a test split of `count` items."""
     (shard,) = index.split("test")
     short = replace(shard, samples=count, members=shard.members[:count])
     return replace(index, shards=(short,))
 
 
 def evaluate(index, model, most=0):
-    encoded = Evaluator(index, 5, 0, CPU).encode(model, "test")
+    encoded = encode_split(Evaluator(index, 5, 0, CPU), model, "test")
     return encoded, retrieval(model, encoded, CPU, most)
 
 

@@ -1,21 +1,21 @@
-"""The exported artefact: two ONNX graphs, golden vectors, and bundle.json that vouches for them.
+"""The exported artefact: two ONNX graphs, golden vectors, and bundle.json with their hashes.
 
 Layout::
 
-    encoder.onnx  images (B, S, S, 3) uint8 -> embeddings (B, A, D), logits (B, V), and where the
-                  model has them presence logits (B, A); float32
+    encoder.onnx  images (B, S, S, 3) uint8 -> embeddings (B, A, D), logits (B, V), and presence
+                  logits (B, A) if the model has them; float32
     memory.onnx   embeddings (B, A, D), indicator (B, V) -> query (B, A D), L2-normalised; float32
-    *.onnx.data   weights of a graph that are too large to lie in it
-    golden.npz    a few real pictures and an edit of each, with what torch made of them, or where
-                  the encoder has fewer bits what onnxruntime made of them when it was exported
+    *.onnx.data   weights that are too large to be embedded in their graph
+    golden.npz    a few real pictures and an edit of each, with the outputs of torch, or for a
+                  reduced-precision encoder those of onnxruntime at export
     README.md     the model card
     bundle.json   {"format": 3, "schema_hash": ..., "schema": ..., "preprocess": ...,
                    "attributes": A, "width": D, "values": V, "precision": "fp32" | "fp16" | "int8",
-                   "parts": what has it, "memory": "blocks" | "dense", "opset": ...,
-                   "calibration": see `adde.scoring.Calibration`, absent from bundles before it,
+                   "parts": the parts in that precision, "memory": "blocks" | "dense", "opset": ...,
+                   "calibration": see `adde.scoring.Calibration`, absent from older bundles,
                    "files": {"encoder.onnx": {"bytes": ..., "sha256": ...}, ...},
                    "versions": ..., "parity": ..., "retrieval": ..., "source": ...,
-                   "presence": whether the encoder gives it,
+                   "presence": whether the encoder has this output,
                    "sha256": of the canonical JSON of all other fields}
 """
 
@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from adde.errors import UserError, foreign
+from adde.errors import UserError, untrusted
 from adde.files import read_json, sha256_of_file, write_json
 from adde.preprocess import Picture, Preprocess
 from adde.schema import Schema, Vector
@@ -38,26 +38,26 @@ BUNDLE_NAME = "bundle.json"
 ENCODER, MEMORY, GOLDEN, CARD = "encoder.onnx", "memory.onnx", "golden.npz", "README.md"
 FILES = (ENCODER, MEMORY, GOLDEN, CARD)
 LARGE_FILES = (f"{ENCODER}.data", f"{MEMORY}.data")
-"""There only where a graph's weights are too large to lie in it."""
+"""Present only if a graph's weights are too large to be embedded in it."""
 FORMAT = 3
-READABLE = (2, 3)
-"""Format 2 has no `preprocess.fit`: its pictures are cropped."""
+READABLE_FORMATS = (2, 3)
+"""Format 2 lacks `preprocess.fit`; its pictures are cropped."""
 
 
 class Outputs(NamedTuple):
-    """What an encoder makes of B pictures."""
+    """Outputs of an encoder for B pictures."""
 
     embeddings: Vector
     """(B, A, D) float32."""
     logits: Vector
     """(B, V) float32."""
     presence: Vector | None
-    """(B, A) float32 logits; None where the model has no such output."""
+    """(B, A) float32 logits; None if the model has no such output."""
 
 
 @dataclass(frozen=True)
 class Golden:
-    """What a few pictures and edits must give, within what the parity report allows."""
+    """Golden vectors: expected outputs for a few pictures and edits."""
 
     images: Picture
     """(n, S, S, 3) uint8."""
@@ -70,7 +70,7 @@ class Golden:
     query: Vector
     """(n, A D) float32, L2-normalised."""
     presence: Vector | None = None
-    """(n, A) float32 logits, where the model has them."""
+    """(n, A) float32 logits, if the model has them."""
 
     @property
     def outputs(self) -> Outputs:
@@ -78,16 +78,16 @@ class Golden:
         return Outputs(self.embeddings, self.logits, self.presence)
 
     def write(self, path: Path) -> None:
-        """Writes golden.npz."""
+        """Write golden.npz."""
         arrays = {name: array for name, array in vars(self).items() if array is not None}
         np.savez_compressed(path, **arrays)
 
     @classmethod
     def read(cls, path: Path) -> "Golden":
-        """Reads golden.npz. Raises UserError where it is not what `write` wrote."""
-        # Opened here, as numpy leaves a file open that turns out to be damaged.
+        """Read golden.npz. Raises UserError if it is damaged."""
+        # Opened here because numpy does not close a damaged file.
         with (
-            foreign(path, "golden vectors"),
+            untrusted(path, "golden vectors"),
             path.open("rb") as file,
             np.load(file, allow_pickle=False) as arrays,
         ):
@@ -96,7 +96,7 @@ class Golden:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle folder. `details` holds the fields of bundle.json that need no class here."""
+    """A bundle folder. `details` holds the fields of bundle.json without an attribute here."""
 
     path: Path
     schema: Schema
@@ -106,27 +106,27 @@ class Bundle:
     details: Mapping[str, Any]
     """precision, parts, memory, opset, versions, parity, retrieval, source, presence."""
     calibration: Calibration | None = None
-    """Settings of the match score; None in older bundles, which rank by distance."""
+    """Settings of the match score; None in older bundles, which rank by distance only."""
     hash: str = field(default="", compare=False)
-    """sha256 of what bundle.json said when it was read, the hashes of the other files among it;
-    empty where it was not read. What a folder holds later has another."""
+    """sha256 of bundle.json's content, which includes the hashes of the other files. Empty if the
+    bundle was not read from disk."""
 
     @property
     def encoder(self) -> Path:
-        """The file of the encoder's graph."""
+        """Path of the encoder's graph."""
         return self.path / ENCODER
 
     @property
     def memory(self) -> Path:
-        """The file of the memory's graph."""
+        """Path of the prototype memory's graph."""
         return self.path / MEMORY
 
     def golden(self) -> Golden:
-        """The golden vectors."""
+        """Read the golden vectors."""
         return Golden.read(self.path / GOLDEN)
 
     def write(self) -> None:
-        """Writes bundle.json for the files that lie in `path`."""
+        """Write bundle.json for the files in `path`."""
         files = {
             name: {
                 "bytes": (self.path / name).stat().st_size,
@@ -152,21 +152,21 @@ class Bundle:
 
     @classmethod
     def read(cls, path: Path, verify: bool = True) -> "Bundle":
-        """Reads a bundle folder.
+        """Read a bundle folder.
 
         Args:
             path: the folder.
-            verify: compare every file with its hash, not only with its size.
+            verify: check the hash of every file, not only its size.
 
         Raises:
-            UserError: no bundle there, another format, a field missing, a schema without the
-                hash written beside it, or a file missing or changed; names the file.
+            UserError: the folder is no bundle, has another format, lacks a field, has a schema that
+                does not match its hash, or a file is missing or changed; names the file.
         """
         manifest = path / BUNDLE_NAME
         if not manifest.exists():
             raise UserError(f"{path}: expected a bundle with {BUNDLE_NAME}, found none")
         content = read_json(manifest)
-        with foreign(manifest, "the fields of a bundle", "export it again"):
+        with untrusted(manifest, "the fields of a bundle", "export it again"):
             bundle = cls._from_json(path, content)
             for name in (*FILES, *(name for name in LARGE_FILES if name in content["files"])):
                 _check_file(path / name, content["files"][name], verify)
@@ -175,7 +175,7 @@ class Bundle:
     @classmethod
     def _from_json(cls, path: Path, content: Any) -> "Bundle":
         manifest = path / BUNDLE_NAME
-        if content["format"] not in READABLE:
+        if content["format"] not in READABLE_FORMATS:
             raise UserError(
                 f"{manifest}: expected format {FORMAT}, found {content['format']}; export it again"
             )
@@ -204,8 +204,8 @@ class Bundle:
             calibration = Calibration.from_json(found, schema, f"{manifest}: calibration")
             if calibration.presence and not details["presence"]:
                 raise UserError(
-                    f"{manifest}: calibration: expected none of presence, which the encoder does "
-                    "not give; export it again"
+                    f"{manifest}: calibration: expected no presence divisors, since the "
+                    "encoder has no presence output, found some; export it again"
                 )
         return cls(path, schema, preprocess, width, details, calibration, digest)
 

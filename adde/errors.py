@@ -1,4 +1,4 @@
-"""The one exception whose message is meant for the person at the keyboard."""
+"""UserError, whose message is meant for the user, and helpers that produce such messages."""
 
 import difflib
 import importlib
@@ -8,24 +8,25 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from typing import Any
 
-LONGEST = 500
+MAX_REASON_LENGTH = 500
+"""Characters."""
 
 
 class UserError(Exception):
-    """Input or environment is wrong; the message says what, expected, found, and what to do."""
+    """Wrong input or environment; the message says what was expected and found, and what to do."""
 
 
 @contextmanager
-def foreign(where: object, expected: str, advice: str = "") -> Generator[None]:
-    """Turns whatever a library raises at bytes of others into a UserError that names them.
+def untrusted(where: object, expected: str, advice: str = "") -> Generator[None]:
+    """Turn any exception that a library raises on untrusted input into a UserError.
 
-    Decoders have no list of what they raise: beside their own errors come TypeError, struct.error,
-    MemoryError, RecursionError, each from the one odd file in a million.
+    Decoders do not document what they raise. Besides their own errors, damaged files cause
+    TypeError, struct.error, MemoryError or RecursionError.
 
     Args:
-        where: file, or place in it.
-        expected: what it should have been, such as "a picture that decodes".
-        advice: what to do.
+        where: file, or position in it.
+        expected: what the input should have been, such as "a picture that decodes".
+        advice: what the user can do.
     """
     try:
         yield
@@ -37,7 +38,7 @@ def foreign(where: object, expected: str, advice: str = "") -> Generator[None]:
 
 
 def library(name: str, extra: str) -> Any:
-    """Imports a module that an extra of the package installs. Raises UserError where it is not."""
+    """Import a module that an extra installs. Raises UserError if it is missing."""
     try:
         return importlib.import_module(name)
     except ImportError:
@@ -47,17 +48,18 @@ def library(name: str, extra: str) -> Any:
 
 
 def reason(error: Exception) -> str:
-    """What an exception says, in a line of at most LONGEST characters; with its kind, where that is
-    not made for people to read.
+    """Return an exception's message as one line of at most MAX_REASON_LENGTH characters.
+
+    The exception's type precedes a message that is not written for users.
     """
     told = " ".join(str(error).split())
-    told = told if len(told) <= LONGEST else f"{told[:LONGEST]} ..."
+    told = told if len(told) <= MAX_REASON_LENGTH else f"{told[:MAX_REASON_LENGTH]} ..."
     plain = isinstance(error, OSError | ValueError | SyntaxError) and told
     return told if plain else f"{type(error).__name__}: {told}".removesuffix(": ")
 
 
 def did_you_mean(found: str, valid: Iterable[str], limit: int = 5) -> str:
-    """Names the valid words nearest to `found`, or all of them where none is near."""
+    """Suggest the valid words closest to `found`, or list all if none is close."""
     words = list(valid)
     near = difflib.get_close_matches(found, words, n=limit, cutoff=0.5)
     if near:
@@ -67,10 +69,10 @@ def did_you_mean(found: str, valid: Iterable[str], limit: int = 5) -> str:
 
 
 def run_program(main: Callable[[], None]) -> None:
-    """Runs a program's `main`; a `UserError` or a full disk becomes one line and exit status 1.
+    """Run a program's `main`; report a UserError or OSError in one line with exit status 1.
 
-    What the terminal or the log has no letters for is printed as escapes: a value with an umlaut
-    must not end a program that has done its work.
+    Characters that the output's encoding lacks are printed as escapes: a value with an umlaut must
+    not crash a program that has done its work.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -81,7 +83,6 @@ def run_program(main: Callable[[], None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from error
     except OSError as error:
-        # Anything else the disk refused: the path and the reason are what helps.
         where = f"{error.filename}: " if error.filename else ""
         print(f"error: {where}{error.strerror or error}", file=sys.stderr)
         raise SystemExit(1) from error

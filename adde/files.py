@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Atomic writes: a file or folder is complete or absent. Reading of text files."""
 
 import codecs
 import hashlib
@@ -13,19 +13,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from adde.errors import UserError, foreign
+from adde.errors import UserError, untrusted
 
 LOST_AND_FOUND = "lost+found"
-"""In the root of a volume; the file system's own, so neither ours nor a stranger's."""
+"""Created by the file system in the root of a volume; always ignored."""
 
 _ESCAPES = {ord(char): f"\\{ord(char):03o}" for char in "\\ \t\n"}
-"""As /proc/self/mountinfo writes them."""
+"""Escapes of /proc/self/mountinfo."""
 
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)@(?P<host>[^@]+)\.(?P<end>tmp|old)")
 
 
 def sha256_of_file(path: Path) -> str:
-    """Hex sha256 of a file's bytes, read in 1 MiB pieces."""
+    """Return the hex sha256 of a file's bytes."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(1 << 20):
@@ -35,7 +35,7 @@ def sha256_of_file(path: Path) -> str:
 
 @contextmanager
 def naming(path: Path) -> Generator[None]:
-    """An OSError of the body that names no file, as of a write to a full disk, names `path`."""
+    """Add `path` to an OSError that names no file, such as one from a full disk."""
     try:
         yield
     except OSError as error:
@@ -46,13 +46,13 @@ def naming(path: Path) -> Generator[None]:
 
 @contextmanager
 def atomic_path(path: Path, last: str = "") -> Generator[Path]:
-    """Yields a temporary path that becomes `path` on success and is removed on failure.
+    """Yield a temporary path that becomes `path` on success and is removed on failure.
 
-    What the body makes there may be a file or a folder. What a writer of `path` that was killed
-    has left is cleared away first.
+    The body may create a file or a folder there. Leftovers of writers of `path` that were killed
+    are removed first.
 
     Args:
-        path: of what is made.
+        path: final path.
         last: see `put_in_place`.
     """
     temporary = workplace(path, f"{this_process()}.tmp")
@@ -68,32 +68,32 @@ def atomic_path(path: Path, last: str = "") -> Generator[Path]:
 
 
 def this_process() -> str:
-    """This process by the name that `temporary_sibling` gives to what it writes."""
-    # Where several machines or containers share a disk, process ids alone are not unique.
+    """Return the name of this process in temporary paths: `pid@host`."""
+    # Process ids are not unique if several machines or containers share a disk.
     return f"{os.getpid()}@{os.uname().nodename}"
 
 
 def temporary_sibling(path: Path, writer: str, end: str = "tmp") -> Path:
-    """Where `writer` makes what becomes `path`; `remove_leftovers` knows such names."""
+    """Return the temporary path beside `path` for `writer`; `remove_leftovers` recognises it."""
     return path.with_name(f".{path.name}.{writer}.{end}")
 
 
 def workplace(path: Path, end: str) -> Path:
-    """Where to make what becomes `path`: `.<its name>.<end>` beside it.
+    """Return the staging path for `path`: `.<name>.<end>` beside it.
 
-    Within it where it is a folder that cannot be renamed: a mount point, as volumes of containers
-    are, the root of a disk, or a folder whose parent is read-only.
+    It is inside `path` if that is a folder that cannot be renamed: a mount point such as a
+    container's volume, the root of a disk, or a folder whose parent is read-only.
     """
-    path = path.absolute()  # "." has a name only then
+    path = path.absolute()  # "." has no name
     name = f".{path.name}.{end}"
     return path / name if _is_fixed(path) else path.with_name(name)
 
 
 def require_writable(out: Path) -> None:
-    """Refuses a folder that can be neither written nor made, before there is work to be lost.
+    """Check early that the folder `out` can be created and written to.
 
     Raises:
-        UserError: names the folder in which nothing can be made, and the reason.
+        UserError: names the folder that is not writable, and the reason.
     """
     folder = workplace(out, "").parent
     try:
@@ -107,9 +107,10 @@ def require_writable(out: Path) -> None:
         ) from None
 
 
-def strangers(folder: Path, ours: Callable[[str], bool]) -> list[str]:
-    """Sorted names in a folder, if it is there, that are none of `ours` nor what was left of work
-    within it; what is to replace the folder would delete them.
+def unexpected_entries(folder: Path, ours: Callable[[str], bool]) -> list[str]:
+    """List, sorted, the entries of a folder that replacing it would delete unexpectedly.
+
+    These are all entries that are neither `ours` nor temporary files. A missing folder has none.
     """
     if not folder.is_dir():
         return []
@@ -119,51 +120,52 @@ def strangers(folder: Path, ours: Callable[[str], bool]) -> list[str]:
 
 
 def put_in_place(made: Path, path: Path, last: str = "") -> None:
-    """Has a file or folder take the place of `path`, beside or within which it lies.
+    """Move a finished file or folder to `path`, which it is beside or inside.
 
-    A folder that is replaced stands aside until the new one is in its place. One that cannot be
-    renamed is filled entry by entry.
+    A folder at `path` is renamed until the new one is in place. If it cannot be renamed, its
+    entries are replaced one by one.
 
     Args:
-        made: whose files are synced.
-        path: where it goes.
-        last: file of the folder that says what it holds. Of a folder that is filled, it goes
-            first and comes last: whoever reads meanwhile finds none instead of a mixture.
+        made: the finished file or folder, with synced files.
+        path: final path.
+        last: the folder's manifest. When entries are replaced one by one, the old manifest is
+            removed first and the new one moved last, so a concurrent reader finds none instead of
+            a mixture.
     """
     sync(made)
     if made.parent == path.absolute():
-        _fill(path, made, last)
+        _replace_entries(path, made, last)
         return
     aside = temporary_sibling(path, this_process(), "old")
     try:
         if made.is_dir() and path.exists():
             try:
                 path.rename(aside)
-            except OSError:  # for another reason, as for a folder of a container's image
-                _fill(path, made, last)
+            except OSError:  # such as a folder of a container's image
+                _replace_entries(path, made, last)
                 return
         made.replace(path)
         sync(path.parent)
     finally:
-        _settle(path, aside)
+        _restore_or_remove(path, aside)
 
 
 def _is_fixed(path: Path) -> bool:
-    """Whether a folder that is there cannot be renamed."""
+    """Return whether `path` is an existing folder that cannot be renamed."""
     if not path.is_dir():
         return False
     real = path.resolve()
     if (path / LOST_AND_FOUND).exists() or not os.access(real.parent, os.W_OK):
         return True
     try:
-        # Of a folder bound from the same file system `os.path.ismount` does not know.
+        # `os.path.ismount` misses bind mounts from the same file system.
         mounts = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
     except OSError:
         return path.is_mount()
     return str(real).translate(_ESCAPES) in {line.split(" ")[4] for line in mounts}
 
 
-def _fill(folder: Path, made: Path, last: str) -> None:
+def _replace_entries(folder: Path, made: Path, last: str) -> None:
     names = sorted((entry.name for entry in made.iterdir()), key=lambda name: name == last)
     if last:
         (folder / last).unlink(missing_ok=True)
@@ -180,12 +182,12 @@ def _fill(folder: Path, made: Path, last: str) -> None:
 def remove_leftovers(
     folder: Path, name: str | None = None, *, of_any_machine: bool = False
 ) -> None:
-    """Clears away what `atomic_path` left in a folder when its process was killed.
+    """Remove temporary files of `atomic_path` whose process was killed.
 
     Args:
-        folder: that is there or not.
-        name: only what was to become this entry; None: everything.
-        of_any_machine: whoever wrote it; else only processes of this machine that have ended.
+        folder: may be missing.
+        name: only those for this entry; None: all.
+        of_any_machine: include those of other machines and of running processes.
     """
     for left in sorted(folder.glob(".*")):
         match = _LEFTOVER.fullmatch(left.name)
@@ -195,47 +197,48 @@ def remove_leftovers(
         if not of_any_machine and not (here and _has_ended(int(match["pid"]))):
             continue
         if match["end"] == "old":
-            _settle(folder / match["name"], left)
+            _restore_or_remove(folder / match["name"], left)
         else:
             _remove(left)
 
 
 def write_text(path: Path, text: str, errors: str = "strict") -> None:
-    """Writes `text` atomically."""
+    """Write `text` atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors=errors)
 
 
 def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
-    """Writes `value` as JSON, atomically."""
+    """Write `value` as JSON, atomically."""
     text = json.dumps(value, indent=indent, ensure_ascii=False) + "\n"
-    # A name of a file that is no UTF-8 has half characters; JSON escapes them as Python does.
+    # A file name that is not UTF-8 has lone surrogates; they are written as JSON escapes.
     write_text(path, text, "backslashreplace")
 
 
 def read_json(path: Path) -> Any:
-    """Reads JSON.
+    """Read JSON.
 
     Raises:
         UserError: the file is missing or is not JSON; names the file and the line.
     """
     text = read_text(path)
-    with foreign(path, "JSON"):
+    with untrusted(path, "JSON"):
         return json.loads(text)
 
 
 @contextmanager
 def open_text(path: Path, newline: str | None = None) -> Generator[TextIO]:
-    """Opens a text file that people hand over: UTF-8 with or without the byte order mark that
-    editors of Windows begin it with, or UTF-16 with one. There is no other way to read such files.
+    """Open a user's text file: UTF-8 with or without a byte order mark, or UTF-16 with one.
+
+    All text files from users are read this way.
 
     Args:
         path: of the file.
-        newline: as of `open`.
+        newline: as in `open`.
 
     Raises:
-        UserError: the file cannot be opened, or has other bytes, also where the body meets them;
-            names the first line that has.
+        UserError: the file cannot be opened, or is not valid (also if the body finds out); names
+            the first invalid line.
     """
     try:
         with path.open("rb") as file:
@@ -251,7 +254,7 @@ def open_text(path: Path, newline: str | None = None) -> Generator[TextIO]:
 
 
 def read_text(path: Path) -> str:
-    """The whole of a file as `open_text` reads it."""
+    """Read a whole file as `open_text` does."""
     with open_text(path) as file:
         return file.read()
 
@@ -264,42 +267,42 @@ def _no_text(path: Path) -> str:
             except UnicodeDecodeError as error:
                 byte = f"{line[error.start]:#04x}"
                 return f"{path}, line {number}: expected UTF-8, found byte {byte}; save it as UTF-8"
-    return f"{path}: expected UTF-8; save it as such"
+    return f"{path}: expected UTF-8, found other bytes; save it as UTF-8"
 
 
 def cache_folder() -> Path:
-    """What can be made again is kept there: $XDG_CACHE_HOME/adde, else ~/.cache/adde.
+    """Return the cache folder: $XDG_CACHE_HOME/adde, else ~/.cache/adde.
 
-    A user without a home, as containers have them, has a folder below the temporary ones.
+    A user without a home, as in some containers, gets a folder in the temporary directory.
 
     Raises:
-        UserError: that folder is another user's, who could put anything there.
+        UserError: the temporary folder is writable by other users.
     """
     if base := os.environ.get("XDG_CACHE_HOME"):
         return Path(base) / "adde"
     try:
         return Path.home() / ".cache" / "adde"
-    except RuntimeError:  # no HOME, and no entry in the list of users
+    except RuntimeError:  # neither HOME nor an entry in the user database
         folder = Path(tempfile.gettempdir()) / f"adde-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
         raise UserError(
-            f"{folder}: expected a folder that is this user's alone, found another; set HOME or "
-            "XDG_CACHE_HOME"
+            f"{folder}: expected a folder that only this user can write, found another; set HOME "
+            "or XDG_CACHE_HOME"
         )
     return folder
 
 
-def _settle(path: Path, aside: Path) -> None:
-    """What stood aside goes back where nothing took its place, and away otherwise."""
+def _restore_or_remove(path: Path, aside: Path) -> None:
+    """Restore the replaced folder if nothing took its place, else remove it."""
     if aside.exists() and not path.exists():
         aside.rename(path)
     _remove(aside)
 
 
 def _has_ended(pid: int) -> bool:
-    """Whether a process of this machine is gone; its id may since have become ours."""
+    """Return whether a process of this machine has ended, or its id is now ours."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -317,15 +320,16 @@ def _remove(path: Path) -> None:
 
 
 def sync_files(folder: Path) -> None:
-    """Has the disk hold the files directly in a folder; nothing of anything else."""
+    """Call fsync on the files directly in a folder, without subfolders."""
     for entry in folder.iterdir() if folder.is_dir() else ():
         if entry.is_file():
             sync(entry)
 
 
 def sync(path: Path) -> None:
-    """Has the disk hold a file's content, or the names in a folder; not what these lead to, which
-    may be other processes' files that are gone a moment later.
+    """Call fsync on a file, or on a directory's entries but not the files they name.
+
+    Those may belong to other processes and disappear at any moment.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -1,7 +1,7 @@
-"""The loss terms, each as a sum and a count; how they are averaged over ranks is not known here.
+"""Loss terms as sums and counts; averaging over ranks happens elsewhere (`adde.training.terms`).
 
-The value of a term is sum_j sums_j / counts_j over its parts j (attributes, roles), so that the
-global mean over N ranks is had by adding the counts of all ranks before dividing.
+The value of a term is sum_j sums_j / counts_j over its parts j (attributes, roles). Adding the
+counts of all ranks before dividing gives the global mean.
 """
 
 from typing import NamedTuple
@@ -22,20 +22,20 @@ class Term(NamedTuple):
 
 
 def normalise(embeddings: Tensor) -> Tensor:
-    """r^ = r / |r| over the last axis."""
+    """Scale to length 1 over the last axis: r^ = r / |r|."""
     return F.normalize(embeddings, dim=-1)
 
 
 def classification(
     logits: Tensor, labels: Tensor, sizes: tuple[int, ...], weights: Tensor | None = None
 ) -> Term:
-    """Cross-entropy per attribute over its known labels.
+    """Compute the cross-entropy of each attribute over its known labels.
 
     Args:
         logits: (B, V) float32.
         labels: (B, A) int64.
         sizes: V_a.
-        weights: (B,) float32, how often an item counts; None: once.
+        weights: (B,) float32, how often each item counts; None: once.
     """
     losses = torch.stack(
         [
@@ -51,14 +51,14 @@ def classification(
 
 
 def presence(logits: Tensor, labels: Tensor) -> Term:
-    """Binary cross-entropy per attribute of "the label is known"; logits (B, A), labels (B, A)."""
+    """Compute the binary cross-entropy of "the label is known" from logits and labels (B, A)."""
     known = (labels != UNKNOWN).float()
     losses = F.binary_cross_entropy_with_logits(logits, known, reduction="none")
     return Term(losses.sum(0), torch.full_like(losses[0], len(losses)))
 
 
 def accuracy(logits: Tensor, labels: Tensor, sizes: tuple[int, ...]) -> Term:
-    """Right predictions of each attribute among its known labels; arguments as above."""
+    """Count correct predictions among the known labels; arguments as `classification`."""
     predicted = torch.stack([part.argmax(1) for part in logits.split(sizes, dim=1)], dim=1)
     known = labels != UNKNOWN
     return Term(((predicted == labels) & known).sum(0).float(), known.sum(0).float())
@@ -73,10 +73,10 @@ def label_triplets(
     margin: float,
     grouping: LabelGrouping | None = None,
 ) -> tuple[Term, Tensor]:
-    """Semi-hard triplets in each of G groups: (N, G, D) anchors against (M, G, D) columns.
+    """Compute the semi-hard triplet loss of (N, G, D) anchors and (M, G, D) references per group.
 
     Returns:
-        The term, one part a group, and the pairs with a positive loss, (G,) int64.
+        The term with one part per group, and (G,) int64, the number of pairs with a positive loss.
     """
     mined = mine(
         normalise(embeddings).transpose(0, 1).contiguous(),

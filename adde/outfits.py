@@ -27,8 +27,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from adde.metrics import Figures, Places
-from adde.schema import UNKNOWN, Labels, Schema, Vector
+from adde.metrics import Figures
+from adde.schema import UNKNOWN, Labels, Rows, Schema, Vector
 from adde.scoring import parts
 
 RECALL_RANKS = (10, 30, 50)
@@ -44,10 +44,10 @@ class Scorer(ABC):
     """Scores items by how well they go together; larger is better."""
 
     @abstractmethod
-    def complete(self, outfit: Places, candidates: Places) -> Figures:
+    def complete(self, outfit: Rows, candidates: Rows) -> Figures:
         """Score how well each candidate goes with an outfit, both rows of items: (M,) float64."""
 
-    def compatibility(self, outfit: Places) -> float:
+    def compatibility(self, outfit: Rows) -> float:
         """Score how well the items of an outfit of at least two go together.
 
         Here: the mean over its items of how each completes the others, which is the mean over all
@@ -63,7 +63,7 @@ class RandomScorer(Scorer):
     def __init__(self) -> None:
         self._draws = np.random.default_rng(0)
 
-    def complete(self, outfit: Places, candidates: Places) -> Figures:
+    def complete(self, outfit: Rows, candidates: Rows) -> Figures:
         """Random numbers."""
         return self._draws.random(len(candidates))
 
@@ -79,7 +79,7 @@ class SimilarityScorer(Scorer):
         flat = embeddings.reshape(len(embeddings), -1)
         self._unit = flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-12)
 
-    def complete(self, outfit: Places, candidates: Places) -> Figures:
+    def complete(self, outfit: Rows, candidates: Rows) -> Figures:
         """Mean cosine with the outfit's items."""
         return (self._unit[candidates] @ self._unit[outfit].mean(axis=0)).astype(np.float64)
 
@@ -97,15 +97,15 @@ class BilinearScorer(Scorer):
     """
 
     features: Vector
-    categories: Places
+    categories: Rows
     table: Vector
 
-    def query(self, outfit: Places, category: int) -> Vector:
+    def query(self, outfit: Rows, category: int) -> Vector:
         """(V,) float32 q of an outfit for candidates of a category."""
         tables = self.table[self.categories[outfit], category]
         return np.einsum("iu,iuv->v", self.features[outfit], tables) / np.float32(len(outfit))
 
-    def complete(self, outfit: Places, candidates: Places) -> Figures:
+    def complete(self, outfit: Rows, candidates: Rows) -> Figures:
         """See the class."""
         found = np.empty(len(candidates))
         categories = self.categories[candidates]
@@ -133,7 +133,7 @@ class StyleScorer(Scorer):
 
     @classmethod
     def of_tables(
-        cls, prior: Figures, values: Figures, labels: Labels, categories: Places, schema: Schema
+        cls, prior: Figures, values: Figures, labels: Labels, categories: Rows, schema: Schema
     ) -> "StyleScorer":
         """From tables of values: what an item shows is drawn attribute by attribute.
 
@@ -156,13 +156,13 @@ class StyleScorer(Scorer):
         """(N,) log P(item | category)."""
         return _log_sum(self.likelihood + np.log(self.prior))
 
-    def complete(self, outfit: Places, candidates: Places) -> Figures:
+    def complete(self, outfit: Rows, candidates: Rows) -> Figures:
         """Log P(candidate | outfit) - log P(candidate)."""
         posterior = np.log(self.prior) + self.likelihood[outfit].sum(axis=0)
         posterior -= _log_sum(posterior)
         return _log_sum(self.likelihood[candidates] + posterior) - self._alone[candidates]
 
-    def compatibility(self, outfit: Places) -> float:
+    def compatibility(self, outfit: Rows) -> float:
         """Log P(outfit) less that of its items drawn apart."""
         together = _log_sum(np.log(self.prior) + self.likelihood[outfit].sum(axis=0))
         return float(together - self._alone[outfit].sum())
@@ -175,9 +175,9 @@ def value_features(beliefs: Vector, schema: Schema) -> Vector:
 
 def cooccurrence(
     features: Vector,
-    categories: Places,
+    categories: Rows,
     num_categories: int,
-    outfits: Iterable[Places],
+    outfits: Iterable[Rows],
     schema: Schema,
 ) -> Vector:
     """(C, C, V, V) float32 pointwise mutual information of values that items of an outfit show.
@@ -207,9 +207,7 @@ def cooccurrence(
     return np.log((counts + SMOOTHING) / (expected + SMOOTHING)).astype(np.float32)
 
 
-def _pairs(
-    categories: Places, outfits: Iterable[Places]
-) -> Iterable[tuple[int, int, Places, Places]]:
+def _pairs(categories: Rows, outfits: Iterable[Rows]) -> Iterable[tuple[int, int, Rows, Rows]]:
     """Rows of all ordered pairs of two items of one outfit, by their categories."""
     found: dict[tuple[int, int], tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
     for outfit in outfits:
@@ -229,8 +227,8 @@ class Blank(NamedTuple):
     the item that was taken out.
     """
 
-    outfit: Places
-    answers: Places
+    outfit: Rows
+    answers: Rows
     truth: int
 
 
@@ -239,9 +237,9 @@ class Hidden(NamedTuple):
     those of all candidates, it among them.
     """
 
-    outfit: Places
+    outfit: Rows
     truth: int
-    candidates: Places
+    candidates: Rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -257,14 +255,14 @@ class OutfitBenchmark:
     """
 
     blanks: Sequence[Blank]
-    fitting: Sequence[Places]
-    clashing: Sequence[Places]
+    fitting: Sequence[Rows]
+    clashing: Sequence[Rows]
     hidden: Sequence[Hidden]
-    categories: Places
+    categories: Rows
 
 
 def hide_items(
-    outfits: Sequence[Places], item_ids: Sequence[str], categories: Places, most: int = POOL
+    outfits: Sequence[Rows], item_ids: Sequence[str], categories: Rows, most: int = POOL
 ) -> list[Hidden]:
     """Make a retrieval question of each outfit, by the protocol above.
 
@@ -289,8 +287,8 @@ def hide_items(
 
 
 def _pools(
-    outfits: Sequence[Places], item_ids: Sequence[str], categories: Places, most: int
-) -> dict[int, Places]:
+    outfits: Sequence[Rows], item_ids: Sequence[str], categories: Rows, most: int
+) -> dict[int, Rows]:
     by_category: dict[int, list[int]] = defaultdict(list)
     for row in np.unique(np.concatenate([*outfits, np.zeros(0, np.int64)])).tolist():
         by_category[int(categories[row])].append(row)
@@ -314,9 +312,7 @@ def fill_in_the_blank(scorer: Scorer, blanks: Sequence[Blank]) -> float:
     return credit / len(blanks)
 
 
-def compatibility_auc(
-    scorer: Scorer, fitting: Sequence[Places], clashing: Sequence[Places]
-) -> float:
+def compatibility_auc(scorer: Scorer, fitting: Sequence[Rows], clashing: Sequence[Rows]) -> float:
     """Return the probability that an outfit scores higher than a clashing one; ties count half."""
     wrong = np.sort([scorer.compatibility(outfit) for outfit in clashing])
     right = np.array([scorer.compatibility(outfit) for outfit in fitting])
@@ -325,7 +321,7 @@ def compatibility_auc(
 
 
 def retrieval_recall(
-    scorer: Scorer, hidden: Sequence[Hidden], categories: Places
+    scorer: Scorer, hidden: Sequence[Hidden], categories: Rows
 ) -> dict[str, float]:
     """Return recall@k: the share of hidden items found, averaged over their categories.
 

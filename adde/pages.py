@@ -1,4 +1,4 @@
-"""Pages that open anywhere: one file each, light and dark, nothing asked of the network."""
+"""Self-contained HTML pages: one file each, light and dark, without network access."""
 
 from pathlib import Path
 from typing import Any
@@ -7,9 +7,9 @@ import jinja2
 
 
 def render(template: Path, **content: Any) -> str:
-    """A page of a template, which may include others of its folder.
+    """Render a template, which may include others from its folder.
 
-    Text is escaped, and a name that is missing is an error.
+    Text is escaped; an undefined name is an error.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(template.parent),

@@ -1,7 +1,7 @@
-"""The one definition of how a picture becomes the network's input.
+"""Preprocessing of pictures, shared by training, export and serving.
 
-A picture file becomes an RGB array of one square size here (`load`); the affine step to the
-network's numbers (`Preprocess.mean`, `std`) is part of the exported graph.
+`Preprocess.load` turns a picture file into a square RGB array. The normalisation with
+`Preprocess.mean` and `std` is part of the exported graph.
 """
 
 import io
@@ -16,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from adde.errors import UserError, foreign
+from adde.errors import UserError, untrusted
 
 MAX_PIXELS = 64_000_000
-"""Pictures that say they are larger are refused before they are decoded."""
+"""Pictures with more pixels in their header are rejected before decoding."""
 
-UPRIGHT = {
+UPRIGHT_TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -30,13 +30,13 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What makes a picture of each EXIF orientation upright (CIPA DC-008); any other is so already."""
+"""The transposition that makes each EXIF orientation upright (CIPA DC-008)."""
 
 Picture = npt.NDArray[np.uint8]
 
 Fit = Literal["crop", "pad", "squash"]
-"""How a picture becomes square: cut to the square in its centre; whole, with bars beside it in the
-colours of its border; or whole, squashed. A square picture is the same in all three."""
+"""How a picture becomes square: `crop` takes the central square; `pad` keeps the whole picture and
+adds bars in the colours of its border; `squash` distorts it. Square pictures are unaffected."""
 
 Box = tuple[int, int, int, int]
 """Left, top, right and bottom, in whole pixels."""
@@ -44,9 +44,7 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Side of the square input in pixels, per-channel mean and std on the 0..1 scale, and how a
-    picture becomes square.
-    """
+    """Input side in pixels, per-channel mean and std on the 0..1 scale, and the fit to a square."""
 
     size: int
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -59,7 +57,7 @@ class Preprocess:
         name: str = "picture",
         formats: tuple[str, ...] | None = None,
     ) -> Picture:
-        """Decodes and fits one picture: (size, size, 3) uint8, RGB.
+        """Decode one picture and fit it to the square: (size, size, 3) uint8, RGB.
 
         Raises:
             UserError: see `decode`.
@@ -67,16 +65,16 @@ class Preprocess:
         return fit(decode(source, name, self.size, formats), self.size, self.fit)
 
     def to_json(self) -> dict[str, Any]:
-        """The `preprocess` entry of bundle.json."""
+        """Return the `preprocess` entry of bundle.json."""
         numbers = {"size": self.size, "mean": list(self.mean), "std": list(self.std)}
         return {**numbers, "fit": self.fit}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Preprocess":
-        """Reads what `to_json` gave; before there was `fit`, pictures were cropped.
+        """Read the output of `to_json`; without `fit`, as in older bundles, it is `crop`.
 
         Raises:
-            UserError: `fit` is none that is known.
+            UserError: `fit` has an unknown value.
         """
         found = value.get("fit", "crop")
         if found not in get_args(Fit):
@@ -90,21 +88,21 @@ def decode(
     draft_size: int | None = None,
     formats: tuple[str, ...] | None = None,
 ) -> Image.Image:
-    """Decodes one picture to RGB, upright; transparency is laid on white.
+    """Decode one picture to upright RGB; transparency is composited on white.
 
     Args:
         source: the file's bytes, or its path.
-        name: what to call it in errors, where `source` is bytes.
+        name: used in errors if `source` is bytes.
         draft_size: JPEGs are decoded at the smallest scale whose short side is at least this.
-        formats: Pillow's names of those that are tried; None: all that it knows.
+        formats: Pillow's names of the accepted formats; None: all that Pillow supports.
 
     Raises:
-        UserError: the bytes are no picture, are cut short, or decode to over MAX_PIXELS.
+        UserError: the bytes are no picture, are truncated, or have more than MAX_PIXELS.
     """
     if isinstance(source, Path):
         name = str(source)
     with decoding(name):
-        # Read whole: Pillow leaves a file open when its picture does not decode.
+        # Read the whole file because Pillow leaves it open if decoding fails.
         content = source.read_bytes() if isinstance(source, Path) else source
         image = Image.open(io.BytesIO(content), formats=formats)
         width, height = image.size
@@ -113,45 +111,45 @@ def decode(
                 f"{name}: expected at most {MAX_PIXELS:,} pixels, found {width} x {height}"
             )
         if draft_size is not None:
-            # Pillow keeps both sides at or above what is asked, so ask for the short side.
+            # Pillow keeps both sides at or above the requested size.
             image.draft("RGB", (draft_size, draft_size))
-        image.load()  # some formats turn themselves, and then have no orientation any more
-        turn = UPRIGHT.get(orientation(image))
+        image.load()  # some formats apply and clear their orientation on load
+        turn = UPRIGHT_TRANSPOSES.get(orientation(image))
         return _to_rgb(image if turn is None else image.transpose(turn))
 
 
 @contextmanager
 def decoding(name: str) -> Generator[None]:
-    """Turns all that Pillow raises at a picture's bytes into a UserError that names it.
+    """Turn any exception that Pillow raises while decoding into a UserError naming the picture.
 
-    Its warnings, of EXIF that is cut short or of sizes below MAX_PIXELS, are kept to themselves:
-    they name no file, and the picture is one that shows.
+    Pillow's warnings (truncated EXIF, large sizes below MAX_PIXELS) are suppressed: they name no
+    file, and the picture is usable.
     """
-    with foreign(name, "a picture that decodes"), warnings.catch_warnings():
+    with untrusted(name, "a picture that decodes"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             yield
         except FileNotFoundError:
             raise UserError(f"{name}: no such file") from None
-        except UnidentifiedImageError:  # its message shows an object of Python
-            raise ValueError("no format that is known") from None
+        except UnidentifiedImageError:  # its message contains the repr of a Python object
+            raise ValueError("an unknown format") from None
 
 
 def orientation(image: Image.Image) -> int:
-    """EXIF's orientation, 1 to 8; 1 where there is none, or none that can be read.
+    """Return the EXIF orientation, 1 to 8; 1 if it is missing or unreadable.
 
-    Of all tags this one alone is looked at: others may be of types that no standard knows, on
-    which Pillow's own `exif_transpose`, as it writes them anew, fails. Viewers show such pictures.
+    Pillow's own `exif_transpose` rewrites all tags and fails on those of unknown types, although
+    viewers display such pictures. Only the orientation is read here.
     """
     try:
         found = image.getexif().get(ExifTags.Base.Orientation, 1)
-        return found if isinstance(found, int) and found in UPRIGHT else 1
-    except Exception:  # whatever it is that stands there
+        return found if isinstance(found, int) and found in UPRIGHT_TRANSPOSES else 1
+    except Exception:  # Pillow raises many types on damaged EXIF
         return 1
 
 
 def fit(image: Image.Image, size: int, how: Fit = "crop") -> Picture:
-    """Makes a picture square: (size, size, 3) uint8, resized bicubically with antialiasing."""
+    """Make a picture square: (size, size, 3) uint8, bicubic with antialiasing."""
     taken, place = placement(image.size, size, how)
     left, top, right, bottom = place
     part = image.crop(taken) if how == "crop" else image
@@ -165,7 +163,7 @@ def fit(image: Image.Image, size: int, how: Fit = "crop") -> Picture:
 
 
 def placement(size: tuple[int, int], side: int, how: Fit) -> tuple[Box, Box]:
-    """What is taken of a picture of (width, height), and its place in the square of `side`."""
+    """Return the part used of a picture of size (width, height), and its box in the square."""
     if how == "crop":
         edge = min(size)
         left, top = (size[0] - edge) // 2, (size[1] - edge) // 2
@@ -179,14 +177,15 @@ def placement(size: tuple[int, int], side: int, how: Fit) -> tuple[Box, Box]:
 
 
 def draw_bars(square: Picture, picture: Picture, place: Box) -> None:
-    """Fills what a picture leaves of its square: each bar has, per channel, the median level of
-    the row or column of the picture that it continues; the lower one of two.
+    """Fill the parts of the square that the picture does not cover.
+
+    Each bar has, per channel, the lower median of the adjacent row or column of the picture.
 
     Args:
         square: (side, side, 3), written outside `place`.
-        picture: (height, width, 3) before it was resized, so that the colour does not depend on
-            how that is done.
-        place: of the picture in the square.
+        picture: (height, width, 3) before resizing, so that the colour does not depend on the
+            resizing method.
+        place: box of the picture in the square.
     """
     left, top, right, bottom = place
     for bar, edge in (
@@ -201,9 +200,9 @@ def draw_bars(square: Picture, picture: Picture, place: Box) -> None:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
-        raise ValueError("floating-point pixels, whose white is not defined")
+        raise ValueError("floating-point pixels, which have no defined white level")
     if image.mode.startswith("I"):
-        # 16-bit greyscale, which Pillow would cut off at 255 instead of scaling.
+        # Pillow would clip 16-bit greyscale at 255 instead of scaling it.
         levels = np.asarray(image).clip(0, 65_535)
         image = Image.fromarray(np.round(levels / 257).astype(np.uint8))
     if image.has_transparency_data:
@@ -211,6 +210,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         canvas.alpha_composite(image.convert("RGBA"))
         return canvas.convert("RGB")
     if image.mode == "RGB":
-        image.load()  # convert would copy it
+        image.load()  # convert would copy
         return image
     return image.convert("RGB")

@@ -1,4 +1,4 @@
-"""Attributes, their values, and the columns and labels that follow from them.
+"""Attributes, their values, and the labels and columns derived from them.
 
 Symbols: A attributes, V_a values of attribute a, V = sum of V_a columns, B items.
 """
@@ -16,12 +16,14 @@ import numpy.typing as npt
 from adde.errors import UserError, did_you_mean
 
 UNKNOWN = -1
-"""The label of an attribute that is not known or cannot be seen on an item. Never a class."""
+"""Label of an attribute that is unknown or not visible. Never a class."""
 
 RESERVED = ("mean",)
-"""Names that no attribute has: figures stand beside their mean in metrics.json."""
+"""Names that no attribute may have: metrics.json uses them next to the attributes."""
 
 Labels = npt.NDArray[np.int64]
+Rows = npt.NDArray[np.int64]
+"""Row numbers, such as those of a gallery's items."""
 Vector = npt.NDArray[np.float32]
 
 
@@ -41,7 +43,7 @@ class Schema:
     `offsets[a] + j`.
 
     Raises:
-        UserError: there is no attribute, a name or value repeats or is empty, a name is
+        UserError: there are no attributes, a name or value repeats or is empty, a name is
             reserved, or an attribute has fewer than two values.
     """
 
@@ -96,18 +98,18 @@ class Schema:
 
     @cached_property
     def hash(self) -> str:
-        """sha256 of the canonical JSON; shards, checkpoints and bundles carry it."""
+        """sha256 of the canonical JSON, stored in shards, checkpoints and bundles."""
         canonical = json.dumps(self.to_json(), separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def attribute_index(self, name: str) -> int:
-        """Index of an attribute. Raises UserError with the nearest valid names."""
+        """Return the index of an attribute. Raises UserError with the closest valid names."""
         if name not in self.names:
             raise UserError(f"unknown attribute {name!r}; {did_you_mean(name, self.names)}")
         return self.names.index(name)
 
     def value_index(self, name: str, value: str) -> int:
-        """Label of a value. Raises UserError with the nearest valid values."""
+        """Return the label of a value. Raises UserError with the closest valid values."""
         values = self.attributes[self.attribute_index(name)].values
         if value not in values:
             raise UserError(
@@ -116,7 +118,7 @@ class Schema:
         return values.index(value)
 
     def encode(self, labels: Mapping[str, str | None]) -> Labels:
-        """(A,) int64 of one item; attributes left out or None are UNKNOWN.
+        """Encode the labels of one item as (A,) int64; missing attributes and None are UNKNOWN.
 
         Raises:
             UserError: an attribute or value is not in the schema.
@@ -129,29 +131,29 @@ class Schema:
         return np.array(encoded, dtype=np.int64)
 
     def decode(self, labels: Labels) -> dict[str, str | None]:
-        """Labels (A,) int64 of one item by name; UNKNOWN becomes None."""
+        """Decode labels (A,) int64 of one item into values by name; UNKNOWN becomes None."""
         return {
             attribute.name: None if label == UNKNOWN else attribute.values[label]
             for attribute, label in zip(self.attributes, labels.tolist())
         }
 
     def multi_hot(self, labels: Labels) -> Vector:
-        """(B, V) float32 from labels (B, A) int64: 1 at each known value's column."""
+        """Encode labels (B, A) int64 as (B, V) float32 with 1 in the column of each known value."""
         rows, attributes = np.nonzero(labels != UNKNOWN)
         hot = np.zeros((len(labels), self.num_values), dtype=np.float32)
         hot[rows, np.asarray(self.offsets)[attributes] + labels[rows, attributes]] = 1.0
         return hot
 
     def indicator(self, labels: Labels, targets: Labels) -> Vector:
-        """(B, V) float32 edit that turns `labels` into `targets`, both (B, A) int64.
+        """Return the (B, V) float32 edit from `labels` to `targets`, both (B, A) int64.
 
-        -1 at the value taken away, +1 at the new one (equation 5); nothing is taken away where
-        the label is UNKNOWN, and zero wherever the two agree.
+        It is -1 at the removed value and +1 at the new one (equation 5). An UNKNOWN label has no
+        value to remove. Attributes with equal labels are 0.
         """
         return self.multi_hot(targets) - self.multi_hot(labels)
 
     def require_same(self, other: "Schema", mine: str, theirs: str) -> None:
-        """Refuses another schema, naming both hashes and the first difference."""
+        """Raise UserError if the schemas differ, with both hashes and the first difference."""
         if self.hash != other.hash:
             raise UserError(
                 f"{mine} and {theirs} have different schemas: {self.hash} and {other.hash}; "
@@ -167,12 +169,12 @@ class Schema:
         return "none"
 
     def to_json(self) -> dict[str, Any]:
-        """The content of schema.json."""
+        """Return the content of schema.json."""
         return {"attributes": [{"name": a.name, "values": list(a.values)} for a in self.attributes]}
 
     @classmethod
     def from_json(cls, value: Any, source: str = "schema") -> "Schema":
-        """Reads what `to_json` gave; `source` names the file in errors."""
+        """Read the output of `to_json`; `source` names the file in errors."""
         try:
             return cls(
                 tuple(Attribute(str(a["name"]), tuple(a["values"])) for a in value["attributes"])

@@ -1,21 +1,22 @@
-"""The match score: how likely an item is to have everything that is asked for.
+"""The match score: the probability that an item has all requested values.
 
-A classifier's logits become *beliefs*: for each attribute the probabilities of its V_a values and
-of its absence, since an attribute that cannot be seen has no value. What is asked for is a row of
-the same layout, and the probability that an item g matches in attribute a is one product,
+The logits become *beliefs*: for each attribute the probabilities of its V_a values and of its
+absence, since an attribute that is not visible has no value. A query is a row `wanted` of the same
+layout, and the probability that item g matches query q in attribute a is
 
     P_a(q, g) = sum_u wanted_a(u | q) beliefs_a(u | g),    u over the values and the absence.
 
-An unedited attribute wants the query's own beliefs; an edit to value v wants v alone. Items rank by
+For an unedited attribute, `wanted` holds the query's own beliefs; for an edit to value v, it is 1
+at v and 0 elsewhere. Items rank by
 
     s(q, g) = sum_a w_a log(epsilon + P_a(q, g)).
 
-An edited attribute weighs `edit_weight` among the first FIRST answers, so that they obey the edit.
-After them it weighs 1, as every other attribute does.
+Among the first FIRST answers an edited attribute has weight `edit_weight`, so that they obey the
+edit. After them it has weight 1, like every other attribute.
 
-With independent beliefs and epsilon 0 that is the log-probability that g matches in every
-attribute, the best order there is for hit@k; a larger epsilon bounds what one certain mismatch
-costs. `classifier_soft` is the case of a one-hot query without absence.
+With independent beliefs and epsilon 0, s is the log-probability that g matches in every attribute,
+which is the optimal order for hit@k. A larger epsilon bounds the cost of a single mismatch.
+`classifier_soft` is the special case of a one-hot query without absence.
 
 Symbols: Q queries, N items, A attributes, V columns; beliefs have V + A columns, each attribute's
 values followed by its absence.
@@ -29,26 +30,25 @@ import numpy as np
 import numpy.typing as npt
 
 from adde.errors import UserError
-from adde.schema import UNKNOWN, Labels, Schema, Vector
-
-Rows = npt.NDArray[np.int64]
-
+from adde.schema import UNKNOWN, Labels, Rows, Schema, Vector
 
 FIRST = 10
-"""Answers that a shopper sees at once, and that obey an edit before all else."""
+"""Number of answers ranked with `edit_weight`: those that a shopper sees at once."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What turns an encoder's outputs into beliefs and weighs them; found on the validation split.
+    """Settings that turn an encoder's outputs into beliefs and weigh them.
+
+    They are chosen on the validation split.
 
     Attributes:
         temperatures: (A,) divisors of each attribute's logits.
         presence: (A,) divisors of the presence logits, 0 for an attribute that counts as always
-            there; empty where all do, because the encoder has no presence output or it did not
+            present; empty if all do, because the encoder has no presence output or it did not
             help.
         epsilon: bounds the cost of a mismatch; 0 to 1.
-        edit_weight: w of an edited attribute among the first FIRST answers; all else weighs 1.
+        edit_weight: w of an edited attribute among the first FIRST answers; otherwise w is 1.
     """
 
     temperatures: tuple[float, ...]
@@ -57,11 +57,11 @@ class Calibration:
     edit_weight: float
 
     def beliefs(self, logits: Vector, presence: Vector | None, schema: Schema) -> Vector:
-        """Beliefs (N, V + A) float32, each attribute's adding up to 1.
+        """Compute beliefs (N, V + A) float32; those of each attribute add up to 1.
 
         Args:
             logits: (N, V) float32.
-            presence: (N, A) float32 logits; None where the encoder has no such output.
+            presence: (N, A) float32 logits; None if the encoder has no such output.
             schema: of the columns.
         """
         if self.presence and presence is None:
@@ -81,15 +81,15 @@ class Calibration:
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """What `from_json` reads."""
+        """Return the `calibration` entry of bundle.json."""
         return {**vars(self), "temperatures": [*self.temperatures], "presence": [*self.presence]}
 
     @classmethod
     def from_json(cls, value: Any, schema: Schema, source: str) -> "Calibration":
-        """Reads what `to_json` gave; `source` names the file in errors.
+        """Read the output of `to_json`; `source` names the file in errors.
 
         Raises:
-            UserError: a field is missing or not a number, or is of another number of attributes.
+            UserError: a field is missing, is not a number, or has the wrong number of attributes.
         """
         try:
             found = cls(
@@ -112,7 +112,7 @@ class Calibration:
 
 
 def parts(schema: Schema) -> list[slice]:
-    """Each attribute's columns in beliefs: its values, then its absence."""
+    """Return each attribute's columns in beliefs: its values, then its absence."""
     return [
         slice(offset + a, offset + a + size + 1)
         for a, (offset, size) in enumerate(zip(schema.offsets, schema.sizes))
@@ -120,7 +120,7 @@ def parts(schema: Schema) -> list[slice]:
 
 
 def with_known(beliefs: Vector, labels: Labels, schema: Schema) -> Vector:
-    """Beliefs (N, V + A) in which known labels (N, A) int64 are certain."""
+    """Return beliefs (N, V + A) with probability 1 at the known labels (N, A) int64."""
     certain = beliefs.copy()
     for a, part in enumerate(parts(schema)):
         rows = np.flatnonzero(labels[:, a] != UNKNOWN)
@@ -130,34 +130,34 @@ def with_known(beliefs: Vector, labels: Labels, schema: Schema) -> Vector:
 
 
 def likeliest(beliefs: Vector, schema: Schema) -> Labels:
-    """(N, A) int64: the likeliest value of each attribute, UNKNOWN where absence is likelier.
+    """Return (N, A) int64, the likeliest value of each attribute, UNKNOWN if absence is likelier.
 
-    With known labels made certain, this is the value that an item shows.
+    Applied to the output of `with_known`, known labels win.
     """
     found = np.stack([beliefs[:, part].argmax(axis=1) for part in parts(schema)], axis=1)
     return np.where(found == np.array(schema.sizes), UNKNOWN, found).astype(np.int64)
 
 
 def ask_value(wanted: Vector, part: slice, value: npt.NDArray[np.int64] | int) -> None:
-    """Makes rows of `wanted` (Q, V + A) ask for a value of the attribute with columns `part`."""
+    """Request a value of the attribute with columns `part` in rows of `wanted` (Q, V + A)."""
     wanted[:, part] = 0
     wanted[np.arange(len(wanted)), part.start + np.asarray(value)] = 1
 
 
 def ask_other(wanted: Vector, part: slice, values: list[int]) -> None:
-    """Makes rows of `wanted` ask for any value but these: "not black"."""
+    """Request any value except these, such as "not black"; changes `wanted` in place."""
     wanted[:, part] = 1
     wanted[:, [part.stop - 1, *(part.start + value for value in values)]] = 0
 
 
 def ask_more(wanted: Vector, part: slice, value: int, amount: float) -> None:
-    """Moves rows of `wanted` by a share `amount` from what they are towards a value: "redder"."""
+    """Move `wanted` in place by the share `amount` towards a value, such as "redder"."""
     wanted[:, part] *= 1 - amount
     wanted[:, part.start + value] += amount
 
 
 def probability(wanted: Vector, beliefs: Vector, part: slice) -> Vector:
-    """P_a (Q, N) float32 of the attribute with columns `part`, of wanted (Q, V + A) and beliefs."""
+    """Compute P_a (Q, N) float32 of the attribute with columns `part`."""
     # Rounding may leave a sum of probabilities just below 0 or above 1.
     return np.clip(wanted[:, part] @ beliefs[:, part].T, 0, 1)
 
@@ -165,12 +165,12 @@ def probability(wanted: Vector, beliefs: Vector, part: slice) -> Vector:
 def match_scores(
     wanted: Vector, weights: Vector, beliefs: Vector, schema: Schema, epsilon: float
 ) -> Vector:
-    """Scores s (..., Q, N) float32, larger the better; at most 0 where epsilon is 0.
+    """Compute scores s (..., Q, N) float32; larger is better.
 
     Args:
         wanted: (Q, V + A) float32.
-        weights: (..., Q, A) float32, one or several for the same questions; an attribute that
-            weighs 0 in all takes no time.
+        weights: (..., Q, A) float32, one or several sets for the same queries; an attribute whose
+            weights are all 0 is skipped.
         beliefs: (N, V + A) float32 of the gallery.
         schema: of the columns.
         epsilon: of the calibration.
@@ -183,17 +183,17 @@ def match_scores(
 
 
 def log_term(probability: Vector, epsilon: float) -> Vector:
-    """log(epsilon + P); what cannot be, at epsilon 0, counts as 1e-30."""
+    """Compute log(epsilon + P), with at least 1e-30 in the logarithm."""
     return np.log(np.maximum(epsilon + probability, 1e-30))
 
 
 def first_then_rest(obeying: Rows, close: Rows, k: int) -> Rows:
-    """The items of one ranking, as a rule FIRST, then the others of a second: (..., k).
+    """Concatenate two rankings without repetition: (..., k).
 
     Args:
         obeying: (..., F) item numbers ranked with the `edit_weight`, best first.
         close: (..., C) item numbers ranked without it, best first; C at least k.
-        k: how many are wanted.
+        k: number of answers.
     """
     again = (close[..., None] == obeying[..., None, :]).any(axis=-1)
     both = np.concatenate([obeying, close], axis=-1)
@@ -204,15 +204,15 @@ def first_then_rest(obeying: Rows, close: Rows, k: int) -> Rows:
 def tables(
     wanted: Vector, weights: Vector, centroids: Sequence[Vector], schema: Schema, epsilon: float
 ) -> list[Vector]:
-    """What each attribute adds to one query's score, by code of an item quantised per attribute.
+    """Compute score tables for items stored as one code per attribute.
 
-    The score is a sum over attributes of a function of the attribute's beliefs, so that items
-    kept as one code per attribute are scored by A look-ups, for any weights and edits.
+    The score is a sum over attributes of a function of the attribute's beliefs, so each item is
+    scored by A look-ups, for any weights and edits.
 
     Args:
         wanted: (V + A,) float32 of one query.
         weights: (A,) float32.
-        centroids: of each attribute (K, V_a + 1) float32 beliefs.
+        centroids: for each attribute (K, V_a + 1) float32 beliefs, one row per code.
         schema: of the columns.
         epsilon: of the calibration.
     """

@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from adde.metrics import Figures, Places, Watch, blocks_of, predicted_labels
-from adde.schema import UNKNOWN, Labels, Schema, Vector
+from adde.metrics import Figures, Watch, blocks_of, predicted_labels
+from adde.schema import UNKNOWN, Labels, Rows, Schema, Vector
 from adde.scoring import parts
 
 Mask = npt.NDArray[np.bool_]
@@ -57,7 +57,7 @@ class Benchmark:
 
     queries: Mask
     candidates: Mask
-    triplets: Mapping[int, Places] = field(default_factory=dict[int, Places])
+    triplets: Mapping[int, Rows] = field(default_factory=dict[int, Rows])
 
     @classmethod
     def of_labels(cls, labels: Labels, most: int = 0) -> "Benchmark":
@@ -167,14 +167,14 @@ def average_precisions(
     return found
 
 
-def _last_alike(scores: Vector) -> Places:
+def _last_alike(scores: Vector) -> Rows:
     """Return, for each of M sorted scores, the last place with the same score: (M,) int64."""
     changes = scores[1:] != scores[:-1]
     ends = np.append(np.flatnonzero(changes), len(changes))
     return ends[np.append(0, np.cumsum(changes))]
 
 
-def _average_precision(ranked: Labels, value: np.int64, last: Places) -> float:
+def _average_precision(ranked: Labels, value: np.int64, last: Rows) -> float:
     """Return the average precision of ranked values (M,), UNKNOWN where not a candidate."""
     relevant = np.flatnonzero(ranked == value)
     if not len(relevant):
@@ -184,7 +184,7 @@ def _average_precision(ranked: Labels, value: np.int64, last: Places) -> float:
     return float(precision.mean())
 
 
-def triplet_accuracy(ranking: Ranking, triplets: Places) -> float:
+def triplet_accuracy(ranking: Ranking, triplets: Rows) -> float:
     """Return the share of triplets (T, 3) whose close item is strictly nearer to the anchor."""
     right = 0
     for block in blocks_of(len(triplets), 3 * ranking.items.shape[1]):
@@ -271,7 +271,7 @@ def _means(precisions: Figures, schema: Schema) -> dict[str, float]:
 
 
 def _triplet_means(
-    rankings: Sequence[Ranking], triplets: Mapping[int, Places], schema: Schema
+    rankings: Sequence[Ranking], triplets: Mapping[int, Rows], schema: Schema
 ) -> dict[str, float]:
     shares = {a: triplet_accuracy(rankings[a], rows) for a, rows in triplets.items()}
     weights = [len(triplets[a]) for a in shares]
@@ -279,7 +279,7 @@ def _triplet_means(
     return {"mean": mean, **{schema.names[a]: share for a, share in shares.items()}}
 
 
-def _counts(counts: Places, schema: Schema) -> dict[str, int]:
+def _counts(counts: Rows, schema: Schema) -> dict[str, int]:
     return {name: count for name, count in zip(schema.names, counts.tolist()) if count}
 
 

@@ -1,4 +1,4 @@
-"""What the servers of serve_ray.py and serve_litserve.py share: adde.serving on one bundle."""
+"""Code shared by the servers of serve_ray.py and serve_litserve.py: adde.serving on one bundle."""
 
 import base64
 import signal
@@ -15,17 +15,17 @@ from adde.preprocess import Picture
 from adde.serving.search import Searcher, Start
 
 BATCH, WAIT = 32, 0.002
-"""Pictures at once, and the seconds that the first of them waits: serve_onnx/server.py's defaults,
-which also waits for a fifth of what the last run took where that is more.
+"""Maximum batch, and seconds that its first picture waits: the defaults of serve_onnx/server.py,
+which also waits for a fifth of the last run's duration if that is longer.
 """
 
 INSIDE = 256
-"""Requests at a time, likewise."""
+"""Concurrent requests, also the default of serve_onnx/server.py."""
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Serves until SIGTERM."""
+    """Serve until SIGTERM."""
 
     bundle: Path
     """Folder of the bundle."""
@@ -36,7 +36,7 @@ class Arguments:
 
 
 class Embedder:
-    """Reads and answers what /v1/embed does, picture in base64."""
+    """Answers requests like /v1/embed, with a picture in base64."""
 
     def __init__(self, arguments: Arguments) -> None:
         self._searcher = Searcher(arguments.bundle, arguments.gallery)
@@ -55,6 +55,6 @@ def answer_of(start: Start) -> dict[str, Any]:
 
 
 def run_server(serve: Callable[[Arguments], None]) -> None:
-    """A server's `main`."""
+    """Run a server's `main`."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     run_program(lambda: serve(tyro.cli(Arguments)))

@@ -1,4 +1,4 @@
-"""What all benchmarks share: a machine's description, and how figures are printed and kept."""
+"""Code shared by all benchmarks: description of the machine, printing and writing of figures."""
 
 import datetime
 import json
@@ -14,9 +14,9 @@ from adde.files import write_json
 
 
 def publish(figures: dict[str, Any], packages: tuple[str, ...], path: Path | None) -> None:
-    """Prints the figures and writes them, with machine and versions, as one flat JSON object.
+    """Print the figures and write them, with machine and versions, as one flat JSON object.
 
-    A `.jsonl` file gets a line more, with the day.
+    To a `.jsonl` file they are appended as a line, with the day.
     """
     everything = {**figures, "machine": machine(), "versions": {p: version(p) for p in packages}}
     for name, value in everything.items():
@@ -29,7 +29,7 @@ def publish(figures: dict[str, Any], packages: tuple[str, ...], path: Path | Non
 
 
 def machine() -> str:
-    """Processor, cores and GPU in words."""
+    """Describe processor, cores and GPU."""
     model = platform.machine()
     info = Path("/proc/cpuinfo")
     names = [line for line in info.read_text().splitlines() if line.startswith("model name")]

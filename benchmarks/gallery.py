@@ -1,19 +1,19 @@
-"""A large gallery: bytes per item, build time, latency, and recall against looking at everything.
+"""Measure a large gallery: bytes per item, build time, latency, recall against exhaustive search.
 
     python benchmarks/gallery.py --gallery galleries/quickstart --json docs/gallery.json
     python benchmarks/gallery.py --folder /disk/with/20/GB
 
-With --gallery, items are put together from those of a gallery that a trained encoder made: each
-subspace, with its beliefs, that of another item; values hang together as in families of variants.
-Without, vectors are synthetic: 12 subspaces x 340, each near one of ten values' prototypes and
-moved along a few directions, with a little noise in all. Labels are known of half of the
-attributes. All is made block by block and never all in memory.
+With --gallery, items are recombined from those of a gallery made by a trained encoder: each
+subspace with its beliefs comes from another item, and values are correlated as in families of
+variants. Otherwise vectors are synthetic: 12 subspaces x 340, each near one of ten values'
+prototypes, moved along a few directions, with a little noise. Half of the labels are known. Items
+are generated block by block and never all in RAM.
 
-`recall30` is of plain queries not seen by the build: the share of the first 30 that are as near as
-the 30th of all, but for rounding; `match_recall30` is that by match. `ratio` is the median time of
-a search by match over that of one by distance, asked in turn. `bytes_per_item` is what the index by
-distance holds, mapped, and `match_bytes_per_item` that by match; what candidates are ranked anew by
-lies mapped on disk (`disk_bytes_per_item`).
+`recall30` is measured on queries that the build has not seen: the share of the first 30 answers
+that are as near as the exact 30th, up to rounding. `match_recall30` is the same by match score.
+`ratio` is the median time of a search by match over that by distance, measured in turn.
+`bytes_per_item` and `match_bytes_per_item` are the sizes of the two indexes, memory-mapped; the
+vectors for re-ranking are mapped from disk (`disk_bytes_per_item`).
 """
 
 import shutil
@@ -39,7 +39,7 @@ from adde.serving.gallery.scorers import DistanceScorer, MatchScorer, RankOption
 
 ATTRIBUTES, WIDTH, VALUES = 12, 340, 10
 DIRECTIONS = 16
-"""Along which the items of one value differ; what is left is noise."""
+"""Directions along which the items of one value differ, apart from noise."""
 
 BLOCK = 4096
 K = 30
@@ -52,7 +52,7 @@ SCHEMA = Schema(
 
 
 class Catalogue:
-    """Items of a catalogue that exists only while it is drawn: vectors, labels, beliefs."""
+    """A synthetic catalogue, generated block by block: vectors, labels, beliefs."""
 
     def __init__(self) -> None:
         draws = np.random.default_rng(0)
@@ -66,7 +66,7 @@ class Catalogue:
         )
 
     def block(self, number: int, count: int) -> list[Item]:
-        """Items of a block; the same number, the same items."""
+        """Generate the items of a block, deterministic in its number."""
         draws = np.random.default_rng((1, number))
         values = self._values(draws, count)
         vectors, labels, beliefs = self._random_items(draws, values)
@@ -79,7 +79,7 @@ class Catalogue:
         ]
 
     def _values(self, draws: np.random.Generator, count: int) -> Labels:
-        """Values (count, A) of families of variants."""
+        """Draw values (count, A) of families of variants."""
         sizes = np.array(self.schema.sizes)
         families = draws.integers(sizes, size=(max(1, count // 8), len(sizes)))
         values = families[draws.integers(len(families), size=count)]
@@ -94,7 +94,7 @@ class Catalogue:
         vectors = draws.standard_normal((count, ATTRIBUTES, WIDTH), np.float32) * np.float32(0.05)
         for a in range(ATTRIBUTES):
             vectors[:, a] += self._means[a][values[:, a]] + places[:, a] @ self._spread[a]
-        # Logits as of a classifier that is wrong once in twenty times.
+        # Logits of a classifier with 5 % errors.
         wrong = draws.random(values.shape) < 0.05
         seen = np.where(wrong, draws.integers(VALUES, size=values.shape), values)
         logits = 1.5 * draws.standard_normal((count, SCHEMA.num_values), np.float32)
@@ -103,7 +103,7 @@ class Catalogue:
 
 
 class Recombined(Catalogue):
-    """Items put together from those of a gallery, each subspace of one that has the value."""
+    """Items recombined from those of a gallery, each subspace from one that has the value."""
 
     def __init__(self, folder: Path) -> None:
         with closing(EmbeddedGallery(folder)) as gallery:
@@ -140,16 +140,16 @@ class Recombined(Catalogue):
 
 @dataclass
 class Query:
-    """An edited item that is not in the gallery, in one way of weighing its attributes."""
+    """An edited item that is not in the gallery, with weights of its attributes."""
 
     near: DistanceScorer
     match: MatchScorer
     first: Vector | None
-    """Weights of the first matches, where others than the edited attribute count."""
+    """Weights of the first matches, if attributes other than the edited one count."""
 
 
 def make_queries(catalogue: Catalogue, count: int) -> dict[str, list[Query]]:
-    """Items with one subspace and its value of another; all attributes count, half or one."""
+    """Make edited items with one subspace of another; all, half or one of the attributes count."""
     schema, attributes = catalogue.schema, len(catalogue.schema.sizes)
     items = catalogue.block(2**30, 2 * count)
     draws = np.random.default_rng(2)
@@ -173,13 +173,13 @@ def make_queries(catalogue: Catalogue, count: int) -> dict[str, list[Query]]:
 
 
 def fill(gallery: EmbeddedGallery, catalogue: Catalogue, items: int) -> None:
-    """Inserts the catalogue."""
+    """Insert the catalogue."""
     for at in tqdm(range(0, items, BLOCK), "insert", unit="block", disable=None):
         gallery.upsert(catalogue.block(at // BLOCK, min(BLOCK, items - at)))
 
 
 def truth(catalogue: Catalogue, queries: Sequence[Query], items: int) -> tuple[Vector, Vector]:
-    """How near the K-th nearest of each query is, and its K-th best score, of all items."""
+    """Compute each query's exact K-th nearness and K-th best score over all items."""
     count, schema, epsilon = len(queries), catalogue.schema, catalogue.calibration.epsilon
     asked = np.stack([query.near.vector for query in queries])
     wanted = np.stack([query.match.wanted for query in queries])
@@ -196,17 +196,17 @@ def truth(catalogue: Catalogue, queries: Sequence[Query], items: int) -> tuple[V
 
 
 def largest(scores: Vector) -> Vector:
-    """(Q, K) of the largest scores (Q, N), in no order."""
+    """Select the K largest of scores (Q, N), unsorted: (Q, K)."""
     return np.partition(scores, scores.shape[1] - K, axis=1)[:, -K:]
 
 
 def right(scores: Vector, floor: float) -> int:
-    """How many of K answers are right: no lower than the K-th of all, but for rounding."""
+    """Count the answers that are at least as good as the exact K-th, up to rounding."""
     return min(K, int((scores >= floor - 1e-5 * max(1, abs(floor))).sum()))
 
 
 def certain(schema: Schema, items: Sequence[Item]) -> Vector:
-    """Beliefs of items as a gallery stores them."""
+    """Return beliefs of items as a gallery stores them."""
     beliefs = [item.beliefs for item in items if item.beliefs is not None]
     return with_known(np.stack(beliefs), np.stack([item.labels for item in items]), schema)
 
@@ -221,7 +221,7 @@ class Asking(NamedTuple):
 
 
 def ask(gallery: EmbeddedGallery, queries: Sequence[Query]) -> Asking:
-    """Asks each query by distance, then by match as an edit is asked."""
+    """Search for each query by distance, then by match as for an edit."""
     found = Asking([], [], [], [])
     for query in queries:
         near, match = query.near, query.match
@@ -241,7 +241,7 @@ def ask(gallery: EmbeddedGallery, queries: Sequence[Query]) -> Asking:
 
 
 def measure(catalogue: Catalogue, folder: Path, items: int, count: int) -> dict[str, float]:
-    """All figures."""
+    """Measure all figures."""
     queries = make_queries(catalogue, count)
     calibration = catalogue.calibration
     header = Header(
@@ -299,12 +299,12 @@ def benchmark(
     folder: Path | None = None,
     json: Path | None = None,
 ) -> None:
-    """Builds a gallery, asks it, and removes it.
+    """Build a gallery, query it, and remove it.
 
     Args:
-        items: how many; each takes 17 KB of disk where vectors are synthetic.
-        gallery: of a calibrated bundle, whose items are put together anew; default: synthetic.
-        folder: a disk with room for them; default: that of temporary files.
+        items: number of items; a synthetic one takes 17 KB of disk.
+        gallery: of a calibrated bundle, to recombine its items; default: synthetic.
+        folder: on a disk with enough space; default: that of temporary files.
         json: file of the figures.
     """
     catalogue = Catalogue() if gallery is None else Recombined(gallery)

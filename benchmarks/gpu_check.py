@@ -1,10 +1,10 @@
-"""What only a GPU can show, the figures that matter most first; `make gpu-check` runs it.
+"""Checks and measurements that need a GPU, most important first; `make gpu-check` runs them.
 
     make gpu-check OFFLINE=1               # installs nothing; PYTHON=... names the interpreter
     python benchmarks/gpu_check.py --rehearse    # without a GPU: all parts, small, on the CPU
 
-Every part that ends adds a line to docs/gpu_check.jsonl (a rehearsal's to none): its name, how it
-ended, seconds, figures. A part whose packages are not installed is skipped by name. The first three
+Every finished part appends a line to docs/gpu_check.jsonl (except in a rehearsal): name, outcome,
+seconds, figures. Parts whose packages are not installed are skipped with a message. The first three
 take about five minutes.
 """
 
@@ -29,7 +29,7 @@ RESULTS = ROOT / "docs" / "gpu_check.jsonl"
 NEEDED = ("torch", "triton", "timm", "accelerate", "pytest")
 ALL = "gpu or not gpu"
 TRAINING = ("pydantic", "tomli_w", "tyro", "safetensors", "simplejpeg", "wandb", "webdataset")
-"""What train/main.py imports beyond that."""
+"""Further imports of train/main.py."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Part:
 
 
 def mining(rehearse: bool) -> dict[str, float]:
-    """Seconds of a step's triplet losses against the Gram products alone, at growing batches."""
+    """Compare the time of a step's triplet losses with the Gram products alone, by batch size."""
     from mining import CONTENDERS, LARGE, seconds
 
     figures: dict[str, float] = {}
@@ -58,7 +58,7 @@ def mining(rehearse: bool) -> dict[str, float]:
 
 
 def training_step(rehearse: bool) -> dict[str, float]:
-    """Steps of both stages on pictures in memory, against the bare backbone's."""
+    """Compare steps of both stages on in-memory pictures with the bare backbone's."""
     from memory_step import measure
 
     return measure(rehearse)
@@ -84,7 +84,7 @@ def main(rehearse: bool) -> None:
             print(f"gpu-check: {part.name}: skipped, not installed: {', '.join(lacking)}")
         else:
             able.append(part)
-    # Before anything takes time: no part may fall at its imports.
+    # Fail early if a test file cannot be imported.
     files = [file for part in able for file in part.files]
     if pytest("--collect-only", "-qq", "-m", ALL, *files):
         raise UserError("gpu-check: a test file cannot be imported; see above")
@@ -98,17 +98,17 @@ def main(rehearse: bool) -> None:
 
 
 def run(part: Part, rehearse: bool) -> bool:
-    """Runs a part, whatever became of those before, and writes down how it ended."""
+    """Run a part and record its outcome; return whether it succeeded."""
     print(f"gpu-check: {part.name}", flush=True)
     started, figures = time.perf_counter(), dict[str, Any]()
     if part.measure is None:
-        # Sessions and nvJPEG have no CPU to rehearse on; runs start programs.
+        # Sessions and nvJPEG cannot be rehearsed on a CPU.
         rest = ["--collect-only"] if rehearse and part.marks == "gpu" else []
         outcome = "failed" if pytest("-m", part.marks, *rest, *part.files) else "passed"
     else:
         try:
             figures, outcome = part.measure(rehearse), "measured"
-        except Exception as error:  # the others are still to be run
+        except Exception as error:  # run the other parts anyway
             outcome = f"failed: {type(error).__name__}: {error}"
     about = {"part": part.name, "outcome": outcome, "seconds": time.perf_counter() - started}
     packages = tuple(p for p in ("torch", "triton", "accelerate", "timm") if not absent((p,)))
@@ -117,16 +117,16 @@ def run(part: Part, rehearse: bool) -> bool:
 
 
 def pytest(*words: str) -> int:
-    """The exit status of pytest, which must find the tests of the files that it is given."""
+    """Run pytest and return its exit status."""
     with tempfile.TemporaryDirectory() as folder:  # the checkout may be read-only
         command = [sys.executable, "-m", "pytest", "-o", f"cache_dir={folder}", *words]
-        # Plugins that this interpreter happens to have are none of ours.
+        # Ignore unrelated plugins of this interpreter.
         environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
         return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
 
 
 def absent(packages: tuple[str, ...]) -> list[str]:
-    """Which of them cannot be imported here."""
+    """Return the packages that cannot be imported."""
 
     def there(name: str) -> bool:
         try:

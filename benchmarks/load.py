@@ -1,4 +1,4 @@
-"""Clients that ask a server, each its next request as soon as it has the answer to the last."""
+"""A load generator: clients that send their next request as soon as they have an answer."""
 
 import asyncio
 import time
@@ -18,29 +18,29 @@ HEADERS = {"content-type": "application/json"}
 
 @dataclass
 class Load:
-    """What so many clients saw; in the order of the answers."""
+    """Measurements of a load test, in the order of the answers."""
 
     clients: int
     seconds: list[float] = field(default_factory=list)
-    """Of each request, from its sending to the end of its answer."""
+    """Duration of each request."""
     ended: list[float] = field(default_factory=list)
     answers: dict[int, set[bytes]] = field(default_factory=dict)
-    """Different answers to each body: one, where answers do not depend on company."""
+    """Distinct answers to each body: one if answers do not depend on the batch."""
 
     @property
     def per_second(self) -> float:
-        """Answers a second while every client was asking: without the first and the last."""
+        """Answers per second while all clients were active."""
         edge = self.clients
         within = self.ended[edge - 1 : len(self.ended) - edge]
         return (len(within) - 1) / (within[-1] - within[0])
 
     def ms(self, percentile: float) -> float:
-        """Milliseconds that so many percent of the requests did not exceed."""
+        """Return a percentile of the durations in milliseconds."""
         return 1000 * float(np.percentile(self.seconds, percentile))
 
 
 def ask(url: str, bodies: Sequence[bytes], clients: int, count: int) -> Load:
-    """Sends `count` requests, the bodies in turn. Raises UserError where one is refused."""
+    """Send `count` requests, cycling through the bodies. Raises UserError if one fails."""
     load = Load(clients)
     asyncio.run(_ask(url, bodies, load, iter(range(count))))
     return load
@@ -68,7 +68,7 @@ async def _ask(url: str, bodies: Sequence[bytes], load: Load, numbers: Iterator[
 
 @contextmanager
 def cpu_seconds(groups: Mapping[str, Sequence[psutil.Process]]) -> Iterator[dict[str, float]]:
-    """Gives the CPU seconds that groups of processes took while the body ran, once it ended."""
+    """Yield a dict that has, after the body, the CPU seconds used by groups of processes."""
     before = {name: _cpu_seconds(processes) for name, processes in groups.items()}
     taken: dict[str, float] = {}
     yield taken
@@ -80,7 +80,7 @@ def _cpu_seconds(processes: Sequence[psutil.Process]) -> float:
 
 
 def wait_until_up(url: str, process: psutil.Popen, log: Path, seconds: float = 120) -> None:
-    """Returns when `url` answers 200. Raises UserError where its process ends, or never does."""
+    """Wait until `url` answers 200. Raises UserError if its process ends or the time is over."""
     asyncio.run(_wait(url, process, log, time.monotonic() + seconds))
 
 

@@ -1,12 +1,13 @@
-"""The training stream against a decode-only loop, webdataset and litdata, on the same pictures.
+"""Compare the training stream with a decode-only loop, webdataset and litdata.
 
     python benchmarks/loader.py --json docs/loader.json
     python benchmarks/loader.py --shards data/photos --side 224 --workers 8
 
-Every contestant has the same number of worker processes and hands over batches of uint8 pictures
-and labels, shuffled. They are timed in turn in one run and compared by medians. The decode-only
-loop has the pictures in memory, and keeps nothing. webdataset runs twice: its own documented
-pipeline, and with our decoder; litdata (a streaming format of its own) with our decoder.
+All read the same pictures with the same number of worker processes and yield shuffled batches of
+uint8 pictures and labels. They are timed in turn in one run and compared by medians. The
+decode-only loop reads pictures from RAM and discards the results. webdataset runs twice: its
+documented pipeline, and with our decoder. litdata, which has its own streaming format, runs with
+our decoder.
 """
 
 import gc
@@ -56,7 +57,7 @@ def measure(
     json: Path | None = None,
     quick: bool = False,
 ) -> None:
-    """Prints and writes samples per second, and their ratios.
+    """Print and write samples per second and their ratios.
 
     Args:
         shards: folder of shards; default: made-up photographs of 256 x 320 pixels.
@@ -100,7 +101,7 @@ def measure(
 
 
 def samples_per_second(stream: Stream, batches: int) -> float:
-    """Batches per second, once the workers are up and have filled what they read ahead."""
+    """Measure batches per second after the workers have filled their queues."""
     for _ in range(4):
         next(stream)
     started = time.perf_counter()
@@ -108,12 +109,12 @@ def samples_per_second(stream: Stream, batches: int) -> float:
         next(stream)
     elapsed = time.perf_counter() - started
     del stream
-    gc.collect()  # ends its workers, before others are timed
+    gc.collect()  # end its workers before the next measurement
     return batches / elapsed
 
 
 def ours(index: ShardIndex, side: int, batch_size: int, workers: int) -> Stream:
-    """What train/main.py reads from."""
+    """Read like train/main.py."""
     share = RankShare(SampleOrder(index.split("train"), batch_size, seed=0), 0, 1, 1)
     batches = Batches(index, "train", Preprocess(side), share, load=load_for_training)
     return BatchStream(batches, range(10_000), workers)
@@ -122,7 +123,7 @@ def ours(index: ShardIndex, side: int, batch_size: int, workers: int) -> Stream:
 def webdataset(
     index: ShardIndex, side: int, batch_size: int, workers: int, load: Any = None
 ) -> Stream:
-    """As its documentation has it, or with our decoder."""
+    """Read with webdataset's documented pipeline, or with our decoder."""
     names = [str(index.folder / shard.name) for shard in index.split("train")]
     source = WebDataset(names, shardshuffle=100, seed=0).shuffle(1000)
     if load is None:
@@ -136,7 +137,7 @@ def webdataset(
 
 
 class _Lit(litdata.StreamingDataset):
-    """Samples as they were written, decoded."""
+    """Decoded samples."""
 
     load: Any
 
@@ -147,14 +148,14 @@ class _Lit(litdata.StreamingDataset):
 
 
 def lit(folder: Path, load: Any, batch_size: int, workers: int) -> Stream:
-    """Litdata's loader on its own format."""
+    """Read with litdata's loader from its own format."""
     dataset = _Lit(str(folder), shuffle=True, seed=0)
     dataset.load = load
     return iter(litdata.StreamingDataLoader(dataset, batch_size=batch_size, num_workers=workers))
 
 
 def write_litdata(index: ShardIndex, folder: Path) -> Path:
-    """The same pictures in litdata's chunks."""
+    """Write the same pictures as litdata chunks."""
     samples = [
         {"picture": sample.picture, "labels": sample.labels.tobytes()}
         for sample in iterate(index, "train")
@@ -168,14 +169,14 @@ def write_litdata(index: ShardIndex, folder: Path) -> Path:
 
 
 def decoded(preprocess: Preprocess, content: bytes) -> np.ndarray:
-    """A picture (S, S, 3) uint8 by our decoder."""
+    """Decode a picture to (S, S, 3) uint8 with our decoder."""
     picture = np.empty((preprocess.size, preprocess.size, 3), np.uint8)
     load_for_training(preprocess, content, "picture", picture)
     return picture
 
 
 def decode_only(index: ShardIndex, load: Any, samples: int, workers: int) -> float:
-    """Samples per second of `workers` processes that decode pictures they hold, and no more."""
+    """Measure samples per second of `workers` processes that only decode pictures in RAM."""
     pictures = [sample.picture for sample, _ in zip(iterate(index, "train"), range(1000))]
     with multiprocessing.Pool(workers, torch.set_num_threads, (1,)) as pool:
         spans = pool.map(partial(_decode_all, pictures, load), [samples // workers] * workers, 1)
@@ -192,7 +193,7 @@ def _decode_all(pictures: list[bytes], load: Any, samples: int) -> float:
 
 
 def labels_of(schema: Schema, record: Any) -> torch.Tensor:
-    """(A,) int64 labels of a sample's JSON."""
+    """Parse the labels (A,) int64 of a sample's JSON."""
     if isinstance(record, bytes):
         record = json_module.loads(record)
     return torch.from_numpy(schema.encode(record["labels"]))
@@ -200,7 +201,7 @@ def labels_of(schema: Schema, record: Any) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class _MadeUp:
-    """A picture that is there already."""
+    """A picture in RAM."""
 
     content: bytes
 
@@ -212,7 +213,7 @@ class _MadeUp:
 
 
 def make_shards(folder: Path, items: int) -> Path:
-    """Noise at several scales, which compresses about as photographs do; 100 different pictures."""
+    """Make shards of 100 pictures of multi-scale noise, which compresses like photographs."""
     rng = np.random.default_rng(0)
     pictures: list[_MadeUp] = []
     for _ in range(100):

@@ -1,13 +1,13 @@
-"""What a rank's processes hold and lay out: the index, the epoch's order, pictures read ahead.
+"""RAM of a rank's processes: index and pictures read ahead; time to lay out the epoch's order.
 
     python benchmarks/memory.py --json docs/memory.json
 
-`index_*`: dirty private memory that reading an index adds to a process, which every process of
-every rank takes for itself, and the file of members, which all of a machine share. `lists` is the
-same index as JSON alone, whose lists stay in memory: format 2, as it was held before there was the
-table. `share_ms`: a rank's rows of one global batch, where a new window of the epoch begins.
-`ahead_mb`: memory of the pictures that workers read ahead for `data.cached`, whose share of a batch
-comes in micro-batches; `whole` is computed: the share in one piece, in 4 slots a worker and 3.
+`index_*`: dirty private RAM that reading an index adds to every process of every rank, and the
+members file, which the processes of a machine share. `lists` is the same index as JSON lists
+(format 2) for comparison. `share_ms`: time to compute a rank's rows of a global batch at the start
+of a window. `ahead_mb`: RAM of the pictures that workers read ahead in micro-batches for
+`data.cached`; `whole` is the computed size if the rank's whole share of a batch were read in one
+piece.
 """
 
 import json as json_module
@@ -47,12 +47,12 @@ def measure(
     workers: int = 2,
     json: Path | None = None,
 ) -> None:
-    """Prints and writes megabytes and milliseconds.
+    """Print and write megabytes and milliseconds.
 
     Args:
         items: of the index.
         batch_size: items of a global batch.
-        ranks: that share it.
+        ranks: number of ranks.
         micro_batch: items of a forward pass.
         side: of a picture, pixels.
         workers: processes of a rank that read.
@@ -82,7 +82,7 @@ def measure(
 
 
 def write(table: Path, lists: Path, items: int) -> ShardIndex:
-    """An index without its tars in both forms; the first, read back."""
+    """Write an index without its tars in both forms; return the first, read back."""
     places = [
         [n * 30_000, 20_000 + n, n * 30_000 + 25_000, 150, 2**31 + n] for n in range(PER_SHARD)
     ]
@@ -104,7 +104,7 @@ def write(table: Path, lists: Path, items: int) -> ShardIndex:
 
 
 def share_ms(index: ShardIndex, batch_size: int, ranks: int) -> float:
-    """Milliseconds for a rank's rows of a batch, none of which was laid out before."""
+    """Measure the milliseconds to compute a rank's rows of a batch in a new window."""
     times: list[float] = []
     for seed in range(5):
         order = SampleOrder(index.split("train"), batch_size, seed)
@@ -116,7 +116,7 @@ def share_ms(index: ShardIndex, batch_size: int, ranks: int) -> float:
 
 
 def in_a_process(hold: Any, what: Any) -> float:
-    """Megabytes that `hold(what)` says it took, in a process of its own."""
+    """Call `hold(what)`, which returns megabytes, in its own process."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(hold, what).result()
 
@@ -154,7 +154,7 @@ class _Filled:
 
 
 def _read_ahead(what: tuple[int, int, int, int]) -> float:
-    """The slots of a stream from which a step's micro-batches are taken at a time."""
+    """Return the megabytes of a stream's slots after taking a step's micro-batches."""
     items, side, workers, parts = what
     before = _shared_mb()
     batches: Any = _Filled(items, side)
@@ -168,7 +168,7 @@ def _private() -> float:
 
 
 def _shared_mb() -> float:
-    """Anonymous memory that this process has for itself and its workers."""
+    """Return the megabytes of anonymous RAM shared with the workers."""
     total = 0
     for line in Path("/proc/self/smaps").read_text().splitlines():
         if "/dev/zero" in line:

@@ -1,4 +1,4 @@
-"""Training steps of both stages on pictures in memory, against the bare backbone's; no loader.
+"""Compare training steps of both stages with the bare backbone's, on pictures in RAM.
 
 python benchmarks/memory_step.py
 """
@@ -26,7 +26,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def measure(small: bool) -> dict[str, float]:
-    """Seconds a step and throughput against the bare backbone, in turns and by medians.
+    """Measure seconds per step and throughput relative to the bare backbone, by medians.
 
     ResNet-18, 224 px, batch 256, D = 340, with 12 attributes of 10 values and with 40 of 25;
     bf16, TF32 and IEEE float32. Small: test_resnet, 32 px, batch 16.
@@ -55,7 +55,7 @@ def measure(small: bool) -> dict[str, float]:
 
 
 def bare_step(settings: ModelSettings, items: int, precision: str) -> Callable[[], None]:
-    """Forward and backward of the backbone alone."""
+    """Make a step of the backbone alone: forward and backward."""
     model = timm.create_model(settings.backbone, num_classes=0).to(DEVICE)
     model = model.to(memory_format=torch.channels_last)
     side = settings.image_size
@@ -74,7 +74,7 @@ def bare_step(settings: ModelSettings, items: int, precision: str) -> Callable[[
 def whole_step(
     stage: str, settings: ModelSettings, schema: Schema, items: int, precision: str
 ) -> Callable[[], None]:
-    """What train/main.py does with a batch, from the augmentation to the optimiser."""
+    """Make a step like train/main.py's, from augmentation to optimiser."""
     model = ADDE(settings, schema).to(DEVICE)
     model.memory.requires_grad_(stage == "adde")
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
@@ -83,7 +83,7 @@ def whole_step(
     draws = torch.Generator().manual_seed(0)
     side = settings.image_size
     images = torch.randint(0, 256, (items, side, side, 3), dtype=torch.uint8).to(DEVICE)
-    # Every fourth item's neighbours differ from it in one attribute, as in edit groups.
+    # Groups of four items that differ in one attribute, like edit groups.
     labels = torch.stack([torch.randint(size, (items // 4,)) for size in schema.sizes], 1)
     labels = labels.repeat_interleave(4, 0)
     labels[1::4, 0] = (labels[1::4, 0] + 1) % schema.sizes[0]
@@ -106,7 +106,7 @@ def autocast(precision: str) -> torch.autocast:
 
 
 def in_turns(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    """Median seconds of each, after two warm-ups."""
+    """Run the steps in turn; return median seconds after two warm-ups."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(2 + rounds):
         for name, step in steps.items():

@@ -1,18 +1,20 @@
-"""Triplet mining against its contenders: time, peak memory, and growth with the batch.
+"""Compare triplet mining with alternatives: time, peak memory, growth with the batch.
 
     python benchmarks/mining.py --json docs/mining.json --plot docs/mining.png
     python benchmarks/mining.py --quick
 
-All losses of one training step (12 attributes and the joint label, D = 340), forward and backward:
+Each computes all losses of a training step (12 attributes and the joint label, D = 340), forward
+and backward:
 
 * `adde`: this project's `mine`, with the implementation `auto` takes here;
-* `cubed`: the same definition over one (B, B, B) tensor, as it is usually written;
+* `cubed`: the same definition with a (B, B, B) tensor, as it is usually implemented;
 * `pml`: pytorch-metric-learning's semi-hard miner and triplet loss;
-* `gram`: the Gram products alone and their backward, the floor for anything that needs them;
+* `gram`: the Gram products and their backward alone, a lower bound;
 * `tiled`, on a GPU: `mine` with tiles in place of the kernels.
 
-Contenders take turns in one run and are compared by medians; peak memory is each one's own, in a
-process of its own. Where cubed and pml have outgrown the machine they are left out.
+Contenders are timed in turn in one run and compared by medians; peak memory is measured in a
+separate process each. cubed and pml are omitted at large batches, where they exceed the machine's
+memory.
 """
 
 import statistics
@@ -39,7 +41,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 class Batch:
     """Embeddings (G, B, D) and labels (G, B): 12 attributes, then the joint label.
 
-    Four items share each row of labels; items lean towards their values, as in training.
+    Four items share each row of labels; embeddings cluster by value, as in training.
     """
 
     def __init__(self, size: int) -> None:
@@ -71,7 +73,7 @@ def gram(vectors: Tensor, _: Tensor) -> Tensor:
 
 
 def cubed(vectors: Tensor, labels: Tensor) -> Tensor:
-    """Every (anchor, positive, negative) at once, group by group."""
+    """Compute the loss of all (anchor, positive, negative) at once, group by group."""
     total = vectors.new_zeros(())
     for x, ids in zip(vectors, labels):
         norms = x.square().sum(1)
@@ -111,7 +113,7 @@ LARGE: list[Contender] = [name for name in CONTENDERS if name not in ("cubed", "
 
 
 def step(contender: Contender, batch: Batch) -> None:
-    """All losses, forward and backward."""
+    """Compute all losses, forward and backward."""
     for vectors, labels in batch.groups:
         vectors.grad = None
         CONTENDERS[contender](vectors, labels).backward()
@@ -120,7 +122,7 @@ def step(contender: Contender, batch: Batch) -> None:
 
 
 def require_same_loss(batch: Batch) -> None:
-    """A contender that computes something else proves nothing."""
+    """Check that `adde` and `cubed` compute the same loss."""
     for leaf, labels in batch.groups:
         vectors = leaf.detach()
         ours, theirs = float(adde(vectors, labels)), float(cubed(vectors, labels))
@@ -129,7 +131,7 @@ def require_same_loss(batch: Batch) -> None:
 
 
 def seconds(size: int, rounds: int, able: Sequence[Contender]) -> dict[Contender, float]:
-    """Median seconds of each contender, in turn, after a warm-up."""
+    """Time the contenders in turn after a warm-up; return median seconds."""
     batch = Batch(size)
     times: dict[Contender, list[float]] = {contender: [] for contender in able}
     for number in range(1 + rounds):
@@ -142,7 +144,7 @@ def seconds(size: int, rounds: int, able: Sequence[Contender]) -> dict[Contender
 
 
 def peak_gb(contender: Contender, size: int) -> float:
-    """GB that a contender takes above its inputs, in a process of its own."""
+    """Measure the GB that a contender uses beyond its inputs, in its own process."""
     command = [sys.executable, __file__, "--memory-of", contender, "--batch", str(size)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -151,8 +153,8 @@ def peak_gb(contender: Contender, size: int) -> float:
 
 
 def print_memory(contender: Contender, size: int) -> None:
-    """Prints the GB of one step above what was there before it."""
-    step(contender, Batch(8))  # what is loaded on first use is nobody's
+    """Print the GB that a step uses."""
+    step(contender, Batch(8))  # exclude what is loaded on first use
     batch = Batch(size)
     if DEVICE.type == "cuda":
         step(contender, batch)  # tuning kernels takes memory of its own
@@ -173,7 +175,7 @@ def _status_kb(name: str) -> int:
 
 
 def draw(times: dict[int, dict[Contender, float]], path: Path) -> None:
-    """Log-log plot of seconds against the batch."""
+    """Plot seconds against the batch, log-log."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -200,7 +202,7 @@ def benchmark(
     memory_of: Contender | None = None,
     batch: int = 4096,
 ) -> None:
-    """Times and peak memory of all contenders.
+    """Measure times and peak memory of all contenders.
 
     Args:
         json: file of the figures; a .jsonl file is appended to.
@@ -244,6 +246,6 @@ def benchmark(
 
 
 if __name__ == "__main__":
-    import tyro  # here, as matplotlib: benchmarks/gpu_check.py does without
+    import tyro  # not needed by benchmarks/gpu_check.py
 
     run_program(lambda: tyro.cli(benchmark))

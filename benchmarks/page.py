@@ -1,6 +1,6 @@
-r"""Pictures of the shopper's page for the docs: two sizes, light and dark.
+r"""Screenshots of the shopper's page for the docs: two sizes, light and dark.
 
-The wardrobe's figures have neither names nor prices, so some are made up:
+The wardrobe's items have neither names nor prices, so the first command invents some:
 
     python benchmarks/page.py fields --shards data/wardrobe --out items.csv
     python serve_onnx/build_gallery.py --bundle bundles/quickstart --catalogue data/wardrobe \
@@ -27,14 +27,14 @@ from adde.shards.reader import iterate
 
 SIZES = {"": (1280, 860), "-phone": (390, 844)}
 PALETTE = {"colors": 256, "method": Image.Quantize.MEDIANCUT, "kmeans": 3}
-"""A third of the bytes; no colour is more than a shade off."""
+"""A third of the bytes with imperceptible colour errors."""
 
 
 BRANDS = ("Aster", "Bram", "Ivo", "Juno", "Lux", "Merrily", "Nell", "Otis", "Pip", "Wren")
 
 
 def fields(shards: Path, out: Path) -> None:
-    """Writes a table of made-up names, brands and prices.
+    """Write a table of invented names, brands and prices.
 
     Args:
         shards: folder of the wardrobe's shards.
@@ -61,11 +61,11 @@ def pictures(
     out: Path = Path("docs"),
     chromium: Path = Path("/usr/bin/chromium"),
 ) -> None:
-    """Writes page.png, page-start.png and the like.
+    """Write page.png, page-start.png and their variants.
 
     Args:
-        item: what the search starts from.
-        edit: attribute=value, what should be different.
+        item: start of the search.
+        edit: requested changes, attribute=value.
         url: of a running server.
         out: folder of the pictures.
         chromium: the browser.
@@ -87,7 +87,7 @@ def pictures(
 
 
 def shot(browser: Browser, url: str, width: int, height: int, scheme: str) -> bytes:
-    """One picture, PNG, of what a window of that size shows first."""
+    """Take a screenshot (PNG) of the page in a window of the given size."""
     page = browser.new_page(
         viewport={"width": width, "height": height},
         color_scheme="dark" if scheme == "dark" else "light",

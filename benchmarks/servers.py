@@ -1,6 +1,4 @@
-"""Server processes that serving.py asks: this project's, and those of serve_ray.py and
-serve_litserve.py.
-"""
+"""Server processes for serving.py: this project's, serve_ray.py and serve_litserve.py."""
 
 import signal
 import socket
@@ -20,29 +18,29 @@ from stand import ROOT
 
 @dataclass
 class Running:
-    """A server process: where it is asked, and its process."""
+    """A running server: its URL and process."""
 
     url: str
     process: psutil.Popen
     up_seconds: float
 
     def groups(self) -> dict[str, Sequence[psutil.Process]]:
-        """Whose CPU time is told apart."""
+        """Return groups of processes with separate CPU times."""
         children = self.process.children(recursive=True)
         return {"client": [psutil.Process()], "decoders": children, "server": [self.process]}
 
     def processes(self) -> list[psutil.Process]:
-        """It and its decoders."""
+        """Return the server's process and its decoders."""
         return _with_children(self.process)
 
     def rss_mb(self) -> float:
-        """Of all its processes."""
+        """Return the RAM of all its processes in MB."""
         return sum(process.memory_info().rss for process in self.processes()) / 1e6
 
 
 @contextmanager
 def _running(folder: Path, program: Sequence[str], ready: str, ask_at: str) -> Iterator[Running]:
-    """A program with --port of its own, up; ended with SIGTERM."""
+    """Run a program on a free --port until the body ends, then send SIGTERM."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -60,7 +58,7 @@ def _running(folder: Path, program: Sequence[str], ready: str, ask_at: str) -> I
 
 
 def _end(process: psutil.Popen) -> None:
-    """SIGTERM, and SIGKILL for what is left of it and of its children (LitServe, mostly)."""
+    """Send SIGTERM, then SIGKILL to remaining processes (mostly LitServe's children)."""
     if process.poll() is not None:
         return
     every = _with_children(process)
@@ -71,14 +69,14 @@ def _end(process: psutil.Popen) -> None:
 
 
 def adde(folder: Path, pair: tuple[Path, Path], *flags: str) -> Any:
-    """This project's server, as it is by default but for `flags`."""
+    """Run this project's server with default settings and `flags`."""
     words = ["--bundle", str(pair[0]), "--gallery", str(pair[1]), "--drain-seconds", "0", *flags]
     program = [str(ROOT / "serve_onnx" / "server.py"), *words]
     return _running(folder, program, "/readyz", "/v1/embed")
 
 
 def contender(folder: Path, pair: tuple[Path, Path], name: str) -> Any:
-    """The server of serve_<name>.py."""
+    """Run the server of serve_<name>.py."""
     words = ["--bundle", str(pair[0]), "--gallery", str(pair[1])]
     program = [str(ROOT / "benchmarks" / f"serve_{name}.py"), *words]
     return _running(folder, program, {"ray": "/", "litserve": "/up"}[name], "/")

@@ -1,6 +1,6 @@
-"""What the serving benchmarks serve: an untrained bundle, its gallery, pictures as a shop has.
+"""Inputs of the serving benchmarks: an untrained bundle, its gallery, pictures like a shop's.
 
-Weights decide nothing about time or memory, so nothing is trained.
+Training is unnecessary, because weights do not affect time or memory.
 """
 
 import base64
@@ -25,7 +25,7 @@ ITEMS = 400
 
 
 def make_shards(folder: Path) -> Path:
-    """A folder of a few hundred items of the embedded wardrobe, packed unless it is there."""
+    """Pack a few hundred items of the embedded wardrobe, unless that is done already."""
     words = ["--catalogue", "wardrobe", "--items", str(ITEMS), "--out", str(folder)]
     program = [sys.executable, str(ROOT / "shards" / "build.py"), *words]
     subprocess.run(program, check=True, stdout=subprocess.DEVNULL)
@@ -33,8 +33,8 @@ def make_shards(folder: Path) -> Path:
 
 
 def make_pair(folder: Path, shards: Path, **settings: Any) -> tuple[Path, Path]:
-    """Folders of a fresh bundle, `settings` being of `ModelSettings`, and of its gallery."""
-    # Not above: processes that decode import their program's modules anew, and need no torch.
+    """Make an untrained bundle with `ModelSettings(**settings)` and its gallery."""
+    # Imported here because decoder processes re-import this module and do not need torch.
     import torch
 
     from adde.exporting.export import export_bundle
@@ -45,7 +45,7 @@ def make_pair(folder: Path, shards: Path, **settings: Any) -> tuple[Path, Path]:
     index = ShardIndex.read(shards)
     model = ADDE(ModelSettings(**settings), index.schema).eval()
     with torch.no_grad():
-        # Fresh weights see next to nothing; pictures should differ by more than rounding.
+        # With initial weights, pictures would differ by little more than rounding.
         model.memory.weight.normal_()
         for layer in (model.heads.first, model.heads.second, model.classifiers.linear):
             layer.weight.mul_(6)
@@ -55,7 +55,7 @@ def make_pair(folder: Path, shards: Path, **settings: Any) -> tuple[Path, Path]:
 
 
 def make_pictures(count: int, side: int) -> list[bytes]:
-    """JPEGs of side x side pixels: smooth ground, an object, and grain, as photographs have."""
+    """Make JPEGs of side x side pixels with smooth colours and grain, like photographs."""
     draws = np.random.default_rng(side)
     return [_picture(draws, side) for _ in range(count)]
 
@@ -70,5 +70,5 @@ def _picture(draws: np.random.Generator, side: int) -> bytes:
 
 
 def body_of(picture: bytes, more: Mapping[str, Any] | None = None) -> bytes:
-    """A picture as the body of a request that every contender reads, and what more is asked."""
+    """Encode a picture, and further fields, as a request body that every contender reads."""
     return json.dumps({"image": base64.b64encode(picture).decode(), **(more or {})}).encode()

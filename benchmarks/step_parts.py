@@ -1,10 +1,12 @@
-"""Parts of a training step beside the way they were done before, in turns in one run.
+"""Compare parts of a training step with their earlier implementations, in turn in one run.
 
     python benchmarks/step_parts.py --json docs/step_parts.json
 
-* `edits`: drawing stage 3's edits, against drawing noise for every item and value on the CPU alone;
-* `mining`: label triplets of all attributes at once, against one attribute after the other;
-* `buffers`: bytes that data parallelism broadcasts for the memory, against a mask of M's size.
+* `edits`: drawing stage 3's edits, compared with drawing noise for every item and value on the CPU;
+* `mining`: label triplets of all attributes at once, compared with one attribute after the other;
+* `buffers`: bytes that data parallelism broadcasts for the prototype memory, compared with a mask
+of
+  M's size.
 """
 
 import statistics
@@ -18,7 +20,7 @@ from figures import publish
 from torch import Tensor
 
 from adde.errors import run_program
-from adde.methods.adde.memory import Memory
+from adde.methods.adde.memory import PrototypeMemory
 from adde.mining import LabelGrouping, draw_edits, mine
 from adde.schema import Attribute, Schema
 
@@ -26,7 +28,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def labels_of(items: int, attributes: int, values: int) -> Tensor:
-    """(M, A) int64; every fourth item's neighbours differ from it in one attribute."""
+    """Make labels (M, A) int64 in groups of four items that differ in one attribute."""
     draws = torch.Generator().manual_seed(0)
     labels = torch.randint(values, (items // 4, attributes), generator=draws)
     labels = labels.repeat_interleave(4, 0)
@@ -92,7 +94,7 @@ def mining(items: int, attributes: int, values: int, width: int) -> dict[str, fl
 def buffers(attributes: int, values: int, width: int) -> dict[str, float]:
     names = tuple(map(str, range(values)))
     schema = Schema(tuple(Attribute(f"a{number}", names) for number in range(attributes)))
-    memory = Memory(schema, width)
+    memory = PrototypeMemory(schema, width)
     name = f"a{attributes}_v{attributes * values}"
     return {
         f"mb_of_buffers_{name}": sum(b.nbytes for b in memory.buffers()) / 1e6,
@@ -101,7 +103,7 @@ def buffers(attributes: int, values: int, width: int) -> dict[str, float]:
 
 
 def in_turns(steps: dict[str, Callable[[], object]], rounds: int = 3) -> dict[str, float]:
-    """Median seconds of each, after a warm-up."""
+    """Run the steps in turn; return median seconds after a warm-up."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(1 + rounds):
         for name, step in steps.items():
@@ -115,7 +117,7 @@ def in_turns(steps: dict[str, Callable[[], object]], rounds: int = 3) -> dict[st
 
 
 def benchmark(json: Path | None = None) -> None:
-    """All parts.
+    """Measure all parts.
 
     Args:
         json: file of the figures.

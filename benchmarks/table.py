@@ -1,4 +1,4 @@
-"""The table of all figures: docs/benchmarks.md from docs/*.json.
+"""Write docs/benchmarks.md, the tables of all figures, from docs/*.json.
 
 python benchmarks/table.py
 """
@@ -21,7 +21,7 @@ def main() -> None:
 
 
 def section(name: str, figures: dict[str, Any]) -> list[str]:
-    """Markdown lines of one benchmark; figures that are no numbers stand above the table."""
+    """Format one benchmark as Markdown lines."""
     versions = ", ".join(f"{package} {v}" for package, v in figures["versions"].items())
     lines = [f"## {name}", "", f"`benchmarks/{name}.py`, {figures['machine']}; {versions}", ""]
     if (DOCS / f"{name}.png").exists():

@@ -1,4 +1,4 @@
-"""A whole training step against bare forward and backward of the backbone on in-memory tensors.
+"""Compare a whole training step with forward and backward of the backbone on in-memory tensors.
 
     python benchmarks/training_step.py --shards data/wardrobe --json training_step.json
     python benchmarks/training_step.py --shards data/wardrobe --backbone resnet18 --quick
@@ -47,12 +47,12 @@ def measure(
     json: Path | None = None,
     quick: bool = False,
 ) -> None:
-    """Prints and writes the ratio of throughputs and where the rest of a step goes.
+    """Print and write the ratio of throughputs and the shares of a step's parts.
 
     Args:
         shards: folder of shards to train on.
         backbone: timm model.
-        image_sizes: sides of the input, pixels; the first, the published one, is the headline.
+        image_sizes: sides of the input, pixels; `step_vs_bare` is that of the first.
         width: D.
         batch_size: items of a batch.
         workers: decoding processes.
@@ -85,7 +85,7 @@ def measure(
 def bare_step(
     backbone: str, batch_size: int, image_size: int, device: torch.device
 ) -> Callable[[], None]:
-    """Forward and backward of the backbone alone, in the memory layout that training has it in."""
+    """Make a step of the backbone alone, in the memory layout of training."""
     layout = torch.channels_last
     model = timm.create_model(backbone, num_classes=0).to(device).to(memory_format=layout)
     images = torch.randn(batch_size, 3, image_size, image_size, device=device)
@@ -106,7 +106,7 @@ def whole_step(
     workers: int,
     accelerator: Accelerator,
 ) -> tuple[Callable[[], None], dict[str, list[float]]]:
-    """The step of train/main.py, and the seconds its parts take, filled as it runs."""
+    """Make a step like train/main.py's, and lists that it fills with the seconds of its parts."""
     model = ADDE(settings, index.schema).to(accelerator.device)
     model.memory.requires_grad_(stage.name == "adde")
     stepper = DataParallel(accelerator, model, Config(optimizer=Optimizer(clip_norm=1.0)))
@@ -144,7 +144,7 @@ def whole_step(
 def alternate(
     bare: Callable[[], None], whole: Callable[[], None], rounds: int
 ) -> dict[str, list[float]]:
-    """Seconds of both, in turn, after a warm-up round, so that noise falls on both."""
+    """Time both in turn after a warm-up round, so that noise affects both."""
     times: dict[str, list[float]] = {"bare": [], "whole": []}
     for number in range(rounds + 1):
         for name, step in (("bare", bare), ("whole", whole)):

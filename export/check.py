@@ -1,10 +1,11 @@
-"""Checks bundles: hashes, schema, opset, dimensions, golden vectors; and how fast they are here.
+"""Check bundles (hashes, schema, opset, dimensions, golden vectors) and measure their speed.
 
 python export/check.py --bundle bundles/quickstart
 python export/check.py --bundle bundles/shop bundles/shop-fp16 bundles/shop-int8
 
-The table has a row for every precision, device that onnxruntime obtains here, and batch size. Where
-a device other than the CPU fails, its row says why, the others go on, and the status is 1.
+The table has a row for every precision, device available to onnxruntime, and batch size. If a
+device other than the CPU fails, its row has the reason, the others continue, and the exit status is
+1.
 """
 
 from pathlib import Path
@@ -18,7 +19,7 @@ from adde.serving.onnx.providers import PROVIDERS, Device, missing
 
 
 def check(bundle: list[Path]) -> None:
-    """Prints what is whole, and the table; stops with the cause where something is wrong.
+    """Print a summary of each bundle and the table; stop with the reason if a check fails.
 
     Args:
         bundle: folders of bundles.

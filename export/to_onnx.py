@@ -1,12 +1,12 @@
-"""Exports a run's checkpoint as a bundle that serves without torch.
+"""Export a run's checkpoint as a bundle that serves without torch.
 
 python export/to_onnx.py --run runs/quickstart --out bundles/quickstart
 python export/to_onnx.py --run runs/shop --out bundles/shop --checkpoint last --shards data/shop
 python export/to_onnx.py --run runs/shop --out bundles/shop-int8 --precision int8
 
-onnxruntime must answer as torch does on the test split, or with --split val on the validation
-split, or nothing is written. Another bundle that is there is replaced; a folder that holds anything
-else is refused. For a bundle of the same weights, shards and versions there is nothing to do.
+The bundle is written only if onnxruntime gives the same answers as torch on the test split (with
+--split val: the validation split). An existing bundle is replaced unless it has the same weights,
+shards and versions; a folder with other files is rejected.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 import tyro
 
 from adde.errors import run_program
-from adde.exporting.export import export_bundle, is_exported
+from adde.exporting.export import export_bundle, is_up_to_date
 from adde.exporting.precision import Precision
 from adde.files import read_json, sha256_of_file
 from adde.methods.adde.calibration import calibration_of
@@ -27,7 +27,7 @@ from adde.training.resilience.requirements import require_split
 from adde.training.run_folder import open_shards
 
 BATCH = 64
-"""Pictures encoded at a time, where a checkpoint is not calibrated yet."""
+"""Pictures encoded at a time to calibrate a checkpoint."""
 
 
 def export(
@@ -39,19 +39,18 @@ def export(
     precision: Precision = "fp32",
     allow_drop: float | None = None,
 ) -> None:
-    """Writes encoder, memory, golden vectors and bundle.json.
+    """Write encoder, memory, golden vectors and bundle.json.
 
     Args:
         run: folder of the run.
         out: folder of the bundle.
         checkpoint: best on the validation split, or last.
-        shards: folder or address of shards whose split proves the export; default: those of the
-            training.
-        split: whose items prove it: test, or val where the shards have no other.
+        shards: folder or address of shards for the parity gate; default: those of the training.
+        split: of the parity gate: test, or val if the shards have no test split.
         precision: of the encoder's weights and arithmetic; int8 is calibrated on the training
             split.
-        allow_drop: points of hit@30, NDCG@30 and attribute accuracy that fewer bits may cost on
-            the test split; default: 0.1 for fp16, 1.0 for int8.
+        allow_drop: points of hit@30, NDCG@30 and attribute accuracy that reduced precision may
+            cost; default: 0.1 for fp16, 1.0 for int8.
     """
     model, config, found = load_adde(run, checkpoint)
     index = open_shards(config, shards)
@@ -67,12 +66,12 @@ def export(
     }
     retrieval = read_json(metrics) if metrics.exists() else None
     if retrieval is not None and retrieval.get("checkpoint") != found.path.name:
-        print(f"{metrics}: figures of {retrieval.get('checkpoint')}, left out of the bundle")
+        print(f"{metrics}: metrics of {retrieval.get('checkpoint')}, left out of the bundle")
         retrieval = None
     evaluator = Evaluator(index, BATCH, config.data.workers, torch.device("cpu"))
     calibration, _ = calibration_of(found, model, evaluator)
     request = (retrieval, source, calibration, precision, allow_drop, split)
-    if is_exported(out, *request):
+    if is_up_to_date(out, *request):
         print(f"{out}: exported from the same before, nothing to do")
         return
     bundle = export_bundle(model, index, out, *request)

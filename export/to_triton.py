@@ -1,4 +1,4 @@
-"""Writes a bundle as a model repository of NVIDIA Triton.
+"""Write a bundle as a model repository for NVIDIA Triton.
 
 python export/to_triton.py --bundle bundles/shop --out repositories/shop
 python export/to_triton.py --bundle bundles/shop --out repositories/shop --kind cpu
@@ -21,11 +21,11 @@ def export(
     delay_us: int = 2000,
     instances: int | None = None,
 ) -> None:
-    """Writes both graphs with their config.pbtxt.
+    """Write both graphs with their config.pbtxt.
 
     Args:
-        bundle: folder of the bundle, whose hashes are compared first.
-        out: folder of the repository; one that is there is replaced.
+        bundle: folder of the bundle; its hashes are checked first.
+        out: folder of the repository; an existing one is replaced.
         kind: where Triton runs them.
         delay_us: microseconds that a request waits for others to share its batch.
         instances: of each graph, per GPU; default: 2, or 1 on the CPU.

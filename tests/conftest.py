@@ -1,4 +1,4 @@
-"""A tiny catalogue that any test may read."""
+"""Fixtures: a tiny catalogue, model and bundle, read-only for tests."""
 
 import hashlib
 import io

@@ -72,7 +72,7 @@ def test_a_calibration_is_read_as_written_and_needs_what_it_uses(written):
     replace(written, calibration=calibration).write()
     assert Bundle.read(written.path).calibration == calibration
     replace(written, calibration=replace(calibration, presence=(1.0, 0.0))).write()
-    with pytest.raises(UserError, match="calibration: expected none of presence"):
+    with pytest.raises(UserError, match="calibration: expected no presence divisors"):
         Bundle.read(written.path)
     replace(written, calibration=Calibration((1.0,), (), 0.03, 2.0)).write()
     with pytest.raises(UserError, match="calibration of 2 attributes, found one of 1"):

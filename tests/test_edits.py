@@ -1,4 +1,4 @@
-"""Edits of known labels and what is measured of their answers, against plain loops."""
+"""Edits of known labels and the metrics of their answers, against plain loops."""
 
 import itertools
 

@@ -23,7 +23,7 @@ from adde.files import (
     remove_leftovers,
     require_writable,
     sha256_of_file,
-    strangers,
+    unexpected_entries,
     write_json,
     write_text,
 )
@@ -223,12 +223,12 @@ def test_who_reads_a_volume_while_it_is_filled_finds_no_mixture(tmp_path, monkey
 
 MOUNTED = """
 from pathlib import Path
-from adde.files import atomic_path, strangers
+from adde.files import atomic_path, unexpected_entries
 out = Path("out")
 with atomic_path(out, "a") as temporary:
     temporary.mkdir()
     (temporary / "a").write_text("new")
-assert strangers(out, {"a"}.__contains__) == [], list(out.iterdir())
+assert unexpected_entries(out, {"a"}.__contains__) == [], list(out.iterdir())
 """
 
 
@@ -274,8 +274,8 @@ def test_where_nothing_can_be_written_is_told_before_work(tmp_path):
 
 def test_what_is_strange_in_a_folder(tmp_path):
     out = volume(tmp_path / "out", ".out.partial", "b", "c", "a")
-    assert strangers(out, lambda name: name == "b") == ["a", "c"]
-    assert strangers(tmp_path / "none", lambda name: False) == []
+    assert unexpected_entries(out, lambda name: name == "b") == ["a", "c"]
+    assert unexpected_entries(tmp_path / "none", lambda name: False) == []
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
@@ -325,11 +325,11 @@ def test_without_a_home_the_cache_is_a_folder_of_ones_own(tmp_path, monkeypatch)
     assert folder.stat().st_mode & 0o777 == 0o700
     assert cache_folder() == folder
     folder.chmod(0o777)  # anyone could have put anything there
-    with pytest.raises(UserError, match="this user's alone"):
+    with pytest.raises(UserError, match="only this user can write"):
         cache_folder()
     folder.rmdir()
     folder.symlink_to(tmp_path)
-    with pytest.raises(UserError, match="this user's alone"):
+    with pytest.raises(UserError, match="only this user can write"):
         cache_folder()
 
 

@@ -1,4 +1,4 @@
-"""`make gpu-check OFFLINE=1` with the packages that a bare GPU image has, where there is no GPU."""
+"""`make gpu-check OFFLINE=1` with the packages of a bare GPU image, without a GPU."""
 
 import os
 import subprocess
@@ -49,7 +49,7 @@ def test_offline_it_collects_and_comes_to_the_first_call_of_cuda(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are interpreted")
 def test_every_part_ends_in_a_rehearsal(tmp_path):
-    """Offline parts are those that a bare image can run; each says how it ended."""
+    """Only parts that a bare image can run; each reports its outcome."""
     words = (sys.executable, "benchmarks/gpu_check.py", "--rehearse")
     done = gpu_check(tmp_path, *words, PYTHONPATH=f"{tmp_path}:{ROOT}")
     assert done.returncode == 0, done.stdout

@@ -1,4 +1,4 @@
-"""What serves and what packs runs where torch is not installed."""
+"""Serving and packing run without torch."""
 
 import subprocess
 import sys

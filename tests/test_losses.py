@@ -9,7 +9,7 @@ from adde import losses
 from adde.losses import Term, accuracy
 from adde.methods.adde.config import AddeStage
 from adde.methods.adde.losses import compositional, consistency, triplet_roles
-from adde.mining import Edits, draw_edits, semihard_negatives
+from adde.mining import DrawnEdits, draw_edits, semihard_negatives
 from adde.training.terms import Terms, global_mean
 
 SIZES = (3, 2)
@@ -63,7 +63,7 @@ def test_consistency_leaves_unknown_attributes_out():
 
 
 def test_roles_count_how_often_an_item_was_chosen():
-    edits = Edits(
+    edits = DrawnEdits(
         targets=torch.zeros(3, 2, dtype=torch.int64),
         positive=torch.tensor([1, 1, 0]),
         exact=torch.ones(3, dtype=torch.bool),

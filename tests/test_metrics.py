@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adde import metrics
-from adde.edits import evaluate_split
+from adde import metrics, ranking
+from adde.methods.adde.evaluation import Encoded, evaluate_split
 from adde.metrics import Queries
 from adde.schema import UNKNOWN, Attribute, Schema
 from adde.scoring import Calibration
@@ -115,7 +115,8 @@ def evaluate(embeddings, logits, labels, edit=unedited, queries=None):
     """
     plain = Calibration((1.0,) * len(SIZES), (), 0.01, 4.0)
     queries = metrics.manipulation_queries(labels) if queries is None else queries
-    return evaluate_split(embeddings, logits, None, labels, SCHEMA, edit, plain, queries, most=200)
+    encoded = Encoded(embeddings, logits, None, labels, np.arange(len(labels)))
+    return evaluate_split(encoded, SCHEMA, edit, plain, queries, most=200)
 
 
 @given(label_tables)
@@ -136,7 +137,7 @@ def test_unknown_equals_only_unknown_in_a_target():
 def test_top_k_is_by_distance_then_row(seed, count, k):
     random = np.random.default_rng(seed)
     gallery, queries = exact_unit_vectors(random, count), exact_unit_vectors(random, 3)
-    ranked = metrics.top_k(queries, gallery, k)
+    ranked = ranking.top_k(queries, gallery, k)
     assert ranked.dtype == np.int64
     for query, answers in zip(queries, ranked.tolist()):
 
@@ -152,7 +153,7 @@ def test_top_k_orders_a_large_gallery_as_a_full_sort_does():
     queries = random.standard_normal((20, 8), dtype=np.float32)
     distances = ((queries[:, None].astype(np.float64) - gallery) ** 2).sum(axis=2)
     expected = np.argsort(distances, axis=1, kind="stable")[:, :50]
-    np.testing.assert_array_equal(metrics.top_k(queries, gallery), expected)
+    np.testing.assert_array_equal(ranking.top_k(queries, gallery), expected)
 
 
 @given(st.integers(1, 30), st.integers(1, 30), seeds)
@@ -200,7 +201,7 @@ def test_one_attribute_has_no_others_to_lose():
 def test_hits_by_attribute_split_the_hits(labels, seed):
     queries = metrics.manipulation_queries(labels)
     embeddings, logits = catalogue(labels, seed)
-    ranked = metrics.rank_edits(queries, embeddings, logits, SCHEMA, unedited, k=12)
+    ranked = ranking.rank_edits(queries, embeddings, logits, SCHEMA, unedited, k=12)
     found = metrics.hits_by_attribute(ranked, labels, queries, SCHEMA)
     edited = {SCHEMA.names[a] for a in queries.attribute.tolist()}
     assert set(found) == (edited | {"macro"} if edited else set())
@@ -238,7 +239,7 @@ def test_accuracy_counts_known_labels_only(labels, seed):
 def test_baselines_rank_as_defined(labels, seed):
     embeddings, logits = catalogue(labels, seed)
     queries = metrics.manipulation_queries(labels)
-    found = metrics.baseline_rankings(queries, embeddings, logits, SCHEMA, k=9)
+    found = ranking.rank_baselines(queries, embeddings, logits, SCHEMA, k=9)
     assert tuple(found) == ("random", "no_edit", "classifier", "classifier_soft")
     count, flat = len(labels), embeddings.reshape(len(labels), -1)
     predicted = [argmax_by_loops(row, SIZES) for row in logits]
@@ -272,8 +273,8 @@ def test_random_answers_hit_as_often_as_chance():
     queries = metrics.manipulation_queries(labels)
     embeddings = np.ones((200, 2, 1), dtype=np.float32)
     logits = np.zeros((200, 30), dtype=np.float32)
-    ranked = metrics.baseline_rankings(queries, embeddings, logits, schema)["random"]
-    again = metrics.baseline_rankings(queries, embeddings, logits, schema)["random"]
+    ranked = ranking.rank_baselines(queries, embeddings, logits, schema)["random"]
+    again = ranking.rank_baselines(queries, embeddings, logits, schema)["random"]
     np.testing.assert_array_equal(ranked, again)
     figures = metrics.retrieval_metrics(ranked, labels, queries)
     # One item in 200 is right, so the first k of them hold it with k / 200.
@@ -291,7 +292,7 @@ def test_the_edit_takes_away_the_predicted_value():
         seen.append((embeddings.copy(), indicator.copy()))
         return unedited(embeddings, indicator)
 
-    metrics.rank_edits(metrics.manipulation_queries(labels), embeddings, logits, SCHEMA, edit)
+    ranking.rank_edits(metrics.manipulation_queries(labels), embeddings, logits, SCHEMA, edit)
     ((given_embeddings, indicator),) = seen
     np.testing.assert_array_equal(given_embeddings, embeddings)
     # Item 0 is labelled 0 and taken for 2: asked for 1, it loses 2. Item 1 is asked for 0.
@@ -333,7 +334,7 @@ def test_a_split_without_queries_has_every_figure():
     bounds = dict.fromkeys(names, (0.0, 0.0))
     zeros = {**dict.fromkeys(names, 0.0), "queries": 0, "interval": bounds}
     assert content["adde"] == content["match"] == zeros
-    assert content["baselines"] == dict.fromkeys(metrics.BASELINES, zeros)
+    assert content["baselines"] == dict.fromkeys(ranking.BASELINES, zeros)
     assert content["by_attribute"] == {}
 
 
@@ -364,7 +365,7 @@ def test_blocks_change_nothing(monkeypatch):
     assert whole["adde"]["queries"] > 50
     for ours, theirs in [
         (whole["adde"], blocks["adde"]),
-        *((whole["baselines"][n], blocks["baselines"][n]) for n in metrics.BASELINES),
+        *((whole["baselines"][n], blocks["baselines"][n]) for n in ranking.BASELINES),
     ]:
         assert ours.pop("interval").keys() == theirs.pop("interval").keys()
         assert ours == pytest.approx(theirs, abs=1e-12)
@@ -395,10 +396,10 @@ def test_memory_is_that_of_a_block(monkeypatch, function):
     tracemalloc.start()
     if function == "top_k":
         flat = unedited(embeddings, logits)
-        metrics.top_k(flat, flat)
+        ranking.top_k(flat, flat)
     else:
         queries = Queries(rows, 0 * ones, ones, labels)
-        metrics.baseline_rankings(queries, embeddings, logits, SCHEMA, k=10)
+        ranking.rank_baselines(queries, embeddings, logits, SCHEMA, k=10)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < items * items * 4 / 3, "a third of one float32 array of all distances"

@@ -15,7 +15,7 @@ from adde.preprocess import Preprocess, decode, fit
 from adde.shards.jpeg import decode_pixels, is_plain
 
 ORIENTATION = 0x0112
-UPRIGHT = {
+UPRIGHT_TRANSPOSES = {
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
     3: lambda a: a[::-1, ::-1],
@@ -55,13 +55,13 @@ def png(width, height, depth=8, colour=2, rows=b""):
     return b"\x89PNG\r\n\x1a\n" + content
 
 
-@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("orientation", UPRIGHT_TRANSPOSES)
 def test_pictures_come_upright(orientation):
     stored = noise()
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     shown = np.asarray(decode(encoded(Image.fromarray(stored), exif=exif)))
-    np.testing.assert_array_equal(shown, UPRIGHT[orientation](stored))
+    np.testing.assert_array_equal(shown, UPRIGHT_TRANSPOSES[orientation](stored))
 
 
 def exif_of(*tags, orientation=6):

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from adde.errors import UserError, did_you_mean
-from adde.schema import UNKNOWN, Attribute, Schema
+from adde.schema import RESERVED, UNKNOWN, Attribute, Schema
 
 words = st.text(string.ascii_letters + "äß 0/,'\"", min_size=1, max_size=6)
+words = words.filter(lambda word: word not in RESERVED)
 attributes = st.builds(
     Attribute, words, st.lists(words, min_size=2, max_size=5, unique=True).map(tuple)
 )

@@ -1,4 +1,4 @@
-"""The match score against a joint written out in full, and against the baseline it generalises."""
+"""The match score against the full joint distribution and the baseline that it generalises."""
 
 import itertools
 import math
@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adde import metrics, scoring
-from adde.edits import Edits, ask, rank_matches
+from adde.edits import LabelEdits
 from adde.errors import UserError
+from adde.ranking import rank_baselines, rank_matches, wanted_beliefs
 from adde.schema import UNKNOWN, Attribute, Schema
 from adde.scoring import Calibration
 
@@ -42,8 +43,8 @@ def test_the_score_is_the_log_probability_of_an_exact_match(seed, value):
     """Summed over every joint state of query and item, with a0 edited to `value`."""
     logits, presence = outputs(seed)
     beliefs = PLAIN.beliefs(logits, presence, SCHEMA)
-    edits = Edits(np.array([0]), np.array([[value, UNKNOWN]]))
-    wanted, edited = ask(edits, beliefs, SCHEMA)
+    edits = LabelEdits(np.array([0]), np.array([[value, UNKNOWN]]))
+    wanted, edited = wanted_beliefs(edits, beliefs, SCHEMA)
     assert edited.tolist() == [[True, False]]
     ones = np.ones((1, 2), np.float32)
     found = scoring.match_scores(wanted, ones, beliefs, SCHEMA, 0.0)[0]
@@ -60,10 +61,10 @@ def test_certain_queries_rank_as_classifier_soft(seed):
     labels = np.random.default_rng(seed).integers(0, 2, (12, 2))
     queries = metrics.manipulation_queries(labels)
     embeddings = np.zeros((12, 2, 1), np.float32)
-    soft = metrics.baseline_rankings(queries, embeddings, logits, SCHEMA)["classifier_soft"]
+    soft = rank_baselines(queries, embeddings, logits, SCHEMA)["classifier_soft"]
     beliefs = Calibration((1.0, 1.0), (), 0.0, 1.0).beliefs(logits, None, SCHEMA)
     certain = scoring.with_known(beliefs, metrics.predicted_labels(logits, SCHEMA), SCHEMA)
-    wanted, _ = ask(queries, certain, SCHEMA)
+    wanted, _ = wanted_beliefs(queries, certain, SCHEMA)
     weights = np.ones((len(queries), 2), np.float32)
     scores = scoring.match_scores(wanted, weights, beliefs, SCHEMA, 0.0)
     ours = metrics.smallest(-scores, 12)
@@ -125,7 +126,7 @@ def test_the_first_answers_obey_and_the_others_are_close():
     hot[:20, 0] = 1
     hot[20:, 1] = 1
     hot[20:, 4:6] = 0, 1  # those with the value differ in a1
-    edits = Edits(np.array([0]), np.array([[1, UNKNOWN]]))
+    edits = LabelEdits(np.array([0]), np.array([[1, UNKNOWN]]))
     obeying = Calibration((1.0, 1.0), (), 0.001, 3.0)
     found = rank_matches(edits, hot, SCHEMA, obeying, k=40)[0]
     assert sorted(found) == list(range(40))

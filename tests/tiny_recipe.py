@@ -1,4 +1,4 @@
-"""A whole run on the tiny catalogue, in 20 steps."""
+"""Recipe of a whole run on the tiny catalogue in 20 steps."""
 
 RECIPE = """
 seed = 5

@@ -1,4 +1,4 @@
-"""Prints the house measures of adde/ as a table.
+"""Print the house measures of adde/ as a table.
 
 `make house`; to compare checkouts, `python tools/house.py ../before .`
 """
@@ -16,7 +16,7 @@ IMPORT = (ast.Import, ast.ImportFrom)
 
 
 def lines(node: ast.stmt) -> int:
-    """Lines of a function or class from its first to its last, without a function's docstring."""
+    """Count the lines of a function or class, without a function's docstring."""
     size = (node.end_lineno or node.lineno) - node.lineno + 1
     if isinstance(node, FUNCTION) and ast.get_docstring(node) is not None:
         size -= lines(node.body[0])
@@ -24,7 +24,7 @@ def lines(node: ast.stmt) -> int:
 
 
 def at_import(tree: ast.AST) -> Iterator[ast.AST]:
-    """Nodes that run when a module is imported: not functions' bodies, nor `if TYPE_CHECKING`."""
+    """Yield the nodes executed at import: no function bodies, no `if TYPE_CHECKING`."""
     for node in ast.iter_child_nodes(tree):
         types_only = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
         if not isinstance(node, FUNCTION) and not types_only:
@@ -33,7 +33,7 @@ def at_import(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 def imported(tree: ast.Module, modules: set[str]) -> set[str]:
-    """Those of `modules` that a module imports when it is imported itself."""
+    """Return which of `modules` a module imports at its import."""
     found: set[str] = set()
     for node in at_import(tree):
         if isinstance(node, ast.Import):
@@ -45,7 +45,7 @@ def imported(tree: ast.Module, modules: set[str]) -> set[str]:
 
 
 def longest_chain(graph: dict[str, set[str]]) -> str:
-    """Number of modules in the longest chain of imports, or the first cycle by name."""
+    """Return the length of the longest import chain, or the first cycle."""
     depth: dict[str, int] = {}
     try:
         for name in TopologicalSorter(graph).static_order():
@@ -60,7 +60,7 @@ def spread(sizes: list[int]) -> str:
 
 
 def measures(root: Path) -> list[tuple[str, str]]:
-    """Each measure's name and its figure in one checkout."""
+    """Measure one checkout: pairs of name and figure."""
     paths = sorted((root / "adde").rglob("*.py"))
     names = [".".join(path.relative_to(root).with_suffix("").parts) for path in paths]
     names = [name.removesuffix(".__init__") for name in names]

@@ -1,6 +1,6 @@
-"""Writes examples/tutorial.ipynb from docs/tutorial.md: `python tools/notebook.py`.
+"""Write examples/tutorial.ipynb from docs/tutorial.md: `python tools/notebook.py`.
 
-Fenced Python becomes a cell, fenced shell commands a cell of bash, and all else Markdown.
+Fenced Python becomes a code cell, fenced shell commands a bash cell, and other text Markdown.
 """
 
 import json
@@ -21,9 +21,9 @@ if Path.cwd().name == "examples":
 
 
 def cells(page: str) -> list[dict[str, Any]]:
-    """The page's text and code, in order."""
+    """Convert the page to cells, in order."""
     found = [cell("code", TO_THE_TOP)]
-    # Every third part is text; a language and the code of a fence stand between.
+    # `split` yields text, language and code in turn.
     parts = FENCED.split(page)
     for text, language, code in zip(parts[::3], [*parts[1::3], ""], [*parts[2::3], ""]):
         found.append(cell("markdown", re.sub(r"\]\((?!https?:|#)", "](../docs/", text.strip())))

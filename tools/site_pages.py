@@ -1,6 +1,6 @@
-"""Adds to the site of `make docs` the pages outside docs/ and a reference of adde/.
+"""Add the pages outside docs/ and a reference of adde/ to the site of `make docs`.
 
-Each package of adde/ has one page, with all its modules; mkdocstrings reads their docstrings.
+Each package of adde/ has one page with all its modules; mkdocstrings renders their docstrings.
 """
 
 import re
@@ -34,14 +34,14 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
 
 
 def moved(text: str) -> str:
-    """A page whose links fit its place in the site, where docs/ is the root."""
+    """Rewrite a page's links for the site, whose root is docs/."""
     for source, page in PAGES.items():
         text = text.replace(f"]({source})", f"]({page})")
     return re.sub(r"\]\((?:\.\./)?docs/", "](", text)
 
 
 def dotted(path: Path) -> str:
-    """Name of the module or package at a path, as an import says it."""
+    """Return the dotted name of the module or package at a path."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(part for part in parts if part != "__init__")
 

@@ -14,7 +14,7 @@ from adde.disentanglement.information import mig, modularity
 from adde.disentanglement.prediction import DOWNSTREAM, Trees, dci, downstream, explicitness, sap
 from adde.disentanglement.probes import Probes, probe
 from adde.disentanglement.votes import beta_vae, factor_vae, rf_metric_2
-from adde.errors import UserError, did_you_mean, foreign
+from adde.errors import UserError, did_you_mean, untrusted
 
 ARRAYS = ("codes", "labels", "factors", "blocks", "sampled")
 """What an .npz of codes may hold; the first two have to be there."""
@@ -172,7 +172,7 @@ def read_codes(path: Path, seed: int = 0) -> tuple[Coded, Floats | None]:
     """
     if not path.is_file():
         raise UserError(f"{path}: expected an .npz of codes and labels, found no file")
-    with foreign(path, "an .npz of codes and labels"), np.load(path, allow_pickle=False) as file:
+    with untrusted(path, "an .npz of codes and labels"), np.load(path, allow_pickle=False) as file:
         # An array alone is no archive.
         arrays: dict[str, npt.NDArray[Any]] = {name: file[name] for name in file.files}
     for name in arrays:

@@ -1,4 +1,4 @@
-"""The model card that lies in a bundle: what it knows, how well, and what it was not made for."""
+"""The model card of a bundle: its data, metrics and limits."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ FIGURES = ("hit@1", "hit@10", "hit@30", "ndcg@30")
 
 
 def model_card(bundle: Bundle) -> str:
-    """README.md of a bundle, from what bundle.json says."""
+    """Write the README.md of a bundle from the content of bundle.json."""
     details, schema = bundle.details, bundle.schema
     source = details["source"]
     side = bundle.preprocess.size
@@ -21,13 +21,13 @@ def model_card(bundle: Bundle) -> str:
         "",
         f"- encoder.onnx: pictures (B, {side}, {side}, 3) uint8 -> embeddings "
         f"(B, {len(schema.sizes)}, {bundle.width}), logits (B, {schema.num_values}); "
-        f"{_in_words(details)}; pictures are made square by {bundle.preprocess.fit!r}",
+        f"{_precision_text(details)}; pictures are made square by {bundle.preprocess.fit!r}",
         f"- memory.onnx: embeddings, indicator (B, {schema.num_values}) -> query "
         f"(B, {len(schema.sizes) * bundle.width}), of length 1; {details['memory']}",
         "",
         "## Data",
         "",
-        "".join(f"{key}: {value}. " for key, value in source.items()).strip() or "Not said.",
+        "".join(f"{key}: {value}. " for key, value in source.items()).strip() or "Unknown.",
         "",
         "| attribute | values |",
         "| --- | --- |",
@@ -40,16 +40,16 @@ def model_card(bundle: Bundle) -> str:
         "",
         "## Limits",
         "",
-        "It tells apart the values above and no others, on pictures like those of its catalogue: "
-        "the same framing, light and kind of item. An attribute that cannot be seen in a picture "
-        "follows what can be seen. Figures of other catalogues do not carry over; measure on your "
-        "own with train/evaluate.py. It was not made to recognise people.",
+        "The model distinguishes only the values above, on pictures like those of its catalogue: "
+        "the same framing, lighting and kind of item. The subspace of an attribute that is not "
+        "visible follows the visible ones. Metrics do not carry over to other catalogues; measure "
+        "on your own with train/evaluate.py. It is not intended to recognise people.",
         "",
     ]
     return "\n".join(lines)
 
 
-def _in_words(details: Any) -> str:
+def _precision_text(details: Any) -> str:
     parts = details["parts"]
     return details["precision"] + ("" if parts == "all" else f" ({parts})")
 
@@ -89,11 +89,11 @@ def _drop(details: Any) -> list[str]:
 
 
 def arithmetic_note(precision: str, device: str) -> str:
-    """What the parity figures leave open, or nothing."""
+    """Return a note on what the parity figures do not cover, or an empty string."""
     if precision != "fp16" or device != "cpu":
         return ""
     return (
-        "The figures of fp16 were measured on a CPU, in float32 arithmetic: they show what "
-        "rounding the weights costs, not what float16 arithmetic does. On a machine with CUDA "
-        "export again, or compare the golden vectors with export/check.py."
+        "The figures of fp16 were measured on a CPU, in float32 arithmetic: they show the effect "
+        "of rounded weights, not of float16 arithmetic. On a machine with CUDA, export again or "
+        "compare the golden vectors with export/check.py."
     )

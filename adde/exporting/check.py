@@ -1,4 +1,4 @@
-"""Whether a bundle on disk is whole and gives what it gave when it was exported. No torch."""
+"""Check that a bundle is undamaged and reproduces its golden vectors. Does not import torch."""
 
 import statistics
 import time
@@ -10,31 +10,31 @@ import numpy as np
 import onnx
 
 from adde.bundle import ENCODER, MEMORY, Bundle, Golden
-from adde.errors import UserError, foreign
-from adde.exporting.parity import BATCHES, relative_error
+from adde.errors import UserError, untrusted
+from adde.exporting.parity import BATCH_SIZES, relative_error
 from adde.serving.onnx.providers import Device
 from adde.serving.onnx.session import Session
 
-ROUNDS = 5
-"""Timed calls per batch size, after one that is not."""
+TIMED_CALLS = 5
+"""Per batch size, after one warm-up call."""
 
 
 def check_bundle(
     path: Path, devices: Sequence[Device] = ("cpu",)
 ) -> tuple[Bundle, list[dict[str, Any]]]:
-    """Verifies hashes, schema, opset, dimensions, and the golden vectors at every batch size.
+    """Verify hashes, schema, opset, dimensions, and the golden vectors at every batch size.
 
     Args:
         path: the bundle's folder.
-        devices: where it is run, one after another.
+        devices: run the bundle on each, one after another.
 
     Returns:
         The bundle, and for each device and batch size a row of `device`, `batch`, `max_error`
         (relative to scale), and median `encoder_ms` and `memory_ms`; for a device other than the
-        CPU on which it does not run or gives something else, one row of `device` and `failure`.
+        CPU that fails, one row of `device` and `failure`.
 
     Raises:
-        UserError: names the file and what is wrong with it, or what the CPU makes of it.
+        UserError: names the file and what is wrong with it, or the failure on the CPU.
     """
     bundle = Bundle.read(path)
     for name in (ENCODER, MEMORY):
@@ -45,7 +45,7 @@ def check_bundle(
     for device in devices:
         try:
             session = Session(bundle, device)
-            found = [_check_batch(bundle, session, golden, size) for size in BATCHES]
+            found = [_check_batch(bundle, session, golden, size) for size in BATCH_SIZES]
         except UserError as error:
             if device == "cpu":
                 raise
@@ -55,7 +55,7 @@ def check_bundle(
 
 
 def _check_opset(bundle: Bundle, path: Path) -> None:
-    with foreign(path, "an ONNX graph"):
+    with untrusted(path, "an ONNX graph"):
         imports = onnx.load(path, load_external_data=False).opset_import
     found = next((entry.version for entry in imports if entry.domain in ("", "ai.onnx")), None)
     if found != bundle.details["opset"]:
@@ -83,7 +83,7 @@ def _check_dimensions(bundle: Bundle, golden: Golden) -> None:
 def _check_batch(bundle: Bundle, session: Session, golden: Golden, size: int) -> dict[str, Any]:
     rows = np.arange(size) % len(golden.images)
     images, indicator = golden.images[rows], golden.indicator[rows]
-    with foreign(bundle.path, f"onnxruntime to run batches of {size}"):
+    with untrusted(bundle.path, f"onnxruntime to run batches of {size}"):
         outputs = session.encode(images)
         query = session.edit(outputs.embeddings, indicator)
     found = {**outputs._asdict(), "query": query}
@@ -115,7 +115,7 @@ def _check_batch(bundle: Bundle, session: Session, golden: Golden, size: int) ->
 def _milliseconds(call: Callable[[], object]) -> float:
     call()
     times: list[float] = []
-    for _ in range(ROUNDS):
+    for _ in range(TIMED_CALLS):
         start = time.perf_counter()
         call()
         times.append(time.perf_counter() - start)

@@ -1,4 +1,4 @@
-"""Model in, bundle folder out: whole and proven, or not there."""
+"""Export of a model as a bundle, which is written only if it passes the parity gate."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -14,15 +14,15 @@ from adde.bundle import BUNDLE_NAME, CARD, FILES, GOLDEN, LARGE_FILES, Bundle, G
 from adde.errors import UserError
 from adde.exporting import parity
 from adde.exporting.card import arithmetic_note, model_card
-from adde.exporting.graphs import LARGE, OPSET, TorchSession, write_graphs
+from adde.exporting.graphs import EMBEDDED_BYTES, OPSET, TorchSession, write_graphs
 from adde.exporting.precision import (
     LIMITS,
     Precision,
     calibration_pictures,
     candidates,
-    reduce,
+    reduce_precision,
 )
-from adde.files import atomic_path, require_writable, strangers
+from adde.files import atomic_path, require_writable, unexpected_entries
 from adde.methods.adde.model import ADDE
 from adde.preprocess import Picture, Preprocess
 from adde.schema import Labels
@@ -47,30 +47,28 @@ def export_bundle(
     allow_drop: float | None = None,
     split: str = "test",
 ) -> Bundle:
-    """Writes the bundle of a model into the folder `out`, in place of a bundle that is there.
+    """Write the bundle of a model to the folder `out`, replacing a bundle there.
 
     Args:
-        model: on the CPU; it is put in eval mode.
-        index: shards of the same catalogue, whose split proves the export.
-        out: the bundle's folder; new, empty, or with nothing but a bundle.
-        retrieval: the run's metrics.json, or None where it has none.
-        source: what names the run and its checkpoint.
-        calibration: of the match score, as torch's outputs have it; None exports a bundle that
-            ranks by distance.
-        precision: of the encoder. int8 is tried for the heads too, and kept to the backbone where
-            they lose too much.
-        allow_drop: points that figures of the split may lose by fewer bits; None: as in
+        model: on the CPU; it is set to eval mode.
+        index: shards of the same catalogue; the parity gate runs on one of their splits.
+        out: the bundle's folder: new, empty, or a bundle.
+        retrieval: the run's metrics.json, or None.
+        source: describes the run and its checkpoint.
+        calibration: of the match score; None: the bundle ranks by distance only.
+        precision: of the encoder. int8 includes the heads unless they lose too much.
+        allow_drop: maximum loss of the split's metrics by reduced precision, in points; None: as in
             `adde.exporting.precision`.
         split: of the index.
 
     Raises:
-        UserError: `out` holds something else, the shards have another schema or no such split,
-            or the parity gate fails; `out` is then as it was.
+        UserError: `out` contains other files, the shards have another schema or lack the split, or
+            the parity gate fails; `out` is then unchanged.
     """
     model.eval()
     model.schema.require_same(index.schema, "the checkpoint", str(index.root))
     require_replaceable(out)
-    pictures, _ = next(read_split(model.preprocess, index, split))  # none is told before work
+    pictures, _ = next(read_split(model.preprocess, index, split))  # fails early if there are none
     torch_session = TorchSession(model)
     with atomic_path(out, BUNDLE_NAME) as folder:
         folder.mkdir()
@@ -80,10 +78,10 @@ def export_bundle(
         bundle = Bundle(folder, model.schema, model.preprocess, width, details, calibration)
         if precision == "fp32":
             report = compare(torch_session, bundle, index, split)
-            parity.require(report)
+            parity.require_parity(report)
             golden, parts = make_golden(model, torch_session, pictures), "all"
         else:
-            report, parts = reduce_bits(
+            report, parts = reduce_encoder(
                 *(torch_session, bundle, index, precision, allow_drop, split)
             )
             golden = make_golden(model, Session(bundle), pictures)
@@ -104,7 +102,7 @@ def export_bundle(
     return Bundle.read(out)
 
 
-def is_exported(
+def is_up_to_date(
     out: Path,
     retrieval: Mapping[str, Any] | None,
     source: Mapping[str, Any],
@@ -113,9 +111,9 @@ def is_exported(
     allow_drop: float | None = None,
     split: str = "test",
 ) -> bool:
-    """Whether `out` holds, undamaged, what `export_bundle` would write there.
+    """Return whether `out` already has, undamaged, what `export_bundle` would write.
 
-    The arguments are those of `export_bundle`; `source` names weights and shards by their hashes.
+    Arguments as in `export_bundle`; `source` must contain hashes of weights and shards.
     """
     try:
         bundle = Bundle.read(out)
@@ -134,11 +132,11 @@ def is_exported(
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of the packages that a bundle depends on."""
+    """Return the versions of the packages that affect a bundle."""
     return {package: version(package) for package in PACKAGES}
 
 
-def reduce_bits(
+def reduce_encoder(
     torch_session: TorchSession,
     bundle: Bundle,
     index: ShardIndex,
@@ -146,15 +144,18 @@ def reduce_bits(
     allow_drop: float | None,
     split: str = "test",
 ) -> tuple[Any, str]:
-    """Replaces a float32 encoder by the smallest that passes the gate; report, and its parts.
+    """Replace a float32 encoder by the smallest one that passes the gate.
+
+    Returns:
+        The parity report, and the parts with reduced precision.
 
     Raises:
-        UserError: none does, with the last one's figures; or the encoder is too large.
+        UserError: no candidate passes (with the metrics of the last), or the encoder is too large.
     """
     if (bundle.path / LARGE_FILES[0]).exists():
         raise UserError(
-            f"precision: expected fp32 for an encoder whose weights lie beside its graph (above "
-            f"{LARGE / 1e9:g} GB), found {precision}; the quantiser keeps them in one file"
+            f"precision: expected fp32 for an encoder with external weights (above "
+            f"{EMBEDDED_BYTES / 1e9:g} GB), found {precision}; the quantiser keeps them in one file"
         )
     limit = LIMITS[precision].drop if allow_drop is None else allow_drop
     assert limit is not None
@@ -163,24 +164,24 @@ def reduce_bits(
     *others, last = candidates(precision)
     for parts in (*others, last):
         bundle.encoder.write_bytes(whole)
-        reduce(bundle.path, precision, parts, calibration)
+        reduce_precision(bundle.path, precision, parts, calibration)
         report = compare(torch_session, bundle, index, split)
         try:
             parity.require_small_drop(report, limit, precision)
         except UserError as error:
             if parts == last:
                 raise
-            print(f"{parts}: {error}; trying less")
+            print(f"{parts}: {error}; trying fewer parts")
             continue
         return report, parts
-    raise AssertionError("there is a last one")
+    raise AssertionError("candidates is never empty")
 
 
 def compare(
     torch_session: TorchSession, bundle: Bundle, index: ShardIndex, split: str = "test"
 ) -> Any:
-    """The parity report of the graphs that lie in a bundle's folder, printed too."""
-    batches = -(-index.count(split) // parity.BATCHES[-1])
+    """Compute and print the parity report of the graphs in a bundle's folder."""
+    batches = -(-index.count(split) // parity.BATCH_SIZES[-1])
     samples = tqdm(
         read_split(bundle.preprocess, index, split),
         "compare onnxruntime with torch",
@@ -201,24 +202,22 @@ def compare(
 
 
 def gate_device(precision: Precision) -> Device:
-    """Where the gate runs a bundle: fp16 on CUDA where it can be had, all else on the CPU.
+    """Return the device for the parity gate: CUDA for fp16 if available, else the CPU.
 
-    onnxruntime has no convolutions and products of float16 for a CPU: it computes them in float32
-    between casts, where what leaves float16's range on a GPU does not.
+    On a CPU onnxruntime computes float16 convolutions and products in float32 between casts, which
+    hides overflows that happen on a GPU.
     """
     return "cuda" if precision == "fp16" and not missing("cuda", precision) else "cpu"
 
 
 def require_replaceable(out: Path) -> None:
-    """Raises UserError where writing a bundle to `out` would delete anything but a bundle, or where
-    it cannot be written.
-    """
+    """Raise UserError if `out` is not writable, or replacing it would delete other files."""
     if out.name in ("", ".."):
         raise UserError(f"{out}: expected a bundle's own folder such as bundles/x; name one")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: expected a folder for the bundle, found a file; name another")
     known = {BUNDLE_NAME, *FILES, *LARGE_FILES}
-    if others := strangers(out, lambda name: name in known):
+    if others := unexpected_entries(out, lambda name: name in known):
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         raise UserError(
             f"{out}: expected a new folder or one with nothing but a bundle, which is replaced, "
@@ -230,15 +229,15 @@ def require_replaceable(out: Path) -> None:
 def read_split(
     preprocess: Preprocess, index: ShardIndex, split: str = "test"
 ) -> Iterator[tuple[Picture, Labels]]:
-    """Pictures (B, S, S, 3) uint8 and labels (B, A) int64 of a split, batch by batch."""
+    """Yield pictures (B, S, S, 3) uint8 and labels (B, A) int64 of a split in batches."""
     samples = iterate(index, split)
-    while batch := list(islice(samples, parity.BATCHES[-1])):
+    while batch := list(islice(samples, parity.BATCH_SIZES[-1])):
         pictures = np.stack([preprocess.load(sample.picture, sample.where) for sample in batch])
         yield pictures, np.stack([sample.labels for sample in batch])
 
 
-def make_golden(model: ADDE, session: parity.Runs, pictures: Picture) -> Golden:
-    """Golden vectors of a few of the pictures."""
+def make_golden(model: ADDE, session: parity.EncodesAndEdits, pictures: Picture) -> Golden:
+    """Compute golden vectors for a few of the pictures."""
     rows = np.unique(np.linspace(0, len(pictures) - 1, GOLDEN_PICTURES).astype(np.int64))
     images = pictures[rows]
     embeddings, logits, presence = session.encode(images)
@@ -248,18 +247,18 @@ def make_golden(model: ADDE, session: parity.Runs, pictures: Picture) -> Golden:
 
 
 def print_report(report: Any) -> None:
-    """The parity figures, a line per batch size."""
+    """Print the parity report, one line per batch size."""
     for size, errors in report["errors_by_batch"].items():
         shown = "  ".join(f"{name} {error:.1e}" for name, error in errors.items())
         print(f"parity at batch {size:>2}: {shown}")
     points = {k: v for k, v in report["drop"]["points"].items() if v is not None}
     print("points below torch: " + ", ".join(f"{k} {v:.3f}" for k, v in points.items()))
-    ranking = report[f"top{parity.RANKS}"]
+    ranking = report[f"top{parity.TOP}"]
     if not ranking["queries"]:
         split = report.get("split", "test")
-        print(f"parity of the top {parity.RANKS}: not compared, the {split} split has no query")
+        print(f"parity of the top {parity.TOP}: not compared, the {split} split has no queries")
         return
     print(
-        f"parity of the top {parity.RANKS}: {ranking['identical']:.3%} of {ranking['queries']} "
+        f"parity of the top {parity.TOP}: {ranking['identical']:.3%} of {ranking['queries']} "
         f"queries identical, {ranking['exchanged_ties']} of them but for exchanged ties"
     )

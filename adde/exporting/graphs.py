@@ -1,4 +1,4 @@
-"""The two ONNX graphs, traced from the model's own `encode` and `edit`."""
+"""Export of the two ONNX graphs, traced from the model's `encode` and `edit`."""
 
 import contextlib
 import io
@@ -21,11 +21,11 @@ from adde.schema import Vector
 
 OPSET = 20
 BLOCK_SHARE = 1e-5
-"""Share of the memory's norm outside its blocks up to which only the blocks are exported; an
-answer then moves by less than the parity gate can see."""
+"""If less than this share of the prototype memory's norm is outside its blocks, only the blocks are
+exported; answers then change by less than the parity gate detects."""
 
-LARGE = 1_500_000_000
-"""Bytes of weights above which they lie beside the graph; protobuf ends at 2 GiB in all."""
+EMBEDDED_BYTES = 1_500_000_000
+"""Larger weights are stored beside the graph, because protobuf is limited to 2 GiB."""
 
 
 class EncoderGraph(nn.Module):
@@ -36,7 +36,7 @@ class EncoderGraph(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Preprocessing, backbone, heads, classifiers and presence."""
+        """Apply preprocessing, backbone, heads, classifiers and presence head."""
         return tuple(output for output in self.model.encode(images) if output is not None)
 
 
@@ -48,12 +48,12 @@ class MemoryGraph(nn.Module):
         self.model = model
 
     def forward(self, embeddings: Tensor, indicator: Tensor) -> Tensor:
-        """The edit, flat and of length 1."""
+        """Compute the edit, flattened and of length 1."""
         return nn.functional.normalize(self.model.edit(embeddings, indicator).flatten(1), dim=1)
 
 
 class BlockMemoryGraph(nn.Module):
-    """The memory of which only the columns' own blocks are multiplied: 1 / A of the work."""
+    """A prototype memory that multiplies only the columns' own blocks: 1 / A of the work."""
 
     def __init__(self, model: ADDE) -> None:
         super().__init__()
@@ -73,8 +73,8 @@ class BlockMemoryGraph(nn.Module):
     places: Tensor
 
     def forward(self, embeddings: Tensor, indicator: Tensor) -> Tensor:
-        """The edit, flat and of length 1."""
-        # Attributes have different numbers of values; what is missing is a column of zeros.
+        """Compute the edit, flattened and of length 1."""
+        # Attributes differ in their number of values; missing ones read a column of zeros.
         padded = nn.functional.pad(indicator, (0, 1)).index_select(1, self.places)
         own = padded.unflatten(1, self.blocks.shape[:2]).transpose(0, 1)
         edited = embeddings + torch.bmm(own, self.blocks).transpose(0, 1)
@@ -82,21 +82,21 @@ class BlockMemoryGraph(nn.Module):
 
 
 def off_block_share(model: ADDE) -> float:
-    """||N o M|| / ||M||: how much of the memory lies outside its columns' own blocks."""
+    """Compute ||N o M|| / ||M||, the share of the memory's norm outside its columns' own blocks."""
     weight = model.memory.weight.detach().double()
     norm = weight.norm().item()
     return (weight * model.memory.off_block).norm().item() / norm if norm else 0.0
 
 
 class TorchSession:
-    """The torch model on the CPU, behind the interface of `adde.serving.onnx.session.Session`."""
+    """The torch model on the CPU with the interface of `adde.serving.onnx.session.Session`."""
 
     def __init__(self, model: ADDE) -> None:
         self._encoder, self._memory = EncoderGraph(model).eval(), MemoryGraph(model).eval()
 
     @torch.no_grad()
     def encode(self, images: Picture) -> Outputs:
-        """Encodes pictures (B, S, S, 3) uint8."""
+        """Encode pictures (B, S, S, 3) uint8."""
         embeddings, logits, *presence = (
             output.numpy() for output in self._encoder(torch.from_numpy(images))
         )
@@ -104,14 +104,14 @@ class TorchSession:
 
     @torch.no_grad()
     def edit(self, embeddings: Vector, indicator: Vector) -> Vector:
-        """Embeddings (B, A, D) and indicator (B, V) -> queries (B, A D), L2-normalised."""
+        """Edit embeddings (B, A, D) by indicator (B, V): L2-normalised queries (B, A D)."""
         return self._memory(torch.from_numpy(embeddings), torch.from_numpy(indicator)).numpy()
 
 
 def write_graphs(model: ADDE, folder: Path) -> Literal["blocks", "dense"]:
-    """Writes encoder.onnx and memory.onnx into `folder`, batch dynamic; what the memory multiplies.
+    """Write encoder.onnx and memory.onnx with a dynamic batch; return the form of the memory.
 
-    Weights are inside; those of a graph with more than LARGE lie beside it in `<graph>.data`.
+    Weights are embedded in the graph, or stored in `<graph>.data` above EMBEDDED_BYTES.
 
     Raises:
         UserError: torch cannot export the backbone.
@@ -146,7 +146,7 @@ def _export(
         contextlib.redirect_stdout(io.StringIO()),
         warnings.catch_warnings(),
     ):
-        # Two inputs with one batch axis are told of; that they share it is the point.
+        # The exporter warns that two inputs share the batch axis, which is intended.
         warnings.filterwarnings("ignore", "# The axis name: batch")
         program = torch.onnx.export(
             module.eval(),
@@ -163,14 +163,14 @@ def _export(
     _strip_notes(program)
     weights = [value.const_value for value in program.model.graph.initializers.values()]
     weight_bytes = sum(weight.nbytes for weight in weights if weight is not None)
-    program.save(path, external_data=weight_bytes > LARGE)
+    program.save(path, external_data=weight_bytes > EMBEDDED_BYTES)
 
 
 def _cast_first(program: torch.onnx.ONNXProgram) -> None:
-    """Has the batch's size read behind the pictures' cast.
+    """Read the batch size after the pictures' cast.
 
-    TensorRT takes uint8 into casts and nothing else, not even Shape; what it leaves out would give
-    its part of the graph an input that it is told no sizes of, and it refuses that.
+    TensorRT supports uint8 only as the input of a cast, not even of Shape. Excluding the Shape node
+    would give TensorRT's subgraph an input of unknown size, which it rejects.
     """
     graph = program.model.graph
     for value in graph.inputs:
@@ -183,7 +183,7 @@ def _cast_first(program: torch.onnx.ONNXProgram) -> None:
 
 
 def _strip_notes(program: torch.onnx.ONNXProgram) -> None:
-    """Drops the exporter's notes on every node: source lines and paths of this machine."""
+    """Remove the exporter's metadata of every node: source lines and paths of this machine."""
     graph = program.model.graph
     nodes = list(graph.all_nodes())
     values = [*graph.inputs, *graph.initializers.values(), *(v for n in nodes for v in n.outputs)]

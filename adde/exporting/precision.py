@@ -1,7 +1,7 @@
-"""The encoder in half or quarter the bits: float16, or int8 calibrated on training pictures.
+"""Encoders of reduced precision: float16, or int8 calibrated on training pictures.
 
-Both take and give float32 outside. The memory stays float32: it is one small product, and what
-follows it is a normalisation.
+Outputs stay float32. So does the prototype memory, which is one small product followed by a
+normalisation.
 """
 
 import contextlib
@@ -34,29 +34,28 @@ from adde.shards.shares import StoredOrder
 
 Precision = Literal["fp32", "fp16", "int8"]
 
-CALIBRATION = 256
-"""Pictures of the training split that int8's ranges are read from."""
+CALIBRATION_PICTURES = 256
+"""Pictures of the training split that determine the ranges of int8."""
 
-BATCH = 16
-"""Of them at a time."""
+CALIBRATION_BATCH = 16
+"""Pictures per batch of the calibration."""
 
-IN_FLOAT32 = (
+FLOAT32_OPERATORS = (
     "BatchNormalization", "Clip", "Div", "GroupNormalization", "InstanceNormalization",
     "LayerNormalization", "LpNormalization", "Pow", "ReduceL2", "ReduceMean", "ReduceSum",
     "ReduceSumSquare", "Softmax", "Sqrt",
 )  # fmt: skip
-"""What normalises: squares of long rows leave float16's range, and small norms its resolution."""
+"""Normalising operators: squares of long rows overflow float16, and small norms underflow."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a bundle of a precision may differ by."""
+    """Allowed deviations of a bundle."""
 
     golden_error: float
-    """Of the golden vectors where it is checked again, relative to the largest value."""
+    """Error of the golden vectors in a later check, relative to the largest value."""
     drop: float | None
-    """Points that a figure of the test split may be below torch's; None: compared answer by
-    answer."""
+    """Points that a metric may be below torch's; None: answers are compared one by one."""
 
 
 LIMITS: dict[str, Limits] = {
@@ -67,12 +66,14 @@ LIMITS: dict[str, Limits] = {
 
 
 def candidates(precision: Precision) -> Sequence[str]:
-    """Ways to reach a precision, the one with most in few bits first."""
+    """List the parts that can be reduced, the most first."""
     return ("backbone and heads", "backbone") if precision == "int8" else ("all",)
 
 
-def reduce(folder: Path, precision: Precision, parts: str, calibration: Sequence[Picture]) -> None:
-    """Replaces a folder's encoder.onnx, which is float32, by one of another precision.
+def reduce_precision(
+    folder: Path, precision: Precision, parts: str, calibration: Sequence[Picture]
+) -> None:
+    """Replace a folder's float32 encoder.onnx by one of another precision.
 
     Args:
         folder: of the bundle.
@@ -85,21 +86,21 @@ def reduce(folder: Path, precision: Precision, parts: str, calibration: Sequence
         model = float16.convert_float_to_float16(
             onnx.load(path),
             keep_io_types=True,
-            op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, *IN_FLOAT32],
+            op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, *FLOAT32_OPERATORS],
         )
-        _drop_repeated(model.graph)
-        OnnxModel(model).topological_sort()  # casts are appended, and onnxruntime does not mind
+        _remove_repeated_nodes(model.graph)
+        OnnxModel(model).topological_sort()  # the converter appends casts at the end
         onnx.save(model, path)
         return
     with tempfile.TemporaryDirectory() as scratch, _quiet():
         plain, prepared = (str(Path(scratch) / name) for name in ("plain.onnx", "prepared.onnx"))
         model = onnx.load(path)
-        # Shapes that the exporter wrote down, which the quantiser would find contradicted.
+        # The exporter's shapes contradict those that the quantiser infers.
         del model.graph.value_info[:]
         onnx.save(model, plain)
         quant_pre_process(plain, prepared, skip_symbolic_shape=True)
         parts_to_quantise = ["Conv"] if parts == "backbone" else ["Conv", "Gemm", "MatMul"]
-        # The heads are batched products, whose weights can have one scale only.
+        # The heads are batched products, whose weights support only one scale.
         batched = {
             node.input[1]: [{"quant_type": QuantType.QInt8}]
             for node in onnx.load(prepared).graph.node
@@ -123,21 +124,24 @@ def reduce(folder: Path, precision: Precision, parts: str, calibration: Sequence
 
 
 def calibration_pictures(index: ShardIndex, preprocess: Preprocess) -> list[Picture]:
-    """Batches (B, S, S, 3) uint8 of up to CALIBRATION pictures, spread over the training split."""
+    """Read CALIBRATION_PICTURES evenly spaced training pictures: batches (B, S, S, 3) uint8."""
     shards = index.split("train")
     places = StoredOrder(tuple(s.samples for s in shards), index.count("train"))(0)
-    rows = np.unique(np.linspace(0, len(places) - 1, CALIBRATION).astype(np.int64))
+    rows = np.unique(np.linspace(0, len(places) - 1, CALIBRATION_PICTURES).astype(np.int64))
     reader = ShardReader(index)
     pictures: list[Picture] = []
     for shard, position in places[rows].tolist():
         sample = reader.read(shards[shard], position)
         pictures.append(preprocess.load(sample.picture, sample.where))
     reader.close()
-    return [np.stack(pictures[at : at + BATCH]) for at in range(0, len(pictures), BATCH)]
+    return [
+        np.stack(pictures[at : at + CALIBRATION_BATCH])
+        for at in range(0, len(pictures), CALIBRATION_BATCH)
+    ]
 
 
-def _drop_repeated(graph: Any) -> None:
-    """Of a value that two nodes take in float32 the converter makes the same cast twice."""
+def _remove_repeated_nodes(graph: Any) -> None:
+    """Remove duplicate casts, which the converter adds if two float32 nodes share an input."""
     seen: set[str] = set()
     for node in list(graph.node):
         if node.output[0] in seen:
@@ -146,20 +150,20 @@ def _drop_repeated(graph: Any) -> None:
 
 
 class _Pictures(CalibrationDataReader):
-    """What the quantiser asks for its batches."""
+    """Calibration batches in the form that the quantiser expects."""
 
     def __init__(self, batches: Sequence[Picture]) -> None:
         self._batches: Iterator[Picture] = iter(batches)
 
     def get_next(self) -> Any:
-        """The encoder's inputs, or None at the end."""
+        """Return the encoder's inputs, or None at the end."""
         batch = next(self._batches, None)
         return None if batch is None else {"images": batch}
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The quantiser recommends what was done already."""
+    """Silence the quantiser, which recommends preprocessing that was already done."""
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)

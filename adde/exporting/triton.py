@@ -1,13 +1,12 @@
-"""A bundle as a model repository of NVIDIA Triton: its two graphs under the onnxruntime backend.
+"""Export of a bundle as a model repository for NVIDIA Triton, with its onnxruntime backend.
 
 Layout::
 
     adde_encoder/config.pbtxt, adde_encoder/1/encoder.onnx
     adde_memory/config.pbtxt, adde_memory/1/memory.onnx
 
-Triton batches concurrent requests itself, up to the session's largest bucket. It does not fill
-batches up to a bucket, and a picture alone is multiplied by other code than one in company: on the
-CPU its last bits may then differ from those of `adde.serving`.
+Triton batches concurrent requests up to the session's largest bucket, but does not pad batches to a
+bucket. On the CPU the last bits of a picture's outputs may therefore differ from `adde.serving`.
 """
 
 import json
@@ -20,7 +19,7 @@ import onnx
 
 from adde.bundle import ENCODER, MEMORY, Bundle
 from adde.errors import UserError
-from adde.files import atomic_path, require_writable, strangers, write_text
+from adde.files import atomic_path, require_writable, unexpected_entries, write_text
 from adde.serving.onnx.session import BUCKETS, STREAMS, cuda_options
 
 MODELS = {"adde_encoder": ENCODER, "adde_memory": MEMORY}
@@ -29,8 +28,8 @@ TYPES = {
     onnx.TensorProto.FLOAT: "TYPE_FP32",
     onnx.TensorProto.FLOAT16: "TYPE_FP16",
 }
-SEARCHES = {"EXHAUSTIVE": "0", "HEURISTIC": "1", "DEFAULT": "2"}
-PREFERRED = tuple(bucket for bucket in BUCKETS if bucket >= 8)
+ALGORITHM_SEARCHES = {"EXHAUSTIVE": "0", "HEURISTIC": "1", "DEFAULT": "2"}
+PREFERRED_BATCHES = tuple(bucket for bucket in BUCKETS if bucket >= 8)
 
 Kind = Literal["cpu", "gpu"]
 
@@ -42,17 +41,17 @@ def write_repository(
     delay_us: int,
     instances: int | None,
 ) -> None:
-    """Writes the repository `out`, in place of one that is there; all or nothing.
+    """Write the repository `out` atomically, replacing one that is there.
 
     Args:
-        bundle: whose graphs are copied.
-        out: new, empty, or with nothing but such a repository.
+        bundle: its graphs are copied.
+        out: new, empty, or such a repository.
         kind: where Triton runs the graphs.
-        delay_us: microseconds that a request waits for others.
-        instances: of each graph on every GPU, or in all on the CPU; None: those of the session.
+        delay_us: microseconds that a request waits for others to join its batch.
+        instances: of each graph per GPU, or in total on the CPU; None: as the session.
 
     Raises:
-        UserError: `out` holds anything else, or a number is out of its range.
+        UserError: `out` contains other files, or a number is out of range.
     """
     count = (STREAMS if kind == "gpu" else 1) if instances is None else instances
     if not (1 <= count <= 64 and 0 <= delay_us <= 1_000_000):
@@ -64,7 +63,7 @@ def write_repository(
         for name, graph in MODELS.items():
             version = folder / name / "1"
             version.mkdir(parents=True)
-            for file in (graph, f"{graph}.data"):  # large weights lie beside the graph
+            for file in (graph, f"{graph}.data"):  # large weights are stored beside the graph
                 if (bundle.path / file).exists():
                     shutil.copyfile(bundle.path / file, version / file)
             text = config(name, bundle, kind, delay_us, count)
@@ -72,7 +71,7 @@ def write_repository(
 
 
 def config(name: str, bundle: Bundle, kind: Kind, delay_us: int, instances: int) -> str:
-    """config.pbtxt of one graph, whose inputs and outputs are read from the graph itself."""
+    """Write config.pbtxt of a graph, with the inputs and outputs of the graph itself."""
     file = MODELS[name]
     graph = onnx.load(bundle.path / file, load_external_data=False).graph
     lines = [
@@ -83,7 +82,7 @@ def config(name: str, bundle: Bundle, kind: Kind, delay_us: int, instances: int)
         *_tensors("input", graph.input),
         *_tensors("output", graph.output),
         "dynamic_batching {",
-        f"  preferred_batch_size: {list(PREFERRED)}",
+        f"  preferred_batch_size: {list(PREFERRED_BATCHES)}",
         f"  max_queue_delay_microseconds: {delay_us}",
         "}",
         f"instance_group [{{ count: {instances} kind: KIND_{kind.upper()} }}]",
@@ -91,8 +90,8 @@ def config(name: str, bundle: Bundle, kind: Kind, delay_us: int, instances: int)
     about = {"bundle": bundle.hash, "precision": bundle.details["precision"]}
     if kind == "gpu":
         options = cuda_options(about["precision"] == "fp16")
-        # Where there are parameters, the backend takes this one from them, by number.
-        about["cudnn_conv_algo_search"] = SEARCHES[options.pop("cudnn_conv_algo_search")]
+        # If there are parameters, the backend reads this option from them, as a number.
+        about["cudnn_conv_algo_search"] = ALGORITHM_SEARCHES[options.pop("cudnn_conv_algo_search")]
         lines += _accelerator(options)
     lines += [_parameter(key, value) for key, value in about.items()]
     return "\n".join(lines) + "\n"
@@ -109,7 +108,7 @@ def _accelerator(options: Mapping[str, str]) -> list[str]:
 
 
 def _tensors(side: str, tensors: Any) -> list[str]:
-    """Entries of the graph's inputs or outputs; Triton adds the batch in front of `dims`."""
+    """Format a graph's inputs or outputs; Triton prepends the batch to `dims`."""
     entries = []
     for tensor in tensors:
         kind = TYPES[tensor.type.tensor_type.elem_type]
@@ -131,7 +130,7 @@ def _parameter(key: str, value: str) -> str:
 def _require_replaceable(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: expected a folder for the repository, found a file; name another")
-    if others := strangers(out, lambda name: name in MODELS):
+    if others := unexpected_entries(out, lambda name: name in MODELS):
         raise UserError(
             f"{out}: expected a new folder or one with nothing but {', '.join(MODELS)}, which are "
             f"replaced, found {', '.join(others[:3])}; name another"

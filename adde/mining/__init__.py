@@ -1,12 +1,14 @@
-"""Triplet mining: `mine` for label triplets, `draw_edits` and friends for manipulation triplets."""
+"""Triplet mining: `mine` for label triplets, `draw_edits` and `semihard_negatives` for manipulation
+triplets.
+"""
 
 from adde.mining.draws import draw_key, uniform
 from adde.mining.labels import joint_labels
-from adde.mining.manipulation import Edits, draw_edits, semihard_negatives
+from adde.mining.manipulation import DrawnEdits, draw_edits, semihard_negatives
 from adde.mining.triplets import LabelGrouping, Mined, mine
 
 __all__ = [
-    "Edits",
+    "DrawnEdits",
     "LabelGrouping",
     "Mined",
     "draw_edits",

@@ -9,33 +9,33 @@ import torch
 from torch import Tensor
 
 
-def accumulator(tensor: Tensor) -> Tensor:
-    """The tensor in the precision mining computes in: float64 stays, all else is float32."""
+def as_accumulated(tensor: Tensor) -> Tensor:
+    """Convert to the precision of mining: float64 is kept, all else becomes float32."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def allow_tf32(allowed: bool) -> None:
-    """Whether a GPU rounds the factors of float32 products and convolutions to 10 bits.
+    """Allow or forbid TF32, which rounds the factors of float32 products and convolutions.
 
-    Without being told, torch does in convolutions and does not in products.
+    torch's default is TF32 in convolutions only.
     """
     with warnings.catch_warnings():
-        # Some releases ask for the names below instead, under which torch.compile cannot read it.
+        # Some releases recommend `fp32_precision` instead, which torch.compile cannot read.
         warnings.simplefilter("ignore", UserWarning)
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
 @contextlib.contextmanager
 def full_precision(tensor: Tensor) -> Iterator[None]:
-    """Products and convolutions without autocast and without TF32.
+    """Disable autocast and TF32 for products and convolutions.
 
-    In mining negatives are told apart by last digits; figures are those of what is served. TF32 is
-    switched on by whoever sets it: a recipe, Accelerate with a dynamo backend, some containers.
+    In mining, negatives differ in the last digits; metrics must be those of the served model. TF32
+    may have been enabled by a recipe, by Accelerate with a dynamo backend, or by a container.
     """
     cudnn: Any = torch.backends.cudnn  # its stubs lag behind
     switches = (torch.backends.cuda.matmul, cudnn.conv)
     no_autocast = torch.autocast(tensor.device.type, enabled=False)
-    if torch.compiler.is_compiling():  # TF32 is no part of a graph
+    if torch.compiler.is_compiling():  # a graph does not record TF32 settings
         with no_autocast:
             yield
         return
@@ -51,9 +51,9 @@ def full_precision(tensor: Tensor) -> Iterator[None]:
 
 
 def squared_distances(rows: Tensor, columns: Tensor) -> Tensor:
-    """(G, N, M) |row - column|^2 >= 0 of rows (G, N, D) and columns (G, M, D).
+    """Compute |row - column|^2 >= 0 (G, N, M) of rows (G, N, D) and columns (G, M, D).
 
-    Rounding gives equal vectors a distance of about +-1e-7; what falls below zero is zero.
+    Rounding gives equal vectors a distance of about +-1e-7; negative results become zero.
     """
     row_norms = rows.square().sum(-1, keepdim=True)
     column_norms = columns.square().sum(-1).unsqueeze(-2)

@@ -1,8 +1,8 @@
-"""Random numbers as a function of their place: the same on every device, rank and batch tile.
+"""Counter-based random numbers: the same on every device and rank and in every tile.
 
-A generator gives its numbers in the order they are asked for, so every rank would have to draw for
-the whole batch, on the CPU. Here a number is a hash of (key, row, column), computed where it is
-needed (counter-based, as in Salmon et al., SC 2011): integers alone, hence the same everywhere.
+A generator yields numbers in sequence, so every rank would have to draw those of the whole batch on
+the CPU. Here a number is a hash of (key, row, column), computed where it is needed (Salmon et al.,
+SC 2011). It uses integer arithmetic only, so the result is the same everywhere.
 """
 
 import torch
@@ -10,43 +10,43 @@ from torch import Tensor
 
 
 def draw_key(generator: torch.Generator) -> int:
-    """A key from a generator on the CPU; every purpose takes one of its own."""
+    """Draw a key from a generator on the CPU; use a separate key for every purpose."""
     return int(torch.randint(2**62, (), generator=generator))
 
 
 def words(key: int, index: Tensor) -> Tensor:
-    """32 random bits of each index (int64 >= 0), as int32; for `pair_bits`.
+    """Hash each index (int64 >= 0) to 32 random bits, as int32; input of `pair_bits`.
 
-    The finaliser of splitmix64 (Steele et al., OOPSLA 2014). Products wrap.
+    The finaliser of splitmix64 (Steele et al., OOPSLA 2014). Products overflow on purpose.
     """
     mixed = (index + key) * _signed(0x9E3779B97F4A7C15)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        mixed = (mixed ^ _shifted(mixed, shift)) * _signed(factor)
-    return _shifted(mixed, 32).int()
+        mixed = (mixed ^ _shift_right(mixed, shift)) * _signed(factor)
+    return _shift_right(mixed, 32).int()
 
 
 def pair_bits(rows: Tensor, columns: Tensor) -> Tensor:
-    """Independent uniform int32 in [0, 2^31) of pairs of `words`, broadcast against each other.
+    """Combine `words` of rows and columns, broadcast, to uniform int32 in [0, 2^31).
 
-    Rows and columns need keys of their own.
+    Rows and columns need different keys.
     """
     bits = rows ^ columns
     for shift, factor in ((16, 0x21F0AAAD), (15, 0x735A2D97)):  # lowbias32, up to its last shift
-        bits ^= (bits >> shift) & (0xFFFFFFFF >> shift)  # torch fills with the sign
+        bits ^= (bits >> shift) & (0xFFFFFFFF >> shift)  # mask, as >> copies the sign bit
         bits *= factor
-    return (bits >> 1).bitwise_and_(0x7FFFFFFF)  # the upper ones are the better mixed
+    return (bits >> 1).bitwise_and_(0x7FFFFFFF)  # the upper bits are mixed better
 
 
 def uniform(key: int, rows: Tensor, columns: int) -> Tensor:
-    """(n, columns) float32 in [0, 1) of rows (n,) int64 >= 0."""
+    """Draw (n, columns) float32 in [0, 1) for rows (n,) int64 >= 0."""
     places = torch.arange(columns, device=rows.device)
     bits = pair_bits(words(key, rows)[:, None], words(~key, places))
-    # 24 bits are exact in float32, and no draw is rounded up to 1.
+    # 24 bits are exact in float32, so no number is rounded up to 1.
     return (bits >> 7).float() * 2.0**-24
 
 
-def _shifted(bits: Tensor, by: int) -> Tensor:
-    """To the right, filled with zeros."""
+def _shift_right(bits: Tensor, by: int) -> Tensor:
+    """Shift right, filling with zeros."""
     return (bits >> by) & ((1 << (64 - by)) - 1)
 
 

@@ -1,23 +1,23 @@
 # Inside a kernel, types are Triton's own.
 # pyright: reportAttributeAccessIssue=false, reportCallIssue=false
 # pyright: reportArgumentType=false, reportOperatorIssue=false
-"""Mining in Triton kernels: distances live in registers, never in global memory as a matrix.
+"""Mining in Triton kernels: distances stay in registers, never a matrix in global memory.
 
-Columns stand in class order (`tiled.Members`), so that an anchor's positives are contiguous.
-A first kernel takes the Gram tiles along that block diagonal and leaves each anchor's distances to
-its positives, which are then sorted. A second kernel takes every Gram tile once: a negative n of
-anchor a, found at distance d, searches the sorted positives for those nearer than d; it can be the
-answer of the last of them, and of the ones before only if nothing nearer is. So it is put, by an
-atomic minimum, into the slot of that one positive, and a running minimum from the far end of the
-slots gives all of them their negatives. O(T M log S) and exact. A slot's value is the distance's
-bits above the column's number: minima of integers do not depend on the order they are taken in,
-so that the result is deterministic, and ties go to the lowest column.
+Columns are in class order (`tiled.Members`), so that an anchor's positives are contiguous. The
+first kernel computes the Gram tiles along that block diagonal and stores each anchor's distances to
+its positives, which are then sorted. The second kernel computes every Gram tile once. For a
+negative n of anchor a at distance d, it searches the sorted positives for those nearer than d. n
+can be the answer for the last of them, and for an earlier one only if no negative is nearer. An
+atomic minimum therefore writes n into the slot of that one positive, and a running minimum from the
+far end of the slots gives every positive its negative. This is exact and O(T M log S). A slot's
+value has the distance's bits above the column's number. Integer minima do not depend on the order,
+so the result is deterministic and ties go to the lowest column.
 
-What an H100 should take (80 GB, 3.3 TB/s, 990 dense bf16 TFLOP/s, 67 fp32 TFLOP/s), for A = 12
+Estimate for an H100 (80 GB, 3.3 TB/s, 990 dense bf16 TFLOP/s, 67 fp32 TFLOP/s), for A = 12
 attributes of D = 340, V = 10 values each, and the joint label (one group, width A D), forward and
 gradient. Gram: 2 B^2 D FLOPs a group, three times (distances, and coefficients against columns
-and rows), and the joint group weighs as much as the others together; where most joint classes
-are singletons it weighs next to nothing.
+and rows). The joint group costs as much as the others together, or almost nothing if most joint
+classes are singletons.
 
                                B = 4,096              B = 32,768
     FLOPs                      0.82 T                 53 T
@@ -34,10 +34,10 @@ are singletons it weighs next to nothing.
     bound, fp32                about 14 ms            about 0.9 s
     bound, bf16                about 4 ms             about 170 ms
 
-Training mines in fp32, whatever the precision of the backbone: there the products bound it, which
-in IEEE fp32 have no tensor cores. For bf16 embeddings memory does: what is left to gain is in the
-coefficients, which are written as a tile so that one matrix product of the vendor's library serves
-them. `make gpu-check` measures what a card at hand really takes, tiles beside the kernels.
+Training mines in fp32 whatever the precision of the backbone. The products are then the bound,
+since IEEE fp32 has no tensor cores. For bf16 embeddings memory is the bound; the remaining gain is
+in the coefficients, which are written as a tile for one matrix product of the vendor's library.
+`make gpu-check` measures tiles and kernels on a real card.
 """
 
 import torch
@@ -46,22 +46,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from adde.mining.tiled import INFINITE_KEY, Choice, Members, positives
+from adde.mining.tiled import INFINITE_KEY, Chosen, Members, positives
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
-"""Kernels run on the CPU, under Triton's interpreter (TRITON_INTERPRET=1 before the import)."""
+"""Whether kernels run in Triton's interpreter on the CPU (TRITON_INTERPRET=1 before import)."""
 
-BLOCK_K = 32  # one value for both kernels: equal fp32 vectors have bitwise equal distances in both
-CHUNK = 1024  # columns of one program; programs of one row block meet in the atomics
+BLOCK_K = 32  # the same in both kernels, so that they compute bitwise equal distances
+CHUNK = 1024  # columns per program; programs of one row block combine by atomics
 
 
 def _config(rows: int, columns: int, warps: int, stages: int) -> triton.Config:
     return triton.Config({"BLOCK_M": rows, "BLOCK_N": columns}, num_warps=warps, num_stages=stages)
 
 
-# At about 16 distances a thread: with more, registers spill (tests/mining/test_kernels.py compiles
-# all of them for an H100). Autotuning needs a device, and may run a kernel again on its own
-# results: stores write the same values, and minima stay minima.
+# About 16 distances per thread: with more, registers spill (tests/mining/test_kernels.py compiles
+# all of them for an H100). Autotuning may run a kernel again on its own results. That is harmless:
+# stores write the same values, and minima stay minima.
 _CONFIGS = (
     [_config(16, 16, 4, 1)]
     if INTERPRETED
@@ -89,8 +89,9 @@ def _distances(
     BLOCK_K: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
-    """Squared distances (BLOCK_M, BLOCK_N) float32 of the rows and columns of those numbers, of
-    one group; the width is a multiple of BLOCK_K.
+    """Compute squared distances (BLOCK_M, BLOCK_N) float32 of numbered rows and columns of a group.
+
+    The width is a multiple of BLOCK_K.
     """
     row_in, column_in = row < num_rows, column < num_columns
     products = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
@@ -100,7 +101,7 @@ def _distances(
         x = tl.load(at, mask=row_in[:, None], other=0.0)
         at = (columns + column.to(tl.int64) * width)[None, :] + k[:, None]
         y = tl.load(at, mask=column_in[None, :], other=0.0)
-        if INTERPRETED:  # its products of bfloat16 are wrong
+        if INTERPRETED:  # the interpreter's bfloat16 products are wrong
             x, y = x.to(tl.float32), y.to(tl.float32)
         products = tl.dot(x, y, products, input_precision="ieee")
     row_norm = tl.load(row_norms + row, mask=row_in, other=0.0)
@@ -108,12 +109,12 @@ def _distances(
     return tl.maximum(row_norm[:, None] + column_norm[None, :] - 2.0 * products, 0.0)
 
 
-# How many there are changes with every batch: neither compiled nor tuned for anew.
-VARYING = ["num_rows", "num_columns", "num_slots"]
+# Counts that change with every batch: do not recompile or retune for them.
+UNSPECIALISED = ["num_rows", "num_columns", "num_slots"]
 
 
 @triton.autotune(_CONFIGS, key=["width"])
-@triton.jit(do_not_specialize=VARYING)
+@triton.jit(do_not_specialize=UNSPECIALISED)
 def _positives_kernel(
     rows,
     columns,
@@ -132,8 +133,8 @@ def _positives_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """keys[g, r, i] = distance of row r to the i-th column of its class, above i."""
-    group = tl.program_id(2).to(tl.int64)  # everything below is of this one
+    """Store keys[g, r, i]: the distance of row r to the i-th column of its class, above i."""
+    group = tl.program_id(2).to(tl.int64)  # pointers below are moved to this group
     rows += group * num_rows * width
     columns += group * num_columns * width
     row_norms += group * num_rows
@@ -145,7 +146,7 @@ def _positives_kernel(
     row_in = row < num_rows
     start = tl.load(class_start + row, mask=row_in, other=0).to(tl.int32)
     size = tl.load(class_size + row, mask=row_in, other=0).to(tl.int32)
-    # Rows stand in class order too: together their classes span one stretch of columns.
+    # Rows are in class order too, so their classes span contiguous columns.
     first = tl.min(tl.where(row_in, start, num_columns))
     last = tl.max(start + size)
     chunk = tl.program_id(1) * CHUNK
@@ -163,7 +164,7 @@ def _positives_kernel(
 
 
 @triton.autotune(_CONFIGS, key=["width"])
-@triton.jit(do_not_specialize=[*VARYING, "search_steps"])
+@triton.jit(do_not_specialize=[*UNSPECIALISED, "search_steps"])
 def _negatives_kernel(
     rows,
     columns,
@@ -188,10 +189,12 @@ def _negatives_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """nearest[g, r, i]: least key beyond sorted positive i and not beyond i + 1; extreme[g, r]: the
-    farthest negative, with its column counted down (`hardest`: the nearest one's key).
+    """Store the nearest and the extreme negatives.
+
+    nearest[g, r, i]: smallest key beyond sorted positive i and not beyond i + 1. extreme[g, r]: the
+    farthest negative, with its column complemented (`hardest`: the nearest one's key).
     """
-    group = tl.program_id(2).to(tl.int64)  # everything below is of this one
+    group = tl.program_id(2).to(tl.int64)  # pointers below are moved to this group
     rows += group * num_rows * width
     columns += group * num_columns * width
     row_norms += group * num_rows
@@ -219,7 +222,7 @@ def _negatives_kernel(
         beside = (column[None, :] < start[:, None]) | (column[None, :] >= (start + size)[:, None])
         negative = row_in[:, None] & column_in[None, :] & beside
         column_id = tl.load(column_ids + column, mask=column_in, other=0).to(tl.int32)[None, :]
-        # The row's own extreme of the tile: its distance, then the lowest column that has it.
+        # The row's extreme in this tile: its distance, then the lowest column at that distance.
         if HARDEST:
             best = tl.min(tl.where(negative, distance, float("inf")), 1)
         else:
@@ -243,7 +246,7 @@ def _negatives_kernel(
             found = low > 0
             key = (distance.to(tl.int32, bitcast=True).to(tl.int64) << 32) | column_id
             at = nearest + first_slot + low - 1
-            # Most keys lose to what is there, and a load is cheaper than an atomic.
+            # Most keys are not smaller than the stored one, and a load is cheaper than an atomic.
             found &= key < tl.load(at, mask=found, other=0)
             tl.atomic_min(at, key, mask=found)
 
@@ -256,11 +259,11 @@ def choose_in_kernel(
     members: Members,
     slots: int,
     strategy: str,
-) -> Choice:
+) -> Chosen:
     """As `tiled.choose_by_sorting`, for float32, bfloat16 or float16; sums in float32."""
     groups, num_rows, width = rows.shape
     in_order = columns.gather(1, members.columns[..., None].expand(-1, -1, width))
-    # Rows of 340 numbers begin where copies of 16 bytes cannot; zeros change no product.
+    # Rows of 340 numbers are not aligned for 16-byte copies; zero padding changes no product.
     rows, in_order = (F.pad(part, (0, -width % BLOCK_K)).contiguous() for part in (rows, in_order))
     norms = [part.float().square().sum(-1) for part in (rows, in_order)]
     common = (rows, in_order, *norms)
@@ -296,10 +299,10 @@ def choose_in_kernel(
     if hardest:
         key = extreme[..., None].expand_as(keys)
     else:
-        farthest = extreme ^ 0x7FFFFFFF  # counted up again
+        farthest = extreme ^ 0x7FFFFFFF  # undo the complement
         nearest = nearest.flip(-1).cummin(-1).values.flip(-1)
         key = nearest.where(nearest < INFINITE_KEY, farthest[..., None])
-    return Choice(pair, positive, key & 0xFFFFFFFF, to_positive, _distance(key))
+    return Chosen(pair, positive, key & 0xFFFFFFFF, to_positive, _distance(key))
 
 
 def _distance(keys: Tensor) -> Tensor:

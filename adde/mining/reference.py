@@ -1,9 +1,9 @@
-"""The definition of mining in plain PyTorch: short, differentiable by autograd, slow."""
+"""Reference implementation of mining in plain PyTorch: short, slow, differentiated by autograd."""
 
 import torch
 from torch import Tensor
 
-from adde.mining.distances import accumulator, squared_distances
+from adde.mining.distances import as_accumulated, squared_distances
 from adde.schema import UNKNOWN
 
 
@@ -16,11 +16,11 @@ def reference_loss(
     margin: float,
     strategy: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `adde.mining.mine`; arguments checked there."""
-    distances = squared_distances(accumulator(anchors), accumulator(refs))
+    """See `adde.mining.mine`, which checks the arguments."""
+    distances = squared_distances(as_accumulated(anchors), as_accumulated(refs))
     sums, pairs, active = [], [], []
     for group in range(len(anchors)):
-        losses = [distances[group].sum() * 0]  # a zero with a gradient where there is no pair
+        losses = [distances[group].sum() * 0]  # keeps the sum differentiable without pairs
         for row, itself in enumerate(self_index.tolist()):
             same = ref_labels[group] == labels[group, row]
             known = (ref_labels[group] != UNKNOWN) & (labels[group, row] != UNKNOWN)
@@ -40,7 +40,7 @@ def reference_loss(
 
 
 def _choose(to_positives: Tensor, to_negatives: Tensor, strategy: str) -> list[int]:
-    """Index of each positive's negative. argmin and argmax return the first of equals."""
+    """Return the index of each positive's negative. argmin and argmax return the first of ties."""
     if strategy == "hardest":
         return [int(to_negatives.argmin())] * len(to_positives)
     chosen = []

@@ -1,15 +1,14 @@
-"""Mining in tiles: exact, on any device, no tensor larger than a tile.
+"""Mining in tiles: exact, on any device, without tensors larger than a tile.
 
-How labels group rows and columns is worked out first, for all groups at once and from the labels
-alone (`group`). A tile is some anchors of some groups against all columns of known label: many
-groups where batches are small, some rows of one group where they are large. Its distances to
-negatives are sorted once, and each positive finds its negative by one search: a tile costs
-O(tile M log M), and anchors without a positive (most of them, for the joint label) cost nothing.
+`group` first computes which rows and columns share labels, for all groups at once. A tile is a set
+of anchors against all columns of known label: of many groups if batches are small, of one group if
+they are large. A tile's distances to negatives are sorted once, and each positive finds its
+negative by a search, so a tile costs O(tile M log M). Anchors without a positive (most of them, for
+the joint label) cost nothing.
 
-The loss is linear in the distances it uses, so its gradient is a coefficient per distance (+1 at
-an active pair's positive, -1 at its negative). Each tile's coefficients are multiplied with the
-embeddings while the tile is there, and only gradients of the inputs' shape are kept: the backward
-has nothing to compute again.
+The loss is linear in the distances it uses, so its gradient has one coefficient per distance (+1 at
+an active pair's positive, -1 at its negative). Each tile multiplies its coefficients with the
+embeddings and keeps only gradients of the inputs' shape, so the backward pass recomputes nothing.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,30 +17,30 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from adde.mining.distances import accumulator, squared_distances
+from adde.mining.distances import as_accumulated, squared_distances
 from adde.schema import UNKNOWN
 
 INFINITE_KEY = 0x7F800000 << 32
-"""Float32 infinity in the upper half of an int64: sorts behind every distance and column."""
+"""Float32 infinity in the upper half of an int64; sorts after every distance and column."""
 
 TILE_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}
-"""Distances in one tile: 16 MiB in float32 on a CPU, 256 MiB where rows must fill a GPU; about
-six tensors of that size live at once. Other devices take the CPU's."""
+"""Distances in one tile: 16 MiB in float32 on a CPU, 256 MiB on a GPU. About six tensors of that
+size exist at once. Other devices use the CPU's value."""
 
 JOINED_ELEMENTS = {"cpu": 1 << 16, "cuda": TILE_ELEMENTS["cuda"]}
-"""Distances up to which groups share a tile: a GPU waits for launches where tiles are small, a CPU
-for memory where they leave its cache."""
+"""Maximum distances in a tile shared by groups: small tiles leave a GPU waiting for kernel
+launches, large ones exceed a CPU's cache."""
 
 SLOT_COST = 4
-"""A slot for a positive weighs as much as this many distances: so many more tensors have them. A
-label that most items have then gets tiles of fewer rows, not more memory."""
+"""Memory of a positive's slot, in distances, since more tensors have slots. A label that most items
+have then gets tiles of fewer rows instead of more memory."""
 
 
-class Choice(NamedTuple):
-    """The pairs of T anchors with up to S positives each, all (G, T, S); what is no pair is False.
+class Chosen(NamedTuple):
+    """The pairs of T anchors with up to S positives each; all fields are (G, T, S).
 
     Attributes:
-        pair: bool.
+        pair: bool, False for an unused slot.
         positive, negative: int64 columns.
         to_positive, to_negative: float distances.
     """
@@ -54,7 +53,7 @@ class Choice(NamedTuple):
 
 
 class Mining(NamedTuple):
-    """(G,) sums, pairs and active pairs; gradients of the sums in anchors and refs, or empty."""
+    """Sums, pairs and active pairs (G,); gradients of the sums in anchors and refs, or empty."""
 
     loss_sum: Tensor
     pairs: Tensor
@@ -64,7 +63,7 @@ class Mining(NamedTuple):
 
 
 class Members(NamedTuple):
-    """K columns of each of G groups, and T anchors' classes among them.
+    """K columns of each of G groups, and the classes of T anchors among them.
 
     Attributes:
         columns: (G, K) int64 in class order, small classes first, ascending inside a class, those
@@ -81,17 +80,17 @@ class Members(NamedTuple):
 
 
 class Grouping(NamedTuple):
-    """What follows from the labels of N anchors and M columns in G groups.
+    """Grouping by the labels of N anchors and M columns in G groups.
 
-    Groups are in another order: those with a large class last.
+    Groups are reordered: those with a large class come last.
 
     Attributes:
-        group: (G,) int64, each one's number.
-        known: (G,) int64, its columns of known label.
+        group: (G,) int64, the number of each group.
+        known: (G,) int64, the number of its columns with known labels.
         refs: (G, M) int64, these columns, ascending, then the others.
-        columns: (G, M) int64, places in `refs` in class order (see `Members`).
+        columns: (G, M) int64, positions in `refs` in class order (see `Members`).
         start, size: (G, N) int64, of each anchor; see `Members`.
-        own: (G, N) int64, the anchor's own place in `refs`, -1 where it has none.
+        own: (G, N) int64, the anchor's own position in `refs`, or -1.
         order: (G, N) int64, anchors without a pair first, then in class order.
         counts: (G, N + 1) int64, `known` and the sizes in that order; read on the host.
     """
@@ -108,7 +107,7 @@ class Grouping(NamedTuple):
 
     @classmethod
     def unpack(cls, packed: Tensor, counts: Tensor, anchors: int) -> "Grouping":
-        """Of what `group` gives, with `counts` on the host, for so many anchors."""
+        """Unpack the output of `group`, with `counts` on the host."""
         columns = (packed.shape[1] - 2 - 4 * anchors) // 2
         widths = [1, 1, columns, columns, anchors, anchors, anchors, anchors]
         number, known, refs, in_order, start, size, own, order = packed.split(widths, dim=1)
@@ -117,7 +116,7 @@ class Grouping(NamedTuple):
 
 
 def group(labels: Tensor, ref_labels: Tensor, self_index: Tensor) -> tuple[Tensor, Tensor]:
-    """Works out the `Grouping` of labels (G, N) and (G, M) on their device; waits for nothing.
+    """Compute the `Grouping` of labels (G, N) and (G, M) without synchronising with the device.
 
     Returns:
         All but `counts` as one tensor, and `counts`.
@@ -150,7 +149,7 @@ def group(labels: Tensor, ref_labels: Tensor, self_index: Tensor) -> tuple[Tenso
 
 
 def tile_rows(columns: int, device: torch.device) -> int:
-    """Rows of one tile against that many columns."""
+    """Return the number of rows in a tile against `columns` columns."""
     elements = TILE_ELEMENTS.get(device.type, TILE_ELEMENTS["cpu"])
     return max(1, elements // max(1, columns))
 
@@ -159,8 +158,10 @@ Tiles = list[tuple[slice, int]]
 
 
 def _tiles(counts: Any, device: torch.device) -> Iterator[tuple[slice, int, Tiles]]:
-    """Some groups at a time, their largest number of known columns, and of each tile of anchors
-    the places in `order` and the largest number of slots; of `Grouping.counts` as an array.
+    """Split the work of `Grouping.counts`, given as an array.
+
+    Yields sets of groups with their largest number of known columns and, for each tile of anchors,
+    its positions in `order` and its largest number of slots.
     """
     known, sizes = counts[:, 0], counts[:, 1:]
     with_pairs = (sizes > 0).sum(1)
@@ -194,13 +195,13 @@ def mine_in_tiles(
     margin: float,
     strategy: str,
     with_gradient: bool,
-    choose: Callable[..., Choice],
+    choose: Callable[..., Chosen],
 ) -> Mining:
-    """See `adde.mining.mine`; arguments checked there. `choose` finds each pair's negative.
+    """See `adde.mining.mine`, which checks the arguments. `choose` finds each pair's negative.
 
     Products are taken in the embeddings' dtype, sums kept in float32 (float64 for float64).
     """
-    groups, dtype = len(anchors), accumulator(anchors[:0]).dtype
+    groups, dtype = len(anchors), as_accumulated(anchors[:0]).dtype
     loss_sum = anchors.new_zeros(groups, dtype=dtype)
     pairs, active = labels.new_zeros(groups), labels.new_zeros(groups)
     anchor_gradient = torch.zeros_like(anchors if with_gradient else anchors[:0], dtype=dtype)
@@ -227,7 +228,7 @@ def mine_in_tiles(
                 coefficients = used.new_zeros(*anchor.shape, num_columns)
                 coefficients.scatter_add_(2, found.positive, used)
                 coefficients.scatter_add_(2, found.negative, -used)
-                pulls = _pulls(coefficients, rows, columns)
+                pulls = _distance_gradients(coefficients, rows, columns)
                 anchor_gradient[number, anchor] = pulls[0].to(dtype)
                 ref_pull += pulls[1]
         if with_gradient:
@@ -243,14 +244,14 @@ def choose_by_sorting(
     members: Members,
     slots: int,
     strategy: str,
-) -> Choice:
-    """The negatives of rows (G, T, D) among columns (G, K, D): sorted once, searched per positive.
+) -> Chosen:
+    """Choose the negatives of rows (G, T, D) among columns (G, K, D) by sorting and searching.
 
     Args:
         rows: float embeddings.
         columns: float embeddings.
         labels: (G, T) int64.
-        column_labels: (G, K) int64; UNKNOWN ones are no negatives.
+        column_labels: (G, K) int64; columns with UNKNOWN are no negatives.
         members: the rows' classes.
         slots: S, at least the largest of them.
         strategy: see `adde.mining.mine`.
@@ -270,13 +271,13 @@ def choose_by_sorting(
         farthest = torch.searchsorted(ascending, ascending.gather(2, count - 1))
         place = place.where(place < count, farthest)
     negative = order.gather(2, place).long()
-    return Choice(pair, positive, negative, to_positive, ascending.gather(2, place))
+    return Chosen(pair, positive, negative, to_positive, ascending.gather(2, place))
 
 
 def positives(members: Members, slots: int, slot: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """(G, T, S): whether there is an i-th column of the row's class, bool, and which, int64.
+    """Return (G, T, S) bool, whether the row's class has an i-th column, and int64, which it is.
 
-    `slot` (G, T, S) are the columns' numbers in their class, where they are not in order.
+    `slot` (G, T, S) has the columns' positions in their class if they are not in order.
     """
     offsets = torch.arange(slots, device=members.columns.device)
     pair = offsets < members.size[..., None]
@@ -285,12 +286,12 @@ def positives(members: Members, slots: int, slot: Tensor | None = None) -> tuple
 
 
 def _sort(distances: Tensor, barred: Tensor) -> tuple[Tensor, Tensor]:
-    """Each row ascending, equal distances in column order, barred ones last; and the columns."""
+    """Sort each row, ties in column order, barred columns last; return distances and columns."""
     if distances.dtype == torch.float64:
         return distances.masked_fill(barred, torch.inf).sort(dim=-1, stable=True)
-    # Distance and column share one integer, so that a plain sort does for both: no distance is
-    # negative, and such floats sort as their bits do. numpy's sort of integers is vectorised,
-    # ten times as fast as torch's sort with indices.
+    # Distance and column share one integer, so that one sort handles both: non-negative floats sort
+    # like their bits. numpy's sort of integers is vectorised, ten times as fast as torch's sort
+    # with indices.
     keys = distances.view(torch.int32).to(torch.int64).bitwise_left_shift_(32)
     keys.masked_fill_(barred, INFINITE_KEY)
     keys += torch.arange(distances.shape[-1], device=distances.device)
@@ -302,12 +303,14 @@ def _sort(distances: Tensor, barred: Tensor) -> tuple[Tensor, Tensor]:
     return halves[..., 1::2].view(torch.float32).contiguous(), halves[..., 0::2]
 
 
-def _pulls(coefficients: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients in rows and columns of sum(coefficients * squared_distances(rows, columns)).
+def _distance_gradients(
+    coefficients: Tensor, rows: Tensor, columns: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return gradients in rows and columns of sum(coefficients * squared_distances(rows, columns)).
 
-    A pair adds at its positive what it takes at its negative, so a row's coefficients sum to zero
-    and its own place falls out. A coefficient counts pairs: bfloat16 rounds counts above 256, as
-    it rounds the result.
+    A pair has +1 at its positive and -1 at its negative, so a row's coefficients sum to zero and
+    the term of the row itself cancels. A coefficient counts pairs: bfloat16 rounds counts above
+    256, as it rounds the result.
     """
     own = coefficients.sum(1)[..., None] * columns
     coefficients = coefficients.to(columns.dtype)

@@ -1,15 +1,15 @@
-"""The one entrance to triplet mining over labels.
+"""Triplet mining by labels: the entry point `mine`.
 
-The semi-hard triplet loss of FaceNet (Schroff et al., CVPR 2015) as `tf.contrib.losses` made it
-popular, with its empty cases and ties spelled out. d is the squared Euclidean distance. For every
-ordered pair (a, p) of an anchor and another item of the same known label, the negative n is
+The semi-hard triplet loss of FaceNet (Schroff et al., CVPR 2015) as in `tf.contrib.losses`, with
+empty cases and ties defined. d is the squared Euclidean distance. For every ordered pair (a, p) of
+an anchor and another item of the same known label, the negative n has another known label and is
 
-* ``semihard``: the item of another known label with the smallest d(a, n) > d(a, p); where none
-  is that far, the one with the largest d(a, n);
-* ``hardest``: the one with the smallest d(a, n);
+* ``semihard``: the one with the smallest d(a, n) > d(a, p), or if there is none, the one with the
+  largest d(a, n);
+* ``hardest``: the one with the smallest d(a, n).
 
-ties go to the lowest index. The pair's loss is max(0, margin + d(a, p) - d(a, n)). An anchor
-without any negative forms no pair; UNKNOWN labels form neither positives nor negatives.
+Ties go to the lowest index. The pair's loss is max(0, margin + d(a, p) - d(a, n)). An anchor
+without a negative forms no pair. Items with UNKNOWN labels are neither positives nor negatives.
 """
 
 import functools
@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from adde.mining import tiled
-from adde.mining.distances import accumulator, full_precision
+from adde.mining.distances import as_accumulated, full_precision
 from adde.mining.reference import reference_loss
 from adde.schema import UNKNOWN
 
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 class Mined(NamedTuple):
-    """Per group, each (G,): sum of the pairs' losses, pairs, and pairs with a positive loss."""
+    """Per group (G,): the sum of losses, the number of pairs, and of pairs with a positive loss."""
 
     loss_sum: Tensor
     pairs: Tensor
@@ -54,38 +54,37 @@ def mine(
     impl: Implementation = "auto",
     grouping: "LabelGrouping | None" = None,
 ) -> Mined:
-    """Mines triplets in G independent groups (attributes) at once; definition in the module.
+    """Mine triplets in G independent groups (attributes) at once, as the module defines.
 
     Args:
         anchors: (G, N, D) float, L2-normalised by the caller.
         labels: (G, N) int64, UNKNOWN = -1.
-        refs: (G, M, D) columns the positives and negatives come from; None: the anchors.
-        ref_labels: (G, M) int64; needed with `refs`.
-        self_index: (N,) int64, the column that is the anchor itself, -1 where it is none of them;
-            None beside `refs`: no anchor is among them.
+        refs: (G, M, D) references, the candidates for positives and negatives; None: the anchors.
+        ref_labels: (G, M) int64; required with `refs`.
+        self_index: (N,) int64, the reference that is the anchor itself, or -1; None with `refs`:
+            no anchor is among them.
         margin: m > 0, in squared distance.
         strategy: how the negative is chosen.
-        impl: `reference` is the plain contract; `tiled` runs anywhere and holds no tensor above
-            tile x M; `triton` never holds distances at all; `auto` takes `triton` on a CUDA
-            device where it compiles (but for float64) and `tiled` elsewhere, and logs which, once.
-        grouping: of the same labels. With it nothing waits for the device: labels
-            and embeddings are not looked into, and one that is not finite makes losses that are
-            not.
+        impl: `reference` is the plain definition; `tiled` runs anywhere with tensors of at most
+            tile x M; `triton` never stores distances; `auto` takes `triton` on a CUDA device where
+            it compiles (except for float64) and `tiled` elsewhere, and logs the choice once.
+        grouping: of the same labels; avoids synchronising with the device. Values are then not
+            checked, and a non-finite embedding gives a non-finite loss.
 
     Returns:
         `loss_sum` float32 (float64 for float64 inputs), differentiable in `anchors` and `refs`;
-        `pairs` and `active` int64. Where there is no pair the sum is a zero with a gradient.
+        `pairs` and `active` int64. Without pairs the sum is a differentiable zero.
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit, margin <= 0; without `grouping` also: a
-            label is below -1 or is not that of its own column, an embedding is not finite (rank
-            and row are named).
+        ValueError: shapes, dtypes or devices do not match, or margin <= 0. Without `grouping` also:
+            a label is below -1, an anchor's label differs from that of its own reference, or an
+            embedding is not finite; names the rank and row.
     """
     if refs is None:
         refs, ref_labels = anchors, labels
         self_index = torch.arange(anchors.shape[1], device=anchors.device)
     if ref_labels is None:
-        raise ValueError("expected ref_labels beside refs, found None")
+        raise ValueError("expected ref_labels with refs, found None")
     if self_index is None:
         self_index = torch.full_like(labels[0], -1)
     _check(anchors, labels, refs, ref_labels, self_index, margin)
@@ -96,7 +95,7 @@ def mine(
         arguments = (anchors, labels, refs, ref_labels, self_index, margin, strategy)
         with full_precision(anchors):
             return Mined(*reference_loss(*arguments))
-    _require_able(impl, anchors)
+    _check_impl(impl, anchors)
     with_gradient = torch.is_grad_enabled() and (anchors.requires_grad or refs.requires_grad)
     known = (None, None) if grouping is None else grouping.tensors()
     arguments = (anchors, labels, refs, ref_labels, self_index, *known, margin, strategy, impl)
@@ -104,14 +103,14 @@ def mine(
 
 
 class LabelGrouping:
-    """What mining must know of labels, worked out before there are embeddings.
+    """Groups of equal labels, computed before the embeddings exist.
 
-    Numbers that the host needs are copied while the device is at other work: a training step makes
-    one before the forward pass, and mining after it waits for nothing.
+    Made before the forward pass, it copies the numbers that the host needs while the device is busy
+    with other work, so that mining does not synchronise.
     """
 
     def __init__(self, labels: Tensor, ref_labels: Tensor, self_index: Tensor) -> None:
-        """Of labels (G, N) and (G, M) int64 and self_index (N,), as `mine` takes them."""
+        """Group labels (G, N) and (G, M) int64; arguments as in `mine`."""
         self._on_device, counts = tiled.group(labels, ref_labels, self_index)
         self._counts = counts.to("cpu", non_blocking=True)  # into pinned memory
         self._copied = torch.cuda.Event() if counts.is_cuda else None
@@ -119,14 +118,14 @@ class LabelGrouping:
             self._copied.record()
 
     def tensors(self) -> tuple[Tensor, Tensor]:
-        """What `tiled.group` gives, on the device and on the host."""
+        """Return the results of `tiled.group`, on the device and on the host."""
         if self._copied is not None:
             self._copied.synchronize()
         return self._on_device, self._counts
 
 
-# One opaque operator, so that torch.compile keeps the graph around it whole. What is read back
-# from the device (values of bad input, class sizes) is read inside.
+# One opaque operator, so that torch.compile does not break the graph around it. Values read back
+# from the device (for checks, class sizes) are read inside.
 
 
 @torch.library.custom_op("adde::mine_triplets", mutates_args=())
@@ -147,12 +146,12 @@ def _mine_op(
         _check_values(anchors, labels, refs, ref_labels, self_index)
         grouping, counts = tiled.group(labels, ref_labels, self_index)
     if impl == "auto":
-        impl = _automatic(anchors.device, anchors.dtype)
+        impl = _choose_impl(anchors.device, anchors.dtype)
     if impl == "triton":
         from adde.mining.kernels import choose_in_kernel as choose  # imports triton
     else:
         choose = tiled.choose_by_sorting
-        anchors, refs = accumulator(anchors), accumulator(refs)
+        anchors, refs = as_accumulated(anchors), as_accumulated(refs)
     known = tiled.Grouping.unpack(grouping, counts.cpu(), labels.shape[1])
     arguments = (anchors, labels, refs, ref_labels, known, margin, strategy)
     with full_precision(anchors):
@@ -162,7 +161,7 @@ def _mine_op(
 @_mine_op.register_fake
 def _(anchors: Tensor, labels: Tensor, refs: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     groups, with_gradient = len(anchors), rest[-1]
-    dtype = accumulator(anchors[:0]).dtype
+    dtype = as_accumulated(anchors[:0]).dtype
     return (
         anchors.new_empty(groups, dtype=dtype),
         labels.new_empty(groups),
@@ -172,7 +171,7 @@ def _(anchors: Tensor, labels: Tensor, refs: Tensor, *rest: Any) -> tuple[Tensor
     )
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*output[3:])
     ctx.mark_non_differentiable(*output[1:])
     ctx.dtype = inputs[0].dtype
@@ -184,10 +183,10 @@ def _backward(ctx: Any, loss_gradient: Tensor, *_: Any) -> tuple[Tensor | None, 
     return anchors, None, refs, *[None] * 8
 
 
-_mine_op.register_autograd(_backward, setup_context=_keep)
+_mine_op.register_autograd(_backward, setup_context=_save_for_backward)
 
 
-def _require_able(impl: Implementation, anchors: Tensor) -> None:
+def _check_impl(impl: Implementation, anchors: Tensor) -> None:
     if impl not in ("auto", "tiled", "triton"):
         raise ValueError(f"impl: expected auto, reference, tiled or triton, found {impl!r}")
     if impl == "triton" and anchors.dtype == torch.float64:
@@ -200,18 +199,17 @@ def _require_able(impl: Implementation, anchors: Tensor) -> None:
 
 
 @functools.cache
-def _automatic(device: torch.device, dtype: torch.dtype) -> Literal["tiled", "triton"]:
-    """The implementation for a device, said once in the log.
+def _choose_impl(device: torch.device, dtype: torch.dtype) -> Literal["tiled", "triton"]:
+    """Choose the implementation for a device and log it once.
 
-    Shape does not decide: tiles are faster than the definition from two items on, and whether a
-    GPU has shapes at which they are faster than the kernels is for `make gpu-check` to say.
+    The choice does not depend on shapes. `make gpu-check` compares tiles and kernels on a GPU.
     """
     impl = "tiled"
     if device.type == "cuda" and dtype != torch.float64:
         try:
             _try_kernels(device, dtype)
             impl = "triton"
-        except Exception as error:  # of the compiler, the linker, the driver
+        except Exception as error:  # from the compiler, the linker or the driver
             last = (str(error).strip() or type(error).__name__).splitlines()[-1]
             log.warning(
                 "mining in tiles, which is slower: Triton's kernels do not run here (%s). They are "
@@ -224,7 +222,7 @@ def _automatic(device: torch.device, dtype: torch.dtype) -> Literal["tiled", "tr
 
 
 def _try_kernels(device: torch.device, dtype: torch.dtype) -> None:
-    """Compiles the kernels and runs them on four items; raises whatever keeps them from it."""
+    """Compile the kernels and run them on four items; raises any error of theirs."""
     vectors = torch.eye(4, device=device, dtype=dtype)[None]
     labels = torch.arange(4, device=device)[None] // 2
     with torch.no_grad():
@@ -269,18 +267,18 @@ def _check(
 def _check_values(
     anchors: Tensor, labels: Tensor, refs: Tensor, ref_labels: Tensor, self_index: Tensor
 ) -> None:
-    """Checks that must look into the tensors: one transfer from the device where all is well."""
+    """Check values in the tensors, with one transfer from the device if all are valid."""
     if not labels.numel() or not ref_labels.numel():
         return
     own = (self_index < 0) | (labels == ref_labels[:, self_index])
-    looks = [
+    checks = [
         anchors.sum(dtype=torch.float32).isfinite(),
         refs.sum(dtype=torch.float32).isfinite(),
         (labels >= UNKNOWN).all(),
         (ref_labels >= UNKNOWN).all(),
         own.all(),
     ]
-    if all(torch.stack(looks).tolist()):
+    if all(torch.stack(checks).tolist()):
         return
     where = f", seen on rank {dist.get_rank()}" if dist.is_initialized() else ""
     for name, vectors in (("anchors", anchors), ("refs", refs)):

@@ -1,4 +1,4 @@
-"""AlexNet among timm's models, for parity with published figures.
+"""AlexNet registered as a timm model, for comparison with published results.
 
 The layers are torchvision's (Krizhevsky, 2014, "one weird trick"); timm has none of its own.
 """
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class AlexNet(nn.Module):
-    """Features (B, 4096) of the layer before the classifier, before its ReLU, as published."""
+    """Computes the features (B, 4096) of the last hidden layer, before its ReLU, as published."""
 
     def __init__(self, num_classes: int = 0, dropout: float = 0.5, **unused: Any) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class AlexNet(nn.Module):
         self.num_features = 4096
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 3, S, S) float, S >= 63."""
+        """Compute features of images (B, 3, S, S) float, S >= 63."""
         return self.head(self.classifier(self.avgpool(self.features(images)).flatten(1)))
 
 
@@ -40,5 +40,5 @@ default_cfgs = generate_default_cfgs(
 
 @register_model
 def alexnet(pretrained: bool = False, **options: Any) -> nn.Module:
-    """AlexNet; weights come from a file."""
+    """Build AlexNet; it has no pretrained weights on timm's hub."""
     return build_model_with_cfg(AlexNet, "alexnet", pretrained, **options)

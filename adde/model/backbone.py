@@ -1,4 +1,4 @@
-"""Any timm backbone, from its hub, from a file, or fresh."""
+"""timm backbones with weights from timm's hub, from a file, or initialised at random."""
 
 import sys
 
@@ -6,18 +6,19 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from adde.errors import UserError, did_you_mean, foreign, reason
-from adde.model import alexnet as _registered  # noqa: F401 - among timm's models from here on
+from adde.errors import UserError, did_you_mean, reason, untrusted
+from adde.model import alexnet as _registered  # noqa: F401 - registers the model
 from adde.model.settings import ModelSettings
 
 
 def build_backbone(settings: ModelSettings) -> nn.Module:
-    """A timm model without its classifier: (B, 3, S, S) float -> (B, F) float,
-    or the last map (B, C, H, W) where pooling is "flatten".
+    """Build a timm model without its classifier: (B, 3, S, S) float -> (B, F) float.
+
+    With pooling "flatten" it returns the last feature map (B, C, H, W).
 
     Raises:
-        UserError: timm has no such model or refuses its options, its hub cannot be reached, the
-            weight file is missing or does not fit.
+        UserError: timm has no such model or rejects its options, its hub cannot be reached, or the
+            weight file is missing or does not match.
     """
     if not timm.is_model(settings.backbone):
         raise UserError(
@@ -26,7 +27,9 @@ def build_backbone(settings: ModelSettings) -> nn.Module:
         )
     options = dict(settings.backbone_options)
     published = timm.models.get_pretrained_cfg(settings.backbone)
-    if published is not None and published.fixed_input_size:  # a model with places for patches
+    if (
+        published is not None and published.fixed_input_size
+    ):  # such as a model with position embeddings
         options.setdefault("img_size", settings.image_size)
     if settings.pooling == "flatten":
         options["global_pool"] = ""
@@ -37,7 +40,7 @@ def build_backbone(settings: ModelSettings) -> nn.Module:
     except Exception as error:
         found = reason(error)
         if settings.pretrained and not isinstance(error, TypeError):
-            # The hub client raises its own, urllib's or the file system's errors.
+            # The hub client raises its own errors, those of urllib and of the file system.
             raise UserError(
                 f"model.pretrained: could not get the weights of {settings.backbone!r} from timm's "
                 f"hub ({found}); give a local file as model.weights"
@@ -51,11 +54,11 @@ def build_backbone(settings: ModelSettings) -> nn.Module:
 
 
 def num_features(backbone: nn.Module, settings: ModelSettings) -> int:
-    """F, found by one forward pass: some timm models report another number than they return.
+    """Return F, measured by a forward pass: some timm models report a wrong number.
 
     Raises:
-        UserError: the backbone does not take pictures of `image_size`, or gives no features of a
-            picture; names the size that it was made for.
+        UserError: the backbone cannot encode pictures of `image_size`, or returns no features;
+            names the size that it was made for.
     """
     side = settings.image_size
     backbone.eval()
@@ -64,17 +67,17 @@ def num_features(backbone: nn.Module, settings: ModelSettings) -> int:
             features = backbone(torch.zeros(1, 3, side, side))
         backbone.train()
         return features.flatten(1).shape[1]
-    except Exception as error:  # timm's models check their input in many ways, or not at all
+    except Exception as error:  # timm models raise many types of errors
         made_for = getattr(backbone, "default_cfg", {}).get("input_size", (3, side, side))[-1]
         what = f"{settings.backbone!r}, made for pictures of {made_for} px, cannot encode one of "
         what += f"{side} px: {reason(error)}"
         if made_for == side:
             raise UserError(
-                f"model.backbone_options: {what}; leave out what it needs not"
+                f"model.backbone_options: {what}; remove the options that it does not need"
             ) from error
         raise UserError(
             f"model.image_size: {what}; set model.image_size to {made_for}, or in "
-            f"model.backbone_options what this backbone may have for it, such as img_size = {side}"
+            f"model.backbone_options this backbone's option for it, such as img_size = {side}"
         ) from error
 
 
@@ -83,32 +86,34 @@ def _load_weights(backbone: nn.Module, settings: ModelSettings) -> None:
     assert path is not None
     if not path.exists():
         raise UserError(f"model.weights: {path}: no such file")
-    with foreign(f"model.weights: {path}", f"weights of {settings.backbone!r}"):
+    with untrusted(f"model.weights: {path}", f"weights of {settings.backbone!r}"):
         state = _converted(timm.models.load_state_dict(str(path), weights_only=True), backbone)
     own = backbone.state_dict()
-    # A file with a classifier is welcome; a file that leaves the backbone at random is not.
+    # A classifier in the file is ignored; backbone weights that are missing are an error.
     if missing := [name for name in own if name not in state]:
         unknown = [name for name in state if name not in own]
         raise UserError(
             f"model.weights: {path}: expected weights of {settings.backbone!r}, found none for "
-            f"{missing[:5]} and {len(unknown)} unknown ones such as {unknown[:5]}; give those "
-            f"that timm.create_model({settings.backbone!r}).state_dict() names, or the original "
-            "file of OpenCLIP (keys visual.*) or DINOv2 with timm's model of the same name"
+            f"{missing[:5]} and {len(unknown)} unknown ones such as {unknown[:5]}; give a file "
+            f"with the keys of timm.create_model({settings.backbone!r}).state_dict(), or the "
+            "original file of OpenCLIP (keys visual.*) or DINOv2 with timm's model of the same name"
         )
     for name, value in own.items():
         if state[name].shape != value.shape:
             raise UserError(
                 f"model.weights: {path}: {name}: expected shape {tuple(value.shape)} of "
                 f"{settings.backbone!r} at model.image_size {settings.image_size}, found "
-                f"{tuple(state[name].shape)}; it is of another model or size that timm does not "
-                "convert"
+                f"{tuple(state[name].shape)}; the file is of another model, or of an image size "
+                "that timm cannot convert"
             )
     backbone.load_state_dict(state, strict=False)
 
 
 def _converted(state: dict[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:
-    """Weights under timm's names and for the model's own image size, by timm's conversion of the
-    backbone's family, where they are not so already: it would take some for an older form.
+    """Convert weights to timm's names and the model's image size by timm's own conversion.
+
+    Weights that already match are returned unchanged, because the conversion would mistake some of
+    them for an older format.
     """
     if all(n in state and state[n].shape == v.shape for n, v in backbone.state_dict().items()):
         return state

@@ -1,4 +1,4 @@
-"""What a model is made of, as a recipe states it."""
+"""Model settings of a recipe."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,24 +18,24 @@ class ModelSettings:
     """Further arguments of the timm model, such as {channels = [32, 64, 128, 256]}."""
 
     pooling: Literal["timm", "flatten"] = "timm"
-    """timm: the backbone's own, mostly the mean over the last map; flatten: every place of the
-    last map apart, for pictures in which an attribute has its place."""
+    """timm: the backbone's own, usually the mean over the last feature map; flatten: all positions
+    of the map, for pictures in which attributes have fixed positions."""
 
     pretrained: bool = False
     """Start from the weights timm's hub has for this backbone."""
 
     weights: Path | None = None
-    """Start from this file of backbone weights (.safetensors, .pth) instead: timm's, or the
-    original of what timm converts, such as OpenCLIP's and DINOv2's ViTs. Positions are resized to
-    image_size."""
+    """Start from this file of backbone weights (.safetensors, .pth) instead: timm's, or an original
+    that timm can convert, such as the ViTs of OpenCLIP and DINOv2. Position embeddings are resized
+    to image_size."""
 
     image_size: int = 224
-    """Side of the square input, in pixels; models whose positions are learned are made for it."""
+    """Side of the square input, in pixels; learned position embeddings depend on it."""
 
     fit: Fit = "pad"
-    """How pictures become square: crop cuts the square from the centre, which takes a portrait
-    picture's top and bottom; pad keeps all of it, with bars in the colours of its border; squash
-    keeps all of it and distorts it. The bundle and all that is served follow."""
+    """How pictures become square: crop takes the central square, which loses the top and bottom of
+    a portrait picture; pad keeps the whole picture and adds bars in the colours of its border;
+    squash distorts it. The bundle uses the same setting."""
 
     width: int = 340
     """D, the width of one attribute's subspace."""
@@ -44,19 +44,19 @@ class ModelSettings:
     """Width of the hidden layer of each attribute's MLP."""
 
     equal_subspaces: bool = False
-    """Scale every subspace to length sqrt(D), so that each attribute weighs the same in a
-    distance, which then counts differing attributes. Off as published: lengths are learned."""
+    """Scale every subspace to length sqrt(D), so that each attribute has the same weight in a
+    distance, which then counts differing attributes. The published model learns the lengths."""
 
     presence: bool = True
-    """Predict for each attribute whether it is there at all, from which labels are known: an
-    attribute that cannot be seen is then compared as absent, not by what else is in its subspace.
-    The published model has no such output."""
+    """Predict whether each attribute is present, trained on which labels are known. An attribute
+    that is not visible is then compared as absent instead of by the content of its subspace. The
+    published model has no such output."""
 
     dropout: float = 0.0
     """Share of backbone features dropped before the heads, in training."""
 
     def __post_init__(self) -> None:
-        """Checks ranges."""
+        """Check ranges."""
         for name in ("image_size", "width", "hidden"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected >= 1, found {getattr(self, name)}")
@@ -66,5 +66,5 @@ class ModelSettings:
             raise ValueError("expected pretrained or weights, found both; leave one out")
 
     def without_start_weights(self) -> "ModelSettings":
-        """The same model, for weights that come from elsewhere."""
+        """Return the settings without pretrained weights, for a model loaded from a checkpoint."""
         return replace(self, pretrained=False, weights=None)

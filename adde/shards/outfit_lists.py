@@ -21,9 +21,9 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from adde.errors import UserError
-from adde.metrics import Figures, Places
+from adde.metrics import Figures
 from adde.outfits import Blank, OutfitBenchmark, StyleScorer, hide_items
-from adde.schema import UNKNOWN, Labels, Schema
+from adde.schema import UNKNOWN, Labels, Rows, Schema
 from adde.shards.benchmark_lists import OUTFITS_NAME, FindRows, read_benchmark, row_finder
 
 Items = Sequence[str]
@@ -149,9 +149,9 @@ class OutfitData:
         oracle: The best possible scorer, if outfits were drawn from known tables.
     """
 
-    categories: Places
+    categories: Rows
     category: int
-    outfits: Mapping[str, Sequence[Places]]
+    outfits: Mapping[str, Sequence[Rows]]
     benchmark: OutfitBenchmark
     oracle: StyleScorer | None
 
@@ -214,9 +214,9 @@ class _Rows:
     path: Path
     find_rows: FindRows
     category: str
-    categories: Places
+    categories: Rows
 
-    def of(self, items: Items, where: str) -> Places:
+    def of(self, items: Items, where: str) -> Rows:
         """Return the rows of an outfit."""
         return self._checked(items, where, outfit_fault(items))
 
@@ -225,7 +225,7 @@ class _Rows:
         outfit = self._checked(blank.outfit, where, blank_fault(blank))
         return Blank(outfit, self._checked(blank.answers, where, None), blank.truth)
 
-    def _checked(self, items: Items, where: str, fault: str | None) -> Places:
+    def _checked(self, items: Items, where: str, fault: str | None) -> Rows:
         rows = np.array(self.find_rows(items, where), np.int64)
         unknown = self.categories[rows] == UNKNOWN
         if fault is None and unknown.any():
@@ -236,7 +236,7 @@ class _Rows:
         return rows
 
 
-def _kinds(categories: Places, fine: Mapping[str, str], item_ids: Sequence[str]) -> Places:
+def _kinds(categories: Rows, fine: Mapping[str, str], item_ids: Sequence[str]) -> Rows:
     """Return (N,) int64: the finer kinds of items if the file has any, else their categories."""
     if not fine:
         return categories

@@ -1,77 +1,56 @@
-"""`adde.metrics` and `adde.edits` with products and sorting by torch, on a GPU if there is one."""
+"""Ranking on a GPU with the arithmetic of torch in place of numpy's."""
 
-from collections.abc import Sequence
-from functools import partial
+from typing import Any
 
+import numpy.typing as npt
 import torch
-from torch import Tensor
 
-from adde import edits, metrics
+from adde.metrics import Watch
 from adde.mining.distances import full_precision
-from adde.schema import Schema, Vector
+from adde.ranking import Ranker
+from adde.schema import Rows, Schema, Vector
 from adde.scoring import parts
 
 
-def top_k_on(device: torch.device) -> metrics.Search:
-    """Return `metrics.top_k`, or the same on a GPU."""
-    return metrics.top_k if device.type == "cpu" else partial(top_k, device)
+def ranker_for(device: torch.device, watch: Watch = iter) -> Ranker:
+    """Return a ranker for the device: numpy's on a CPU, torch's elsewhere."""
+    return Ranker(watch) if device.type == "cpu" else TorchRanker(device, watch)
 
 
-def top_k(device: torch.device, queries: Vector, gallery: Vector, k: int) -> metrics.Places:
-    """As `metrics.top_k`, on `device`; ties go to the lowest row."""
-    rows = torch.from_numpy(gallery).to(device)
-    norms = rows.square().sum(1)
-    found = [torch.empty((0, min(k, len(rows))), dtype=torch.int64, device=device)]
-    with full_precision(rows):
-        for block in metrics.blocks_of(len(queries), len(rows)):
-            part = torch.from_numpy(queries[block]).to(device)
-            found.append(_smallest(torch.addmm(norms, part, rows.mT, alpha=-2.0), k))
-    return torch.cat(found).cpu().numpy()
+class TorchRanker(Ranker):
+    """The arithmetic of rankings on a torch device, in full float32 precision."""
 
+    def __init__(self, device: torch.device, watch: Watch = iter) -> None:
+        super().__init__(watch)
+        self._device = device
 
-def ranked_on(device: torch.device) -> metrics.On:
-    """Return where `metrics.baseline_rankings` computes: on a GPU if there is one."""
-    return metrics.HERE if device.type == "cpu" else placed_on(device)
+    def put(self, array: npt.NDArray[Any]) -> Any:
+        """Copy an array to the device."""
+        return torch.from_numpy(array).to(self._device)
 
+    def products(self, rows: Any, columns: Any) -> Any:
+        """As `Ranker.products`."""
+        with full_precision(rows):
+            return rows @ columns.mT
 
-def placed_on(device: torch.device) -> metrics.On:
-    """Compute products and sort on `device`; ties go to the lowest row."""
-    return metrics.On(
-        lambda array: torch.from_numpy(array).to(device),
-        lambda costs, k: _smallest(costs, k).cpu().numpy(),
-    )
+    def smallest(self, costs: Any, k: int) -> Rows:
+        """As `Ranker.smallest`."""
+        k = min(k, costs.shape[1])
+        chosen = costs.topk(k, largest=False, sorted=False).indices.sort(1).values
+        order = costs.gather(1, chosen).argsort(dim=1, stable=True)
+        ranked = chosen.gather(1, order)
+        # topk keeps arbitrary columns of those that tie with the last: sort such rows whole.
+        tied = (costs <= costs.gather(1, ranked[:, -1:])).sum(1) > k
+        ranked[tied] = costs[tied].argsort(dim=1, stable=True)[:, :k]
+        return ranked.cpu().numpy()
 
-
-def best_matches_on(device: torch.device) -> edits.Best:
-    """Return `adde.edits.best_matches`, or the same on a GPU."""
-    return edits.best_matches if device.type == "cpu" else partial(best_matches, device)
-
-
-def best_matches(
-    device: torch.device,
-    wanted: Vector,
-    weights: Vector,
-    beliefs: Vector,
-    schema: Schema,
-    epsilon: float,
-    counts: Sequence[int],
-) -> list[metrics.Places]:
-    """As `adde.edits.best_matches`, on `device`."""
-    asked, weighed, items = (torch.from_numpy(a).to(device) for a in (wanted, weights, beliefs))
-    costs = torch.zeros((*weighed.shape[:2], len(items)), device=device)
-    with full_precision(items):
+    def match_scores(
+        self, wanted: Vector, weights: Vector, beliefs: Any, schema: Schema, epsilon: float
+    ) -> Any:
+        """As `Ranker.match_scores`."""
+        rows, weighed = self.put(wanted), self.put(weights)
+        scores = torch.zeros((*weighed.shape[:-1], len(beliefs)), device=self._device)
         for a, part in enumerate(parts(schema)):
-            probability = (asked[:, part] @ items[:, part].mT).clamp(0, 1)
-            costs -= weighed[..., a, None] * (epsilon + probability).clamp(min=1e-30).log()
-    return [_smallest(one, k).cpu().numpy() for one, k in zip(costs, counts)]
-
-
-def _smallest(costs: Tensor, k: int) -> Tensor:
-    """As `metrics.smallest`."""
-    chosen = costs.topk(min(k, costs.shape[1]), largest=False, sorted=False).indices.sort(1).values
-    order = costs.gather(1, chosen).argsort(dim=1, stable=True)
-    ranked = chosen.gather(1, order)
-    # topk keeps any of the values that tie with the last one: sort the whole row then.
-    tied = (costs <= costs.gather(1, ranked[:, -1:])).sum(1) > ranked.shape[1]
-    ranked[tied] = costs[tied].argsort(dim=1, stable=True)[:, : ranked.shape[1]]
-    return ranked
+            probability = self.products(rows[:, part], beliefs[:, part]).clamp(0, 1)
+            scores += weighed[..., a, None] * (epsilon + probability).clamp(min=1e-30).log()
+        return scores

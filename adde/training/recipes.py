@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from adde.errors import UserError, did_you_mean, foreign
+from adde.errors import UserError, did_you_mean, untrusted
 from adde.files import read_text, write_text
 from adde.training.config import Config
 from adde.training.method import Method, find_method
@@ -120,7 +120,7 @@ def read_recipe(path: Path) -> Config:
 def read_settings(path: Path) -> dict[str, Any]:
     """Read a recipe without validation. Raises UserError if it is not TOML."""
     text = read_text(path)
-    with foreign(path, "TOML"):
+    with untrusted(path, "TOML"):
         return tomllib.loads(text)
 
 

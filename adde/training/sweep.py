@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import pydantic
 
-from adde.errors import UserError, foreign
+from adde.errors import UserError, untrusted
 from adde.files import read_text
 from adde.training.recipes import parse
 
@@ -92,7 +92,7 @@ def read_sweep(path: Path) -> Sweep:
     import yaml  # an extra
 
     text = read_text(path)
-    with foreign(path, "YAML"):
+    with untrusted(path, "YAML"):
         content = yaml.safe_load(text)
     try:
         sweep = Sweep.model_validate(content)

@@ -9,8 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from test_ranks import free_port
 
-from adde.edits import evaluate_split
-from adde.methods.adde.evaluation import MemoryEdit, encode_split, retrieval
+from adde.methods.adde.evaluation import encode_split, evaluate_split, memory_edit, retrieval
 from adde.metrics import METRIC_NAMES, manipulation_queries
 from adde.scoring import Calibration
 from adde.shards.index import ShardIndex
@@ -20,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 def first_items(index, count):
-    """Return the index with a test split of `count` items."""
+    """Return the index with a test split of `size` items."""
     (shard,) = index.split("test")
     short = replace(shard, samples=count, members=shard.members[:count])
     return replace(index, shards=(short,))
@@ -61,11 +60,10 @@ def test_three_ranks_find_what_one_does(tiny_shards, tiny_model):
             np.testing.assert_array_equal(rows, encoded.rows)
             assert figures == pytest.approx(alone, abs=1e-12)
     for encoded, alone in expected:
-        ours = (encoded.embeddings, encoded.logits, encoded.presence, encoded.labels)
         found = evaluate_split(
-            *ours,
+            encoded,
             tiny_model.schema,
-            MemoryEdit(tiny_model),
+            memory_edit(tiny_model),
             Calibration((1.0,) * encoded.labels.shape[1], (), 0.01, 2.0),
             manipulation_queries(encoded.labels),
             most=30,

@@ -33,12 +33,12 @@ def to(model, *where, **how):
         assert len(there) <= 1, "two whole copies"
     return torch.nn.Module.to(model, *where, **how)
 
-def open_strategy(accelerator, plain, config):
+def open_strategy(*arguments):
     global opening
     assert not there, "a whole copy at a stage's start"
     assert all(state() is None for state in states), "the optimiser of the stage before"
     opening = True
-    strategy = opened(accelerator, plain, config)
+    strategy = opened(*arguments)
     opening = False
     return strategy
 

@@ -183,7 +183,7 @@ def test_nothing_but_a_bundle_is_replaced(
 def test_weights_too_large_for_a_graph_lie_beside_it_and_are_vouched_for(
     monkeypatch, tmp_path, tiny_model, tiny_shards, tiny_bundle
 ):
-    monkeypatch.setattr(graphs, "LARGE", 1000)  # bytes; the memory has fewer
+    monkeypatch.setattr(graphs, "EMBEDDED_BYTES", 1000)  # bytes; the memory has fewer
     out = tmp_path / "made"
     export.export_bundle(tiny_model, ShardIndex.read(tiny_shards), out, None, {}, None)
     data, inside = out / "encoder.onnx.data", tiny_bundle / "encoder.onnx"
@@ -204,7 +204,7 @@ def test_weights_too_large_for_a_graph_lie_beside_it_and_are_vouched_for(
 
 
 def test_the_split_is_read_in_batches_in_stored_order(monkeypatch, tiny_model, tiny_shards):
-    monkeypatch.setattr(parity, "BATCHES", (1, 7))
+    monkeypatch.setattr(parity, "BATCH_SIZES", (1, 7))
     index = ShardIndex.read(tiny_shards)
     batches = list(export.read_split(tiny_model.preprocess, index))
     assert [len(pictures) for pictures, _ in batches] == [7, 7, 7, 3]
@@ -235,7 +235,7 @@ def test_an_empty_test_split_is_refused(tmp_path, tiny_model, tiny_shards):
 
 @pytest.mark.slow
 def test_the_validation_split_proves_it_as_well(monkeypatch, tmp_path, tiny_model, tiny_shards):
-    monkeypatch.setattr(parity, "BATCHES", (1, 7))
+    monkeypatch.setattr(parity, "BATCH_SIZES", (1, 7))
     index = ShardIndex.read(tiny_shards)
     rest = tuple(shard for shard in index.shards if shard.split != "test")
     index = ShardIndex(index.root, "tiny", index.schema, rest)
@@ -253,7 +253,7 @@ def test_a_nan_does_not_pass_the_gate():
         "top30": {"identical": float("nan"), "queries": 3},
     }
     with pytest.raises(UserError, match=r"logits at batch 1.*identical top-30"):
-        parity.require(report)
+        parity.require_parity(report)
 
 
 def test_only_ties_may_change_places():
@@ -344,10 +344,10 @@ def test_a_split_without_queries_claims_no_ranking(capsys):
     pictures = np.arange(24, dtype=np.uint8)[:, None, None, None]
     report = parity.measure(Crowded(0), Crowded(1e-7), [(pictures, labels)], schema, PLAIN)
     assert report["top30"] == {"queries": 0, "identical": None, "exchanged_ties": 0}
-    parity.require(report)
+    parity.require_parity(report)
     with pytest.raises(UserError, match="largest error"):
-        parity.require({**report, "max_error": 0.1})
+        parity.require_parity({**report, "max_error": 0.1})
     export.print_report(report)
     printed = capsys.readouterr().out
-    assert "parity of the top 30: not compared, the test split has no query" in printed
+    assert "parity of the top 30: not compared, the test split has no queries" in printed
     assert "100" not in printed

@@ -17,10 +17,10 @@ from adde.exporting.check import check_bundle
 from adde.exporting.export import export_bundle
 from adde.exporting.graphs import BlockMemoryGraph, MemoryGraph, off_block_share, write_graphs
 from adde.exporting.precision import (
-    CALIBRATION,
+    CALIBRATION_PICTURES,
     calibration_pictures,
     candidates,
-    reduce,
+    reduce_precision,
 )
 from adde.methods.adde.model import ADDE
 from adde.serving.onnx.session import Session
@@ -76,7 +76,7 @@ def test_pictures_go_into_a_cast_and_nowhere_else(larger_graphs, tmp_path, preci
     shutil.copytree(larger_graphs, tmp_path, dirs_exist_ok=True)
     if precision != "fp32":
         pictures = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
-        reduce(tmp_path, precision, candidates(precision)[0], [pictures])
+        reduce_precision(tmp_path, precision, candidates(precision)[0], [pictures])
     # As it is written, and as providers are handed it.
     written, handed = tmp_path / "encoder.onnx", tmp_path / "handed.onnx"
     options = onnxruntime.SessionOptions()
@@ -127,13 +127,13 @@ def test_numbers_beyond_float16_leave_nothing(tiny_model, index, tmp_path, monke
 
 
 def test_figures_that_drop_too_far_leave_nothing(tiny_model, index, tmp_path):
-    with pytest.raises(UserError, match=r"int8: expected figures .* at most -101 points below"):
+    with pytest.raises(UserError, match=r"int8: expected metrics .* at most -101 points below"):
         export(tiny_model, index, tmp_path / "b", "int8", allow_drop=-101.0)
     assert not (tmp_path / "b").exists()
 
 
 def test_an_encoder_too_large_for_one_file_is_refused(tiny_model, index, tmp_path, monkeypatch):
-    monkeypatch.setattr(graphs, "LARGE", 1000)
+    monkeypatch.setattr(graphs, "EMBEDDED_BYTES", 1000)
     with pytest.raises(UserError, match=r"precision: expected fp32 .*, found fp16"):
         export(tiny_model, index, tmp_path / "b", "fp16")
     assert not (tmp_path / "b").exists()
@@ -162,7 +162,7 @@ def test_calibration_pictures_are_of_the_training_split(tiny_model, index):
     batches = calibration_pictures(index, tiny_model.preprocess)
     found = np.concatenate(batches)
     stored = np.stack([tiny_model.preprocess.load(s.picture) for s in iterate(index, "train")])
-    assert len(stored) < CALIBRATION
+    assert len(stored) < CALIBRATION_PICTURES
     np.testing.assert_array_equal(found, stored)
 
 

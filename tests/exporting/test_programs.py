@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from adde.bundle import Bundle
-from adde.exporting.export import is_exported
+from adde.exporting.export import is_up_to_date
 from adde.files import this_process
 from adde.methods.adde.config import AddeConfig
 from adde.model import ModelSettings
@@ -55,7 +55,7 @@ def test_a_bundle_is_replaced_and_figures_of_other_weights_left_out(
     details = Bundle.read(tmp_path / "bundle").details
     assert details["source"]["step"] == 17
     assert details["retrieval"] is None
-    assert "metrics.json: figures of step-00000004, left out" in capsys.readouterr().out
+    assert "metrics.json: metrics of step-00000004, left out" in capsys.readouterr().out
 
 
 def test_a_run_becomes_a_bundle_that_checks(monkeypatch, capsys, tmp_path, run):
@@ -88,16 +88,16 @@ def test_a_bundle_of_anything_else_is_exported_again(tiny_bundle, tmp_path):
     details = Bundle.read(tiny_bundle).details
     calibration = Bundle.read(tiny_bundle).calibration
     same = (details["retrieval"], details["source"], calibration)
-    assert is_exported(tiny_bundle, *same)
-    assert not is_exported(tmp_path, *same)
-    assert not is_exported(tiny_bundle, None, *same[1:])
-    assert not is_exported(tiny_bundle, same[0], {"run": "other"}, calibration)
-    assert not is_exported(tiny_bundle, *same[:2], None)
-    assert not is_exported(tiny_bundle, *same, "int8")
-    assert not is_exported(tiny_bundle, *same, split="val")
+    assert is_up_to_date(tiny_bundle, *same)
+    assert not is_up_to_date(tmp_path, *same)
+    assert not is_up_to_date(tiny_bundle, None, *same[1:])
+    assert not is_up_to_date(tiny_bundle, same[0], {"run": "other"}, calibration)
+    assert not is_up_to_date(tiny_bundle, *same[:2], None)
+    assert not is_up_to_date(tiny_bundle, *same, "int8")
+    assert not is_up_to_date(tiny_bundle, *same, split="val")
     damaged = shutil.copytree(tiny_bundle, tmp_path / "damaged")
     (damaged / "memory.onnx").write_bytes(b"")
-    assert not is_exported(damaged, *same)
+    assert not is_up_to_date(damaged, *same)
 
 
 @pytest.mark.parametrize("size", [30_000, 250_000])

@@ -1,4 +1,4 @@
-"""Damaged files where a library reads bytes of others: nothing but UserError may come out.
+"""Fuzz readers of untrusted files: only UserError may be raised.
 
 python tests/fuzz/decoders.py --seconds 600
 python tests/fuzz/decoders.py --only parquet --first 1234 --count 1     # one input again
@@ -83,7 +83,7 @@ INTERESTING += (
 
 
 def damaged(content, others, generator):
-    """A file's content with one to six changes."""
+    """Apply one to six changes to a file's content."""
     found = bytearray(content)
     for _ in range(generator.randint(1, 6)):
         # Heads decide most, and are a small part of most files.
@@ -179,7 +179,7 @@ def graph(inputs, outputs, nodes, constants=()):
 
 
 def write_bundle(folder):
-    """A bundle of small graphs."""
+    """Write a bundle of small graphs."""
     f32, u8, node = TensorProto.FLOAT, TensorProto.UINT8, helper.make_node
     nodes = [
         node("Cast", ["images"], ["x"], to=f32),
@@ -215,7 +215,7 @@ def golden(path):
 
 
 def run_graph(path):
-    """The graph in the place of the encoder of a bundle whose other files are whole."""
+    """Run the graph as the encoder of an otherwise undamaged bundle."""
     folder = path.parent / "bundle"
     if not folder.exists():
         folder.mkdir()
@@ -241,7 +241,7 @@ def write_shards(folder):
 
 
 def in_shards(name):
-    """Reads the damaged file as file `name` of a folder of shards."""
+    """Read the damaged file as file `name` of a folder of shards."""
 
     def read(path):
         folder = path.parent / "shards"
@@ -284,7 +284,7 @@ def read_bundle(path):
 
 
 def written(write, name):
-    """What a library writes into a file."""
+    """Return what a library writes to a file."""
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder) / name)
         return (Path(folder) / name).read_bytes()
@@ -419,11 +419,11 @@ TARGETS = {
     "keys": (lambda: [KEYS], "k.txt", Keys),
     "recipe": (lambda: [p.read_bytes() for p in RECIPES.glob("*.toml")], "r.toml", read_recipe),
 }
-"""Kind to: what makes whole files, the name of a damaged one, and what reads it from its path."""
+"""By kind: a maker of undamaged files, the name of a damaged one, and its reader."""
 
 
 def attempt(kind, number, samples, folder):
-    """Reads damaged file `number` of a kind: "read", or "refused" by a UserError."""
+    """Read damaged file `number` of a kind: "read", or "refused" with a UserError."""
     _, name, read = TARGETS[kind]
     generator = random.Random(zlib.crc32(f"{kind} {number}".encode()))
     path = folder / f"{number}{name}"
@@ -438,7 +438,7 @@ def attempt(kind, number, samples, folder):
 
 
 def run(kind, first, count, seconds, progress=None):
-    """Outcomes of damaged files of one kind from number `first` on, as many or as long as asked."""
+    """Count the outcomes of damaged files of one kind, starting at number `first`."""
     outcomes = Counter()
     end = time.monotonic() + seconds
     samples = TARGETS[kind][0]()
@@ -468,7 +468,7 @@ def run(kind, first, count, seconds, progress=None):
 
 
 def run_apart(kind, seconds):
-    """`run` in processes of their own, a new one after each crash."""
+    """Call `run` in a separate process, with a new one after each crash."""
     outcomes, first, end = Counter(), 0, time.monotonic() + seconds
     with tempfile.TemporaryDirectory() as folder:
         progress, result = Path(folder) / "number", Path(folder) / "result"

@@ -1,4 +1,4 @@
-"""Feeds mutated tables and lists to the readers: only a UserError may come out.
+"""Fuzz the readers of tables and lists: only UserError may be raised.
 
     python tests/fuzz/tables.py --minutes 10 --folder /tmp/fuzz
 
@@ -56,15 +56,15 @@ TOKENS = [
 
 @dataclass(frozen=True)
 class Target:
-    """A tree whose files are spoilt, and what reads it."""
+    """A tree whose files are mutated, and its reader."""
 
     files: str
-    """Pattern of the files that are spoilt."""
+    """Pattern of the mutated files."""
     read: Callable[[Path], object]
 
 
 def catalogue(name: str) -> Callable[[Path], object]:
-    """Reads a tree as shards/build.py does."""
+    """Read a tree like shards/build.py."""
 
     def read(root: Path) -> object:
         found = open_catalogue(name.format(root), skip_unreadable=bool(random.randrange(2)))
@@ -75,7 +75,7 @@ def catalogue(name: str) -> Callable[[Path], object]:
 
 
 def fields(name: str) -> Callable[[Path], object]:
-    """Reads a table of fields as serve_onnx/build_gallery.py does."""
+    """Read a table of fields like serve_onnx/build_gallery.py."""
 
     def read(root: Path) -> object:
         commas = ("price",) * random.randrange(2)
@@ -88,7 +88,7 @@ def fields(name: str) -> Callable[[Path], object]:
 
 
 def write_trees(root: Path) -> None:
-    """The trees, small and whole."""
+    """Write small undamaged trees."""
     rng = random.Random(0)
     rows = [
         {
@@ -170,7 +170,7 @@ TARGETS = {
 
 
 def spoil(content: bytes, rng: random.Random) -> bytes:
-    """Some changes of a few bytes, lines or tokens."""
+    """Mutate a few bytes, lines or tokens."""
     data = bytearray(content)
     for _ in range(rng.choice([1, 1, 1, 2, 5, 20])):
         at, end = sorted(rng.randrange(len(data) + 1) for _ in range(2))
@@ -196,7 +196,7 @@ def spoil(content: bytes, rng: random.Random) -> bytes:
 
 
 def attempt(name: str, trees: Path, current: Path, seed: int) -> str:
-    """Spoils and reads one tree; the kind of what came out."""
+    """Mutate and read one tree; return the kind of outcome."""
     rng = random.Random(seed)
     random.seed(seed)
     target, tree = TARGETS[name], trees / name.split()[0]
@@ -213,7 +213,7 @@ def attempt(name: str, trees: Path, current: Path, seed: int) -> str:
 
 
 def fuzz(folder: Path, minutes: float = 10, seed: int = 0, rounds: int | None = None) -> int:
-    """Rounds over all targets; prints what came out, returns the number of faults.
+    """Run rounds over all targets; print the outcomes, return the number of faults.
 
     Args:
         folder: of the trees and of what is found; new or of a run before.

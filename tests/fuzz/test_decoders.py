@@ -21,7 +21,7 @@ def test_what_was_found_once_is_refused(kind, number):
 
 @pytest.mark.parametrize("kind", WHOLE)
 def test_what_is_whole_is_read(kind, tmp_path):
-    """Else the damage would be tried on what is refused in any case."""
+    """Otherwise the fuzzer would mutate files that are always refused."""
     samples, name, read = TARGETS[kind]
     for number, content in enumerate(samples()):
         path = tmp_path / f"{number}{name}"

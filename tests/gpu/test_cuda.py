@@ -1,4 +1,4 @@
-"""What must hold on a CUDA device as it does on the CPU; `make gpu-check` runs it."""
+"""A CUDA device gives the results of the CPU; `make gpu-check` runs these tests."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from adde.mining import draw_edits, mine, uniform
 
 pytestmark = pytest.mark.gpu
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # of a rehearsal
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # in a rehearsal
 
 
 @pytest.mark.parametrize("items", [1, 3, 127, 513])
@@ -16,7 +16,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # of a rehearsal
     ("dtype", "rtol"), [(torch.float64, 1e-7), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)]
 )
 def test_mining_equals_the_cpu(items, dtype, rtol):
-    """`auto` takes tiles for float64 and the kernels for the others.
+    """`auto` takes tiles for float64 and kernels for other dtypes.
 
     Distances are exact in every dtype: in another order of sums rounding would else choose another
     negative here and there.

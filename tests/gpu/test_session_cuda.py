@@ -1,4 +1,4 @@
-"""The session on a CUDA device; `make gpu-check` runs it."""
+"""The session on a CUDA device; `make gpu-check` runs these tests."""
 
 import copy
 import functools
@@ -83,7 +83,7 @@ def test_batches_of_all_sizes_from_several_threads_equal_the_cpu(bundle, session
 
 
 def test_batches_that_change_in_size_cost_little_more_than_those_that_do_not(session):
-    """Convolutions plan anew at every change (onnxruntime 23006)."""
+    """onnxruntime re-plans convolutions at every change of the batch (onnxruntime 23006)."""
     images = np.zeros((32, 32, 32, 3), np.uint8)
 
     def milliseconds(*sizes):

@@ -285,7 +285,7 @@ def test_half_precision_gives_a_gradient_of_its_own_dtype():
 
 
 def test_auto_says_once_what_it_took(caplog):
-    triplets._automatic.cache_clear()
+    triplets._choose_impl.cache_clear()
     vectors, labels = batch(1, 4, 3, 2, seed=0, dtype=torch.float32)
     with caplog.at_level(logging.INFO, "adde.mining"):
         for _ in range(2):
@@ -302,10 +302,10 @@ def test_where_triton_does_not_compile_tiles_mine_with_one_warning(caplog, monke
         raise RuntimeError("Failed to find C compiler.\nPlease specify via CC environment.")
 
     monkeypatch.setattr(triplets, "_try_kernels", fail)
-    triplets._automatic.cache_clear()
+    triplets._choose_impl.cache_clear()
     with caplog.at_level(logging.WARNING, "adde.mining"):
-        found = [triplets._automatic(torch.device("cuda", 0), torch.float32) for _ in range(3)]
-    triplets._automatic.cache_clear()
+        found = [triplets._choose_impl(torch.device("cuda", 0), torch.float32) for _ in range(3)]
+    triplets._choose_impl.cache_clear()
     assert found == ["tiled"] * 3
     (message,) = caplog.messages
     assert "Please specify via CC" in message and "header files" in message
@@ -414,7 +414,7 @@ LABELS = torch.zeros(2, 4, dtype=torch.int64, device=DEVICE)
         ({"labels": LABELS - 2}, ">= -1, found -2"),
         ({"anchors": torch.zeros(4, 2)}, r"found \(4, 2\)"),
         ({"anchors": torch.zeros(2, 4, 3, dtype=torch.int64, device=DEVICE)}, "float dtype"),
-        ({"refs": torch.zeros(2, 4, 3)}, "ref_labels beside refs"),
+        ({"refs": torch.zeros(2, 4, 3)}, "ref_labels with refs"),
         ({"labels": LABELS.to("meta")}, "labels: expected on .*, found meta"),
         ({"anchors": vectors_with(torch.nan, 3)}, "anchors: expected finite .* row 3 of group 1"),
         ({"anchors": vectors_with(-torch.inf, 0)}, "in 1 rows, first in row 0 of group 1"),

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from adde.errors import UserError
-from adde.metrics import Queries, baseline_rankings
+from adde.metrics import Queries
+from adde.ranking import rank_baselines
 from adde.schema import UNKNOWN
 from adde.scoring import Calibration, with_known
 from adde.serving import More, Not, Request, Searcher
@@ -148,7 +149,7 @@ def test_with_no_epsilon_and_a_certain_reference_it_is_the_soft_classifier(
     targets[np.arange(40), attribute] = value
     queries = Queries(reference, attribute, value, targets)
     vectors = np.random.default_rng(1).normal(size=(300, 3, 6)).astype(np.float32)
-    expected = baseline_rankings(queries, vectors, logits, bundle.schema)["classifier_soft"]
+    expected = rank_baselines(queries, vectors, logits, bundle.schema)["classifier_soft"]
     wanted = with_known(np.zeros((40, 10), np.float32), targets, bundle.schema)
     ones = np.ones(3, np.float32)
     for query, row in zip(wanted, expected):

@@ -1,13 +1,13 @@
-"""Encoding a split: every readable item once, in stored order."""
+"""Encoding a split: every item once in stored order, without unreadable ones."""
 
 import shutil
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from adde import edits, metrics
+from adde import metrics, ranking
+from adde.edits import all_edits
 from adde.errors import UserError
 from adde.methods.adde import evaluation
 from adde.methods.adde.evaluation import (
@@ -23,12 +23,12 @@ from adde.scoring import Calibration, with_known
 from adde.shards.index import ShardIndex
 from adde.shards.reader import iterate
 from adde.training.evaluation import Evaluator
-from adde.training.ranking import best_matches, placed_on, top_k
+from adde.training.ranking import TorchRanker
 
 
 @pytest.fixture
 def damaged(tiny_shards, tmp_path):
-    """The tiny shards with a flipped byte in the sixth picture of the test split."""
+    """The tiny shards with a byte of the test split's sixth picture flipped."""
     shutil.copytree(tiny_shards, tmp_path / "shards")
     index = ShardIndex.read(tmp_path / "shards")
     (shard,) = index.split("test")
@@ -54,7 +54,7 @@ def test_what_cannot_be_read_is_left_out(damaged, tiny_shards, tiny_model, worke
     kept = np.delete(np.arange(len(labels)), 5)
     np.testing.assert_array_equal(found.rows, kept)
     np.testing.assert_array_equal(found.labels, labels[kept])
-    # Its batch is smaller.
+    # The batch that it is missing from is a smaller one.
     np.testing.assert_allclose(found.embeddings, whole.embeddings[kept], atol=1e-5)
     assert "encoding test: skipped" in capsys.readouterr().out
 
@@ -67,17 +67,17 @@ def test_what_cannot_be_read_is_left_out(damaged, tiny_shards, tiny_model, worke
 
 
 def test_matches_are_found_on_a_device_as_in_numpy():
-    """Beliefs with few distinct values, so that scores tie."""
+    """Beliefs of few distinct values, so that scores tie."""
     schema = Schema((Attribute("a", ("x", "y", "z")), Attribute("b", ("x", "y"))))
     random = np.random.default_rng(0)
     labels = random.integers(UNKNOWN, 2, (60, 2))
     calibration = Calibration((1.0, 1.0), (), 0.01, 3.0)
     plain = calibration.beliefs(np.zeros((60, 5), np.float32), None, schema)
     beliefs = with_known(plain, labels, schema)
-    asked = edits.all_edits(labels, 1)
+    asked = all_edits(labels, 1)
     found = [
-        edits.rank_matches(asked, beliefs, schema, calibration, k=17, best=best)
-        for best in (None, partial(best_matches, torch.device("cpu")))
+        ranking.rank_matches(asked, beliefs, schema, calibration, k=17, ranker=ranker)
+        for ranker in (ranking.NUMPY, TorchRanker(torch.device("cpu")))
     ]
     assert len(asked) > 20
     np.testing.assert_array_equal(*found)
@@ -87,18 +87,18 @@ def test_baselines_are_ranked_on_a_device_as_in_numpy():
     schema = Schema((Attribute("a", ("x", "y", "z")), Attribute("b", ("x", "y"))))
     random = np.random.default_rng(1)
     labels = random.integers(UNKNOWN, 2, (60, 2))
-    # Few distinct numbers with exact sums, so that items tie.
+    # Of few distinct numbers, which add up exactly: items tie.
     embeddings = random.choice([-0.5, 0.5], (60, 2, 2)).astype(np.float32)
     logits = schema.multi_hot(labels.clip(0))
     queries = metrics.manipulation_queries(labels)
     arguments = (queries, embeddings, logits, schema)
-    device = placed_on(torch.device("cpu"))
-    here = metrics.baseline_rankings(*arguments, k=17)
-    there = metrics.baseline_rankings(*arguments, k=17, on=device)
-    assert len(queries) > 20 and tuple(there) == metrics.BASELINES
+    device = TorchRanker(torch.device("cpu"))
+    here = ranking.rank_baselines(*arguments, k=17)
+    there = ranking.rank_baselines(*arguments, k=17, ranker=device)
+    assert len(queries) > 20 and tuple(there) == ranking.BASELINES
     for name in ("no_edit", "classifier"):
         np.testing.assert_array_equal(here[name], there[name], name)
-    # Sums of logarithms and products of random numbers round differently there.
+    # Sums of logarithms round otherwise there, and random products too.
     for name in ("random", "classifier_soft"):
         assert np.mean(here[name] == there[name]) > 0.9, name
 
@@ -127,17 +127,18 @@ def test_a_splits_queries_are_found_once(tiny_shards, tiny_model, monkeypatch):
 @pytest.mark.parametrize(("items", "k"), [(3000, 50), (40, 50), (50, 50), (1, 3), (300, 7)])
 def test_a_device_ranks_as_numpy_does_ties_included(items, k):
     random = np.random.default_rng(items)
-    # Sums of small integers are exact in any order, and many distances tie.
+    # Sums of small whole numbers are exact in any order, and many distances are equal.
     gallery = random.integers(-2, 3, (items, 6)).astype(np.float32)
     queries = random.integers(-2, 3, (33, 6)).astype(np.float32)
-    expected = metrics.top_k(queries, gallery, k)
-    found = top_k(torch.device("cpu"), queries, gallery, k)
+    ranker = TorchRanker(torch.device("cpu"))
+    expected = ranking.top_k(queries, gallery, k)
+    found = ranking.top_k(queries, gallery, k, ranker)
     np.testing.assert_array_equal(found, expected)
-    assert top_k(torch.device("cpu"), queries[:0], gallery, k).shape == (0, min(k, items))
+    assert ranking.top_k(queries[:0], gallery, k, ranker).shape == (0, min(k, items))
 
 
 def test_figures_and_prototypes_are_those_of_ieee_float32(tiny_shards, tiny_model, monkeypatch):
-    """Evaluation uses IEEE float32 like bundles, whatever training uses."""
+    """As bundles are served, whatever training computes with."""
     seen = []
     switches = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
     encode = tiny_model.encode

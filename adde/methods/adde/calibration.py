@@ -1,14 +1,12 @@
-"""Calibration of the match score on the validation split, at the end of a run (`adde.scoring`).
+"""Calibration of the match score (`adde.scoring`) on the validation split, at the end of a run.
 
-Temperatures make beliefs honest: for each attribute the one with the least negative log-likelihood
-of the known labels. What is left is chosen by what it gives: one common factor of the temperatures,
-epsilon, and whether presence is used, by hit@1 + hit@30 + NDCG@30; then the weight of an edit, the
-one with the largest `wanted@10` whose hit@10 and hit@30 are no lower than without it.
+For each attribute, the temperature is the one with the lowest negative log-likelihood of the known
+labels. A common factor of all temperatures, epsilon, and whether presence is used are chosen by
+hit@1 + hit@30 + NDCG@30. The weight of an edit is the one with the highest `wanted@10` among those
+that leave hit@10 and hit@30 no lower than weight 1.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from itertools import product
 from typing import Any
 
@@ -16,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from adde.distributed import broadcast_from_main, rank
-from adde.edits import all_edits, rank_matches, wanted_metrics
+from adde.edits import all_edits, wanted_metrics
 from adde.files import read_json, write_json
 from adde.methods.adde.evaluation import encode_split
 from adde.methods.adde.model import ADDE
-from adde.metrics import Places, Queries, Watch, manipulation_queries, retrieval_metrics
+from adde.metrics import Queries, manipulation_queries, retrieval_metrics
+from adde.ranking import NUMPY, Ranker, rank_matches, rank_matches_by_weight
 from adde.schema import UNKNOWN, Labels, Schema, Vector
 from adde.scoring import FIRST, Calibration
 from adde.shards.index import ShardIndex
@@ -31,26 +30,26 @@ CALIBRATION_NAME = "calibration.json"
 
 TEMPERATURES = np.geomspace(0.2, 10, 79)
 FACTORS = (1.0, 1.25, 1.5, 2.0)
-"""Of all temperatures: above 1 where attributes are mistaken together."""
+"""Common factors of all temperatures: above 1 if several attributes are mistaken together."""
 EPSILONS = (0.001, 0.03, 0.1, 0.3)
 EDIT_WEIGHTS = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 3.25, 3.5, 4.0, 5.0, 6.0, 8.0)
-USUAL = {"epsilon": 0.03, "edit_weight": 2.0}
-"""Where there is no query to choose by."""
+DEFAULTS = {"epsilon": 0.03, "edit_weight": 2.0}
+"""Settings for a split without queries to choose by."""
 
-SCORES = 1 << 23
+MAX_SCORES = 1 << 23
 """Queries x gallery items that settings are compared on."""
-LEAST = 200
-"""Queries that they are compared on however large the gallery is."""
+MIN_QUERIES = 200
+"""Queries that they are compared on, however large the gallery."""
 
 
 def calibration_of(
     checkpoint: Checkpoint, model: ADDE, evaluator: Evaluator
 ) -> tuple[Calibration, dict[str, Any]]:
-    """A checkpoint's calibration, and the validation figures that it was chosen by.
+    """Return a checkpoint's calibration and its figures on the validation split.
 
-    It lies in the checkpoint's folder. Where it does not, as in one from before it or one that was
-    not the best when its run ended, it is worked out on the evaluator's validation split, and put
-    there if these are the shards that the run was trained on; on all ranks.
+    Reads it from the checkpoint's folder. If it is missing there (only the best checkpoint of a run
+    is calibrated at its end), computes it on the evaluator's validation split, and saves it if
+    these are the shards that the run was trained on. Must run on all ranks.
 
     Args:
         checkpoint: of the model.
@@ -63,22 +62,26 @@ def calibration_of(
         return Calibration.from_json(content, model.schema, str(path)), content["figures"]
     encoded = encode_split(evaluator, model, "val")
     arrays = (encoded.logits, encoded.presence, encoded.labels)
-    found, figures = broadcast_from_main(lambda: calibrate(*arrays, model.schema, evaluator.watch))
+    ranker = Ranker(evaluator.watch)
+    found, figures = broadcast_from_main(lambda: calibrate(*arrays, model.schema, ranker))
     if rank() == 0:
         if not figures["queries"]:
             print(
                 "calibration: the validation split has no query with an exact target; epsilon and "
-                f"the weight of an edit are the usual ones, {USUAL}"
+                f"the weight of an edit take their defaults, {DEFAULTS}"
             )
         if _trained_on(checkpoint, evaluator.index):
             write_json(path, {**found.to_json(), "figures": figures})
         else:
-            print(f"calibrated on the validation split of {evaluator.index.root}, not kept")
+            print(
+                f"calibrated on the validation split of {evaluator.index.root}, not saved: the run "
+                "was trained on other shards"
+            )
     return found, figures
 
 
 def _trained_on(checkpoint: Checkpoint, index: ShardIndex) -> bool:
-    """Whether a checkpoint's run was trained on these shards."""
+    """Return whether a checkpoint's run was trained on these shards."""
     own = checkpoint.state["shards"]
     return "train" in index.splits and index.fingerprint("train") == own
 
@@ -88,37 +91,39 @@ def calibrate(
     presence: Vector | None,
     labels: Labels,
     schema: Schema,
-    watch: Watch = iter,
+    ranker: Ranker = NUMPY,
 ) -> tuple[Calibration, dict[str, Any]]:
-    """The calibration of an encoder, and the validation figures that it was chosen by.
+    """Calibrate the match score of an encoder.
 
     Args:
         logits: (N, V) float32 of the validation split.
-        presence: (N, A) float32 logits; None where the encoder has none.
+        presence: (N, A) float32 logits; None if the encoder has none.
         labels: (N, A) int64.
         schema: of the catalogue.
-        watch: is told of the blocks of all rankings.
+        ranker: does the arithmetic.
+
+    Returns:
+        The calibration, and its figures on the validation split.
     """
     values, there = temperatures(logits, labels, schema), presence_temperatures(presence, labels)
-    most = max(LEAST, SCORES // max(1, len(labels)))
+    most = max(MIN_QUERIES, MAX_SCORES // max(1, len(labels)))
     queries = manipulation_queries(labels).spread(most)
-    start = Calibration(values, there, **USUAL)
     if not len(queries):
-        return start, {"queries": 0}
+        return Calibration(values, there, **DEFAULTS), {"queries": 0}
 
-    found: list[tuple[float, Calibration]] = []
-    rank_by = partial(rank_matches, schema=schema, watch=watch)
-    for used, factor, epsilon in product(dict.fromkeys((there, ())), FACTORS, EPSILONS):
-        hotter = tuple(factor * t for t in values)
-        tried = Calibration(hotter, used, epsilon, 1.0)
-        beliefs = tried.beliefs(logits, presence, schema)
-        ranked = rank_by(queries, beliefs, calibration=tried)
-        figures = retrieval_metrics(ranked, labels, queries)
-        found.append((figures["hit@1"] + figures["hit@30"] + figures["ndcg@30"], tried))
-    # Of equals the first: fewest settings moved from the plain ones.
-    chosen = max(found, key=lambda pair: pair[0])[1]
-    beliefs = chosen.beliefs(logits, presence, schema)
-    return _weigh_edits(chosen, queries, beliefs, labels, most, rank_by)
+    found: list[tuple[float, Calibration, Vector]] = []
+    for used, factor in product(dict.fromkeys((there, ())), FACTORS):
+        plain = Calibration(tuple(factor * t for t in values), used, EPSILONS[0], 1.0)
+        beliefs = plain.beliefs(logits, presence, schema)
+        for epsilon in EPSILONS:
+            tried = replace(plain, epsilon=epsilon)
+            ranked = rank_matches(queries, beliefs, schema, tried, ranker=ranker)
+            figures = retrieval_metrics(ranked, labels, queries)
+            score = figures["hit@1"] + figures["hit@30"] + figures["ndcg@30"]
+            found.append((score, tried, beliefs))
+    # The first of equals differs least from the uncalibrated settings.
+    _, chosen, beliefs = max(found, key=lambda each: each[0])
+    return _weigh_edits(chosen, queries, beliefs, labels, schema, most, ranker)
 
 
 def _weigh_edits(
@@ -126,18 +131,19 @@ def _weigh_edits(
     queries: Queries,
     beliefs: Vector,
     labels: Labels,
+    schema: Schema,
     most: int,
-    rank_by: Callable[..., Places],
+    ranker: Ranker,
 ) -> tuple[Calibration, dict[str, Any]]:
     edits = all_edits(labels, 1, most)
+    shared = (beliefs, schema, plain.epsilon, EDIT_WEIGHTS)
+    by_target = rank_matches_by_weight(queries, *shared, ranker=ranker)
+    by_edit = rank_matches_by_weight(edits, *shared, FIRST + 1, FIRST + 1, ranker)
     figures: list[dict[str, float]] = []
-    for weight in EDIT_WEIGHTS:
-        tried = replace(plain, edit_weight=weight)
-        ranked = rank_by(queries, beliefs, calibration=tried)
-        row = retrieval_metrics(ranked, labels, queries)
-        ranked = rank_by(edits, beliefs, calibration=tried, k=FIRST + 1, first=FIRST + 1)
-        wanted = wanted_metrics(ranked, labels, edits)
-        figures.append({**row, **{name: float(v.mean()) for name, v in wanted.items()}})
+    for ranked, answers in zip(by_target, by_edit):
+        wanted = wanted_metrics(answers, labels, edits)
+        means = {name: float(values.mean()) for name, values in wanted.items()}
+        figures.append({**retrieval_metrics(ranked, labels, queries), **means})
     allowed = [
         at
         for at, row in enumerate(figures)
@@ -148,23 +154,25 @@ def _weigh_edits(
 
 
 def temperatures(logits: Vector, labels: Labels, schema: Schema) -> tuple[float, ...]:
-    """(A,) divisors of the logits (N, V) with the least negative log-likelihood of known labels;
-    1 for an attribute of which none is known.
+    """Fit the (A,) divisors of logits (N, V) that minimise the loss of the known labels.
+
+    An attribute without known labels gets 1.
     """
     found: list[float] = []
     for a, part in enumerate(np.split(logits, schema.offsets[1:], axis=1)):
         known = np.flatnonzero(labels[:, a] != UNKNOWN)
         own = part[known].astype(np.float64)
-        own -= own[np.arange(len(known)), labels[known, a]][:, None]  # the label's own logit is 0
+        own -= own[np.arange(len(known)), labels[known, a]][:, None]  # the label's logit becomes 0
         found.append(_least(lambda t, own=own: _log_sum_exp(own / t)))
     return tuple(found)
 
 
 def presence_temperatures(presence: Vector | None, labels: Labels) -> tuple[float, ...]:
-    """(A,) as `temperatures`, of presence logits (N, A) and "the label is known"; () without.
+    """Fit the (A,) divisors of presence logits (N, A) to "the label is known".
 
-    0, for always there, where no label is unknown: a split that was labelled with more care than
-    the training split says nothing of absence.
+    An attribute whose labels are all known gets 0, "always present": labels that are more complete
+    than the training split's say nothing about absence. Without presence logits, or if all labels
+    are known, the result is ().
     """
     known = labels != UNKNOWN
     if presence is None or known.all():

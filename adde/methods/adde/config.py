@@ -1,4 +1,4 @@
-"""The settings of an ADDE run beside those that every run has."""
+"""Settings of an ADDE run in addition to those of every run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -19,7 +19,7 @@ class _Terms:
 
     @property
     def weights(self) -> Mapping[str, float]:
-        """The weight of each loss term, by the term's name."""
+        """Weights of the loss terms, by name."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "schedule"}
 
 
@@ -63,8 +63,8 @@ class AddeStage(_Terms):
     """Weight of the semi-hard triplets of whole embeddings under joint labels."""
 
     edited_triplet: float = 0.0
-    """Weight of the semi-hard triplets of whole embeddings under joint labels among the items and
-    the edited queries together, which then are anchors, positives and negatives too."""
+    """Weight of the semi-hard triplets of whole embeddings under joint labels, with items
+    and edited queries together as anchors, positives and negatives."""
 
     compositional: float = 1.0
     """Weight of the triplet of edited query, positive and negative."""
@@ -73,7 +73,7 @@ class AddeStage(_Terms):
     """Weight of the L1 distances between embeddings and their prototypes."""
 
     memory: float = 0.4
-    """Weight of the L1 norm of the memory's off-block entries."""
+    """Weight of the L1 norm of the prototype memory's off-block entries."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,12 +91,12 @@ class AddeConfig(Config):
 
     @classmethod
     def upgrade(cls, settings: dict[str, Any]) -> dict[str, Any]:
-        """As `Config.upgrade`: pictures were cropped, and there was no presence head."""
+        """As `Config.upgrade`: older runs cropped pictures and had no presence head."""
         model = {"fit": "crop", "presence": False, **settings.get("model", {})}
         return {**settings, "model": model}
 
     def stages(self) -> tuple[Stage, ...]:
-        """Stage 1 trains the encoder and its classifiers, stage 3 the prototype memory too."""
-        # Prototypes have no gradient in the first stage, and DDP would wait for one.
+        """Return stage 1 (encoder and classifiers) and stage 3 (with the prototype memory)."""
+        # DDP would wait for a gradient of the prototypes, which stage 1 does not compute.
         first = Stage("encoder", self.encoder.schedule, self.encoder.weights, frozen=("memory",))
         return first, Stage("adde", self.adde.schedule, self.adde.weights)

@@ -1,13 +1,13 @@
-"""Embeddings of past batches as further columns of the label triplets (cross-batch memory).
+"""A queue of past batches whose embeddings are further references of the label triplets.
 
 Wang et al. (CVPR 2020), "Cross-Batch Memory for Embedding Learning". Anchors are the items of the
-batch; positives and negatives are those of the batch and of the last `size` items before it, as
-they were embedded then, without a gradient. A pair is an ordered (a, p) of an anchor of the batch
-and another item of the same known label, of the batch or remembered; an older embedding of the
-anchor's own picture is such another item. Every pair counts once in the term's mean. Columns stand
-batch first; of equal distances the lowest column is taken.
+batch. Positives and negatives come from the batch and the queue, which holds the last `size` items
+with their embeddings at the time, without gradient. A pair is an ordered (a, p) of an anchor and
+another item with the same known label, from the batch or the queue; an older embedding of the
+anchor's own picture counts as another item. Every pair counts once in the term's mean. The batch's
+references come first; ties go to the lowest index.
 
-Every rank remembers the whole global batch, which mining gathers anyway: all have the same.
+Every rank queues the whole global batch, which mining gathers anyway, so all queues are equal.
 """
 
 from dataclasses import dataclass
@@ -21,20 +21,20 @@ from adde.training.checkpoints.checkpoint import StoredTensor
 
 @dataclass(frozen=True, kw_only=True)
 class CrossBatch:
-    """Items of past batches among the positives and negatives of both label triplet terms."""
+    """Use items of past batches as positives and negatives of both label triplet terms."""
 
     size: int = 0
-    """Items remembered, of all ranks; 0: none. Each rank keeps 4 A D bytes of every one."""
+    """Items in the queue, from all ranks; 0: no queue. Each rank stores 4 A D bytes per item."""
 
     warmup: int = 1000
-    """Steps before they are used: embeddings that still move fast mislead."""
+    """Steps before the queue is used: early embeddings change too fast to be good references."""
 
 
-class CrossBatchMemory:
+class CrossBatchQueue:
     """The last `size` items' embeddings (size, A, D) float32 and labels (size, A) int64.
 
-    Item number i of all that were ever pushed stands at i modulo `size`; what is still empty has
-    the label UNKNOWN, which forms no pair.
+    The i-th item ever pushed is at i modulo `size`. Empty slots have the label UNKNOWN, which forms
+    no pair.
 
     Args:
         settings: size and warm-up.
@@ -51,24 +51,24 @@ class CrossBatchMemory:
         self._labels = torch.full((settings.size, shape[0]), UNKNOWN, device=device)
         self._seen = 0
 
-    def beside(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The batch's embeddings (M, A, D) and labels (M, A) and, below, those remembered.
+    def with_batch(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Append the queue to the batch's embeddings (M, A, D) and labels (M, A).
 
-        Until the warm-up's steps are over it is the batch alone.
+        During the warm-up, return the batch alone.
         """
         if self._seen < self._used_from:
             return embeddings, labels
-        return torch.cat([embeddings, self._embeddings]), self.labels_beside(labels)
+        return torch.cat([embeddings, self._embeddings]), self.labels_with_batch(labels)
 
-    def labels_beside(self, labels: Tensor) -> Tensor:
-        """The labels of `beside`, for which the batch need not be encoded yet."""
+    def labels_with_batch(self, labels: Tensor) -> Tensor:
+        """Return the labels of `with_batch`, which do not depend on the embeddings."""
         return labels if self._seen < self._used_from else torch.cat([labels, self._labels])
 
     @torch.no_grad()
     def push(self, embeddings: Tensor, labels: Tensor) -> None:
-        """Remembers a global batch, (M, A, D) and (M, A), in the place of the oldest items.
+        """Replace the oldest items by a global batch, (M, A, D) and (M, A).
 
-        Items whose embedding is zero, as NaN is mined, are remembered without labels.
+        Items with a zero embedding, which stands for a non-finite one, lose their labels.
         """
         nothing = (embeddings == 0).flatten(1).all(1)
         labels = labels.masked_fill(nothing[:, None], UNKNOWN)
@@ -79,12 +79,12 @@ class CrossBatchMemory:
         self._labels[places] = labels[len(labels) - count :]
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps; the same on every rank."""
+        """Return the tensors to checkpoint; the same on every rank."""
         seen = torch.tensor(self._seen)
         return {"embeddings": self._embeddings, "labels": self._labels, "seen": seen}
 
     def restore(self, tensors: dict[str, StoredTensor]) -> None:
-        """Puts back what `state` gave, on any number of ranks."""
+        """Restore the output of `state`, on any number of ranks."""
         self._embeddings.copy_(tensors["embeddings"].whole())
         self._labels.copy_(tensors["labels"].whole())
         self._seen = int(tensors["seen"].whole())

@@ -1,7 +1,9 @@
-"""What an ADDE is worth: its outputs on a split, and the figures that follow from them."""
+"""Evaluation of an ADDE: its outputs on a split, and the figures computed from them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,14 +12,26 @@ from tqdm import tqdm
 
 from adde import metrics
 from adde.distributed import rank, sum_over_ranks, world_size
+from adde.edits import MAX_QUERIES, judge
 from adde.methods.adde.model import ADDE
+from adde.metrics import EditQueries, Queries
 from adde.mining.distances import full_precision
-from adde.schema import UNKNOWN, Labels, Schema, Vector
+from adde.ranking import (
+    BASELINES,
+    NUMPY,
+    Edit,
+    Ranker,
+    rank_baselines,
+    rank_edits,
+    rank_matches,
+)
+from adde.schema import UNKNOWN, Labels, Rows, Schema, Vector
+from adde.scoring import FIRST, Calibration
 from adde.shards.index import ShardIndex
 from adde.shards.reader import ShardReader
 from adde.shards.shares import StoredOrder
 from adde.training.evaluation import Evaluator
-from adde.training.ranking import top_k_on
+from adde.training.ranking import ranker_for
 from adde.training.watching.displays import PictureRow
 
 
@@ -33,18 +47,18 @@ class Encoded:
     """(N, A) float32 logits; None where the model has no such output."""
     labels: Labels
     """(N, A) int64."""
-    rows: Labels
-    """(N,) int64 places in the split's stored order, from which unreadable samples are left out."""
+    rows: Rows
+    """(N,) int64 positions in the split's stored order, without the unreadable samples."""
 
 
 def represent(model: ADDE, images: Tensor) -> dict[str, Tensor]:
-    """Embeddings, logits and presence of a batch of pictures."""
+    """Encode a batch of pictures: embeddings, logits and, if the model has it, presence."""
     encoding = model.encode(images)._asdict()
     return {name: value for name, value in encoding.items() if value is not None}
 
 
 def encode_split(evaluator: Evaluator, model: ADDE, split: str) -> Encoded:
-    """A split's embeddings, logits, presence and labels, on every rank."""
+    """Encode a split with all ranks; every rank gets the whole result."""
     found = evaluator.encode(represent, model, split)
     outputs = {"presence": None, **found.outputs}
     return Encoded(**outputs, labels=found.labels, rows=found.rows)
@@ -52,7 +66,9 @@ def encode_split(evaluator: Evaluator, model: ADDE, split: str) -> Encoded:
 
 @torch.no_grad()
 def prototypes(evaluator: Evaluator, model: ADDE) -> tuple[Tensor, Tensor]:
-    """Stage 2: mean r_a over all training items that have the value (equation 9); on all ranks.
+    """Compute stage 2: the mean r_a over all training items that have the value (equation 9).
+
+    Must run on all ranks.
 
     Returns:
         (V, D) float32 prototypes, zero for a value that no training item has, and the (V,) int64
@@ -74,42 +90,34 @@ def prototypes(evaluator: Evaluator, model: ADDE) -> tuple[Tensor, Tensor]:
     return (sums / counts.clamp(min=1)[:, None]).float(), counts.long()
 
 
-class MemoryEdit:
-    """The memory's edit in numpy: (Q, A, D), (Q, V) -> L2-normalised queries (Q, A D) float32."""
-
-    def __init__(self, model: ADDE) -> None:
-        self._weight = model.memory.weight.detach().float().cpu().numpy()
-
-    def __call__(self, embeddings: Vector, indicator: Vector) -> Vector:
-        """The normalised r' of each row."""
-        queries = embeddings.reshape(len(embeddings), -1) + indicator @ self._weight.T
-        return queries / np.maximum(np.linalg.norm(queries, axis=1, keepdims=True), 1e-12)
+def memory_edit(model: ADDE) -> Edit:
+    """Return the edit of the model's prototype memory, in numpy."""
+    weight = model.memory.weight.detach().float().cpu().numpy()
+    return lambda embeddings, indicator: metrics.unit(
+        embeddings.reshape(len(embeddings), -1) + indicator @ weight.T
+    )
 
 
-class NoEdit:
-    """The embeddings as they are, as queries of the same form."""
-
-    def __call__(self, embeddings: Vector, indicator: Vector) -> Vector:
-        """The normalised r of each row."""
-        queries = embeddings.reshape(len(embeddings), -1)
-        return queries / np.maximum(np.linalg.norm(queries, axis=1, keepdims=True), 1e-12)
+def no_edit(embeddings: Vector, indicator: Vector) -> Vector:
+    """Return the embeddings unchanged, in the form of edited queries."""
+    return metrics.unit(embeddings.reshape(len(embeddings), -1))
 
 
 def attribute_accuracy(encoded: Encoded, schema: Schema) -> dict[str, float]:
-    """`accuracy`, the mean over attributes, and `accuracy/<attribute>`."""
+    """Compute `accuracy`, the mean over attributes, and `accuracy/<attribute>`."""
     predicted = metrics.predicted_labels(encoded.logits, schema)
     accuracy = metrics.attribute_accuracy(predicted, encoded.labels, schema.names)
     of_each = {f"accuracy/{name}": accuracy[name] for name in accuracy if name != "mean"}
     return {"accuracy": accuracy["mean"], **of_each}
 
 
-def queries_of(labels: Labels) -> metrics.Queries:
-    """`metrics.manipulation_queries`, remembered: a split is evaluated again and again."""
+def queries_of(labels: Labels) -> Queries:
+    """Return `metrics.manipulation_queries`, cached: the same split is evaluated many times."""
     return _queries_of(labels.tobytes(), labels.shape[1])
 
 
 @lru_cache(maxsize=2)
-def _queries_of(content: bytes, attributes: int) -> metrics.Queries:
+def _queries_of(content: bytes, attributes: int) -> Queries:
     labels = np.frombuffer(content, np.int64).reshape(-1, attributes)
     return metrics.manipulation_queries(labels)
 
@@ -117,24 +125,26 @@ def _queries_of(content: bytes, attributes: int) -> metrics.Queries:
 def retrieval(
     model: ADDE, encoded: Encoded, device: torch.device, most: int = 0
 ) -> dict[str, float]:
-    """`metrics.retrieval_metrics` of the edited embeddings, each rank asking its share; on all.
+    """Compute `metrics.retrieval_metrics` of the edited embeddings; each rank asks its share.
+
+    Must run on all ranks, which all get the result.
 
     Args:
-        model: whose memory edits.
+        model: its prototype memory edits.
         encoded: the split, the same on every rank.
         device: ranks the gallery.
         most: see `metrics.Queries.spread`.
     """
     queries = queries_of(encoded.labels).spread(most)
     mine = queries[rank() :: world_size()]
-    ranked = metrics.rank_edits(
+    watch = partial(tqdm, desc="rank", unit="block", leave=False, disable=rank() > 0 or None)
+    ranked = rank_edits(
         mine,
         encoded.embeddings,
         encoded.logits,
         model.schema,
-        MemoryEdit(model),
-        search=top_k_on(device),
-        watch=partial(tqdm, desc="rank", unit="block", leave=False, disable=rank() > 0 or None),
+        memory_edit(model),
+        ranker=ranker_for(device, watch),
     )
     figures = metrics.retrieval_metrics(ranked, encoded.labels, mine)
     sums = torch.tensor(
@@ -146,21 +156,75 @@ def retrieval(
     return {**dict(zip(metrics.METRIC_NAMES, sums.tolist())), "queries": len(queries)}
 
 
+def evaluate_split(
+    encoded: Encoded,
+    schema: Schema,
+    edit: Edit,
+    calibration: Calibration,
+    queries: Queries,
+    most: int = MAX_QUERIES,
+    ranker: Ranker = NUMPY,
+) -> dict[str, Any]:
+    """Compute the content of metrics.json except `split` and `checkpoint`.
+
+    Args:
+        encoded: the split, gallery and references.
+        schema: of the catalogue.
+        edit: of the prototype memory.
+        calibration: of the match score.
+        queries: of the published protocol.
+        most: maximum number of queries for each number of edits at once.
+        ranker: does the arithmetic.
+    """
+    logits, labels = encoded.logits, encoded.labels
+    beliefs = calibration.beliefs(logits, encoded.presence, schema)
+
+    def match(asked: EditQueries, first: int = FIRST) -> Rows:
+        return rank_matches(asked, beliefs, schema, calibration, first=first, ranker=ranker)
+
+    def adde(asked: EditQueries) -> Rows:
+        return rank_edits(asked, encoded.embeddings, logits, schema, edit, ranker=ranker)
+
+    def baselines(asked: EditQueries, names: Sequence[str] = BASELINES) -> dict[str, Rows]:
+        return rank_baselines(asked, encoded.embeddings, logits, schema, ranker=ranker, names=names)
+
+    rankings = {"match": match(queries), "adde": adde(queries), **baselines(queries)}
+    rows = {
+        name: metrics.summary(metrics.query_metrics(ranked, labels, queries), queries.reference)
+        for name, ranked in rankings.items()
+    }
+    judged = {
+        "match": partial(match, first=FIRST + 1),
+        "adde": adde,
+        "classifier_soft": lambda asked: baselines(asked, ["classifier_soft"])["classifier_soft"],
+    }
+    predicted = metrics.predicted_labels(logits, schema)
+    return {
+        "match": rows["match"],
+        "adde": rows["adde"],
+        "baselines": {name: rows[name] for name in BASELINES},
+        "edits": judge(judged, labels, schema, most),
+        "calibration": calibration.to_json(),
+        "attribute_accuracy": metrics.attribute_accuracy(predicted, labels, schema.names),
+        "by_attribute": metrics.hits_by_attribute(rankings["match"], labels, queries, schema),
+    }
+
+
 def picture_rows(
     index: ShardIndex, split: str, model: ADDE, encoded: Encoded, rows: int
 ) -> list[PictureRow]:
-    """A few queries spread over all of a split's, each with its ten best answers as stored, and
-    those it had before the edit.
+    """Show a few queries, evenly spaced, with their ten best answers before and after the edit.
+
+    Pictures are the stored bytes.
     """
     schema, labels = model.schema, encoded.labels
     queries = queries_of(labels)
     if not len(queries) or not rows:
         return []
     some = queries[np.unique(np.linspace(0, len(queries) - 1, rows).astype(np.int64))]
-    ranked = metrics.rank_edits(
-        some, encoded.embeddings, encoded.logits, schema, MemoryEdit(model), k=10
-    )
-    unedited = metrics.rank_edits(some, encoded.embeddings, encoded.logits, schema, NoEdit(), k=10)
+    given = (some, encoded.embeddings, encoded.logits, schema)
+    ranked = rank_edits(*given, memory_edit(model), k=10)
+    unedited = rank_edits(*given, no_edit, k=10)
     shards, reader = index.split(split), ShardReader(index)
     samples = tuple(shard.samples for shard in shards)
     places = StoredOrder(samples, sum(samples))(0)[encoded.rows].tolist()

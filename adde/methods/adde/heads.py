@@ -1,4 +1,4 @@
-"""Attribute heads: from backbone features to A subspaces and the logits of V values."""
+"""Attribute heads: map backbone features to A subspaces and the logits of V values."""
 
 import math
 
@@ -14,25 +14,25 @@ class BatchedLinear(nn.Module):
 
     def __init__(self, groups: int, fan_in: int, fan_out: int) -> None:
         super().__init__()
-        # nn.Linear's initialisation, per group.
+        # The initialisation of nn.Linear, per group.
         bound = 1 / math.sqrt(fan_in)
         self.weight = nn.Parameter(torch.empty(groups, fan_in, fan_out).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(groups, 1, fan_out).uniform_(-bound, bound))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Applies layer g to x[g]."""
+        """Apply layer g to x[g]."""
         weight = self.weight
         if weight.shape[-1] > 1:
             return torch.baddbmm(self.bias, x, weight)
-        # A second column of zeros: onnxruntime multiplies by a single one with other code, and its
-        # last bits then depend on the batch, which answers must not.
+        # A second column of zeros: onnxruntime has another kernel for one column, whose last bits
+        # depend on the batch size; answers must not.
         return torch.baddbmm(self.bias, x, F.pad(weight, (0, 1)))[..., :1]
 
 
 class AttributeHeads(nn.Module):
     """r_a = W2_a relu(W1_a h + b1_a) + b2_a for all attributes at once (equation 1).
 
-    With `equal`, each r_a is then scaled to length sqrt(D).
+    `equal` scales each r_a to length sqrt(D).
     """
 
     def __init__(self, schema: Schema, features: int, hidden: int, width: int, equal: bool) -> None:
@@ -42,8 +42,8 @@ class AttributeHeads(nn.Module):
         self.second = BatchedLinear(self.groups, hidden, width)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features (B, F) -> embeddings (B, A, D) float32."""
-        # Expanding lays nothing out A times: the stride over attributes is zero.
+        """Map features (B, F) to embeddings (B, A, D) float32."""
+        # `expand` copies nothing: the stride over attributes is zero.
         hidden = self.first(features.expand(self.groups, -1, -1)).relu()
         embeddings = self.second(hidden).transpose(0, 1).float()
         if self.equal:
@@ -52,22 +52,22 @@ class AttributeHeads(nn.Module):
 
 
 class PresenceHead(nn.Module):
-    """p_a . r_a + c_a: the logit of attribute a being there at all, so that it has a value."""
+    """p_a . r_a + c_a: the logit of attribute a being present, that is, having a value."""
 
     def __init__(self, schema: Schema, width: int) -> None:
         super().__init__()
         self.linear = BatchedLinear(len(schema.sizes), width, 1)
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        """Embeddings (B, A, D) -> logits (B, A) float32."""
+        """Map embeddings (B, A, D) to logits (B, A) float32."""
         return self.linear(embeddings.transpose(0, 1))[:, :, 0].T.float()
 
 
 class AttributeClassifiers(nn.Module):
     """logits_a = U_a r_a + c_a, columns in the schema's order.
 
-    Attributes have different numbers of values; weights are padded to the longest so that one
-    batched product serves all, and the padding's columns are never looked at.
+    Attributes differ in their number of values. Weights are padded to the largest, so that one
+    batched product computes all; the padding's columns are unused.
     """
 
     columns: Tensor
@@ -80,6 +80,6 @@ class AttributeClassifiers(nn.Module):
         self.register_buffer("columns", torch.tensor(places), persistent=False)
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        """Embeddings (B, A, D) -> logits (B, V) float32."""
+        """Map embeddings (B, A, D) to logits (B, V) float32."""
         padded = self.linear(embeddings.transpose(0, 1)).transpose(0, 1)
         return padded.flatten(1).index_select(1, self.columns).float()

@@ -1,4 +1,4 @@
-"""ADDE as a method: encoder with classifiers, then prototypes, then encoder and memory together.
+"""ADDE as a method: encoder and classifiers, then prototypes, then encoder and memory jointly.
 
 Stage 2, the prototypes, is one pass over the training split before the stage `adde` begins.
 """
@@ -12,7 +12,7 @@ from adde.distributed import rank
 from adde.methods.adde import report
 from adde.methods.adde.calibration import calibration_of
 from adde.methods.adde.config import AddeConfig
-from adde.methods.adde.cross_batch import CrossBatchMemory
+from adde.methods.adde.cross_batch import CrossBatchQueue
 from adde.methods.adde.evaluation import (
     attribute_accuracy,
     encode_split,
@@ -35,8 +35,8 @@ TERMS = (
     "(cls|presence|local_triplet|global_triplet|edited_triplet|compositional|consistency|memory)"
 )
 
-CALIBRATED = ("hit@1", "hit@10", "hit@30", "ndcg@30", "first_wanted", "wanted@10")
-"""Validation figures of the match score on the terminal."""
+CALIBRATION_METRICS = ("hit@1", "hit@10", "hit@30", "ndcg@30", "first_wanted", "wanted@10")
+"""Validation metrics printed after the calibration."""
 
 
 class Adde(Method):
@@ -46,6 +46,7 @@ class Adde(Method):
     Config = AddeConfig
     best_metrics = ("hit@30", "hit@10", "hit@1")
     terminal_metrics = ("hit@1", "hit@10", "hit@30", "ndcg@30", "accuracy")
+    supervision = "taught by the labels that are scored here"
     tables = ("nearest_prototypes",)
     panels = (
         Panel("Validation", "Retrieval", r"val/hit@(1|10|30)"),
@@ -75,37 +76,46 @@ class Adde(Method):
         return ADDE(settings, schema)
 
     def stages(self, config: AddeConfig) -> tuple[Stage, ...]:
-        """Stages 1 and 3 of the paper."""
+        """Return stages 1 and 3 of the paper."""
         return config.stages()
 
     def objective(self, config: AddeConfig, schema: Schema, device: torch.device) -> AddeObjective:
         """As `Method.objective`."""
-        memory = None
+        queue = None
         if config.cross_batch.size:
             shape = (len(schema.sizes), config.model.width)
-            memory = CrossBatchMemory(config.cross_batch, config.data.batch_size, shape, device)
+            queue = CrossBatchQueue(config.cross_batch, config.data.batch_size, shape, device)
         edited = config.adde.edited_triplet > 0
-        return AddeObjective(schema, config.augmentation, config.margin, memory, edited)
+        return AddeObjective(schema, config.augmentation, config.margin, queue, edited)
 
     def before(self, stage: Stage, model: Any, evaluator: Evaluator) -> bool:
-        """Stage 2: sets the memory to the prototypes of the encoder as it stands."""
+        """Run stage 2: set the memory to the prototypes of the current encoder."""
         if stage.name != "adde":
             return False
         found, counts = prototypes(evaluator, model)
         model.memory.set_prototypes(found)
         empty = [n for n, c in zip(model.schema.value_names, counts.tolist()) if not c]
         if empty and rank() == 0:
-            print(f"warning: no training item shows {', '.join(empty)}: their prototypes are zero")
+            print(f"warning: no training item has {', '.join(empty)}: these prototypes are zero")
         return True
 
     def represent(self, model: ADDE, images: Tensor) -> dict[str, Tensor]:
         """As `Method.represent`."""
         return represent(model, images)
 
+    def codes(self, model: ADDE, images: Tensor) -> dict[str, Tensor]:
+        """As `Method.codes`: the subspaces one after another."""
+        return {"codes": model.encode(images).embeddings.flatten(1)}
+
+    def blocks(self, model: ADDE) -> tuple[str, ...]:
+        """As `Method.blocks`: the attribute of each number."""
+        width = model.settings.width
+        return tuple(name for name in model.schema.names for _ in range(width))
+
     def evaluate(
         self, stage: Stage, model: ADDE, evaluator: Evaluator, settings: Evaluation
     ) -> Evaluated:
-        """Accuracy, and in the last stage retrieval: before, there is no memory that edits."""
+        """Compute the accuracy, and in stage 3, where the memory is trained, also retrieval."""
         encoded = encode_split(evaluator, model, "val")
         figures = attribute_accuracy(encoded, model.schema)
         if stage.name != "adde":
@@ -119,18 +129,18 @@ class Adde(Method):
         return Evaluated(figures | energy, pictures, matrix, (table,))
 
     def finish(self, model: ADDE, checkpoint: Checkpoint, evaluator: Evaluator) -> None:
-        """Calibrates the match score of the best checkpoint, which is evaluated and exported."""
+        """Calibrate the match score of the best checkpoint."""
         found, figures = calibration_of(checkpoint, model, evaluator)
         if rank() == 0:
-            shown = ", ".join(f"{k} {figures[k]:.4f}" for k in CALIBRATED if k in figures)
+            shown = ", ".join(f"{k} {figures[k]:.4f}" for k in CALIBRATION_METRICS if k in figures)
             print(
-                f"calibrated {checkpoint.path.name}: epsilon {found.epsilon:g}, an edit weighs "
+                f"calibrated {checkpoint.path.name}: epsilon {found.epsilon:g}, weight of an edit "
                 f"{found.edit_weight:g}, presence is {'used' if found.presence else 'not used'}; "
                 f"validation: {shown}"
             )
 
     def summary(self, metrics: dict[str, Any]) -> Summary:
-        """Retrieval beside its baselines, edits that are obeyed, and every attribute."""
+        """Summarise retrieval and baselines, obedience to edits, and every attribute."""
         return report.summary(metrics)
 
 

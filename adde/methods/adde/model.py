@@ -1,4 +1,4 @@
-"""The whole model in one module, so that whatever wraps it sees every use of a parameter."""
+"""The whole model in one module, so that wrappers such as DDP see every use of a parameter."""
 
 from typing import Any, NamedTuple
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from adde.methods.adde.heads import AttributeClassifiers, AttributeHeads, PresenceHead
-from adde.methods.adde.memory import Memory
+from adde.methods.adde.memory import PrototypeMemory
 from adde.model.backbone import build_backbone, num_features
 from adde.model.settings import ModelSettings
 from adde.preprocess import Preprocess
@@ -14,18 +14,18 @@ from adde.schema import Schema
 
 
 class Encoding(NamedTuple):
-    """What pictures alone give."""
+    """Outputs for pictures without an edit."""
 
     embeddings: Tensor
     """r, (B, A, D) float32."""
     logits: Tensor
     """(B, V) float32."""
     presence: Tensor | None
-    """(B, A) float32 logits of an attribute being there at all; None without `model.presence`."""
+    """(B, A) float32 logits of an attribute being present; None without `model.presence`."""
 
 
 class Forward(NamedTuple):
-    """What one forward pass gives; the fields after `presence` only where an edit was asked."""
+    """Outputs of one forward pass; the fields after `presence` are None without an edit."""
 
     embeddings: Tensor
     """See `Encoding`."""
@@ -34,11 +34,11 @@ class Forward(NamedTuple):
     edited: Tensor | None = None
     """r' = r + M i, (B, A, D) float32."""
     edited_logits: Tensor | None = None
-    """The classifiers' view of r', (B, V) float32."""
+    """Logits of r', (B, V) float32."""
     own_prototypes: Tensor | None = None
-    """M v of each item's own labels, (B, A, D) float32."""
+    """M v for each item's own labels, (B, A, D) float32."""
     target_prototypes: Tensor | None = None
-    """M v of each item's target labels, (B, A, D) float32."""
+    """M v for each item's target labels, (B, A, D) float32."""
     off_block: Tensor | None = None
     """||N o M||_1, scalar."""
 
@@ -53,7 +53,7 @@ class ADDE(nn.Module):
     def __init__(self, settings: ModelSettings, schema: Schema) -> None:
         super().__init__()
         self.settings, self.schema = settings, schema
-        # Pictures come as NHWC, and convolutions are faster when they stay in that layout.
+        # Pictures arrive as NHWC, and convolutions are faster in that layout.
         self.backbone = build_backbone(settings).to(memory_format=torch.channels_last)
         published: dict[str, Any] = self.backbone.default_cfg  # pyright: ignore[reportAssignmentType]
         mean, std = published["mean"], published["std"]
@@ -64,9 +64,9 @@ class ADDE(nn.Module):
             schema, features, settings.hidden, settings.width, settings.equal_subspaces
         )
         self.classifiers = AttributeClassifiers(schema, settings.width)
-        self.memory = Memory(schema, settings.width)
+        self.memory = PrototypeMemory(schema, settings.width)
         self.presence = PresenceHead(schema, settings.width) if settings.presence else None
-        # Pictures are 0..255: (x / 255 - mean) / std as one multiply-add.
+        # (x / 255 - mean) / std as one multiply-add.
         scale = 1 / (255 * torch.tensor(std))
         self.register_buffer("scale", scale.view(3, 1, 1), persistent=False)
         shift = -torch.tensor(mean) / torch.tensor(std)
@@ -81,7 +81,7 @@ class ADDE(nn.Module):
         own_hot: Tensor | None = None,
         target_hot: Tensor | None = None,
     ) -> Forward:
-        """Encodes pictures and, where targets are given, edits them.
+        """Encode pictures and, if targets are given, edit them.
 
         Args:
             images: (B, S, S, 3) uint8, or (B, 3, S, S) float on the 0..255 scale.
@@ -92,16 +92,16 @@ class ADDE(nn.Module):
         if own_hot is None or target_hot is None:
             return Forward(*encoding)
         own, target = self.memory(own_hot), self.memory(target_hot)
-        # M is linear, so M i = M v_target - M v_own: two products serve all that needs M.
+        # M is linear: M i = M v_target - M v_own, so two products with M are enough.
         edited = embeddings + (target - own)
         edited_logits = self.classifiers(edited)
         off_block = self.memory.off_block_l1()
         return Forward(*encoding, edited, edited_logits, own, target, off_block)
 
     def encode(self, images: Tensor) -> Encoding:
-        """Encodes pictures as in `forward`."""
+        """Encode pictures as in `forward`."""
         if images.dtype == torch.uint8:
-            # In this order: TensorRT takes uint8 into a cast and nothing else (TensorRT 3985).
+            # Cast first: TensorRT supports uint8 only as the input of a cast (TensorRT 3985).
             images = images.to(self.scale.dtype).permute(0, 3, 1, 2)
         images = (images * self.scale + self.shift).contiguous(memory_format=torch.channels_last)
         features = self.backbone(images).flatten(1)
@@ -110,5 +110,5 @@ class ADDE(nn.Module):
         return Encoding(embeddings, self.classifiers(embeddings), presence)
 
     def edit(self, embeddings: Tensor, indicator: Tensor) -> Tensor:
-        """R' = r + M i of embeddings (B, A, D) and indicator (B, V) in {-1, 0, 1}."""
+        """Compute r' = r + M i from embeddings (B, A, D) and indicator (B, V) in {-1, 0, 1}."""
         return embeddings + self.memory(indicator)

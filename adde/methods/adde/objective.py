@@ -1,8 +1,8 @@
-"""What each stage of ADDE minimises: one forward pass and named loss terms.
+"""The objective of each stage of ADDE: one forward pass and named loss terms.
 
-Every rank encodes its own items; triplets are mined between its items and those of all ranks.
-Sums stay local, counts are added over ranks, so that N ranks give the loss and, after the
-average of gradients that data parallelism makes, the gradients of one.
+Every rank encodes its own items and mines triplets between them and the items of all ranks. Sums
+stay local and counts are added over ranks. With the gradient averaging of data parallelism, N ranks
+then compute the loss and gradients of one rank.
 """
 
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ from adde.distributed import RankRows, sum_over_ranks
 from adde.loading.augment import DRAWS, Augmentation, augment
 from adde.loading.batch import Batch
 from adde.losses import Term
-from adde.methods.adde.cross_batch import CrossBatchMemory
+from adde.methods.adde.cross_batch import CrossBatchQueue
 from adde.methods.adde.losses import compositional, consistency, triplet_roles
 from adde.methods.adde.memory import first_columns, multi_hot
 from adde.methods.adde.model import Forward
 from adde.mining import (
-    Edits,
+    DrawnEdits,
     LabelGrouping,
     draw_edits,
     draw_key,
@@ -36,10 +36,10 @@ from adde.training.terms import Terms, finite_rows, item_shares
 from adde.training.watching.profiling import part
 
 CROSS_BATCH = "cross_batch"
-"""Prefix of the cross-batch memory's tensors in a checkpoint."""
+"""Prefix of the cross-batch queue's tensors in a checkpoint."""
 
 PER_ATTRIBUTE = ("cls", "presence", "local_triplet", "accuracy")
-"""Terms and shares that are logged for every attribute too."""
+"""Terms and shares that are also logged for every attribute."""
 
 
 @dataclass(frozen=True)
@@ -49,17 +49,17 @@ class AddeObjective(Objective):
     schema: Schema
     augmentation: Augmentation
     margin: float
-    memory: CrossBatchMemory | None = None
+    queue: CrossBatchQueue | None = None
     edited_triplets: bool = False
     """Whether stage 3 has the term `edited_triplet`."""
 
     def plan(
         self, stage: Stage, batch: Batch, draws: torch.Generator, ranks: RankRows | None = None
     ) -> "Plan":
-        """As `Objective.plan`; of the batch its labels (b, A) are all that is looked at."""
+        """As `Objective.plan`; uses only the labels (b, A) of the batch."""
         labels = batch.labels
         ranks = ranks or RankRows.equal(len(labels))
-        items = ranks.columns(labels.device)  # draws follow items of the global batch, not ranks
+        items = ranks.columns(labels.device)  # draws depend on the item, not the rank
         moves = uniform(draw_key(draws), items, DRAWS)
         all_labels = ranks.gather(labels)
         columns = self._columns(labels, all_labels, items)
@@ -73,19 +73,19 @@ class AddeObjective(Objective):
         return Plan(ranks, moves, all_labels, columns, edits, hot)
 
     def state(self) -> dict[str, Tensor]:
-        """The cross-batch memory's."""
-        state = self.memory.state() if self.memory is not None else {}
+        """Return the state of the cross-batch queue."""
+        state = self.queue.state() if self.queue is not None else {}
         return {f"{CROSS_BATCH}/{name}": value for name, value in state.items()}
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """The same."""
-        if self.memory is not None:
-            self.memory.restore(checkpoint.tensors(CROSS_BATCH))
+        """Restore the cross-batch queue."""
+        if self.queue is not None:
+            self.queue.restore(checkpoint.tensors(CROSS_BATCH))
 
     def _columns(self, labels: Tensor, all_labels: Tensor, items: Tensor) -> "dict[str, Columns]":
         ref_labels = all_labels
-        if self.memory is not None:
-            ref_labels = self.memory.labels_beside(all_labels)
+        if self.queue is not None:
+            ref_labels = self.queue.labels_with_batch(all_labels)
         joint = joint_labels(ref_labels, self.schema.sizes)[:, None]
         return {
             "local_triplet": Columns.of(labels, ref_labels, items),
@@ -93,9 +93,9 @@ class AddeObjective(Objective):
         }
 
     def _edited_columns(
-        self, labels: Tensor, all_labels: Tensor, edits: Edits, ranks: RankRows
+        self, labels: Tensor, all_labels: Tensor, edits: DrawnEdits, ranks: RankRows
     ) -> "Columns":
-        """Joint labels of all items, then those that all edited queries are to have."""
+        """Prepare the joint labels of all items, then the targets of all edited queries."""
         targets = ranks.gather(edits.targets.where(edits.usable[:, None], UNKNOWN))
         joint = joint_labels(torch.cat([all_labels, targets]), self.schema.sizes)[:, None]
         items = ranks.columns(labels.device)
@@ -105,14 +105,14 @@ class AddeObjective(Objective):
     def encode(
         self, model: Any, plan: "Plan", images: Tensor, rows: slice = slice(None)
     ) -> Forward:
-        """As `Objective.encode`; the images are augmented."""
+        """As `Objective.encode`, with augmentation."""
         with part("augmentation"):
             moved = augment(images[rows], plan.moves[rows], self.augmentation)
         with part("forward"):
             return model(moved, *(hot[rows] for hot in plan.hot))
 
     def terms(self, stage: Stage, out: Forward, batch: Batch, plan: "Plan") -> Terms:
-        """As `Objective.terms`. NaN and infinity are mined as zeros, so that ranks stay in step."""
+        """As `Objective.terms`. Non-finite embeddings are mined as zeros to keep ranks in step."""
         with part("mining and losses"):
             return self._terms(out, batch, plan)
 
@@ -126,8 +126,8 @@ class AddeObjective(Objective):
             plan.ranks,
         )
         terms, shares = self._label_triplets(context, plan.columns)
-        if self.memory is not None:
-            self.memory.push(context.all_embeddings, context.all_labels)
+        if self.queue is not None:
+            self.queue.push(context.all_embeddings, context.all_labels)
         shares |= item_shares(batch, finite)
         with torch.no_grad():
             shares["accuracy"] = losses.accuracy(out.logits, batch.labels, self.schema.sizes)
@@ -142,7 +142,7 @@ class AddeObjective(Objective):
         return self._manipulation_terms(out, context, plan.edits, found)
 
     def _edited_triplets(self, out: Forward, context: "_Context", plan: "Plan") -> Term:
-        """Triplets of whole embeddings under joint labels among items and edited queries."""
+        """Mine whole embeddings of items and edited queries together, under joint labels."""
         assert out.edited is not None
         own = torch.cat([out.embeddings, out.edited]).flatten(1)[:, None]
         everyone = torch.cat([context.all_embeddings, plan.ranks.gather(out.edited)])
@@ -150,7 +150,7 @@ class AddeObjective(Objective):
         return losses.label_triplets(own, refs=refs, margin=self.margin, **vars(columns))[0]
 
     def _manipulation_terms(
-        self, out: Forward, context: "_Context", edits: Edits, found: Terms
+        self, out: Forward, context: "_Context", edits: DrawnEdits, found: Terms
     ) -> Terms:
         terms, shares = found.losses, found.shares
         labels, all_labels, ranks = context.labels, context.all_labels, context.ranks
@@ -196,10 +196,10 @@ class AddeObjective(Objective):
         as_positive: Tensor,
         as_negative: Tensor,
     ) -> Term:
-        """CE of reference, positive, negative and edited query, each a mean of its own.
+        """Compute the cross-entropies of reference, positive, negative and edited query.
 
-        An item is encoded once, on its own rank: as positive and negative it counts as often as
-        the references of all ranks chose it.
+        Each is a mean of its own. An item is encoded once, on its own rank; as a positive or
+        negative it counts as often as the references of all ranks chose it.
         """
         assert out.edited_logits is not None
         sizes = self.schema.sizes
@@ -214,8 +214,8 @@ class AddeObjective(Objective):
         self, context: "_Context", columns: "dict[str, Columns]"
     ) -> tuple[dict[str, Term], dict[str, Term]]:
         refs = context.all_embeddings
-        if self.memory is not None:
-            refs, _ = self.memory.beside(refs, context.all_labels)
+        if self.queue is not None:
+            refs, _ = self.queue.with_batch(refs, context.all_labels)
         local, local_active = losses.label_triplets(
             context.embeddings, refs=refs, margin=self.margin, **vars(columns["local_triplet"])
         )
@@ -227,7 +227,7 @@ class AddeObjective(Objective):
         )
         items = torch.full((1,), float(len(context.labels)), device=refs.device)
         shares = {
-            # Mined pairs of each item: fewer where accumulation cuts the batch mining sees.
+            # Mined pairs per item; gradient accumulation lowers it, as it splits the batch.
             "pairs_local": Term(local.counts.sum()[None], items),
             "pairs_global": Term(whole.counts, items),
             "active_local": Term(local_active.sum()[None].float(), local.counts.sum()[None]),
@@ -238,8 +238,9 @@ class AddeObjective(Objective):
 
 @dataclass(frozen=True)
 class Columns:
-    """Labels of a triplet term's anchors (N, G) and columns (M, G), which column each anchor is
-    (N,), and how they group; what `losses.label_triplets` takes.
+    """Arguments of `losses.label_triplets` that are known before the forward pass.
+
+    Labels of the anchors (N, G) and references (M, G), each anchor's own reference (N,), grouping.
     """
 
     labels: Tensor
@@ -249,31 +250,31 @@ class Columns:
 
     @classmethod
     def of(cls, labels: Tensor, ref_labels: Tensor, self_index: Tensor) -> "Columns":
-        """Works out the grouping."""
+        """Compute the grouping and bundle it with the labels."""
         grouping = LabelGrouping(labels.T, ref_labels.T, self_index)
         return cls(labels, ref_labels, self_index, grouping)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is drawn for a rank's b items of the global batch of M."""
+    """Random choices for a rank's b items of the global batch of M."""
 
     ranks: RankRows
     moves: Tensor
-    """(b, DRAWS) float32, of the augmentation."""
+    """(b, DRAWS) float32, parameters of the augmentation."""
     all_labels: Tensor
     """(M, A) int64."""
     columns: dict[str, Columns]
-    """Of each triplet term, by its name."""
-    edits: Edits | None = None
-    """Of stage 3."""
+    """By triplet term."""
+    edits: DrawnEdits | None = None
+    """None in stage 1."""
     hot: tuple[Tensor, ...] = ()
-    """Multi-hot labels before and after the edit, (b, V) float32 each."""
+    """Multi-hot labels before and after the edit, (b, V) float32 each; empty in stage 1."""
 
 
 @dataclass(frozen=True)
 class _Context:
-    """This rank's embeddings (b, A, D) and labels (b, A) beside those of all ranks."""
+    """This rank's embeddings (b, A, D) and labels (b, A), and those of all ranks."""
 
     embeddings: Tensor
     labels: Tensor
@@ -283,7 +284,7 @@ class _Context:
 
 
 def _finite(out: Forward) -> tuple[Forward, Tensor]:
-    """The outputs with zeros where items are mined that are not finite; (b,) bool which are."""
+    """Replace non-finite items by zeros for mining; also return (b,) bool, which are finite."""
     finite = finite_rows(out)
     mined = {
         name: None if value is None else value.masked_fill(~finite.view(-1, 1, 1), 0.0)

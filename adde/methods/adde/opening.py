@@ -1,4 +1,4 @@
-"""A run of ADDE opened for evaluation or export."""
+"""Open a run of ADDE for evaluation or export."""
 
 from pathlib import Path
 
@@ -13,12 +13,13 @@ def load_adde(run: Path, which: str = "best") -> tuple[ADDE, AddeConfig, Checkpo
     """As `load_model`.
 
     Raises:
-        UserError: as there, or the run is one of another method.
+        UserError: as `load_model`, or the run is of another method.
     """
     model, config, checkpoint = load_model(run, which)
     if not isinstance(model, ADDE) or not isinstance(config, AddeConfig):
         raise UserError(
             f"{run}: expected a run of the method 'adde', the only one that is evaluated by edits "
-            f"and exported, found one of {config.method!r}"
+            f"and exported, found one of {config.method!r}; train/evaluate.py --disentanglement "
+            "scores the codes of any"
         )
     return model, config, checkpoint

@@ -1,20 +1,21 @@
-"""What the memory's columns look like: alike, and how much of each lies in its own block."""
+"""Diagnostics of the prototype memory: similarity of prototypes and their block energy."""
 
 import numpy as np
 
+from adde.metrics import unit
 from adde.schema import Vector
 
 
 def cosines(prototypes: Vector) -> Vector:
-    """(V, V) float32 between the rows of (V, A D); 0 where a row is zero."""
-    unit = prototypes / np.maximum(np.linalg.norm(prototypes, axis=1, keepdims=True), 1e-12)
-    return unit @ unit.T
+    """Return (V, V) float32 cosines between the rows of (V, A D); 0 for a zero row."""
+    rows = unit(prototypes)
+    return rows @ rows.T
 
 
 def block_energy(prototypes: Vector, sizes: tuple[int, ...]) -> Vector:
-    """(V,) share of each row's squared norm that lies in its own attribute's block of D.
+    """Return (V,), the share of each row's squared norm inside its own attribute's block of D.
 
-    1 where a value touches its own attribute alone; NaN where a row is zero.
+    1 if editing the value changes its own attribute alone; NaN for a zero row.
 
     Args:
         prototypes: (V, A D) float32, one row per attribute value.
@@ -27,7 +28,7 @@ def block_energy(prototypes: Vector, sizes: tuple[int, ...]) -> Vector:
 
 
 def nearest(similarity: Vector, names: list[str], count: int = 3) -> list[list[tuple[str, float]]]:
-    """The values whose prototypes are most like each one's, with their cosines, best first."""
+    """List for each value those with the most similar prototypes and their cosines, best first."""
     others = np.array(similarity, dtype=np.float64)
     np.fill_diagonal(others, -np.inf)
     order = np.argsort(-others, axis=1, kind="stable")[:, : min(count, len(names) - 1)]

@@ -1,4 +1,4 @@
-"""What the report and W&B show of an ADDE: its answers, its prototypes, its test figures."""
+"""Contents of the report and W&B for ADDE: answers, prototypes, test metrics."""
 
 import math
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 
 from adde.methods.adde.model import ADDE
 from adde.methods.adde.prototypes import block_energy, cosines, nearest
-from adde.metrics import BASELINES
+from adde.ranking import BASELINES
 from adde.training.watching.displays import Matrix, Summary, Table
 
 ANSWERS = (
@@ -26,7 +26,7 @@ MEASURES = {
 
 
 def prototypes(model: ADDE) -> tuple[Matrix, Table, dict[str, float]]:
-    """Cosines of the memory's columns, each value's nearest ones, and block energies as figures."""
+    """Show the cosines of the prototypes, the nearest of each, and block energies as metrics."""
     columns = model.memory.weight.detach().float().cpu().numpy().T
     schema, names = model.schema, model.schema.value_names
     similarity = cosines(columns)
@@ -58,7 +58,7 @@ def prototypes(model: ADDE) -> tuple[Matrix, Table, dict[str, float]]:
 
 
 def summary(metrics: dict[str, Any]) -> Summary:
-    """Test figures of `train/evaluate.py`; a run from before the match score has none of it."""
+    """Summarise the test metrics of `train/evaluate.py`; older runs have no match score."""
     best = metrics.get("match", metrics["adde"])
     headline = [(MEASURES[m], best[m]) for m in MEASURES if "_" not in m]
     accuracy = metrics["attribute_accuracy"]["mean"]
@@ -67,7 +67,7 @@ def summary(metrics: dict[str, Any]) -> Summary:
 
 
 def _retrieval(metrics: dict[str, Any]) -> Table:
-    """The match score, ADDE's distance and the baselines."""
+    """Compare the match score, ADDE's distance and the baselines."""
     found = {"match score": metrics.get("match"), "ADDE": metrics["adde"], **metrics["baselines"]}
     order = [n for n in ("match score", "ADDE", *reversed(BASELINES)) if found.get(n)]
     return Table(

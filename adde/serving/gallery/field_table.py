@@ -14,8 +14,8 @@ from typing import Any
 from adde.errors import UserError
 from adde.files import sha256_of_file
 from adde.schema import Schema
-from adde.serving.gallery.base import Fields, Item
-from adde.serving.gallery.embedding import Embed, Split, sample_ids
+from adde.serving.gallery.base import Fields, Item, Split
+from adde.serving.gallery.embedding import Embed, sample_ids
 from adde.shards.catalogues.parquet import table_files
 from adde.shards.catalogues.table import RowPlaces, read_table
 from adde.shards.catalogues.unknown import WORDS, blank_unknown

@@ -12,9 +12,10 @@ import tyro
 
 from adde.bundle import Bundle
 from adde.errors import UserError, run_program
+from adde.serving.gallery.base import Split
 from adde.serving.gallery.build import build_with
 from adde.serving.gallery.embedded import EXACT_ITEMS, EmbeddedGallery
-from adde.serving.gallery.embedding import Split, embed_here
+from adde.serving.gallery.embedding import embed_here
 from adde.serving.gallery.embedding_ray import on_ray
 from adde.serving.gallery.field_table import FieldTable
 from adde.serving.gallery.opening import open_gallery

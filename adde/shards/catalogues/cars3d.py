@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from adde.errors import UserError, foreign, library
+from adde.errors import UserError, library, untrusted
 from adde.shards.catalogues.catalogue import Catalogue
 from adde.shards.catalogues.grids import (
     Pictures,
@@ -52,7 +52,7 @@ def read_cars3d(folder: Path, options: TableOptions, size: int) -> Catalogue:
 def _car(path: Path, shape: tuple[int, ...] | None = None) -> Pictures:
     """Return the pictures (96, height, width, 3) of a car."""
     reader = library("scipy.io", "study")
-    with foreign(path, "a .mat file of a car"):
+    with untrusted(path, "a .mat file of a car"):
         found: Any = reader.loadmat(path).get("im")
     if found is None or found.dtype != np.uint8 or found.shape[2:] != (3, AZIMUTHS, ELEVATIONS):
         raise UserError(

@@ -120,8 +120,8 @@ def _separator(file: TextIO) -> tuple[str, int]:
     """Return the separator and the number of lines before the header; rewind the file."""
     sample = list(islice(file, SAMPLE))
     file.seek(0)
-    if sample and (said := SEP_LINE.fullmatch(sample[0])):
-        return said[1], 1
+    if sample and (match := SEP_LINE.fullmatch(sample[0])):
+        return match[1], 1
     return max(SEPARATORS, key=lambda separator: _fit(sample, separator)), 0
 
 

@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from adde.errors import UserError, foreign
+from adde.errors import UserError, untrusted
 from adde.files import read_json
 from adde.shards.catalogues.catalogue import Catalogue, PictureSource
 from adde.shards.catalogues.parquet import as_texts
@@ -42,7 +42,7 @@ class ArrowPicture(PictureSource):
     def read(self) -> tuple[bytes, str]:
         """Return the picture with a short side of at most `size`; see `PictureSource.read`."""
         where = f"{self.file}, row {self.row}, {self.column!r}"
-        with foreign(where, "a picture's bytes or its path"):
+        with untrusted(where, "a picture's bytes or its path"):
             cell = _opened(self.file).column(self.column)[self.row].as_py()
             content = cell["bytes"] if cell else None
             if content is None and cell and cell["path"]:
@@ -57,7 +57,7 @@ class ArrowPicture(PictureSource):
 def _opened(path: Path) -> Any:
     """Return the memory-mapped table of an Arrow stream; rows are read only on access."""
     arrow: Any = importlib.import_module("pyarrow")
-    with foreign(path, "an Arrow stream"):
+    with untrusted(path, "an Arrow stream"):
         table = arrow.ipc.open_stream(arrow.memory_map(str(path))).read_all()
         table.validate(full=True)  # damaged offsets would otherwise read outside the file
         return table
@@ -86,7 +86,7 @@ def read_saved_dataset(root: Path, options: TableOptions, size: int) -> Catalogu
             raise UserError(f"{folder}: expected the same features as in every split")
         for file in _data_files(folder):
             table = _opened(file)
-            with foreign(file, f"the columns that {folder / 'dataset_info.json'} names"):
+            with untrusted(file, f"the columns that {folder / 'dataset_info.json'} names"):
                 _append(columns, table, features)
             start = ends[-1] if ends else 0
             for row in range(start, start + table.num_rows):

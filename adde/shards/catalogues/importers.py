@@ -1,4 +1,4 @@
-"""What --catalogue accepts, and the reader of each kind."""
+"""The values of --catalogue, and the reader of each."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields

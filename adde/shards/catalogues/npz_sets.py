@@ -9,7 +9,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from adde.errors import UserError, foreign
+from adde.errors import UserError, untrusted
 from adde.shards.catalogues.catalogue import Catalogue
 from adde.shards.catalogues.grids import (
     Pictures,
@@ -83,17 +83,17 @@ def read_mpi3d(path: Path, options: TableOptions, size: int) -> Catalogue:
 def _archive(path: Path, name: str) -> zipfile.ZipFile:
     if not path.is_file():
         raise UserError(f"{path}: expected the .npz of {name}, found no file")
-    with foreign(path, f"the .npz of {name}"):
+    with untrusted(path, f"the .npz of {name}"):
         return zipfile.ZipFile(path)
 
 
 def _member(archive: zipfile.ZipFile, path: Path, name: str) -> npt.NDArray[Any]:
-    with foreign(path, f"an array {name!r}"), _opened(archive, path, name) as file:
+    with untrusted(path, f"an array {name!r}"), _opened(archive, path, name) as file:
         return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def _shape(archive: zipfile.ZipFile, path: Path, name: str) -> tuple[int, ...]:
-    with foreign(path, f"an array {name!r} of bytes"), _opened(archive, path, name) as file:
+    with untrusted(path, f"an array {name!r} of bytes"), _opened(archive, path, name) as file:
         shape, in_columns, dtype = _header(file)
         if in_columns or dtype != np.uint8:
             raise ValueError(f"{dtype}, by columns: {in_columns}")
@@ -133,7 +133,7 @@ def _unpacked_member(
 
     def blocks() -> Iterator[Pictures]:
         picture = int(np.prod(shape[1:]))
-        with foreign(path, f"the pixels of {name!r}"), _opened(archive, path, name) as file:
+        with untrusted(path, f"the pixels of {name!r}"), _opened(archive, path, name) as file:
             _header(file)
             for start in range(0, count, BLOCK):
                 length = min(BLOCK, count - start) * picture

@@ -8,7 +8,7 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from adde.errors import foreign
+from adde.errors import untrusted
 
 NULL_FOLDER = "__HIVE_DEFAULT_PARTITION__"
 """Means a missing value in the name of a folder."""
@@ -32,7 +32,7 @@ class ParquetTable:
         self._folders = [_cells_of_folders(file, path) for file in self._files]
         fields: list[Any] = []
         for file in self._files:
-            with foreign(file, "a Parquet file"):
+            with untrusted(file, "a Parquet file"):
                 fields.append(list(self._parquet.read_schema(file)))
         self.names = [field.name for field in fields[0]]
         """Columns of the first part, repeated ones included, then those of other parts."""
@@ -52,7 +52,7 @@ class ParquetTable:
     def batches(self) -> Iterator[dict[str, list[str]]]:
         """Yield the cells of each column of `plain`, some rows at a time; "" if missing."""
         for path, folder in zip(self._files, self._folders):
-            with foreign(path, "a Parquet file"), self._parquet.ParquetFile(path) as file:
+            with untrusted(path, "a Parquet file"), self._parquet.ParquetFile(path) as file:
                 there = [name for name in self.plain if name in file.schema_arrow.names]
                 for batch in file.iter_batches(columns=there):
                     cells = {name: [folder.get(name, "")] * batch.num_rows for name in self.plain}

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 from tqdm import tqdm
 
-from adde.errors import foreign
+from adde.errors import untrusted
 from adde.files import atomic_path
 from adde.shards.catalogues.catalogue import PictureSource
 from adde.shards.catalogues.pictures import encode
@@ -36,7 +36,7 @@ class Pixels(PictureSource):
 
     def read(self) -> tuple[bytes, str]:
         """Return the picture as PNG."""
-        with foreign(f"{self.array}, row {self.row}", "the pixels of a picture"):
+        with untrusted(f"{self.array}, row {self.row}", "the pixels of a picture"):
             pixels = _mapped(self.array)[self.row]
             if self.size < min(pixels.shape[:2]):
                 scale = self.size / min(pixels.shape[:2])

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from adde.errors import UserError, foreign, library
+from adde.errors import UserError, library, untrusted
 from adde.shards.catalogues.catalogue import Catalogue
 from adde.shards.catalogues.grids import grid_catalogue, numbers, schema_of
 from adde.shards.catalogues.pixel_array import blocks_of, unpacked
@@ -28,7 +28,7 @@ def read_shapes3d(path: Path, options: TableOptions, size: int) -> Catalogue:
     h5py = library("h5py", "train")
     if not path.is_file():
         raise UserError(f"3dshapes: expected a file, found none at {path}")
-    with foreign(path, "3dshapes.h5"), h5py.File(path) as file:
+    with untrusted(path, "3dshapes.h5"), h5py.File(path) as file:
         images: Any = file["images"]
         factors = np.asarray(file["labels"], dtype=np.float64)
         if images.ndim != 4 or images.dtype != np.uint8 or factors.shape != (len(images), 6):

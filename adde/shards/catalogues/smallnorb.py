@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from adde.errors import UserError, foreign
+from adde.errors import UserError, untrusted
 from adde.schema import Labels
 from adde.shards.catalogues.catalogue import Catalogue
 from adde.shards.catalogues.grids import Pictures, grid_splits, numbers, schema_of, sizes_of
@@ -100,7 +100,7 @@ def _matrix(path: Path) -> npt.NDArray[Any]:
     if not path.is_file():
         hint = "; gunzip it first" if path.with_name(path.name + ".gz").exists() else ""
         raise UserError(f"{path}: expected a file of SmallNORB, found none{hint}")
-    with foreign(path, "a matrix of SmallNORB"):
+    with untrusted(path, "a matrix of SmallNORB"):
         with path.open("rb") as file:
             magic, rank = np.frombuffer(file.read(8), "<i4").tolist()
             # The header holds at least three lengths, whatever the rank.

@@ -128,8 +128,8 @@ def _says_splits(cells: Sequence[str]) -> bool:
     counts = Counter(cells)
     del counts[""]
     found = {cell: split for cell in counts if (split := split_of(cell))}
-    said = sum(counts[cell] for cell in found)
-    return len(set(found.values())) > 1 and 2 * said >= counts.total()
+    matching = sum(counts[cell] for cell in found)
+    return len(set(found.values())) > 1 and 2 * matching >= counts.total()
 
 
 def _is_split_name(name: list[str]) -> bool:

@@ -64,9 +64,9 @@ class Faults:
             return (
                 f"{self._count} rows of {self._path} cannot be used and are left out:\n  {lines}",
             )
-        what = lines if self._count == 1 else f"{self._count} rows cannot be used:\n  {lines}\n"
+        problem = lines if self._count == 1 else f"{self._count} rows cannot be used:\n  {lines}\n"
         gap = "; " if self._count == 1 else ""
-        raise UserError(f"{what}{gap}correct them, or leave them out with --skip-unreadable")
+        raise UserError(f"{problem}{gap}correct them, or leave them out with --skip-unreadable")
 
 
 @dataclass(frozen=True, eq=False)

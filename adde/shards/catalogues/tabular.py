@@ -23,7 +23,7 @@ from adde.shards.catalogues.unknown import WORDS, blank_unknown
 
 @dataclass(frozen=True)
 class TableOptions:
-    """What the columns of a table mean, and how items are split."""
+    """Meaning of a table's columns, and the assignment of items to splits."""
 
     image_column: str | None = None
     """Column with the names of picture files; found if not given."""
@@ -139,7 +139,7 @@ def table_catalogue(
             *table.notices,
             (f"pictures are named by column {image_column!r}, " if image_column else "")
             + f"items by column {id_column!r}",
-            *_tell_splits(split_column, options.group_by, splits),
+            *_split_notices(split_column, options.group_by, splits),
             *(
                 f"column {name!r} looks like splits too; it is neither used nor learnt"
                 for name in sorted(others - set(options.attributes))
@@ -176,20 +176,20 @@ def _splits(
     return splits
 
 
-def _tell_splits(
+def _split_notices(
     split_column: str | None, group_by: str | None, splits: Sequence[str]
 ) -> list[str]:
     by = f"a hash of {repr(group_by) if group_by else 'the item id'}"
-    told = [
+    notices = [
         f"splits are those of column {split_column!r}"
         if split_column
         else f"splits are drawn by {by}"
     ]
     if "val" not in splits:
-        told.append("there is no split val; these shards cannot be trained on")
+        notices.append("there is no split val; these shards cannot be trained on")
     if "test" not in splits:
-        told.append(
+        notices.append(
             "there is no split test: evaluation and export will need --split val, or --shards of "
             "a catalogue that has one"
         )
-    return told
+    return notices

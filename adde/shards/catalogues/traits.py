@@ -39,7 +39,7 @@ def no_trait(name: str, cells: Sequence[str]) -> str | None:
         like = sorted(cell for cell in filled if shape.fullmatch(cell))
         if like and 2 * len(like) >= len(filled):
             return f"{kind} ({like[0]!r}); name it with --attributes to learn it anyway"
-    for kind, said in NAMES.items():
-        if said.intersection(words(name)):
+    for kind, known in NAMES.items():
+        if known.intersection(words(name)):
             return f"{kind}, as its name says; name it with --attributes to learn it anyway"
     return None

@@ -18,23 +18,23 @@ DOUBTFUL = {"none", "nil", "unknown", "undefined", "missing", "unspecified", "tb
 
 
 def blank_unknown(
-    table: Table, said: Sequence[str], keep: Collection[str | None] = ()
+    table: Table, words: Sequence[str], keep: Collection[str | None] = ()
 ) -> tuple[Table, list[str]]:
     """Return the table with "" in every unknown cell, and notices about these cells.
 
     Args:
         table: N rows.
-        said: Words for all columns, in any case, or COLUMN=WORD for one. If there are only the
+        words: Words for all columns, in any case, or COLUMN=WORD for one. If there are only the
             latter, WORDS apply to all columns.
         keep: Columns that stay unchanged: ids, file names.
 
     Raises:
         UserError: A named column does not exist.
     """
-    of_all = {word.casefold() for word in said if "=" not in word}
-    if said and not of_all:
+    of_all = {word.casefold() for word in words if "=" not in word}
+    if words and not of_all:
         of_all = {word.casefold() for word in WORDS}
-    of_column = _of_columns(table, said)
+    of_column = _of_columns(table, words)
     columns, notices = dict(table.columns), list[str]()
     for name, cells in table.columns.items():
         if name in keep and name not in of_column:
@@ -54,9 +54,9 @@ def doubtful(values: Iterable[str]) -> list[str]:
     return [value for value in values if value.casefold() in DOUBTFUL]
 
 
-def _of_columns(table: Table, said: Sequence[str]) -> dict[str, set[str]]:
+def _of_columns(table: Table, words: Sequence[str]) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
-    for word in said:
+    for word in words:
         if "=" not in word:
             continue
         # Column names may contain "=", so the longest match wins.

@@ -1,4 +1,4 @@
-"""One clothed figure: what it can wear, which of it is visible, and how it is drawn.
+"""One clothed figure: its possible clothes, their visibility, and drawing it.
 
 The figures use the style `voxel-art` of dicebear-styles (CC0). This module names and pins the
 labelled properties. DiceBear draws everything else (skin, hair, beard, face, background, position,
@@ -17,7 +17,7 @@ from dicebear import Avatar, Style
 from PIL import Image
 
 Look = Mapping[str, str | None]
-"""What a figure wears, by attribute; None if the attribute is not visible on it."""
+"""A figure's clothes by attribute; None if the attribute is not visible on it."""
 
 COLOURS = {
     "black": "#22252b",
@@ -138,7 +138,7 @@ def draw(look: Look, seed: str, size: int) -> Image.Image:
 
 
 def _options(look: Look) -> dict[str, Any]:
-    """Return DiceBear's options for what a figure wears."""
+    """Return DiceBear's options for a look."""
     options: dict[str, Any] = {
         option: _PAINT[colour]
         for attribute, option in _COLOUR_OPTION.items()

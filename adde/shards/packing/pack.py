@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from adde.errors import UserError
-from adde.files import read_json, require_writable, strangers, write_json
+from adde.files import read_json, require_writable, unexpected_entries, write_json
 from adde.shards.benchmark_lists import BENCHMARK_NAMES, write_benchmark
 from adde.shards.catalogues.catalogue import Catalogue
 from adde.shards.index import INDEX_NAME, MEMBERS_NAME, ShardIndex
@@ -115,7 +115,9 @@ def require_place(out: Path) -> None:
     known = {INDEX_NAME, MEMBERS_NAME, SUMMARY_NAME, BUILD_NAME, *BENCHMARK_NAMES}
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: expected a folder, found a file; name another folder")
-    if others := strangers(out, lambda name: name in known or name.endswith((".tar", RECEIPT))):
+    if others := unexpected_entries(
+        out, lambda name: name in known or name.endswith((".tar", RECEIPT))
+    ):
         raise UserError(
             f"{out}: expected a new folder or one of shards, which would be replaced, "
             f"found {others[0]!r} in it; name another folder"

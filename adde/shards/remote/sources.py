@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit, urlunsplit
 
-from adde.errors import UserError, foreign
+from adde.errors import UserError, untrusted
 from adde.files import cache_folder, sha256_of_file
 from adde.shards.remote.cache import Cache, disk_errors
 from adde.shards.remote.download import Download, RetryPolicy
@@ -91,7 +91,7 @@ class Remote:
                 Download(self._place(name), name, file, None, self.policy).run()
                 file.seek(0)
                 content = file.readall()
-        with foreign(f"{self}/{name}", "JSON"):
+        with untrusted(f"{self}/{name}", "JSON"):
             return json.loads(content)
 
     def open(self, shard: ShardEntry) -> int:

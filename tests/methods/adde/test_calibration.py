@@ -1,19 +1,20 @@
-"""Calibration: temperatures of known noise are found again, and the rules of choosing hold."""
+"""Calibration recovers temperatures of known noise and follows its selection rules."""
 
 import numpy as np
 import pytest
 import torch
 
-from adde.edits import all_edits, rank_matches, wanted_metrics
+from adde.edits import all_edits, wanted_metrics
 from adde.methods.adde.calibration import (
     CALIBRATION_NAME,
-    USUAL,
+    DEFAULTS,
     calibrate,
     calibration_of,
     presence_temperatures,
     temperatures,
 )
 from adde.metrics import manipulation_queries, retrieval_metrics
+from adde.ranking import rank_matches
 from adde.schema import UNKNOWN, Attribute, Schema
 from adde.scoring import FIRST, Calibration
 from adde.shards.index import ShardIndex
@@ -106,7 +107,7 @@ def test_without_a_query_the_usual_settings_are_taken():
     logits = SCHEMA.multi_hot(labels)
     found, figures = calibrate(logits, None, labels, SCHEMA)
     assert figures == {"queries": 0}
-    assert (found.epsilon, found.edit_weight) == (USUAL["epsilon"], USUAL["edit_weight"])
+    assert (found.epsilon, found.edit_weight) == (DEFAULTS["epsilon"], DEFAULTS["edit_weight"])
 
 
 def test_a_calibration_is_kept_where_it_is_of_the_runs_own_shards(
@@ -117,7 +118,7 @@ def test_a_calibration_is_kept_where_it_is_of_the_runs_own_shards(
     others = Checkpoint(tmp_path, {"shards": "of other shards"})
     found, figures = calibration_of(others, tiny_model, evaluator)
     assert not (tmp_path / CALIBRATION_NAME).exists()
-    assert "not kept" in capsys.readouterr().out
+    assert "not saved" in capsys.readouterr().out
     own = Checkpoint(tmp_path, {"shards": index.fingerprint("train")})
     assert calibration_of(own, tiny_model, evaluator) == (found, figures)
     assert (tmp_path / CALIBRATION_NAME).exists()

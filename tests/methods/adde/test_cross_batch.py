@@ -7,7 +7,7 @@ from torch import nn
 from adde.loading.augment import Augmentation
 from adde.loading.batch import Batch
 from adde.methods.adde.config import AddeConfig, EncoderStage
-from adde.methods.adde.cross_batch import CrossBatch, CrossBatchMemory
+from adde.methods.adde.cross_batch import CrossBatch, CrossBatchQueue
 from adde.methods.adde.model import ADDE, Forward
 from adde.methods.adde.objective import AddeObjective
 from adde.model import ModelSettings
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 
 def memory(size=14, warmup=0):
-    return CrossBatchMemory(CrossBatch(size=size, warmup=warmup), ITEMS, (2, WIDTH), CPU)
+    return CrossBatchQueue(CrossBatch(size=size, warmup=warmup), ITEMS, (2, WIDTH), CPU)
 
 
 def items(seed):
@@ -63,7 +63,7 @@ def test_remembers_the_last_items_of_all_batches(size):
         embeddings, labels = items(seed)
         queue.push(embeddings, labels)
         past += zip(embeddings.tolist(), labels.tolist())
-        found, found_labels = queue.beside(embeddings[:0], labels[:0])
+        found, found_labels = queue.with_batch(embeddings[:0], labels[:0])
         rows = list(zip(found.tolist(), found_labels.tolist()))
         known = [row for row in rows if row != ([[0.0] * WIDTH] * 2, [-1, -1])]
         assert sorted(known) == sorted(past[-size:])
@@ -75,7 +75,7 @@ def test_what_the_model_gave_no_figures_for_forms_no_pairs_later():
     broken = embeddings.clone()
     broken[3] = torch.nan
     terms(objective, broken, labels.abs())
-    found, found_labels = queue.beside(embeddings[:0], labels[:0])
+    found, found_labels = queue.with_batch(embeddings[:0], labels[:0])
     assert found.isfinite().all()
     assert (found_labels[:ITEMS] == -1).all(1).tolist() == [i == 3 for i in range(ITEMS)]
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from adde.errors import UserError
 from adde.methods.adde.heads import AttributeClassifiers
-from adde.methods.adde.memory import Memory, multi_hot
+from adde.methods.adde.memory import PrototypeMemory, multi_hot
 from adde.methods.adde.model import ADDE
 from adde.model import ModelSettings
 from adde.schema import Attribute, Schema
@@ -96,7 +96,7 @@ def test_the_off_block_norm_and_its_gradient_are_the_masks(model):
     of_row = torch.arange(3).repeat_interleave(5)
     mask = of_row[:, None] != torch.from_numpy(SCHEMA.attribute_of_column)
     assert torch.equal(model.memory.off_block, mask)
-    memory = Memory(SCHEMA, 5)
+    memory = PrototypeMemory(SCHEMA, 5)
     with torch.no_grad():
         memory.weight.copy_(weight)
     norm = memory.off_block_l1()
@@ -110,7 +110,7 @@ def test_no_buffer_grows_with_width_times_values():
     schema = Schema(
         tuple(Attribute(f"a{a}", tuple(f"{v:03}" for v in range(30))) for a in range(20))
     )
-    buffers = {name: b.nbytes for name, b in Memory(schema, 340).named_buffers()}
+    buffers = {name: b.nbytes for name, b in PrototypeMemory(schema, 340).named_buffers()}
     assert sum(buffers.values()) <= 8 * (20 * 340 + 600)
     classifiers = AttributeClassifiers(schema, 340)
     assert sum(b.nbytes for b in classifiers.buffers()) <= 8 * 600

@@ -16,7 +16,8 @@ from PIL import Image
 
 from adde.errors import UserError
 from adde.methods.adde.report import prototypes as prototypes_of
-from adde.metrics import BASELINES, METRIC_NAMES
+from adde.metrics import METRIC_NAMES
+from adde.ranking import BASELINES
 from adde.schema import Attribute, Schema
 from adde.training.watching.alarms import Alert
 from adde.training.watching.displays import Evaluated, PictureRow, Pictures

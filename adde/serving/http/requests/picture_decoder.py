@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 
 from PIL import Image, UnidentifiedImageError
 
-from adde.errors import UserError, foreign, reason
+from adde.errors import UserError, reason, untrusted
 from adde.preprocess import Picture, Preprocess
 
 FORMATS = ("JPEG", "PNG", "WEBP")
@@ -61,7 +61,7 @@ def decode(content: bytes, preprocess: Preprocess, max_pixels: int) -> Picture:
     """Decode a picture with `preprocess`, (size, size, 3) uint8. Raises PictureError."""
     check(content, max_pixels)
     try:
-        with foreign("image", "one that decodes"):
+        with untrusted("image", "one that decodes"):
             return preprocess.load(content, "image", FORMATS)
     except UserError as error:
         raise PictureError(BROKEN, str(error)) from None

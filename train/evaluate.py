@@ -109,7 +109,7 @@ def _task(run: Path, method: str, name: str | None) -> tuple[str, Task]:
     if not tasks:
         raise UserError(
             f"{run}: expected a run of a method with evaluations of its own, such as 'adde', found "
-            f"one of {method!r}"
+            f"one of {method!r}; train/evaluate.py --disentanglement scores the codes of any"
         )
     name = name or next(iter(tasks))
     if name not in tasks:

@@ -17,8 +17,8 @@ from adde.methods.vae.config import VAEConfig
 from adde.methods.vae.method import METHOD as VAE
 from adde.model import ModelSettings
 from adde.preprocess import Preprocess
-from adde.shards.catalogues.rooms import rooms
-from adde.shards.catalogues.tabular import TableOptions
+from adde.shards.catalogues.drawn.rooms import rooms
+from adde.shards.catalogues.tables.tabular import TableOptions
 from adde.shards.index import ShardIndex
 from adde.shards.packing.engine import engine
 from adde.shards.packing.pack import PackOptions, pack

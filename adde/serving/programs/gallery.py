@@ -21,7 +21,7 @@ from adde.serving.gallery.field_table import FieldTable
 from adde.serving.gallery.opening import open_gallery
 from adde.serving.onnx.providers import Device
 from adde.serving.onnx.session import Session
-from adde.shards.catalogues.unknown import WORDS
+from adde.shards.catalogues.tables.unknown import WORDS
 
 
 def build(

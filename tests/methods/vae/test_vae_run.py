@@ -10,8 +10,8 @@ import time
 import pytest
 
 from adde.methods.vae.method import METHOD
-from adde.shards.catalogues.rooms import rooms
-from adde.shards.catalogues.tabular import TableOptions
+from adde.shards.catalogues.drawn.rooms import rooms
+from adde.shards.catalogues.tables.tabular import TableOptions
 from adde.shards.packing.engine import engine
 from adde.shards.packing.pack import PackOptions, pack
 from adde.training.checkpoints.checkpoint import last_checkpoint

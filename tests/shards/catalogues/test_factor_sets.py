@@ -11,7 +11,7 @@ from trees import write_cars3d, write_dsprites, write_shapes3d, write_smallnorb
 
 from adde.errors import UserError
 from adde.shards.catalogues.importers import open_catalogue
-from adde.shards.catalogues.tabular import TableOptions
+from adde.shards.catalogues.tables.tabular import TableOptions
 from adde.shards.index import ShardIndex
 from adde.shards.reader import iterate
 

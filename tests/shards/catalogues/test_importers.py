@@ -22,7 +22,7 @@ from adde.errors import UserError
 from adde.files import write_json
 from adde.schema import UNKNOWN
 from adde.shards.catalogues.importers import open_catalogue
-from adde.shards.catalogues.tabular import TableOptions
+from adde.shards.catalogues.tables.tabular import TableOptions
 from adde.shards.index import ShardIndex
 from adde.shards.queries import read_queries
 from adde.shards.reader import iterate

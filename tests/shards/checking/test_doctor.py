@@ -13,7 +13,7 @@ from PIL import Image, ImageFilter
 from programs import run
 
 from adde.schema import UNKNOWN
-from adde.shards.catalogues.tabular import TableOptions, read_catalogue
+from adde.shards.catalogues.tables.tabular import TableOptions, read_catalogue
 from adde.shards.checking import similar
 from adde.shards.checking.doctor import as_text, diagnose, scan
 from adde.shards.checking.doctor_page import write_page

@@ -14,7 +14,7 @@ import pytest
 from programs import command, run
 
 from adde.errors import UserError
-from adde.shards.catalogues.tabular import TableOptions, read_catalogue
+from adde.shards.catalogues.tables.tabular import TableOptions, read_catalogue
 from adde.shards.checking.verify import verify
 from adde.shards.index import ShardIndex
 from adde.shards.packing.engine import engine

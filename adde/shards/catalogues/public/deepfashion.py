@@ -11,7 +11,7 @@ from pathlib import Path
 from adde.errors import UserError
 from adde.files import open_text
 from adde.shards.catalogues.catalogue import Catalogue
-from adde.shards.catalogues.lists import (
+from adde.shards.catalogues.public.lists import (
     WHOLE_NUMBER,
     catalogue_of_lists,
     find_images,
@@ -19,8 +19,8 @@ from adde.shards.catalogues.lists import (
     look_up,
     read_rows,
 )
-from adde.shards.catalogues.table import Cells, RowPlaces, Table
-from adde.shards.catalogues.tabular import TableOptions
+from adde.shards.catalogues.tables.table import Cells, RowPlaces, Table
+from adde.shards.catalogues.tables.tabular import TableOptions
 
 ATTRIBUTE_TYPES = {
     5: ("texture", "fabric", "shape", "part", "style"),

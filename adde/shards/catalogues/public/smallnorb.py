@@ -13,10 +13,10 @@ import numpy.typing as npt
 from adde.errors import UserError, untrusted
 from adde.schema import Labels
 from adde.shards.catalogues.catalogue import Catalogue
-from adde.shards.catalogues.grids import Pictures, grid_splits, numbers, schema_of, sizes_of
-from adde.shards.catalogues.pixel_array import blocks_of, unpacked
-from adde.shards.catalogues.splits import require_items, splits_by_hash
-from adde.shards.catalogues.tabular import TableOptions
+from adde.shards.catalogues.drawn.grids import Pictures, grid_splits, numbers, schema_of, sizes_of
+from adde.shards.catalogues.public.pixel_array import blocks_of, unpacked
+from adde.shards.catalogues.tables.splits import require_items, splits_by_hash
+from adde.shards.catalogues.tables.tabular import TableOptions
 
 PARTS = {"train": "5x46789x9x18x6x2x96x96-training", "test": "5x01235x9x18x6x2x96x96-testing"}
 SCHEMA = schema_of(

@@ -9,15 +9,15 @@ from pathlib import Path
 from adde.errors import UserError
 from adde.files import open_text
 from adde.shards.catalogues.catalogue import Catalogue
-from adde.shards.catalogues.lists import (
+from adde.shards.catalogues.public.lists import (
     catalogue_of_lists,
     find_images,
     find_list,
     look_up,
     read_rows,
 )
-from adde.shards.catalogues.table import Cells, RowPlaces, Table
-from adde.shards.catalogues.tabular import TableOptions
+from adde.shards.catalogues.tables.table import Cells, RowPlaces, Table
+from adde.shards.catalogues.tables.tabular import TableOptions
 
 SPLITS = {"0": "train", "1": "val", "2": "test"}
 FLAGS = {"1": "yes", "-1": "no"}

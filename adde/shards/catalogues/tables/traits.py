@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from adde.shards.catalogues.splits import words
+from adde.shards.catalogues.tables.splits import words
 
 CURRENCY = "[€$£¥]|EUR|USD|GBP|CHF|JPY|CNY|INR|SEK|NOK|DKK|PLN|CZK|CAD|AUD|BRL|RUB|TRY|KRW"
 

@@ -21,9 +21,9 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from adde.schema import UNKNOWN, Attribute, Schema
 from adde.shards.catalogues.catalogue import Catalogue, PictureSource
+from adde.shards.catalogues.drawn.voxel import COLOURS, Look, draw
+from adde.shards.catalogues.drawn.wardrobe import SPLIT_OF_TEN, Figure, check_request, keyed_random
 from adde.shards.catalogues.pictures import JPEG_QUALITY, encode
-from adde.shards.catalogues.voxel import COLOURS, Look, draw
-from adde.shards.catalogues.wardrobe import SPLIT_OF_TEN, Figure, check_request, keyed_random
 
 SCHEMA = Schema(
     (

@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from adde.schema import Labels
 from adde.shards.catalogues.catalogue import Catalogue
-from adde.shards.catalogues.grids import Keys, Pictures, drawn_grid, numbers, schema_of
-from adde.shards.catalogues.tabular import TableOptions
+from adde.shards.catalogues.drawn.grids import Keys, Pictures, drawn_grid, numbers, schema_of
+from adde.shards.catalogues.tables.tabular import TableOptions
 
 VARIANTS = ("sprites", "sprites-colour", "sprites-noisy")
 Mask = npt.NDArray[np.float32]

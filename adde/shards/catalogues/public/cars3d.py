@@ -7,15 +7,15 @@ import numpy as np
 
 from adde.errors import UserError, library, untrusted
 from adde.shards.catalogues.catalogue import Catalogue
-from adde.shards.catalogues.grids import (
+from adde.shards.catalogues.drawn.grids import (
     Pictures,
     all_combinations,
     grid_catalogue,
     numbered,
     schema_of,
 )
-from adde.shards.catalogues.pixel_array import unpacked
-from adde.shards.catalogues.tabular import TableOptions
+from adde.shards.catalogues.public.pixel_array import unpacked
+from adde.shards.catalogues.tables.tabular import TableOptions
 
 ELEVATIONS, AZIMUTHS = 4, 24
 VIEWS = ELEVATIONS * AZIMUTHS

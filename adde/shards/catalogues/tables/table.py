@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import overload
 
 from adde.errors import UserError, did_you_mean
-from adde.shards.catalogues.delimited import read_records
-from adde.shards.catalogues.parquet import ParquetTable, table_files
+from adde.shards.catalogues.tables.delimited import read_records
+from adde.shards.catalogues.tables.parquet import ParquetTable, table_files
 
 SHARED = 10_000
 """Equal cells of a column share one object up to this many distinct cells."""

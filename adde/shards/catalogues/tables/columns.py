@@ -10,9 +10,9 @@ import numpy as np
 
 from adde.errors import UserError
 from adde.schema import UNKNOWN, Attribute, Labels, Schema
-from adde.shards.catalogues.table import Table
-from adde.shards.catalogues.traits import no_trait
-from adde.shards.catalogues.unknown import doubtful
+from adde.shards.catalogues.tables.table import Table
+from adde.shards.catalogues.tables.traits import no_trait
+from adde.shards.catalogues.tables.unknown import doubtful
 
 OTHER = "other"
 """The value into which rare values are merged."""

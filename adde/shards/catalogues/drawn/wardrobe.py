@@ -16,8 +16,7 @@ import numpy as np
 from adde.errors import UserError
 from adde.schema import Attribute, Schema
 from adde.shards.catalogues.catalogue import Catalogue, PictureSource
-from adde.shards.catalogues.pictures import encode
-from adde.shards.catalogues.voxel import (
+from adde.shards.catalogues.drawn.voxel import (
     COLOURS,
     GLASSES,
     HEADWEAR,
@@ -27,6 +26,7 @@ from adde.shards.catalogues.voxel import (
     draw,
     visible,
 )
+from adde.shards.catalogues.pictures import encode
 
 SCHEMA = Schema(
     (

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
 from adde.errors import UserError, did_you_mean
-from adde.shards.catalogues.table import Table
+from adde.shards.catalogues.tables.table import Table
 
 WORDS = ("NaN", "NA", "N/A", "#N/A", "<NA>", "null", "\\N")
 """Default words, in any case: those of pandas, R, Excel and databases."""

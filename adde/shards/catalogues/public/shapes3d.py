@@ -11,9 +11,9 @@ import numpy as np
 
 from adde.errors import UserError, library, untrusted
 from adde.shards.catalogues.catalogue import Catalogue
-from adde.shards.catalogues.grids import grid_catalogue, numbers, schema_of
-from adde.shards.catalogues.pixel_array import blocks_of, unpacked
-from adde.shards.catalogues.tabular import TableOptions
+from adde.shards.catalogues.drawn.grids import grid_catalogue, numbers, schema_of
+from adde.shards.catalogues.public.pixel_array import blocks_of, unpacked
+from adde.shards.catalogues.tables.tabular import TableOptions
 
 FACTORS = ("floor_hue", "wall_hue", "object_hue", "scale", "shape", "orientation")
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from adde.errors import UserError
 from adde.shards.catalogues.catalogue import Catalogue, PictureSource
-from adde.shards.catalogues.columns import label_attributes
 from adde.shards.catalogues.pictures import choose_image_column, picture_files
-from adde.shards.catalogues.splits import (
+from adde.shards.catalogues.tables.columns import label_attributes
+from adde.shards.catalogues.tables.splits import (
     find_split_column,
     find_split_columns,
     named_as_split,
@@ -17,8 +17,8 @@ from adde.shards.catalogues.splits import (
     splits_of_column,
     with_splits,
 )
-from adde.shards.catalogues.table import Table, read_table
-from adde.shards.catalogues.unknown import WORDS, blank_unknown
+from adde.shards.catalogues.tables.table import Table, read_table
+from adde.shards.catalogues.tables.unknown import WORDS, blank_unknown
 
 
 @dataclass(frozen=True)

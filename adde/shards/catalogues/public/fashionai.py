@@ -17,7 +17,7 @@ from adde.files import open_text
 from adde.schema import UNKNOWN, Attribute, Schema
 from adde.shards.catalogues.catalogue import Catalogue
 from adde.shards.catalogues.pictures import picture_files
-from adde.shards.catalogues.splits import require_items, splits_by_hash
+from adde.shards.catalogues.tables.splits import require_items, splits_by_hash
 
 LABEL_FILE = "Annotations/label.csv"
 ENDING = "_labels"

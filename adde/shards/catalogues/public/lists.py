@@ -10,8 +10,8 @@ from adde.errors import UserError
 from adde.files import open_text
 from adde.shards.catalogues.catalogue import Catalogue
 from adde.shards.catalogues.pictures import find_picture, picture_files
-from adde.shards.catalogues.table import Table
-from adde.shards.catalogues.tabular import TableOptions, table_catalogue
+from adde.shards.catalogues.tables.table import Table
+from adde.shards.catalogues.tables.tabular import TableOptions, table_catalogue
 
 WHOLE_NUMBER = re.compile("[0-9]{1,9}")
 """Digits that always fit an int64. `str.isdigit` would accept ² and numbers of any length."""

@@ -24,9 +24,9 @@ import numpy.typing as npt
 
 from adde.schema import Attribute, Labels, Schema
 from adde.shards.catalogues.catalogue import Catalogue, PictureSource
+from adde.shards.catalogues.drawn.voxel import COLOURS, GLASSES, HEADWEAR, MANNEQUIN, Look, draw
+from adde.shards.catalogues.drawn.wardrobe import SPLIT_OF_TEN, check_request, keyed_random
 from adde.shards.catalogues.pictures import encode
-from adde.shards.catalogues.voxel import COLOURS, GLASSES, HEADWEAR, MANNEQUIN, Look, draw
-from adde.shards.catalogues.wardrobe import SPLIT_OF_TEN, check_request, keyed_random
 from adde.shards.index import SPLITS
 from adde.shards.outfit_lists import BlankList, Judged, OutfitLists, StyleTables
 

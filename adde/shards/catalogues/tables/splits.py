@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 
 from adde.errors import UserError
-from adde.shards.catalogues.table import Table
+from adde.shards.catalogues.tables.table import Table
 from adde.shards.index import SPLITS
 
 SPLIT_WORDS = {

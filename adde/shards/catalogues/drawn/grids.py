@@ -13,8 +13,8 @@ from adde.errors import UserError
 from adde.schema import Attribute, Labels, Schema
 from adde.shards.catalogues.catalogue import Catalogue, PictureSource
 from adde.shards.catalogues.pictures import encode
-from adde.shards.catalogues.splits import require_items, splits_by_hash
-from adde.shards.catalogues.tabular import TableOptions
+from adde.shards.catalogues.tables.splits import require_items, splits_by_hash
+from adde.shards.catalogues.tables.tabular import TableOptions
 
 Pictures = npt.NDArray[np.uint8]
 Source = Callable[[int], PictureSource]

@@ -22,10 +22,10 @@ from adde.files import open_text, read_json
 from adde.metrics import Queries
 from adde.schema import UNKNOWN, Attribute, Labels, Schema
 from adde.shards.catalogues.catalogue import Catalogue
-from adde.shards.catalogues.lists import read_names
 from adde.shards.catalogues.pictures import picture_files
-from adde.shards.catalogues.splits import splits_by_hash
-from adde.shards.catalogues.table import RowPlaces
+from adde.shards.catalogues.public.lists import read_names
+from adde.shards.catalogues.tables.splits import splits_by_hash
+from adde.shards.catalogues.tables.table import RowPlaces
 from adde.shards.queries import QueryList
 
 BLOCK = 4096

@@ -18,11 +18,11 @@ from typing import Any
 from adde.errors import UserError, untrusted
 from adde.files import read_json
 from adde.shards.catalogues.catalogue import Catalogue, PictureSource
-from adde.shards.catalogues.parquet import as_texts
 from adde.shards.catalogues.pictures import store
-from adde.shards.catalogues.splits import split_of, splits_by_hash
-from adde.shards.catalogues.table import Cells, RowPlaces, Table
-from adde.shards.catalogues.tabular import TableOptions, table_catalogue
+from adde.shards.catalogues.tables.parquet import as_texts
+from adde.shards.catalogues.tables.splits import split_of, splits_by_hash
+from adde.shards.catalogues.tables.table import Cells, RowPlaces, Table
+from adde.shards.catalogues.tables.tabular import TableOptions, table_catalogue
 
 OPEN_FILES = 16
 """Arrow files that a process keeps mapped."""

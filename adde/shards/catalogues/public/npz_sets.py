@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from adde.errors import UserError, untrusted
 from adde.shards.catalogues.catalogue import Catalogue
-from adde.shards.catalogues.grids import (
+from adde.shards.catalogues.drawn.grids import (
     Pictures,
     Source,
     all_combinations,
@@ -19,8 +19,8 @@ from adde.shards.catalogues.grids import (
     numbered,
     schema_of,
 )
-from adde.shards.catalogues.pixel_array import BLOCK, unpacked
-from adde.shards.catalogues.tabular import TableOptions
+from adde.shards.catalogues.public.pixel_array import BLOCK, unpacked
+from adde.shards.catalogues.tables.tabular import TableOptions
 
 DSPRITES = ("shape", "scale", "orientation", "x", "y")
 DSPRITES_SHAPES = ("square", "ellipse", "heart")

@@ -19,9 +19,9 @@ from adde.errors import UserError
 from adde.files import read_json
 from adde.schema import UNKNOWN, Attribute, Labels, Schema
 from adde.shards.catalogues.catalogue import Catalogue
-from adde.shards.catalogues.lists import read_names, read_numbers
 from adde.shards.catalogues.pictures import picture_files
-from adde.shards.catalogues.table import RowPlaces
+from adde.shards.catalogues.public.lists import read_names, read_numbers
+from adde.shards.catalogues.tables.table import RowPlaces
 from adde.shards.similarity_lists import SimilarityLists, SplitLists
 
 SETS = {"train": "train", "valid": "val", "test": "test"}

@@ -17,10 +17,10 @@ from pathlib import Path
 
 from adde.errors import UserError
 from adde.shards.catalogues.catalogue import Catalogue
-from adde.shards.catalogues.lists import find_list, read_names, read_numbers
 from adde.shards.catalogues.pictures import picture_files
-from adde.shards.catalogues.table import Table, read_table
-from adde.shards.catalogues.tabular import TableOptions, table_catalogue
+from adde.shards.catalogues.public.lists import find_list, read_names, read_numbers
+from adde.shards.catalogues.tables.table import Table, read_table
+from adde.shards.catalogues.tables.tabular import TableOptions, table_catalogue
 from adde.shards.index import SPLITS
 from adde.shards.similarity_lists import SimilarityLists, SplitLists, Triplet
 

@@ -21,7 +21,7 @@ from adde.files import open_text, read_json
 from adde.schema import Attribute, Schema
 from adde.shards.catalogues.catalogue import Catalogue
 from adde.shards.catalogues.pictures import picture_files
-from adde.shards.catalogues.table import Faults
+from adde.shards.catalogues.tables.table import Faults
 from adde.shards.outfit_lists import BlankList, Judged, OutfitLists, blank_fault, outfit_fault
 
 KINDS = ("disjoint", "nondisjoint")

@@ -115,7 +115,7 @@ def test_a_run_without_checkpoint_ends_with_one_line(monkeypatch, capsys, tmp_pa
     with pytest.raises(SystemExit) as stopped:
         program(monkeypatch, "to_onnx.py", "--run", run, "--out", tmp_path / "b")
     assert stopped.value.code == 1
-    assert "best.json: no such file" in capsys.readouterr().err
+    assert "best.json: expected a file, found none" in capsys.readouterr().err
     assert not (tmp_path / "b").exists()
 
 

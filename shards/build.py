@@ -21,7 +21,7 @@ import tyro
 
 from adde.errors import run_program
 from adde.shards.catalogues.importers import open_catalogue
-from adde.shards.catalogues.tabular import TableOptions
+from adde.shards.catalogues.tables.tabular import TableOptions
 from adde.shards.packing.engine import Engine, engine
 from adde.shards.packing.pack import SUMMARY_NAME, PackOptions, pack, require_place
 from adde.shards.packing.summary import as_text

@@ -1,7 +1,10 @@
 """Evaluate a run's checkpoint on a split: prints tables and writes metrics.json.
 
+With --disentanglement, score how well the codes of runs of any method keep factors apart.
+
 python train/evaluate.py --run runs/quickstart --split test
 python train/evaluate.py --run runs/quickstart --split val --checkpoint last
+python train/evaluate.py --disentanglement --run runs/beta-tcvae runs/quickstart --codes theirs.npz
 """
 
 from functools import partial
@@ -12,8 +15,9 @@ import torch
 import tyro
 from tqdm import tqdm
 
+from adde.disentanglement import as_text
 from adde.edits import MAX_QUERIES
-from adde.errors import run_program
+from adde.errors import UserError, run_program
 from adde.files import write_json
 from adde.methods.adde.calibration import calibration_of
 from adde.methods.adde.evaluation import encode_split, evaluate_split, memory_edit
@@ -21,36 +25,67 @@ from adde.methods.adde.opening import load_adde
 from adde.metrics import manipulation_queries
 from adde.schema import Schema
 from adde.shards.queries import read_queries
+from adde.training.disentanglement import score_encoders
 from adde.training.evaluation import Evaluator
 from adde.training.ranking import ranker_for
 from adde.training.resilience.requirements import require_split
 from adde.training.run_folder import open_shards
+from adde.training.watching.encoder_scores import SCORES_NAME
 from adde.training.watching.report import write_report
 
 COLUMNS = ("hit@1", "hit@10", "hit@30", "ndcg@30", "ndcg_target@30", "ndcg_others@30")
 
 
+Split = Literal["train", "val", "test"]
+
+
 def evaluate(
-    run: Path,
-    split: Literal["train", "val", "test"] = "test",
+    run: tuple[Path, ...] = (),
+    split: Split = "test",
     checkpoint: Literal["best", "last"] = "best",
     shards: str | None = None,
     batch_size: int = 256,
     queries: int = 20_000,
+    disentanglement: bool = False,
+    codes: tuple[Path, ...] = (),
+    trees: Literal["lgbm", "sklearn"] = "lgbm",
+    tasks: bool = False,
 ) -> None:
-    """Measure attribute manipulation retrieval and attribute accuracy (docs/architecture.md).
+    """Measure attribute manipulation retrieval and attribute accuracy (docs/architecture.md), or
+    the disentanglement of codes (docs/vae.md).
 
-    Metrics of the test split go to metrics.json in the run's folder, which the report and the model
-    card use; those of another split go to metrics-<split>.json.
+    The test split's metrics go to metrics.json, which the report and the model card use; another
+    split's go to metrics-<split>.json. Scores of codes go to disentanglement.json.
 
     Args:
-        run: folder of the run.
-        split: its items are the gallery and the references of the queries.
+        run: folders of runs.
+        split: items for gallery and queries, or items to encode.
         checkpoint: best on the validation split, or last.
         shards: folder or address of shards; default: those the run was trained on.
         batch_size: pictures encoded at a time.
-        queries: maximum number of queries, evenly spaced; 0: all.
+        queries: maximum number of queries, evenly spaced over all; 0: all.
+        disentanglement: score the codes of runs of any method, in one table.
+        codes: .npz files of other codes for that table: codes (N, L) and labels (N, K), optionally
+            factors (K names), blocks (L,) and sampled (N, L).
+        trees: of DCI; sklearn's are the published ones, and 50 times slower.
+        tasks: also score downstream tasks, which takes longer than all other scores.
     """
+    if not run and not codes:
+        raise UserError("expected --run with the folder of a run, found none")
+    if disentanglement or codes:
+        scores = score_encoders(run, codes, split, checkpoint, shards, batch_size, trees, tasks)
+        print(as_text(scores))
+        for one in run:
+            print(f"\n{one / SCORES_NAME}, {write_report(one)}")
+        return
+    for one in run:
+        evaluate_edits(one, split, checkpoint, shards, batch_size, queries)
+
+
+def evaluate_edits(
+    run: Path, split: Split, checkpoint: str, shards: str | None, batch_size: int, queries: int
+) -> None:
+    """Measure retrieval and attribute accuracy of a run of ADDE; see `evaluate`."""
     model, config, found = load_adde(run, checkpoint)
     index = open_shards(config, shards)
     require_split(index, split)

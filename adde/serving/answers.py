@@ -1,6 +1,6 @@
 """Results of a search: items, and how each attribute compares with the request."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, overload
 
@@ -97,9 +97,6 @@ class Result(Sequence[Answer]):
 
     def __len__(self) -> int:
         return len(self.answers)
-
-    def __iter__(self) -> Iterator[Answer]:
-        return iter(self.answers)
 
 
 def value_of(schema: Schema, attribute: int, label: int) -> str | None:

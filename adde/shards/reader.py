@@ -68,7 +68,7 @@ class ShardReader:
         if len(found) != size:
             raise UserError(
                 f"{where}: expected {size} bytes at offset {offset}, found {len(found)}; "
-                "the shard is cut short, build it again"
+                "the shard is truncated, build it again"
             )
         return found
 

@@ -9,7 +9,7 @@ by step.
 import importlib
 import pkgutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from adde.schema import Schema
 from adde.training.checkpoints.checkpoint import Checkpoint
 from adde.training.config import Config, Evaluation, Schedule
 from adde.training.evaluation import Evaluator
+from adde.training.optimisation import Rate
 from adde.training.terms import Outputs, Terms
 from adde.training.watching.displays import Evaluated, Summary
 from adde.training.watching.panels import Panel
@@ -43,6 +44,9 @@ class Stage:
     frozen: tuple[str, ...] = ()
     """Submodules of the model that get no gradient in this stage."""
 
+    rates: Mapping[str, Rate] = field(default_factory=dict[str, Rate])
+    """Learning rates and AdamW betas of submodules, by name, where they differ."""
+
 
 class Objective:
     """The losses that a method minimises.
@@ -50,6 +54,14 @@ class Objective:
     Random draws, encoding and losses are separate steps, so that a batch can be encoded in parts
     (GradCache), and items with outputs that are not finite can be found by encoding them again.
     """
+
+    def begin_step(self, step: int, steps: int) -> None:
+        """Set the progress of the stage, for losses that change over time.
+
+        Args:
+            step: the next step of the stage, from 0.
+            steps: number of steps of the stage.
+        """
 
     def plan(
         self, stage: Stage, batch: Batch, draws: torch.Generator, ranks: RankRows | None = None
@@ -112,7 +124,13 @@ class Method:
     """Validation metrics that choose the best checkpoint, in this order; larger is better."""
 
     terminal_metrics: tuple[str, ...] = ()
-    """Validation metrics to print."""
+    """Validation metrics to print, and the headline of a report without a final evaluation."""
+
+    metrics_are_shares: bool = True
+    """Whether `terminal_metrics` are shares, which the report shows in percent."""
+
+    supervision: str = "its training data are not known"
+    """What the encoder was trained on, for tables that compare encoders."""
 
     panels: tuple[Panel, ...] = ()
     """Plots of its metrics and losses, in W&B and the report."""
@@ -152,6 +170,22 @@ class Method:
     def represent(self, model: Any, images: Tensor) -> dict[str, Tensor]:
         """Return the outputs for a batch of pictures that evaluation needs, a row per picture."""
         raise NotImplementedError
+
+    def codes(self, model: Any, images: Tensor) -> dict[str, Tensor]:
+        """Return the codes of pictures (B, S, S, 3) uint8, for scores of disentanglement.
+
+        Returns:
+            `codes` (B, L) float32. For a Gaussian posterior these are the means, and `log_variance`
+            (B, L) is there too.
+
+        Raises:
+            UserError: the method has no codes.
+        """
+        raise UserError(f"{self.title}: expected a method that gives codes, found one without")
+
+    def blocks(self, model: Any) -> tuple[str, ...] | None:
+        """Return the block of each of the L numbers of a code; None: each is its own block."""
+        return None
 
     def evaluate(
         self, stage: Stage, model: Any, evaluator: Evaluator, settings: Evaluation

@@ -2,6 +2,9 @@
 
 import fnmatch
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -9,6 +12,21 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from adde.training.config import Optimizer, Schedule
+
+
+@dataclass(frozen=True)
+class Rate:
+    """How the optimiser treats a submodule."""
+
+    factor: float = 1.0
+    """Its learning rate relative to the schedule's."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's decays of the first and second moment."""
+
+
+NO_RATES: Mapping[str, Rate] = MappingProxyType({})
+"""Every submodule has the schedule's learning rate."""
 
 
 def learning_rate(schedule: Schedule, step: int, steps: int, steps_per_epoch: int) -> float:
@@ -25,22 +43,51 @@ def learning_rate(schedule: Schedule, step: int, steps: int, steps_per_epoch: in
     return schedule.learning_rate
 
 
-def build_optimizer(settings: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
+def build_optimizer(
+    settings: Optimizer, model: nn.Module, rates: Mapping[str, Rate] = NO_RATES
+) -> torch.optim.Optimizer:
     """Build the optimiser of the parameters that require gradients.
 
     Only weight matrices and kernels decay, except those that a submodule lists in timm's
     `no_weight_decay()`.
+
+    Args:
+        settings: of the run.
+        model: its parameters are trained.
+        rates: by the names of submodules; the longest name that matches a parameter counts.
     """
+    for name in rates:
+        model.get_submodule(name)  # raises if there is none
     trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     spared = _without_decay(model, [n for n, _ in trained])
     decayed = {n for n, p in trained if p.ndim > 1 and not n.endswith("bias") and n not in spared}
-    groups: list[dict[str, Any]] = [
-        {"params": [p for n, p in trained if n in decayed], "weight_decay": settings.weight_decay},
-        {"params": [p for n, p in trained if n not in decayed], "weight_decay": 0.0},
-    ]
+    part_of = {n: _part_of(n, rates) for n, _ in trained}
+    groups: list[dict[str, Any]] = []
+    for part, rate in {"": Rate(), **rates}.items():
+        options: dict[str, Any] = {"rate": rate.factor}
+        if settings.name == "adamw":
+            options["betas"] = rate.betas
+        mine = [(n, p) for n, p in trained if part_of[n] == part]
+        for decay, found in (
+            (settings.weight_decay, [p for n, p in mine if n in decayed]),
+            (0.0, [p for n, p in mine if n not in decayed]),
+        ):
+            if found:
+                groups.append({"params": found, "weight_decay": decay, **options})
     if settings.name == "sgd":
         return torch.optim.SGD(groups, lr=0.0, momentum=0.9)
     return torch.optim.AdamW(groups, lr=0.0, fused=True)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of every group: its factor times the schedule's."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["rate"]
+
+
+def _part_of(name: str, rates: Mapping[str, Rate]) -> str:
+    """Return the longest name of `rates` that a parameter's name begins with, or ""."""
+    return max((part for part in rates if name.startswith(f"{part}.")), key=len, default="")
 
 
 def _without_decay(model: nn.Module, names: list[str]) -> set[str]:

@@ -89,7 +89,7 @@ class Run:
         checkpoint, self._checkpoint = self._checkpoint, None
         if stage.name != self.position.stage or not (self.position.step or checkpoint):
             self._prepare(stage)
-        self._weights.train(stage.frozen)
+        self._weights.train(stage.frozen, stage.rates)
         if checkpoint is not None and checkpoint.position.stage == stage.name:
             self._weights.restore(checkpoint)
         self.model.train()
@@ -120,7 +120,9 @@ class Run:
         assert self._batches is not None
         begin = self.position.stage_step
         self._batches.open(self._preprocess, self.position.step, self.total_steps - begin)
-        yield from self._monitor.steps(self.stage.name, begin, self.total_steps)
+        for step in self._monitor.steps(self.stage.name, begin, self.total_steps):
+            self.objective.begin_step(step, self.total_steps)
+            yield step
         self._batches.close()
 
     def next_batch(self) -> tuple[Batch, torch.Generator]:

@@ -33,12 +33,12 @@ def to(model, *where, **how):
         assert len(there) <= 1, "two whole copies"
     return torch.nn.Module.to(model, *where, **how)
 
-def open_strategy(accelerator, plain, config):
+def open_strategy(*arguments):
     global opening
     assert not there, "a whole copy at a stage's start"
     assert all(state() is None for state in states), "the optimiser of the stage before"
     opening = True
-    strategy = opened(accelerator, plain, config)
+    strategy = opened(*arguments)
     opening = False
     return strategy
 
@@ -47,10 +47,10 @@ def begin_step(strategy, rate):
     states.extend(weakref.ref(s["momentum_buffer"]) for s in strategy._optimizer.state.values())
     begun(strategy, rate)
 
-def encode(evaluator, model, split):
+def encode(evaluator, represent, model, split):
     assert there == [model]
     print("evaluated", flush=True)
-    return encoded(evaluator, model, split)
+    return encoded(evaluator, represent, model, split)
 
 Accelerator.device = property(lambda self: DEVICE)
 ADDE.to, weights.open_strategy = to, open_strategy

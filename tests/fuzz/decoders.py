@@ -45,11 +45,11 @@ from adde.serving.http.requests.keys import Keys
 from adde.serving.http.requests.picture_decoder import BROKEN, HEAD, reply
 from adde.serving.onnx.session import Session
 from adde.shards.catalogues.catalogue import Catalogue
-from adde.shards.catalogues.hf_dataset import read_saved_dataset
 from adde.shards.catalogues.pictures import picture_files, store
-from adde.shards.catalogues.shapes3d import read_shapes3d
-from adde.shards.catalogues.table import read_table
-from adde.shards.catalogues.tabular import TableOptions
+from adde.shards.catalogues.public.hf_dataset import read_saved_dataset
+from adde.shards.catalogues.public.shapes3d import read_shapes3d
+from adde.shards.catalogues.tables.table import read_table
+from adde.shards.catalogues.tables.tabular import TableOptions
 from adde.shards.checking.verify import verify
 from adde.shards.index import INDEX_NAME, ShardIndex
 from adde.shards.jpeg import decode_pixels

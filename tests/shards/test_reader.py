@@ -166,7 +166,7 @@ def test_shard_cut_short_after_the_index_was_read(copied):
     index = ShardIndex.read(copied)
     path = copied / "val-000000.tar"
     path.write_bytes(path.read_bytes()[:700])
-    with pytest.raises(UserError, match=r"val-000000.tar, sample 0: expected .* cut short"):
+    with pytest.raises(UserError, match=r"val-000000.tar, sample 0: expected .* truncated"):
         next(iterate(index, "val"))
 
 

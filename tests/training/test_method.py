@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from adde.shards.catalogues.wardrobe import wardrobe
+from adde.shards.catalogues.drawn.wardrobe import wardrobe
 from adde.shards.packing.engine import engine
 from adde.shards.packing.pack import PackOptions, pack
 from adde.training.checkpoints.checkpoint import last_checkpoint

@@ -1,5 +1,6 @@
 """Compare schedules with torch's, and clipping, averaging and accumulation with plain loops."""
 
+import copy
 import json
 import math
 import runpy
@@ -24,7 +25,7 @@ from adde.model import ModelSettings
 from adde.schema import Attribute, Schema
 from adde.training.config import Config, Data, Optimizer, Schedule
 from adde.training.method import Stage
-from adde.training.optimisation import build_optimizer, learning_rate
+from adde.training.optimisation import Rate, build_optimizer, learning_rate, set_rate
 from adde.training.strategies import DataParallel
 from adde.training.terms import Terms
 
@@ -139,6 +140,48 @@ def test_positions_and_tokens_do_not_decay(backbone, spared):
     assert {f"backbone.{name}" for name in spared} <= others
     assert any("attn.qkv.weight" in name for name in decayed)
     assert not any("attn.qkv.weight" in name for name in others)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_parts_have_rates_of_their_own(name):
+    torch.manual_seed(0)
+    layers = {n: nn.Linear(3, 3) for n in ("first", "second", "third")}
+    model = nn.ModuleDict({"whole": nn.ModuleDict(layers), "other": nn.Linear(3, 3)})
+    same = copy.deepcopy(model)
+    rates = {"whole": Rate(2.0, (0.5, 0.9)), "whole.second": Rate(0.25), "other": Rate()}
+    optimizer = build_optimizer(Optimizer(name=name, weight_decay=0.1), model, rates)
+
+    def plain(part, rate, betas):
+        groups = [{"params": [part.weight]}, {"params": [part.bias], "weight_decay": 0.0}]
+        if name == "sgd":
+            return torch.optim.SGD(groups, rate, momentum=0.9, weight_decay=0.1)
+        return torch.optim.AdamW(groups, rate, betas, weight_decay=0.1)
+
+    others = [
+        plain(same["whole"]["first"], 0.02, (0.5, 0.9)),
+        plain(same["whole"]["second"], 0.0025, (0.9, 0.999)),
+        plain(same["whole"]["third"], 0.02, (0.5, 0.9)),
+        plain(same["other"], 0.01, (0.9, 0.999)),
+    ]
+    for _ in range(4):
+        inputs = torch.randn(5, 3)
+        for one, optimizers in ((model, [optimizer]), (same, others)):
+            loss = sum(part(inputs).square().sum() for part in one["whole"].values())
+            (loss + one["other"](inputs).square().sum()).backward()
+            for each in optimizers:
+                if one is model:
+                    set_rate(each, 0.01)
+                each.step()
+                each.zero_grad()
+    for found, expected in zip(model.parameters(), same.parameters()):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_a_rate_of_a_part_that_is_not_there_is_refused():
+    with pytest.raises(AttributeError, match="decoder"):
+        build_optimizer(
+            Optimizer(), nn.ModuleDict({"encoder": nn.Linear(1, 1)}), {"decoder": Rate()}
+        )
 
 
 def stage(model, scaler=None, accumulation=1, **settings):

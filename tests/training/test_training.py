@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from adde.methods.adde.method import METHOD
-from adde.shards.catalogues.wardrobe import wardrobe
+from adde.shards.catalogues.drawn.wardrobe import wardrobe
 from adde.shards.index import ShardIndex
 from adde.shards.packing.engine import engine
 from adde.shards.packing.pack import PackOptions, pack

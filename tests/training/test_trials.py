@@ -62,7 +62,7 @@ def test_a_sweep_file_is_of_the_recipes_settings_and_starts_the_program(path):
     )
     started = done.stdout.splitlines()
     assert started[0] == "launch" and (ROOT / started[2]).exists()
-    config, _ = parse(started[started.index(found.program) + 1 :])
+    _, config, _ = parse(started[started.index(found.program) + 1 :])
     assert config.run.name == "r1"
     settings = config.to_json()
     for name, value in values.items():

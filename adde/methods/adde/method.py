@@ -46,6 +46,7 @@ class Adde(Method):
     Config = AddeConfig
     best_metrics = ("hit@30", "hit@10", "hit@1")
     terminal_metrics = ("hit@1", "hit@10", "hit@30", "ndcg@30", "accuracy")
+    supervision = "taught by the labels that are scored here"
     tables = ("nearest_prototypes",)
     panels = (
         Panel("Validation", "Retrieval", r"val/hit@(1|10|30)"),
@@ -101,6 +102,15 @@ class Adde(Method):
     def represent(self, model: ADDE, images: Tensor) -> dict[str, Tensor]:
         """As `Method.represent`."""
         return represent(model, images)
+
+    def codes(self, model: ADDE, images: Tensor) -> dict[str, Tensor]:
+        """As `Method.codes`: the subspaces one after another."""
+        return {"codes": model.encode(images).embeddings.flatten(1)}
+
+    def blocks(self, model: ADDE) -> tuple[str, ...]:
+        """As `Method.blocks`: the attribute of each number."""
+        width = model.settings.width
+        return tuple(name for name in model.schema.names for _ in range(width))
 
     def evaluate(
         self, stage: Stage, model: ADDE, evaluator: Evaluator, settings: Evaluation

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -28,6 +28,9 @@ from adde.serving import picture_location
 from adde.serving.gallery.facets import Facet
 from adde.serving.gallery.filters import storable
 from adde.serving.gallery.scorers import BY_DISTANCE, RankOptions
+
+Split = Literal["all", "train", "val", "test"]
+"""Items of a folder of shards: those of one split, or all."""
 
 GALLERY_NAME = "gallery.json"
 FORMAT = 3

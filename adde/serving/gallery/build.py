@@ -29,10 +29,11 @@ from adde.serving.gallery.base import (
     Header,
     Item,
     ItemNotFoundError,
+    Split,
     UnavailableError,
 )
 from adde.serving.gallery.embedded import VECTORS, EmbeddedGallery
-from adde.serving.gallery.embedding import Embed, Split, embed_here, shards_of
+from adde.serving.gallery.embedding import Embed, embed_here, shards_of
 from adde.serving.gallery.field_table import FieldTable
 from adde.serving.gallery.item_database import ITEMS
 from adde.serving.gallery.row_file import LOCK, writer_lock
@@ -95,7 +96,9 @@ def build_with(
         embed = fields.with_fields(embed)
     building = workplace(out, "building")
     with writer_lock(out), _previous_gallery(out, bundle) as old:
-        gallery = _resume(building, bundle, source, reopen or _writable)
+        gallery = _resume(
+            building, bundle, source, reopen or partial(EmbeddedGallery, writable=True)
+        )
         if gallery is None:
             gallery = create(building, Header.of(bundle, "embedded", shards, source))
         with closing(gallery):
@@ -209,10 +212,6 @@ def _store(batches: Iterator[list[Item]], gallery: Gallery, total: int) -> None:
                     f"{items[-1].item_id!r}; build the shards again"
                 )
             bar.update(len(items))
-
-
-def _writable(folder: Path) -> Gallery:
-    return EmbeddedGallery(folder, writable=True)
 
 
 def _resume(

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice, repeat
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,14 +12,12 @@ from adde.bundle import Bundle
 from adde.metrics import predicted_labels
 from adde.preprocess import Picture
 from adde.schema import Labels, Vector
-from adde.serving.gallery.base import Item, PictureSpan
+from adde.serving.gallery.base import Item, PictureSpan, Split
 from adde.serving.onnx.cores import cores
 from adde.serving.onnx.session import Session
 from adde.shards.index import ShardIndex
 from adde.shards.reader import Sample, ShardReader
 from adde.shards.shard import Shard
-
-Split = Literal["all", "train", "val", "test"]
 
 BATCH = 64
 AHEAD = 3

@@ -12,8 +12,8 @@ from pathlib import Path
 from adde.bundle import Bundle
 from adde.errors import UserError
 from adde.serving.gallery import embedding
-from adde.serving.gallery.base import Item
-from adde.serving.gallery.embedding import Embed, Split, embed_here, shards_of
+from adde.serving.gallery.base import Item, Split
+from adde.serving.gallery.embedding import Embed, embed_here, shards_of
 from adde.serving.onnx.providers import Device
 from adde.serving.onnx.session import Session
 from adde.shards.index import ShardIndex

@@ -14,11 +14,11 @@ from typing import Any
 from adde.errors import UserError
 from adde.files import sha256_of_file
 from adde.schema import Schema
-from adde.serving.gallery.base import Fields, Item
-from adde.serving.gallery.embedding import Embed, Split, sample_ids
-from adde.shards.catalogues.parquet import table_files
-from adde.shards.catalogues.table import RowPlaces, read_table
-from adde.shards.catalogues.unknown import WORDS, blank_unknown
+from adde.serving.gallery.base import Fields, Item, Split
+from adde.serving.gallery.embedding import Embed, sample_ids
+from adde.shards.catalogues.tables.parquet import table_files
+from adde.shards.catalogues.tables.table import RowPlaces, read_table
+from adde.shards.catalogues.tables.unknown import WORDS, blank_unknown
 from adde.shards.index import ShardIndex
 
 WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})")

@@ -14,10 +14,7 @@ from pathlib import Path
 from adde.bundle import Bundle
 from adde.errors import UserError
 from adde.files import cache_folder, sha256_of_file
-from adde.serving.gallery.base import GALLERY_NAME, Gallery, Header
-from adde.serving.gallery.build import build_gallery
-from adde.serving.gallery.embedded import EmbeddedGallery
-from adde.serving.gallery.embedding import Split
+from adde.serving.gallery.base import GALLERY_NAME, Gallery, Header, Split
 from adde.serving.onnx.session import Session
 from adde.shards.index import INDEX_NAME
 
@@ -29,12 +26,13 @@ def open_gallery(folder: Path, bundle: Bundle, writable: bool = False) -> Galler
     """Open a gallery of either engine. Raises UserError if another bundle embedded it."""
     header = Header.read(folder)
     header.require_bundle(bundle, folder)
+    # Each engine brings libraries of its own: import the one that is used.
     if header.engine == "milvus":
-        from adde.serving.gallery.milvus import (
-            MilvusGallery,  # pymilvus is no part of the base install
-        )
+        from adde.serving.gallery.milvus import MilvusGallery
 
         return MilvusGallery(folder)
+    from adde.serving.gallery.embedded import EmbeddedGallery
+
     return EmbeddedGallery(folder, writable)
 
 
@@ -62,6 +60,8 @@ def open_or_build(bundle: Bundle, session: Session, folder: Path, split: Split =
             temporary = tempfile.TemporaryDirectory(prefix="adde-gallery-")
             atexit.register(temporary.cleanup)
             kept = Path(temporary.name) / "gallery"
+        from adde.serving.gallery.build import build_gallery  # serving a gallery needs no builder
+
         build_gallery(bundle, session, folder, kept, split)
         return open_gallery(kept, bundle)
 

@@ -12,15 +12,16 @@ import tyro
 
 from adde.bundle import Bundle
 from adde.errors import UserError, run_program
+from adde.serving.gallery.base import Split
 from adde.serving.gallery.build import build_with
 from adde.serving.gallery.embedded import EXACT_ITEMS, EmbeddedGallery
-from adde.serving.gallery.embedding import Split, embed_here
+from adde.serving.gallery.embedding import embed_here
 from adde.serving.gallery.embedding_ray import on_ray
 from adde.serving.gallery.field_table import FieldTable
 from adde.serving.gallery.opening import open_gallery
 from adde.serving.onnx.providers import Device
 from adde.serving.onnx.session import Session
-from adde.shards.catalogues.unknown import WORDS
+from adde.shards.catalogues.tables.unknown import WORDS
 
 
 def build(

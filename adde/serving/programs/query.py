@@ -21,8 +21,7 @@ from adde.serving import Answer, More, Not, Result, Searcher
 from adde.serving.answer_picture import AnswerTile, draw_answer
 from adde.serving.answers import Match, Rank
 from adde.serving.attribute_edits import Edit, Edits, check
-from adde.serving.gallery.base import Gallery, Item, read_picture
-from adde.serving.gallery.embedding import Split
+from adde.serving.gallery.base import Gallery, Item, Split, read_picture
 from adde.serving.gallery.opening import open_or_build
 from adde.serving.onnx.providers import Device
 from adde.serving.onnx.session import Session

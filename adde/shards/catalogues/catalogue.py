@@ -1,6 +1,4 @@
-"""What a build packs: labelled pictures from a table, a data set, a drawing program or your own
-code.
-"""
+"""Labelled pictures to pack: from a table, a data set, a drawing program or your own code."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field

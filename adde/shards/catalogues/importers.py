@@ -1,27 +1,27 @@
-"""What --catalogue accepts, and the reader of each kind."""
+"""The values of --catalogue, and the reader of each."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from adde.errors import UserError, did_you_mean
-from adde.shards.catalogues.asen import asen
-from adde.shards.catalogues.cars3d import read_cars3d
 from adde.shards.catalogues.catalogue import Catalogue
-from adde.shards.catalogues.celeba import celeba
-from adde.shards.catalogues.deepfashion import deepfashion
-from adde.shards.catalogues.fashionai import fashionai
-from adde.shards.catalogues.grids import OPTIONS as GRID
-from adde.shards.catalogues.hf_dataset import read_saved_dataset
-from adde.shards.catalogues.npz_sets import read_dsprites, read_mpi3d
-from adde.shards.catalogues.paper_files import read_support
-from adde.shards.catalogues.polyvore import polyvore
-from adde.shards.catalogues.rooms import rooms
-from adde.shards.catalogues.shapes3d import read_shapes3d
-from adde.shards.catalogues.smallnorb import read_smallnorb
-from adde.shards.catalogues.sprites import VARIANTS, sprites
-from adde.shards.catalogues.tabular import TableOptions, read_catalogue
-from adde.shards.catalogues.zappos import zappos
+from adde.shards.catalogues.drawn.grids import OPTIONS as GRID
+from adde.shards.catalogues.drawn.rooms import rooms
+from adde.shards.catalogues.drawn.sprites import VARIANTS, sprites
+from adde.shards.catalogues.public.asen import asen
+from adde.shards.catalogues.public.cars3d import read_cars3d
+from adde.shards.catalogues.public.celeba import celeba
+from adde.shards.catalogues.public.deepfashion import deepfashion
+from adde.shards.catalogues.public.fashionai import fashionai
+from adde.shards.catalogues.public.hf_dataset import read_saved_dataset
+from adde.shards.catalogues.public.npz_sets import read_dsprites, read_mpi3d
+from adde.shards.catalogues.public.paper_files import read_support
+from adde.shards.catalogues.public.polyvore import polyvore
+from adde.shards.catalogues.public.shapes3d import read_shapes3d
+from adde.shards.catalogues.public.smallnorb import read_smallnorb
+from adde.shards.catalogues.public.zappos import zappos
+from adde.shards.catalogues.tables.tabular import TableOptions, read_catalogue
 
 EMBEDDED_SIZE, SIZE = 64, 256
 """Default caps on a picture's short side, pixels."""
@@ -49,9 +49,9 @@ TABLE = tuple(field.name for field in fields(TableOptions) if field.name != "hol
 
 def _wardrobe(r: Request) -> Catalogue:
     # Imported here, because packing a table needs no renderer.
-    from adde.shards.catalogues.wardrobe import wardrobe
-    from adde.shards.catalogues.wardrobe_hard import wardrobe_hard
-    from adde.shards.catalogues.wardrobe_outfits import wardrobe_outfits
+    from adde.shards.catalogues.drawn.wardrobe import wardrobe
+    from adde.shards.catalogues.drawn.wardrobe_hard import wardrobe_hard
+    from adde.shards.catalogues.drawn.wardrobe_outfits import wardrobe_outfits
 
     draw = {
         "wardrobe": wardrobe,

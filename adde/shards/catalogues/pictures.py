@@ -14,7 +14,7 @@ from PIL import Image
 from adde.errors import UserError
 from adde.preprocess import decode, decoding, orientation
 from adde.shards.catalogues.catalogue import PictureSource
-from adde.shards.catalogues.table import Table, plain
+from adde.shards.catalogues.tables.table import Table, plain
 
 EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 """Formats that shards may hold, and their extensions."""
@@ -68,8 +68,9 @@ def picture_files(
 def find_picture(images: Path, cell: str, endings: Iterable[str] = ENDINGS) -> Path | None:
     """Return the file below `images` that a cell names, or None.
 
-    If no file has the exact name, one whose name looks the same is accepted: other Unicode bytes
-    (see `adde.shards.catalogues.table.plain`), a suffix in capitals, or Windows' folder separator.
+    If no file has the exact name, one whose name looks the same is accepted
+    (`adde.shards.catalogues.tables.table.plain`): other Unicode bytes, a suffix in capitals, or
+    Windows' folder separator.
     """
     if not cell:
         return None

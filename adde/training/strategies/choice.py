@@ -1,6 +1,7 @@
 """Open the strategy that `accelerate launch` asked for in the environment."""
 
 import os
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -14,6 +15,7 @@ from adde.distributed import world_size
 from adde.errors import UserError
 from adde.mining.distances import allow_tf32
 from adde.training.config import Config
+from adde.training.optimisation import NO_RATES, Rate
 from adde.training.resilience.requirements import asked_for_cpu, require_device
 from adde.training.strategies.strategy import DataParallel, Strategy
 
@@ -76,9 +78,14 @@ def _join_ranks(stall: float) -> None:
     )
 
 
-def open_strategy(accelerator: Accelerator, model: nn.Module, config: Config) -> Strategy:
-    """Open the launched strategy around the full model, for one stage."""
-    return _strategy(accelerator)(accelerator, model, config)
+def open_strategy(
+    accelerator: Accelerator,
+    model: nn.Module,
+    config: Config,
+    rates: Mapping[str, Rate] = NO_RATES,
+) -> Strategy:
+    """Open the launched strategy around the full model, for one stage with its `rates`."""
+    return _strategy(accelerator)(accelerator, model, config, rates)
 
 
 def full_model_device(accelerator: Accelerator) -> torch.device:

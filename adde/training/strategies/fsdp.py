@@ -45,7 +45,7 @@ class FullyShard(Strategy):
         self.model = self._accelerator.prepare_model(
             module, device_placement=False, evaluation_mode=True
         )
-        self._optimizer = build_optimizer(self._settings, module)
+        self._optimizer = build_optimizer(self._settings, module, self._rates)
 
     @contextlib.contextmanager
     def _without_sync(self) -> Iterator[None]:

@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from adde.distributed import rank, sum_over_ranks, world_size
 from adde.training.checkpoints.checkpoint import StoredTensor
 from adde.training.checkpoints.flat_shards import FlatShard, partition_replicated
 from adde.training.config import Config
-from adde.training.optimisation import Averages, Snapshot, build_optimizer
+from adde.training.optimisation import NO_RATES, Averages, Rate, Snapshot, build_optimizer, set_rate
 from adde.training.terms import Outputs
 from adde.training.watching.profiling import part
 
@@ -29,13 +29,21 @@ class Strategy:
         accelerator: of this process.
         model: the full model, with `requires_grad` set for the stage.
         config: of the run.
+        rates: of the stage.
     """
 
     sharded = False
     """Whether ranks hold parts of parameters, gradients or optimiser state."""
 
-    def __init__(self, accelerator: Accelerator, model: nn.Module, config: Config) -> None:
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: nn.Module,
+        config: Config,
+        rates: Mapping[str, Rate] = NO_RATES,
+    ) -> None:
         self._accelerator, self._settings = accelerator, config.optimizer
+        self._rates = rates
         self._accumulation = config.data.accumulation
         self.model: Any = None
         self._module: Any = None
@@ -54,8 +62,7 @@ class Strategy:
 
     def begin_step(self, rate: float) -> None:
         """Set the learning rate, and save the buffers in case the step is skipped."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(self._optimizer, rate)
         self._buffers.save()
 
     def micro_batch(self, last: bool) -> contextlib.AbstractContextManager[Any]:
@@ -262,7 +269,7 @@ class DataParallel(Strategy):
 
     def _open(self, model: nn.Module) -> None:
         self._module = model
-        optimizer = build_optimizer(self._settings, model)
+        optimizer = build_optimizer(self._settings, model, self._rates)
         self.model, self._optimizer = self._accelerator.prepare(model, optimizer)
 
     def _shard(self, tensor: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import copy
 import gc
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from accelerate import Accelerator
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from adde.training.checkpoints.checkpoint import Checkpoint
 from adde.training.checkpoints.flat_shards import FlatShard, partition_replicated
 from adde.training.config import Config
+from adde.training.optimisation import NO_RATES, Rate
 from adde.training.strategies.choice import full_model_device, open_strategy
 from adde.training.strategies.strategy import Strategy
 
@@ -38,14 +39,14 @@ class Weights:
         assert self._strategy is not None
         return self._strategy
 
-    def train(self, frozen: Iterable[str]) -> None:
-        """Open the strategy of a stage; the named submodules get no gradient."""
+    def train(self, frozen: Iterable[str], rates: Mapping[str, Rate] = NO_RATES) -> None:
+        """Open the strategy of a stage; submodules in `frozen` get no gradient."""
         # DDP would wait for the gradient of a parameter that the stage does not use.
         self._full_model.requires_grad_(True)
         for name in frozen:
             self._full_model.get_submodule(name).requires_grad_(False)
         self.close()
-        self._strategy = open_strategy(self._accelerator, self._full_model, self._config)
+        self._strategy = open_strategy(self._accelerator, self._full_model, self._config, rates)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Load the state of the stage's optimiser, averages and loss scale."""

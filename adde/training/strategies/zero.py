@@ -7,6 +7,7 @@ DeepSpeed's `torch_autocast`: weights stay float32, as under the other strategie
 
 import contextlib
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from adde.training.batch_size import micro_batch
 from adde.training.checkpoints.checkpoint import StoredTensor
 from adde.training.checkpoints.flat_shards import FlatShard
 from adde.training.config import Config
-from adde.training.optimisation import build_optimizer
+from adde.training.optimisation import NO_RATES, Rate, build_optimizer
 from adde.training.strategies.strategy import Strategy, clone_sharing_storage
 from adde.training.watching.profiling import part
 
@@ -27,17 +28,23 @@ class Zero(Strategy):
 
     sharded = True
 
-    def __init__(self, accelerator: Any, model: nn.Module, config: Config) -> None:
+    def __init__(
+        self,
+        accelerator: Any,
+        model: nn.Module,
+        config: Config,
+        rates: Mapping[str, Rate] = NO_RATES,
+    ) -> None:
         self._zero: Any = None
         self._config = engine_config(accelerator.state.deepspeed_plugin.deepspeed_config, config)
         self._stage = self._config["zero_optimization"]["stage"]
-        super().__init__(accelerator, model, config)
+        super().__init__(accelerator, model, config, rates)
 
     def _open(self, model: nn.Module) -> None:
         import deepspeed  # an extra
 
         self._module = clone_sharing_storage(model).to(memory_format=torch.contiguous_format)
-        optimizer = build_optimizer(self._settings, self._module)
+        optimizer = build_optimizer(self._settings, self._module, self._rates)
         if self._stage == 3:
             # This shards one parameter at a time; `initialize` would move all of them first.
             deepspeed.zero.Init(module=self._module, config_dict_or_path=self._config)

@@ -104,8 +104,8 @@ class Evaluated:
 class Summary:
     """What the report shows of a final evaluation."""
 
-    headline: list[tuple[str, float]] = field(default_factory=list)
-    """The main metrics: labels and shares."""
+    headline: list[tuple[str, float | str]] = field(default_factory=list)
+    """The main metrics: labels with shares, shown in percent, or with text."""
     tables: list[Table] = field(default_factory=list)
 
 

@@ -15,6 +15,7 @@ from adde.pages import render
 from adde.training.method import Method
 from adde.training.recipes import CONFIG_NAME, method_of, read_settings
 from adde.training.resilience.preflight import PACKAGES, PREFLIGHT_NAME
+from adde.training.watching import encoder_scores
 from adde.training.watching.displays import Cell, Summary, Table
 from adde.training.watching.figures import Series, curves_svg, heat_map_svg, number
 from adde.training.watching.panels import PANELS, Panel, sections
@@ -31,23 +32,26 @@ def write_report(run: Path) -> Path:
     """Write `run`/report.html from what the run's folder contains; return its path.
 
     Raises:
-        UserError: metrics.json or a file of evaluation/ is not JSON.
+        UserError: metrics.json, disentanglement.json or a file of evaluation/ is not JSON.
     """
     metrics, shown = _read(run / METRICS_NAME), _read(run / DISPLAYS_NAME) or {}
     config, log = run / CONFIG_NAME, read_log(run / LOG_NAME)
     method = method_of(read_settings(config) if config.exists() else {})
     series = _series(log)
     summary = method.summary(metrics) if metrics else Summary(_newest(method, series))
+    split = metrics["split"] if metrics else "validation"
+    headline = [(f"{label}, {split}", value) for label, value in summary.headline]
+    scores = _read(run / encoder_scores.SCORES_NAME)
+    scored = encoder_scores.tables(scores) if scores else []
     page = render(
         Path(__file__).with_name("report.html.j2"),
         name=run.resolve().name,
         title=method.title,
         progress=_progress(log),
         alerts=[{"step": line["step"], **line["alert"]} for line in log if "alert" in line],
-        split=metrics["split"] if metrics else "validation",
-        headline=summary.headline,
+        headline=[*headline, *(encoder_scores.headline(scores) if scores else [])],
         pictures=shown.get("pictures"),
-        results=[_table(table) for table in summary.tables],
+        results=[_table(table) for table in (*summary.tables, *scored)],
         sections=_sections((*method.panels, *PANELS), series),
         matrix=shown.get("matrix"),
         heat_map=_heat_map(shown["matrix"]) if "matrix" in shown else "",
@@ -73,10 +77,11 @@ def _progress(log: list[dict[str, Any]]) -> str:
     return f"{log[-1]['step']:,} steps in {took}"
 
 
-def _newest(method: Method, series: dict[str, Series]) -> list[tuple[str, float]]:
+def _newest(method: Method, series: dict[str, Series]) -> list[tuple[str, float | str]]:
     """Return the newest validation metrics, for a run without a final evaluation."""
     keys = {name: f"val/{name}" for name in method.terminal_metrics}
-    return [(name, series[key].values[-1]) for name, key in keys.items() if key in series]
+    found = [(name, series[key].values[-1]) for name, key in keys.items() if key in series]
+    return [(name, value if method.metrics_are_shares else number(value)) for name, value in found]
 
 
 def _table(table: Table) -> dict[str, Any]:

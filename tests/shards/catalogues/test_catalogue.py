@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from adde.errors import UserError
 from adde.schema import UNKNOWN, Attribute, Schema
 from adde.shards.catalogues.catalogue import Catalogue
-from adde.shards.catalogues.columns import fold
-from adde.shards.catalogues.splits import splits_by_hash
-from adde.shards.catalogues.table import read_table
-from adde.shards.catalogues.tabular import TableOptions, read_catalogue
+from adde.shards.catalogues.tables.columns import fold
+from adde.shards.catalogues.tables.splits import splits_by_hash
+from adde.shards.catalogues.tables.table import read_table
+from adde.shards.catalogues.tables.tabular import TableOptions, read_catalogue
 
 
 def read(table, images, size=64, **options):

@@ -2,22 +2,18 @@
 
 import io
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from programs import run
 from trees import write_cars3d, write_dsprites, write_shapes3d, write_smallnorb
 
 from adde.errors import UserError
 from adde.shards.catalogues.importers import open_catalogue
-from adde.shards.catalogues.tabular import TableOptions
+from adde.shards.catalogues.tables.tabular import TableOptions
 from adde.shards.index import ShardIndex
 from adde.shards.reader import iterate
-
-PROGRAM = Path(__file__).parents[3] / "shards" / "build.py"
 
 
 def opened(name, size=None, **options):
@@ -179,7 +175,7 @@ def test_the_index_knows_the_factors_of_a_build(tmp_path):
     write_shapes3d(tmp_path / "3dshapes.h5")
     words = ["--catalogue", f"3dshapes:{tmp_path / '3dshapes.h5'}", "--out", str(tmp_path / "out")]
     words += ["--hold-out", "shape", "object_hue", "--test-share", "0.2", "--workers", "1"]
-    done = subprocess.run([sys.executable, str(PROGRAM), *words], capture_output=True, text=True)
+    done = run("build.py", *words)
     assert done.returncode == 0, done.stderr
     index = ShardIndex.read(tmp_path / "out")
     assert index.factors == dict(zip(index.schema.names, index.schema.sizes))

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from adde.errors import UserError
-from adde.shards.catalogues import rooms, sprites
+from adde.shards.catalogues.drawn import rooms, sprites
 from adde.shards.catalogues.importers import open_catalogue
-from adde.shards.catalogues.tabular import TableOptions
+from adde.shards.catalogues.tables.tabular import TableOptions
 
 GRIDS = ("rooms", "sprites", "sprites-colour", "sprites-noisy")
 

@@ -1,14 +1,13 @@
 """Build each kind of catalogue from a tiny tree with its layout, and read it back."""
 
 import itertools
-import subprocess
-import sys
+from functools import partial
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from programs import run
 from trees import (
     png,
     write_celeba,
@@ -23,21 +22,17 @@ from adde.errors import UserError
 from adde.files import write_json
 from adde.schema import UNKNOWN
 from adde.shards.catalogues.importers import open_catalogue
-from adde.shards.catalogues.tabular import TableOptions
+from adde.shards.catalogues.tables.tabular import TableOptions
 from adde.shards.index import ShardIndex
 from adde.shards.queries import read_queries
 from adde.shards.reader import iterate
-
-PROGRAM = Path(__file__).parents[3] / "shards" / "build.py"
 
 
 def opened(name, images=None, **options):
     return open_catalogue(name, images, TableOptions(**options))
 
 
-def build(*arguments):
-    command = [sys.executable, str(PROGRAM), "--workers", "1", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
+build = partial(run, "build.py", "--workers", 1)
 
 
 def stored(root):
@@ -274,7 +269,7 @@ def test_shapes3d(tmp_path):
     with pytest.raises(UserError, match="--min-count: expected no such option"):
         opened(f"3dshapes:{tmp_path / '3dshapes.h5'}", min_count=2)
     with pytest.raises(UserError, match=r"expected 3dshapes\.h5"):
-        opened(f"3dshapes:{PROGRAM}")
+        opened(f"3dshapes:{__file__}")
 
 
 def dataset_items(count, seed=0):

@@ -10,8 +10,8 @@ import pytest
 
 from adde.errors import UserError
 from adde.shards.catalogues.pictures import find_picture
-from adde.shards.catalogues.table import read_table
-from adde.shards.catalogues.tabular import TableOptions, read_catalogue
+from adde.shards.catalogues.tables.table import read_table
+from adde.shards.catalogues.tables.tabular import TableOptions, read_catalogue
 
 
 def read(table, images, skip=False, **options):

@@ -15,9 +15,9 @@ from PIL import Image
 
 from adde.errors import UserError
 from adde.schema import UNKNOWN
-from adde.shards.catalogues.voxel import COLOURS, GLASSES, HEADWEAR, ambiguous, draw, visible
-from adde.shards.catalogues.wardrobe import SCHEMA, wardrobe
-from adde.shards.catalogues.wardrobe_hard import HELD_OUT, wardrobe_hard
+from adde.shards.catalogues.drawn.voxel import COLOURS, GLASSES, HEADWEAR, ambiguous, draw, visible
+from adde.shards.catalogues.drawn.wardrobe import SCHEMA, wardrobe
+from adde.shards.catalogues.drawn.wardrobe_hard import HELD_OUT, wardrobe_hard
 
 PLAIN = {
     "outfit": "plain",
@@ -241,8 +241,8 @@ def test_invisible_attributes_are_never_targets(easy):
 
 FINGERPRINT = """
 import hashlib
-from adde.shards.catalogues.wardrobe import wardrobe
-from adde.shards.catalogues.wardrobe_hard import wardrobe_hard
+from adde.shards.catalogues.drawn.wardrobe import wardrobe
+from adde.shards.catalogues.drawn.wardrobe_hard import wardrobe_hard
 digest = hashlib.sha256()
 for catalogue in (wardrobe(60, seed=3), wardrobe_hard(60, seed=3)):
     digest.update(catalogue.labels.tobytes() + "".join(catalogue.item_ids).encode())

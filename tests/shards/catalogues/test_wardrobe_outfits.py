@@ -20,8 +20,8 @@ from adde.outfits import (
 )
 from adde.schema import UNKNOWN
 from adde.shards.benchmark_lists import write_benchmark
-from adde.shards.catalogues.voxel import COLOURS
-from adde.shards.catalogues.wardrobe_outfits import (
+from adde.shards.catalogues.drawn.voxel import COLOURS
+from adde.shards.catalogues.drawn.wardrobe_outfits import (
     CATEGORIES,
     COLOURED,
     KINDS,

@@ -2,20 +2,18 @@
 
 import io
 import re
-import subprocess
-import sys
 import zlib
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
+from programs import run
 
 from adde.schema import UNKNOWN
-from adde.shards.catalogues.tabular import TableOptions, read_catalogue
+from adde.shards.catalogues.tables.tabular import TableOptions, read_catalogue
 from adde.shards.checking import similar
 from adde.shards.checking.doctor import as_text, diagnose, scan
 from adde.shards.checking.doctor_page import write_page
@@ -23,8 +21,6 @@ from adde.shards.index import ShardIndex
 from adde.shards.packing.engine import engine
 from adde.shards.packing.pack import PackOptions, pack
 from adde.shards.reader import iterate
-
-PROGRAM = Path(__file__).parents[3] / "shards" / "doctor.py"
 
 
 def flipped(bits, count, rng):
@@ -194,10 +190,8 @@ def test_problems_are_reported(faulty, tmp_path):
 
 
 def test_the_program(faulty, tmp_path):
-    command = [sys.executable, str(PROGRAM), "--shards", str(faulty.root), "--workers", "2"]
-    done = subprocess.run(
-        [*command, "--out", str(tmp_path / "new" / "page.html")], capture_output=True, text=True
-    )
+    out = tmp_path / "new" / "page.html"
+    done = run("doctor.py", "--shards", faulty.root, "--workers", 2, "--out", out)
     assert done.returncode == 0, done.stderr
     assert "1 pairs of pictures that look the same in different splits" in done.stdout
-    assert (tmp_path / "new" / "page.html").exists()
+    assert out.exists()

@@ -4,21 +4,19 @@ import dataclasses
 import io
 import json
 import shutil
-import subprocess
-import sys
 import tarfile
 import zlib
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from programs import run
 
 from adde.files import read_json, sha256_of_file, write_json
 from adde.shards.checking.verify import verify
 from adde.shards.index import ShardIndex
 from adde.shards.shard import member_rows
 
-PROGRAM = Path(__file__).parents[3] / "shards" / "verify.py"
 FIRST, SECOND = "train-000000.tar", "train-000001.tar"
 
 
@@ -198,17 +196,12 @@ def test_many_bad_samples_are_counted(shards):
     assert found[-1] == f"{FIRST}: and 16 more of its samples"
 
 
-def run(*arguments):
-    command = [sys.executable, str(PROGRAM), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
-
-
 def test_the_program(shards):
-    whole = run("--shards", shards, "--decode", "--workers", 2)
+    whole = run("verify.py", "--shards", shards, "--decode", "--workers", 2)
     assert whole.returncode == 0, whole.stderr
     assert "96 samples in 4 shards" in whole.stdout
     (shards / SECOND).unlink()
-    damaged = run("--shards", shards)
+    damaged = run("verify.py", "--shards", shards)
     assert damaged.returncode == 1
     assert f"{SECOND}: expected a file, found none" in damaged.stdout
     assert "1 differences from its index" in damaged.stderr

@@ -6,15 +6,15 @@ import re
 import resource
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
-from pathlib import Path
+from functools import partial
 
 import pytest
+from programs import command, run
 
 from adde.errors import UserError
-from adde.shards.catalogues.tabular import TableOptions, read_catalogue
+from adde.shards.catalogues.tables.tabular import TableOptions, read_catalogue
 from adde.shards.checking.verify import verify
 from adde.shards.index import ShardIndex
 from adde.shards.packing.engine import engine
@@ -24,15 +24,7 @@ from adde.shards.packing.work_folder import work_folder
 from adde.shards.reader import iterate
 
 HERE = engine("processes", 1)
-PROGRAM = Path(__file__).parents[3] / "shards" / "build.py"
-
-
-def command(*arguments):
-    return [sys.executable, str(PROGRAM), *map(str, arguments)]
-
-
-def build(*arguments, **options):
-    return subprocess.run(command(*arguments), capture_output=True, text=True, **options)
+build = partial(run, "build.py")
 
 
 def content(folder):
@@ -196,7 +188,10 @@ def test_an_interrupted_build_continues(tmp_path, name, status):
     ignored = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         process = subprocess.Popen(
-            command(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+            command("build.py", *words),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
         )
     finally:
         signal.signal(signal.SIGINT, ignored)

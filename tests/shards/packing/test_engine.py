@@ -1,21 +1,15 @@
 """Ray writes the same shards as the processes of this machine."""
 
-import subprocess
 import sys
-from pathlib import Path
+from functools import partial
 
 import pytest
+from programs import run
 
 from adde.errors import UserError
 from adde.shards.packing.engine import engine
 
-PROGRAM = Path(__file__).parents[3] / "shards" / "build.py"
-
-
-def build(*arguments):
-    return subprocess.run(
-        [sys.executable, str(PROGRAM), *map(str, arguments)], capture_output=True, text=True
-    )
+build = partial(run, "build.py")
 
 
 def content(folder):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from adde.schema import UNKNOWN
-from adde.shards.catalogues.wardrobe import wardrobe
+from adde.shards.catalogues.drawn.wardrobe import wardrobe
 from adde.shards.order import SampleOrder
 from adde.shards.packing.groups import edit_groups, has_neighbour, neighbour_in_group
 from adde.shards.shard import Shard, member_rows

@@ -17,7 +17,7 @@ from pathlib import Path
 from adde.shards.catalogues.importers import open_catalogue
 from adde.shards.shard import Shard, member_rows
 from adde.shards.packing.pack import PackOptions, pack
-from adde.shards.catalogues.tabular import TableOptions
+from adde.shards.catalogues.tables.tabular import TableOptions
 from adde.shards.packing.tar import Packed
 
 root = Path(sys.argv[1])

@@ -8,7 +8,7 @@ from test_writer import toy
 
 from adde.errors import UserError
 from adde.shards.index import ShardIndex
-from adde.shards.packing import work_folder as workplace
+from adde.shards.packing import work_folder
 from adde.shards.packing.engine import engine
 from adde.shards.packing.pack import PackOptions, pack
 from adde.shards.reader import iterate
@@ -57,7 +57,7 @@ def test_finished_shards_survive_a_folder_that_cannot_be_put_in_place(
         raise OSError(errno.EBUSY, "Device or resource busy")
 
     with monkeypatch.context() as patched:
-        patched.setattr(workplace, "put_in_place", refuse)
+        patched.setattr(work_folder, "put_in_place", refuse)
         with pytest.raises(OSError, match="busy"):
             packed(out)
     kept = (volume if place == "volume" else tmp_path) / f".{out.name}.partial"

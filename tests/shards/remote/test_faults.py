@@ -73,7 +73,7 @@ def truncate(index):
 
 
 FAULTS = {
-    "truncated tar": (truncate, "expected .* bytes at offset .*, found 5; the shard is cut short"),
+    "truncated tar": (truncate, "expected .* bytes at offset .*, found 5; the shard is truncated"),
     "missing shard": (
         lambda index: (index.root / index.split("train")[0].name).unlink(),
         "No such file",

@@ -1,0 +1,1 @@
+"""The VAE family: encoders that learn factors from pictures alone."""

@@ -1,0 +1,145 @@
+"""What a VAE is worth without labels: its outputs on a split, figures, and pictures."""
+
+import io
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from adde.methods.vae import losses
+from adde.methods.vae.model import VAE, scaled
+from adde.mining.distances import full_precision
+from adde.preprocess import Picture
+from adde.shards.index import ShardIndex
+from adde.shards.reader import ShardReader
+from adde.shards.shares import StoredOrder
+from adde.training.evaluation import EncodedSplit
+from adde.training.watching.displays import PictureRow
+
+ACTIVE = 0.1
+"""Mean KL in nats above which a latent counts as active."""
+
+RELEVANT = 0.5
+"""Relevance above which a latent counts as relevant."""
+
+MIXTURE = 1000
+"""Items whose posteriors make the mixture of the total correlation."""
+
+SHOWN = 10
+"""Pictures of a line."""
+
+REACH = 2.0
+"""Traversals go so many standard deviations of the prior to both sides."""
+
+
+def represent(model: VAE, images: Tensor) -> dict[str, Tensor]:
+    """Means and log-variances (b, L), and the nats (b,) of the reconstruction from the means."""
+    out = model(images)
+    nats = losses.reconstruction(out.logits, scaled(images, model.channels))
+    return {"mean": out.mean, "log_variance": out.log_variance, "reconstruction": nats}
+
+
+def figures(model: VAE, encoded: EncodedSplit) -> dict[str, float]:
+    """Figures of a split, in nats per picture.
+
+    `reconstruction` (from the mean code), `kl`, `elbo` = -(reconstruction + kl), `kl/z<l>`, the
+    number of `active` latents, and of RF-VAE `relevance/z<l>` and the number of `relevant` ones.
+    `total_correlation` is that of codes drawn from the mixture of the posteriors of MIXTURE items,
+    its constant included: log q(z) - sum_l log q(z_l).
+    """
+    mean, log_variance = (torch.from_numpy(encoded.outputs[n]) for n in ("mean", "log_variance"))
+    nats = losses.kl(mean, log_variance).mean(0).tolist()
+    found = {"reconstruction": float(encoded.outputs["reconstruction"].mean()), "kl": sum(nats)}
+    found["elbo"] = -(found["reconstruction"] + found["kl"])
+    found["total_correlation"] = total_correlation(mean, log_variance)
+    found["active"] = float(sum(value > ACTIVE for value in nats))
+    found |= {f"kl/z{latent}": value for latent, value in enumerate(nats)}
+    if model.relevance is not None:
+        relevance = model.relevance.tolist()
+        found["relevant"] = float(sum(value > RELEVANT for value in relevance))
+        found |= {f"relevance/z{latent}": value for latent, value in enumerate(relevance)}
+    return found
+
+
+def total_correlation(mean: Tensor, log_variance: Tensor) -> float:
+    """In nats, of codes drawn once from each of at most MIXTURE posteriors spread over (N, L)."""
+    some = torch.linspace(0, len(mean) - 1, min(MIXTURE, len(mean))).long()
+    mean, log_variance = mean[some], log_variance[some]
+    noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(0))
+    codes = mean + (log_variance / 2).exp() * noise
+    found = losses.total_correlation(codes, mean, log_variance).mean()
+    return float(found + (mean.shape[1] - 1) * np.log(len(mean)))
+
+
+@torch.no_grad()
+def picture_rows(model: VAE, index: ShardIndex, split: str, rows: int) -> list[PictureRow]:
+    """Reconstructions of SHOWN items of a split, then up to `rows` - 1 of them with every latent
+    moved in turn, the one of the largest mean KL over these items first.
+    """
+    if not rows:
+        return []
+    images = _some(model, index, split).to(next(model.parameters()).device)
+    # Outside of an evaluator's batches nothing else has switched training's modes off.
+    was_training = model.training
+    model.eval()
+    with full_precision(images):
+        out = model(images)
+        nats = losses.kl(out.mean, out.log_variance).mean(0)
+        order = nats.argsort(descending=True).tolist()
+        originals = _encoded(scaled(images, model.channels))
+        found = [
+            PictureRow(
+                "Reconstructions",
+                originals[0],
+                {
+                    "pictures": [(picture, False) for picture in originals],
+                    "from codes": [(picture, False) for picture in _encoded(out.logits.sigmoid())],
+                },
+            )
+        ]
+        steps = torch.linspace(-REACH, REACH, SHOWN, device=images.device)
+        for item in range(min(rows - 1, len(images))):
+            lines: dict[str, list[tuple[bytes, bool]]] = {}
+            for latent in order:
+                codes = out.mean[item].repeat(SHOWN, 1)
+                codes[:, latent] = steps
+                moved = _encoded(model.decode(codes).sigmoid())
+                lines[_name(model, latent, nats[latent].item())] = [(p, False) for p in moved]
+            found.append(PictureRow(f"Latents moved, item {item + 1}", originals[item], lines))
+    model.train(was_training)
+    return found
+
+
+def _name(model: VAE, latent: int, nats: float) -> str:
+    relevance = model.relevance
+    end = "" if relevance is None else f", r {relevance[latent].item():.2f}"
+    return f"z{latent}, {nats:.1f} nats{end}"
+
+
+def _some(model: VAE, index: ShardIndex, split: str) -> Tensor:
+    """(n, S, S, 3) uint8 pictures of SHOWN items spread over a split, or of all."""
+    shards = index.split(split)
+    samples = tuple(shard.samples for shard in shards)
+    total = sum(samples)
+    places = StoredOrder(samples, total)(0)
+    chosen = np.unique(np.linspace(0, total - 1, SHOWN).astype(np.int64))
+    reader = ShardReader(index)
+    pictures: list[Picture] = []
+    for shard, position in places[chosen].tolist():
+        sample = reader.read(shards[shard], position)
+        pictures.append(model.preprocess.load(sample.picture))
+    reader.close()
+    return torch.from_numpy(np.stack(pictures))
+
+
+def _encoded(pictures: Tensor) -> list[bytes]:
+    """PNGs of (n, C, S, S) in 0..1."""
+    pixels = (255 * pictures).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    found: list[bytes] = []
+    for picture in pixels:
+        content = io.BytesIO()
+        # One channel is told by its missing axis.
+        Image.fromarray(picture if picture.shape[-1] == 3 else picture[..., 0]).save(content, "PNG")
+        found.append(content.getvalue())
+    return found

@@ -1,0 +1,1 @@
+"""Catalogues that are drawn as they are packed."""

@@ -1,0 +1,1 @@
+"""Tables of text cells, and the catalogue that a table and a folder of pictures make."""

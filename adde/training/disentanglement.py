@@ -1,0 +1,138 @@
+"""How well encoders keep factors apart, on one scale: runs of any method, and codes of others."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from adde.disentanglement import Scores, code, read_codes, score
+from adde.errors import UserError
+from adde.files import write_json
+from adde.schema import Labels
+from adde.shards.index import ShardIndex
+from adde.shards.reader import ShardReader
+from adde.training.evaluation import Evaluator
+from adde.training.method import find_method
+from adde.training.opening import load_model
+from adde.training.resilience.requirements import require_split
+from adde.training.run_folder import open_shards
+from adde.training.watching.encoder_scores import SCORES_NAME
+
+Trees = Literal["lgbm", "sklearn"]
+
+HELD_OUT = 0.5
+"""Share of items with pairs of values that no training item has, from which two factors count as
+held out together; a few pairs are missing by chance."""
+
+
+def score_encoders(
+    runs: Sequence[Path],
+    files: Sequence[Path],
+    split: str = "test",
+    which: str = "best",
+    shards: str | None = None,
+    batch_size: int = 256,
+    trees: Trees = "lgbm",
+    tasks: bool = False,
+) -> dict[str, Scores]:
+    """Scores by name of the encoder; those of a run are also written into its folder.
+
+    Args:
+        runs: folders of runs, of any method that gives codes.
+        files: .npz of codes and labels, see `adde.disentanglement.read_codes`.
+        split: that runs encode.
+        which: checkpoint of a run, `best` or `last`.
+        shards: folder or address of shards; None: those that each run was trained on.
+        batch_size: pictures encoded at a time.
+        trees: of DCI; sklearn's are the published ones.
+        tasks: also downstream tasks.
+
+    Raises:
+        UserError: two encoders have one name, a method gives no codes, or as of `load_model`,
+            `read_codes` and `score`.
+    """
+    names = [*(run.resolve().name for run in runs), *(path.stem for path in files)]
+    if len(set(names)) < len(names):
+        raise UserError(f"expected encoders of different names, found {', '.join(names)}")
+    found: dict[str, Scores] = {}
+    for name, run in zip(names, runs):
+        found[name] = score_run(run, split, which, shards, batch_size, trees, tasks)
+    for name, path in zip(names[len(runs) :], files):
+        coded, sampled = read_codes(path)
+        scores = score(coded, sampled=sampled, trees=trees, tasks=tasks)
+        notes = (
+            f"{len(coded.codes):,} items of {path}",
+            "what these codes were taught by, and which items the encoder has seen, is not known",
+        )
+        found[name] = replace(scores, notes=(*notes, *scores.notes))
+    return found
+
+
+def score_run(
+    run: Path,
+    split: str = "test",
+    which: str = "best",
+    shards: str | None = None,
+    batch_size: int = 256,
+    trees: Trees = "lgbm",
+    tasks: bool = False,
+) -> Scores:
+    """Scores of a run's codes of a split, with what is to be known when they are compared; see
+    `score_encoders`.
+    """
+    model, config, checkpoint = load_model(run, which)
+    method = find_method(config.method)
+    index = open_shards(config, shards)
+    require_split(index, split)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    evaluator = Evaluator(index, batch_size, config.data.workers, device)
+    encoded = evaluator.encode(method.codes, model.to(device), split)
+    codes, spread = encoded.outputs["codes"], encoded.outputs.get("log_variance")
+    coded = code(codes, encoded.labels, index.schema.names, method.blocks(model))
+    sampled = None
+    if spread is not None:
+        noise = np.random.default_rng(0).standard_normal(codes.shape)
+        sampled = codes + np.exp(spread / 2) * noise
+    scores = score(coded, sampled=sampled, trees=trees, tasks=tasks)
+    notes = (
+        f"{len(codes):,} items of the {split} split of {index.name}, which training has "
+        f"{'seen' if split == 'train' else 'not seen'}; {checkpoint.path.name}",
+        f"{config.method}: {method.supervision}",
+        *_held_out(index, encoded.labels, split),
+    )
+    scores = replace(scores, notes=(*notes, *scores.notes))
+    content = {"split": split, "checkpoint": checkpoint.path.name, **scores.to_json()}
+    write_json(run / SCORES_NAME, content)
+    return scores
+
+
+def _held_out(index: ShardIndex, labels: Labels, split: str) -> Iterator[str]:
+    """Which factors have pairs of values in these labels (N, A) that no training item has."""
+    if split == "train" or "train" not in index.splits:
+        return
+    if not isinstance(index.root, Path):
+        yield "behind an address, combinations that training has not seen are not looked for"
+        return
+    reader = ShardReader(index)
+    shards = index.split("train")
+    stored = [reader.read(s, place).labels for s in shards for place in range(s.samples)]
+    reader.close()
+    seen, names = np.stack(stored), index.schema.names
+    found: list[str] = []
+    for first, second in combinations(range(len(names)), 2):
+        known = (labels[:, [first, second]] >= 0).all(axis=1)
+        pairs, theirs = (
+            table[:, first] * index.schema.sizes[second] + table[:, second]
+            for table in (labels[known], seen[(seen[:, [first, second]] >= 0).all(axis=1)])
+        )
+        share = 1 - float(np.isin(pairs, theirs).mean()) if len(pairs) else 0.0
+        if share >= HELD_OUT:
+            found.append(f"{names[first]} with {names[second]} ({share:.0%} of the items)")
+    if found:
+        yield f"held out: pairs of values that no training item has, of {', '.join(found)}"
+    else:
+        yield "no two factors were held out together: training has seen their pairs of values"

@@ -5,6 +5,10 @@ Layout::
     encoder.onnx  images (B, S, S, 3) uint8 -> embeddings (B, A, D), logits (B, V), and presence
                   logits (B, A) if the model has them; float32
     memory.onnx   embeddings (B, A, D), indicator (B, V) -> query (B, A D), L2-normalised; float32
+    outfit.onnx   where the bundle has an outfit head: outfit (B, C, V), the mean over an outfit's
+                  items of their values' probabilities, each in the row of its category, ->
+                  queries (B, C, V): a candidate of category c scores queries[c] times its own
+                  probabilities; float32
     *.onnx.data   weights that are too large to be embedded in their graph
     golden.npz    a few real pictures and an edit of each, with the outputs of torch, or for a
                   reduced-precision encoder those of onnxruntime at export
@@ -16,6 +20,7 @@ Layout::
                    "files": {"encoder.onnx": {"bytes": ..., "sha256": ...}, ...},
                    "versions": ..., "parity": ..., "retrieval": ..., "source": ...,
                    "presence": whether the encoder has this output,
+                   "outfits": of a head {"category": attribute, "source": ...}, else absent,
                    "sha256": of the canonical JSON of all other fields}
 """
 
@@ -37,8 +42,9 @@ from adde.scoring import Calibration
 BUNDLE_NAME = "bundle.json"
 ENCODER, MEMORY, GOLDEN, CARD = "encoder.onnx", "memory.onnx", "golden.npz", "README.md"
 FILES = (ENCODER, MEMORY, GOLDEN, CARD)
-LARGE_FILES = (f"{ENCODER}.data", f"{MEMORY}.data")
-"""Present only if a graph's weights are too large to be embedded in it."""
+OUTFIT = "outfit.onnx"
+OPTIONAL_FILES = (f"{ENCODER}.data", f"{MEMORY}.data", f"{OUTFIT}.data", OUTFIT)
+"""Present only if a graph's weights are too large to be embedded in it, or with an outfit head."""
 FORMAT = 3
 READABLE_FORMATS = (2, 3)
 """Format 2 lacks `preprocess.fit`; its pictures are cropped."""
@@ -71,6 +77,10 @@ class Golden:
     """(n, A D) float32, L2-normalised."""
     presence: Vector | None = None
     """(n, A) float32 logits, if the model has them."""
+    outfit: Vector | None = None
+    """(n, C, V) float32, where there is an outfit head."""
+    queries: Vector | None = None
+    """(n, C, V) float32 of these outfits."""
 
     @property
     def outputs(self) -> Outputs:
@@ -104,7 +114,7 @@ class Bundle:
     width: int
     """D, the width of one attribute's subspace."""
     details: Mapping[str, Any]
-    """precision, parts, memory, opset, versions, parity, retrieval, source, presence."""
+    """precision, parts, memory, opset, versions, parity, retrieval, source, presence, outfits."""
     calibration: Calibration | None = None
     """Settings of the match score; None in older bundles, which rank by distance only."""
     hash: str = field(default="", compare=False)
@@ -115,6 +125,17 @@ class Bundle:
     def encoder(self) -> Path:
         """Path of the encoder's graph."""
         return self.path / ENCODER
+
+    @property
+    def outfit(self) -> Path:
+        """The file of the outfit head's graph."""
+        return self.path / OUTFIT
+
+    @property
+    def category(self) -> int | None:
+        """Index of the attribute that is an outfit's category; None without an outfit head."""
+        head = self.details.get("outfits")
+        return None if head is None else self.schema.attribute_index(head["category"])
 
     @property
     def memory(self) -> Path:
@@ -132,7 +153,7 @@ class Bundle:
                 "bytes": (self.path / name).stat().st_size,
                 "sha256": sha256_of_file(self.path / name),
             }
-            for name in (*FILES, *LARGE_FILES)
+            for name in (*FILES, *OPTIONAL_FILES)
             if name in FILES or (self.path / name).exists()
         }
         content = {
@@ -168,7 +189,10 @@ class Bundle:
         content = read_json(manifest)
         with untrusted(manifest, "the fields of a bundle", "export it again"):
             bundle = cls._from_json(path, content)
-            for name in (*FILES, *(name for name in LARGE_FILES if name in content["files"])):
+            named = [name for name in OPTIONAL_FILES if name in content["files"]]
+            if bundle.category is not None and OUTFIT not in named:
+                raise KeyError(OUTFIT)
+            for name in (*FILES, *named):
                 _check_file(path / name, content["files"][name], verify)
         return bundle
 
@@ -197,6 +221,8 @@ class Bundle:
         )  # fmt: skip
         details = {key: content[key] for key in keys}
         details["presence"] = content.get("presence", False)
+        if "outfits" in content:
+            details["outfits"] = content["outfits"]
         preprocess = Preprocess.from_json(content["preprocess"])
         width, digest = int(content["width"]), str(content["sha256"])
         calibration = None

@@ -3,6 +3,7 @@
 python export/to_onnx.py --run runs/quickstart --out bundles/quickstart
 python export/to_onnx.py --run runs/shop --out bundles/shop --checkpoint last --shards data/shop
 python export/to_onnx.py --run runs/shop --out bundles/shop-int8 --precision int8
+python export/to_onnx.py --run runs/shop --out bundles/shop --outfits runs/outfits
 
 The bundle is written only if onnxruntime gives the same answers as torch on the test split (with
 --split val: the validation split). An existing bundle is replaced unless it has the same weights,
@@ -17,6 +18,7 @@ import tyro
 
 from adde.errors import run_program
 from adde.exporting.export import export_bundle, is_up_to_date
+from adde.exporting.outfits import load_head
 from adde.exporting.precision import Precision
 from adde.files import read_json, sha256_of_file
 from adde.methods.adde.calibration import calibration_of
@@ -25,6 +27,9 @@ from adde.training.checkpoints.checkpoint import STATE_NAME
 from adde.training.evaluation import Evaluator
 from adde.training.resilience.requirements import require_split
 from adde.training.run_folder import open_shards
+
+UNTRAINED = "the mean prototypes of stage 2, untrained: the run has adde.schedule.epochs = 0"
+"""What memory.onnx holds of a run without stage 3."""
 
 BATCH = 64
 """Pictures encoded at a time to calibrate a checkpoint."""
@@ -38,6 +43,7 @@ def export(
     split: Literal["test", "val"] = "test",
     precision: Precision = "fp32",
     allow_drop: float | None = None,
+    outfits: Path | None = None,
 ) -> None:
     """Write encoder, memory, golden vectors and bundle.json.
 
@@ -51,6 +57,8 @@ def export(
             split.
         allow_drop: points of hit@30, NDCG@30 and attribute accuracy that reduced precision may
             cost; default: 0.1 for fp16, 1.0 for int8.
+        outfits: folder of an outfit head's run, trained on the same checkpoint; the bundle then
+            completes outfits.
     """
     model, config, found = load_adde(run, checkpoint)
     index = open_shards(config, shards)
@@ -64,13 +72,17 @@ def export(
         "weights": sha256_of_file(found.path / STATE_NAME),
         "pictures": index.fingerprint(split),
     }
+    if not config.adde.schedule.epochs:
+        source["memory"] = UNTRAINED
+        print(f"{out}: the memory that edits is {UNTRAINED}")
     retrieval = read_json(metrics) if metrics.exists() else None
     if retrieval is not None and retrieval.get("checkpoint") != found.path.name:
         print(f"{metrics}: metrics of {retrieval.get('checkpoint')}, left out of the bundle")
         retrieval = None
+    head = None if outfits is None else load_head(outfits, source["weights"])
     evaluator = Evaluator(index, BATCH, config.data.workers, torch.device("cpu"))
     calibration, _ = calibration_of(found, model, evaluator)
-    request = (retrieval, source, calibration, precision, allow_drop, split)
+    request = (retrieval, source, calibration, precision, allow_drop, split, head)
     if is_up_to_date(out, *request):
         print(f"{out}: exported from the same before, nothing to do")
         return

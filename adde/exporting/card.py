@@ -24,6 +24,7 @@ def model_card(bundle: Bundle) -> str:
         f"{_precision_text(details)}; pictures are made square by {bundle.preprocess.fit!r}",
         f"- memory.onnx: embeddings, indicator (B, {schema.num_values}) -> query "
         f"(B, {len(schema.sizes) * bundle.width}), of length 1; {details['memory']}",
+        *_outfits(bundle),
         "",
         "## Data",
         "",
@@ -47,6 +48,18 @@ def model_card(bundle: Bundle) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _outfits(bundle: Bundle) -> list[str]:
+    if bundle.category is None:
+        return []
+    categories, values = bundle.schema.sizes[bundle.category], bundle.schema.num_values
+    source = bundle.details["outfits"]["source"]
+    return [
+        f"- outfit.onnx: outfits (B, {categories}, {values}), the mean of the items' values by "
+        f"{bundle.schema.names[bundle.category]}, -> queries (B, {categories}, {values}); "
+        + "".join(f"{key}: {value}. " for key, value in source.items()).strip()
+    ]
 
 
 def _precision_text(details: Any) -> str:

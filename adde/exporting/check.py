@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from adde.bundle import ENCODER, MEMORY, Bundle, Golden
+from adde.bundle import ENCODER, MEMORY, OUTFIT, Bundle, Golden
 from adde.errors import UserError, untrusted
 from adde.exporting.parity import BATCH_SIZES, relative_error
 from adde.serving.onnx.providers import Device
@@ -37,7 +37,7 @@ def check_bundle(
         UserError: names the file and what is wrong with it, or the failure on the CPU.
     """
     bundle = Bundle.read(path)
-    for name in (ENCODER, MEMORY):
+    for name in (ENCODER, MEMORY, *([OUTFIT] if bundle.category is not None else [])):
         _check_opset(bundle, path / name)
     golden = bundle.golden()
     _check_dimensions(bundle, golden)
@@ -74,6 +74,9 @@ def _check_dimensions(bundle: Bundle, golden: Golden) -> None:
     }
     if bundle.details["presence"]:
         expected["presence"] = (count, attributes)
+    if bundle.category is not None:
+        categories = bundle.schema.sizes[bundle.category]
+        expected |= dict.fromkeys(("outfit", "queries"), (count, categories, values))
     for name, shape in expected.items():
         found = np.shape(getattr(golden, name))
         if found != shape:
@@ -89,6 +92,8 @@ def _check_batch(bundle: Bundle, session: Session, golden: Golden, size: int) ->
     found = {**outputs._asdict(), "query": query}
     if outputs.presence is None:
         del found["presence"]
+    if golden.outfit is not None and bundle.category is not None:
+        found["queries"] = session.complete(golden.outfit[rows])
     errors: dict[str, float] = {}
     for name, array in found.items():
         expected = getattr(golden, name)[rows]

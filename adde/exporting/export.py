@@ -1,20 +1,28 @@
 """Export of a model as a bundle, which is written only if it passes the parity gate."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
-from adde.bundle import BUNDLE_NAME, CARD, FILES, GOLDEN, LARGE_FILES, Bundle, Golden
+from adde.bundle import BUNDLE_NAME, CARD, FILES, GOLDEN, OPTIONAL_FILES, Bundle, Golden
 from adde.errors import UserError
 from adde.exporting import parity
 from adde.exporting.card import arithmetic_note, model_card
-from adde.exporting.graphs import EMBEDDED_BYTES, OPSET, TorchSession, write_graphs
+from adde.exporting.graphs import (
+    EMBEDDED_BYTES,
+    OPSET,
+    OutfitGraph,
+    TorchSession,
+    write_graphs,
+    write_outfit_graph,
+)
 from adde.exporting.precision import (
     LIMITS,
     Precision,
@@ -24,6 +32,7 @@ from adde.exporting.precision import (
 )
 from adde.files import atomic_path, require_writable, unexpected_entries
 from adde.methods.adde.model import ADDE
+from adde.methods.outfits.model import Bilinear
 from adde.preprocess import Picture, Preprocess
 from adde.schema import Labels
 from adde.scoring import Calibration
@@ -36,6 +45,20 @@ GOLDEN_PICTURES = 4
 PACKAGES = ("adde", "torch", "timm", "onnx", "onnxscript", "onnxruntime-gpu", "numpy", "pillow")
 
 
+@dataclass(frozen=True)
+class OutfitHead:
+    """An outfit head, and what names it."""
+
+    head: Bilinear
+    category: str
+    """Attribute that says what kind of thing an item is."""
+    source: Mapping[str, Any]
+
+    def details(self) -> dict[str, Any]:
+        """What bundle.json says of it."""
+        return {"category": self.category, "source": dict(self.source)}
+
+
 def export_bundle(
     model: ADDE,
     index: ShardIndex,
@@ -46,6 +69,7 @@ def export_bundle(
     precision: Precision = "fp32",
     allow_drop: float | None = None,
     split: str = "test",
+    outfits: OutfitHead | None = None,
 ) -> Bundle:
     """Write the bundle of a model to the folder `out`, replacing a bundle there.
 
@@ -60,6 +84,7 @@ def export_bundle(
         allow_drop: maximum loss of the split's metrics by reduced precision, in points; None: as in
             `adde.exporting.precision`.
         split: of the index.
+        outfits: a head to complete outfits with, if the bundle is to have one.
 
     Raises:
         UserError: `out` contains other files, the shards have another schema or lack the split, or
@@ -75,6 +100,9 @@ def export_bundle(
         memory = write_graphs(model, folder)
         width = model.settings.width
         details = dict[str, Any](precision=precision, presence=model.settings.presence)
+        if outfits is not None:
+            details["outfits"] = outfits.details()
+            write_outfit_graph(outfits.head, folder)
         bundle = Bundle(folder, model.schema, model.preprocess, width, details, calibration)
         if precision == "fp32":
             report = compare(torch_session, bundle, index, split)
@@ -85,6 +113,8 @@ def export_bundle(
                 *(torch_session, bundle, index, precision, allow_drop, split)
             )
             golden = make_golden(model, Session(bundle), pictures)
+        if outfits is not None:
+            golden = with_outfits(golden, outfits.head, Session(bundle))
         golden.write(folder / GOLDEN)
         report["golden_error_allowed"] = LIMITS[precision].golden_error
         details |= {
@@ -110,6 +140,7 @@ def is_up_to_date(
     precision: Precision = "fp32",
     allow_drop: float | None = None,
     split: str = "test",
+    outfits: OutfitHead | None = None,
 ) -> bool:
     """Return whether `out` already has, undamaged, what `export_bundle` would write.
 
@@ -126,9 +157,33 @@ def is_up_to_date(
     return (
         all(details[name] == value for name, value in wanted.items())
         and bundle.calibration == calibration
+        and details.get("outfits") == (outfits and outfits.details())
         and report.get("split") == split
         and (precision == "fp32" or report["drop"]["allowed"] == limit)
     )
+
+
+def with_outfits(golden: Golden, head: Bilinear, session: Session) -> Golden:
+    """Golden vectors with a few drawn outfits and their queries.
+
+    Raises:
+        UserError: onnxruntime's queries are not torch's.
+    """
+    count, _, values, _ = head.table.shape
+    draws = np.random.default_rng(0)
+    outfit = draws.random((len(golden.images), count, values), np.float32)
+    with torch.no_grad():
+        queries = OutfitGraph(head)(torch.from_numpy(outfit)).numpy()
+    for size in parity.BATCH_SIZES:
+        rows = np.arange(size) % len(outfit)
+        error = parity.relative_error(queries[rows], session.complete(outfit[rows]))
+        if not error <= parity.MAX_ERROR:
+            raise UserError(
+                f"onnxruntime does not complete outfits as torch does, no bundle is written: "
+                f"expected an error of at most {parity.MAX_ERROR:g} at batch {size}, found "
+                f"{error:.3g}; try another version of torch, onnx or onnxruntime"
+            )
+    return replace(golden, outfit=outfit, queries=queries)
 
 
 def package_versions() -> dict[str, str]:
@@ -152,7 +207,7 @@ def reduce_encoder(
     Raises:
         UserError: no candidate passes (with the metrics of the last), or the encoder is too large.
     """
-    if (bundle.path / LARGE_FILES[0]).exists():
+    if (bundle.path / OPTIONAL_FILES[0]).exists():
         raise UserError(
             f"precision: expected fp32 for an encoder with external weights (above "
             f"{EMBEDDED_BYTES / 1e9:g} GB), found {precision}; the quantiser keeps them in one file"
@@ -216,7 +271,7 @@ def require_replaceable(out: Path) -> None:
         raise UserError(f"{out}: expected a bundle's own folder such as bundles/x; name one")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: expected a folder for the bundle, found a file; name another")
-    known = {BUNDLE_NAME, *FILES, *LARGE_FILES}
+    known = {BUNDLE_NAME, *FILES, *OPTIONAL_FILES}
     if others := unexpected_entries(out, lambda name: name in known):
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         raise UserError(

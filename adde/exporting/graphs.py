@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from adde.bundle import ENCODER, MEMORY, Outputs
+from adde.bundle import ENCODER, MEMORY, OUTFIT, Outputs
 from adde.errors import UserError
 from adde.methods.adde.model import ADDE
+from adde.methods.outfits.model import Bilinear
 from adde.preprocess import Picture
 from adde.schema import Vector
 
@@ -81,6 +82,20 @@ class BlockMemoryGraph(nn.Module):
         return nn.functional.normalize(edited.flatten(1), dim=1)
 
 
+class OutfitGraph(nn.Module):
+    """Mean outfits (B, C, V) -> queries (B, C, V) of every category."""
+
+    def __init__(self, head: Bilinear) -> None:
+        super().__init__()
+        self.register_buffer("matrix", head.matrix.detach().clone())
+
+    matrix: Tensor
+
+    def forward(self, outfit: Tensor) -> Tensor:
+        """One product with the tables of all pairs of categories."""
+        return (outfit.flatten(1) @ self.matrix).unflatten(1, outfit.shape[1:])
+
+
 def off_block_share(model: ADDE) -> float:
     """Compute ||N o M|| / ||M||, the share of the memory's norm outside its columns' own blocks."""
     weight = model.memory.weight.detach().double()
@@ -133,6 +148,13 @@ def write_graphs(model: ADDE, folder: Path) -> Literal["blocks", "dense"]:
     memory = BlockMemoryGraph(model) if blocks else MemoryGraph(model)
     _export(memory, inputs, ("query",), folder / MEMORY)
     return "blocks" if blocks else "dense"
+
+
+def write_outfit_graph(head: Bilinear, folder: Path) -> None:
+    """Write outfit.onnx into `folder`, batch dynamic."""
+    count, _, values, _ = head.table.shape
+    inputs = {"outfit": torch.zeros(2, count, values)}
+    _export(OutfitGraph(head), inputs, ("queries",), folder / OUTFIT)
 
 
 def _export(

@@ -2,6 +2,7 @@
 
 from adde.serving.answers import Answer, Result
 from adde.serving.attribute_edits import More, Not
+from adde.serving.outfits import Fitting
 from adde.serving.search import Request, Searcher
 
-__all__ = ["Answer", "More", "Not", "Request", "Result", "Searcher"]
+__all__ = ["Answer", "Fitting", "More", "Not", "Request", "Result", "Searcher"]

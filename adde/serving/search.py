@@ -21,6 +21,7 @@ from adde.serving.gallery.opening import open_or_build
 from adde.serving.gallery.scorers import MatchScorer, RankOptions
 from adde.serving.onnx.providers import Device
 from adde.serving.onnx.session import Session
+from adde.serving.outfits import Fitting, check_outfit, fittings, mean_outfit, with_absence
 from adde.serving.ranking import AnswerRanker
 
 MAX_WEIGHT = 1000.0
@@ -130,6 +131,108 @@ class Searcher:
             image, item, edits or {}, k, weights or {}, like, filters or {}, rank, must, offset
         )
         return self.search_batch([request])[0]
+
+    @property
+    def outfits(self) -> str | None:
+        """The attribute whose values `complete` takes; None where the bundle has no outfit head."""
+        attribute = self.bundle.category
+        return None if attribute is None else self.schema.names[attribute]
+
+    def similar(
+        self,
+        item: str,
+        like: Sequence[str],
+        k: int = 10,
+        rank: Rank | None = None,
+        filters: Mapping[str, Any] | None = None,
+        offset: int = 0,
+    ) -> Result:
+        """Find the `k` items most like an item in some attributes, whatever else they show.
+
+        Args:
+            item: id of an item of the gallery; it is no answer itself.
+            like: the attributes. By match they are compared by the probability that they agree, by
+                distance within their subspaces of unit length.
+            k: see `search`, as the others.
+            rank: see there.
+            filters: see there.
+            offset: see there.
+
+        Raises:
+            UserError: as `search`, or no attribute is named.
+        """
+        if not like:
+            raise UserError(
+                "like: expected one or more attributes, found none; Searcher.search compares all"
+            )
+        return self.search(item=item, like=like, k=k, rank=rank, filters=filters, offset=offset)
+
+    def complete(
+        self,
+        items: Sequence[str],
+        category: str,
+        k: int = 10,
+        filters: Mapping[str, Any] | None = None,
+        images: Sequence[ImageInput] = (),
+    ) -> tuple[Fitting, ...]:
+        """Find the `k` items of a category that go best with an outfit, best first.
+
+        It is one search, however many items the outfit has.
+
+        Args:
+            items: ids of the gallery's items that are there already; none is an answer.
+            category: value of the bundle's category attribute that is to be found.
+            k: answers wanted; all items of the category where the gallery has fewer.
+            filters: what answers must have besides; see `adde.serving.gallery.filters`.
+            images: pictures of further items that are there.
+
+        Raises:
+            UserError: the bundle has no outfit head; no item or one twice; an item or category that
+                there is not, or of which the gallery has no other item.
+        """
+        check_outfit(self.bundle, items, len(images))
+        pictures = self.embed([self.picture(image) for image in images])
+        return self.completed(items, pictures, category, k, filters or {})
+
+    def completed(
+        self,
+        items: Sequence[str],
+        pictures: Sequence[Start],
+        category: str,
+        k: int,
+        filters: Mapping[str, Any],
+    ) -> tuple[Fitting, ...]:
+        """As `complete`, of pictures that are embedded already."""
+        check_outfit(self.bundle, items, len(pictures))
+        schema, attribute = self.schema, self.bundle.category
+        assert attribute is not None
+        name = schema.names[attribute]
+        target = schema.value_index(name, category)
+        if not 1 <= k <= MAX_K - len(items):
+            raise UserError(f"k: expected 1 to {MAX_K - len(items)}, found {k}")
+        if name in filters:
+            raise UserError(f"filters: expected none of {name!r}, which the category is, found one")
+        starts = [*map(self.start_of, items), *pictures]
+        beliefs = np.stack([start.beliefs for start in starts if start.beliefs is not None])
+        kinds = [int(start.own[attribute]) for start in starts]
+        outfit = mean_outfit(beliefs, kinds, schema, schema.sizes[attribute])
+        query = with_absence(self.session.complete(outfit)[0, target], schema)
+        nearest = np.stack([start.embedding for start in starts]).sum(axis=0)
+        found = self.gallery.nearest(
+            nearest / np.maximum(np.linalg.norm(nearest), np.float32(1e-12)),
+            np.ones(len(schema.names), np.float32),
+            k + len(items),
+            {**filters, name: category},
+            asked=RankOptions(completing=query),
+        )
+        others = [item for item in found if item.item_id not in items]
+        if not others:
+            besides = " that pass the filters" if filters else ""
+            raise UserError(
+                f"category: expected items of {name} {category!r} in the gallery{besides} other "
+                "than those of the outfit, found none"
+            )
+        return fittings(others, query, schema, k)
 
     def search_batch(self, requests: Sequence[Request]) -> list[Result]:
         """Answer several requests; their pictures are encoded together."""

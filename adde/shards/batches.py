@@ -26,6 +26,11 @@ def load_exactly(preprocess: Preprocess, source: bytes, name: str, into: Picture
     into[:] = preprocess.load(source, name)
 
 
+def load_nothing(preprocess: Preprocess, source: bytes, name: str, into: Picture) -> None:
+    """No picture, for who needs only what comes with it."""
+    into[:] = 0
+
+
 @dataclass(frozen=True)
 class BatchMetadata:
     """All of a batch of b items but its pictures."""

@@ -13,7 +13,7 @@ from adde.loading.batch import Batch, join
 from adde.loading.loader import BatchStream
 from adde.loading.resize import load_for_training
 from adde.preprocess import Preprocess
-from adde.shards.batches import Batches
+from adde.shards.batches import Batches, load_nothing
 from adde.shards.index import ShardIndex
 from adde.shards.jpeg import is_plain
 from adde.shards.order import SampleOrder
@@ -28,9 +28,15 @@ class TrainingBatches:
     """Read this rank's share of each global batch, stage by stage."""
 
     def __init__(
-        self, config: Config, index: ShardIndex, order: SampleOrder, device: torch.device
+        self,
+        config: Config,
+        index: ShardIndex,
+        order: SampleOrder,
+        device: torch.device,
+        pictures: bool = True,
     ) -> None:
         self._config, self._index, self._order = config, index, order
+        self._load = load_for_training if pictures else load_nothing
         self._device = device
         self._skipped = 0.0
         self._numbers: Iterator[int] = iter(())
@@ -47,7 +53,7 @@ class TrainingBatches:
             preprocess,
             RankShare(self._order, rank(), world_size(), parts, whole=data.cached),
             data.on_fault,
-            load_for_training,
+            self._load,
             is_plain if data.decode == "device" else None,
         )
         # Micro-batches are read one by one even if they are joined: the memory of one is enough.

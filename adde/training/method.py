@@ -8,7 +8,7 @@ by step.
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -111,6 +111,19 @@ class Objective:
         """Restore the tensors of `state`."""
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What an evaluation of a finished run found: the content of its file, and its tables."""
+
+    content: dict[str, Any]
+    text: str
+
+
+Task = Callable[[Any, Checkpoint, Evaluator, str, int], Measured]
+"""Evaluates a split of the evaluator's shards: model, its checkpoint, evaluator, split, and the
+maximum number of queries (0: all)."""
+
+
 class Method:
     """A way to train a model; subclasses define model, stages, losses and metrics."""
 
@@ -140,6 +153,12 @@ class Method:
 
     tables: tuple[str, ...] = ()
     """Names of the tables of an evaluation."""
+
+    reads_pictures: bool = True
+    """Whether training batches have pictures; if not, pictures stay empty and none is decoded."""
+
+    tasks: Mapping[str, Task] = {}
+    """Evaluations of a finished run by name, for `train/evaluate.py`; the first is the default."""
 
     def build(self, config: Any, schema: Schema, start: bool = True) -> nn.Module:
         """Build the model on the CPU; its attribute `preprocess` is the `Preprocess` of pictures.
@@ -197,7 +216,12 @@ class Method:
         """Complete the best checkpoint at the end of a run; on all ranks."""
 
     def summary(self, metrics: dict[str, Any]) -> Summary:
-        """Summarise the method's `metrics.json` for the report."""
+        """Summarise the test split's evaluations for the report.
+
+        Args:
+            metrics: content of `metrics.json` if there is one, and of every other task's file under
+                the task's name.
+        """
         return Summary()
 
 

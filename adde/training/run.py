@@ -74,7 +74,9 @@ class Run:
         )
         self._stop = StopSignals()
         self._saver = Saver(config, index, begun.writer)
-        self._batches = TrainingBatches(config, index, self.order, self.device)
+        self._batches = TrainingBatches(
+            config, index, self.order, self.device, self.method.reads_pictures
+        )
         self._bad_steps = BadSteps(config, self.objective, self.main)
 
     # Stages and steps

@@ -216,3 +216,21 @@ def test_paths_are_enough(tiny_bundle, tiny_gallery, searcher):
 def test_invalid_requests_are_reported(searcher, asked, message):
     with pytest.raises(UserError, match=message):
         searcher.search(**{"image": np.zeros((32, 32, 3), np.uint8), **asked})
+
+
+def test_similar_ranks_by_one_subspace_alone(searcher, everything):
+    """By cosine in the subspace, whatever the rest of the embedding; the item is no answer."""
+    item_id = next(iter(everything))
+    a = searcher.schema.attribute_index("shape")
+    found = searcher.similar(item_id, like=("shape",), k=20)
+    unit = {i: item.vector[a] / np.linalg.norm(item.vector[a]) for i, item in everything.items()}
+    cosines = {i: float(unit[i] @ unit[item_id]) for i in everything if i != item_id}
+    best = sorted(cosines.values(), reverse=True)[:20]
+    np.testing.assert_allclose([cosines[answer.item_id] for answer in found], best, atol=1e-6)
+    page = searcher.similar(item_id, like=("shape",), k=5, offset=5)
+    assert [a.item_id for a in page] == [a.item_id for a in found[5:10]]
+
+
+def test_similar_in_nothing_is_refused(searcher, everything):
+    with pytest.raises(UserError, match="like: expected one or more attributes, found none"):
+        searcher.similar(next(iter(everything)), like=())

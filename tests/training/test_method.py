@@ -115,10 +115,15 @@ def test_two_ranks_train_as_one(recipe, run):
     )
 
 
-@pytest.mark.parametrize("program", [["export/to_onnx.py", "--out"], ["train/evaluate.py"]])
-def test_what_only_adde_can_do_is_refused(run, program):
-    words = [*program[1:], *([run.parent / "bundle"] if program[1:] else [])]
-    output = finish(start(program[:1], "--run", run, *words), status=1)
+def test_only_an_adde_is_exported(run):
+    bundle = run.parent / "bundle"
+    output = finish(start(["export/to_onnx.py"], "--run", run, "--out", bundle), status=1)
     assert "expected a run of the method 'adde'" in output
     assert "found one of 'tests.autoencoder'" in output
-    assert not (run.parent / "bundle").exists()
+    assert not bundle.exists()
+
+
+def test_a_method_without_evaluations_of_its_own_is_not_evaluated(run):
+    output = finish(start(["train/evaluate.py"], "--run", run), status=1)
+    assert "expected a run of a method with evaluations of its own" in output
+    assert "found one of 'tests.autoencoder'" in output

@@ -3,13 +3,14 @@
 Stage 2, the prototypes, is one pass over the training split before the stage `adde` begins.
 """
 
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from adde.distributed import rank
-from adde.methods.adde import report
+from adde.methods.adde import manipulation, report, similarity
 from adde.methods.adde.calibration import calibration_of
 from adde.methods.adde.config import AddeConfig
 from adde.methods.adde.cross_batch import CrossBatchQueue
@@ -48,6 +49,9 @@ class Adde(Method):
     terminal_metrics = ("hit@1", "hit@10", "hit@30", "ndcg@30", "accuracy")
     supervision = "taught by the labels that are scored here"
     tables = ("nearest_prototypes",)
+    tasks = MappingProxyType(
+        {"manipulation": manipulation.measure, "similarity": similarity.measure}
+    )
     panels = (
         Panel("Validation", "Retrieval", r"val/hit@(1|10|30)"),
         Panel("Validation", "NDCG@30", r"val/ndcg(_target|_others)?@30"),
@@ -140,7 +144,7 @@ class Adde(Method):
             )
 
     def summary(self, metrics: dict[str, Any]) -> Summary:
-        """Summarise retrieval and baselines, obedience to edits, and every attribute."""
+        """Summarise retrieval and baselines, obedience to edits, attributes, and similarity."""
         return report.summary(metrics)
 
 

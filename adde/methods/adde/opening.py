@@ -18,8 +18,6 @@ def load_adde(run: Path, which: str = "best") -> tuple[ADDE, AddeConfig, Checkpo
     model, config, checkpoint = load_model(run, which)
     if not isinstance(model, ADDE) or not isinstance(config, AddeConfig):
         raise UserError(
-            f"{run}: expected a run of the method 'adde', the only one that is evaluated by edits "
-            f"and exported, found one of {config.method!r}; train/evaluate.py --disentanglement "
-            "scores the codes of any"
+            f"{run}: expected a run of the method 'adde', found one of {config.method!r}"
         )
     return model, config, checkpoint

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from adde.methods.adde import similarity
 from adde.methods.adde.model import ADDE
 from adde.methods.adde.prototypes import block_energy, cosines, nearest
 from adde.ranking import BASELINES
@@ -59,11 +60,17 @@ def prototypes(model: ADDE) -> tuple[Matrix, Table, dict[str, float]]:
 
 def summary(metrics: dict[str, Any]) -> Summary:
     """Summarise the test metrics of `train/evaluate.py`; older runs have no match score."""
-    best = metrics.get("match", metrics["adde"])
-    headline = [(MEASURES[m], best[m]) for m in MEASURES if "_" not in m]
-    accuracy = metrics["attribute_accuracy"]["mean"]
-    tables = [_retrieval(metrics), _edits(metrics), _attributes(metrics)]
-    return Summary([*headline, ("attribute accuracy", accuracy)], [t for t in tables if t.rows])
+    headline, tables, matrix = list[tuple[str, float | str]](), list[Table](), None
+    if "adde" in metrics:
+        best = metrics.get("match", metrics["adde"])
+        headline += [(MEASURES[m], best[m]) for m in MEASURES if "_" not in m]
+        headline.append(("attribute accuracy", metrics["attribute_accuracy"]["mean"]))
+        tables += [_retrieval(metrics), _edits(metrics), _attributes(metrics)]
+    if found := metrics.get("similarity"):
+        headline.append(("MAP in own subspaces", found["map"]["subspace"]["mean"]))
+        tables += similarity.tables(found)
+        matrix = similarity.leak_matrix(found)
+    return Summary(headline, [table for table in tables if table.rows], matrix)
 
 
 def _retrieval(metrics: dict[str, Any]) -> Table:

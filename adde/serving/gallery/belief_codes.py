@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from adde.schema import Schema, Vector
-from adde.scoring import parts, tables
+from adde.scoring import parts
 from adde.serving.gallery.scan import Mask, Rows
-from adde.serving.gallery.scorers import ROUNDING, MatchScorer
+from adde.serving.gallery.scorers import ROUNDING, BeliefScorer
 
 MIN_CENTROIDS = 64
 """Minimum centroids per attribute for beliefs that are not certain; an attribute with too many
@@ -78,7 +78,7 @@ class BeliefCodes:
         return cls(centroids, codes)
 
     def scan(
-        self, asked: Sequence[MatchScorer], allowed: Mask, most: Sequence[int]
+        self, asked: Sequence[BeliefScorer], allowed: Mask, most: Sequence[int]
     ) -> list[tuple[Rows, Vector]]:
         """For each ranking, return the allowed rows with the highest scores by code, and their
         scores.
@@ -90,12 +90,11 @@ class BeliefCodes:
             allowed: (N,) rows that may be found.
             most: rows wanted of each scorer.
         """
-        match, weights = asked[0], np.stack([match.weights for match in asked])
-        ones = np.ones_like(match.weights)
-        added = tables(match.wanted, ones, self.centroids, match.schema, match.epsilon)
+        weights = np.stack([match.weights for match in asked])
+        added = asked[0].tables(self.centroids)
         # Terms whose weight is the same in all scorers are summed once.
         shared = [a for a in np.flatnonzero(weights[0]).tolist() if np.ptp(weights[:, a]) == 0]
-        apart = [a for a in range(len(ones)) if np.ptp(weights[:, a]) > 0]
+        apart = [a for a in range(weights.shape[1]) if np.ptp(weights[:, a]) > 0]
         looked = self._lookups([w * table for w, table in zip(weights[0], added)], shared)
         best = [
             _TopRows(count, ROUNDING * float(match.weights.sum()))

@@ -227,7 +227,7 @@ class EmbeddedGallery:
     def _best(
         self, state: _State, allowed: Mask, near: DistanceScorer, asked: RankOptions, k: int
     ) -> npt.NDArray[np.int64]:
-        if asked.wanted is None:
+        if not asked.by_beliefs:
             if self.index is None:
                 return nearest_rows(state.rows, allowed, near, k)
             return self.index.nearest(near, allowed, state.rows, k)

@@ -38,7 +38,7 @@ from adde.serving.gallery.scan import (
     score_rows,
     top_matches,
 )
-from adde.serving.gallery.scorers import ROUNDING, DistanceScorer, MatchScorer, shows_labels
+from adde.serving.gallery.scorers import ROUNDING, BeliefScorer, DistanceScorer, shows_labels
 from adde.serving.gallery.subspace_pca import SubspacePCA
 from adde.serving.gallery.tuning import depth_for, tune
 
@@ -211,7 +211,7 @@ class Index:
 
     def matches(
         self,
-        asked: Sequence[tuple[MatchScorer, int]],
+        asked: Sequence[tuple[BeliefScorer, int]],
         near: DistanceScorer,
         allowed: Mask,
         rows: Vector,
@@ -239,7 +239,7 @@ class Index:
         self,
         found: Rows,
         scores: Vector,
-        match: MatchScorer,
+        match: BeliefScorer,
         near: DistanceScorer,
         most: int,
         count: int,

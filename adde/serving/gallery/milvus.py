@@ -127,6 +127,11 @@ class MilvusGallery:
         asked: RankOptions = BY_DISTANCE,
     ) -> list[Item]:
         """See `Gallery`. Matches are chosen among the nearest vectors, at least MIN_CANDIDATES."""
+        if asked.completing is not None:
+            raise UserError(
+                "complete: expected an embedded gallery, found one in Milvus, which finds items by "
+                "their vectors alone; build one with --engine embedded"
+            )
         conditions = self._conditions(filters)
         clauses = [filtering.to_milvus(conditions)]
         if exclude is not None:

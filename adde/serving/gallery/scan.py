@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from adde.metrics import smallest
 from adde.schema import Labels, Schema, Vector
-from adde.serving.gallery.scorers import ROUNDING, DistanceScorer, MatchScorer, shows_labels
+from adde.serving.gallery.scorers import ROUNDING, BeliefScorer, DistanceScorer, shows_labels
 
 BLOCK_BYTES = 4 << 20
 """Bytes of rows scored at a time, small enough for intermediate results to stay in cache."""
@@ -40,7 +40,7 @@ def best_match_rows(
     beliefs: Vector,
     rows: Vector,
     allowed: Mask,
-    asked: Sequence[tuple[MatchScorer, int]],
+    asked: Sequence[tuple[BeliefScorer, int]],
     near: DistanceScorer,
 ) -> Rows:
     """Return the allowed rows that match best by any of several rankings; ties go to the nearest.
@@ -67,7 +67,7 @@ def merge_rankings(found: Sequence[Rows]) -> Rows:
 
 
 def top_matches(
-    chosen: Rows, scores: Vector, rows: Vector, match: MatchScorer, near: DistanceScorer, k: int
+    chosen: Rows, scores: Vector, rows: Vector, match: BeliefScorer, near: DistanceScorer, k: int
 ) -> Rows:
     """Return the k chosen rows with the highest scores, highest first; ties go to the nearest.
 

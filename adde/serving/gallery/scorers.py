@@ -4,14 +4,15 @@ Stored rows are those of `augmented`: unit vectors, then the squared lengths of 
 Symbols: A attributes, D width of a subspace, V values, N items.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from adde.schema import Labels, Schema, Vector
-from adde.scoring import FIRST, log_term, match_scores, parts
+from adde.scoring import FIRST, log_term, match_scores, parts, tables
 
 SLACK = 16
 """Extra candidates beyond k, because two ways to compute a distance may differ in the last bits."""
@@ -34,11 +35,20 @@ class RankOptions:
     """Compare only the directions of subspaces, not their lengths."""
     first: Vector | None = None
     """(A,) float32 weights for the first FIRST matches, if different from the rest."""
+    completing: Vector | None = None
+    """(V + A,) float32 to rank by the product with beliefs instead, as an outfit is completed."""
+
+    @property
+    def by_beliefs(self) -> bool:
+        """Whether items are ranked by what they show; vectors then only break ties."""
+        return self.wanted is not None or self.completing is not None
 
     def match_scorers(
         self, weights: Vector, schema: Schema, k: int
-    ) -> "list[tuple[MatchScorer, int]]":
-        """Return the scorers of a search by match, each with the number of rows wanted of it."""
+    ) -> "list[tuple[BeliefScorer, int]]":
+        """Return the scorers of a search by beliefs, each with the number of rows wanted of it."""
+        if self.completing is not None:
+            return [(OutfitScorer(self.completing, weights, schema), k)]
         assert self.wanted is not None
         asked = [(weights, k)]
         if self.first is not None:
@@ -117,6 +127,42 @@ def subspace_distances(vectors: Vector, query: Vector, unit: bool) -> Vector:
     return np.square(vectors - query).sum(axis=2)
 
 
+class BeliefScorer(Protocol):
+    """Score stored beliefs, attribute by attribute."""
+
+    @property
+    def weights(self) -> Vector:
+        """(A,) float32; scores that differ by less than ROUNDING times their sum are equal."""
+        ...
+
+    def __call__(self, beliefs: Vector) -> Vector:
+        """Return scores (N,) float32 of beliefs (N, V + A)."""
+        ...
+
+    def tables(self, centroids: Sequence[Vector]) -> list[Vector]:
+        """Return what each attribute adds for each of its centroids (K, V_a + 1), at weight 1."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class OutfitScorer:
+    """Score beliefs by how well items complete an outfit: the product with its query."""
+
+    query: Vector
+    """(V + A,) float32."""
+    weights: Vector
+    """(A,) float32 ones: all attributes count."""
+    schema: Schema
+
+    def __call__(self, beliefs: Vector) -> Vector:
+        """See `BeliefScorer`."""
+        return beliefs @ self.query
+
+    def tables(self, centroids: Sequence[Vector]) -> list[Vector]:
+        """See `BeliefScorer`."""
+        return [c @ self.query[part] for c, part in zip(centroids, parts(self.schema))]
+
+
 @dataclass(frozen=True, eq=False)
 class MatchScorer:
     """Score stored beliefs by match with the wanted ones: higher is better."""
@@ -133,6 +179,11 @@ class MatchScorer:
         return match_scores(
             self.wanted[None], self.weights[None], beliefs, self.schema, self.epsilon
         )[0]
+
+    def tables(self, centroids: Sequence[Vector]) -> list[Vector]:
+        """See `BeliefScorer`."""
+        ones = np.ones_like(self.weights)
+        return tables(self.wanted, ones, centroids, self.schema, self.epsilon)
 
     def probabilities(self, beliefs: Vector) -> Vector:
         """Match probabilities P_a (N, A) float32, bitwise independent of the rest of the batch."""

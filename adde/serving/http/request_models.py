@@ -7,6 +7,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 
 from adde.serving.answers import Rank
 from adde.serving.attribute_edits import More, Not
+from adde.serving.outfits import MOST_ITEMS
 from adde.serving.search import MAX_K, MAX_WEIGHT, Request
 
 MOST = 1000
@@ -90,6 +91,17 @@ class MoreBody(BaseModel):
     def edit(self) -> More:
         """Convert to the library's type."""
         return More(self.more, self.amount)
+
+
+class CompleteBody(_Asked):
+    """An outfit as it is, and the category of the item that it lacks."""
+
+    items: list[Text] = Field(
+        [], max_length=MOST_ITEMS, description="Ids of gallery items that are there already."
+    )
+    category: Text = Field(description="Value of the bundle's category attribute to complete.")
+    k: int = Field(10, ge=1, le=MAX_K, description="Maximum number of answers.")
+    filters: Filters = Field({}, description="As in /v1/search.")
 
 
 class SearchBody(_Asked):

@@ -1,6 +1,6 @@
 """Response bodies, as OpenAPI describes them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field
 from adde.serving import picture_location
 from adde.serving.answers import Answer, Rank, Result, Seen
 from adde.serving.gallery.base import Header, Item
+from adde.serving.outfits import Fitting
 
 
 class SeenBody(BaseModel):
@@ -74,6 +75,23 @@ class SearchResult(BaseModel):
     answers: list[AnswerBody]
 
 
+class FittingBody(BaseModel):
+    """An item that goes with an outfit."""
+
+    item_id: str
+    score: float = Field(description="How well it goes with the outfit; larger is better.")
+    labels: dict[str, str | None]
+    fields: dict[str, Any]
+    has_picture: bool
+
+
+class CompleteResult(BaseModel):
+    """Items of the category, best first."""
+
+    bundle: str
+    answers: list[FittingBody]
+
+
 class ItemBody(BaseModel):
     """An item of the gallery."""
 
@@ -122,6 +140,9 @@ class SchemaResult(BaseModel):
     """The attributes and fields that requests may use."""
 
     bundle: str
+    outfits: str | None = Field(
+        description="Attribute whose values /v1/complete completes; null if the bundle cannot."
+    )
     calibrated: bool = Field(description="Answers can be, and by default are, ranked by match.")
     attributes: list[AttributeBody]
     fields: list[FieldBody] = Field(description="Fields when the gallery was opened.")
@@ -174,6 +195,21 @@ def result_json(header: Header, bundle: str, result: Result) -> dict[str, Any]:
         "wanted": result.wanted,
         "answers": [answer_json(header, answer) for answer in result],
     }
+
+
+def complete_json(header: Header, bundle: str, found: Sequence[Fitting]) -> dict[str, Any]:
+    """Build a `CompleteResult`."""
+    answers = [
+        {
+            "item_id": fitting.item_id,
+            "score": fitting.score,
+            "labels": fitting.labels,
+            "fields": fitting.fields,
+            "has_picture": _has_picture(header, fitting.item),
+        }
+        for fitting in found
+    ]
+    return {"bundle": bundle, "answers": answers}
 
 
 def item_json(header: Header, item: Item) -> dict[str, Any]:

@@ -106,6 +106,16 @@ async def search(request: Request) -> Response:
     return json_response(await service_of(request).search(request))
 
 
+@router.post(
+    "/v1/complete",
+    responses={200: {"model": response_models.CompleteResult}, **problems(*WORK, 404)},
+    openapi_extra=body_of(request_models.CompleteBody, needs_image=False),
+)
+async def complete(request: Request) -> Response:
+    """Items that go with an outfit."""
+    return json_response(await service_of(request).complete(request))
+
+
 @router.get("/v1/schema", responses=problems(401, 421, 429))
 async def schema(request: Request) -> response_models.SchemaResult:
     """The attributes and fields that requests may use."""
@@ -113,6 +123,7 @@ async def schema(request: Request) -> response_models.SchemaResult:
     backend = service.backend
     return response_models.SchemaResult(
         bundle=backend.bundle,
+        outfits=backend.searcher.outfits,
         calibrated=backend.searcher.calibration is not None,
         attributes=[
             response_models.AttributeBody(name=a.name, values=list(a.values))

@@ -16,14 +16,15 @@ from adde.serving.http.backend import Backend, BackendConfig, LoadedBackend
 from adde.serving.http.cards import Cards
 from adde.serving.http.metrics import Metrics
 from adde.serving.http.problems import Problem
-from adde.serving.http.request_models import EmbedBody, SearchBody
+from adde.serving.http.request_models import CompleteBody, EmbedBody, SearchBody
 from adde.serving.http.requests.admission import Admission, FairQuota, Slot, within_deadline
 from adde.serving.http.requests.decoder_pool import Decoders
 from adde.serving.http.requests.hosts import AllowedHosts
 from adde.serving.http.requests.keys import Keys, RateLimiter
 from adde.serving.http.requests.request_body import Body, Upload, read
-from adde.serving.http.response_models import result_json, seen_json
+from adde.serving.http.response_models import complete_json, result_json, seen_json
 from adde.serving.http.settings import Settings
+from adde.serving.outfits import check_outfit
 from adde.serving.search import Request as Search
 from adde.serving.search import Start
 
@@ -118,6 +119,14 @@ class Service:
                 request, self._search(slot, body, upload), self._seconds_left(request)
             )
 
+    async def complete(self, request: Request) -> bytes:
+        """Answer /v1/complete."""
+        body, upload = await self._read(request, CompleteBody)
+        with self._admission.admit(request.state.key) as slot:
+            return await within_deadline(
+                request, self._complete(slot, body, upload), self._seconds_left(request)
+            )
+
     async def query_gallery(self, request: Request, work: Callable[[Backend], Awaitable[T]]) -> T:
         """Run `work` on the backend, admitted and within the deadline like a search."""
 
@@ -155,6 +164,18 @@ class Service:
             with self.metrics.stage("search"):
                 return await backend.gallery.call(_search_json, backend, search, start)
 
+    async def _complete(self, slot: Slot, body: CompleteBody, upload: Upload | None) -> bytes:
+        backend = self.backend
+        with backend.in_use():
+            check_outfit(backend.searcher.bundle, body.items, int(upload is not None))
+            starts: list[Start] = []
+            if upload is None:
+                slot.no_more_pictures()
+            else:
+                starts.append(await self._start_of(backend, slot, upload))
+            with self.metrics.stage("search"):
+                return await backend.gallery.call(_complete_json, backend, body, starts)
+
     async def _start_of(self, backend: Backend, slot: Slot, upload: Upload) -> Start:
         preprocess = backend.searcher.bundle.preprocess
         with self.metrics.stage("decode"):
@@ -188,6 +209,13 @@ def _embed_json(bundle: str, start: Start) -> bytes:
     # shortest that parses to the same float32.
     content = {"bundle": bundle, "embedding": start.embedding, "seen": seen_json(start.seen)}
     return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _complete_json(backend: Backend, body: CompleteBody, starts: list[Start]) -> bytes:
+    searcher = backend.searcher
+    found = searcher.completed(body.items, starts, body.category, body.k, body.filters)
+    content = complete_json(searcher.gallery.header, backend.bundle, found)
+    return json.dumps(content, allow_nan=False).encode()
 
 
 def _search_json(backend: Backend, search: Search, start: Start) -> bytes:

@@ -1,4 +1,4 @@
-"""Run the two graphs of a bundle with onnxruntime on named devices."""
+"""Run the graphs of a bundle with onnxruntime on named devices."""
 
 import contextlib
 import queue
@@ -80,6 +80,11 @@ class Session:
             bundle, bundle.encoder, encoder, obtained, count, -(-count // STREAMS)
         )
         self._memory = _Runner(bundle, bundle.memory, memory, obtained, count, count)
+        self._outfit = None
+        if bundle.category is not None:
+            row = (bundle.schema.sizes[bundle.category], bundle.schema.num_values), f32
+            outfit = Graph({"outfit": row}, {"queries": row})
+            self._outfit = _Runner(bundle, bundle.outfit, outfit, obtained, count, count)
 
     @property
     def providers(self) -> tuple[str, ...]:
@@ -100,11 +105,19 @@ class Session:
         """
         return self._memory.run({"embeddings": embeddings, "indicator": indicator})[0]
 
+    def complete(self, outfit: Vector) -> Vector:
+        """Turn mean outfits (B, C, V) into queries (B, C, V), float32; needs an outfit head."""
+        if self._outfit is None:
+            raise ValueError("expected a bundle with an outfit head, found none")
+        return self._outfit.run({"outfit": outfit})[0]
+
     def warm_up(self) -> None:
-        """Run both graphs at every batch size, so that first requests are not slow."""
+        """Run all graphs at every batch size, so that first requests are not slow."""
         for batch in BUCKETS:
             self._encoder.warm_up(batch)
             self._memory.warm_up(batch)
+            if self._outfit is not None:
+                self._outfit.warm_up(batch)
 
 
 class _Runner:

@@ -25,6 +25,7 @@ from adde.serving.gallery.base import Gallery, Item, Split, read_picture
 from adde.serving.gallery.opening import open_or_build
 from adde.serving.onnx.providers import Device
 from adde.serving.onnx.session import Session
+from adde.serving.outfits import Fitting, check_outfit
 
 Texts = tyro.conf.UseAppendAction[tuple[str, ...]]
 
@@ -45,6 +46,8 @@ def query(
     must: Annotated[Texts, repeatable("must", "ATTRIBUTE")] = (),
     like: Annotated[Texts, repeatable("like", "ATTRIBUTE")] = (),
     weights: Annotated[Texts, repeatable("weight", "ATTRIBUTE=NUMBER")] = (),
+    complete: str | None = None,
+    beside: Annotated[Texts, repeatable("with", "ITEM")] = (),
     rank: Rank | None = None,
     split: Split = "all",
     k: int = 10,
@@ -67,6 +70,8 @@ def query(
         must: an edited attribute whose new value every answer must show.
         like: an attribute that counts; if given, no others do.
         weights: an attribute's weight, default 1.
+        complete: instead, a category: its items that go with --image or --item, best first.
+        beside: a further item of the outfit to complete.
         rank: by match probability, or by distance from the edited embedding. Default: match if the
             bundle is calibrated.
         split: split to use, if `gallery` is a folder of shards.
@@ -80,6 +85,13 @@ def query(
         raise UserError("expected one of --image and --item, found both or neither")
     if k < 1:
         raise UserError(f"--k: expected at least 1, found {k}")
+    if complete is None and beside:
+        raise UserError("--with: expected --complete CATEGORY beside it, found none")
+    if complete is not None and (edits or excluded or more or must or like or weights or picture):
+        raise UserError(
+            "--complete: expected --image or --item, --with, --k and --json beside it, found "
+            "edits, weights or --picture"
+        )
     if picture is not None:
         check_picture_name(picture)
         require_writable(picture)
@@ -87,11 +99,18 @@ def query(
     wanted = parse_edits(edits, excluded, more, opened.schema)
     check(wanted, opened.schema)  # report wrong names before embedding
     heavy = parse_weights(weights, opened.schema)
+    outfit = [*([] if item is None else [item]), *beside]
+    if complete is not None:
+        check_outfit(opened, outfit, int(image is not None))
     session = Session(opened, device, allow_fallback)
     # An unreadable picture is also reported before embedding.
     start = None if image is None else opened.preprocess.load(image)
     items = open_or_build(opened, session, gallery, split)
     searcher = Searcher(opened, items, session=session)
+    if complete is not None:
+        pictures = [] if start is None else [start]
+        print_fittings(searcher.complete(outfit, complete, k, images=pictures), as_json)
+        return
     result = searcher.search(
         start, wanted, k, heavy, like, item=item, rank=rank, must=list(dict.fromkeys(must))
     )
@@ -215,6 +234,18 @@ def print_json(edits: Edits, result: Result) -> None:
     ]
     content = {"edits": as_text(edits), "rank": result.rank, "answers": answers}
     print(json.dumps(content, indent=2, ensure_ascii=False))
+
+
+def print_fittings(found: Sequence[Fitting], as_json: bool) -> None:
+    """Print a line per item that goes with the outfit, or one object of JSON."""
+    if as_json:
+        answers = [{"item_id": f.item_id, "score": f.score, "labels": f.labels} for f in found]
+        print(json.dumps({"answers": answers}, indent=2, ensure_ascii=False))
+        return
+    width = max(len(fitting.item_id) for fitting in found)
+    for place, fitting in enumerate(found, start=1):
+        shown = ", ".join(f"{n}={v}" for n, v in fitting.labels.items() if v is not None)
+        print(f"{place:4}  {fitting.item_id:{width}}  {fitting.score:7.4f}  {shown}")
 
 
 def answer_tile(gallery: Gallery, rank: int, answer: Answer) -> AnswerTile:

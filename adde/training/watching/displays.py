@@ -41,7 +41,7 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Matrix:
-    """A symmetric (n, n) matrix in [-1, 1], such as cosines, drawn as a heat map."""
+    """An (n, n) matrix in [-1, 1], such as cosines, drawn as a heat map."""
 
     title: str
     text: str
@@ -107,6 +107,7 @@ class Summary:
     headline: list[tuple[str, float | str]] = field(default_factory=list)
     """The main metrics: labels with shares, shown in percent, or with text."""
     tables: list[Table] = field(default_factory=list)
+    matrix: Matrix | None = None
 
 
 def _row_json(row: PictureRow) -> dict[str, Any]:

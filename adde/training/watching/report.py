@@ -34,12 +34,14 @@ def write_report(run: Path) -> Path:
     Raises:
         UserError: metrics.json, disentanglement.json or a file of evaluation/ is not JSON.
     """
-    metrics, shown = _read(run / METRICS_NAME), _read(run / DISPLAYS_NAME) or {}
+    shown = _read(run / DISPLAYS_NAME) or {}
     config, log = run / CONFIG_NAME, read_log(run / LOG_NAME)
     method = method_of(read_settings(config) if config.exists() else {})
+    metrics = _results(run, method)
     series = _series(log)
     summary = method.summary(metrics) if metrics else Summary(_newest(method, series))
-    split = metrics["split"] if metrics else "validation"
+    matrices = [summary.matrix and vars(summary.matrix), shown.get("matrix")]
+    split = "test" if metrics else "validation"
     headline = [(f"{label}, {split}", value) for label, value in summary.headline]
     scores = _read(run / encoder_scores.SCORES_NAME)
     scored = encoder_scores.tables(scores) if scores else []
@@ -53,14 +55,28 @@ def write_report(run: Path) -> Path:
         pictures=shown.get("pictures"),
         results=[_table(table) for table in (*summary.tables, *scored)],
         sections=_sections((*method.panels, *PANELS), series),
-        matrix=shown.get("matrix"),
-        heat_map=_heat_map(shown["matrix"]) if "matrix" in shown else "",
+        matrices=[_heat_map(matrix) for matrix in matrices if matrix],
         tables=[_table(Table(**table)) for table in shown.get("tables", [])],
         starts=_starts(run / PREFLIGHT_NAME),
         config=config.read_text(encoding="utf-8") if config.exists() else "",
     )
     write_text(run / REPORT_NAME, page)
     return run / REPORT_NAME
+
+
+def results_path(run: Path, task: str, split: str) -> Path:
+    """Return the file of an evaluation; that of `manipulation` is metrics.json."""
+    if task == "manipulation":
+        return run / (METRICS_NAME if split == "test" else f"metrics-{split}.json")
+    return run / f"{task}-{split}.json"
+
+
+def _results(run: Path, method: Method) -> dict[str, Any]:
+    """The test split's evaluations; see `Method.summary`."""
+    metrics: dict[str, Any] = _read(run / METRICS_NAME) or {}
+    files = {task: results_path(run, task, "test") for task in method.tasks}
+    others = {task: path for task, path in files.items() if path.name != METRICS_NAME}
+    return metrics | {task: _read(path) for task, path in others.items() if path.exists()}
 
 
 def _read(path: Path) -> Any:
@@ -169,9 +185,10 @@ def _spread(series: list[Series]) -> list[Series]:
     return [Series(name, steps, [float(v) for v in found]) for name, found in zip(names, values)]
 
 
-def _heat_map(matrix: dict[str, Any]) -> str:
+def _heat_map(matrix: dict[str, Any]) -> dict[str, str]:
     values = np.asarray(matrix["values"], dtype=np.float64)
-    return heat_map_svg(values, matrix["names"], matrix["sizes"])
+    svg = heat_map_svg(values, matrix["names"], matrix["sizes"])
+    return {"title": matrix["title"], "text": matrix["text"], "svg": svg}
 
 
 def _starts(path: Path) -> list[dict[str, Any]]:

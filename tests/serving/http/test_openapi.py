@@ -20,6 +20,7 @@ def test_the_document_is_there_and_names_every_endpoint(client):
     assert set(document["paths"]) == {
         "/v1/embed",
         "/v1/search",
+        "/v1/complete",
         "/v1/schema",
         "/v1/items",
         "/v1/items/{item_id}",

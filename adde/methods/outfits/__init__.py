@@ -1,0 +1,1 @@
+"""A head on a trained ADDE that completes outfits."""

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from adde.shards.catalogues.wardrobe_outfits import wardrobe_outfits
 
 from adde.bundle import Bundle
 from adde.errors import UserError
 from adde.exporting.outfits import load_head
 from adde.serving.onnx.session import Session
 from adde.shards.benchmark_lists import write_benchmark
+from adde.shards.catalogues.drawn.wardrobe_outfits import wardrobe_outfits
 from adde.shards.index import ShardIndex
 from adde.shards.packing.engine import engine
 from adde.shards.packing.pack import PackOptions, pack

@@ -328,7 +328,7 @@ def test_rounding_is_told_from_difference_where_items_are_crowded(error, passes)
 
 
 def test_of_very_many_queries_some_are_asked(monkeypatch):
-    monkeypatch.setattr(parity, "QUERIES", 30)
+    monkeypatch.setattr(parity, "MAX_QUERIES", 30)
     report = measure_crowded(3e-5)
     assert report["top30"]["queries"] == 30
     assert report["top30"]["identical"] < 1

@@ -106,7 +106,7 @@ def test_the_gate_of_fp16_is_float16_arithmetic_where_cuda_can_be_had(
         assert asked == [device, "cpu"]  # the gate, and golden vectors
         assert bundle.details["parity"]["device"] == device
         # What was not measured is told, in the card and on the terminal.
-        told = "in float32 arithmetic: they show what rounding the weights costs"
+        told = "in float32 arithmetic: they show the effect of rounded weights"
         card = (tmp_path / "b" / "README.md").read_text()
         assert (told in card) is (told in capsys.readouterr().out) is (device == "cpu")
         asked.clear()

@@ -358,7 +358,7 @@ def shapes():
 
 def read_shapes(path):
     path.with_suffix(".images.npy").unlink(missing_ok=True)
-    items = read_shapes3d(path, 0.2, 0.2)
+    items = read_shapes3d(path, TableOptions(val_share=0.2, test_share=0.2), 64)
     for row in range(len(items.item_ids)):
         items.source(row).read()
 

@@ -126,7 +126,7 @@ def test_a_folder_of_parquet_is_a_table_of_fields(tmp_path):
 @pytest.mark.parametrize(
     ("text", "asked", "message"),
     [
-        ("sku,price\na,1\na,2\n", (), r"line 3: expected an item id of its own .* 'a' as in .*2"),
+        ("sku,price\na,1\na,2\n", (), r"line 3: expected a unique item id .* 'a' as in .*2"),
         ("sku,price\n,1\n", (), r"line 2: expected an item id in column 'sku', found none"),
         ("sku,colour\na,red\n", (), "expected columns beside ids and attributes, found none"),
         ("sku,colour\na,red\n", ("colour",), "neither attributes nor the ids, found 'colour'"),

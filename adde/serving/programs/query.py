@@ -81,17 +81,8 @@ def query(
         device: onnxruntime devices, in order of preference.
         allow_fallback: continue if a device is unavailable.
     """
-    if (image is None) == (item is None):
-        raise UserError("expected one of --image and --item, found both or neither")
-    if k < 1:
-        raise UserError(f"--k: expected at least 1, found {k}")
-    if complete is None and beside:
-        raise UserError("--with: expected --complete CATEGORY beside it, found none")
-    if complete is not None and (edits or excluded or more or must or like or weights or picture):
-        raise UserError(
-            "--complete: expected --image or --item, --with, --k and --json beside it, found "
-            "edits, weights or --picture"
-        )
+    others = bool(edits or excluded or more or must or like or weights or picture)
+    check_options(image, item, k, complete, beside, others)
     if picture is not None:
         check_picture_name(picture)
         require_writable(picture)
@@ -128,6 +119,23 @@ def query(
         tiles = [answer_tile(items, rank, answer) for rank, answer in enumerate(answers, start=1)]
         asked = item_picture(items, items.get(item)) if item is not None else decode(Path(name))
         save_picture(draw_answer(asked, as_text(wanted), tiles), picture)
+
+
+def check_options(
+    image: Path | None, item: str | None, k: int, complete: str | None, beside: Texts, others: bool
+) -> None:
+    """Raise UserError for options that contradict each other; `others` are those of a search."""
+    if (image is None) == (item is None):
+        raise UserError("expected one of --image and --item, found both or neither")
+    if k < 1:
+        raise UserError(f"--k: expected at least 1, found {k}")
+    if complete is None and beside:
+        raise UserError("--with: expected --complete CATEGORY beside it, found none")
+    if complete is not None and others:
+        raise UserError(
+            "--complete: expected --image or --item, --with, --k and --json beside it, found "
+            "edits, weights or --picture"
+        )
 
 
 def parse_edits(

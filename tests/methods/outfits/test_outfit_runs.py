@@ -117,6 +117,7 @@ def test_it_is_resumed_to_the_same_weights(folder, run):
     assert all(mine[name].whole().equal(theirs[name].whole()) for name in mine)
 
 
+@pytest.mark.slow
 def test_the_papers_form_trains(folder):
     run = folder / "distance"
     words = [

@@ -146,9 +146,8 @@ def plain(recipe):
     return folder
 
 
-@pytest.mark.parametrize(
-    "file", ["fsdp2", *(pytest.param(file, marks=slow) for file in ("ddp", "zero1", "zero2"))]
-)
+@slow  # test_vae_ranks.py compares losses and gradients of two ranks in `make test`
+@pytest.mark.parametrize("file", ["fsdp2", "ddp", "zero1", "zero2"])
 def test_two_ranks_train_as_one(file, recipe, plain, tmp_path):
     launch(file, 2, recipe, tmp_path / "run", *SGD)
     names = ("vae/loss", "vae/kl", "vae/discriminator", "vae/total_correlation", "val/elbo")

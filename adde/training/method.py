@@ -10,7 +10,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +22,11 @@ from adde.loading.batch import Batch
 from adde.schema import Schema
 from adde.training.checkpoints.checkpoint import Checkpoint
 from adde.training.config import Config, Evaluation, Schedule
+from adde.training.evaluation import Evaluator
 from adde.training.optimisation import Rate
 from adde.training.terms import Outputs, Terms
 from adde.training.watching.displays import Evaluated, Summary
 from adde.training.watching.panels import Panel
-
-if TYPE_CHECKING:
-    from adde.training.evaluation import Evaluator
 
 
 @dataclass(frozen=True)
@@ -180,7 +178,7 @@ class Method:
         """Build the objective that the stages minimise."""
         raise NotImplementedError
 
-    def before(self, stage: Stage, model: nn.Module, evaluator: "Evaluator") -> bool:
+    def before(self, stage: Stage, model: nn.Module, evaluator: Evaluator) -> bool:
         """Prepare the model for a stage that begins; on all ranks.
 
         Returns:
@@ -209,12 +207,12 @@ class Method:
         return None
 
     def evaluate(
-        self, stage: Stage, model: Any, evaluator: "Evaluator", settings: Evaluation
+        self, stage: Stage, model: Any, evaluator: Evaluator, settings: Evaluation
     ) -> Evaluated:
         """Validate a model; on all ranks. Only rank 0 needs pictures, matrix and tables."""
         raise NotImplementedError
 
-    def finish(self, model: Any, checkpoint: Checkpoint, evaluator: "Evaluator") -> None:
+    def finish(self, model: Any, checkpoint: Checkpoint, evaluator: Evaluator) -> None:
         """Complete the best checkpoint at the end of a run; on all ranks."""
 
     def summary(self, metrics: dict[str, Any]) -> Summary:

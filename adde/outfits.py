@@ -244,7 +244,7 @@ class Hidden(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class OutfitBenchmark:
-    """What is asked of a split; rows count in all items that scorers know.
+    """The questions of a split; rows index all items that the scorers know.
 
     Attributes:
         blanks: FITB.

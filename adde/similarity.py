@@ -47,7 +47,7 @@ class Ranking(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Benchmark:
-    """What is asked of a split.
+    """The queries and candidates of a split.
 
     Attributes:
         queries: (N, A) bool, whether an item is a query of an attribute.

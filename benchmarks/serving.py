@@ -52,8 +52,8 @@ PICTURES = 64
 """Different ones."""
 
 PARTS, WARM_UP = 20, 5
-"""Of the requests that memory is watched over, and as large ones before: until then allocators
-still find out how much is in use at once, which says nothing of the next 100,000.
+"""Parts of the requests during which memory is measured, and warm-up parts before them, in which
+allocators still grow to the peak use.
 """
 
 

@@ -29,7 +29,7 @@ from adde.training.resilience.requirements import require_split
 from adde.training.run_folder import open_shards
 
 UNTRAINED = "the mean prototypes of stage 2, untrained: the run has adde.schedule.epochs = 0"
-"""What memory.onnx holds of a run without stage 3."""
+"""Contents of memory.onnx for a run without stage 3."""
 
 BATCH = 64
 """Pictures encoded at a time to calibrate a checkpoint."""

@@ -203,7 +203,7 @@ class Sharing:
 
     @classmethod
     def of(cls, keys: Rows, rows: Rows) -> "Sharing":
-        """Of `rows`, whose keys, from 0, are `keys`."""
+        """Group `rows` by their `keys`, which count from 0."""
         count = np.bincount(keys)
         return cls(rows[np.argsort(keys, kind="stable")], np.cumsum(count) - count, count)
 

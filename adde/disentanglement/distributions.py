@@ -1,4 +1,4 @@
-"""What the codes' distribution says: interventional robustness, and scores without labels."""
+"""Scores of the codes' distribution: interventional robustness, and scores without labels."""
 
 import math
 

@@ -232,7 +232,7 @@ def _chosen_linear(codes: Floats, values: Labels, seed: int) -> Any:
         error_score=0.0,  # of a fold that has one class alone
         refit=False,
     )
-    with _unconverged_is_fine():
+    with ignore_unconverged():
         search.fit(codes[first], values[first])
     return linear(codes, values, search.best_params_["C"])
 
@@ -240,13 +240,13 @@ def _chosen_linear(codes: Floats, values: Labels, seed: int) -> Any:
 def linear(codes: Floats, values: Labels, strength: float = 1.0) -> Any:
     """A fitted LogisticRegression of scikit-learn, of inverse penalty `strength`."""
     model = library("sklearn.linear_model", "study").LogisticRegression(C=strength)
-    with _unconverged_is_fine():
+    with ignore_unconverged():
         return model.fit(codes, values)
 
 
 @contextmanager
-def _unconverged_is_fine() -> Generator[None]:
-    """Of a model that has not converged after so many steps, the last state is scored."""
+def ignore_unconverged() -> Generator[None]:
+    """Ignore warnings that a model has not converged; it is scored as it is."""
     errors = library("sklearn.exceptions", "study")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", errors.ConvergenceWarning)

@@ -1,4 +1,4 @@
-"""What each block alone says of each factor, by linear probes.
+"""Linear probes of each factor on each block alone.
 
 Scores of this project for encoders whose blocks are subspaces; a latent is a block of one, so that
 a VAE stands on the same scale. The information that a probe can use (nats) is the entropy of the

@@ -17,7 +17,7 @@ from adde.disentanglement.votes import beta_vae, factor_vae, rf_metric_2
 from adde.errors import UserError, did_you_mean, untrusted
 
 ARRAYS = ("codes", "labels", "factors", "blocks", "sampled")
-"""What an .npz of codes may hold; the first two have to be there."""
+"""Arrays of an .npz of codes; the first two are required."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +29,7 @@ class Scores:
     factors: tuple[str, ...]
     blocks: tuple[str, ...]
     notes: tuple[str, ...]
-    """What was left out and why, and what to know when figures are compared."""
+    """Scores that were left out and why, and caveats for comparing figures."""
 
     def to_json(self) -> dict[str, Any]:
         """Figures, leakage matrix (block -> factor -> accuracy), chance of each factor, notes."""

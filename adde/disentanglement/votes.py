@@ -1,6 +1,5 @@
 """Scores by votes on sets of items that share factor values: BetaVAE, FactorVAE, RF's metric II."""
 
-import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -15,6 +14,7 @@ from adde.disentanglement.coded import (
     combinations,
     sharing_value,
 )
+from adde.disentanglement.prediction import ignore_unconverged
 from adde.errors import library
 
 SET = 64
@@ -48,9 +48,7 @@ def beta_vae(coded: Coded, seed: int = 0) -> float:
             second = sharing.draw(coded.labels[first, number], rng)
             features[part] = np.abs(coded.codes[first] - coded.codes[second]).mean(axis=1)
     model = library("sklearn.linear_model", "study").LogisticRegression(max_iter=1000)
-    with warnings.catch_warnings():
-        # Of a model that has not converged after so many steps, the last state is scored.
-        warnings.simplefilter("ignore", library("sklearn.exceptions", "study").ConvergenceWarning)
+    with ignore_unconverged():
         model.fit(features[:TRAIN], factor[:TRAIN])
     return float(model.score(features[TRAIN:], factor[TRAIN:]))
 

@@ -55,7 +55,7 @@ class OutfitHead:
     source: Mapping[str, Any]
 
     def details(self) -> dict[str, Any]:
-        """What bundle.json says of it."""
+        """Its entry in bundle.json."""
         return {"category": self.category, "source": dict(self.source)}
 
 

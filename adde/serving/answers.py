@@ -86,7 +86,7 @@ class Result(Sequence[Answer]):
     wanted: Mapping[str, str | None]
     """Each attribute after the edits; see `Match.wanted`."""
     rank: Rank
-    """What the answers are ranked by."""
+    """How the answers are ranked."""
 
     @overload
     def __getitem__(self, index: int) -> Answer: ...

@@ -113,7 +113,7 @@ class Objective:
 
 @dataclass(frozen=True)
 class Measured:
-    """What an evaluation of a finished run found: the content of its file, and its tables."""
+    """The result of an evaluation: the content of its file, and its tables as text."""
 
     content: dict[str, Any]
     text: str
@@ -143,7 +143,7 @@ class Method:
     """Whether `terminal_metrics` are shares, which the report shows in percent."""
 
     supervision: str = "its training data are not known"
-    """What the encoder was trained on, for tables that compare encoders."""
+    """The labels that the encoder was trained on, for tables that compare encoders."""
 
     panels: tuple[Panel, ...] = ()
     """Plots of its metrics and losses, in W&B and the report."""

@@ -28,7 +28,7 @@ from adde.training.strategies.batch_norm import synchronise
 
 @dataclass(frozen=True)
 class Startup:
-    """What a run starts from."""
+    """The inputs and the model of a run, before its first step."""
 
     index: ShardIndex
     order: SampleOrder

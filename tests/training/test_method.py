@@ -1,11 +1,7 @@
 """A method outside the package can be trained, watched and resumed (tests/autoencoder.py)."""
 
 import json
-import os
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -15,8 +11,8 @@ from adde.shards.packing.pack import PackOptions, pack
 from adde.training.checkpoints.checkpoint import last_checkpoint
 from adde.training.watching.tracking import read_log
 from tests.autoencoder import METHOD
+from tests.programs import finish, start
 
-ROOT = Path(__file__).parents[2]
 SETTINGS = """
 method = "tests.autoencoder"
 seed = 3
@@ -42,33 +38,10 @@ def recipe(tmp_path_factory):
     return folder / "recipe.toml"
 
 
-def start(program, *words):
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_CPU": "true",
-    }
-    return subprocess.Popen(
-        [sys.executable, *program, *map(str, words)],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def finish(process, status=0):
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == status, output
-    return output
-
-
 @pytest.fixture(scope="module")
 def run(recipe):
     folder = recipe.parent / "run"
-    finish(start(["train/main.py"], "--recipe", recipe, "--run", folder))
+    finish(start("train/main.py", "--recipe", recipe, "--run", folder))
     return folder
 
 
@@ -91,14 +64,14 @@ def test_it_trains_and_is_watched(run):
 
 def test_a_killed_run_resumes_to_the_same_weights(recipe, run):
     folder = recipe.parent / "killed"
-    process = start(["train/main.py"], "--recipe", recipe, "--run", folder)
+    process = start("train/main.py", "--recipe", recipe, "--run", folder)
     deadline = time.monotonic() + 120
     while last_checkpoint(folder) is None:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     process.kill()
     process.communicate()
-    assert "resuming at step" in finish(start(["train/main.py"], "--resume", "--run", folder))
+    assert "resuming at step" in finish(start("train/main.py", "--resume", "--run", folder))
     for kind in ("model", "optimizer"):
         mine, theirs = (last_checkpoint(one).tensors(kind) for one in (folder, run))
         assert mine.keys() == theirs.keys() and mine
@@ -109,7 +82,7 @@ def test_two_ranks_train_as_one(recipe, run):
     folder = recipe.parent / "two"
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     ranks = [*launcher, "--", "train/main.py"]
-    finish(start(ranks, "--recipe", recipe, "--run", folder))
+    finish(start(*ranks, "--recipe", recipe, "--run", folder))
     assert figures(folder, "autoencoder/error") == pytest.approx(
         figures(run, "autoencoder/error"), rel=1e-4
     )
@@ -117,13 +90,13 @@ def test_two_ranks_train_as_one(recipe, run):
 
 def test_only_an_adde_is_exported(run):
     bundle = run.parent / "bundle"
-    output = finish(start(["export/to_onnx.py"], "--run", run, "--out", bundle), status=1)
+    output = finish(start("export/to_onnx.py", "--run", run, "--out", bundle), status=1)
     assert "expected a run of the method 'adde'" in output
     assert "found one of 'tests.autoencoder'" in output
     assert not bundle.exists()
 
 
 def test_a_method_without_evaluations_of_its_own_is_not_evaluated(run):
-    output = finish(start(["train/evaluate.py"], "--run", run), status=1)
+    output = finish(start("train/evaluate.py", "--run", run), status=1)
     assert "expected a run of a method with evaluations of its own" in output
     assert "found one of 'tests.autoencoder'" in output

@@ -28,23 +28,23 @@ class OutfitsConfig(Config):
     their co-occurrence; distance: the paper's, projected subspaces weighted by the categories."""
 
     width: int = 32
-    """Of a projected subspace, D'. Form distance alone."""
+    """Width D' of a projected subspace. Used by the form distance only."""
 
     category_projections: bool = False
-    """Whether each category has projections of its own. Form distance alone."""
+    """Whether each category has projections of its own. Used by the form distance only."""
 
     loss: Literal["softmax", "all", "min"] = "softmax"
     """softmax: cross-entropy of the missing item among the negatives; all: the mean hinge over all
     negatives; min: the hinge of the nearest negative (CSA-Net)."""
 
     margin: float = 0.3
-    """Of the hinges, in squared distance."""
+    """Margin of the hinge losses, a squared distance."""
 
     negatives: int = 10
     """Random items of the missing item's category that it is compared with."""
 
     drift: float = 1e-4
-    """Weight of the squared distance from the co-occurrence table. Form bilinear alone."""
+    """Weight of the squared distance from the co-occurrence table; bilinear only."""
 
     schedule: Schedule = field(
         default_factory=lambda: Schedule(epochs=10.0, learning_rate=3e-3, warmup=0.05)

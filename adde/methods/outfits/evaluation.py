@@ -1,4 +1,4 @@
-"""What a head is worth: its figures on a split, beside simple scorers and the oracle."""
+"""Evaluation of a head on a split, beside simple scorers and the oracle."""
 
 import copy
 from collections.abc import Mapping
@@ -15,7 +15,6 @@ from adde.outfits import (
     RandomScorer,
     Scorer,
     SimilarityScorer,
-    as_text,
     cooccurrence,
     outfit_figures,
 )
@@ -90,11 +89,6 @@ def figures_of(
     every = scorers(copy.deepcopy(head).cpu(), features, given, schema)
     chosen = {name: one for name, one in every.items() if not only or name in only}
     return outfit_figures(chosen, given.benchmark)
-
-
-def text(figures: Mapping[str, Any]) -> str:
-    """The figures as a table."""
-    return as_text(figures)
 
 
 def table(figures: Mapping[str, Any]) -> Table:

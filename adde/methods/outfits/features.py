@@ -1,4 +1,4 @@
-"""What the encoder makes of every item: computed once, kept in the run's folder as features.npz."""
+"""Encoder outputs of every item, computed once and kept in the run's folder as features.npz."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -19,11 +19,11 @@ from adde.methods.outfits.evaluation import (
     figures_of,
     representation,
     table,
-    text,
 )
 from adde.methods.outfits.features import Features, Items, features_of
 from adde.methods.outfits.model import Bilinear, Distance, Head, digest
 from adde.methods.outfits.objective import OutfitObjective
+from adde.outfits import as_text
 from adde.schema import Schema
 from adde.training.checkpoints.checkpoint import Checkpoint
 from adde.training.config import Evaluation
@@ -45,7 +45,7 @@ def measure(
     _require_encoder(model, features, str(config.encoder))
     given = features.outfits(evaluator, split, config.category)
     figures = figures_of(model, features, given, evaluator.index.schema)
-    return Measured(figures, text(figures))
+    return Measured(figures, as_text(figures))
 
 
 def _head(config: OutfitsConfig, schema: Schema) -> Head:

@@ -35,7 +35,7 @@ class Head(nn.Module):
     preprocess = Preprocess(1, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "squash")
 
     items: Items | None = None
-    """What a run that trains looks its questions up in; no part of a checkpoint."""
+    """The encoded items and outfits of a training run; not part of a checkpoint."""
 
     encoder: Tensor
     """(32,) uint8 sha256 of the encoder's checkpoint."""
@@ -45,7 +45,7 @@ class Head(nn.Module):
         self.register_buffer("encoder", torch.zeros(32, dtype=torch.uint8))
 
     wants: str
-    """What represents an item: `values` (V,), or `subspaces` (A, D) of unit length each."""
+    """Representation of an item: `values` (V,), or `subspaces` (A, D) of unit length each."""
 
     def score(self, question: Question, candidates: Tensor) -> Tensor:
         """(B, K) scores of candidates (B, K, ...), the mean over the outfit's items."""
@@ -61,7 +61,7 @@ class Head(nn.Module):
 
 
 class Scored(NamedTuple):
-    """What a forward pass gives."""
+    """Outputs of a forward pass."""
 
     scores: Tensor
     """(B, K) float32."""

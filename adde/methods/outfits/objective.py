@@ -1,6 +1,6 @@
-"""What a head minimises: the missing item is to go better with its outfit than random ones do.
+"""The objective of a head: rank the missing item of an outfit above random items.
 
-A batch's items are the missing ones; what they are is looked up by their ids in the encoded items.
+A batch's items are the missing ones; their features are looked up by item id.
 """
 
 from dataclasses import dataclass

@@ -13,7 +13,7 @@ LOSSES = (
     *("beta_vae", "annealed_vae", "factor_vae", "beta_tcvae", "dip_vae_i", "dip_vae_ii"),
     *("rf_vae", "rf_vae_0"),
 )
-"""Of `VAEConfig.loss`."""
+"""Values of `VAEConfig.loss`."""
 
 JUDGED = ("factor_vae", "rf_vae", "rf_vae_0")
 """Losses with a discriminator."""

@@ -1,4 +1,4 @@
-"""What a VAE is worth without labels: its outputs on a split, figures, and pictures."""
+"""Evaluation of a VAE without labels: its outputs on a split, metrics, and pictures."""
 
 import io
 

@@ -63,7 +63,7 @@ def diagonal(matrix: Tensor) -> Tensor:
 
 
 def price(relevance: Tensor, low: float, high: float) -> Tensor:
-    """What RF-VAE asks for a nat of each latent: `low` at relevance 1, `high` at 0."""
+    """RF-VAE's weight of a nat of each latent: `low` at relevance 1, `high` at 0."""
     return high - (high - low) * relevance
 
 

@@ -14,7 +14,7 @@ from adde.preprocess import Preprocess
 
 
 class Forward(NamedTuple):
-    """What one forward pass gives, a row each item."""
+    """Outputs of a forward pass, a row per item."""
 
     mean: Tensor
     """mu, (b, L) float32."""
@@ -23,7 +23,7 @@ class Forward(NamedTuple):
     codes: Tensor
     """z = mu + sigma eps, (b, L) float32."""
     logits: Tensor
-    """Of the reconstruction's pixels, (b, C, S, S) float32."""
+    """Logits of the reconstructed pixels, (b, C, S, S) float32."""
     relevance: Tensor | None = None
     """r of RF-VAE, the same in every row, (b, L) float32."""
     log_ratio: Tensor | None = None

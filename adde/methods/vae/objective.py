@@ -1,5 +1,7 @@
-"""What a VAE minimises. What is no sum over items (a batch's mean KL, covariances, a mixture of
-posteriors, permutations) is taken of the global batch, so that N ranks give one rank's loss.
+"""The objective of a VAE.
+
+Terms that are no sum over items (a batch's mean KL, covariances, a mixture of posteriors,
+permutations) use the global batch, so that N ranks give one rank's loss.
 """
 
 from dataclasses import dataclass
@@ -22,7 +24,7 @@ from adde.training.watching.profiling import part
 
 @dataclass(frozen=True)
 class Plan:
-    """What is drawn for a rank's b items of the global batch of M."""
+    """Random draws for a rank's b items of the global batch of M."""
 
     ranks: RankRows
     noise: Tensor

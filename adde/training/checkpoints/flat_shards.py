@@ -24,7 +24,7 @@ class FlatShard(NamedTuple):
     """(n,)"""
     start: int
     shape: tuple[int, ...]
-    """Of the full tensor."""
+    """Shape of the full tensor."""
 
     @classmethod
     def of(cls, tensor: Tensor) -> "FlatShard":

@@ -24,7 +24,7 @@ STRAGGLER_CHECKS = 3
 
 
 class Alert(NamedTuple):
-    """What is wrong, as a title and as a sentence."""
+    """A problem, as a title and as a sentence."""
 
     title: str
     text: str

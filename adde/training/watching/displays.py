@@ -1,4 +1,4 @@
-"""What an evaluation shows besides its metrics: rows of pictures, a matrix, tables.
+"""Displays of an evaluation besides its metrics: rows of pictures, a matrix, tables.
 
 The method creates them, `evaluation/displays.json` stores them, and W&B and report.html draw them.
 """
@@ -102,7 +102,7 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Summary:
-    """What the report shows of a final evaluation."""
+    """The part of a final evaluation that the report shows."""
 
     headline: list[tuple[str, float | str]] = field(default_factory=list)
     """The main metrics: labels with shares, shown in percent, or with text."""

@@ -1,4 +1,4 @@
-"""What the report says of a run's scores of disentanglement."""
+"""The report's table of a run's scores of disentanglement."""
 
 from typing import Any
 

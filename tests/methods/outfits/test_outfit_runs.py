@@ -1,11 +1,7 @@
 """An outfit head has what every run has; it is trained, resumed and evaluated on tiny garments."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,9 +18,9 @@ from adde.shards.packing.pack import PackOptions, pack
 from adde.training.checkpoints.checkpoint import best_checkpoint, last_checkpoint
 from adde.training.opening import load_model
 from adde.training.watching.tracking import read_log
+from tests.programs import finish, start
 from tests.tiny_recipe import RECIPE
 
-ROOT = Path(__file__).parents[3]
 SETTINGS = """
 method = "outfits"
 wandb = "off"
@@ -38,29 +34,6 @@ workers = 0
 every = 5
 keep = 99
 """
-
-
-def start(*words):
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_CPU": "true",
-    }
-    return subprocess.Popen(
-        [sys.executable, *map(str, words)],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def finish(process, status=0):
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == status, output
-    return output
 
 
 @pytest.fixture(scope="module")

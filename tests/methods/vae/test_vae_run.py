@@ -18,7 +18,8 @@ from adde.training.checkpoints.checkpoint import last_checkpoint
 from adde.training.watching.panels import NOT_SHOWN, PANELS
 from adde.training.watching.tracking import read_log
 from tests.distributed.test_ranks import free_port
-from tests.training.test_method import ROOT, figures, finish, start
+from tests.programs import ROOT, finish, start
+from tests.training.test_method import figures
 
 slow = pytest.mark.slow
 SETTINGS = """
@@ -67,7 +68,7 @@ def recipe(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(recipe):
     folder = recipe.parent / "run"
-    finish(start(["train/main.py"], "--recipe", recipe, "--run", folder))
+    finish(start("train/main.py", "--recipe", recipe, "--run", folder))
     return folder
 
 
@@ -97,14 +98,14 @@ def test_it_trains_and_is_watched(run):
 
 def test_a_killed_run_resumes_to_the_same_weights(recipe, run):
     folder = recipe.parent / "killed"
-    process = start(["train/main.py"], "--recipe", recipe, "--run", folder)
+    process = start("train/main.py", "--recipe", recipe, "--run", folder)
     deadline = time.monotonic() + 120
     while last_checkpoint(folder) is None:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     process.kill()
     process.communicate()
-    assert "resuming at step" in finish(start(["train/main.py"], "--resume", "--run", folder))
+    assert "resuming at step" in finish(start("train/main.py", "--resume", "--run", folder))
     same_weights(folder, run, ("model", "ema", "optimizer"), 0.0)
 
 

@@ -35,7 +35,7 @@ HEAD_END = b"\r\n\r\n"
 
 
 class Phase(Enum):
-    """What a connection is waiting for."""
+    """The state of a connection: the next thing that it waits for."""
 
     FRESH = "its first byte"
     HEAD = "the rest of a head"

@@ -5,8 +5,9 @@ Symbols: A attributes, V_a values of attribute a, V = sum of V_a columns, B item
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +18,9 @@ from adde.errors import UserError, did_you_mean
 
 UNKNOWN = -1
 """Label of an attribute that is unknown or not visible. Never a class."""
+
+COLOUR_WORDS = frozenset({"colour", "colours", "color", "colors", "hue"})
+"""Words in an attribute's name that say that its values are colours."""
 
 RESERVED = ("mean",)
 """Names that no attribute may have: metrics.json uses them next to the attributes."""
@@ -33,6 +37,9 @@ class Attribute:
 
     name: str
     values: tuple[str, ...]
+    colour: bool = False
+    """Whether the values are colours, which augmentation must keep. Not part of the hash: labels
+    and columns do not depend on it."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +105,9 @@ class Schema:
 
     @cached_property
     def hash(self) -> str:
-        """sha256 of the canonical JSON, stored in shards, checkpoints and bundles."""
-        canonical = json.dumps(self.to_json(), separators=(",", ":"), ensure_ascii=True)
+        """sha256 of the canonical JSON without marks, stored in shards, checkpoints and bundles."""
+        plain = [{"name": a.name, "values": list(a.values)} for a in self.attributes]
+        canonical = json.dumps({"attributes": plain}, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def attribute_index(self, name: str) -> int:
@@ -116,6 +124,20 @@ class Schema:
                 f"attribute {name!r}: unknown value {value!r}; {did_you_mean(value, values)}"
             )
         return values.index(value)
+
+    def with_colours(self, names: Sequence[str] = ()) -> "Schema":
+        """Mark attributes as colours: those in `names`, and those whose own name says so.
+
+        Raises:
+            UserError: a name is not in the schema.
+        """
+        marked = {self.attribute_index(name) for name in names}
+        return Schema(
+            tuple(
+                replace(a, colour=a.colour or number in marked or _says_colour(a.name))
+                for number, a in enumerate(self.attributes)
+            )
+        )
 
     def encode(self, labels: Mapping[str, str | None]) -> Labels:
         """Encode the labels of one item as (A,) int64; missing attributes and None are UNKNOWN.
@@ -169,21 +191,33 @@ class Schema:
         return "none"
 
     def to_json(self) -> dict[str, Any]:
-        """Return the content of schema.json."""
-        return {"attributes": [{"name": a.name, "values": list(a.values)} for a in self.attributes]}
+        """Return the content of schema.json; marks are written only if they are set."""
+        return {
+            "attributes": [
+                {"name": a.name, "values": list(a.values), **({"colour": True} if a.colour else {})}
+                for a in self.attributes
+            ]
+        }
 
     @classmethod
     def from_json(cls, value: Any, source: str = "schema") -> "Schema":
         """Read the output of `to_json`; `source` names the file in errors."""
         try:
             return cls(
-                tuple(Attribute(str(a["name"]), tuple(a["values"])) for a in value["attributes"])
+                tuple(
+                    Attribute(str(a["name"]), tuple(a["values"]), bool(a.get("colour", False)))
+                    for a in value["attributes"]
+                )
             )
         except (KeyError, TypeError) as error:
             raise UserError(
                 f'{source}: expected {{"attributes": [{{"name": ..., "values": [...]}}]}}, '
                 f"found: {type(error).__name__} {error}"
             ) from None
+
+
+def _says_colour(name: str) -> bool:
+    return not COLOUR_WORDS.isdisjoint(re.split("[^a-z]+", name.lower()))
 
 
 def _check_unique(what: str, names: Sequence[str]) -> None:

@@ -44,6 +44,9 @@ class Arguments:
     """Cap on a picture's short side in pixels; 256 if not given, 64 for an embedded catalogue."""
     items: int = 20_000
     """Number of items of an embedded catalogue."""
+    colour: tuple[str, ...] = ()
+    """Attributes whose values are colours, which augmentation keeps; marked anyway if a word of
+    their name is colour, color or hue."""
     workers: int | None = None
     """Processes that write shards; one per core if not given."""
     engine: Engine = "processes"
@@ -66,6 +69,7 @@ def main() -> None:
         items=arguments.items,
         seed=arguments.layout.seed,
         skip_unreadable=arguments.layout.skip_unreadable,
+        colours=arguments.colour,
     )
     run = engine(arguments.engine, arguments.workers)
     summary = pack(catalogue, arguments.out, arguments.layout, run)

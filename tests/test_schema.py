@@ -151,3 +151,17 @@ def test_unknown_words_name_the_nearest():
 def test_json_that_is_no_schema(junk):
     with pytest.raises(UserError, match=r"schema\.json: expected .*\"attributes\""):
         Schema.from_json(junk, "schema.json")
+
+
+def test_a_mark_for_colours_is_written_and_leaves_the_hash():
+    plain = Schema((Attribute("top_colour", ("r", "g")), Attribute("Farbe", ("r", "g"))))
+    assert "colour" not in plain.to_json()["attributes"][1]
+    for schema, marked in ((plain.with_colours(), (True, False)),
+                           (plain.with_colours(["Farbe"]), (True, True))):  # fmt: skip
+        assert tuple(a.colour for a in schema.attributes) == marked
+        assert schema.hash == plain.hash and schema.names == plain.names
+        assert Schema.from_json(schema.to_json()) == schema != plain
+    with pytest.raises(UserError, match=r"unknown attribute 'Farben'; did you mean 'Farbe'"):
+        plain.with_colours(["Farben"])
+    other = Schema((Attribute("discolour", ("r", "g")), Attribute("hued", ("r", "g"))))
+    assert other.with_colours() == other

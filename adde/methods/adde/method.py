@@ -85,6 +85,7 @@ class Adde(Method):
 
     def objective(self, config: AddeConfig, schema: Schema, device: torch.device) -> AddeObjective:
         """As `Method.objective`."""
+        config.augmentation.require_colours_kept(schema)
         queue = None
         if config.cross_batch.size:
             shape = (len(schema.sizes), config.model.width)

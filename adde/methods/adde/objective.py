@@ -13,7 +13,7 @@ from torch import Tensor
 
 from adde import losses
 from adde.distributed import RankRows, sum_over_ranks
-from adde.loading.augment import DRAWS, Augmentation, augment
+from adde.loading.augment import Augmentation, augment, draw
 from adde.loading.batch import Batch
 from adde.losses import Term
 from adde.methods.adde.cross_batch import CrossBatchQueue
@@ -27,7 +27,6 @@ from adde.mining import (
     draw_key,
     joint_labels,
     semihard_negatives,
-    uniform,
 )
 from adde.schema import UNKNOWN, Schema
 from adde.training.checkpoints.checkpoint import Checkpoint
@@ -56,11 +55,11 @@ class AddeObjective(Objective):
     def plan(
         self, stage: Stage, batch: Batch, draws: torch.Generator, ranks: RankRows | None = None
     ) -> "Plan":
-        """As `Objective.plan`; uses only the labels (b, A) of the batch."""
+        """As `Objective.plan`; uses the pictures only to erase with colours of the batch."""
         labels = batch.labels
         ranks = ranks or RankRows.equal(len(labels))
         items = ranks.columns(labels.device)  # draws depend on the item, not the rank
-        moves = uniform(draw_key(draws), items, DRAWS)
+        moves = draw(batch.images, self.augmentation, draw_key(draws), ranks)
         all_labels = ranks.gather(labels)
         columns = self._columns(labels, all_labels, items)
         if "compositional" not in stage.weights:
@@ -261,7 +260,7 @@ class Plan:
 
     ranks: RankRows
     moves: Tensor
-    """(b, DRAWS) float32, parameters of the augmentation."""
+    """(b, n) float32, parameters of the augmentation; see `adde.loading.augment.draw`."""
     all_labels: Tensor
     """(M, A) int64."""
     columns: dict[str, Columns]

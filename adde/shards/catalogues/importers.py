@@ -1,7 +1,7 @@
 """The values of --catalogue, and the reader of each."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from adde.errors import UserError, did_you_mean
@@ -103,6 +103,7 @@ def open_catalogue(
     items: int = 20_000,
     seed: int = 0,
     skip_unreadable: bool = False,
+    colours: Sequence[str] = (),
 ) -> Catalogue:
     """Open an embedded catalogue, `kind:path` of KINDS, or a table.
 
@@ -114,6 +115,7 @@ def open_catalogue(
         items: Number of items of an embedded catalogue.
         seed: Seed of an embedded catalogue.
         skip_unreadable: Leave out unusable rows of a table.
+        colours: Attributes that the schema marks as colours, besides those whose name says so.
 
     Raises:
         UserError: The name is unknown, an option does not apply, or see the reader of the kind.
@@ -133,7 +135,9 @@ def open_catalogue(
         read, used, rest = _table, TABLE, name
     _reject_unused(name, options, used)
     size = size or (EMBEDDED_SIZE if name in EMBEDDED else SIZE)
-    return read(Request(name, Path(rest), images, options, size, items, seed, skip_unreadable))
+    found = read(Request(name, Path(rest), images, options, size, items, seed, skip_unreadable))
+    schema = found.schema.with_colours(colours)
+    return found if schema == found.schema else replace(found, schema=schema)
 
 
 def _table(r: Request) -> Catalogue:

@@ -1,6 +1,7 @@
 """timm backbones with weights from timm's hub, from a file, or initialised at random."""
 
 import sys
+from typing import Any
 
 import timm
 import torch
@@ -50,6 +51,8 @@ def build_backbone(settings: ModelSettings) -> nn.Module:
         ) from error
     if settings.weights is not None:
         _load_weights(backbone, settings)
+    if settings.checkpointing:
+        _checkpoint_gradients(backbone, settings)
     return backbone
 
 
@@ -69,6 +72,12 @@ def num_features(backbone: nn.Module, settings: ModelSettings) -> int:
         return features.flatten(1).shape[1]
     except Exception as error:  # timm models raise many types of errors
         made_for = getattr(backbone, "default_cfg", {}).get("input_size", (3, side, side))[-1]
+        if (patch := _patch(backbone)) and side % patch:
+            raise UserError(
+                f"model.image_size: expected a multiple of {patch}, the side of a patch of "
+                f"{settings.backbone!r}, found {side}; set model.image_size to "
+                f"{' or '.join(str(n * patch) for n in (side // patch, side // patch + 1) if n)}"
+            ) from error
         what = f"{settings.backbone!r}, made for pictures of {made_for} px, cannot encode one of "
         what += f"{side} px: {reason(error)}"
         if made_for == side:
@@ -79,6 +88,22 @@ def num_features(backbone: nn.Module, settings: ModelSettings) -> int:
             f"model.image_size: {what}; set model.image_size to {made_for}, or in "
             f"model.backbone_options this backbone's option for it, such as img_size = {side}"
         ) from error
+
+
+def _patch(backbone: Any) -> int | None:
+    """Return the side of a ViT's patches in pixels; None for models without."""
+    sides = getattr(getattr(backbone, "patch_embed", None), "patch_size", None)
+    return sides[0] if isinstance(sides, tuple) else None
+
+
+def _checkpoint_gradients(backbone: Any, settings: ModelSettings) -> None:
+    try:
+        backbone.set_grad_checkpointing(True)
+    except (AttributeError, AssertionError) as error:  # timm's way to say that it has none
+        raise UserError(
+            f"model.checkpointing: expected false, because {settings.backbone!r} cannot recompute "
+            f"its activations, found true ({reason(error)})"
+        ) from None
 
 
 def _load_weights(backbone: nn.Module, settings: ModelSettings) -> None:

@@ -29,6 +29,11 @@ class ModelSettings:
     that timm can convert, such as the ViTs of OpenCLIP and DINOv2. Position embeddings are resized
     to image_size."""
 
+    checkpointing: bool = False
+    """Recompute the backbone's activations in the backward pass instead of keeping them (timm's
+    gradient checkpointing): much less memory, about a third more time. Batch norms then move their
+    running statistics twice per step."""
+
     image_size: int = 224
     """Side of the square input, in pixels; learned position embeddings depend on it."""
 
@@ -66,5 +71,5 @@ class ModelSettings:
             raise ValueError("expected pretrained or weights, found both; leave one out")
 
     def without_start_weights(self) -> "ModelSettings":
-        """Return the settings without pretrained weights, for a model loaded from a checkpoint."""
-        return replace(self, pretrained=False, weights=None)
+        """Return the settings for a model that is loaded from a checkpoint and not trained."""
+        return replace(self, pretrained=False, weights=None, checkpointing=False)

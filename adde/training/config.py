@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
@@ -99,8 +101,36 @@ class Optimizer:
     clip_norm: float = 0.0
     """Largest global norm of the gradient; 0 does not clip."""
 
+    rates: dict[str, float] = field(default_factory=dict[str, float])
+    """Learning rates of parts of the model relative to the schedule's, by name, such as
+    {backbone = 0.1}; the longest name that matches a parameter counts."""
+
+    layer_decay: float = 1.0
+    """Factor of the learning rate from each layer of a timm backbone to the one below it, on top
+    of `rates`; 1: all layers learn alike, 0.65 to 0.9: usual for pretrained ViTs."""
+
+    frozen: dict[str, float] = field(default_factory=dict[str, float])
+    """Epochs of the run, from its start, in which parts of the model do not learn, by name, such as
+    {backbone = 1}; a part of more epochs than the run has never learns. Running statistics of
+    batch norms go on."""
+
     ema: float = 0.0
     """Decay per step of the averaged weights that are evaluated and exported; 0: none."""
+
+    ema_warmup: bool = True
+    """Let the decay grow as (1 + t) / (10 + t) with the steps t of the stage until it is `ema`:
+    early weights are then forgotten quickly, and short runs gain too."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        for kind, values in (("rates", self.rates), ("frozen", self.frozen)):
+            for name, value in values.items():
+                if not 0 <= value < math.inf:
+                    raise ValueError(f"{kind}.{name}: expected >= 0, found {value:g}")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(
+                f"layer_decay: expected above 0 and up to 1, found {self.layer_decay:g}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,10 +215,15 @@ class Config:
     seed: int = 0
     """Seed of initial weights, sample order, augmentation and random edits."""
 
-    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
+    precision: Precision = "fp32"
     """Precision of the forward pass; losses and embeddings stay float32. fp32: IEEE float32, which
     evaluation and bundles always use; tf32: products and convolutions round their factors to 10
-    bits, several times as fast on GPUs since Ampere."""
+    bits, several times as fast on GPUs since Ampere; auto: bf16 on GPUs that have it, else fp32.
+    The run's config.toml says which one auto was."""
+
+    compile: bool = False
+    """Compile the forward pass with torch.compile: faster steps on GPUs, after minutes at the start
+    of each stage."""
 
     batch_norm: Literal["auto", "sync", "local"] = "auto"
     """Batch norm statistics in training. sync: over the micro-batches of all ranks; local: per
@@ -211,9 +246,10 @@ class Config:
     @classmethod
     def upgrade(cls, settings: dict[str, Any]) -> dict[str, Any]:
         """Complete the settings of an older run: add those that its version of this package did not
-        have, with values that reproduce its behaviour.
+        have, with values that reproduce its behaviour: averages had no warm-up.
         """
-        return settings
+        optimizer = {"ema_warmup": False, **settings.get("optimizer", {})}
+        return {**settings, "optimizer": optimizer}
 
     def to_json(self) -> dict[str, Any]:
         """Return all settings as nested dictionaries, with paths as strings."""

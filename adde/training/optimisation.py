@@ -2,15 +2,15 @@
 
 import fnmatch
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from adde.errors import UserError, did_you_mean
 from adde.training.config import Optimizer, Schedule
 
 
@@ -49,34 +49,45 @@ def build_optimizer(
     """Build the optimiser of the parameters that require gradients.
 
     Only weight matrices and kernels decay, except those that a submodule lists in timm's
-    `no_weight_decay()`.
+    `no_weight_decay()`. A parameter's rate is the product of the stage's, the recipe's and its
+    layer's.
 
     Args:
         settings: of the run.
         model: its parameters are trained.
-        rates: by the names of submodules; the longest name that matches a parameter counts.
+        rates: of the stage, by the names of submodules; the longest name that matches a parameter
+            counts.
+
+    Raises:
+        UserError: a rate is that of a part which the model does not have.
     """
-    for name in rates:
-        model.get_submodule(name)  # raises if there is none
+    require_parts(model, rates, "Stage.rates")
+    require_parts(model, settings.rates, "optimizer.rates")
     trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     spared = _without_decay(model, [n for n, _ in trained])
-    decayed = {n for n, p in trained if p.ndim > 1 and not n.endswith("bias") and n not in spared}
-    part_of = {n: _part_of(n, rates) for n, _ in trained}
-    groups: list[dict[str, Any]] = []
-    for part, rate in {"": Rate(), **rates}.items():
-        options: dict[str, Any] = {"rate": rate.factor}
-        if settings.name == "adamw":
-            options["betas"] = rate.betas
-        mine = [(n, p) for n, p in trained if part_of[n] == part]
-        for decay, found in (
-            (settings.weight_decay, [p for n, p in mine if n in decayed]),
-            (0.0, [p for n, p in mine if n not in decayed]),
-        ):
-            if found:
-                groups.append({"params": found, "weight_decay": decay, **options})
+    layers = _layer_factors(model, settings.layer_decay) if settings.layer_decay < 1 else {}
+    groups: dict[Any, list[nn.Parameter]] = {}
+    for name, parameter in trained:
+        rate = rates.get(_part_of(name, rates), Rate())
+        factor = rate.factor * settings.rates.get(_part_of(name, settings.rates), 1.0)
+        decays = parameter.ndim > 1 and not name.endswith("bias") and name not in spared
+        # Parts that begin to learn later need groups of their own under ZeRO, which counts steps by
+        # group.
+        later = _part_of(name, settings.frozen)
+        key = (not decays, later, factor * layers.get(name, 1.0), rate.betas)
+        groups.setdefault(key, []).append(parameter)
+    options = [
+        {
+            "params": groups[key],
+            "weight_decay": 0.0 if key[0] else settings.weight_decay,
+            "rate": key[2],
+            **({"betas": key[3]} if settings.name == "adamw" else {}),
+        }
+        for key in sorted(groups)
+    ]
     if settings.name == "sgd":
-        return torch.optim.SGD(groups, lr=0.0, momentum=0.9)
-    return torch.optim.AdamW(groups, lr=0.0, fused=True)
+        return torch.optim.SGD(options, lr=0.0, momentum=0.9)
+    return torch.optim.AdamW(options, lr=0.0, fused=True)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -85,9 +96,44 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group["rate"]
 
 
-def _part_of(name: str, rates: Mapping[str, Rate]) -> str:
-    """Return the longest name of `rates` that a parameter's name begins with, or ""."""
-    return max((part for part in rates if name.startswith(f"{part}.")), key=len, default="")
+def require_parts(model: nn.Module, parts: Iterable[str], setting: str) -> None:
+    """Raise UserError if the model has no submodule of a name; names the nearest ones."""
+    names = [name for name, _ in model.named_modules() if name]
+    for part in parts:
+        if part not in names:
+            raise UserError(
+                f"{setting}: expected the name of a part of the model, found {part!r}; "
+                f"{did_you_mean(part, names)}"
+            )
+
+
+def _part_of(name: str, parts: Iterable[str]) -> str:
+    """Return the longest name of `parts` that a parameter's name begins with, or ""."""
+    return max((part for part in parts if name.startswith(f"{part}.")), key=len, default="")
+
+
+def _layer_factors(model: nn.Module, decay: float) -> dict[str, float]:
+    """Return the factors of the parameters of timm models: 1 in the last layer, `decay` below.
+
+    Raises:
+        UserError: there is no model whose layers timm knows.
+    """
+    found: dict[str, float] = {}
+    for prefix, part in model.named_modules():
+        if hasattr(part, "group_matcher"):
+            from timm.models import group_parameters
+
+            matcher = cast(Any, part).group_matcher(coarse=False)
+            layers: Any = group_parameters(part, matcher, reverse=True)
+            last = max(layers.values())
+            named = {f"{prefix}.{name}".lstrip("."): number for name, number in layers.items()}
+            found |= {name: decay ** (last - number) for name, number in named.items()}
+    if not found:
+        raise UserError(
+            f"optimizer.layer_decay: expected 1, because timm knows no layers of this model, found "
+            f"{decay:g}; use optimizer.rates"
+        )
+    return found
 
 
 def _without_decay(model: nn.Module, names: list[str]) -> set[str]:
@@ -102,11 +148,18 @@ def _without_decay(model: nn.Module, names: list[str]) -> set[str]:
 
 
 class Averages:
-    """Exponential moving averages of named tensors; the first step's values start them."""
+    """Exponential moving averages of named tensors; the first step's values start them.
 
-    def __init__(self, decay: float) -> None:
-        self._average = get_ema_multi_avg_fn(decay)
+    Args:
+        decay: per step.
+        warmup: let the decay grow to `decay` as (1 + t) / (10 + t) with the steps t.
+    """
+
+    def __init__(self, decay: float, warmup: bool) -> None:
+        self._decay, self._warmup = decay, warmup
         self.tensors: dict[str, Tensor] = {}
+        self.steps = 0
+        """Steps of the stage so far, with those that were skipped."""
 
     @torch.no_grad()
     def update(self, current: dict[str, Tensor]) -> None:
@@ -114,9 +167,12 @@ class Averages:
         if not self.tensors:
             self.tensors = {name: value.detach().clone() for name, value in current.items()}
             return
+        decay = self._decay
+        if self._warmup:
+            decay = min(decay, (1 + self.steps) / (10 + self.steps))
         floating = [name for name, value in current.items() if value.is_floating_point()]
         mine = [self.tensors[name] for name in floating]
-        self._average(mine, [current[name] for name in floating], 1)  # pyright: ignore[reportArgumentType]
+        torch._foreach_lerp_(mine, [current[name] for name in floating], 1 - decay)
         for name in current.keys() - set(floating):
             self.tensors[name].copy_(current[name])
 

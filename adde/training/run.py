@@ -9,7 +9,12 @@ from adde.distributed import sum_over_ranks
 from adde.loading.batch import Batch
 from adde.training.bad_steps import BadSteps
 from adde.training.batches import TrainingBatches
-from adde.training.checkpoints.checkpoint import Position, is_best
+from adde.training.checkpoints.checkpoint import (
+    Position,
+    checkpoint_path,
+    is_best,
+    open_checkpoint,
+)
 from adde.training.checkpoints.saving import Saver
 from adde.training.config import Config
 from adde.training.evaluation import Evaluator
@@ -19,7 +24,7 @@ from adde.training.resilience.errors import explain
 from adde.training.resilience.heartbeat import Heartbeat
 from adde.training.resilience.stop_signals import StopSignals
 from adde.training.run_folder import finish_folder
-from adde.training.startup import start
+from adde.training.startup import choose_precision, start
 from adde.training.strategies import Strategy, Weights, open_accelerator
 from adde.training.watching.monitor import Monitor
 
@@ -32,6 +37,7 @@ class Run:
     """
 
     def __init__(self, method: Method, config: Config, resume: bool) -> None:
+        config = choose_precision(config, resume)
         self.method, self.config = method, config
         self._stages = method.stages(config)
         self.position = Position(self._stages[0].name, 0, 0)
@@ -91,7 +97,8 @@ class Run:
         checkpoint, self._checkpoint = self._checkpoint, None
         if stage.name != self.position.stage or not (self.position.step or checkpoint):
             self._prepare(stage)
-        self._weights.train(stage.frozen, stage.rates)
+        self._frozen = self._frozen_parts()
+        self._weights.train(self._frozen, stage.rates)
         if checkpoint is not None and checkpoint.position.stage == stage.name:
             self._weights.restore(checkpoint)
         self.model.train()
@@ -106,6 +113,24 @@ class Run:
         if changed:
             self.evaluate()
             self.save()
+
+    def _frozen_parts(self) -> tuple[str, ...]:
+        """Return the parts that do not learn in the next step."""
+        of_run = self.config.optimizer.frozen.items()
+        done, epoch = self.position.step, self.order.steps_per_epoch
+        return (*self.stage.frozen, *(n for n, epochs in of_run if done < round(epochs * epoch)))
+
+    def _unfreeze(self, frozen: tuple[str, ...]) -> None:
+        """Go on with fewer frozen parts, from a checkpoint that is saved for it."""
+        learning = ", ".join(part for part in self._frozen if part not in frozen)
+        self._monitor.print(f"after step {self.position.step}: {learning} learns, too")
+        self.save()
+        self._saver.wait()
+        self.accelerator.wait_for_everyone()
+        path = checkpoint_path(self.config.run, self.position.step)
+        self._weights.unfreeze(frozen, self.stage.rates, open_checkpoint(path))
+        self._frozen = frozen
+        self.model.train()
 
     @property
     def strategy(self) -> Strategy:
@@ -123,6 +148,8 @@ class Run:
         begin = self.position.stage_step
         self._batches.open(self._preprocess, self.position.step, self.total_steps - begin)
         for step in self._monitor.steps(self.stage.name, begin, self.total_steps):
+            if (frozen := self._frozen_parts()) != self._frozen:
+                self._unfreeze(frozen)
             self.objective.begin_step(step, self.total_steps)
             yield step
         self._batches.close()

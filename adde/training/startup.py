@@ -1,6 +1,6 @@
 """Everything before the first step: check the inputs, open the run's folder, build the model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,8 +15,10 @@ from adde.training.batch_size import micro_batch
 from adde.training.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from adde.training.config import Config
 from adde.training.method import Method
+from adde.training.recipes import CONFIG_NAME, read_settings
 from adde.training.resilience.preflight import preflight
 from adde.training.resilience.requirements import (
+    on_gpus,
     require_room,
     require_shared,
     require_split,
@@ -42,6 +44,17 @@ class Startup:
     """Rank 0's process (`adde.files.this_process`)."""
     launch: dict[str, Any] | None = None
     """The line of preflight.jsonl about this start, on rank 0."""
+
+
+def choose_precision(config: Config, resume: bool) -> Config:
+    """Replace the precision `auto`: by that of the run to resume, or by what the device has."""
+    if config.precision != "auto":
+        return config
+    recorded = config.run / CONFIG_NAME
+    if resume and recorded.exists():
+        return replace(config, precision=read_settings(recorded)["precision"])
+    bf16 = on_gpus() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return replace(config, precision="bf16" if bf16 else "fp32")
 
 
 def start(method: Method, config: Config, resume: bool, device: torch.device) -> Startup:

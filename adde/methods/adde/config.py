@@ -7,7 +7,7 @@ from typing import Any
 from adde.loading.augment import Augmentation
 from adde.methods.adde.cross_batch import CrossBatch
 from adde.model import ModelSettings
-from adde.training.config import Config, Schedule
+from adde.training.config import Config, Precision, Schedule
 from adde.training.method import Stage
 
 
@@ -80,6 +80,9 @@ class AddeStage(_Terms):
 class AddeConfig(Config):
     """One run of ADDE."""
 
+    precision: Precision = "auto"
+    """As in `Config`; heads, classifiers and memory compute in float32 whatever it is."""
+
     margin: float = 0.5
     """m of all triplet losses."""
 
@@ -93,7 +96,7 @@ class AddeConfig(Config):
     def upgrade(cls, settings: dict[str, Any]) -> dict[str, Any]:
         """As `Config.upgrade`: older runs cropped pictures and had no presence head."""
         model = {"fit": "crop", "presence": False, **settings.get("model", {})}
-        return {**settings, "model": model}
+        return {**super().upgrade(settings), "model": model}
 
     def stages(self) -> tuple[Stage, ...]:
         """Return stage 1 (encoder and classifiers) and stage 3 (with the prototype memory)."""

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from adde.model.precision import in_float32
 from adde.schema import Schema
 
 
@@ -41,6 +42,7 @@ class AttributeHeads(nn.Module):
         self.first = BatchedLinear(self.groups, features, hidden)
         self.second = BatchedLinear(self.groups, hidden, width)
 
+    @in_float32
     def forward(self, features: Tensor) -> Tensor:
         """Map features (B, F) to embeddings (B, A, D) float32."""
         # `expand` copies nothing: the stride over attributes is zero.
@@ -58,6 +60,7 @@ class PresenceHead(nn.Module):
         super().__init__()
         self.linear = BatchedLinear(len(schema.sizes), width, 1)
 
+    @in_float32
     def forward(self, embeddings: Tensor) -> Tensor:
         """Map embeddings (B, A, D) to logits (B, A) float32."""
         return self.linear(embeddings.transpose(0, 1))[:, :, 0].T.float()
@@ -79,6 +82,7 @@ class AttributeClassifiers(nn.Module):
         places = [a * longest + j for a, size in enumerate(schema.sizes) for j in range(size)]
         self.register_buffer("columns", torch.tensor(places), persistent=False)
 
+    @in_float32
     def forward(self, embeddings: Tensor) -> Tensor:
         """Map embeddings (B, A, D) to logits (B, V) float32."""
         padded = self.linear(embeddings.transpose(0, 1)).transpose(0, 1)

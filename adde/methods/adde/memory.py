@@ -5,6 +5,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from adde.model.precision import in_float32
 from adde.schema import UNKNOWN, Schema
 
 
@@ -23,6 +24,7 @@ class PrototypeMemory(nn.Module):
         self.register_buffer("of_column", of_column, persistent=False)
         self._shape = (attributes, width)
 
+    @in_float32
     def forward(self, coefficients: Tensor) -> Tensor:
         """Compute M c (B, A, D) for coefficients (B, V): an indicator or multi-hot labels."""
         product = torch.nn.functional.linear(coefficients.to(self.weight.dtype), self.weight)

@@ -227,6 +227,11 @@ def best_checkpoint(run: Path) -> Checkpoint:
     return read_checkpoint(best.parent / broadcast_from_main(name))
 
 
+def checkpoint_path(run: Path, step: int) -> Path:
+    """Return the folder of a run's checkpoint after `step` steps."""
+    return run / "checkpoints" / f"step-{step:08d}"
+
+
 def folders(run: Path) -> list[Path]:
     """Return the checkpoint folders, newest first, without temporary ones."""
     return sorted((run / "checkpoints").glob("step-*"), reverse=True)

@@ -31,6 +31,7 @@ from adde.training.checkpoints.checkpoint import (
     STATE_NAME,
     TENSORS_NAME,
     Position,
+    checkpoint_path,
     delete_old,
     mark_best,
     part_name,
@@ -81,7 +82,7 @@ class Saver:
             best: validation metrics that make it the best so far.
         """
         started = time.perf_counter()
-        path = self._config.run / "checkpoints" / f"step-{position.step:08d}"
+        path = checkpoint_path(self._config.run, position.step)
         if position != self._saved:
             self._background.wait()  # until the buffers are on disk
             copies = self._buffers.copy(shards())

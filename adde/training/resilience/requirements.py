@@ -27,6 +27,11 @@ def asked_for_cpu(environment: Mapping[str, str] = os.environ) -> bool:
     return cpu or environment.get("DS_ACCELERATOR") == "cpu"
 
 
+def on_gpus() -> bool:
+    """Whether this process trains on a GPU."""
+    return torch.cuda.is_available() and not asked_for_cpu()
+
+
 def require_device(environment: Mapping[str, str] = os.environ) -> None:
     """Refuse to train on the CPU if GPUs were asked for.
 

@@ -12,11 +12,11 @@ from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from torch import nn
 
 from adde.distributed import world_size
-from adde.errors import UserError
+from adde.errors import UserError, reason
 from adde.mining.distances import allow_tf32
 from adde.training.config import Config
 from adde.training.optimisation import NO_RATES, Rate
-from adde.training.resilience.requirements import asked_for_cpu, require_device
+from adde.training.resilience.requirements import asked_for_cpu, on_gpus, require_device
 from adde.training.strategies.strategy import DataParallel, Strategy
 
 
@@ -31,18 +31,22 @@ def open_accelerator(config: Config) -> Accelerator:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         _join_ranks(config.limits.stall)
         # Otherwise Accelerate under DeepSpeed takes CPU ranks for single processes.
-        if not _on_gpus():
+        if not on_gpus():
             handlers.append(InitProcessGroupKwargs(backend="gloo"))
     if _is_launched("DEEPSPEED"):
         _prepare_deepspeed()
     _check_precision(config.precision)
+    if config.compile:
+        _check_compiler()
     # Under DeepSpeed the engine does the autocast.
     plain = config.precision in ("fp32", "tf32") or _is_launched("DEEPSPEED")
     # Accelerate's own FSDP wraps nothing on the CPU, so it must not see that (see fsdp.py).
     fsdp = os.environ.pop("ACCELERATE_USE_FSDP", None)
     try:
         accelerator = Accelerator(
-            mixed_precision="no" if plain else config.precision, kwargs_handlers=handlers
+            mixed_precision="no" if plain else config.precision,
+            dynamo_backend="inductor" if config.compile else None,
+            kwargs_handlers=handlers,
         )
     except ValueError as error:
         raise UserError(f"precision: {config.precision!r} is not available here: {error}") from None
@@ -66,7 +70,7 @@ def _join_ranks(stall: float) -> None:
     store, own, ranks = next(dist.rendezvous("env://", timeout=timedelta(minutes=30)))
     of_launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
     start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if of_launcher else "of this store"
-    cuda = _on_gpus()
+    cuda = on_gpus()
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group(
@@ -108,17 +112,13 @@ def _strategy(accelerator: Accelerator) -> type[Strategy]:
     return DataParallel
 
 
-def _on_gpus() -> bool:
-    return torch.cuda.is_available() and not asked_for_cpu()
-
-
 def _is_launched(strategy: str) -> bool:
     return os.environ.get(f"ACCELERATE_USE_{strategy}", "false").lower() == "true"
 
 
 def _check_precision(precision: str) -> None:
     # Accelerate would train in float32 without a message.
-    if precision in ("fp16", "tf32") and not _on_gpus():
+    if precision in ("fp16", "tf32") and not on_gpus():
         raise UserError(
             f"precision: expected fp32 or bf16 on the CPU, found {precision}, which needs a GPU"
         )
@@ -126,6 +126,30 @@ def _check_precision(precision: str) -> None:
         raise UserError(
             "precision: expected fp32 or bf16 under FSDP2 and DeepSpeed, found fp16, whose loss "
             "scale would be lost on resume; use bf16, or launch/ddp.yaml"
+        )
+
+
+def _check_compiler() -> None:
+    """Raise UserError if torch.compile cannot work here: it would fail in the first step."""
+    if _is_launched("DEEPSPEED"):
+        raise UserError(
+            "compile: expected false under DeepSpeed, whose hooks cannot be compiled, found true; "
+            "use launch/fsdp2.yaml or launch/ddp.yaml"
+        )
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch.utils._triton import has_triton
+
+    try:
+        compiler = get_cpp_compiler()
+    except Exception as error:  # its own type
+        raise UserError(
+            f"compile: expected a C++ compiler (g++, or the environment's CXX), found none: "
+            f"{reason(error)}; install one, or set compile = false"
+        ) from None
+    if on_gpus() and not has_triton():
+        raise UserError(
+            f"compile: expected Triton beside {compiler}, found none that this GPU can use; set "
+            "compile = false"
         )
 
 

@@ -48,7 +48,8 @@ class Strategy:
         self.model: Any = None
         self._module: Any = None
         self._optimizer: Any = None
-        self.averaged = Averages(config.optimizer.ema) if config.optimizer.ema else None
+        decay, warmup = config.optimizer.ema, config.optimizer.ema_warmup
+        self.averaged = Averages(decay, warmup) if decay else None
         self.block_norms: dict[str, float] = {}
         """Norms of the last step's gradient by top-level submodule, before clipping."""
         self._open(model)
@@ -86,6 +87,8 @@ class Strategy:
                 self.restore_buffers()
             elif self.averaged is not None:
                 self.averaged.update(self.state())
+            if self.averaged is not None:
+                self.averaged.steps += 1
         return norm
 
     @torch.no_grad()
@@ -197,15 +200,20 @@ class Strategy:
         return mine | partition_replicated(replicated)
 
     def restore(
-        self, optimizer: dict[str, StoredTensor], averaged: dict[str, StoredTensor]
+        self, optimizer: dict[str, StoredTensor], averaged: dict[str, StoredTensor], steps: int
     ) -> None:
-        """Restore the optimiser state, by "<parameter>/<entry>", and averages if there are any."""
+        """Restore the optimiser state, by "<parameter>/<entry>", and averages if there are any.
+
+        `steps` is the number of steps of the stage so far.
+        """
         parameters = dict(self._module.named_parameters())
         entries: dict[str, dict[str, StoredTensor]] = {}
         for key, value in optimizer.items():
             name, _, entry = key.rpartition("/")
             entries.setdefault(name, {})[entry] = value
         self._restore_entries({parameters[name]: found for name, found in entries.items()})
+        if self.averaged is not None:
+            self.averaged.steps = steps
         if self.averaged is not None and averaged:
             self.averaged.tensors = {
                 name: self._read_local_shard(parameters[name], averaged[name])

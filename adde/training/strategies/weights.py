@@ -2,16 +2,17 @@
 
 import copy
 import gc
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from adde.errors import UserError
 from adde.training.checkpoints.checkpoint import Checkpoint
 from adde.training.checkpoints.flat_shards import FlatShard, partition_replicated
 from adde.training.config import Config
-from adde.training.optimisation import NO_RATES, Rate
+from adde.training.optimisation import NO_RATES, Rate, require_parts
 from adde.training.strategies.choice import full_model_device, open_strategy
 from adde.training.strategies.strategy import Strategy
 
@@ -39,18 +40,41 @@ class Weights:
         assert self._strategy is not None
         return self._strategy
 
-    def train(self, frozen: Iterable[str], rates: Mapping[str, Rate] = NO_RATES) -> None:
-        """Open the strategy of a stage; submodules in `frozen` get no gradient."""
+    def train(self, frozen: Sequence[str], rates: Mapping[str, Rate] = NO_RATES) -> None:
+        """Open the strategy of a stage; submodules in `frozen` get no gradient.
+
+        Raises:
+            UserError: the model has no such submodule, or nothing is left to train.
+        """
         # DDP would wait for the gradient of a parameter that the stage does not use.
-        self._full_model.requires_grad_(True)
+        model = self._full_model
+        require_parts(model, [*frozen, *self._config.optimizer.frozen], "optimizer.frozen")
+        model.requires_grad_(True)
         for name in frozen:
-            self._full_model.get_submodule(name).requires_grad_(False)
+            model.get_submodule(name).requires_grad_(False)
+        if not any(p.requires_grad for p in model.parameters()):
+            raise UserError(
+                "optimizer.frozen: expected a part that learns, found all of them frozen: "
+                f"{', '.join(frozen)}"
+            )
         self.close()
-        self._strategy = open_strategy(self._accelerator, self._full_model, self._config, rates)
+        self._strategy = open_strategy(self._accelerator, model, self._config, rates)
+
+    def unfreeze(
+        self, frozen: Sequence[str], rates: Mapping[str, Rate], checkpoint: Checkpoint
+    ) -> None:
+        """Open the stage's strategy again, with fewer frozen parts; on all ranks.
+
+        `checkpoint` was just saved: what follows is what a resumed run would do.
+        """
+        self.strategy.gather_full_weights(self._full_model)
+        self.train(frozen, rates)
+        self.restore(checkpoint)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Load the state of the stage's optimiser, averages and loss scale."""
-        self.strategy.restore(checkpoint.tensors("optimizer"), checkpoint.tensors("ema"))
+        steps = checkpoint.position.stage_step
+        self.strategy.restore(checkpoint.tensors("optimizer"), checkpoint.tensors("ema"), steps)
         if self._accelerator.scaler and checkpoint.state["scaler"]:
             self._accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
 

@@ -82,7 +82,7 @@ def test_weights_and_optimiser_come_back(trained):
     for key, value in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[key], value), key
     fresh = DataParallel(Accelerator(cpu=True), loaded, CONFIG)
-    fresh.restore(found.tensors("optimizer"), found.tensors("ema"))
+    fresh.restore(found.tensors("optimizer"), found.tensors("ema"), 2)
     restored, expected = fresh.flat_shards(), pieces()
     assert restored.keys() == expected.keys()
     entries = {key.rpartition("/")[2] for key in restored if key.startswith("optimizer")}

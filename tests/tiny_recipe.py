@@ -2,6 +2,7 @@
 
 RECIPE = """
 seed = 5
+precision = "fp32"
 wandb = "off"
 batch_norm = "sync"
 [data]
@@ -12,6 +13,12 @@ backbone = "test_resnet"
 image_size = 32
 width = 8
 hidden = 8
+[augmentation]
+crop = 0.7
+erase = 0.5
+brightness = 0.2
+contrast = 0.2
+blur = 0.7
 [encoder.schedule]
 epochs = 2
 learning_rate = 3e-3
@@ -24,6 +31,11 @@ learning_rate = 3e-3
 name = "sgd"
 ema = 0.9
 clip_norm = 1.0
+layer_decay = 0.9
+[optimizer.rates]
+backbone = 0.5
+[optimizer.frozen]
+"backbone.layer1" = 0.6
 [cross_batch]
 size = 30
 warmup = 4

@@ -21,8 +21,12 @@ from test_ranks import free_port
 from tiny_recipe import RECIPE
 
 from adde.errors import UserError
+from adde.files import read_json
+from adde.methods.adde.method import METHOD
+from adde.schema import Schema
 from adde.training.checkpoints.checkpoint import read_checkpoint
 from adde.training.config import Config
+from adde.training.recipes import read_recipe
 from adde.training.strategies import open_accelerator
 
 ROOT = Path(__file__).parents[2]
@@ -124,6 +128,21 @@ def test_two_ranks_train_as_one(file, recipe, one, tmp_path):
     same(tmp_path / "run", one)
 
 
+def test_a_frozen_part_learns_from_its_epoch_on(recipe, one):
+    config = read_recipe(recipe)
+    path = one / "checkpoints" / "step-00000003"  # three fifths of an epoch
+    found = read_checkpoint(path).load("model")
+    torch.manual_seed(config.seed)
+    start = METHOD.build(config, Schema.from_json(read_json(path / "state.json")["schema"]))
+    moved = {name for name, p in start.named_parameters() if not torch.equal(found[name], p)}
+    assert {"backbone.conv1.weight", "backbone.layer2.0.conv1.weight"} <= moved
+    assert not any(name.startswith(("backbone.layer1", "memory")) for name in moved)
+    later = read_checkpoint(one / "checkpoints" / "step-00000007").load("model")
+    for name, _ in start.backbone.layer1.named_parameters():
+        name = f"backbone.layer1.{name}"
+        assert not torch.equal(later[name], found[name]), name
+
+
 def stopped_at(run, step, copy):
     """Copy a run as if it had been killed after its checkpoint of `step`."""
     shutil.copytree(run, copy)
@@ -182,6 +201,7 @@ def test_cached_embeddings_train_as_one_plain_batch(file, recipe, tmp_path):
     # Layer norms, because batch norms would see the micro-batches.
     options = "backbone_options = {img_size = 32}"
     text = recipe.read_text().replace('"test_resnet"', f'"test_vit"\n{options}')
+    text = text.replace("backbone.layer1", "backbone.blocks.0")
     (tmp_path / "vit.toml").write_text(text)
     launch("cpu", 1, tmp_path / "vit.toml", tmp_path / "plain")
     cached = ("--data.cached", "--data.accumulation=3")
@@ -231,6 +251,19 @@ def test_fp16_is_refused_where_its_loss_scale_would_be_lost(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(UserError, match=r"found fp16, .* use bf16, or launch/ddp\.yaml"):
         open_accelerator(Config(precision="fp16"))
+
+
+def test_compiling_is_refused_where_it_would_fail(monkeypatch):
+    def none():
+        raise RuntimeError("No working C++ compiler found")
+
+    monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", none)
+    with pytest.raises(UserError, match=r"compile: expected a C\+\+ compiler .*No working"):
+        open_accelerator(Config(compile=True))
+    monkeypatch.setattr("adde.training.strategies.choice._prepare_deepspeed", lambda: None)
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(UserError, match="compile: expected false under DeepSpeed"):
+        open_accelerator(Config(compile=True))
 
 
 @slow

@@ -1,12 +1,16 @@
 """Recipes and overrides: values, and messages about wrong ones."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from adde.errors import UserError
 from adde.methods.adde.config import AddeConfig as Config
 from adde.methods.adde.method import METHOD
+from adde.training import startup
+from adde.training.method import find_method
 from adde.training.recipes import (
     config_of_run,
     first_difference,
@@ -14,6 +18,7 @@ from adde.training.recipes import (
     read_recipe,
     write_config,
 )
+from adde.training.startup import choose_precision
 
 RECIPES = sorted((Path(__file__).parents[2] / "train" / "recipes").glob("*.toml"))
 
@@ -60,6 +65,31 @@ def test_a_run_of_before_crops_and_a_new_recipe_pads(tmp_path):
     assert config_of_run(METHOD, Config().to_json()) == Config()
 
 
+def test_averages_of_a_run_of_before_have_no_warm_up(tmp_path):
+    assert read_recipe(recipe(tmp_path, "[optimizer]\nema = 0.9\n")).optimizer.ema_warmup
+    for method in (METHOD, find_method("vae")):
+        state = method.Config().to_json()
+        del state["optimizer"]["ema_warmup"]
+        assert not config_of_run(method, state).optimizer.ema_warmup
+        assert config_of_run(method, method.Config().to_json()) == method.Config()
+
+
+def test_an_automatic_precision_is_the_devices_and_then_the_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(startup, "on_gpus", lambda: True)
+    config = Config(run=tmp_path)
+    assert config.precision == "auto"
+    for bf16 in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda bf16=bf16, **_: bf16)
+        chosen = choose_precision(config, resume=True)
+        assert chosen == replace(config, precision="bf16" if bf16 else "fp32")
+    monkeypatch.setattr(startup, "on_gpus", lambda: False)
+    assert choose_precision(config, resume=False).precision == "fp32"
+    write_config(replace(config, precision="tf32"), tmp_path)
+    assert choose_precision(config, resume=True).precision == "tf32"
+    assert choose_precision(config, resume=False).precision == "fp32"
+    assert choose_precision(replace(config, precision="bf16"), resume=True).precision == "bf16"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -68,6 +98,9 @@ def test_a_run_of_before_crops_and_a_new_recipe_pads(tmp_path):
         ("[data]\nbatch_size = 'many'\n", r"data.batch_size: .*found 'many'"),
         ("[encoder.schedule]\nkind = 'linear'\n", r"encoder.schedule.kind: .*found 'linear'"),
         ("[model]\nwidth = 0\n", r"model: .*width: expected >= 1, found 0"),
+        ("[optimizer]\nlayer_decay = 0\n", r"optimizer: .*layer_decay: expected above 0.*found 0"),
+        ("[optimizer]\nfrozen = {backbone = -1}\n", r"frozen.backbone: expected >= 0, found -1"),
+        ("[augmentation]\njpeg = 101\n", r"augmentation: .*jpeg: expected 1 to 100, found 101"),
         ("margin = \n", r"expected TOML"),
         ("method = 'ade'\n", r"method: expected a method.*found 'ade'; did you mean 'adde'"),
         ("method = 'my.own'\n", r"method: expected a method.*found 'my.own'; valid: 'adde'"),

@@ -16,9 +16,11 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from timm.optim import param_groups_layer_decay
 from torch import nn
 from torch.optim import lr_scheduler
 
+from adde.errors import UserError
 from adde.losses import Term
 from adde.methods.adde.model import ADDE
 from adde.model import ModelSettings
@@ -26,7 +28,7 @@ from adde.schema import Attribute, Schema
 from adde.training.config import Config, Data, Optimizer, Schedule
 from adde.training.method import Stage
 from adde.training.optimisation import Rate, build_optimizer, learning_rate, set_rate
-from adde.training.strategies import DataParallel
+from adde.training.strategies import DataParallel, Weights
 from adde.training.terms import Terms
 
 ROOT = Path(__file__).parents[2]
@@ -178,10 +180,53 @@ def test_parts_have_rates_of_their_own(name):
 
 
 def test_a_rate_of_a_part_that_is_not_there_is_refused():
-    with pytest.raises(AttributeError, match="decoder"):
-        build_optimizer(
-            Optimizer(), nn.ModuleDict({"encoder": nn.Linear(1, 1)}), {"decoder": Rate()}
-        )
+    model = nn.ModuleDict({"encoder": nn.Linear(1, 1)})
+    message = r"expected the name of a part .*found 'encodr'; did you mean 'encoder'"
+    with pytest.raises(UserError, match=f"Stage.rates: {message}"):
+        build_optimizer(Optimizer(), model, {"encodr": Rate()})
+    with pytest.raises(UserError, match=f"optimizer.rates: {message}"):
+        build_optimizer(Optimizer(rates={"encodr": 0.1}), model)
+    with pytest.raises(UserError, match=r"optimizer.layer_decay: expected 1, .* found 0.5"):
+        build_optimizer(Optimizer(layer_decay=0.5), model)
+
+
+@pytest.mark.parametrize("frozen", [("encodr",), ("encoder", "head")])
+def test_a_part_that_cannot_be_frozen_is_refused(frozen):
+    model = nn.ModuleDict({"encoder": nn.Linear(1, 1), "head": nn.Linear(1, 1)})
+    weights = Weights(Accelerator(cpu=True), model, Config())
+    expected = "did you mean 'encoder'" if len(frozen) == 1 else "found all of them frozen"
+    with pytest.raises(UserError, match=rf"optimizer.frozen: expected .*{expected}"):
+        weights.train(frozen)
+
+
+def factors(optimizer, model):
+    """The rate of every parameter by name."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return {names[p]: g["rate"] for g in optimizer.param_groups for p in g["params"]}
+
+
+def test_the_recipes_rates_multiply_those_of_the_stage():
+    layers = {n: nn.Linear(3, 3) for n in ("first", "second")}
+    model = nn.ModuleDict({"whole": nn.ModuleDict(layers), "other": nn.Linear(3, 3)})
+    settings = Optimizer(rates={"whole": 0.5, "whole.second": 3.0})
+    found = factors(build_optimizer(settings, model, {"whole": Rate(2.0)}), model)
+    assert found["whole.first.weight"] == found["whole.first.bias"] == 1.0
+    assert found["whole.second.weight"] == 6.0
+    assert found["other.bias"] == 1.0
+
+
+@pytest.mark.parametrize("backbone", ["test_vit", "test_convnext", "test_resnet"])
+def test_rates_fall_by_layer_as_timms(backbone):
+    model = nn.ModuleDict({"backbone": timm.create_model(backbone, num_classes=0)})
+    model["heads"] = nn.Linear(3, 3)
+    settings = Optimizer(layer_decay=0.7, rates={"backbone": 0.5})
+    found = factors(build_optimizer(settings, model), model)
+    expected = {"heads.weight": 1.0, "heads.bias": 1.0}
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    for group in param_groups_layer_decay(model["backbone"], layer_decay=0.7):
+        expected |= {names[p]: 0.5 * group["lr_scale"] for p in group["params"]}
+    assert found == pytest.approx(expected)
+    assert len({round(rate, 6) for rate in found.values()}) > 3
 
 
 def stage(model, scaler=None, accumulation=1, **settings):
@@ -198,11 +243,15 @@ def parameters(model):
     return [p.detach().numpy().astype(np.float64) for p in model.parameters()]
 
 
-@pytest.mark.parametrize("clip", [0.0, 0.5, 1e6])
-def test_sgd_on_a_clipped_gradient_with_averaged_weights(clip):
+@pytest.mark.parametrize(
+    ("clip", "warmup"), [(0.0, False), (0.5, False), (1e6, False), (0.0, True)]
+)
+def test_sgd_on_a_clipped_gradient_with_averaged_weights(clip, warmup):
     torch.manual_seed(0)
     model = nn.Linear(3, 2)
-    own, optimizer = stage(model, name="sgd", weight_decay=0.0, clip_norm=clip, ema=0.8)
+    settings = {"name": "sgd", "weight_decay": 0.0, "clip_norm": clip}
+    own, optimizer = stage(model, **settings, ema=0.3 if warmup else 0.8, ema_warmup=warmup)
+    decays = [0.1, 2 / 11, 3 / 12, 0.3, 0.3, 0.3] if warmup else [0.8] * 6
     weights = parameters(model)
     velocity = [np.zeros_like(w) for w in weights]
     averages = None
@@ -220,7 +269,8 @@ def test_sgd_on_a_clipped_gradient_with_averaged_weights(clip):
         velocity = [0.9 * v + factor * g for v, g in zip(velocity, gradients)]
         weights = [w - 0.01 * (step + 1) * v for w, v in zip(weights, velocity)]
         averages = averages or weights  # the first step's weights start the average
-        averages = [0.8 * a + 0.2 * w for a, w in zip(averages, weights)]
+        decay = decays[step]
+        averages = [decay * a + (1 - decay) * w for a, w in zip(averages, weights)]
         for found, wanted in zip(parameters(model), weights):
             np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
         for found, wanted in zip(optimizer.averaged.tensors.values(), averages):

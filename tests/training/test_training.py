@@ -39,7 +39,10 @@ TINY = [
     "--checkpoints.every=3",
     "--evaluation.every-epochs=3",
     "--evaluation.rows=2",
+    "--augmentation.crop=0.7",
+    "--augmentation.erase=0.5",
     "--optimizer.ema=0.9",
+    *("--optimizer.frozen", "backbone.layer1", "1.6"),
     "--cross-batch.size=31",
     "--cross-batch.warmup=2",
     "--wandb=off",
@@ -240,6 +243,18 @@ def test_bf16_trains_as_fp32_and_resumes_to_the_last_bit(tiny_shards, tmp_path, 
     for file, tensors in weights.items():
         for key, tensor in tensors.items():
             assert torch.equal(again[file][key], tensor), f"{file}: {key}"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_a_compiled_forward_pass_trains_as_the_plain_one(
+    tiny_shards, tmp_path, uninterrupted, monkeypatch
+):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+    finish(start(tiny_shards, tmp_path / "run", "--compile"))
+    assert any((tmp_path / "compiled").rglob("*.so"))
+    found, expected = unmined(tmp_path / "run"), unmined(uninterrupted[0])
+    assert found == pytest.approx(expected, abs=2e-3)
 
 
 @pytest.mark.parametrize(

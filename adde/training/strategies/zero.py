@@ -36,6 +36,7 @@ class Zero(Strategy):
         rates: Mapping[str, Rate] = NO_RATES,
     ) -> None:
         self._zero: Any = None
+        self._flat_of: dict[int, Tensor] = {}
         self._config = engine_config(accelerator.state.deepspeed_plugin.deepspeed_config, config)
         self._stage = self._config["zero_optimization"]["stage"]
         super().__init__(accelerator, model, config, rates)
@@ -54,6 +55,8 @@ class Zero(Strategy):
         )
         self.model, self._zero = opened[:2]
         self._optimizer = optimizer
+        groups = zip(self._groups(), self._flats())
+        self._flat_of = {id(parameter): flat for group, flat in groups for parameter in group}
 
     def micro_batch(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Do nothing: the engine counts micro-batches."""
@@ -78,7 +81,7 @@ class Zero(Strategy):
         block_of = {id(p): name.partition(".")[0] for name, p in self._module.named_parameters()}
         names = list(dict.fromkeys(block_of[id(p)] for p in self._trained()))
         squares = torch.zeros(len(names), device=self._accelerator.device)
-        groups = zero.fp16_groups if self._stage == 3 else zero.params_in_partition
+        groups = self._groups() if self._stage == 3 else zero.params_in_partition
         for number, group in enumerate(groups):
             for place, parameter in enumerate(group):
                 if "offload_optimizer" in self._config["zero_optimization"]:
@@ -100,6 +103,7 @@ class Zero(Strategy):
         self.model.destroy()
         # DeepSpeed's globals and hooks keep the engine alive, so free its optimiser here.
         self._zero.__dict__.clear()
+        self._flat_of.clear()
         self._optimizer.state.clear()
         self._optimizer.param_groups.clear()
 
@@ -138,20 +142,23 @@ class Zero(Strategy):
             return self._zero.fp32_partitioned_groups_flat
         return self._zero.single_partition_of_fp32_groups
 
+    def _groups(self) -> list[list[Tensor]]:
+        """Return the parameters of each flat tensor."""
+        return self._zero.fp16_groups if self._stage == 3 else self._zero.bit16_groups
+
     def _entries(self, parameter: Any) -> dict[str, Tensor]:
         from deepspeed.utils import safe_get_local_optimizer_state
 
-        state = self._optimizer.state
-        flats = [flat for flat in self._flats() if flat in state]
-        if not parameter.requires_grad or not flats:
+        flat = self._flat_of.get(id(parameter))
+        if flat is None or flat not in self._optimizer.state:
             return {}
-        # All groups step together, so they share one step count.
-        found = {entry: value for entry, value in state[flats[0]].items() if not value.ndim}
+        state = self._optimizer.state[flat]
+        found = {entry: value for entry, value in state.items() if not value.ndim}
         if self._stage < 3:
             fragment = parameter._hp_mapping  # None if other ranks hold all of it
             return found | ({} if fragment is None else fragment.optim_fragment)
         local: Any = safe_get_local_optimizer_state
-        entries = [entry for entry, value in state[flats[0]].items() if value.ndim]
+        entries = [entry for entry, value in state.items() if value.ndim]
         return found | {entry: local(parameter, entry) for entry in entries}
 
     def _entry_flat_shard(self, parameter: Any, value: Tensor) -> FlatShard | None:
@@ -168,8 +175,9 @@ class Zero(Strategy):
         from deepspeed.utils.mixed_precision_linkage import lazy_init_hp_params_optimizer_state
 
         if self._stage < 3:
-            for group, flat in zip(self._zero.bit16_groups, self._flats()):
-                lazy_init_hp_params_optimizer_state(group, flat, self._optimizer.state)
+            for group, flat in zip(self._groups(), self._flats()):
+                if flat in self._optimizer.state:
+                    lazy_init_hp_params_optimizer_state(group, flat, self._optimizer.state)
 
     def flat_shards(self) -> dict[str, FlatShard]:
         """As `Strategy.flat_shards`; optimiser state is that of this rank's flat tensors."""
@@ -177,12 +185,14 @@ class Zero(Strategy):
         return super().flat_shards()
 
     def _restore_entries(self, entries: dict[Tensor, dict[str, StoredTensor]]) -> None:
-        for flat in self._flats():
-            some = next(iter(entries.values()))
-            self._optimizer.state[flat] = {
-                entry: torch.zeros_like(flat) if stored.shape else stored.whole().to(flat.device)
-                for entry, stored in some.items()
-            }
+        # A group of parts that have just begun to learn has no state yet.
+        for parameter, found in entries.items():
+            flat = self._flat_of[id(parameter)]
+            if flat not in self._optimizer.state:
+                self._optimizer.state[flat] = {
+                    entry: torch.zeros_like(flat) if one.shape else one.whole().to(flat.device)
+                    for entry, one in found.items()
+                }
         self._link()
         for parameter, found in entries.items():
             for entry, stored in found.items():

@@ -124,13 +124,6 @@ def test_an_unknown_backbone_is_named_with_its_neighbours():
 @pytest.mark.parametrize(
     ("backbone", "size", "options", "message"),
     [
-        (
-            "test_vit",
-            65,
-            {},
-            r"^model\.image_size: 'test_vit', made for pictures of 160 px, cannot encode one of 65"
-            r" px: .*; set model\.image_size to 160, or in model\.backbone_options .*img_size = 65",
-        ),
         ("inception_v3", 32, {}, "made for pictures of 299 px, .* of 32 px"),
         ("test_resnet", 32, {"features_only": True}, "cannot encode one of 32 px"),
         ("test_resnet", 160, {"in_chans": 1}, r"^model\.backbone_options: 'test_resnet', made for"),
@@ -144,6 +137,62 @@ def test_what_timm_raises_is_a_message_with_the_setting(backbone, size, options,
     )
     with pytest.raises(UserError, match=message):
         ADDE(settings, SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "size", "patch", "sizes"),
+    [
+        ("test_vit", 65, 16, "64 or 80"),
+        ("vit_small_patch14_reg4_dinov2", 64, 14, "56 or 70"),
+        ("test_vit", 9, 16, "16"),
+    ],
+)
+def test_a_size_that_no_whole_patches_fill_is_refused_with_the_nearest(
+    backbone, size, patch, sizes
+):
+    options = {"depth": 1, "embed_dim": 32, "num_heads": 2}
+    settings = ModelSettings(backbone=backbone, image_size=size, backbone_options=options)
+    message = rf"image_size: expected a multiple of {patch}, .*'{backbone}', found {size}; "
+    with pytest.raises(UserError, match=rf"{message}set model.image_size to {sizes}$"):
+        ADDE(settings, SCHEMA)
+
+
+def test_recomputed_activations_give_the_same_gradients():
+    found = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        settings = ModelSettings(
+            backbone="test_vit", image_size=32, width=5, hidden=7, checkpointing=checkpointing
+        )
+        model = ADDE(settings, SCHEMA)
+        calls = []
+        for block in model.backbone.blocks:
+            block.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        images = torch.randint(0, 256, (4, 32, 32, 3), generator=torch.manual_seed(1))
+        model(images.to(torch.uint8)).logits.square().sum().backward()
+        assert len(calls) == (2 if checkpointing else 1) * len(model.backbone.blocks)
+        found.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    assert found[0].keys() == found[1].keys() and len(found[0]) > 20
+    for name, gradient in found[0].items():
+        assert torch.equal(found[1][name], gradient), name
+    assert not settings.without_start_weights().checkpointing
+    with pytest.raises(UserError, match=r"model.checkpointing: .*'alexnet' cannot recompute"):
+        ADDE(ModelSettings(backbone="alexnet", image_size=64, checkpointing=True), SCHEMA)
+
+
+def test_heads_and_memory_compute_in_float32_under_autocast(model, images):
+    hot = multi_hot(torch.tensor([[0, 1, 2], [1, 0, 3], [2, 0, 0], [0, 0, 1]]), SCHEMA)
+    with torch.autocast("cpu", torch.bfloat16):
+        features = model.backbone(images.permute(0, 3, 1, 2).float()).flatten(1)
+        assert features.dtype == torch.bfloat16
+        embeddings = model.heads(features)
+        found = [embeddings, model.classifiers(embeddings), model.presence(embeddings)]
+        found += [model.memory(hot), model(images, hot, hot.flip(0)).off_block]
+    embeddings = model.heads(features.float())
+    expected = [embeddings, model.classifiers(embeddings), model.presence(embeddings)]
+    expected += [model.memory(hot), model.memory.off_block_l1()]
+    for a, b in zip(found, expected):
+        assert a.dtype == torch.float32 and torch.equal(a, b)
 
 
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pth", "w.bin"])
@@ -196,6 +245,32 @@ def test_a_vits_weights_are_resized_to_the_recipes_image_size(tmp_path):
         means = [model.pos_embed[:, 1:].mean(1) for model in (found, source)]
         torch.testing.assert_close(*means, atol=0.15, rtol=0)
         assert found(torch.zeros(1, 3, size, size)).shape == (1, source.num_features)
+
+
+def test_weights_of_siglip_and_convnext_load_at_another_size(tmp_path):
+    small = {"embed_dim": 32, "depth": 2, "num_heads": 2}
+    for name, options, key in (
+        ("vit_base_patch16_siglip_224", small, "attn_pool.q.weight"),
+        ("test_convnext", {}, "stages.1.blocks.0.mlp.fc1.weight"),
+    ):
+        sized = {"img_size": 64} if options else {}
+        source = timm.create_model(name, num_classes=0, **options, **sized).eval()
+        for parameter in source.parameters():
+            nn.init.normal_(parameter, std=0.1)
+        save_file(source.state_dict(), tmp_path / f"{name}.safetensors")
+        found = loaded(name, tmp_path / f"{name}.safetensors", 96, **options)
+        assert torch.equal(found.state_dict()[key], source.state_dict()[key])
+        assert found(torch.zeros(1, 3, 96, 96)).shape[0] == 1
+        if options:
+            assert found.pos_embed.shape == (1, 36, 32)
+            # Positions are resampled, so a smooth map of them stays the same where it was.
+            ramp = torch.linspace(0, 1, 4).expand(4, 4).reshape(1, 16, 1).expand(-1, -1, 32)
+            state = {**source.state_dict(), "pos_embed": ramp.contiguous()}
+            save_file(state, tmp_path / "ramp.safetensors")
+            found = loaded(name, tmp_path / "ramp.safetensors", 96, **options)
+            columns = found.pos_embed.view(6, 6, 32)[..., 0].mean(0)
+            assert (columns.diff() > 0).all()
+            assert abs(float(columns.mean()) - 0.5) < 0.01
 
 
 def as_openclip(state):

@@ -94,10 +94,10 @@ def _without_none(settings: dict[str, Any]) -> dict[str, Any]:
 
 def first_difference(mine: dict[str, Any], theirs: dict[str, Any]) -> str | None:
     """Return the first setting that changes the weights and differs, as `key: a and b`."""
-    for key, value in mine.items():
+    for key in {**mine, **theirs}:
         if key in NOT_TRAINING:
             continue
-        other = theirs.get(key)
+        value, other = mine.get(key), theirs.get(key)
         if isinstance(value, dict) and isinstance(other, dict):
             if difference := first_difference(value, other):
                 return f"{key}.{difference}"

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from adde.loading.augment import Augmentation, augment
+from adde.distributed import RankRows
+from adde.loading.augment import Augmentation, augment, draw
 from adde.mining import draw_edits, mine, uniform
 
 pytestmark = pytest.mark.gpu
@@ -37,12 +38,33 @@ def test_mining_equals_the_cpu(items, dtype, rtol):
     torch.testing.assert_close(one_grad, two_grad, rtol=rtol, atol=rtol * scale)
 
 
-def test_augmentation_equals_the_cpu():
-    images = torch.randint(0, 256, (5, 32, 32, 3), dtype=torch.uint8)
-    draws = torch.rand(5, 4)
-    expected = augment(images, draws, Augmentation())
-    found = augment(images.to(DEVICE), draws.to(DEVICE), Augmentation()).cpu()
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-2)
+EVERYTHING = Augmentation(
+    crop=0.5, erase=0.5, brightness=0.2, contrast=0.2, saturation=0.2, hue=0.1, blur=1.0
+)
+
+
+@pytest.mark.parametrize("settings", [Augmentation(), EVERYTHING, Augmentation(jpeg=40)])
+def test_augmentation_equals_the_cpu(settings):
+    # Smooth pictures: one value more or less at an edge of a JPEG's step changes a whole block.
+    waves = torch.linspace(0, 3, 32)[:, None] + torch.linspace(0, 2, 32)
+    images = (127 + 100 * torch.sin(waves[..., None] + torch.arange(3))).to(torch.uint8)
+    images = images.expand(5, -1, -1, -1).contiguous()
+    draws = draw(images, settings, 11, RankRows.equal(5))
+    expected = augment(images, draws, settings)
+    there = images.to(DEVICE)
+    for mode in ("default", "error"):  # the first call copies constants to the device
+        if DEVICE == "cuda":
+            torch.cuda.set_sync_debug_mode(mode)
+        try:
+            drawn = draw(there, settings, 11, RankRows.equal(5))
+            found = augment(there, drawn, settings)
+        finally:
+            if DEVICE == "cuda":
+                torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(drawn.cpu(), draws)
+    apart = (found.cpu() - expected).abs()
+    assert apart.mean() < 1e-2
+    assert settings.jpeg < 100 or apart.max() < 0.1
 
 
 def test_draws_and_edits_equal_the_cpus_to_the_last_bit():

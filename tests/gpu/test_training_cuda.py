@@ -80,7 +80,7 @@ def test_every_precision_trains_and_goes_on_where_it_was(recipe, precision, tmp_
     train("gpu", 1, recipe, run, *words)
     expected = losses(run)
     assert all(map(math.isfinite, expected))
-    later = sorted((run / "checkpoints").glob("step-*"))[1:]
+    later = [f for f in (run / "checkpoints").glob("step-*") if f.name > "step-00000007"]
     assert len(later) == 3
     for folder in later:
         shutil.rmtree(folder)

@@ -10,6 +10,7 @@ from adde.errors import UserError
 from adde.methods.adde.config import AddeConfig as Config
 from adde.methods.adde.method import METHOD
 from adde.training import startup
+from adde.training.config import Optimizer
 from adde.training.method import find_method
 from adde.training.recipes import (
     config_of_run,
@@ -121,3 +122,6 @@ def test_differences_that_do_not_train_do_not_count():
     mine, theirs = Config(wandb="off").to_json(), Config(run=Path("b")).to_json()
     assert first_difference(mine, theirs) is None
     assert first_difference(Config(seed=1).to_json(), theirs) == "seed: 1 and 0"
+    frozen = Config(optimizer=Optimizer(frozen={"heads": 1.0})).to_json()
+    assert first_difference(frozen, theirs) == "optimizer.frozen.heads: 1.0 and None"
+    assert first_difference(theirs, frozen) == "optimizer.frozen.heads: None and 1.0"

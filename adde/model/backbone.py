@@ -72,12 +72,8 @@ def num_features(backbone: nn.Module, settings: ModelSettings) -> int:
         return features.flatten(1).shape[1]
     except Exception as error:  # timm models raise many types of errors
         made_for = getattr(backbone, "default_cfg", {}).get("input_size", (3, side, side))[-1]
-        if (patch := _patch(backbone)) and side % patch:
-            raise UserError(
-                f"model.image_size: expected a multiple of {patch}, the side of a patch of "
-                f"{settings.backbone!r}, found {side}; set model.image_size to "
-                f"{' or '.join(str(n * patch) for n in (side // patch, side // patch + 1) if n)}"
-            ) from error
+        if cut := cut_patches(backbone, settings):
+            raise UserError(cut) from error
         what = f"{settings.backbone!r}, made for pictures of {made_for} px, cannot encode one of "
         what += f"{side} px: {reason(error)}"
         if made_for == side:
@@ -90,10 +86,23 @@ def num_features(backbone: nn.Module, settings: ModelSettings) -> int:
         ) from error
 
 
-def _patch(backbone: Any) -> int | None:
-    """Return the side of a ViT's patches in pixels; None for models without."""
-    sides = getattr(getattr(backbone, "patch_embed", None), "patch_size", None)
-    return sides[0] if isinstance(sides, tuple) else None
+def cut_patches(backbone: Any, settings: ModelSettings) -> str | None:
+    """Return a message if no whole number of a ViT's patches fills the picture; else None.
+
+    Some ViTs raise an error then, others ignore what is left over at the right and the bottom.
+    """
+    patches: Any = getattr(backbone, "patch_embed", None)
+    sides, side = getattr(patches, "patch_size", None), settings.image_size
+    if not isinstance(sides, tuple) or getattr(patches, "dynamic_img_pad", False):
+        return None
+    patch = int(sides[0])
+    if not side % patch:
+        return None
+    near = " or ".join(str(n * patch) for n in (side // patch, side // patch + 1) if n)
+    return (
+        f"model.image_size: expected a multiple of {patch}, the side of a patch of "
+        f"{settings.backbone!r}, found {side}; set model.image_size to {near}"
+    )
 
 
 def _checkpoint_gradients(backbone: Any, settings: ModelSettings) -> None:

@@ -24,6 +24,7 @@ from adde.methods.adde.evaluation import (
 )
 from adde.methods.adde.model import ADDE
 from adde.methods.adde.objective import AddeObjective
+from adde.model.backbone import cut_patches
 from adde.schema import Schema
 from adde.training.checkpoints.checkpoint import Checkpoint
 from adde.training.config import Evaluation
@@ -77,7 +78,10 @@ class Adde(Method):
     def build(self, config: AddeConfig, schema: Schema, start: bool = True) -> ADDE:
         """As `Method.build`."""
         settings = config.model if start else config.model.without_start_weights()
-        return ADDE(settings, schema)
+        model = ADDE(settings, schema)
+        if start and rank() == 0 and (cut := cut_patches(model.backbone, settings)):
+            print(f"warning: the backbone ignores a border of every picture: {cut}")
+        return model
 
     def stages(self, config: AddeConfig) -> tuple[Stage, ...]:
         """Return stages 1 and 3 of the paper."""

@@ -52,7 +52,8 @@ def one_step(stage, counts=(ITEMS,)):
     share = RankRows.of(counts[rank], images.device)
     assert share.counts == counts
     batch = Batch(share.local(images), share.local(labels), [])
-    objective = AddeObjective(SCHEMA, Augmentation(), margin=0.5)
+    changes = Augmentation(crop=0.6, erase=0.7, brightness=0.2, contrast=0.2, blur=0.5)
+    objective = AddeObjective(SCHEMA, changes, margin=0.5)
     part = {s.name: s for s in AddeConfig(adde=AddeStage(global_triplet=1.0)).stages()}[stage]
     draws = torch.Generator().manual_seed(3)
     terms = objective.batch_terms(part, wrapped, batch, draws, share)

@@ -204,7 +204,7 @@ def test_cached_embeddings_train_as_one_plain_batch(file, recipe, tmp_path):
     text = text.replace("backbone.layer1", "backbone.blocks.0")
     (tmp_path / "vit.toml").write_text(text)
     launch("cpu", 1, tmp_path / "vit.toml", tmp_path / "plain")
-    cached = ("--data.cached", "--data.accumulation=3")
+    cached = ("--data.cached", "--data.accumulation=3", "--model.checkpointing")
     launch(file, 2, tmp_path / "vit.toml", tmp_path / "cached", *cached)
     same(tmp_path / "cached", tmp_path / "plain")
 

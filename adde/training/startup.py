@@ -52,7 +52,7 @@ def choose_precision(config: Config, resume: bool) -> Config:
         return config
     recorded = config.run / CONFIG_NAME
     if resume and recorded.exists():
-        return replace(config, precision=read_settings(recorded)["precision"])
+        return replace(config, precision=read_settings(recorded).get("precision", "fp32"))
     bf16 = on_gpus() and torch.cuda.is_bf16_supported(including_emulation=False)
     return replace(config, precision="bf16" if bf16 else "fp32")
 

@@ -98,8 +98,8 @@ def _run(words, environment, output):
         os.dup2(output.fileno(), stream)
     output.close()
     # The server's own streams were opened on files of another kind.
-    sys.stdout = sys.__stdout__ = open(1, "w", 1, "utf-8", closefd=False)
-    sys.stderr = sys.__stderr__ = open(2, "w", 1, "utf-8", "backslashreplace", closefd=False)
+    sys.stdout = sys.__stdout__ = os.fdopen(1, "w", 1, "utf-8", closefd=False)
+    sys.stderr = sys.__stderr__ = os.fdopen(2, "w", 1, "utf-8", "backslashreplace", closefd=False)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(ROOT)

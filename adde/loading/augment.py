@@ -157,11 +157,12 @@ def augment(images: Tensor, draws: Tensor, settings: Augmentation) -> Tensor:
     drawn = dict(zip(NAMES, draws.unbind(1)))
     pictures = _move(images.permute(0, 3, 1, 2).float(), draws, drawn, settings)
     if settings.recolours:
-        strengths = (settings.brightness, settings.contrast, settings.saturation)
-        names = ("brightness", "contrast", "saturation")
-        factors = [1 + most * (2 * drawn[name] - 1) for most, name in zip(strengths, names)]
+        brightness, contrast, saturation = (
+            1 + getattr(settings, name) * (2 * drawn[name] - 1)
+            for name in ("brightness", "contrast", "saturation")
+        )
         turn = 2 * math.pi * settings.hue * (2 * drawn["hue"] - 1)
-        pictures = recolour(pictures, *factors, turn)
+        pictures = recolour(pictures, brightness, contrast, saturation, turn)
     if settings.blur:
         pictures = blur(pictures, settings.blur * drawn["blur"])
     if settings.jpeg < 100:

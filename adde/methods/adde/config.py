@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from adde.errors import UserError
 from adde.loading.augment import Augmentation
 from adde.methods.adde.cross_batch import CrossBatch
 from adde.model import ModelSettings
@@ -20,7 +21,7 @@ class _Terms:
     @property
     def weights(self) -> Mapping[str, float]:
         """Weights of the loss terms, by name."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "schedule"}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.type in (float, "float")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,10 @@ class EncoderStage(_Terms):
 
     global_triplet: float = 1.0
     """Weight of the semi-hard triplets of whole embeddings under joint labels."""
+
+    adversary: float = 0.0
+    """Weight of the gradient reversal that removes other attributes from each subspace, summed;
+    for labels that go together in the catalogue and not in the world."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +72,35 @@ class AddeStage(_Terms):
     and edited queries together as anchors, positives and negatives."""
 
     compositional: float = 1.0
-    """Weight of the triplet of edited query, positive and negative."""
+    """Weight of the triplet of edited query, positive and negative; 0 mines no negatives."""
+
+    score: float = 0.0
+    """Weight of the softmax of the match score over the batch (equation 17); 0 does without."""
 
     consistency: float = 1.0
     """Weight of the L1 distances between embeddings and their prototypes."""
 
     memory: float = 0.4
     """Weight of the L1 norm of the prototype memory's off-block entries."""
+
+    adversary: float = 0.0
+    """Weight of the gradient reversal, as in `encoder`."""
+
+    edits: int = 1
+    """Maximum number of attributes that a drawn edit changes at once."""
+
+    def __post_init__(self) -> None:
+        """Check the number of edits. Raises UserError."""
+        if self.edits < 1:
+            raise UserError(f"adde.edits: expected at least 1, found {self.edits}")
+
+
+@dataclass(frozen=True)
+class ManipulationStage(Stage):
+    """Stage 3, with its settings besides weights."""
+
+    edits: int = 1
+    """See `AddeStage`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +122,21 @@ class AddeConfig(Config):
         model = {"fit": "crop", "presence": False, **settings.get("model", {})}
         return {**settings, "model": model}
 
+    @property
+    def has_adversary(self) -> bool:
+        """Whether a stage trains with gradient reversal."""
+        return self.encoder.adversary > 0 or self.adde.adversary > 0
+
     def stages(self) -> tuple[Stage, ...]:
         """Return stage 1 (encoder and classifiers) and stage 3 (with the prototype memory)."""
-        # DDP would wait for a gradient of the prototypes, which stage 1 does not compute.
-        first = Stage("encoder", self.encoder.schedule, self.encoder.weights, frozen=("memory",))
-        return first, Stage("adde", self.adde.schedule, self.adde.weights)
+        first, last = self.encoder, self.adde
+        # DDP would wait for gradients that a stage does not compute.
+        return (
+            Stage("encoder", first.schedule, first.weights, ("memory", *self._frozen(first))),
+            ManipulationStage(
+                "adde", last.schedule, last.weights, self._frozen(last), edits=last.edits
+            ),
+        )
+
+    def _frozen(self, stage: EncoderStage | AddeStage) -> tuple[str, ...]:
+        return ("adversary",) if self.has_adversary and not stage.adversary else ()

@@ -33,7 +33,8 @@ from adde.training.watching.displays import Evaluated, Pictures, Summary
 from adde.training.watching.panels import STAGE, Panel
 
 TERMS = (
-    "(cls|presence|local_triplet|global_triplet|edited_triplet|compositional|consistency|memory)"
+    "(cls|presence|local_triplet|global_triplet|edited_triplet|compositional|score|consistency"
+    "|memory|adversary)"
 )
 
 CALIBRATION_METRICS = ("hit@1", "hit@10", "hit@30", "ndcg@30", "first_wanted", "wanted@10")
@@ -63,6 +64,12 @@ class Adde(Method):
         Panel("Attributes", "Training accuracy", r"(encoder|adde)/accuracy/.+"),
         Panel("Attributes", "Cross-entropy", rf"{STAGE}/cls/.+", wide_range=True),
         Panel("Attributes", "Cross-entropy of presence", rf"{STAGE}/presence/.+", wide_range=True),
+        Panel(
+            "Attributes",
+            "Cross-entropy of the adversary",
+            rf"{STAGE}/adversary/.+",
+            wide_range=True,
+        ),
         Panel("Attributes", "Local triplets", rf"{STAGE}/local_triplet/.+", wide_range=True),
         Panel("Mining", "Pairs per item", rf"{STAGE}/pairs_(local|global)", wide_range=True),
         Panel("Mining", "Share of active triplets", rf"{STAGE}/active_(local|global)"),
@@ -77,7 +84,7 @@ class Adde(Method):
     def build(self, config: AddeConfig, schema: Schema, start: bool = True) -> ADDE:
         """As `Method.build`."""
         settings = config.model if start else config.model.without_start_weights()
-        return ADDE(settings, schema)
+        return ADDE(settings, schema, config.has_adversary)
 
     def stages(self, config: AddeConfig) -> tuple[Stage, ...]:
         """Return stages 1 and 3 of the paper."""

@@ -16,10 +16,13 @@ from adde.distributed import RankRows, sum_over_ranks
 from adde.loading.augment import DRAWS, Augmentation, augment
 from adde.loading.batch import Batch
 from adde.losses import Term
+from adde.methods.adde.adversary import adversarial, strength
+from adde.methods.adde.config import ManipulationStage
 from adde.methods.adde.cross_batch import CrossBatchQueue
 from adde.methods.adde.losses import compositional, consistency, triplet_roles
 from adde.methods.adde.memory import first_columns, multi_hot
 from adde.methods.adde.model import Forward
+from adde.methods.adde.score import beliefs, score_softmax
 from adde.mining import (
     DrawnEdits,
     LabelGrouping,
@@ -38,11 +41,11 @@ from adde.training.watching.profiling import part
 CROSS_BATCH = "cross_batch"
 """Prefix of the cross-batch queue's tensors in a checkpoint."""
 
-PER_ATTRIBUTE = ("cls", "presence", "local_triplet", "accuracy")
+PER_ATTRIBUTE = ("cls", "presence", "local_triplet", "adversary", "accuracy")
 """Terms and shares that are also logged for every attribute."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class AddeObjective(Objective):
     """The losses of both stages."""
 
@@ -52,6 +55,12 @@ class AddeObjective(Objective):
     queue: CrossBatchQueue | None = None
     edited_triplets: bool = False
     """Whether stage 3 has the term `edited_triplet`."""
+    progress: tuple[int, int] = (0, 1)
+    """The next step of the stage, and their number."""
+
+    def begin_step(self, step: int, steps: int) -> None:
+        """As `Objective.begin_step`."""
+        self.progress = step, steps
 
     def plan(
         self, stage: Stage, batch: Batch, draws: torch.Generator, ranks: RankRows | None = None
@@ -63,14 +72,17 @@ class AddeObjective(Objective):
         moves = uniform(draw_key(draws), items, DRAWS)
         all_labels = ranks.gather(labels)
         columns = self._columns(labels, all_labels, items)
-        if "compositional" not in stage.weights:
-            return Plan(ranks, moves, all_labels, columns)
+        reversal = None
+        if stage.weights.get("adversary"):
+            reversal = torch.tensor(strength(*self.progress), device=labels.device)
+        if not isinstance(stage, ManipulationStage):
+            return Plan(ranks, moves, all_labels, columns, reversal=reversal)
         offsets = first_columns(self.schema, labels.device)
-        edits = draw_edits(labels, all_labels, items, draw_key(draws), offsets)
+        edits = draw_edits(labels, all_labels, items, draw_key(draws), offsets, stage.edits)
         hot = (multi_hot(labels, self.schema), multi_hot(edits.targets, self.schema))
         if self.edited_triplets:
             columns["edited_triplet"] = self._edited_columns(labels, all_labels, edits, ranks)
-        return Plan(ranks, moves, all_labels, columns, edits, hot)
+        return Plan(ranks, moves, all_labels, columns, edits, hot, reversal)
 
     def state(self) -> dict[str, Tensor]:
         """Return the state of the cross-batch queue."""
@@ -109,14 +121,15 @@ class AddeObjective(Objective):
         with part("augmentation"):
             moved = augment(images[rows], plan.moves[rows], self.augmentation)
         with part("forward"):
-            return model(moved, *(hot[rows] for hot in plan.hot))
+            hot = [hot[rows] for hot in plan.hot] or [None, None]
+            return model(moved, *hot, plan.reversal)
 
     def terms(self, stage: Stage, out: Forward, batch: Batch, plan: "Plan") -> Terms:
         """As `Objective.terms`. Non-finite embeddings are mined as zeros to keep ranks in step."""
         with part("mining and losses"):
-            return self._terms(out, batch, plan)
+            return self._terms(stage, out, batch, plan)
 
-    def _terms(self, out: Forward, batch: Batch, plan: "Plan") -> Terms:
+    def _terms(self, stage: Stage, out: Forward, batch: Batch, plan: "Plan") -> Terms:
         out, finite = _finite(out)
         context = _Context(
             out.embeddings,
@@ -133,13 +146,15 @@ class AddeObjective(Objective):
             shares["accuracy"] = losses.accuracy(out.logits, batch.labels, self.schema.sizes)
         if out.presence is not None:
             terms["presence"] = losses.presence(out.presence, batch.labels)
+        if out.adversary is not None:
+            terms["adversary"] = adversarial(out.adversary, batch.labels, self.schema.sizes)
         found = Terms(terms, shares, dict.fromkeys(PER_ATTRIBUTE, self.schema.names))
         if plan.edits is None:
             terms["cls"] = losses.classification(out.logits, batch.labels, self.schema.sizes)
             return found
         if "edited_triplet" in plan.columns:
             terms["edited_triplet"] = self._edited_triplets(out, context, plan)
-        return self._manipulation_terms(out, context, plan.edits, found)
+        return self._manipulation_terms(stage, out, context, plan.edits, found)
 
     def _edited_triplets(self, out: Forward, context: "_Context", plan: "Plan") -> Term:
         """Mine whole embeddings of items and edited queries together, under joint labels."""
@@ -150,7 +165,7 @@ class AddeObjective(Objective):
         return losses.label_triplets(own, refs=refs, margin=self.margin, **vars(columns))[0]
 
     def _manipulation_terms(
-        self, out: Forward, context: "_Context", edits: DrawnEdits, found: Terms
+        self, stage: Stage, out: Forward, context: "_Context", edits: DrawnEdits, found: Terms
     ) -> Terms:
         terms, shares = found.losses, found.shares
         labels, all_labels, ranks = context.labels, context.all_labels, context.ranks
@@ -159,21 +174,27 @@ class AddeObjective(Objective):
         assert out.off_block is not None
         queries = losses.normalise(out.edited.flatten(1))
         refs = losses.normalise(context.all_embeddings.flatten(1))
-        negative, has_negative = semihard_negatives(
-            queries, edits.targets, edits.positive, refs, all_labels
-        )
+        negative, has_negative = edits.positive, torch.zeros_like(edits.usable)
+        if stage.weights["compositional"]:
+            negative, has_negative = semihard_negatives(
+                queries, edits.targets, edits.positive, refs, all_labels
+            )
+            terms["compositional"] = compositional(
+                queries,
+                refs[edits.positive],
+                refs[negative],
+                edits.usable & has_negative,
+                self.margin,
+            )
+        if stage.weights["score"]:
+            own = beliefs(out.logits, out.presence, self.schema)
+            everyone = ranks.gather(own)
+            terms["score"] = score_softmax(own, everyone, labels, all_labels, edits, self.schema)
         roles = sum_over_ranks(triplet_roles(edits, negative, has_negative, len(all_labels)))
         as_positive, as_negative = ranks.local(roles.T).unbind(1)
         usable = edits.usable.float()
         terms["cls"] = self._classification(
             out, labels, edits.targets, usable, as_positive, as_negative
-        )
-        terms["compositional"] = compositional(
-            queries,
-            refs[edits.positive],
-            refs[negative],
-            edits.usable & has_negative,
-            self.margin,
         )
         own, target = out.own_prototypes, out.target_prototypes
         terms["consistency"] = _stack(
@@ -270,6 +291,8 @@ class Plan:
     """None in stage 1."""
     hot: tuple[Tensor, ...] = ()
     """Multi-hot labels before and after the edit, (b, V) float32 each; empty in stage 1."""
+    reversal: Tensor | None = None
+    """Scalar, strength of the gradient reversal; None without."""
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,11 @@ class AddeConfig(Config):
     margin: float = 0.5
     """m of all triplet losses."""
 
+    logit_adjustment: float = 0.0
+    """tau of the cross-entropies of pictures: logits are trained with tau log(share of the value
+    in the training split) added, so that rare values are predicted more often; 1 balances the
+    error, 0 is off. All labels are read at the start."""
+
     model: ModelSettings = field(default_factory=ModelSettings)
     augmentation: Augmentation = field(default_factory=Augmentation)
     encoder: EncoderStage = field(default_factory=EncoderStage)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adde.distributed import rank
+from adde.distributed import broadcast_from_main, rank
 from adde.methods.adde import manipulation, report, similarity
 from adde.methods.adde.calibration import calibration_of
 from adde.methods.adde.config import AddeConfig
@@ -24,7 +24,10 @@ from adde.methods.adde.evaluation import (
 )
 from adde.methods.adde.model import ADDE
 from adde.methods.adde.objective import AddeObjective
+from adde.methods.adde.priors import log_priors
 from adde.schema import Schema
+from adde.shards.index import ShardIndex
+from adde.shards.reader import split_labels
 from adde.training.checkpoints.checkpoint import Checkpoint
 from adde.training.config import Evaluation
 from adde.training.evaluation import Evaluator
@@ -96,8 +99,13 @@ class Adde(Method):
         if config.cross_batch.size:
             shape = (len(schema.sizes), config.model.width)
             queue = CrossBatchQueue(config.cross_batch, config.data.batch_size, shape, device)
+        adjustment = None
+        if config.logit_adjustment:
+            index = ShardIndex.read(config.data.shards)
+            labels = broadcast_from_main(lambda: split_labels(index, "train"))
+            adjustment = config.logit_adjustment * log_priors(labels, schema).to(device)
         edited = config.adde.edited_triplet > 0
-        return AddeObjective(schema, config.augmentation, config.margin, queue, edited)
+        return AddeObjective(schema, config.augmentation, config.margin, queue, edited, adjustment)
 
     def before(self, stage: Stage, model: Any, evaluator: Evaluator) -> bool:
         """Run stage 2: set the memory to the prototypes of the current encoder."""

@@ -55,6 +55,8 @@ class AddeObjective(Objective):
     queue: CrossBatchQueue | None = None
     edited_triplets: bool = False
     """Whether stage 3 has the term `edited_triplet`."""
+    adjustment: Tensor | None = None
+    """(V,) float32, added to the logits of pictures in cross-entropies; None: nothing is."""
     progress: tuple[int, int] = (0, 1)
     """The next step of the stage, and their number."""
 
@@ -150,7 +152,7 @@ class AddeObjective(Objective):
             terms["adversary"] = adversarial(out.adversary, batch.labels, self.schema.sizes)
         found = Terms(terms, shares, dict.fromkeys(PER_ATTRIBUTE, self.schema.names))
         if plan.edits is None:
-            terms["cls"] = losses.classification(out.logits, batch.labels, self.schema.sizes)
+            terms["cls"] = self._classify(out.logits, batch.labels)
             return found
         if "edited_triplet" in plan.columns:
             terms["edited_triplet"] = self._edited_triplets(out, context, plan)
@@ -223,13 +225,18 @@ class AddeObjective(Objective):
         negative it counts as often as the references of all ranks chose it.
         """
         assert out.edited_logits is not None
-        sizes = self.schema.sizes
         return _stack(
-            losses.classification(out.logits, labels, sizes),
-            losses.classification(out.logits, labels, sizes, as_positive),
-            losses.classification(out.logits, labels, sizes, as_negative),
-            losses.classification(out.edited_logits, targets, sizes, usable),
+            self._classify(out.logits, labels),
+            self._classify(out.logits, labels, as_positive),
+            self._classify(out.logits, labels, as_negative),
+            losses.classification(out.edited_logits, targets, self.schema.sizes, usable),
         )
+
+    def _classify(self, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Term:
+        """Compute the cross-entropy of pictures, with adjusted logits."""
+        if self.adjustment is not None:
+            logits = logits + self.adjustment
+        return losses.classification(logits, labels, self.schema.sizes, weights)
 
     def _label_triplets(
         self, context: "_Context", columns: "dict[str, Columns]"

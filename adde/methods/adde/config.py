@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 from adde.errors import UserError
 from adde.loading.augment import Augmentation
 from adde.methods.adde.cross_batch import CrossBatch
+from adde.methods.adde.pseudo import PseudoLabels
 from adde.model import ModelSettings
 from adde.training.config import Config, Schedule
 from adde.training.method import Stage
@@ -46,6 +47,14 @@ class EncoderStage(_Terms):
     adversary: float = 0.0
     """Weight of the gradient reversal that removes other attributes from each subspace, summed;
     for labels that go together in the catalogue and not in the world."""
+
+    pseudo: PseudoLabels = field(default_factory=PseudoLabels)
+    """Labels from the averaged weights."""
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """As `_Terms.weights`."""
+        return {**super().weights, "pseudo": self.pseudo.weight}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +98,13 @@ class AddeStage(_Terms):
     edits: int = 1
     """Maximum number of attributes that a drawn edit changes at once."""
 
+    prototypes: Literal["means", "classifier"] = "means"
+    """Start of the memory: the mean subspace of each value (equation 9), or the weights of the
+    value's classifier, scaled to the length of that mean."""
+
+    train_memory: bool = True
+    """Whether the memory is trained; if not, it stays at its start."""
+
     def __post_init__(self) -> None:
         """Check the number of edits. Raises UserError."""
         if self.edits < 1:
@@ -96,10 +112,20 @@ class AddeStage(_Terms):
 
 
 @dataclass(frozen=True)
+class FirstStage(Stage):
+    """Stage 1, with its settings besides weights."""
+
+    pseudo: PseudoLabels = field(default_factory=PseudoLabels)
+    """See `EncoderStage`."""
+
+
+@dataclass(frozen=True)
 class ManipulationStage(Stage):
     """Stage 3, with its settings besides weights."""
 
     edits: int = 1
+    """See `AddeStage`."""
+    prototypes: Literal["means", "classifier"] = "means"
     """See `AddeStage`."""
 
 
@@ -137,11 +163,37 @@ class AddeConfig(Config):
         first, last = self.encoder, self.adde
         # DDP would wait for gradients that a stage does not compute.
         return (
-            Stage("encoder", first.schedule, first.weights, ("memory", *self._frozen(first))),
+            FirstStage(
+                "encoder",
+                first.schedule,
+                first.weights,
+                ("memory", *self._frozen(first)),
+                pseudo=first.pseudo,
+            ),
             ManipulationStage(
-                "adde", last.schedule, last.weights, self._frozen(last), edits=last.edits
+                "adde",
+                last.schedule,
+                last.weights,
+                (*(() if last.train_memory else ("memory",)), *self._frozen(last)),
+                edits=last.edits,
+                prototypes=last.prototypes,
             ),
         )
+
+    def __post_init__(self) -> None:
+        """Check what pseudo-labels need. Raises UserError."""
+        if not self.encoder.pseudo.weight:
+            return
+        if not self.optimizer.ema:
+            raise UserError(
+                "encoder.pseudo.weight: expected averaged weights, which give pseudo-labels, found "
+                "optimizer.ema = 0; set it to 0.998 or so"
+            )
+        if not self.model.presence:
+            raise UserError(
+                "encoder.pseudo.weight: expected model.presence, which tells an attribute without "
+                "a label from one that is absent, found it off"
+            )
 
     def _frozen(self, stage: EncoderStage | AddeStage) -> tuple[str, ...]:
         return ("adversary",) if self.has_adversary and not stage.adversary else ()

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from adde.distributed import broadcast_from_main, rank
+from adde.losses import normalise
 from adde.methods.adde import manipulation, report, similarity
 from adde.methods.adde.calibration import calibration_of
-from adde.methods.adde.config import AddeConfig
+from adde.methods.adde.config import AddeConfig, ManipulationStage
 from adde.methods.adde.cross_batch import CrossBatchQueue
 from adde.methods.adde.evaluation import (
     attribute_accuracy,
@@ -37,7 +38,7 @@ from adde.training.watching.panels import STAGE, Panel
 
 TERMS = (
     "(cls|presence|local_triplet|global_triplet|edited_triplet|compositional|score|consistency"
-    "|memory|adversary)"
+    "|memory|adversary|pseudo)"
 )
 
 CALIBRATION_METRICS = ("hit@1", "hit@10", "hit@30", "ndcg@30", "first_wanted", "wanted@10")
@@ -73,6 +74,10 @@ class Adde(Method):
             rf"{STAGE}/adversary/.+",
             wide_range=True,
         ),
+        Panel(
+            "Attributes", "Cross-entropy of pseudo-labels", r"encoder/pseudo/.+", wide_range=True
+        ),
+        Panel("Attributes", "Pseudo-labels: share of unknown labels", r"encoder/pseudo_labels"),
         Panel("Attributes", "Local triplets", rf"{STAGE}/local_triplet/.+", wide_range=True),
         Panel("Mining", "Pairs per item", rf"{STAGE}/pairs_(local|global)", wide_range=True),
         Panel("Mining", "Share of active triplets", rf"{STAGE}/active_(local|global)"),
@@ -109,9 +114,12 @@ class Adde(Method):
 
     def before(self, stage: Stage, model: Any, evaluator: Evaluator) -> bool:
         """Run stage 2: set the memory to the prototypes of the current encoder."""
-        if stage.name != "adde":
+        if not isinstance(stage, ManipulationStage):
             return False
         found, counts = prototypes(evaluator, model)
+        if stage.prototypes == "classifier":
+            lengths = found.norm(dim=1, keepdim=True)
+            found = lengths * normalise(model.classifiers.directions.detach().float())
         model.memory.set_prototypes(found)
         empty = [n for n, c in zip(model.schema.value_names, counts.tolist()) if not c]
         if empty and rank() == 0:

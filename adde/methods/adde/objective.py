@@ -13,15 +13,17 @@ from torch import Tensor
 
 from adde import losses
 from adde.distributed import RankRows, sum_over_ranks
+from adde.errors import UserError
 from adde.loading.augment import DRAWS, Augmentation, augment
 from adde.loading.batch import Batch
 from adde.losses import Term
 from adde.methods.adde.adversary import adversarial, strength
-from adde.methods.adde.config import ManipulationStage
+from adde.methods.adde.config import FirstStage, ManipulationStage
 from adde.methods.adde.cross_batch import CrossBatchQueue
 from adde.methods.adde.losses import compositional, consistency, triplet_roles
 from adde.methods.adde.memory import first_columns, multi_hot
 from adde.methods.adde.model import Forward
+from adde.methods.adde.pseudo import pseudo_classification, teach
 from adde.methods.adde.score import beliefs, score_softmax
 from adde.mining import (
     DrawnEdits,
@@ -35,13 +37,14 @@ from adde.mining import (
 from adde.schema import UNKNOWN, Schema
 from adde.training.checkpoints.checkpoint import Checkpoint
 from adde.training.method import Objective, Stage
+from adde.training.strategies import Strategy
 from adde.training.terms import Terms, finite_rows, item_shares
 from adde.training.watching.profiling import part
 
 CROSS_BATCH = "cross_batch"
 """Prefix of the cross-batch queue's tensors in a checkpoint."""
 
-PER_ATTRIBUTE = ("cls", "presence", "local_triplet", "adversary", "accuracy")
+PER_ATTRIBUTE = ("cls", "presence", "local_triplet", "adversary", "pseudo", "accuracy")
 """Terms and shares that are also logged for every attribute."""
 
 
@@ -59,6 +62,21 @@ class AddeObjective(Objective):
     """(V,) float32, added to the logits of pictures in cross-entropies; None: nothing is."""
     progress: tuple[int, int] = (0, 1)
     """The next step of the stage, and their number."""
+    strategy: Strategy | None = None
+    """Of the current stage, for pseudo-labels."""
+
+    def begin_stage(self, stage: Stage, strategy: Strategy) -> None:
+        """As `Objective.begin_stage`.
+
+        Raises:
+            UserError: the strategy has no averaged weights on each rank for pseudo-labels.
+        """
+        self.strategy = strategy
+        if stage.weights.get("pseudo") and strategy.sharded:
+            raise UserError(
+                "encoder.pseudo.weight: expected averaged weights whole on every rank, found a "
+                "strategy that shards them; use one process or launch/ddp.yaml, or set it to 0"
+            )
 
     def begin_step(self, step: int, steps: int) -> None:
         """As `Objective.begin_step`."""
@@ -78,13 +96,24 @@ class AddeObjective(Objective):
         if stage.weights.get("adversary"):
             reversal = torch.tensor(strength(*self.progress), device=labels.device)
         if not isinstance(stage, ManipulationStage):
-            return Plan(ranks, moves, all_labels, columns, reversal=reversal)
+            taught = self._teach(stage, batch)
+            return Plan(ranks, moves, all_labels, columns, reversal=reversal, taught=taught)
         offsets = first_columns(self.schema, labels.device)
         edits = draw_edits(labels, all_labels, items, draw_key(draws), offsets, stage.edits)
         hot = (multi_hot(labels, self.schema), multi_hot(edits.targets, self.schema))
         if self.edited_triplets:
             columns["edited_triplet"] = self._edited_columns(labels, all_labels, edits, ranks)
         return Plan(ranks, moves, all_labels, columns, edits, hot, reversal)
+
+    def _teach(self, stage: Stage, batch: Batch) -> Tensor | None:
+        """Return targets of unknown labels, once they are due and averaged weights exist."""
+        if not isinstance(stage, FirstStage) or not stage.pseudo.weight or self.strategy is None:
+            return None
+        step, steps = self.progress
+        if step < stage.pseudo.start * steps:
+            return None
+        rest = (batch.images, batch.labels, self.schema.sizes, stage.pseudo.confidence)
+        return self.strategy.forward_averaged(lambda teacher: teach(teacher, *rest))
 
     def state(self) -> dict[str, Tensor]:
         """Return the state of the cross-batch queue."""
@@ -153,6 +182,10 @@ class AddeObjective(Objective):
         found = Terms(terms, shares, dict.fromkeys(PER_ATTRIBUTE, self.schema.names))
         if plan.edits is None:
             terms["cls"] = self._classify(out.logits, batch.labels)
+            if stage.weights.get("pseudo"):
+                targets = torch.zeros_like(out.logits) if plan.taught is None else plan.taught
+                given = (targets, batch.labels, self.schema.sizes)
+                terms["pseudo"], shares["pseudo_labels"] = pseudo_classification(out.logits, *given)
             return found
         if "edited_triplet" in plan.columns:
             terms["edited_triplet"] = self._edited_triplets(out, context, plan)
@@ -300,6 +333,8 @@ class Plan:
     """Multi-hot labels before and after the edit, (b, V) float32 each; empty in stage 1."""
     reversal: Tensor | None = None
     """Scalar, strength of the gradient reversal; None without."""
+    taught: Tensor | None = None
+    """(b, V) float32, targets of pseudo-labels; None without."""
 
 
 @dataclass(frozen=True)

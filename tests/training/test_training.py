@@ -42,6 +42,14 @@ TINY = [
     "--optimizer.ema=0.9",
     "--cross-batch.size=31",
     "--cross-batch.warmup=2",
+    "--data.balance=colour",
+    "--logit-adjustment=0.5",
+    "--encoder.adversary=0.1",
+    "--encoder.pseudo.weight=0.2",
+    "--encoder.pseudo.confidence=0.4",
+    "--adde.adversary=0.1",
+    "--adde.score=0.5",
+    "--adde.edits=2",
     "--wandb=off",
 ]
 

@@ -85,7 +85,7 @@ class AddeObjective(Objective):
     def plan(
         self, stage: Stage, batch: Batch, draws: torch.Generator, ranks: RankRows | None = None
     ) -> "Plan":
-        """As `Objective.plan`; uses only the labels (b, A) of the batch."""
+        """As `Objective.plan`; uses the labels (b, A), and pictures for pseudo-labels alone."""
         labels = batch.labels
         ranks = ranks or RankRows.equal(len(labels))
         items = ranks.columns(labels.device)  # draws depend on the item, not the rank
@@ -152,8 +152,10 @@ class AddeObjective(Objective):
         with part("augmentation"):
             moved = augment(images[rows], plan.moves[rows], self.augmentation)
         with part("forward"):
-            hot = [hot[rows] for hot in plan.hot] or [None, None]
-            return model(moved, *hot, plan.reversal)
+            hot = [hot[rows] for hot in plan.hot]
+            if plan.reversal is None:
+                return model(moved, *hot)
+            return model(moved, *(hot or (None, None)), plan.reversal)
 
     def terms(self, stage: Stage, out: Forward, batch: Batch, plan: "Plan") -> Terms:
         """As `Objective.terms`. Non-finite embeddings are mined as zeros to keep ranks in step."""
@@ -223,8 +225,8 @@ class AddeObjective(Objective):
             )
         if stage.weights["score"]:
             own = beliefs(out.logits, out.presence, self.schema)
-            everyone = ranks.gather(own)
-            terms["score"] = score_softmax(own, everyone, labels, all_labels, edits, self.schema)
+            given = (own, ranks.gather(own), labels, all_labels, edits, self.schema)
+            terms["score"] = score_softmax(*given)
         roles = sum_over_ranks(triplet_roles(edits, negative, has_negative, len(all_labels)))
         as_positive, as_negative = ranks.local(roles.T).unbind(1)
         usable = edits.usable.float()

@@ -9,6 +9,7 @@ from test_objective import LAST, SCHEMA, batch, build
 
 from adde import scoring
 from adde.edits import LabelEdits
+from adde.errors import UserError
 from adde.loading.augment import Augmentation
 from adde.methods.adde.config import AddeConfig, AddeStage
 from adde.methods.adde.objective import AddeObjective
@@ -89,3 +90,8 @@ def test_without_the_compositional_term_no_negatives_are_mined(monkeypatch):
     loss.backward()
     with pytest.raises(AssertionError):
         objective.batch_terms(LAST, build(), batch(), torch.Generator().manual_seed(3))
+
+
+def test_an_edit_changes_at_least_one_attribute():
+    with pytest.raises(UserError, match=r"adde\.edits: expected at least 1, found 0"):
+        AddeStage(edits=0)

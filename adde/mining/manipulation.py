@@ -20,14 +20,17 @@ from adde.schema import UNKNOWN
 POSITIVE_KEY = 1 << 62
 """Xored with the key of `draw_key`, which is smaller, to draw positives."""
 
+COUNT_KEY = 1 << 61
+"""Xored with the key, to draw numbers of edited attributes."""
+
 
 class DrawnEdits(NamedTuple):
-    """One edit per reference.
+    """One edit, of one or several attributes, per reference.
 
     Attributes:
         targets: (N, A) int64, the reference's labels after the edit.
         positive: (N,) int64, the positive's row in the global batch.
-        exact: (N,) bool, whether the edit is of one attribute and the positive has the `targets`.
+        exact: (N,) bool, whether the positive is an exact target; see `draw_edits`.
         usable: (N,) bool, False if the batch has no positive; ignore the other fields of that row
             (its targets are the reference's own labels).
     """
@@ -39,12 +42,13 @@ class DrawnEdits(NamedTuple):
 
 
 def draw_edits(
-    labels: Tensor, all_labels: Tensor, items: Tensor, key: int, offsets: Tensor
+    labels: Tensor, all_labels: Tensor, items: Tensor, key: int, offsets: Tensor, most: int = 1
 ) -> DrawnEdits:
     """Draw for each reference an edit that has an exact target in the global batch.
 
-    An exact target differs from the reference in one attribute, known on both. The edit is uniform
-    over the (attribute, value) pairs that have exact targets, and the positive uniform over these
+    An exact target differs from the reference in 1 to `most` attributes, all known on both. The
+    number of attributes is uniform over those that have exact targets, the edit uniform over the
+    edits of so many attributes that have exact targets, and the positive uniform over these
     targets. Without an exact target, the positive is the item with the fewest differing attributes
     (UNKNOWN equals only UNKNOWN) among those that differ in an attribute known on both, ties to the
     lowest row; the edit sets all attributes that are known on both.
@@ -56,6 +60,7 @@ def draw_edits(
         key: from `draw_key`, the same on all ranks; the result depends only on it, on the item and
             on the value's column.
         offsets: (A,) int64, first column of each attribute.
+        most: maximum number of attributes that an edit changes.
     """
     count = len(labels)
     edits = DrawnEdits(
@@ -64,7 +69,7 @@ def draw_edits(
         *(labels.new_empty(count, dtype=torch.bool) for _ in range(2)),
     )
     for rows in _tiles(count, len(all_labels), labels.device):
-        tile = _draw_tile(labels[rows], all_labels, items[rows], key, offsets)
+        tile = _draw_tile(labels[rows], all_labels, items[rows], key, offsets, most)
         for whole, part in zip(edits, tile):
             whole[rows] = part
     return edits
@@ -81,7 +86,7 @@ def _tiles(rows: int, columns: int, device: torch.device) -> Iterator[slice]:
 
 
 def _draw_tile(
-    labels: Tensor, all_labels: Tensor, items: Tensor, key: int, offsets: Tensor
+    labels: Tensor, all_labels: Tensor, items: Tensor, key: int, offsets: Tensor, most: int
 ) -> DrawnEdits:
     column_words = words(~key, (all_labels + offsets).clamp(min=0))
     shown = column_words.new_zeros(len(labels), len(all_labels))
@@ -89,8 +94,10 @@ def _draw_tile(
     for attribute, (differ, change) in enumerate(_label_differences(labels, all_labels)):
         differing += differ
         edited += change
-        shown = torch.where(change, column_words[:, attribute], shown)
-    exact_pair = (differing == 1) & (edited == 1)
+        shown ^= torch.where(change, column_words[:, attribute], 0)  # of several: their mix
+    exact_pair = (differing == edited) & (edited >= 1) & (edited <= most)
+    if most > 1:
+        exact_pair &= edited == _draw_counts(edited.where(exact_pair, 0), items, key, most)
     # One random number per edit, not per item: edits are uniform.
     edit_bits = pair_bits(words(key, items)[:, None], shown).masked_fill_(~exact_pair, -1)
     shows = exact_pair & (edit_bits == edit_bits.amax(1, keepdim=True))
@@ -106,6 +113,39 @@ def _draw_tile(
     usable = nearest_cost <= num_attributes
     targets = torch.where(known & usable[:, None], shown_labels, labels)
     return DrawnEdits(targets, positive, exact, usable)
+
+
+def _draw_counts(counts: Tensor, items: Tensor, key: int, most: int) -> Tensor:
+    """Draw for each row one of the positive numbers that it has: (T, 1) int64, 1 to `most`.
+
+    Args:
+        counts: (T, M) int16, 0 to `most`; a row without positive numbers draws any.
+        items: (T,) int64.
+        key: from `draw_key`.
+        most: maximum.
+    """
+    numbers = torch.arange(1, most + 1, device=items.device)
+    bits = pair_bits(words(key ^ COUNT_KEY, items)[:, None], words(~key ^ COUNT_KEY, numbers))
+    there = torch.stack([(counts == number).any(1) for number in range(1, most + 1)], dim=1)
+    return torch.where(there, bits, -1).argmax(1, keepdim=True) + 1
+
+
+def fits_and_conflicts(edits: DrawnEdits, all_labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Sort the items of the global batch (M, A) int64 by what they are to each edited query.
+
+    Returns:
+        (N, M) bool, the items whose labels equal the target (UNKNOWN equals only UNKNOWN), and the
+        positive; none for an edit that is not usable. And (N, M) bool, those that differ from the
+        target in an attribute known on both. Other items may or may not be as requested.
+    """
+    fits = edits.usable[:, None].repeat(1, len(all_labels))
+    conflicts = torch.zeros_like(fits)
+    for differ, change in _label_differences(edits.targets, all_labels):
+        fits &= ~differ
+        conflicts |= change
+    rows = torch.arange(len(fits), device=fits.device)
+    fits[rows, edits.positive] = edits.usable
+    return fits, conflicts
 
 
 def semihard_negatives(

@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from adde.errors import UserError
+from adde.schema import Rows
+from adde.shards.balance import draw_groups
 from adde.shards.shard import Shard
 
 Addresses = npt.NDArray[np.int64]
@@ -29,6 +31,9 @@ class SampleOrder:
         window: Number of shards whose groups are shuffled together.
         last_batch: What to do if items do not fill an epoch's last batch: `drop` leaves them out of
             this epoch, `pad` adds the first items of the epoch.
+        balance: Labels of one attribute, (samples,) int64 for each shard. Each window then shows
+            its values equally often, in as many samples as it has: groups are drawn with
+            replacement, and the last one of a window may be cut.
 
     Raises:
         UserError: The split has fewer items than one batch, and `last_batch` is `drop`.
@@ -41,8 +46,9 @@ class SampleOrder:
         seed: int,
         window: int = 16,
         last_batch: Literal["drop", "pad"] = "drop",
+        balance: Sequence[Rows] | None = None,
     ) -> None:
-        self._shards = shards
+        self._shards, self._balance = shards, balance
         self._samples = np.array([shard.samples for shard in shards], dtype=np.int64)
         self._seed, self._window = seed, window
         self.batch_size = batch_size
@@ -136,7 +142,12 @@ class SampleOrder:
         sizes = np.concatenate(groups)
         starts = np.concatenate([lengths.cumsum() - lengths for lengths in groups])
         shards = np.repeat(numbers, [len(lengths) for lengths in groups])
-        shuffled = self._random(epoch, window).permutation(len(sizes))
+        random = self._random(epoch, window)
+        if self._balance is None:
+            shuffled = random.permutation(len(sizes))
+        else:
+            values = np.concatenate([self._balance[number] for number in chosen])
+            shuffled = draw_groups(values, sizes, random)
         sizes, starts = sizes[shuffled], starts[shuffled]
         ends = np.cumsum(sizes)
         return shards[shuffled], starts - (ends - sizes), ends

@@ -6,6 +6,8 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from adde.errors import UserError
 from adde.schema import Labels, Schema
 from adde.shards.index import ShardIndex
@@ -53,10 +55,25 @@ class ShardReader:
                 f"{where}: expected bytes with crc32 {expected:08x}, found {found:08x}; they were "
                 "changed after packing, build the shards again"
             )
+        item_id, labels = self._record(content, where)
+        return Sample(item_id, picture, labels, where)
+
+    def labels(self, shard: Shard, position: int) -> Labels:
+        """Read the labels (A,) int64 of one sample without its picture, and so without its crc32.
+
+        Raises:
+            UserError: As `read`.
+        """
+        row = shard.members[position]
+        where = f"{self._root}/{shard.name}, sample {position}"
+        content = self._bytes(shard, int(row["json_at"]), int(row["json_bytes"]), where)
+        return self._record(content, where)[1]
+
+    def _record(self, content: bytes, where: str) -> tuple[str, Labels]:
+        """Parse the item id and labels of a sample."""
         try:
             record = json.loads(content)
-            labels = self._schema.encode(record["labels"])
-            return Sample(record["item_id"], picture, labels, where)
+            return record["item_id"], self._schema.encode(record["labels"])
         except Exception as error:
             raise UserError(
                 f"{where}: expected JSON with item_id and labels of the schema, found: {error}; "
@@ -106,3 +123,20 @@ def iterate(index: ShardIndex, split: str) -> Iterator[Sample]:
                 yield reader.read(shard, position)
     finally:
         reader.close()
+
+
+def split_labels(index: ShardIndex, split: str) -> list[Labels]:
+    """Read all labels of a split without pictures: (samples, A) int64 for each of its shards.
+
+    Shards behind an address are fetched.
+    """
+    shards = index.split(split)
+    reader = ShardReader(index)
+    found: list[Labels] = []
+    try:
+        for number, shard in enumerate(shards):
+            reader.prefetch(shards[number + 1 : number + 3])
+            found.append(np.stack([reader.labels(shard, p) for p in range(shard.samples)]))
+    finally:
+        reader.close()
+    return found

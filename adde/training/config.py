@@ -40,6 +40,11 @@ class Data:
     window: int = 16
     """Shards whose edit groups are shuffled together."""
 
+    balance: str = ""
+    """Attribute whose values are shown equally often, for long tails; empty: as often as they are.
+    Unknown labels keep their share. Edit groups stay whole, so where they mix values the shares are
+    only nearer to equal. All labels are read at the start."""
+
     last_batch: Literal["drop", "pad"] = "drop"
     """Last batch of an epoch if its items do not fill it: dropped, or padded with the first items
     of the same epoch. The log counts dropped and repeated items."""

@@ -24,6 +24,7 @@ from adde.training.checkpoints.checkpoint import Checkpoint
 from adde.training.config import Config, Evaluation, Schedule
 from adde.training.evaluation import Evaluator
 from adde.training.optimisation import Rate
+from adde.training.strategies.strategy import Strategy
 from adde.training.terms import Outputs, Terms
 from adde.training.watching.displays import Evaluated, Summary
 from adde.training.watching.panels import Panel
@@ -54,6 +55,9 @@ class Objective:
     Random draws, encoding and losses are separate steps, so that a batch can be encoded in parts
     (GradCache), and items with outputs that are not finite can be found by encoding them again.
     """
+
+    def begin_stage(self, stage: Stage, strategy: Strategy) -> None:
+        """Prepare for a stage that `strategy` trains, new or resumed."""
 
     def begin_step(self, step: int, steps: int) -> None:
         """Set the progress of the stage, for losses that change over time.

@@ -101,6 +101,7 @@ class Run:
         self._weights.train(self._frozen, stage.rates)
         if checkpoint is not None and checkpoint.position.stage == stage.name:
             self._weights.restore(checkpoint)
+        self.objective.begin_stage(stage, self.strategy)
         self.model.train()
         return self.position.stage_step < self.total_steps
 

@@ -8,9 +8,10 @@ import torch
 from adde.distributed import broadcast_from_main, rank, world_size
 from adde.errors import UserError
 from adde.files import this_process
-from adde.schema import Schema
+from adde.schema import UNKNOWN, Rows, Schema
 from adde.shards.index import ShardIndex
 from adde.shards.order import SampleOrder
+from adde.shards.reader import split_labels
 from adde.training.batch_size import micro_batch
 from adde.training.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from adde.training.config import Config
@@ -70,7 +71,12 @@ def start(method: Method, config: Config, resume: bool, device: torch.device) ->
     checked = preflight(config, index, device)
     data = config.data
     order = SampleOrder(
-        index.split("train"), data.batch_size, config.seed, data.window, data.last_batch
+        index.split("train"),
+        data.batch_size,
+        config.seed,
+        data.window,
+        data.last_batch,
+        _labels_to_balance(index, data.balance) if data.balance else None,
     )
     micro_batch(data, world_size())  # raises if the batch does not divide among the ranks
     resume = resume or checked.resumes(config.run)
@@ -101,6 +107,24 @@ def start(method: Method, config: Config, resume: bool, device: torch.device) ->
         if rank() == 0:
             print(f"resuming at step {checkpoint.position.step} from {checkpoint.path}")
     return Startup(index, order, checkpoint, False, model, writer, launch)
+
+
+def _labels_to_balance(index: ShardIndex, name: str) -> list[Rows]:
+    """Read the labels of the attribute that is balanced, by shard; on all ranks.
+
+    Raises:
+        UserError: there is no such attribute, or all its labels are unknown.
+    """
+    column = index.schema.attribute_index(name)
+    found = broadcast_from_main(
+        lambda: [labels[:, column] for labels in split_labels(index, "train")]
+    )
+    if all((values == UNKNOWN).all() for values in found):
+        raise UserError(
+            f"data.balance: expected an attribute with known labels in the training split of "
+            f"{index.root}, found none of {name!r}; name another attribute, or leave it out"
+        )
+    return found
 
 
 def _require_same_data(checkpoint: Checkpoint, index: ShardIndex, config: Config) -> None:

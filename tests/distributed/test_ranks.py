@@ -12,7 +12,7 @@ from torch import nn
 from adde.distributed import RankRows
 from adde.loading.augment import Augmentation
 from adde.loading.batch import Batch
-from adde.methods.adde.config import AddeConfig, AddeStage
+from adde.methods.adde.config import AddeConfig, AddeStage, EncoderStage
 from adde.methods.adde.model import ADDE
 from adde.methods.adde.objective import AddeObjective
 from adde.model import ModelSettings
@@ -25,7 +25,8 @@ ITEMS = 16
 
 def build_model():
     torch.manual_seed(0)
-    model = ADDE(ModelSettings(backbone="test_resnet", image_size=32, width=4, hidden=6), SCHEMA)
+    settings = ModelSettings(backbone="test_resnet", image_size=32, width=4, hidden=6)
+    model = ADDE(settings, SCHEMA, adversary=True)
     # Local batch norms see one rank's items only, so the backbone has none.
     model.backbone = nn.Sequential(
         nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 96), nn.Tanh()
@@ -54,7 +55,12 @@ def one_step(stage, counts=(ITEMS,)):
     batch = Batch(share.local(images), share.local(labels), [])
     changes = Augmentation(crop=0.6, erase=0.7, brightness=0.2, contrast=0.2, blur=0.5)
     objective = AddeObjective(SCHEMA, changes, margin=0.5)
-    part = {s.name: s for s in AddeConfig(adde=AddeStage(global_triplet=1.0)).stages()}[stage]
+    objective.begin_step(2, 10)
+    config = AddeConfig(
+        encoder=EncoderStage(adversary=0.5),
+        adde=AddeStage(global_triplet=1.0, score=1.0, adversary=0.5, edits=2),
+    )
+    part = {s.name: s for s in config.stages()}[stage]
     draws = torch.Generator().manual_seed(3)
     terms = objective.batch_terms(part, wrapped, batch, draws, share)
     loss, scalars, flag = global_mean(terms, part.weights, flag=rank == ranks - 1)

@@ -143,6 +143,30 @@ def test_a_frozen_part_learns_from_its_epoch_on(recipe, one):
         assert not torch.equal(later[name], found[name]), name
 
 
+@slow
+@pytest.mark.parametrize("file", ["ddp", "fsdp2", "zero2", "zero3"])
+def test_options_train_as_one_and_are_resumed(file, recipe, tmp_path):
+    options = ("--data.balance=colour", "--logit-adjustment=0.5", "--encoder.adversary=0.1")
+    options += ("--adde.adversary=0.1", "--adde.score=0.5", "--adde.edits=2")
+    # More terms have more kinks; smaller steps meet none.
+    options += ("--encoder.schedule.learning-rate=1e-3", "--adde.schedule.learning-rate=1e-3")
+    if file == "ddp":
+        options += ("--encoder.pseudo.weight=0.2", "--encoder.pseudo.confidence=0.4")
+    launch("cpu", 1, recipe, tmp_path / "one", *options)
+    launch(file, 2, recipe, tmp_path / "two", *options)
+    same(tmp_path / "two", tmp_path / "one")
+    run = stopped_at(tmp_path / "one", 7, tmp_path / "resumed")
+    launch(file, 2, recipe, run, "--resume", *options)
+    same(run, tmp_path / "one")
+
+
+@slow
+def test_pseudo_labels_are_refused_where_averages_are_in_shards(recipe, tmp_path):
+    options = ("--encoder.pseudo.weight=0.2",)
+    output = launch("fsdp2", 2, recipe, tmp_path / "run", *options, status=1)
+    assert "encoder.pseudo.weight: expected averaged weights whole on every rank" in output
+
+
 def stopped_at(run, step, copy):
     """Copy a run as if it had been killed after its checkpoint of `step`."""
     shutil.copytree(run, copy)

@@ -16,8 +16,8 @@ def label_rows(items, seed, unknown=True):
     return torch.stack([torch.randint(low, v, (items,), generator=draws) for v in SIZES], dim=1)
 
 
-def draw(labels, seed):
-    return draw_edits(labels, labels, torch.arange(len(labels)), 7919 * seed, OFFSETS)
+def draw(labels, seed, most=1):
+    return draw_edits(labels, labels, torch.arange(len(labels)), 7919 * seed, OFFSETS, most)
 
 
 def exact_targets(rows, i):
@@ -114,3 +114,43 @@ def test_nothing_is_read_back_from_the_device():
     vectors = torch.nn.functional.normalize(torch.randn(2, 9, 5), dim=-1)
     positive, exact, negative = mine_edits(labels, torch.arange(9), *vectors)
     assert positive.shape == exact.shape == negative.shape == (9,)
+
+
+def several_targets(rows, i, most):
+    """Items that differ from i in 1 to `most` attributes, all known on both, by number and edit."""
+    found = {}
+    for j, row in enumerate(rows):
+        edit = tuple((a, row[a]) for a in range(len(row)) if row[a] != rows[i][a])
+        known = all(value != -1 and rows[i][a] != -1 for a, value in edit)
+        if known and 1 <= len(edit) <= most:
+            found.setdefault(len(edit), {}).setdefault(edit, set()).add(j)
+    return found
+
+
+@given(items=st.integers(1, 14), seed=st.integers(0, 999), most=st.integers(2, 4))
+@settings(max_examples=60, deadline=None)
+def test_edits_of_several_attributes_have_exact_targets(items, seed, most):
+    labels = label_rows(items, seed)
+    edits, rows = draw(labels, seed, most), labels.tolist()
+    one = draw(labels, seed)
+    for i in range(items):
+        exact = several_targets(rows, i, most)
+        assert bool(edits.exact[i]) == bool(exact)
+        positive = int(edits.positive[i])
+        if exact:
+            assert any(positive in found for some in exact.values() for found in some.values())
+            assert edits.targets[i].tolist() == rows[positive]
+        else:  # as without several
+            assert edits.targets[i].tolist() == one.targets[i].tolist()
+            assert (positive, bool(edits.usable[i])) == (int(one.positive[i]), bool(one.usable[i]))
+
+
+def test_numbers_of_edits_are_uniform_and_so_are_edits_of_a_number():
+    # One edit of one attribute; four of two, shown by one or three items; one of three.
+    rows = [[0, 0, 0], [1, 0, 0], [1, 1, 0], *[[2, 1, 0]] * 3, [1, 0, 1], [0, 1, 1], [2, 1, 2]]
+    drawn = [draw(torch.tensor(rows), seed, 3).targets[0].tolist() for seed in range(900)]
+    counts = [sum(drawn.count(row) for row in each) / 900 for each in ([[1, 0, 0]], [[2, 1, 2]])]
+    assert all(0.28 < share < 0.39 for share in counts)
+    two = {tuple(r): drawn.count(r) / 900 for r in drawn if r.count(0) == 1}
+    assert len(two) == 4
+    assert all(0.05 < share < 0.12 for share in two.values())

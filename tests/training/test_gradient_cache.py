@@ -8,7 +8,7 @@ from torch import nn
 
 from adde.loading.augment import Augmentation
 from adde.loading.batch import Batch
-from adde.methods.adde.config import AddeConfig, AddeStage
+from adde.methods.adde.config import AddeConfig, AddeStage, EncoderStage
 from adde.methods.adde.model import ADDE, Forward
 from adde.methods.adde.objective import AddeObjective
 from adde.model import ModelSettings
@@ -20,8 +20,15 @@ from adde.training.terms import global_mean
 
 SCHEMA = Schema((Attribute("colour", ("r", "g", "b")), Attribute("size", ("s", "l"))))
 ITEMS = 12
-STAGES = {s.name: s for s in AddeConfig(adde=AddeStage(global_triplet=0.5)).stages()}
+STAGES = {
+    s.name: s
+    for s in AddeConfig(
+        encoder=EncoderStage(adversary=0.5),
+        adde=AddeStage(global_triplet=0.5, score=0.5, adversary=0.5),
+    ).stages()
+}
 OBJECTIVE = AddeObjective(SCHEMA, Augmentation(), margin=0.5)
+OBJECTIVE.begin_step(2, 10)
 
 
 def build(dropout=0.0, norm=False):
@@ -29,7 +36,7 @@ def build(dropout=0.0, norm=False):
     settings = ModelSettings(
         backbone="test_resnet", image_size=32, width=4, hidden=6, dropout=dropout
     )
-    model = ADDE(settings, SCHEMA)
+    model = ADDE(settings, SCHEMA, adversary=True)
     if not norm:  # batch norms see micro-batches in both cases
         model.backbone = nn.Sequential(
             nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 96), nn.Tanh()

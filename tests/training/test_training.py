@@ -42,6 +42,14 @@ TINY = [
     *("--optimizer.frozen", "backbone.layer1", "1.6"),
     "--cross-batch.size=31",
     "--cross-batch.warmup=2",
+    "--data.balance=colour",
+    "--logit-adjustment=0.5",
+    "--encoder.adversary=0.1",
+    "--encoder.pseudo.weight=0.2",
+    "--encoder.pseudo.confidence=0.4",
+    "--adde.adversary=0.1",
+    "--adde.score=0.5",
+    "--adde.edits=2",
     "--wandb=off",
 ]
 
@@ -305,7 +313,7 @@ def test_panels_show_what_a_run_logs_and_nothing_else(two_ranks):
         assert any(file.startswith(f"{name}_") for file in media), (name, media)
     assert {line["ranks/slowest"] for line in lines if "ranks/slowest" in line} <= {0.0, 1.0}
     norms = next(line for line in reversed(lines) if "grad_norm/memory" in line)
-    blocks = ("backbone", "heads", "classifiers", "presence", "memory")
+    blocks = ("backbone", "heads", "classifiers", "presence", "memory", "adversary")
     parts = [norms[f"grad_norm/{b}"] for b in blocks]
     assert norms["grad_norm"] == pytest.approx(sum(p**2 for p in parts) ** 0.5, rel=1e-4)
 

@@ -102,6 +102,11 @@ class AttributeClassifiers(nn.Module):
         places = [a * longest + j for a, size in enumerate(schema.sizes) for j in range(size)]
         self.register_buffer("columns", torch.tensor(places), persistent=False)
 
+    @property
+    def directions(self) -> Tensor:
+        """(V, D), the weights of each value's logit, U_a."""
+        return self.linear.weight.transpose(1, 2).flatten(0, 1).index_select(0, self.columns)
+
     @in_float32
     def forward(self, embeddings: Tensor) -> Tensor:
         """Map embeddings (B, A, D) to logits (B, V) float32."""

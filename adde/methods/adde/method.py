@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adde.distributed import rank
+from adde.distributed import broadcast_from_main, rank
+from adde.losses import normalise
 from adde.methods.adde import manipulation, report, similarity
 from adde.methods.adde.calibration import calibration_of
-from adde.methods.adde.config import AddeConfig
+from adde.methods.adde.config import AddeConfig, ManipulationStage
 from adde.methods.adde.cross_batch import CrossBatchQueue
 from adde.methods.adde.evaluation import (
     attribute_accuracy,
@@ -24,8 +25,11 @@ from adde.methods.adde.evaluation import (
 )
 from adde.methods.adde.model import ADDE
 from adde.methods.adde.objective import AddeObjective
+from adde.methods.adde.priors import log_priors
 from adde.model.backbone import cut_patches
 from adde.schema import Schema
+from adde.shards.index import ShardIndex
+from adde.shards.reader import split_labels
 from adde.training.checkpoints.checkpoint import Checkpoint
 from adde.training.config import Evaluation
 from adde.training.evaluation import Evaluator
@@ -34,7 +38,8 @@ from adde.training.watching.displays import Evaluated, Pictures, Summary
 from adde.training.watching.panels import STAGE, Panel
 
 TERMS = (
-    "(cls|presence|local_triplet|global_triplet|edited_triplet|compositional|consistency|memory)"
+    "(cls|presence|local_triplet|global_triplet|edited_triplet|compositional|score|consistency"
+    "|memory|adversary|pseudo)"
 )
 
 CALIBRATION_METRICS = ("hit@1", "hit@10", "hit@30", "ndcg@30", "first_wanted", "wanted@10")
@@ -64,6 +69,16 @@ class Adde(Method):
         Panel("Attributes", "Training accuracy", r"(encoder|adde)/accuracy/.+"),
         Panel("Attributes", "Cross-entropy", rf"{STAGE}/cls/.+", wide_range=True),
         Panel("Attributes", "Cross-entropy of presence", rf"{STAGE}/presence/.+", wide_range=True),
+        Panel(
+            "Attributes",
+            "Cross-entropy of the adversary",
+            rf"{STAGE}/adversary/.+",
+            wide_range=True,
+        ),
+        Panel(
+            "Attributes", "Cross-entropy of pseudo-labels", r"encoder/pseudo/.+", wide_range=True
+        ),
+        Panel("Attributes", "Pseudo-labels: share of unknown labels", r"encoder/pseudo_labels"),
         Panel("Attributes", "Local triplets", rf"{STAGE}/local_triplet/.+", wide_range=True),
         Panel("Mining", "Pairs per item", rf"{STAGE}/pairs_(local|global)", wide_range=True),
         Panel("Mining", "Share of active triplets", rf"{STAGE}/active_(local|global)"),
@@ -78,7 +93,7 @@ class Adde(Method):
     def build(self, config: AddeConfig, schema: Schema, start: bool = True) -> ADDE:
         """As `Method.build`."""
         settings = config.model if start else config.model.without_start_weights()
-        model = ADDE(settings, schema)
+        model = ADDE(settings, schema, config.has_adversary)
         if start and rank() == 0 and (cut := cut_patches(model.backbone, settings)):
             print(f"warning: the backbone ignores a border of every picture: {cut}")
         return model
@@ -94,14 +109,22 @@ class Adde(Method):
         if config.cross_batch.size:
             shape = (len(schema.sizes), config.model.width)
             queue = CrossBatchQueue(config.cross_batch, config.data.batch_size, shape, device)
+        adjustment = None
+        if config.logit_adjustment:
+            index = ShardIndex.read(config.data.shards)
+            labels = broadcast_from_main(lambda: split_labels(index, "train"))
+            adjustment = config.logit_adjustment * log_priors(labels, schema).to(device)
         edited = config.adde.edited_triplet > 0
-        return AddeObjective(schema, config.augmentation, config.margin, queue, edited)
+        return AddeObjective(schema, config.augmentation, config.margin, queue, edited, adjustment)
 
     def before(self, stage: Stage, model: Any, evaluator: Evaluator) -> bool:
         """Run stage 2: set the memory to the prototypes of the current encoder."""
-        if stage.name != "adde":
+        if not isinstance(stage, ManipulationStage):
             return False
         found, counts = prototypes(evaluator, model)
+        if stage.prototypes == "classifier":
+            lengths = found.norm(dim=1, keepdim=True)
+            found = lengths * normalise(model.classifiers.directions.detach().float())
         model.memory.set_prototypes(found)
         empty = [n for n, c in zip(model.schema.value_names, counts.tolist()) if not c]
         if empty and rank() == 0:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from adde.methods.adde.adversary import Adversary
 from adde.methods.adde.heads import (
     AttributeClassifiers,
     AttributeHeads,
@@ -31,7 +32,7 @@ class Encoding(NamedTuple):
 
 
 class Forward(NamedTuple):
-    """Outputs of one forward pass; the fields after `presence` are None without an edit."""
+    """Outputs of one forward pass; those of an edit are None without one."""
 
     embeddings: Tensor
     """See `Encoding`."""
@@ -47,16 +48,23 @@ class Forward(NamedTuple):
     """M v for each item's target labels, (B, A, D) float32."""
     off_block: Tensor | None = None
     """||N o M||_1, scalar."""
+    adversary: Tensor | None = None
+    """(B, A, V) float32 logits of all values from every subspace; None without a `reversal`."""
 
 
 class ADDE(nn.Module):
     """Attribute-Driven Disentangled Encoder with its memory (Hou et al., ICCV 2021).
 
+    Args:
+        settings: of the model.
+        schema: of the catalogue.
+        adversary: whether a stage trains with gradient reversal between subspaces.
+
     Raises:
         UserError: see `build_backbone`.
     """
 
-    def __init__(self, settings: ModelSettings, schema: Schema) -> None:
+    def __init__(self, settings: ModelSettings, schema: Schema, adversary: bool = False) -> None:
         super().__init__()
         self.settings, self.schema = settings, schema
         # Pictures arrive as NHWC, and convolutions are faster in that layout.
@@ -76,6 +84,7 @@ class ADDE(nn.Module):
         self.classifiers = AttributeClassifiers(schema, settings.width)
         self.memory = PrototypeMemory(schema, settings.width)
         self.presence = PresenceHead(schema, settings.width) if settings.presence else None
+        self.adversary = Adversary(schema, settings.width) if adversary else None
         # (x / 255 - mean) / std as one multiply-add.
         scale = 1 / (255 * torch.tensor(std))
         self.register_buffer("scale", scale.view(3, 1, 1), persistent=False)
@@ -90,6 +99,7 @@ class ADDE(nn.Module):
         images: Tensor,
         own_hot: Tensor | None = None,
         target_hot: Tensor | None = None,
+        reversal: Tensor | None = None,
     ) -> Forward:
         """Encode pictures and, if targets are given, edit them.
 
@@ -97,16 +107,20 @@ class ADDE(nn.Module):
             images: (B, S, S, 3) uint8, or (B, 3, S, S) float on the 0..255 scale.
             own_hot: (B, V) float, multi-hot labels.
             target_hot: (B, V) float, multi-hot labels after the edit.
+            reversal: scalar, strength of the gradient reversal, for a model with an adversary.
         """
         encoding = embeddings, _, _ = self.encode(images)
+        told = None
+        if self.adversary is not None and reversal is not None:
+            told = self.adversary(embeddings, reversal)
         if own_hot is None or target_hot is None:
-            return Forward(*encoding)
+            return Forward(*encoding, adversary=told)
         own, target = self.memory(own_hot), self.memory(target_hot)
         # M is linear: M i = M v_target - M v_own, so two products with M are enough.
         edited = embeddings + (target - own)
         edited_logits = self.classifiers(edited)
         off_block = self.memory.off_block_l1()
-        return Forward(*encoding, edited, edited_logits, own, target, off_block)
+        return Forward(*encoding, edited, edited_logits, own, target, off_block, told)
 
     def encode(self, images: Tensor) -> Encoding:
         """Encode pictures as in `forward`."""

@@ -13,13 +13,18 @@ from torch import Tensor
 
 from adde import losses
 from adde.distributed import RankRows, sum_over_ranks
+from adde.errors import UserError
 from adde.loading.augment import Augmentation, augment, draw
 from adde.loading.batch import Batch
 from adde.losses import Term
+from adde.methods.adde.adversary import adversarial, strength
+from adde.methods.adde.config import FirstStage, ManipulationStage
 from adde.methods.adde.cross_batch import CrossBatchQueue
 from adde.methods.adde.losses import compositional, consistency, triplet_roles
 from adde.methods.adde.memory import first_columns, multi_hot
 from adde.methods.adde.model import Forward
+from adde.methods.adde.pseudo import pseudo_classification, teach
+from adde.methods.adde.score import beliefs, score_softmax
 from adde.mining import (
     DrawnEdits,
     LabelGrouping,
@@ -31,17 +36,18 @@ from adde.mining import (
 from adde.schema import UNKNOWN, Schema
 from adde.training.checkpoints.checkpoint import Checkpoint
 from adde.training.method import Objective, Stage
+from adde.training.strategies import Strategy
 from adde.training.terms import Terms, finite_rows, item_shares
 from adde.training.watching.profiling import part
 
 CROSS_BATCH = "cross_batch"
 """Prefix of the cross-batch queue's tensors in a checkpoint."""
 
-PER_ATTRIBUTE = ("cls", "presence", "local_triplet", "accuracy")
+PER_ATTRIBUTE = ("cls", "presence", "local_triplet", "adversary", "pseudo", "accuracy")
 """Terms and shares that are also logged for every attribute."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class AddeObjective(Objective):
     """The losses of both stages."""
 
@@ -51,25 +57,62 @@ class AddeObjective(Objective):
     queue: CrossBatchQueue | None = None
     edited_triplets: bool = False
     """Whether stage 3 has the term `edited_triplet`."""
+    adjustment: Tensor | None = None
+    """(V,) float32, added to the logits of pictures in cross-entropies; None: nothing is."""
+    progress: tuple[int, int] = (0, 1)
+    """The next step of the stage, and their number."""
+    strategy: Strategy | None = None
+    """Of the current stage, for pseudo-labels."""
+
+    def begin_stage(self, stage: Stage, strategy: Strategy) -> None:
+        """As `Objective.begin_stage`.
+
+        Raises:
+            UserError: the strategy has no averaged weights on each rank for pseudo-labels.
+        """
+        self.strategy = strategy
+        if stage.weights.get("pseudo") and strategy.sharded:
+            raise UserError(
+                "encoder.pseudo.weight: expected averaged weights whole on every rank, found a "
+                "strategy that shards them; use one process or launch/ddp.yaml, or set it to 0"
+            )
+
+    def begin_step(self, step: int, steps: int) -> None:
+        """As `Objective.begin_step`."""
+        self.progress = step, steps
 
     def plan(
         self, stage: Stage, batch: Batch, draws: torch.Generator, ranks: RankRows | None = None
     ) -> "Plan":
-        """As `Objective.plan`; uses the pictures only to erase with colours of the batch."""
+        """As `Objective.plan`; reads pictures to erase with colours of the batch, and to label."""
         labels = batch.labels
         ranks = ranks or RankRows.equal(len(labels))
         items = ranks.columns(labels.device)  # draws depend on the item, not the rank
         moves = draw(batch.images, self.augmentation, draw_key(draws), ranks)
         all_labels = ranks.gather(labels)
         columns = self._columns(labels, all_labels, items)
-        if "compositional" not in stage.weights:
-            return Plan(ranks, moves, all_labels, columns)
+        reversal = None
+        if stage.weights.get("adversary"):
+            reversal = torch.tensor(strength(*self.progress), device=labels.device)
+        if not isinstance(stage, ManipulationStage):
+            taught = self._teach(stage, batch)
+            return Plan(ranks, moves, all_labels, columns, reversal=reversal, taught=taught)
         offsets = first_columns(self.schema, labels.device)
-        edits = draw_edits(labels, all_labels, items, draw_key(draws), offsets)
+        edits = draw_edits(labels, all_labels, items, draw_key(draws), offsets, stage.edits)
         hot = (multi_hot(labels, self.schema), multi_hot(edits.targets, self.schema))
         if self.edited_triplets:
             columns["edited_triplet"] = self._edited_columns(labels, all_labels, edits, ranks)
-        return Plan(ranks, moves, all_labels, columns, edits, hot)
+        return Plan(ranks, moves, all_labels, columns, edits, hot, reversal)
+
+    def _teach(self, stage: Stage, batch: Batch) -> Tensor | None:
+        """Return targets of unknown labels, once they are due and averaged weights exist."""
+        if not isinstance(stage, FirstStage) or not stage.pseudo.weight or self.strategy is None:
+            return None
+        step, steps = self.progress
+        if step < stage.pseudo.start * steps:
+            return None
+        rest = (batch.images, batch.labels, self.schema.sizes, stage.pseudo.confidence)
+        return self.strategy.forward_averaged(lambda teacher: teach(teacher, *rest))
 
     def state(self) -> dict[str, Tensor]:
         """Return the state of the cross-batch queue."""
@@ -108,14 +151,17 @@ class AddeObjective(Objective):
         with part("augmentation"):
             moved = augment(images[rows], plan.moves[rows], self.augmentation)
         with part("forward"):
-            return model(moved, *(hot[rows] for hot in plan.hot))
+            hot = [hot[rows] for hot in plan.hot]
+            if plan.reversal is None:
+                return model(moved, *hot)
+            return model(moved, *(hot or (None, None)), plan.reversal)
 
     def terms(self, stage: Stage, out: Forward, batch: Batch, plan: "Plan") -> Terms:
         """As `Objective.terms`. Non-finite embeddings are mined as zeros to keep ranks in step."""
         with part("mining and losses"):
-            return self._terms(out, batch, plan)
+            return self._terms(stage, out, batch, plan)
 
-    def _terms(self, out: Forward, batch: Batch, plan: "Plan") -> Terms:
+    def _terms(self, stage: Stage, out: Forward, batch: Batch, plan: "Plan") -> Terms:
         out, finite = _finite(out)
         context = _Context(
             out.embeddings,
@@ -132,13 +178,19 @@ class AddeObjective(Objective):
             shares["accuracy"] = losses.accuracy(out.logits, batch.labels, self.schema.sizes)
         if out.presence is not None:
             terms["presence"] = losses.presence(out.presence, batch.labels)
+        if out.adversary is not None:
+            terms["adversary"] = adversarial(out.adversary, batch.labels, self.schema.sizes)
         found = Terms(terms, shares, dict.fromkeys(PER_ATTRIBUTE, self.schema.names))
         if plan.edits is None:
-            terms["cls"] = losses.classification(out.logits, batch.labels, self.schema.sizes)
+            terms["cls"] = self._classify(out.logits, batch.labels)
+            if stage.weights.get("pseudo"):
+                targets = torch.zeros_like(out.logits) if plan.taught is None else plan.taught
+                given = (targets, batch.labels, self.schema.sizes)
+                terms["pseudo"], shares["pseudo_labels"] = pseudo_classification(out.logits, *given)
             return found
         if "edited_triplet" in plan.columns:
             terms["edited_triplet"] = self._edited_triplets(out, context, plan)
-        return self._manipulation_terms(out, context, plan.edits, found)
+        return self._manipulation_terms(stage, out, context, plan.edits, found)
 
     def _edited_triplets(self, out: Forward, context: "_Context", plan: "Plan") -> Term:
         """Mine whole embeddings of items and edited queries together, under joint labels."""
@@ -149,7 +201,7 @@ class AddeObjective(Objective):
         return losses.label_triplets(own, refs=refs, margin=self.margin, **vars(columns))[0]
 
     def _manipulation_terms(
-        self, out: Forward, context: "_Context", edits: DrawnEdits, found: Terms
+        self, stage: Stage, out: Forward, context: "_Context", edits: DrawnEdits, found: Terms
     ) -> Terms:
         terms, shares = found.losses, found.shares
         labels, all_labels, ranks = context.labels, context.all_labels, context.ranks
@@ -158,21 +210,27 @@ class AddeObjective(Objective):
         assert out.off_block is not None
         queries = losses.normalise(out.edited.flatten(1))
         refs = losses.normalise(context.all_embeddings.flatten(1))
-        negative, has_negative = semihard_negatives(
-            queries, edits.targets, edits.positive, refs, all_labels
-        )
+        negative, has_negative = edits.positive, torch.zeros_like(edits.usable)
+        if stage.weights["compositional"]:
+            negative, has_negative = semihard_negatives(
+                queries, edits.targets, edits.positive, refs, all_labels
+            )
+            terms["compositional"] = compositional(
+                queries,
+                refs[edits.positive],
+                refs[negative],
+                edits.usable & has_negative,
+                self.margin,
+            )
+        if stage.weights["score"]:
+            own = beliefs(out.logits, out.presence, self.schema)
+            given = (own, ranks.gather(own), labels, all_labels, edits, self.schema)
+            terms["score"] = score_softmax(*given)
         roles = sum_over_ranks(triplet_roles(edits, negative, has_negative, len(all_labels)))
         as_positive, as_negative = ranks.local(roles.T).unbind(1)
         usable = edits.usable.float()
         terms["cls"] = self._classification(
             out, labels, edits.targets, usable, as_positive, as_negative
-        )
-        terms["compositional"] = compositional(
-            queries,
-            refs[edits.positive],
-            refs[negative],
-            edits.usable & has_negative,
-            self.margin,
         )
         own, target = out.own_prototypes, out.target_prototypes
         terms["consistency"] = _stack(
@@ -201,13 +259,18 @@ class AddeObjective(Objective):
         negative it counts as often as the references of all ranks chose it.
         """
         assert out.edited_logits is not None
-        sizes = self.schema.sizes
         return _stack(
-            losses.classification(out.logits, labels, sizes),
-            losses.classification(out.logits, labels, sizes, as_positive),
-            losses.classification(out.logits, labels, sizes, as_negative),
-            losses.classification(out.edited_logits, targets, sizes, usable),
+            self._classify(out.logits, labels),
+            self._classify(out.logits, labels, as_positive),
+            self._classify(out.logits, labels, as_negative),
+            losses.classification(out.edited_logits, targets, self.schema.sizes, usable),
         )
+
+    def _classify(self, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Term:
+        """Compute the cross-entropy of pictures, with adjusted logits."""
+        if self.adjustment is not None:
+            logits = logits + self.adjustment
+        return losses.classification(logits, labels, self.schema.sizes, weights)
 
     def _label_triplets(
         self, context: "_Context", columns: "dict[str, Columns]"
@@ -269,6 +332,10 @@ class Plan:
     """None in stage 1."""
     hot: tuple[Tensor, ...] = ()
     """Multi-hot labels before and after the edit, (b, V) float32 each; empty in stage 1."""
+    reversal: Tensor | None = None
+    """Scalar, strength of the gradient reversal; None without."""
+    taught: Tensor | None = None
+    """(b, V) float32, targets of pseudo-labels; None without."""
 
 
 @dataclass(frozen=True)

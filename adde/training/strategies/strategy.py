@@ -4,12 +4,13 @@ import contextlib
 import copy
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from adde.distributed import rank, sum_over_ranks, world_size
 from adde.training.checkpoints.checkpoint import StoredTensor
@@ -18,6 +19,8 @@ from adde.training.config import Config
 from adde.training.optimisation import NO_RATES, Averages, Rate, Snapshot, build_optimizer, set_rate
 from adde.training.terms import Outputs
 from adde.training.watching.profiling import part
+
+Result = TypeVar("Result")
 
 
 class Strategy:
@@ -101,6 +104,15 @@ class Strategy:
         out = encode(self.model)
         self.model.train()
         return out
+
+    @torch.no_grad()
+    def forward_averaged(self, encode: Callable[[Any], Result]) -> Result | None:
+        """Return what `encode` makes of the averaged weights, a function of the model's arguments.
+
+        It is in eval mode. None before the stage's first step. Strategies that shard the averaged
+        weights do not have it.
+        """
+        raise NotImplementedError
 
     def restore_buffers(self) -> None:
         """Restore the running statistics from before the step."""
@@ -279,6 +291,17 @@ class DataParallel(Strategy):
         self._module = model
         optimizer = build_optimizer(self._settings, model, self._rates)
         self.model, self._optimizer = self._accelerator.prepare(model, optimizer)
+
+    @torch.no_grad()
+    def forward_averaged(self, encode: Callable[[Any], Result]) -> Result | None:
+        """As `Strategy.forward_averaged`."""
+        averages = self.averaged.tensors if self.averaged is not None else {}
+        if not averages:
+            return None
+        self._module.eval()
+        found = encode(lambda *inputs: functional_call(self._module, averages, inputs))
+        self._module.train()
+        return found
 
     def _shard(self, tensor: Tensor) -> Tensor:
         return tensor

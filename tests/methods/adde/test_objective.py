@@ -24,15 +24,20 @@ SCHEMA = Schema((Attribute("colour", ("r", "g", "b")), Attribute("size", ("s", "
 RECIPES = Path(__file__).parents[3] / "train" / "recipes"
 
 
-@pytest.fixture(scope="module")
-def model():
+def build(**options):
     torch.manual_seed(0)
-    model = ADDE(ModelSettings(backbone="test_resnet", image_size=32, width=4, hidden=6), SCHEMA)
+    settings = ModelSettings(backbone="test_resnet", image_size=32, width=4, hidden=6)
+    model = ADDE(settings, SCHEMA, **options)
     model.backbone = nn.Sequential(
         nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 96), nn.Tanh()
     )
     nn.init.normal_(model.memory.weight, std=0.3)
     return model
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build()
 
 
 def batch():

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from adde.errors import UserError
-from adde.schema import UNKNOWN, Labels, Schema
+from adde.schema import SEVERAL, UNKNOWN, Labels, Schema, values_of
 from adde.shards.benchmark_lists import BenchmarkLists
 from adde.shards.index import SPLITS
 
@@ -46,7 +46,7 @@ class Catalogue:
     item_ids: Sequence[str]
     """N unique names; answers to queries use them."""
     labels: Labels
-    """(N, A) int64, UNKNOWN where missing."""
+    """(N, A) int64 as in `adde.schema`, UNKNOWN where missing."""
     splits: Sequence[str]
     """N of "train", "val", "test"."""
     source: Callable[[int], PictureSource]
@@ -67,13 +67,14 @@ class Catalogue:
                 f"catalogue {self.name!r}: expected labels {expected} to match its item ids and "
                 f"attributes, and as many splits, found {labels.shape} and {len(self.splits)}"
             )
-        bad = np.argwhere((labels < UNKNOWN) | (labels >= np.array(sizes)))
+        bad = np.argwhere(~self.schema.is_label(labels))
         if len(bad):
             row, attribute = bad[0].tolist()
+            found = values_of(label := int(labels[row, attribute]))
             raise UserError(
                 f"catalogue {self.name!r}, item {self.item_ids[row]!r}: expected a label from "
-                f"{UNKNOWN} to {sizes[attribute] - 1} of {self.schema.names[attribute]!r}, "
-                f"found {labels[row, attribute]}"
+                f"{UNKNOWN} to {sizes[attribute] - 1} of {self.schema.names[attribute]!r}, found "
+                + (f"the set {found}" if label >= SEVERAL else f"{label}")
             )
         if unknown := set(self.splits) - set(SPLITS):
             raise UserError(

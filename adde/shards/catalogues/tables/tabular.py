@@ -43,6 +43,11 @@ class TableOptions:
     min_count: int = 5
     """Training items that a value needs. Rarer values are merged into the value "other", or become
     unknown if even together they have too few."""
+    multiple: tuple[str, ...] = ()
+    """Attributes of which an item may have several values at once, such as the colours of a striped
+    shirt. A cell holds a JSON list of texts, or texts separated by `separator`."""
+    separator: str = ";"
+    """Separates the values of a cell of a `multiple` attribute."""
     max_values: int = 100
     """Most distinct values of a column that becomes an attribute by itself."""
     val_share: float = 0.1
@@ -62,6 +67,8 @@ class TableOptions:
                 "--val-share, --test-share: expected shares from 0 whose sum is below 1, "
                 f"found {self.val_share} and {self.test_share}"
             )
+        if not self.separator:
+            raise UserError("--separator: expected one or more characters, found none")
 
 
 def read_catalogue(
@@ -127,6 +134,8 @@ def table_catalogue(
         asked=options.attributes,
         max_values=options.max_values,
         min_count=options.min_count,
+        multiple=options.multiple,
+        separator=options.separator,
     )
     return Catalogue(
         name=table.path.stem,

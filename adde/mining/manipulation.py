@@ -6,7 +6,7 @@ attribute: no tensor is larger than tile x M, no loop runs over items, and nothi
 the device.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from adde.mining.distances import as_accumulated, full_precision, squared_distances
 from adde.mining.draws import pair_bits, words
 from adde.mining.tiled import tile_rows
-from adde.schema import UNKNOWN
+from adde.schema import SEVERAL, UNKNOWN, value_bits
 
 POSITIVE_KEY = 1 << 62
 """Xored with the key of `draw_key`, which is smaller, to draw positives."""
@@ -39,7 +39,12 @@ class DrawnEdits(NamedTuple):
 
 
 def draw_edits(
-    labels: Tensor, all_labels: Tensor, items: Tensor, key: int, offsets: Tensor
+    labels: Tensor,
+    all_labels: Tensor,
+    items: Tensor,
+    key: int,
+    offsets: Tensor,
+    multiple: Collection[int] = (),
 ) -> DrawnEdits:
     """Draw for each reference an edit that has an exact target in the global batch.
 
@@ -49,6 +54,9 @@ def draw_edits(
     (UNKNOWN equals only UNKNOWN) among those that differ in an attribute known on both, ties to the
     lowest row; the edit sets all attributes that are known on both.
 
+    Labels that are sets differ unless they are equal. An edit with an exact target asks for one
+    value, so an item that shows several values of the attribute is none.
+
     Args:
         labels: (N, A) int64, labels of this rank's references.
         all_labels: (M, A) int64, labels of the global batch.
@@ -56,6 +64,7 @@ def draw_edits(
         key: from `draw_key`, the same on all ranks; the result depends only on it, on the item and
             on the value's column.
         offsets: (A,) int64, first column of each attribute.
+        multiple: attributes whose labels may be sets.
     """
     count = len(labels)
     edits = DrawnEdits(
@@ -64,7 +73,7 @@ def draw_edits(
         *(labels.new_empty(count, dtype=torch.bool) for _ in range(2)),
     )
     for rows in _tiles(count, len(all_labels), labels.device):
-        tile = _draw_tile(labels[rows], all_labels, items[rows], key, offsets)
+        tile = _draw_tile(labels[rows], all_labels, items[rows], key, offsets, multiple)
         for whole, part in zip(edits, tile):
             whole[rows] = part
     return edits
@@ -81,7 +90,12 @@ def _tiles(rows: int, columns: int, device: torch.device) -> Iterator[slice]:
 
 
 def _draw_tile(
-    labels: Tensor, all_labels: Tensor, items: Tensor, key: int, offsets: Tensor
+    labels: Tensor,
+    all_labels: Tensor,
+    items: Tensor,
+    key: int,
+    offsets: Tensor,
+    multiple: Collection[int],
 ) -> DrawnEdits:
     column_words = words(~key, (all_labels + offsets).clamp(min=0))
     shown = column_words.new_zeros(len(labels), len(all_labels))
@@ -91,6 +105,9 @@ def _draw_tile(
         edited += change
         shown = torch.where(change, column_words[:, attribute], shown)
     exact_pair = (differing == 1) & (edited == 1)
+    for attribute in multiple:
+        same = labels[:, attribute, None] == all_labels[:, attribute]
+        exact_pair &= same | (all_labels[:, attribute] < SEVERAL)
     # One random number per edit, not per item: edits are uniform.
     edit_bits = pair_bits(words(key, items)[:, None], shown).masked_fill_(~exact_pair, -1)
     shows = exact_pair & (edit_bits == edit_bits.amax(1, keepdim=True))
@@ -109,12 +126,18 @@ def _draw_tile(
 
 
 def semihard_negatives(
-    queries: Tensor, targets: Tensor, positive: Tensor, refs: Tensor, ref_labels: Tensor
+    queries: Tensor,
+    targets: Tensor,
+    positive: Tensor,
+    refs: Tensor,
+    ref_labels: Tensor,
+    multiple: Collection[int] = (),
 ) -> tuple[Tensor, Tensor]:
     """Choose the hardest semi-hard negative of each edited query.
 
-    A negative is an item that differs from the target in an attribute known on both. The result is
-    the nearest negative beyond the positive, or the farthest negative if there is none.
+    A negative is an item that differs from the target in an attribute known on both; sets of values
+    differ if they have none in common. The result is the nearest negative beyond the positive, or
+    the farthest negative if there is none.
 
     Args:
         queries: (N, E) float, L2-normalised edited queries.
@@ -122,6 +145,7 @@ def semihard_negatives(
         positive: (N,) int64, row of the positive in `refs`.
         refs: (M, E) float, L2-normalised embeddings of the global batch.
         ref_labels: (M, A) int64.
+        multiple: attributes whose labels may be sets.
 
     Returns:
         (N,) int64 row of the negative, and (N,) bool, whether there is one.
@@ -131,17 +155,25 @@ def semihard_negatives(
         negative, found = torch.empty_like(positive), torch.empty_like(positive, dtype=torch.bool)
         for rows in _tiles(len(queries), len(refs), refs.device):
             negative[rows], found[rows] = _negative_tile(
-                queries[rows], targets[rows], positive[rows], columns, ref_labels
+                queries[rows], targets[rows], positive[rows], columns, ref_labels, multiple
             )
         return negative, found
 
 
 def _negative_tile(
-    queries: Tensor, targets: Tensor, positive: Tensor, columns: Tensor, ref_labels: Tensor
+    queries: Tensor,
+    targets: Tensor,
+    positive: Tensor,
+    columns: Tensor,
+    ref_labels: Tensor,
+    multiple: Collection[int],
 ) -> tuple[Tensor, Tensor]:
     distances = squared_distances(queries[None], columns)[0]
     negative = torch.zeros_like(distances, dtype=torch.bool)
-    for _, change in _label_differences(targets, ref_labels):
+    for attribute, (_, change) in enumerate(_label_differences(targets, ref_labels)):
+        if attribute in multiple:
+            wanted, shown = value_bits(targets[:, attribute]), value_bits(ref_labels[:, attribute])
+            change &= wanted[:, None] & shown == 0
         negative |= change
     farther = negative & (distances > distances.gather(1, positive[:, None]))
     inside = torch.where(farther, distances, torch.inf).argmin(1)

@@ -20,7 +20,7 @@ from adde.methods.adde.evaluation import encode_split
 from adde.methods.adde.model import ADDE
 from adde.metrics import Queries, manipulation_queries, retrieval_metrics
 from adde.ranking import NUMPY, Ranker, rank_matches, rank_matches_by_weight
-from adde.schema import UNKNOWN, Labels, Schema, Vector
+from adde.schema import UNKNOWN, Labels, Schema, Vector, shares
 from adde.scoring import FIRST, Calibration
 from adde.shards.index import ShardIndex
 from adde.training.checkpoints.checkpoint import Checkpoint
@@ -162,7 +162,10 @@ def temperatures(logits: Vector, labels: Labels, schema: Schema) -> tuple[float,
     for a, part in enumerate(np.split(logits, schema.offsets[1:], axis=1)):
         known = np.flatnonzero(labels[:, a] != UNKNOWN)
         own = part[known].astype(np.float64)
-        own -= own[np.arange(len(known)), labels[known, a]][:, None]  # the label's logit becomes 0
+        if a in schema.multiple:  # the mean of the set's logits becomes 0
+            own -= (own * shares(labels[known, a], np.arange(schema.sizes[a]))).sum(1)[:, None]
+        else:  # the label's logit becomes 0
+            own -= own[np.arange(len(known)), labels[known, a]][:, None]
         found.append(_least(lambda t, own=own: _log_sum_exp(own / t)))
     return tuple(found)
 

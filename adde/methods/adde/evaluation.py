@@ -13,6 +13,7 @@ from tqdm import tqdm
 from adde import metrics
 from adde.distributed import rank, sum_over_ranks, world_size
 from adde.edits import MAX_QUERIES, judge
+from adde.methods.adde.memory import multi_hot
 from adde.methods.adde.model import ADDE
 from adde.metrics import EditQueries, Queries
 from adde.mining.distances import full_precision
@@ -25,7 +26,7 @@ from adde.ranking import (
     rank_edits,
     rank_matches,
 )
-from adde.schema import UNKNOWN, Labels, Rows, Schema, Vector
+from adde.schema import Labels, Rows, Schema, Vector
 from adde.scoring import FIRST, Calibration
 from adde.shards.index import ShardIndex
 from adde.shards.reader import ShardReader
@@ -68,6 +69,8 @@ def encode_split(evaluator: Evaluator, model: ADDE, split: str) -> Encoded:
 def prototypes(evaluator: Evaluator, model: ADDE) -> tuple[Tensor, Tensor]:
     """Compute stage 2: the mean r_a over all training items that have the value (equation 9).
 
+    An item with several values counts in the mean of each.
+
     Must run on all ranks.
 
     Returns:
@@ -78,13 +81,11 @@ def prototypes(evaluator: Evaluator, model: ADDE) -> tuple[Tensor, Tensor]:
     sums = torch.zeros(schema.num_values, model.settings.width, dtype=torch.float64, device=device)
     counts = torch.zeros(schema.num_values, dtype=torch.float64, device=device)
     of_column = torch.from_numpy(schema.attribute_of_column).to(device)
-    offsets = torch.tensor(schema.offsets, device=device)
     for batch, _ in evaluator.batches(model, "train"):
         with full_precision(batch.images):
             embeddings = model.encode(batch.images).embeddings
-        known = batch.labels != UNKNOWN
-        columns = (batch.labels + offsets)[known]
-        sums.index_add_(0, columns, embeddings[known].double())
+        rows, columns = multi_hot(batch.labels, schema).nonzero(as_tuple=True)
+        sums.index_add_(0, columns, embeddings[rows, of_column[columns]].double())
         counts += torch.bincount(columns, minlength=len(of_column))
     sums, counts = sum_over_ranks(sums), sum_over_ranks(counts)
     return (sums / counts.clamp(min=1)[:, None]).float(), counts.long()
@@ -105,7 +106,7 @@ def no_edit(embeddings: Vector, indicator: Vector) -> Vector:
 
 def attribute_accuracy(encoded: Encoded, schema: Schema) -> dict[str, float]:
     """Compute `accuracy`, the mean over attributes, and `accuracy/<attribute>`."""
-    predicted = metrics.predicted_labels(encoded.logits, schema)
+    predicted = metrics.predicted_labels(encoded.logits, schema, encoded.labels)
     accuracy = metrics.attribute_accuracy(predicted, encoded.labels, schema.names)
     of_each = {f"accuracy/{name}": accuracy[name] for name in accuracy if name != "mean"}
     return {"accuracy": accuracy["mean"], **of_each}
@@ -198,7 +199,7 @@ def evaluate_split(
         "adde": adde,
         "classifier_soft": lambda asked: baselines(asked, ["classifier_soft"])["classifier_soft"],
     }
-    predicted = metrics.predicted_labels(logits, schema)
+    predicted = metrics.predicted_labels(logits, schema, labels)
     return {
         "match": rows["match"],
         "adde": rows["adde"],
@@ -233,20 +234,20 @@ def picture_rows(
         shard, position = places[row]
         return reader.read(shards[shard], position).picture
 
-    def shown(answers: list[int], wanted: Labels) -> list[tuple[bytes, bool]]:
-        matches = (labels[answers] == wanted).all(axis=1).tolist()
+    def shown(answers: list[int], row: int) -> list[tuple[bytes, bool]]:
+        asked = some[np.full(len(answers), row)]
+        matches = metrics.target_matches(labels[answers], asked).all(axis=1).tolist()
         return [(picture(answer), good) for answer, good in zip(answers, matches)]
 
     result: list[PictureRow] = []
     for row, (answers, before) in enumerate(zip(ranked.tolist(), unedited.tolist())):
         reference, attribute = int(some.reference[row]), int(some.attribute[row])
-        own = schema.decode(labels[reference])[schema.names[attribute]] or "unknown"
+        own = schema.text(attribute, int(labels[reference, attribute])) or "unknown"
         new = schema.attributes[attribute].values[int(some.value[row])]
 
         edit = f"{schema.names[attribute]}: {own} -> {new}"
         lines = {
-            name: shown(found, some.targets[row])
-            for name, found in (("before", before), ("after", answers))
+            name: shown(found, row) for name, found in (("before", before), ("after", answers))
         }
         result.append(PictureRow(edit, picture(reference), lines))
     reader.close()

@@ -66,7 +66,9 @@ class AddeObjective(Objective):
         if "compositional" not in stage.weights:
             return Plan(ranks, moves, all_labels, columns)
         offsets = first_columns(self.schema, labels.device)
-        edits = draw_edits(labels, all_labels, items, draw_key(draws), offsets)
+        edits = draw_edits(
+            labels, all_labels, items, draw_key(draws), offsets, self.schema.multiple
+        )
         hot = (multi_hot(labels, self.schema), multi_hot(edits.targets, self.schema))
         if self.edited_triplets:
             columns["edited_triplet"] = self._edited_columns(labels, all_labels, edits, ranks)
@@ -86,7 +88,7 @@ class AddeObjective(Objective):
         ref_labels = all_labels
         if self.queue is not None:
             ref_labels = self.queue.labels_with_batch(all_labels)
-        joint = joint_labels(ref_labels, self.schema.sizes)[:, None]
+        joint = joint_labels(ref_labels, self.schema.sizes, self.schema.multiple)[:, None]
         return {
             "local_triplet": Columns.of(labels, ref_labels, items),
             "global_triplet": Columns.of(joint[items], joint, items),
@@ -97,7 +99,8 @@ class AddeObjective(Objective):
     ) -> "Columns":
         """Prepare the joint labels of all items, then the targets of all edited queries."""
         targets = ranks.gather(edits.targets.where(edits.usable[:, None], UNKNOWN))
-        joint = joint_labels(torch.cat([all_labels, targets]), self.schema.sizes)[:, None]
+        every = torch.cat([all_labels, targets])
+        joint = joint_labels(every, self.schema.sizes, self.schema.multiple)[:, None]
         items = ranks.columns(labels.device)
         own = torch.cat([items, items + len(all_labels)])
         return Columns.of(joint[own], joint, own)
@@ -130,12 +133,16 @@ class AddeObjective(Objective):
             self.queue.push(context.all_embeddings, context.all_labels)
         shares |= item_shares(batch, finite)
         with torch.no_grad():
-            shares["accuracy"] = losses.accuracy(out.logits, batch.labels, self.schema.sizes)
+            shares["accuracy"] = losses.accuracy(
+                out.logits, batch.labels, self.schema.sizes, self.schema.multiple
+            )
         if out.presence is not None:
             terms["presence"] = losses.presence(out.presence, batch.labels)
         found = Terms(terms, shares, dict.fromkeys(PER_ATTRIBUTE, self.schema.names))
         if plan.edits is None:
-            terms["cls"] = losses.classification(out.logits, batch.labels, self.schema.sizes)
+            terms["cls"] = losses.classification(
+                out.logits, batch.labels, self.schema.sizes, multiple=self.schema.multiple
+            )
             return found
         if "edited_triplet" in plan.columns:
             terms["edited_triplet"] = self._edited_triplets(out, context, plan)
@@ -160,7 +167,7 @@ class AddeObjective(Objective):
         queries = losses.normalise(out.edited.flatten(1))
         refs = losses.normalise(context.all_embeddings.flatten(1))
         negative, has_negative = semihard_negatives(
-            queries, edits.targets, edits.positive, refs, all_labels
+            queries, edits.targets, edits.positive, refs, all_labels, self.schema.multiple
         )
         roles = sum_over_ranks(triplet_roles(edits, negative, has_negative, len(all_labels)))
         as_positive, as_negative = ranks.local(roles.T).unbind(1)
@@ -202,12 +209,12 @@ class AddeObjective(Objective):
         negative it counts as often as the references of all ranks chose it.
         """
         assert out.edited_logits is not None
-        sizes = self.schema.sizes
+        given = {"sizes": self.schema.sizes, "multiple": self.schema.multiple}
         return _stack(
-            losses.classification(out.logits, labels, sizes),
-            losses.classification(out.logits, labels, sizes, as_positive),
-            losses.classification(out.logits, labels, sizes, as_negative),
-            losses.classification(out.edited_logits, targets, sizes, usable),
+            losses.classification(out.logits, labels, **given),
+            losses.classification(out.logits, labels, weights=as_positive, **given),
+            losses.classification(out.logits, labels, weights=as_negative, **given),
+            losses.classification(out.edited_logits, targets, weights=usable, **given),
         )
 
     def _label_triplets(

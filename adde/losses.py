@@ -81,7 +81,7 @@ def accuracy(
     right = predicted == labels
     for a in multiple:
         members = value_bits(labels[:, a])[:, None] >> _values(parts[a]) & 1
-        place = parts[a].argsort(1, descending=True, stable=True).argsort(1)
+        place = parts[a].argsort(dim=1, descending=True, stable=True).argsort(1)
         right[:, a] = ((place < members.sum(1, keepdim=True)) == (members > 0)).all(1)
     known = labels != UNKNOWN
     return Term((right & known).sum(0).float(), known.sum(0).float())

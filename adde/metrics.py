@@ -134,13 +134,41 @@ def target_matches(labels: Labels, queries: Queries) -> npt.NDArray[np.bool_]:
     the requested value.
     """
     spread = queries.targets.reshape(len(queries), *[1] * (labels.ndim - 2), -1)
-    match = labels == spread
+    match: npt.NDArray[np.bool_] = np.equal(labels, spread)
     if (labels >= SEVERAL).any():
         rows = np.arange(len(queries))
         asked = queries.value.reshape(len(queries), *[1] * (labels.ndim - 2))
         edited = labels[rows, ..., queries.attribute]
         match[rows, ..., queries.attribute] = shows(edited, asked)
     return match
+
+
+def extra_answers(items: Rows | None) -> int:
+    """Return how many answers `other_items` removes at most; 0 if each item has one picture."""
+    if items is None or not len(items):
+        return 0
+    return int(np.unique(items, return_counts=True)[1].max()) - 1
+
+
+def other_items(ranked: Rows, references: Rows, items: Rows | None, k: int) -> Rows:
+    """Remove other pictures of a query's own item from its answers, which they would only repeat.
+
+    Args:
+        ranked: (Q, K) int64 gallery rows, best first; K at least k + `extra_answers(items)`, or all
+            of a smaller gallery.
+        references: (Q,) int64 rows of the queries' pictures; these stay.
+        items: (N,) numbers, equal for pictures of one item; None: each item has one picture.
+        k: answers to keep.
+
+    Returns:
+        (Q, min(k, K - extra)) int64.
+    """
+    if items is None:
+        return ranked
+    own = (items[ranked] == items[references][:, None]) & (ranked != references[:, None])
+    kept = max(1, min(k, ranked.shape[1] - extra_answers(items)))
+    order = np.argsort(own, axis=1, kind="stable")[:, :kept]
+    return np.take_along_axis(ranked, order, axis=1)
 
 
 def retrieval_metrics(ranked: Rows, labels: Labels, queries: Queries) -> dict[str, float]:
@@ -242,7 +270,9 @@ def predicted_labels(logits: Vector, schema: Schema, labels: Labels | None = Non
     """
     parts = np.split(logits, schema.offsets[1:], axis=1)
     found = np.stack([part.argmax(axis=1) for part in parts], axis=1).astype(np.int64)
-    for a in () if labels is None else schema.multiple:
+    if labels is None:
+        return found
+    for a in schema.multiple:
         rows = np.flatnonzero(labels[:, a] >= SEVERAL)
         columns = np.arange(schema.sizes[a])
         count = (value_bits(labels[rows, a])[:, None] >> columns & 1).sum(axis=1)

@@ -29,7 +29,10 @@ def joint_labels(
     bounds = sizes or [2**31] * labels.shape[1]
     for attribute, (values, size) in enumerate(zip(labels.unbind(1), bounds)):
         if attribute in multiple:
-            values, size = torch.where(values == UNKNOWN, UNKNOWN, _ranks(values)), len(labels)
+            values, size = (
+                torch.where(values == UNKNOWN, UNKNOWN, _ranks(values.contiguous())),
+                len(labels),
+            )
         if span * (size + 1) > 2**62:
             keys, span = _ranks(keys), max(1, len(labels))
         keys, span = keys * (size + 1) + (values + 1), span * (size + 1)

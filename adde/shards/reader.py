@@ -1,5 +1,6 @@
 """Read samples from plain WebDataset tars by offset, without scanning or unpacking them."""
 
+import hashlib
 import json
 import os
 from collections import OrderedDict
@@ -25,6 +26,13 @@ class Sample:
     labels: Labels
     where: str
     """Shard and position, for messages."""
+    item: str
+    """The item that the picture shows: `item_id`, unless items have several pictures."""
+
+    @property
+    def item_number(self) -> int:
+        """A number from 0 to 2^62 - 1 that pictures of one item share: a hash of `item`."""
+        return int.from_bytes(hashlib.sha256(self.item.encode()).digest()[:8], "big") >> 2
 
 
 class ShardReader:
@@ -56,7 +64,8 @@ class ShardReader:
         try:
             record = json.loads(content)
             labels = self._schema.encode(record["labels"])
-            return Sample(record["item_id"], picture, labels, where)
+            item_id = record["item_id"]
+            return Sample(item_id, picture, labels, where, record.get("item", item_id))
         except Exception as error:
             raise UserError(
                 f"{where}: expected JSON with item_id and labels of the schema, found: {error}; "

@@ -35,6 +35,12 @@ from adde.training.evaluation import Evaluator
 from adde.training.ranking import ranker_for
 from adde.training.watching.displays import PictureRow
 
+ANSWERS = 50
+"""Answers of a query that are judged."""
+
+SHOWN = 10
+"""Answers of a query that are shown as pictures."""
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -50,6 +56,8 @@ class Encoded:
     """(N, A) int64."""
     rows: Rows
     """(N,) int64 positions in the split's stored order, without the unreadable samples."""
+    items: Rows | None = None
+    """(N,) int64 numbers, equal for pictures of one item; None if each item has one picture."""
 
 
 def represent(model: ADDE, images: Tensor) -> dict[str, Tensor]:
@@ -62,7 +70,7 @@ def encode_split(evaluator: Evaluator, model: ADDE, split: str) -> Encoded:
     """Encode a split with all ranks; every rank gets the whole result."""
     found = evaluator.encode(represent, model, split)
     outputs = {"presence": None, **found.outputs}
-    return Encoded(**outputs, labels=found.labels, rows=found.rows)
+    return Encoded(**outputs, labels=found.labels, rows=found.rows, items=found.items)
 
 
 @torch.no_grad()
@@ -145,8 +153,10 @@ def retrieval(
         encoded.logits,
         model.schema,
         memory_edit(model),
-        ranker=ranker_for(device, watch),
+        ANSWERS + metrics.extra_answers(encoded.items),
+        ranker_for(device, watch),
     )
+    ranked = metrics.other_items(ranked, mine.reference, encoded.items, ANSWERS)
     figures = metrics.retrieval_metrics(ranked, encoded.labels, mine)
     sums = torch.tensor(
         [figures[name] * len(mine) for name in metrics.METRIC_NAMES],
@@ -179,15 +189,24 @@ def evaluate_split(
     """
     logits, labels = encoded.logits, encoded.labels
     beliefs = calibration.beliefs(logits, encoded.presence, schema)
+    extra = metrics.extra_answers(encoded.items)
+    k = ANSWERS + extra
+
+    def others(asked: EditQueries, ranked: Rows) -> Rows:
+        return metrics.other_items(ranked, asked.reference, encoded.items, ANSWERS)
 
     def match(asked: EditQueries, first: int = FIRST) -> Rows:
-        return rank_matches(asked, beliefs, schema, calibration, first=first, ranker=ranker)
+        return others(
+            asked,
+            rank_matches(asked, beliefs, schema, calibration, k, first + extra, ranker),
+        )
 
     def adde(asked: EditQueries) -> Rows:
-        return rank_edits(asked, encoded.embeddings, logits, schema, edit, ranker=ranker)
+        return others(asked, rank_edits(asked, encoded.embeddings, logits, schema, edit, k, ranker))
 
     def baselines(asked: EditQueries, names: Sequence[str] = BASELINES) -> dict[str, Rows]:
-        return rank_baselines(asked, encoded.embeddings, logits, schema, ranker=ranker, names=names)
+        found = rank_baselines(asked, encoded.embeddings, logits, schema, k, ranker, names)
+        return {name: others(asked, ranked) for name, ranked in found.items()}
 
     rankings = {"match": match(queries), "adde": adde(queries), **baselines(queries)}
     rows = {
@@ -224,8 +243,11 @@ def picture_rows(
         return []
     some = queries[np.unique(np.linspace(0, len(queries) - 1, rows).astype(np.int64))]
     given = (some, encoded.embeddings, encoded.logits, schema)
-    ranked = rank_edits(*given, memory_edit(model), k=10)
-    unedited = rank_edits(*given, no_edit, k=10)
+    k = SHOWN + metrics.extra_answers(encoded.items)
+    ranked, unedited = (
+        metrics.other_items(rank_edits(*given, edit, k=k), some.reference, encoded.items, SHOWN)
+        for edit in (memory_edit(model), no_edit)
+    )
     shards, reader = index.split(split), ShardReader(index)
     samples = tuple(shard.samples for shard in shards)
     places = StoredOrder(samples, sum(samples))(0)[encoded.rows].tolist()

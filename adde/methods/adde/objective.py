@@ -209,12 +209,12 @@ class AddeObjective(Objective):
         negative it counts as often as the references of all ranks chose it.
         """
         assert out.edited_logits is not None
-        given = {"sizes": self.schema.sizes, "multiple": self.schema.multiple}
+        sizes, multiple = self.schema.sizes, self.schema.multiple
         return _stack(
-            losses.classification(out.logits, labels, **given),
-            losses.classification(out.logits, labels, weights=as_positive, **given),
-            losses.classification(out.logits, labels, weights=as_negative, **given),
-            losses.classification(out.edited_logits, targets, weights=usable, **given),
+            losses.classification(out.logits, labels, sizes, multiple=multiple),
+            losses.classification(out.logits, labels, sizes, as_positive, multiple),
+            losses.classification(out.logits, labels, sizes, as_negative, multiple),
+            losses.classification(out.edited_logits, targets, sizes, usable, multiple),
         )
 
     def _label_triplets(

@@ -36,7 +36,7 @@ class Catalogue:
 
     Raises:
         UserError: The parts differ in length, a label is outside the schema, a split is unknown,
-            or an item id appears twice.
+            an item id appears twice, or an item has pictures in two splits.
     """
 
     name: str
@@ -58,6 +58,9 @@ class Catalogue:
     not exact."""
     benchmark: BenchmarkLists | None = None
     """Queries or other questions that came with the data set."""
+    items: Sequence[str] | None = None
+    """N names of the items that the pictures show, where an item has several pictures. `item_ids`
+    then name the pictures. None: each picture is an item of its own."""
 
     def __post_init__(self) -> None:
         labels, sizes = self.labels, self.schema.sizes
@@ -84,3 +87,10 @@ class Catalogue:
             raise UserError(
                 f"catalogue {self.name!r}: expected every item id once, found one twice"
             )
+        split_of: dict[str, str] = {}
+        for item, split in zip(self.items or (), self.splits):
+            if (other := split_of.setdefault(item, split)) != split:
+                raise UserError(
+                    f"catalogue {self.name!r}, item {item!r}: expected all its pictures in one "
+                    f"split, found some in {other!r} and {split!r}; training would see test items"
+                )

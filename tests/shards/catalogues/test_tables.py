@@ -413,3 +413,26 @@ def test_rare_values_leave_a_set_and_common_ones_stay(tmp_path):
     found = read(tmp_path / "t.csv", tmp_path, multiple=("colour",), **options)
     assert colours_of(found) == [["red"], ["red", "white"], ["red"], ["white"], ["white"]]
     assert told(found, "'colour'", "1 values with fewer than 2", "are unknown (1 items): mauve")
+
+
+def test_pictures_of_one_item_stay_in_one_split(tmp_path):
+    rows = [f"p{n}.png,shirt {n // 3},{('red', 'blue')[n % 2]},{n % 2}\n" for n in range(150)]
+    rows.append("extra.png,,red,1\n")
+    (tmp_path / "t.csv").write_text("file,product,colour,kind\n" + "".join(rows))
+    options = {"image_column": "file", "item_column": "product", "min_count": 1}
+    found = read(tmp_path / "t.csv", tmp_path, **options)
+    assert found.schema.names == ("colour", "kind")
+    assert found.items[:4] == ("shirt 0",) * 3 + ("shirt 1",) and found.items[-1] == "extra.png"
+    assert found.item_ids[:2] == ("p0.png", "p1.png")
+    splits = {}
+    for item, split in zip(found.items, found.splits):
+        assert splits.setdefault(item, split) == split
+    assert set(splits.values()) == {"train", "val", "test"}
+    assert told(found, "151 pictures of 51 items")
+    with pytest.raises(UserError, match="no column 'produce'"):
+        read(tmp_path / "t.csv", tmp_path, **{**options, "item_column": "produce"})
+    text = "".join(f"{row[:-1]},{('train', 'test')[n % 2]}\n" for n, row in enumerate(rows))
+    (tmp_path / "t.csv").write_text("file,product,colour,kind,split\n" + text)
+    message = "item 'shirt 0': expected all its pictures in one split, found some in 'train' and"
+    with pytest.raises(UserError, match=message):
+        read(tmp_path / "t.csv", tmp_path, **options, val_share=0)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -58,7 +58,7 @@ def _json_list(cell: str) -> list[Any] | None:
         found: Any = json.loads(cell) if cell.startswith("[") else None
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, list) else None
+    return cast(list[Any], found) if isinstance(found, list) else None
 
 
 def fold(cells: Sequence[str], train: Sequence[bool], min_count: int) -> Folded:

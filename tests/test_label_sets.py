@@ -281,3 +281,14 @@ def test_a_target_of_an_unedited_set_is_the_same_set():
     labels = label_table([(0, {0, 1}), (1, {0, 1}), (1, {0}), (1, {0, 1, 2})])
     asked = Queries(*(np.array([value]) for value in (0, 0, 1)), labels[1:2])
     assert metrics.target_matches(labels[None], asked)[0].all(axis=1).tolist() == [0, 1, 0, 0]
+
+
+@given(tables, seeds)
+@settings(max_examples=20, deadline=None)
+def test_each_rank_draws_its_part_of_the_edits(items, seed):
+    labels, count = torch.from_numpy(label_table(items)), len(items)
+    whole = draw_edits(labels, labels, torch.arange(count), seed, OFFSETS, SCHEMA.multiple)
+    for rows in (slice(0, count // 2), slice(count // 2, count)):
+        own = torch.arange(count)[rows]
+        part = draw_edits(labels[rows], labels, own, seed, OFFSETS, SCHEMA.multiple)
+        assert all(torch.equal(one[rows], other) for one, other in zip(whole, part))

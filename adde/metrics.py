@@ -20,6 +20,7 @@ from adde.schema import (
     Rows,
     Schema,
     Vector,
+    labels_of,
     shows,
     value_bits,
 )
@@ -114,8 +115,8 @@ def manipulation_queries(labels: Labels) -> Queries:
         shown = np.zeros((int(family.max(initial=-1)) + 1, size), bool)
         single = (own != UNKNOWN) & ~sets
         shown[family[single], own[single]] = True
-        for row in np.flatnonzero(sets).tolist():
-            shown[family[row]] |= (value_bits(own[row]) >> np.arange(size) & 1).astype(bool)
+        members = value_bits(own[sets])[:, None] >> np.arange(size) & 1 == 1
+        np.logical_or.at(shown, family[sets], members)
         item, value = np.nonzero(shown[family])
         other = ~shows(own[item], value)
         item, value = item[other], value[other]
@@ -276,9 +277,8 @@ def predicted_labels(logits: Vector, schema: Schema, labels: Labels | None = Non
         rows = np.flatnonzero(labels[:, a] >= SEVERAL)
         columns = np.arange(schema.sizes[a])
         count = (value_bits(labels[rows, a])[:, None] >> columns & 1).sum(axis=1)
-        likeliest = np.argsort(-parts[a][rows], axis=1, kind="stable")
-        chosen = np.where(columns < count[:, None], np.int64(1) << likeliest, 0)
-        found[rows, a] = SEVERAL + chosen.sum(axis=1)
+        place = np.argsort(np.argsort(-parts[a][rows], axis=1, kind="stable"), axis=1)
+        found[rows, a] = labels_of(place < count[:, None])
     return found
 
 

@@ -270,6 +270,14 @@ def label_of(values: Sequence[int]) -> int:
     return distinct.pop() if distinct else UNKNOWN
 
 
+def labels_of(members: npt.NDArray[np.bool_]) -> Labels:
+    """Return the labels (B,) of sets of values, given as (B, V_a) bool."""
+    count = members.sum(axis=1)
+    masks = np.where(members, np.int64(1) << np.arange(members.shape[1]), 0).sum(axis=1)
+    single = np.where(count == 1, members.argmax(axis=1), UNKNOWN)
+    return np.where(count > 1, SEVERAL + masks, single)
+
+
 def values_of(label: int) -> list[int]:
     """Return the value indices of a label, ascending; none for UNKNOWN."""
     if label >= SEVERAL:

@@ -42,7 +42,7 @@ from adde.schema import (
     Rows,
     Schema,
     Vector,
-    label_of,
+    labels_of,
     shows,
     value_bits,
 )
@@ -181,8 +181,8 @@ def likeliest_of(beliefs: Vector, schema: Schema, attribute: int) -> Labels:
     found = own.argmax(axis=1)
     labels = np.where(found == schema.sizes[attribute], UNKNOWN, found).astype(np.int64)
     if attribute in schema.multiple:
-        for row in np.flatnonzero(_known_sets(own)).tolist():
-            labels[row] = label_of(np.flatnonzero(own[row] > 0.5).tolist())
+        rows = np.flatnonzero(_known_sets(own))
+        labels[rows] = labels_of(own[rows, :-1] > 0.5)
     return labels
 
 

@@ -158,6 +158,21 @@ def fashion_items():
     ]
 
 
+def test_support_labels_are_sets_where_schema_json_allows_them(support):
+    names = [
+        {"name": "colour", "values": ["red", "green", "blue"], "multiple": True},
+        {"name": "sleeve", "values": ["short", "long"]},
+    ]
+    write_json(support / "schema.json", {"attributes": names})
+    write_lines(support / "labels_test.txt", ["1 0 1 1 0"] * 4 + ["0 1 0 1 1"])
+    found = opened(f"support:{support}")
+    assert [found.schema.decode(row) for row in found.labels[-2:]] == [
+        {"colour": ["red", "blue"], "sleeve": "short"},
+        {"colour": ["green"], "sleeve": None},
+    ]
+    assert "labels_test.txt: 1 labels with several values are unknown" in found.notices
+
+
 def test_deepfashion(tmp_path):
     root, items = tmp_path / "df", fashion_items()
     items[0] = (items[0][0], 1, {0: 1, 1: 1}, "train")  # two textures at once

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from adde.errors import UserError
 from adde.files import open_text, read_json
 from adde.metrics import Queries
-from adde.schema import UNKNOWN, Attribute, Labels, Schema, label_of, shows
+from adde.schema import UNKNOWN, Attribute, Labels, Schema, labels_of, shows
 from adde.shards.catalogues.catalogue import Catalogue
 from adde.shards.catalogues.pictures import picture_files
 from adde.shards.catalogues.public.lists import read_names
@@ -141,8 +141,7 @@ def _from_one_hot(block: Numbers, schema: Schema, where: str) -> tuple[Labels, i
     labels = np.stack([part.argmax(axis=1) for part in parts], axis=1)
     labels = np.where(counts == 1, labels, UNKNOWN)
     for a in schema.multiple:
-        for row in np.flatnonzero(counts[:, a] > 1).tolist():
-            labels[row, a] = label_of(np.flatnonzero(parts[a][row]).tolist())
+        labels[:, a] = labels_of(parts[a] == 1)
     return labels, int(((counts > 1) & (labels == UNKNOWN)).sum())
 
 

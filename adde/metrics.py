@@ -196,7 +196,7 @@ def query_metrics(ranked: Rows, labels: Labels, queries: Queries) -> dict[str, F
     for block in blocks_of(len(queries), ranked.shape[1] * labels.shape[1]):
         part = queries[block]
         match = target_matches(labels[ranked[block]], part)
-        hits = match.all(axis=2)
+        hits: Any = match.all(axis=2)
         for k in HIT_RANKS:
             found[f"hit@{k}"][block] = hits[:, :k].any(axis=1)
         near = match[:, :NDCG_RANKS]

@@ -258,8 +258,8 @@ def picture_rows(
 
     def shown(answers: list[int], row: int) -> list[tuple[bytes, bool]]:
         asked = some[np.full(len(answers), row)]
-        matches = metrics.target_matches(labels[answers], asked).all(axis=1).tolist()
-        return [(picture(answer), good) for answer, good in zip(answers, matches)]
+        matches: Any = metrics.target_matches(labels[answers], asked).all(axis=1)
+        return [(picture(answer), good) for answer, good in zip(answers, matches.tolist())]
 
     result: list[PictureRow] = []
     for row, (answers, before) in enumerate(zip(ranked.tolist(), unedited.tolist())):

@@ -1,14 +1,20 @@
 """Evaluation of items with several pictures: none is an answer to another of its own item."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from adde import metrics
-from adde.methods.adde.evaluation import encode_split, evaluate_split, memory_edit
-from adde.schema import UNKNOWN
+from adde.methods.adde.evaluation import (
+    encode_split,
+    evaluate_split,
+    memory_edit,
+    picture_rows,
+)
+from adde.schema import UNKNOWN, Schema, label_of, values_of
 from adde.scoring import Calibration
 from adde.shards.reader import iterate
 from adde.similarity import Benchmark, Ranking, average_precisions
@@ -81,3 +87,33 @@ def test_precisions_leave_the_own_item_out():
             continue
         hits = [sum(right[: at + 1]) / (at + 1) for at, good in enumerate(right) if good]
         assert found[row, 0] == pytest.approx(np.mean(hits))
+
+
+def test_pictures_of_answers(several_pictures, tiny_model, monkeypatch):
+    """None is of the own item, and those that have the value among others are marked."""
+    first, *rest = tiny_model.schema.attributes
+    schema = Schema((replace(first, multiple=True), *rest))
+    evaluator = Evaluator(several_pictures, 24, 0, torch.device("cpu"))
+    encoded = encode_split(evaluator, tiny_model, "test")
+    red = encoded.labels[:, 0] == 0
+    encoded.labels[red, 0] = label_of([0, 2])
+    monkeypatch.setattr(tiny_model, "schema", schema)
+    samples = [*iterate(several_pictures, "test")]
+    row_of = {sample.picture: row for row, sample in enumerate(samples)}
+    titles = set()
+    for row in picture_rows(several_pictures, "test", tiny_model, encoded, 40):
+        name, _, edit = row.title.partition(": ")
+        own, _, new = edit.partition(" -> ")
+        attribute, reference = schema.attribute_index(name), row_of[row.picture]
+        value, start = schema.value_index(name, new), encoded.labels[reference]
+        titles.add(own)
+        for answers in row.lines.values():
+            assert answers
+            for picture, good in answers:
+                other = row_of[picture]
+                assert other == reference or samples[other].item != samples[reference].item
+                label = encoded.labels[other]
+                same = [a for a in range(3) if label[a] == start[a]]
+                others = set(range(3)) - {attribute} <= set(same)
+                assert good == (others and value in values_of(int(label[attribute])))
+    assert "red, blue" in titles

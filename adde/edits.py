@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adde.metrics import EditQueries, Figures, blocks_of, summary
-from adde.schema import UNKNOWN, Labels, Rows, Schema
+from adde.schema import SEVERAL, UNKNOWN, Labels, Rows, Schema, shows, values_of
 from adde.scoring import FIRST
 
 MAX_QUERIES = 20_000
@@ -47,7 +47,8 @@ def all_edits(labels: Labels, count: int, most: int = MAX_QUERIES) -> LabelEdits
     """Make edits of `count` known labels at once to other values that some item has together.
 
     Single edits are all that exist, or `most` of them, evenly spaced. Edits of several labels are
-    drawn at random with a fixed seed.
+    drawn at random with a fixed seed. An edit asks for one value that the item does not have; an
+    item with several values has each of them.
 
     Args:
         labels: (N, A) int64 of the gallery, whose items are also the references.
@@ -63,10 +64,10 @@ def all_edits(labels: Labels, count: int, most: int = MAX_QUERIES) -> LabelEdits
 def _every_edit(labels: Labels) -> LabelEdits:
     rows: list[Rows] = []
     for a in range(labels.shape[1]):
-        shown = np.unique(labels[labels[:, a] != UNKNOWN, a])
+        shown = _distinct_values(labels[:, a])
         known = np.flatnonzero(labels[:, a] != UNKNOWN)
         item, value = (grid.ravel() for grid in np.meshgrid(known, shown, indexing="ij"))
-        other = labels[item, a] != value
+        other = ~shows(labels[item, a], value)
         attribute = np.full(int(other.sum()), a)
         rows.append(np.stack([item[other], attribute, value[other]], axis=1))
     table = np.concatenate(rows)
@@ -78,13 +79,33 @@ def _drawn_edits(labels: Labels, count: int, most: int) -> LabelEdits:
     """Draw references, each with another item that differs in `count` or more known labels."""
     draws = np.random.default_rng(count)
     item, other = draws.integers(len(labels), size=(2, 2 * most))
-    can = (labels[item] != UNKNOWN) & (labels[other] != UNKNOWN) & (labels[item] != labels[other])
+    given = _one_value_each(labels)[other]
+    can = (labels[item] != UNKNOWN) & (given != UNKNOWN) & ~shows(labels[item], given)
     enough = np.flatnonzero(can.sum(axis=1) >= count)[:most]
-    item, other, can = item[enough], other[enough], can[enough]
+    item, given, can = item[enough], given[enough], can[enough]
     # Edit the attributes with the largest random numbers among those that can be edited.
     attributes = np.argsort(-(draws.random(can.shape) * can.astype(np.float64)), axis=1)[:, :count]
-    values = np.take_along_axis(labels[other], attributes, axis=1)
+    values = np.take_along_axis(given, attributes, axis=1)
     return _edits(item, attributes, values, labels.shape[1])
+
+
+def _distinct_values(column: Labels) -> Labels:
+    """Return the values that the labels (N,) of an attribute show, ascending."""
+    found = np.unique(column[column != UNKNOWN])
+    if len(found) and found[-1] >= SEVERAL:
+        return np.unique([value for label in found.tolist() for value in values_of(label)])
+    return found
+
+
+def _one_value_each(labels: Labels) -> Labels:
+    """Replace each set in labels (N, A) by one of its values, drawn with a fixed seed."""
+    rows, columns = np.nonzero(labels >= SEVERAL)
+    if not len(rows):
+        return labels
+    draws, single = np.random.default_rng(0), labels.copy()
+    for row, column in zip(rows.tolist(), columns.tolist()):
+        single[row, column] = draws.choice(values_of(int(labels[row, column])))
+    return single
 
 
 def _edits(item: Rows, attributes: Rows, values: Labels, width: int) -> LabelEdits:
@@ -110,7 +131,7 @@ def wanted_metrics(ranked: Rows, labels: Labels, edits: LabelEdits) -> dict[str,
         values = edits[block].values
         matching = _has_values(values, labels).sum(axis=1)
         answers = _without(ranked[block, : FIRST + 1], edits.reference[block])
-        good = (labels[answers] == values[:, None]) | (values[:, None] == UNKNOWN)
+        good = shows(labels[answers], values[:, None]) | (values[:, None] == UNKNOWN)
         good = good.all(axis=2)
         within = np.arange(good.shape[1]) < matching[:, None]
         found["first_wanted"][block] = good[:, 0]
@@ -130,7 +151,7 @@ def _has_values(values: Labels, labels: Labels) -> npt.NDArray[np.bool_]:
     shown = np.ones((len(values), len(labels)), np.bool_)
     for a in range(labels.shape[1]):
         asked = np.flatnonzero(values[:, a] != UNKNOWN)
-        shown[asked] &= values[asked, a, None] == labels[:, a]
+        shown[asked] &= shows(labels[:, a], values[asked, a, None])
     return shown
 
 

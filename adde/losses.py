@@ -4,6 +4,7 @@ The value of a term is sum_j sums_j / counts_j over its parts j (attributes, rol
 counts of all ranks before dividing gives the global mean.
 """
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from adde.mining import LabelGrouping, mine
-from adde.schema import UNKNOWN
+from adde.schema import UNKNOWN, shares, value_bits
 
 
 class Term(NamedTuple):
@@ -27,20 +28,31 @@ def normalise(embeddings: Tensor) -> Tensor:
 
 
 def classification(
-    logits: Tensor, labels: Tensor, sizes: tuple[int, ...], weights: Tensor | None = None
+    logits: Tensor,
+    labels: Tensor,
+    sizes: tuple[int, ...],
+    weights: Tensor | None = None,
+    multiple: Collection[int] = (),
 ) -> Term:
     """Compute the cross-entropy of each attribute over its known labels.
+
+    The target of a set of n values has the probability 1 / n at each.
 
     Args:
         logits: (B, V) float32.
         labels: (B, A) int64.
         sizes: V_a.
         weights: (B,) float32, how often each item counts; None: once.
+        multiple: attributes whose labels may be sets.
     """
     losses = torch.stack(
         [
-            F.cross_entropy(part, target, ignore_index=UNKNOWN, reduction="none")
-            for part, target in zip(logits.split(sizes, dim=1), labels.unbind(1))
+            F.cross_entropy(part, shares(target, _values(part)), reduction="none")
+            if attribute in multiple
+            else F.cross_entropy(part, target, ignore_index=UNKNOWN, reduction="none")
+            for attribute, (part, target) in enumerate(
+                zip(logits.split(sizes, dim=1), labels.unbind(1))
+            )
         ],
         dim=1,
     )
@@ -57,11 +69,27 @@ def presence(logits: Tensor, labels: Tensor) -> Term:
     return Term(losses.sum(0), torch.full_like(losses[0], len(losses)))
 
 
-def accuracy(logits: Tensor, labels: Tensor, sizes: tuple[int, ...]) -> Term:
-    """Count correct predictions among the known labels; arguments as `classification`."""
-    predicted = torch.stack([part.argmax(1) for part in logits.split(sizes, dim=1)], dim=1)
+def accuracy(
+    logits: Tensor, labels: Tensor, sizes: tuple[int, ...], multiple: Collection[int] = ()
+) -> Term:
+    """Count correct predictions among the known labels; arguments as `classification`.
+
+    The prediction of a set of n values is the set of the n likeliest.
+    """
+    parts = logits.split(sizes, dim=1)
+    predicted = torch.stack([part.argmax(1) for part in parts], dim=1)
+    right = predicted == labels
+    for a in multiple:
+        members = value_bits(labels[:, a])[:, None] >> _values(parts[a]) & 1
+        place = parts[a].argsort(dim=1, descending=True, stable=True).argsort(1)
+        right[:, a] = ((place < members.sum(1, keepdim=True)) == (members > 0)).all(1)
     known = labels != UNKNOWN
-    return Term(((predicted == labels) & known).sum(0).float(), known.sum(0).float())
+    return Term((right & known).sum(0).float(), known.sum(0).float())
+
+
+def _values(logits: Tensor) -> Tensor:
+    """Return the values 0 to V_a - 1 of logits (B, V_a)."""
+    return torch.arange(logits.shape[1], device=logits.device)
 
 
 def label_triplets(

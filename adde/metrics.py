@@ -12,7 +12,18 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from adde.schema import UNKNOWN, Labels, Rows, Schema, Vector
+from adde.schema import (
+    MAX_MULTIPLE,
+    SEVERAL,
+    UNKNOWN,
+    Labels,
+    Rows,
+    Schema,
+    Vector,
+    labels_of,
+    shows,
+    value_bits,
+)
 
 Figures = npt.NDArray[np.float64]
 
@@ -87,7 +98,8 @@ def manipulation_queries(labels: Labels) -> Queries:
     """List every (item, attribute, other value) for which the gallery holds an exact target.
 
     A target has the requested value and equals the item in all other attributes, where UNKNOWN
-    equals only UNKNOWN. The order is by item, attribute, value.
+    equals only UNKNOWN. The order is by item, attribute, value. A target that is a set of values
+    has the requested one among them; no value is requested that the item has.
 
     Args:
         labels: (N, A) int64 of the gallery, whose items are also the references.
@@ -98,10 +110,15 @@ def manipulation_queries(labels: Labels) -> Queries:
         # Items that agree in all other attributes form a family; its values can be requested.
         rest = np.delete(labels, attribute, axis=1)
         family = np.unique(rest, axis=0, return_inverse=True)[1].reshape(-1)
-        shown = np.zeros((int(family.max(initial=-1)) + 1, int(own.max(initial=-1)) + 1), bool)
-        shown[family[own != UNKNOWN], own[own != UNKNOWN]] = True
+        sets = own >= SEVERAL
+        size = MAX_MULTIPLE if sets.any() else int(own.max(initial=-1)) + 1
+        shown = np.zeros((int(family.max(initial=-1)) + 1, size), bool)
+        single = (own != UNKNOWN) & ~sets
+        shown[family[single], own[single]] = True
+        members = value_bits(own[sets])[:, None] >> np.arange(size) & 1 == 1
+        np.logical_or.at(shown, family[sets], members)
         item, value = np.nonzero(shown[family])
-        other = value != own[item]
+        other = ~shows(own[item], value)
         item, value = item[other], value[other]
         found.append(np.stack([item, np.full_like(item, attribute), value], axis=1))
     table = np.concatenate(found)
@@ -109,6 +126,50 @@ def manipulation_queries(labels: Labels) -> Queries:
     targets = labels[table[:, 0]].copy()
     targets[np.arange(len(table)), table[:, 1]] = table[:, 2]
     return Queries(table[:, 0], table[:, 1], table[:, 2], targets)
+
+
+def target_matches(labels: Labels, queries: Queries) -> npt.NDArray[np.bool_]:
+    """Return whether answers' labels (Q, ..., A) fit the target, by attribute: (Q, ..., A) bool.
+
+    They fit if they equal the target's; in the edited attribute, also if they are a set that has
+    the requested value.
+    """
+    spread = queries.targets.reshape(len(queries), *[1] * (labels.ndim - 2), -1)
+    match: npt.NDArray[np.bool_] = np.equal(labels, spread)
+    if (labels >= SEVERAL).any():
+        rows = np.arange(len(queries))
+        asked = queries.value.reshape(len(queries), *[1] * (labels.ndim - 2))
+        edited = labels[rows, ..., queries.attribute]
+        match[rows, ..., queries.attribute] = shows(edited, asked)
+    return match
+
+
+def extra_answers(items: Rows | None) -> int:
+    """Return how many answers `other_items` removes at most; 0 if each item has one picture."""
+    if items is None or not len(items):
+        return 0
+    return int(np.unique(items, return_counts=True)[1].max()) - 1
+
+
+def other_items(ranked: Rows, references: Rows, items: Rows | None, k: int) -> Rows:
+    """Remove other pictures of a query's own item from its answers, which they would only repeat.
+
+    Args:
+        ranked: (Q, K) int64 gallery rows, best first; K at least k + `extra_answers(items)`, or all
+            of a smaller gallery.
+        references: (Q,) int64 rows of the queries' pictures; these stay.
+        items: (N,) numbers, equal for pictures of one item; None: each item has one picture.
+        k: answers to keep.
+
+    Returns:
+        (Q, min(k, K - extra)) int64.
+    """
+    if items is None:
+        return ranked
+    own = (items[ranked] == items[references][:, None]) & (ranked != references[:, None])
+    kept = max(1, min(k, ranked.shape[1] - extra_answers(items)))
+    order = np.argsort(own, axis=1, kind="stable")[:, :kept]
+    return np.take_along_axis(ranked, order, axis=1)
 
 
 def retrieval_metrics(ranked: Rows, labels: Labels, queries: Queries) -> dict[str, float]:
@@ -134,8 +195,8 @@ def query_metrics(ranked: Rows, labels: Labels, queries: Queries) -> dict[str, F
     found = {name: np.zeros(len(queries)) for name in METRIC_NAMES}
     for block in blocks_of(len(queries), ranked.shape[1] * labels.shape[1]):
         part = queries[block]
-        match = labels[ranked[block]] == part.targets[:, None, :]
-        hits = match.all(axis=2)
+        match = target_matches(labels[ranked[block]], part)
+        hits: Any = match.all(axis=2)
         for k in HIT_RANKS:
             found[f"hit@{k}"][block] = hits[:, :k].any(axis=1)
         near = match[:, :NDCG_RANKS]
@@ -202,10 +263,23 @@ def hits_by_attribute(
     return result
 
 
-def predicted_labels(logits: Vector, schema: Schema) -> Labels:
-    """Return (N, A) int64, the likeliest value of each attribute, from logits (N, V)."""
+def predicted_labels(logits: Vector, schema: Schema, labels: Labels | None = None) -> Labels:
+    """Return (N, A) int64, the likeliest value of each attribute, from logits (N, V).
+
+    Where the true `labels` (N, A) are given and one is a set of n values, the prediction is the set
+    of the n likeliest.
+    """
     parts = np.split(logits, schema.offsets[1:], axis=1)
-    return np.stack([part.argmax(axis=1) for part in parts], axis=1).astype(np.int64)
+    found = np.stack([part.argmax(axis=1) for part in parts], axis=1).astype(np.int64)
+    if labels is None:
+        return found
+    for a in schema.multiple:
+        rows = np.flatnonzero(labels[:, a] >= SEVERAL)
+        columns = np.arange(schema.sizes[a])
+        count = (value_bits(labels[rows, a])[:, None] >> columns & 1).sum(axis=1)
+        place = np.argsort(np.argsort(-parts[a][rows], axis=1, kind="stable"), axis=1)
+        found[rows, a] = labels_of(place < count[:, None])
+    return found
 
 
 def attribute_accuracy(
@@ -213,7 +287,8 @@ def attribute_accuracy(
 ) -> dict[str, float]:
     """Compute per attribute the share of known labels (N, A) predicted correctly, and their mean.
 
-    Attributes without a known label are left out.
+    A set of values is correct as a whole (subset accuracy); see `predicted_labels`. Attributes
+    without a known label are left out.
     """
     known = labels != UNKNOWN
     right = ((predicted == labels) & known).sum(axis=0) / np.maximum(known.sum(axis=0), 1)

@@ -18,6 +18,11 @@ With independent beliefs and epsilon 0, s is the log-probability that g matches 
 which is the optimal order for hit@k. A larger epsilon bounds the cost of a single mismatch.
 `classifier_soft` is the special case of a one-hot query without absence.
 
+A known set of values has the belief 1 in each of them, so an edit to red matches a red and white
+item with P_a = 1. In a query the values of a set share 1 equally, and P_a is the share of them that
+the item shows. Predicted beliefs add up to 1 also where several values are visible, so without a
+label such an item matches each of its values by about their shares.
+
 Symbols: Q queries, N items, A attributes, V columns; beliefs have V + A columns, each attribute's
 values followed by its absence.
 """
@@ -30,7 +35,17 @@ import numpy as np
 import numpy.typing as npt
 
 from adde.errors import UserError
-from adde.schema import UNKNOWN, Labels, Rows, Schema, Vector
+from adde.schema import (
+    SEVERAL,
+    UNKNOWN,
+    Labels,
+    Rows,
+    Schema,
+    Vector,
+    labels_of,
+    shows,
+    value_bits,
+)
 
 FIRST = 10
 """Number of answers ranked with `edit_weight`: those that a shopper sees at once."""
@@ -120,22 +135,70 @@ def parts(schema: Schema) -> list[slice]:
 
 
 def with_known(beliefs: Vector, labels: Labels, schema: Schema) -> Vector:
-    """Return beliefs (N, V + A) with probability 1 at the known labels (N, A) int64."""
+    """Return beliefs (N, V + A) with probability 1 at the known labels (N, A) int64.
+
+    It is 1 at each value of a set.
+    """
     certain = beliefs.copy()
     for a, part in enumerate(parts(schema)):
-        rows = np.flatnonzero(labels[:, a] != UNKNOWN)
+        rows = np.flatnonzero((labels[:, a] != UNKNOWN) & (labels[:, a] < SEVERAL))
         certain[rows, part] = 0
         certain[rows, part.start + labels[rows, a]] = 1
+    for a in schema.multiple:
+        part, rows = parts(schema)[a], np.flatnonzero(labels[:, a] >= SEVERAL)
+        masks = value_bits(labels[rows, a])[:, None]
+        certain[rows, part] = masks >> np.arange(schema.sizes[a] + 1) & 1
     return certain
+
+
+def as_query(beliefs: Vector, schema: Schema) -> Vector:
+    """Return beliefs (N, V + A) of items in the form of wanted ones: a set's values share 1."""
+    wanted = beliefs.copy()
+    for a in schema.multiple:
+        part = parts(schema)[a]
+        rows = np.flatnonzero(_known_sets(beliefs[:, part]))
+        wanted[rows, part] /= wanted[rows, part].sum(axis=1, keepdims=True)
+    return wanted
+
+
+def _known_sets(beliefs: Vector) -> npt.NDArray[np.bool_]:
+    """Return (N,) bool: which beliefs (N, V_a + 1) are those of a known set of values."""
+    return beliefs.sum(axis=1) > 1.5  # others add up to 1, a set of n values to n
 
 
 def likeliest(beliefs: Vector, schema: Schema) -> Labels:
     """Return (N, A) int64, the likeliest value of each attribute, UNKNOWN if absence is likelier.
 
-    Applied to the output of `with_known`, known labels win.
+    Applied to the output of `with_known`, known labels win, sets of values among them.
     """
-    found = np.stack([beliefs[:, part].argmax(axis=1) for part in parts(schema)], axis=1)
-    return np.where(found == np.array(schema.sizes), UNKNOWN, found).astype(np.int64)
+    shown = [likeliest_of(beliefs, schema, a) for a in range(len(schema.sizes))]
+    return np.stack(shown, axis=1)
+
+
+def likeliest_of(beliefs: Vector, schema: Schema, attribute: int) -> Labels:
+    """Return the column (N,) of `likeliest` of one attribute."""
+    own = beliefs[:, parts(schema)[attribute]]
+    found = own.argmax(axis=1)
+    labels = np.where(found == schema.sizes[attribute], UNKNOWN, found).astype(np.int64)
+    if attribute in schema.multiple:
+        rows = np.flatnonzero(_known_sets(own))
+        labels[rows] = labels_of(own[rows, :-1] > 0.5)
+    return labels
+
+
+def fits(labels: Labels, accepted: Labels) -> npt.NDArray[np.bool_]:
+    """Return (N,) bool: whether labels (N,) of an attribute show what an edit asks for.
+
+    A single value must be among the `accepted` ones. A set must have the accepted value if there is
+    one ("red"), and none but accepted ones if there are several ("not black").
+    """
+    if len(accepted) == 1:
+        return shows(labels, accepted[0])
+    found, sets = np.isin(labels, accepted), labels >= SEVERAL
+    if sets.any():
+        others = ~sum(1 << value for value in accepted.tolist())
+        found[sets] = value_bits(labels[sets]) & others == 0
+    return found
 
 
 def ask_value(wanted: Vector, part: slice, value: npt.NDArray[np.int64] | int) -> None:
@@ -144,10 +207,15 @@ def ask_value(wanted: Vector, part: slice, value: npt.NDArray[np.int64] | int) -
     wanted[np.arange(len(wanted)), part.start + np.asarray(value)] = 1
 
 
-def ask_other(wanted: Vector, part: slice, values: list[int]) -> None:
-    """Request any value except these, such as "not black"; changes `wanted` in place."""
+def ask_other(wanted: Vector, part: slice, values: list[int], multiple: bool = False) -> None:
+    """Request any value except these, such as "not black"; changes `wanted` in place.
+
+    Where an item may have several values, the excluded ones weigh -2, so that a known set of up to
+    three values that has one of them does not match at all.
+    """
     wanted[:, part] = 1
-    wanted[:, [part.stop - 1, *(part.start + value for value in values)]] = 0
+    wanted[:, part.stop - 1] = 0
+    wanted[:, [part.start + value for value in values]] = -2 if multiple else 0
 
 
 def ask_more(wanted: Vector, part: slice, value: int, amount: float) -> None:

@@ -126,6 +126,7 @@ def average_precisions(
     benchmark: Benchmark,
     attributes: Sequence[int],
     watch: Watch = iter,
+    items: Rows | None = None,
 ) -> Figures:
     """Judge one ranking by the labels of several attributes.
 
@@ -135,6 +136,8 @@ def average_precisions(
         benchmark: the queries and candidates.
         attributes: indices.
         watch: hands on the blocks of queries.
+        items: (N,) numbers, equal for pictures of one item, which are no answers to each other;
+            None: each item has one picture.
 
     Returns:
         (N, len(attributes)) float64 average precisions; NaN where an item is not a query of the
@@ -145,18 +148,18 @@ def average_precisions(
     sought = np.where(benchmark.candidates, labels, UNKNOWN)[:, attributes]
     found = np.full(asked.shape, np.nan)
     queries = np.flatnonzero(asked.any(axis=1))
-    items = np.flatnonzero((sought != UNKNOWN).any(axis=1))
-    values = np.ascontiguousarray(sought[items].T)  # by attribute
-    candidates = ranking.items[items]
+    rows_of = np.flatnonzero((sought != UNKNOWN).any(axis=1))
+    values = np.ascontiguousarray(sought[rows_of].T)  # by attribute
+    candidates = ranking.items[rows_of]
     place_of = np.full(len(labels), -1)
-    place_of[items] = np.arange(len(items))
-    for block in watch(blocks_of(len(queries), len(items))):
+    place_of[rows_of] = np.arange(len(rows_of))
+    for block in watch(blocks_of(len(queries), len(rows_of))):
         rows = queries[block]
         for row, scores in zip(rows, ranking.queries[rows] @ candidates.T):
-            is_candidate = place_of[row] >= 0
-            if is_candidate:
-                scores[place_of[row]] = np.inf  # first of all, and left out
-            order = np.argsort(-scores)[int(is_candidate) :]
+            own = place_of[[row]] if items is None else place_of[items == items[row]]
+            own = own[own >= 0]
+            scores[own] = np.inf  # first of all, and left out
+            order = np.argsort(-scores)[len(own) :]
             if not len(order):
                 continue
             last = _last_alike(scores[order])
@@ -203,6 +206,7 @@ def similarity_figures(
     schema: Schema,
     benchmark: Benchmark,
     watch: Watch = iter,
+    items: Rows | None = None,
 ) -> dict[str, Any]:
     """Judge every ranking, each attribute in the ranking of its own.
 
@@ -217,6 +221,7 @@ def similarity_figures(
         schema: of the columns.
         benchmark: what is asked.
         watch: hands on the blocks of queries, of one ranking after the other.
+        items: see `average_precisions`.
 
     Returns:
         `map` and `triplets` by ranking: of each attribute that is asked for, and their `mean`,
@@ -227,7 +232,7 @@ def similarity_figures(
     everything = list(range(len(schema.names)))
     in_subspaces = subspaces(embeddings)
     columns = [
-        average_precisions(ranking, labels, benchmark, everything, watch)
+        average_precisions(ranking, labels, benchmark, everything, watch, items)
         for ranking in in_subspaces
     ]
     found = {"subspace": np.stack([found[:, a] for a, found in enumerate(columns)], axis=1)}
@@ -236,13 +241,13 @@ def similarity_figures(
         own = {"match": match_probabilities(beliefs, schema), **own}
     for name, rankings in own.items():
         precisions = [
-            average_precisions(ranking, labels, benchmark, [a], watch)
+            average_precisions(ranking, labels, benchmark, [a], watch, items)
             for a, ranking in enumerate(rankings)
         ]
         found[name] = np.concatenate(precisions, axis=1)
     shared = {"whole": whole(embeddings), "random": random_ranking(len(labels))}
     for name, ranking in shared.items():
-        found[name] = average_precisions(ranking, labels, benchmark, everything, watch)
+        found[name] = average_precisions(ranking, labels, benchmark, everything, watch, items)
     rankings = {"subspace": in_subspaces, **own}
     rankings |= {name: [ranking] * len(everything) for name, ranking in shared.items()}
     answered = ~np.isnan(found["subspace"])

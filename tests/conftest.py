@@ -147,3 +147,42 @@ def tiny_bundle(tiny_model, tiny_shards, tmp_path_factory):
     index = ShardIndex.read(tiny_shards)
     export_bundle(tiny_model, index, out, retrieval, {"run": "tiny"}, calibration)
     return out
+
+
+@pytest.fixture(scope="session")
+def several_pictures(tiny_shards, tmp_path_factory):
+    """Index of the tiny pictures as items of one to four pictures with the same labels."""
+    from adde.shards.catalogues.catalogue import Catalogue, PictureSource
+    from adde.shards.packing.writer import write_tars
+    from adde.shards.reader import iterate
+
+    class Stored(PictureSource):
+        def __init__(self, content):
+            self.content = content
+
+        def read(self):
+            return self.content, "png"
+
+        def stamp(self):
+            return ""
+
+    index = ShardIndex.read(tiny_shards)
+    rows = [(split, sample) for split in TINY_SPLITS for sample in iterate(index, split)]
+    items, members = [], {}
+    for split, sample in rows:
+        alike = (split, *sample.labels.tolist())
+        members[alike] = number = members.get(alike, -1) + 1
+        items.append("-".join(map(str, (*alike, number // 4))))
+    catalogue = Catalogue(
+        "several",
+        TINY_SCHEMA,
+        [sample.item_id for _, sample in rows],
+        np.stack([sample.labels for _, sample in rows]),
+        [split for split, _ in rows],
+        lambda row: Stored(rows[row][1].picture),
+        items=items,
+    )
+    folder = tmp_path_factory.mktemp("several")
+    write = write_tars(catalogue, folder, lambda write, jobs: (write(job) for job in jobs))
+    write.index.write()
+    return ShardIndex.read(folder)

@@ -5,12 +5,25 @@ import string
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from adde.errors import UserError, did_you_mean
-from adde.schema import RESERVED, UNKNOWN, Attribute, Schema
+from adde.schema import (
+    MAX_MULTIPLE,
+    RESERVED,
+    SEVERAL,
+    UNKNOWN,
+    Attribute,
+    Schema,
+    dense_labels,
+    label_of,
+    shows,
+    value_bits,
+    values_of,
+)
 
 words = st.text(string.ascii_letters + "äß 0/,'\"", min_size=1, max_size=6)
 words = words.filter(lambda word: word not in RESERVED)
@@ -165,3 +178,67 @@ def test_a_mark_for_colours_is_written_and_leaves_the_hash():
         plain.with_colours(["Farben"])
     other = Schema((Attribute("discolour", ("r", "g")), Attribute("hued", ("r", "g"))))
     assert other.with_colours() == other
+
+
+PALETTE = Schema(
+    (Attribute("kind", ("shirt", "sock")), Attribute("colour", ("red", "green", "blue"), True))
+)
+palettes = st.lists(st.sets(st.integers(0, 2)), min_size=1, max_size=8)
+
+
+@given(palettes, st.data())
+def test_labels_of_sets_are_sets(sets, data):
+    labels = np.array([[UNKNOWN, label_of(sorted(each))] for each in sets])
+    values = ("red", "green", "blue")
+    for each, row in zip(sets, labels):
+        assert set(values_of(int(row[1]))) == each
+        named = [values[value] for value in sorted(each)]
+        assert PALETTE.decode(row) == {"kind": None, "colour": named or None}
+        given_ = data.draw(st.permutations(named))
+        assert PALETTE.encode({"colour": [*given_, *given_[:1]]})[1] == row[1]
+        assert PALETTE.text(1, int(row[1])) == (", ".join(named) or None)
+    assert PALETTE.is_label(labels).all()
+    # Sets of one value are that value.
+    assert all((row[1] < SEVERAL) == (len(each) < 2) for each, row in zip(sets, labels))
+    for kind in (labels, torch.from_numpy(labels)):
+        bits = value_bits(kind[:, 1]).tolist()
+        assert bits == [sum(2**value for value in each) for each in sets]
+        for value in range(3):
+            asked = kind[:, 1] * 0 + value
+            assert shows(kind[:, 1], asked).tolist() == [value in each for each in sets]
+    hot = PALETTE.multi_hot(labels)
+    for each, row in zip(sets, hot):
+        expected = [1 / len(each) if value in each else 0 for value in range(3)]
+        np.testing.assert_allclose(row, [0, 0, *expected], rtol=1e-6)
+    dense = dense_labels(labels)[:, 1].tolist()
+    assert all(
+        (a == b) == (x == y) for a, x in zip(dense, sets) for b, y in zip(dense, sets)
+    ) and all((a == UNKNOWN) == (not x) for a, x in zip(dense, sets))
+
+
+def test_the_mark_is_written_only_where_it_is_set():
+    plain = Schema((Attribute("colour", ("red", "green", "blue")),))
+    assert plain.to_json() == {
+        "attributes": [{"name": "colour", "values": ["red", "green", "blue"]}]
+    }
+    marked = PALETTE.to_json()["attributes"][1]
+    assert marked == {"name": "colour", "values": ["red", "green", "blue"], "multiple": True}
+    assert Schema.from_json(PALETTE.to_json()) == PALETTE
+    unmarked = Schema((PALETTE.attributes[0], Attribute("colour", ("red", "green", "blue"))))
+    with pytest.raises(UserError, match="'colour' allows several values and one value"):
+        PALETTE.require_same(unmarked, "a", "b")
+
+
+def test_sets_that_the_schema_does_not_allow():
+    with pytest.raises(UserError, match=r"'kind': expected one value, found the list \['sock'\]"):
+        PALETTE.encode({"kind": ["sock"]})
+    with pytest.raises(UserError, match="'colour': unknown value 'rad'"):
+        PALETTE.encode({"colour": ["red", "rad"]})
+    many = tuple(map(str, range(MAX_MULTIPLE + 1)))
+    with pytest.raises(UserError, match=r"'x': expected at most 62 values, .* found 63"):
+        Schema((Attribute("x", many, True),))
+    whole = Schema((Attribute("x", many[1:], True),))
+    every = whole.encode({"x": many[1:]})
+    assert whole.decode(every)["x"] == list(many[1:]) and whole.is_label(every[None]).all()
+    wrong = np.array([[0, SEVERAL + 8], [0, SEVERAL + 2], [0, 3], [SEVERAL + 3, 0]])
+    assert PALETTE.is_label(wrong).tolist() == [[1, 0], [1, 0], [1, 0], [0, 1]]

@@ -222,7 +222,7 @@ def _drop(
     """Compute by metric how many points theirs is below ours; None without queries."""
     figures: list[dict[str, float]] = []
     for places, (_, logits, presence) in zip(ranked, encoded):
-        predicted = predicted_labels(logits, schema)
+        predicted = predicted_labels(logits, schema, labels)
         found = {"accuracy": attribute_accuracy(predicted, labels, schema.names)["mean"]}
         if len(queries):
             found |= retrieval_metrics(places, labels, queries)

@@ -20,12 +20,17 @@ class Batch:
     """Shard, position and reason of each unreadable sample."""
     substituted_rows: list[int] = field(default_factory=list)
     """Rows of unreadable samples; they hold another item of the same batch."""
+    items: Tensor | None = None
+    """(b,) int64 numbers on the CPU, equal for pictures of one item; None if each has one, and of
+    batches that were joined."""
 
     @classmethod
     def of(cls, images: Tensor, metadata: BatchMetadata) -> "Batch":
         """Return the batch of pictures and their metadata."""
         labels = torch.from_numpy(metadata.labels)
-        return cls(images, labels, metadata.item_ids, metadata.faults, metadata.substituted_rows)
+        items = None if metadata.items is None else torch.from_numpy(metadata.items)
+        lists = (metadata.item_ids, metadata.faults, metadata.substituted_rows)
+        return cls(images, labels, *lists, items)
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on a device, without waiting for the copy."""
@@ -35,7 +40,8 @@ class Batch:
     def only(self, rows: Tensor) -> "Batch":
         """Return the rows of a (b,) bool mask; it must not keep any substituted rows."""
         ids = [item for item, kept in zip(self.item_ids, rows.tolist()) if kept]
-        return Batch(self.images[rows], self.labels[rows], ids)
+        items = None if self.items is None else self.items[rows.to(self.items.device)]
+        return Batch(self.images[rows], self.labels[rows], ids, items=items)
 
 
 def join(batches: Iterator[Batch], count: int) -> Batch:

@@ -6,7 +6,7 @@ attribute: no tensor is larger than tile x M, no loop runs over items, and nothi
 the device.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from adde.mining.distances import as_accumulated, full_precision, squared_distances
 from adde.mining.draws import pair_bits, words
 from adde.mining.tiled import tile_rows
-from adde.schema import UNKNOWN
+from adde.schema import SEVERAL, UNKNOWN, value_bits
 
 POSITIVE_KEY = 1 << 62
 """Xored with the key of `draw_key`, which is smaller, to draw positives."""
@@ -42,7 +42,13 @@ class DrawnEdits(NamedTuple):
 
 
 def draw_edits(
-    labels: Tensor, all_labels: Tensor, items: Tensor, key: int, offsets: Tensor, most: int = 1
+    labels: Tensor,
+    all_labels: Tensor,
+    items: Tensor,
+    key: int,
+    offsets: Tensor,
+    most: int = 1,
+    multiple: Collection[int] = (),
 ) -> DrawnEdits:
     """Draw for each reference an edit that has an exact target in the global batch.
 
@@ -53,6 +59,9 @@ def draw_edits(
     (UNKNOWN equals only UNKNOWN) among those that differ in an attribute known on both, ties to the
     lowest row; the edit sets all attributes that are known on both.
 
+    Labels that are sets differ unless they are equal. An edit with an exact target asks for one
+    value, so an item that shows several values of the attribute is none.
+
     Args:
         labels: (N, A) int64, labels of this rank's references.
         all_labels: (M, A) int64, labels of the global batch.
@@ -61,6 +70,7 @@ def draw_edits(
             on the value's column.
         offsets: (A,) int64, first column of each attribute.
         most: maximum number of attributes that an edit changes.
+        multiple: attributes whose labels may be sets.
     """
     count = len(labels)
     edits = DrawnEdits(
@@ -69,7 +79,7 @@ def draw_edits(
         *(labels.new_empty(count, dtype=torch.bool) for _ in range(2)),
     )
     for rows in _tiles(count, len(all_labels), labels.device):
-        tile = _draw_tile(labels[rows], all_labels, items[rows], key, offsets, most)
+        tile = _draw_tile(labels[rows], all_labels, items[rows], key, offsets, most, multiple)
         for whole, part in zip(edits, tile):
             whole[rows] = part
     return edits
@@ -86,7 +96,13 @@ def _tiles(rows: int, columns: int, device: torch.device) -> Iterator[slice]:
 
 
 def _draw_tile(
-    labels: Tensor, all_labels: Tensor, items: Tensor, key: int, offsets: Tensor, most: int
+    labels: Tensor,
+    all_labels: Tensor,
+    items: Tensor,
+    key: int,
+    offsets: Tensor,
+    most: int,
+    multiple: Collection[int],
 ) -> DrawnEdits:
     column_words = words(~key, (all_labels + offsets).clamp(min=0))
     shown = column_words.new_zeros(len(labels), len(all_labels))
@@ -96,6 +112,9 @@ def _draw_tile(
         edited += change
         shown ^= torch.where(change, column_words[:, attribute], 0)  # of several: their mix
     exact_pair = (differing == edited) & (edited >= 1) & (edited <= most)
+    for attribute in multiple:
+        same = labels[:, attribute, None] == all_labels[:, attribute]
+        exact_pair &= same | (all_labels[:, attribute] < SEVERAL)
     if most > 1:
         exact_pair &= edited == _draw_counts(edited.where(exact_pair, 0), items, key, most)
     # One random number per edit, not per item: edits are uniform.
@@ -130,31 +149,41 @@ def _draw_counts(counts: Tensor, items: Tensor, key: int, most: int) -> Tensor:
     return torch.where(there, bits, -1).argmax(1, keepdim=True) + 1
 
 
-def fits_and_conflicts(edits: DrawnEdits, all_labels: Tensor) -> tuple[Tensor, Tensor]:
+def fits_and_conflicts(
+    edits: DrawnEdits, all_labels: Tensor, multiple: Collection[int] = ()
+) -> tuple[Tensor, Tensor]:
     """Sort the items of the global batch (M, A) int64 by what they are to each edited query.
+
+    Attributes in `multiple` may have sets of values as labels.
 
     Returns:
         (N, M) bool, the items whose labels equal the target (UNKNOWN equals only UNKNOWN), and the
         positive; none for an edit that is not usable. And (N, M) bool, those that differ from the
-        target in an attribute known on both. Other items may or may not be as requested.
+        target in an attribute known on both; sets differ if they have no value in common. Other
+        items may or may not be as requested.
     """
     fits = edits.usable[:, None].repeat(1, len(all_labels))
-    conflicts = torch.zeros_like(fits)
-    for differ, change in _label_differences(edits.targets, all_labels):
+    for differ, _ in _label_differences(edits.targets, all_labels):
         fits &= ~differ
-        conflicts |= change
+    conflicts = _conflicts(edits.targets, all_labels, multiple)
     rows = torch.arange(len(fits), device=fits.device)
     fits[rows, edits.positive] = edits.usable
     return fits, conflicts
 
 
 def semihard_negatives(
-    queries: Tensor, targets: Tensor, positive: Tensor, refs: Tensor, ref_labels: Tensor
+    queries: Tensor,
+    targets: Tensor,
+    positive: Tensor,
+    refs: Tensor,
+    ref_labels: Tensor,
+    multiple: Collection[int] = (),
 ) -> tuple[Tensor, Tensor]:
     """Choose the hardest semi-hard negative of each edited query.
 
-    A negative is an item that differs from the target in an attribute known on both. The result is
-    the nearest negative beyond the positive, or the farthest negative if there is none.
+    A negative is an item that differs from the target in an attribute known on both; sets of values
+    differ if they have none in common. The result is the nearest negative beyond the positive, or
+    the farthest negative if there is none.
 
     Args:
         queries: (N, E) float, L2-normalised edited queries.
@@ -162,6 +191,7 @@ def semihard_negatives(
         positive: (N,) int64, row of the positive in `refs`.
         refs: (M, E) float, L2-normalised embeddings of the global batch.
         ref_labels: (M, A) int64.
+        multiple: attributes whose labels may be sets.
 
     Returns:
         (N,) int64 row of the negative, and (N,) bool, whether there is one.
@@ -171,22 +201,36 @@ def semihard_negatives(
         negative, found = torch.empty_like(positive), torch.empty_like(positive, dtype=torch.bool)
         for rows in _tiles(len(queries), len(refs), refs.device):
             negative[rows], found[rows] = _negative_tile(
-                queries[rows], targets[rows], positive[rows], columns, ref_labels
+                queries[rows], targets[rows], positive[rows], columns, ref_labels, multiple
             )
         return negative, found
 
 
 def _negative_tile(
-    queries: Tensor, targets: Tensor, positive: Tensor, columns: Tensor, ref_labels: Tensor
+    queries: Tensor,
+    targets: Tensor,
+    positive: Tensor,
+    columns: Tensor,
+    ref_labels: Tensor,
+    multiple: Collection[int],
 ) -> tuple[Tensor, Tensor]:
     distances = squared_distances(queries[None], columns)[0]
-    negative = torch.zeros_like(distances, dtype=torch.bool)
-    for _, change in _label_differences(targets, ref_labels):
-        negative |= change
+    negative = _conflicts(targets, ref_labels, multiple)
     farther = negative & (distances > distances.gather(1, positive[:, None]))
     inside = torch.where(farther, distances, torch.inf).argmin(1)
     outside = torch.where(negative, distances, -torch.inf).argmax(1)
     return torch.where(farther.any(1), inside, outside), negative.any(1)
+
+
+def _conflicts(targets: Tensor, all_labels: Tensor, multiple: Collection[int]) -> Tensor:
+    """Return (T, M) bool, where the columns (M, A) have not what the rows (T, A) ask for."""
+    found = torch.zeros(len(targets), len(all_labels), dtype=torch.bool, device=targets.device)
+    for attribute, (_, change) in enumerate(_label_differences(targets, all_labels)):
+        if attribute in multiple:
+            wanted, shown = value_bits(targets[:, attribute]), value_bits(all_labels[:, attribute])
+            change &= wanted[:, None] & shown == 0
+        found |= change
+    return found
 
 
 def _label_differences(labels: Tensor, all_labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -2,9 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
-from adde.schema import UNKNOWN, Schema
 from adde.serving.gallery.base import Fields, Item
 
 Rank = Literal["match", "distance"]
@@ -16,7 +15,7 @@ class Match:
 
     value: str | None
     """The answer's value in the catalogue or, if that has none, the predicted one; None if the
-    attribute is then likelier absent.
+    attribute is then likelier absent. Several values are one text: "red, white".
     """
     predicted: bool
     """The catalogue has no label; `value` is predicted."""
@@ -51,8 +50,8 @@ class Answer:
     """Sum over attributes of weight x squared subspace distance; 0 to 4 for equal weights. By
     distance with `like`: the weighted mean of squared distances between unit subspaces.
     """
-    labels: Mapping[str, str | None]
-    """Labels from the catalogue; None where it has none."""
+    labels: Mapping[str, Any]
+    """Labels from the catalogue: a value, a list of values of an attribute of several, or None."""
     fields: Fields
     matches: Mapping[str, Match]
     item: Item = field(repr=False, compare=False)
@@ -97,8 +96,3 @@ class Result(Sequence[Answer]):
 
     def __len__(self) -> int:
         return len(self.answers)
-
-
-def value_of(schema: Schema, attribute: int, label: int) -> str | None:
-    """Return a value's name; None for UNKNOWN."""
-    return None if label == UNKNOWN else schema.attributes[attribute].values[label]

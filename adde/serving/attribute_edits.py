@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from adde.errors import UserError
-from adde.schema import UNKNOWN, Labels, Schema, Vector
+from adde.schema import Labels, Schema, Vector
 from adde.scoring import ask_more, ask_other, ask_value
 
 
@@ -81,7 +81,7 @@ def set_wanted(edit: Edit, wanted: Vector, part: slice, schema: Schema, attribut
     labels = acceptable_labels(edit, schema, attribute)
     if isinstance(edit, Not):
         excluded = set(range(schema.sizes[attribute])) - set(labels)
-        ask_other(wanted, part, sorted(excluded))
+        ask_other(wanted, part, sorted(excluded), attribute in schema.multiple)
     elif isinstance(edit, More):
         ask_more(wanted, part, labels[0], edit.amount)
     else:
@@ -91,24 +91,23 @@ def set_wanted(edit: Edit, wanted: Vector, part: slice, schema: Schema, attribut
 def indicator(edits: Edits, own: Labels, schema: Schema) -> Vector:
     """The change that the memory adds to an embedding, (1, V) float32.
 
-    A new value: -1 at the item's own value and +1 at the new one, zero if they are equal. `Not`: -1
-    at the own value, +1 shared equally among the remaining values. `More`: a new value times the
-    amount.
+    A new value: -1 at the item's own value and +1 at the new one, zero if they are equal; the
+    values of a set share the -1. `Not`: -1 at the own value, +1 shared equally among the remaining
+    values. `More`: a new value times the amount.
 
     Args:
         edits: edits of any attributes.
         own: (A,) int64 labels that edits remove; nothing is removed for UNKNOWN.
         schema: defines the columns.
     """
-    row = np.zeros((1, schema.num_values), np.float32)
+    row, removed = np.zeros((1, schema.num_values), np.float32), schema.multi_hot(own[None])
     for name, edit in edits.items():
         a = schema.attribute_index(name)
-        change = np.zeros(schema.sizes[a], np.float32)
-        if own[a] != UNKNOWN:
-            change[own[a]] -= 1
+        part = slice(schema.offsets[a], schema.offsets[a] + schema.sizes[a])
+        change = 0 - removed[0, part]
         labels = acceptable_labels(edit, schema, a)
         change[labels] += 1 / len(labels)
         if isinstance(edit, More):
             change *= edit.amount
-        row[0, schema.offsets[a] : schema.offsets[a] + schema.sizes[a]] = change
+        row[0, part] = change
     return row

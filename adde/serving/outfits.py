@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +27,7 @@ class Fitting:
     trained on from its start gives the log of how much more often than by chance values of the two
     are worn together, added up over pairs of attributes.
     """
-    labels: Mapping[str, str | None]
+    labels: Mapping[str, Any]
     """As the catalogue has them; None where it does not say."""
     fields: Fields
     item: Item = field(repr=False, compare=False)

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from adde.schema import UNKNOWN, Labels, Schema, Vector
-from adde.scoring import FIRST, first_then_rest, likeliest
-from adde.serving.answers import Answer, Match, Rank, value_of
+from adde.scoring import FIRST, first_then_rest, fits, likeliest
+from adde.serving.answers import Answer, Match, Rank
 from adde.serving.gallery.base import Item
 from adde.serving.gallery.scorers import MatchScorer, subspace_distances
 
@@ -88,7 +88,7 @@ class AnswerRanker:
     ) -> dict[str, Match]:
         found: dict[str, Match] = {}
         for a, (name, wanted) in enumerate(self.wanted.items()):
-            value = value_of(self.schema, a, shown[a])
+            value = self.schema.text(a, shown[a])
             seen = self.schema.attributes[a].values[int(item.predicted[a])]
             found[name] = Match(
                 value=value,
@@ -97,7 +97,9 @@ class AnswerRanker:
                 wanted=wanted,
                 share=shares[a],
                 probability=None if probabilities is None else probabilities[a],
-                good=bool(np.isin(shown[a], self.good[a])) if a in self.good else value == wanted,
+                good=bool(fits(np.array(shown[a : a + 1]), self.good[a])[0])
+                if a in self.good
+                else value == wanted,
             )
         return found
 

@@ -12,9 +12,9 @@ from adde.errors import UserError, did_you_mean
 from adde.metrics import predicted_labels
 from adde.preprocess import Picture
 from adde.schema import UNKNOWN, Labels, Schema, Vector
-from adde.scoring import Calibration, likeliest, parts, with_known
+from adde.scoring import Calibration, as_query, likeliest, parts, with_known
 from adde.serving import attribute_edits
-from adde.serving.answers import Rank, Result, Seen, value_of
+from adde.serving.answers import Rank, Result, Seen
 from adde.serving.attribute_edits import Edits
 from adde.serving.gallery.base import Gallery
 from adde.serving.gallery.opening import open_or_build
@@ -316,7 +316,7 @@ class Searcher:
     def _seen(self, beliefs: Vector) -> dict[str, Seen]:
         labels = likeliest(beliefs[None], self.schema)[0].tolist()
         return {
-            name: Seen(value_of(self.schema, a, labels[a]), float(beliefs[part].max()))
+            name: Seen(self.schema.text(a, labels[a]), float(beliefs[part].max()))
             for a, (name, part) in enumerate(zip(self.schema.names, parts(self.schema)))
         }
 
@@ -353,7 +353,7 @@ class Searcher:
             good[a] = np.array(attribute_edits.acceptable_labels(edit, schema, a))
         matching, first = None, None
         if self.calibration is not None and start.beliefs is not None:
-            asked = start.beliefs[None].copy()
+            asked = as_query(start.beliefs[None], schema)
             for name, edit in request.edits.items():
                 a = schema.attribute_index(name)
                 attribute_edits.set_wanted(edit, asked, parts(schema)[a], schema, a)

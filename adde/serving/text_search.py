@@ -26,7 +26,10 @@ def words(text: str) -> list[str]:
 
 def searchable_text(item_id: str, facts: Mapping[str, Any]) -> str:
     """Return an item's words, each after a space; `facts` is what it can be filtered by."""
-    text_values = (value for value in facts.values() if isinstance(value, str))
+    text_values: list[str] = []
+    for value in facts.values():
+        values: Any = value if isinstance(value, list) else [value]
+        text_values += [each for each in values if isinstance(each, str)]
     return "".join(f" {word}" for word in words(" ".join([item_id, *text_values])))
 
 

@@ -44,6 +44,8 @@ class BatchMetadata:
     """Rows of unreadable samples; they hold another item of the batch."""
     encoded: dict[int, bytes]
     """Files of the pictures that are not decoded yet, by row."""
+    items: Labels | None = None
+    """(b,) int64 numbers of the items, equal for pictures of one; None if each has one picture."""
 
 
 class Batches:
@@ -111,13 +113,16 @@ class Batches:
             shards = dict.fromkeys(shard for shard, _ in [*addresses, *following])
             reader.prefetch(self._shards[shard] for shard in shards)
         labels = np.full((len(addresses), len(self._index.schema.names)), UNKNOWN, np.int64)
-        metadata = BatchMetadata(labels, [""] * len(addresses), [], [], {})
+        items = np.zeros(len(addresses), np.int64) if self._index.most_pictures > 1 else None
+        metadata = BatchMetadata(labels, [""] * len(addresses), [], [], {}, items)
         samples: dict[int, Sample] = {}
 
         def fetch(row: int) -> None:
             shard, position = addresses[row]
             sample = samples[row] = reader.read(self._shards[shard], position)
             metadata.labels[row], metadata.item_ids[row] = sample.labels, sample.item_id
+            if metadata.items is not None:
+                metadata.items[row] = sample.item_number
 
         def decode(row: int) -> None:
             sample = samples[row]
@@ -171,5 +176,7 @@ def _fill_gaps(images: Picture, metadata: BatchMetadata) -> None:
         following = readable[bisect(readable, gap) % len(readable)]
         images[gap], metadata.labels[gap] = images[following], metadata.labels[following]
         metadata.item_ids[gap] = metadata.item_ids[following]
+        if metadata.items is not None:
+            metadata.items[gap] = metadata.items[following]
         if following in metadata.encoded:
             metadata.encoded[gap] = metadata.encoded[following]

@@ -6,9 +6,10 @@ Layout of index.json::
      "members": {"name": "index.members", "bytes": 640000, "sha256": "..."},
      "shards": [{"name": "train-000000.tar", "split": "train", "samples": 512, "bytes": 1048576,
                  "sha256": "..."}, ...],
-     "factors": {"floor_hue": 10, ...}}
+     "factors": {"floor_hue": 10, ...}, "most_pictures": 4}
 
-`factors` exists only for exact labels; see `ShardIndex.factors`.
+`factors` exists only for exact labels, and `most_pictures` only if an item has several pictures;
+see `ShardIndex`.
 
 index.members has one row of `adde.shards.shard.MEMBER` per sample, in the order of the shards in
 index.json. It is memory-mapped: all processes of a machine share its pages, and only used pages are
@@ -61,6 +62,8 @@ class ShardIndex:
     factors: Mapping[str, int] = field(default_factory=dict[str, int])
     """Attributes that are exact factors, with their numbers of values; in a grid of all
     combinations the last changes fastest. Empty if the labels are not exact."""
+    most_pictures: int = 1
+    """Most pictures of an item. Above 1 every sample names its item."""
 
     @cached_property
     def splits(self) -> Mapping[str, tuple[Shard, ...]]:
@@ -115,6 +118,7 @@ class ShardIndex:
             "members": vars(_File(path.name, path.stat().st_size, sha256_of_file(path))),
             "shards": [shard.to_json() for shard in self.shards],
             **({"factors": dict(self.factors)} if self.factors else {}),
+            **({"most_pictures": self.most_pictures} if self.most_pictures > 1 else {}),
         }
         write_json(self.root / INDEX_NAME, content, indent=None)
 
@@ -189,7 +193,8 @@ class ShardIndex:
                 f"{path}: expected factors among the attributes {sizes}, found {factors}; "
                 "build the shards again"
             )
-        return cls(root, content["name"], schema, tuple(shards), factors)
+        most = int(content.get("most_pictures", 1))
+        return cls(root, content["name"], schema, tuple(shards), factors, most)
 
     def _check_files(self, folder: Path) -> None:
         for shard in self.shards:

@@ -1,5 +1,6 @@
 """Read samples from plain WebDataset tars by offset, without scanning or unpacking them."""
 
+import hashlib
 import json
 import os
 from collections import OrderedDict
@@ -27,6 +28,13 @@ class Sample:
     labels: Labels
     where: str
     """Shard and position, for messages."""
+    item: str
+    """The item that the picture shows: `item_id`, unless items have several pictures."""
+
+    @property
+    def item_number(self) -> int:
+        """A number from 0 to 2^62 - 1 that pictures of one item share: a hash of `item`."""
+        return int.from_bytes(hashlib.sha256(self.item.encode()).digest()[:8], "big") >> 2
 
 
 class ShardReader:
@@ -55,8 +63,8 @@ class ShardReader:
                 f"{where}: expected bytes with crc32 {expected:08x}, found {found:08x}; they were "
                 "changed after packing, build the shards again"
             )
-        item_id, labels = self._record(content, where)
-        return Sample(item_id, picture, labels, where)
+        item_id, labels, item = self._record(content, where)
+        return Sample(item_id, picture, labels, where, item)
 
     def labels(self, shard: Shard, position: int) -> Labels:
         """Read the labels (A,) int64 of one sample without its picture, and so without its crc32.
@@ -69,11 +77,12 @@ class ShardReader:
         content = self._bytes(shard, int(row["json_at"]), int(row["json_bytes"]), where)
         return self._record(content, where)[1]
 
-    def _record(self, content: bytes, where: str) -> tuple[str, Labels]:
-        """Parse the item id and labels of a sample."""
+    def _record(self, content: bytes, where: str) -> tuple[str, Labels, str]:
+        """Parse the id, the labels and the item of a sample."""
         try:
             record = json.loads(content)
-            return record["item_id"], self._schema.encode(record["labels"])
+            item_id = record["item_id"]
+            return item_id, self._schema.encode(record["labels"]), record.get("item", item_id)
         except Exception as error:
             raise UserError(
                 f"{where}: expected JSON with item_id and labels of the schema, found: {error}; "

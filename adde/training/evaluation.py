@@ -32,6 +32,8 @@ class EncodedSplit:
     """(N, A) int64."""
     rows: Labels
     """(N,) int64 positions in the split; those of unreadable samples are missing."""
+    items: Labels | None = None
+    """(N,) int64 numbers, equal for pictures of one item; None if each item has one picture."""
 
 
 class Evaluator:
@@ -65,9 +67,12 @@ class Evaluator:
             UserError: no picture of the split can be read.
         """
         found: list[tuple[dict[str, Tensor], Tensor, Tensor]] = []
+        items: list[Tensor] = []
         for batch, rows in self.batches(model, split):
             with full_precision(batch.images):
                 found.append((represent(model, batch.images), batch.labels, rows))
+            if batch.items is not None:
+                items.append(batch.items.to(self.device))
         # A rank without items of a small split must gather with the others.
         mine = {n: (tuple(v.shape[1:]), v.dtype) for n, v in found[0][0].items()} if found else {}
         shapes = next((shapes for shapes in gather_objects(mine) if shapes), None)
@@ -87,7 +92,9 @@ class Evaluator:
 
         outputs = {name: whole([part[name] for part, _, _ in found]) for name in shapes}
         labels, rows = [part[1] for part in found], [part[2] for part in found]
-        return EncodedSplit(outputs, whole(labels), whole(rows))
+        several = self.index.most_pictures > 1
+        numbers = whole([none[:, 0], *items]) if several else None
+        return EncodedSplit(outputs, whole(labels), whole(rows), numbers)
 
     def watch(self, blocks: Iterable[Any]) -> Iterator[Any]:
         """Yield the blocks of a ranking, and report progress after each."""

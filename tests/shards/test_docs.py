@@ -75,7 +75,7 @@ def place(tmp_path_factory):
 
 
 def test_the_page_has_commands():
-    assert len(COMMANDS) == 20
+    assert len(COMMANDS) == 21
 
 
 @pytest.mark.parametrize(

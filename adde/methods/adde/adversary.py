@@ -53,14 +53,17 @@ class _Reversal(torch.autograd.Function):
         return -strength * gradients[0], None
 
 
-def adversarial(logits: Tensor, labels: Tensor, sizes: tuple[int, ...]) -> Term:
+def adversarial(logits: Tensor, labels: Tensor, schema: Schema) -> Term:
     """Compute L_adv; part b is the sum over the subspaces a != b.
 
     Args:
         logits: (B, A, V) float32, of the `Adversary`.
         labels: (B, A) int64.
-        sizes: V_a.
+        schema: of the labels.
     """
-    parts = [classification(logits[:, a], labels, sizes) for a in range(len(sizes))]
+    sizes, multiple = schema.sizes, schema.multiple
+    parts = [
+        classification(logits[:, a], labels, sizes, multiple=multiple) for a in range(len(sizes))
+    ]
     sums = torch.stack([part.sums for part in parts]).fill_diagonal_(0.0)
     return Term(sums.sum(0), parts[0].counts)

@@ -16,11 +16,17 @@ import numpy.typing as npt
 from adde.distributed import broadcast_from_main, rank
 from adde.edits import all_edits, wanted_metrics
 from adde.files import read_json, write_json
-from adde.methods.adde.evaluation import encode_split
+from adde.methods.adde.evaluation import ANSWERS, encode_split
 from adde.methods.adde.model import ADDE
-from adde.metrics import Queries, manipulation_queries, retrieval_metrics
+from adde.metrics import (
+    Queries,
+    extra_answers,
+    manipulation_queries,
+    other_items,
+    retrieval_metrics,
+)
 from adde.ranking import NUMPY, Ranker, rank_matches, rank_matches_by_weight
-from adde.schema import UNKNOWN, Labels, Schema, Vector
+from adde.schema import UNKNOWN, Labels, Rows, Schema, Vector, shares
 from adde.scoring import FIRST, Calibration
 from adde.shards.index import ShardIndex
 from adde.training.checkpoints.checkpoint import Checkpoint
@@ -62,8 +68,8 @@ def calibration_of(
         return Calibration.from_json(content, model.schema, str(path)), content["figures"]
     encoded = encode_split(evaluator, model, "val")
     arrays = (encoded.logits, encoded.presence, encoded.labels)
-    ranker = Ranker(evaluator.watch)
-    found, figures = broadcast_from_main(lambda: calibrate(*arrays, model.schema, ranker))
+    ranker, items = Ranker(evaluator.watch), encoded.items
+    found, figures = broadcast_from_main(lambda: calibrate(*arrays, model.schema, ranker, items))
     if rank() == 0:
         if not figures["queries"]:
             print(
@@ -92,6 +98,7 @@ def calibrate(
     labels: Labels,
     schema: Schema,
     ranker: Ranker = NUMPY,
+    items: Rows | None = None,
 ) -> tuple[Calibration, dict[str, Any]]:
     """Calibrate the match score of an encoder.
 
@@ -101,10 +108,12 @@ def calibrate(
         labels: (N, A) int64.
         schema: of the catalogue.
         ranker: does the arithmetic.
+        items: see `metrics.other_items`.
 
     Returns:
         The calibration, and its figures on the validation split.
     """
+    extra = extra_answers(items)
     values, there = temperatures(logits, labels, schema), presence_temperatures(presence, labels)
     most = max(MIN_QUERIES, MAX_SCORES // max(1, len(labels)))
     queries = manipulation_queries(labels).spread(most)
@@ -117,13 +126,16 @@ def calibrate(
         beliefs = plain.beliefs(logits, presence, schema)
         for epsilon in EPSILONS:
             tried = replace(plain, epsilon=epsilon)
-            ranked = rank_matches(queries, beliefs, schema, tried, ranker=ranker)
+            ranked = rank_matches(
+                queries, beliefs, schema, tried, ANSWERS + extra, FIRST + extra, ranker
+            )
+            ranked = other_items(ranked, queries.reference, items, ANSWERS)
             figures = retrieval_metrics(ranked, labels, queries)
             score = figures["hit@1"] + figures["hit@30"] + figures["ndcg@30"]
             found.append((score, tried, beliefs))
     # The first of equals differs least from the uncalibrated settings.
     _, chosen, beliefs = max(found, key=lambda each: each[0])
-    return _weigh_edits(chosen, queries, beliefs, labels, schema, most, ranker)
+    return _weigh_edits(chosen, queries, beliefs, labels, schema, most, ranker, items)
 
 
 def _weigh_edits(
@@ -134,13 +146,17 @@ def _weigh_edits(
     schema: Schema,
     most: int,
     ranker: Ranker,
+    items: Rows | None,
 ) -> tuple[Calibration, dict[str, Any]]:
-    edits = all_edits(labels, 1, most)
+    edits, extra = all_edits(labels, 1, most), extra_answers(items)
     shared = (beliefs, schema, plain.epsilon, EDIT_WEIGHTS)
-    by_target = rank_matches_by_weight(queries, *shared, ranker=ranker)
-    by_edit = rank_matches_by_weight(edits, *shared, FIRST + 1, FIRST + 1, ranker)
+    by_target = rank_matches_by_weight(queries, *shared, ANSWERS + extra, FIRST + extra, ranker)
+    first = FIRST + 1 + extra
+    by_edit = rank_matches_by_weight(edits, *shared, first, first, ranker)
     figures: list[dict[str, float]] = []
     for ranked, answers in zip(by_target, by_edit):
+        ranked = other_items(ranked, queries.reference, items, ANSWERS)
+        answers = other_items(answers, edits.reference, items, FIRST + 1)
         wanted = wanted_metrics(answers, labels, edits)
         means = {name: float(values.mean()) for name, values in wanted.items()}
         figures.append({**retrieval_metrics(ranked, labels, queries), **means})
@@ -162,7 +178,10 @@ def temperatures(logits: Vector, labels: Labels, schema: Schema) -> tuple[float,
     for a, part in enumerate(np.split(logits, schema.offsets[1:], axis=1)):
         known = np.flatnonzero(labels[:, a] != UNKNOWN)
         own = part[known].astype(np.float64)
-        own -= own[np.arange(len(known)), labels[known, a]][:, None]  # the label's logit becomes 0
+        if a in schema.multiple:  # the mean of the set's logits becomes 0
+            own -= (own * shares(labels[known, a], np.arange(schema.sizes[a]))).sum(1)[:, None]
+        else:  # the label's logit becomes 0
+            own -= own[np.arange(len(known)), labels[known, a]][:, None]
         found.append(_least(lambda t, own=own: _log_sum_exp(own / t)))
     return tuple(found)
 

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from adde import metrics
 from adde.distributed import rank, sum_over_ranks, world_size
 from adde.edits import MAX_QUERIES, judge
+from adde.methods.adde.memory import multi_hot
 from adde.methods.adde.model import ADDE
 from adde.metrics import EditQueries, Queries
 from adde.mining.distances import full_precision
@@ -25,7 +26,7 @@ from adde.ranking import (
     rank_edits,
     rank_matches,
 )
-from adde.schema import UNKNOWN, Labels, Rows, Schema, Vector
+from adde.schema import Labels, Rows, Schema, Vector
 from adde.scoring import FIRST, Calibration
 from adde.shards.index import ShardIndex
 from adde.shards.reader import ShardReader
@@ -33,6 +34,12 @@ from adde.shards.shares import StoredOrder
 from adde.training.evaluation import Evaluator
 from adde.training.ranking import ranker_for
 from adde.training.watching.displays import PictureRow
+
+ANSWERS = 50
+"""Answers of a query that are judged."""
+
+SHOWN = 10
+"""Answers of a query that are shown as pictures."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,8 @@ class Encoded:
     """(N, A) int64."""
     rows: Rows
     """(N,) int64 positions in the split's stored order, without the unreadable samples."""
+    items: Rows | None = None
+    """(N,) int64 numbers, equal for pictures of one item; None if each item has one picture."""
 
 
 def represent(model: ADDE, images: Tensor) -> dict[str, Tensor]:
@@ -61,12 +70,14 @@ def encode_split(evaluator: Evaluator, model: ADDE, split: str) -> Encoded:
     """Encode a split with all ranks; every rank gets the whole result."""
     found = evaluator.encode(represent, model, split)
     outputs = {"presence": None, **found.outputs}
-    return Encoded(**outputs, labels=found.labels, rows=found.rows)
+    return Encoded(**outputs, labels=found.labels, rows=found.rows, items=found.items)
 
 
 @torch.no_grad()
 def prototypes(evaluator: Evaluator, model: ADDE) -> tuple[Tensor, Tensor]:
     """Compute stage 2: the mean r_a over all training items that have the value (equation 9).
+
+    An item with several values counts in the mean of each.
 
     Must run on all ranks.
 
@@ -78,13 +89,11 @@ def prototypes(evaluator: Evaluator, model: ADDE) -> tuple[Tensor, Tensor]:
     sums = torch.zeros(schema.num_values, model.settings.width, dtype=torch.float64, device=device)
     counts = torch.zeros(schema.num_values, dtype=torch.float64, device=device)
     of_column = torch.from_numpy(schema.attribute_of_column).to(device)
-    offsets = torch.tensor(schema.offsets, device=device)
     for batch, _ in evaluator.batches(model, "train"):
         with full_precision(batch.images):
             embeddings = model.encode(batch.images).embeddings
-        known = batch.labels != UNKNOWN
-        columns = (batch.labels + offsets)[known]
-        sums.index_add_(0, columns, embeddings[known].double())
+        rows, columns = multi_hot(batch.labels, schema).nonzero(as_tuple=True)
+        sums.index_add_(0, columns, embeddings[rows, of_column[columns]].double())
         counts += torch.bincount(columns, minlength=len(of_column))
     sums, counts = sum_over_ranks(sums), sum_over_ranks(counts)
     return (sums / counts.clamp(min=1)[:, None]).float(), counts.long()
@@ -105,7 +114,7 @@ def no_edit(embeddings: Vector, indicator: Vector) -> Vector:
 
 def attribute_accuracy(encoded: Encoded, schema: Schema) -> dict[str, float]:
     """Compute `accuracy`, the mean over attributes, and `accuracy/<attribute>`."""
-    predicted = metrics.predicted_labels(encoded.logits, schema)
+    predicted = metrics.predicted_labels(encoded.logits, schema, encoded.labels)
     accuracy = metrics.attribute_accuracy(predicted, encoded.labels, schema.names)
     of_each = {f"accuracy/{name}": accuracy[name] for name in accuracy if name != "mean"}
     return {"accuracy": accuracy["mean"], **of_each}
@@ -144,8 +153,10 @@ def retrieval(
         encoded.logits,
         model.schema,
         memory_edit(model),
-        ranker=ranker_for(device, watch),
+        ANSWERS + metrics.extra_answers(encoded.items),
+        ranker_for(device, watch),
     )
+    ranked = metrics.other_items(ranked, mine.reference, encoded.items, ANSWERS)
     figures = metrics.retrieval_metrics(ranked, encoded.labels, mine)
     sums = torch.tensor(
         [figures[name] * len(mine) for name in metrics.METRIC_NAMES],
@@ -178,15 +189,24 @@ def evaluate_split(
     """
     logits, labels = encoded.logits, encoded.labels
     beliefs = calibration.beliefs(logits, encoded.presence, schema)
+    extra = metrics.extra_answers(encoded.items)
+    k = ANSWERS + extra
+
+    def others(asked: EditQueries, ranked: Rows) -> Rows:
+        return metrics.other_items(ranked, asked.reference, encoded.items, ANSWERS)
 
     def match(asked: EditQueries, first: int = FIRST) -> Rows:
-        return rank_matches(asked, beliefs, schema, calibration, first=first, ranker=ranker)
+        return others(
+            asked,
+            rank_matches(asked, beliefs, schema, calibration, k, first + extra, ranker),
+        )
 
     def adde(asked: EditQueries) -> Rows:
-        return rank_edits(asked, encoded.embeddings, logits, schema, edit, ranker=ranker)
+        return others(asked, rank_edits(asked, encoded.embeddings, logits, schema, edit, k, ranker))
 
     def baselines(asked: EditQueries, names: Sequence[str] = BASELINES) -> dict[str, Rows]:
-        return rank_baselines(asked, encoded.embeddings, logits, schema, ranker=ranker, names=names)
+        found = rank_baselines(asked, encoded.embeddings, logits, schema, k, ranker, names)
+        return {name: others(asked, ranked) for name, ranked in found.items()}
 
     rankings = {"match": match(queries), "adde": adde(queries), **baselines(queries)}
     rows = {
@@ -198,7 +218,7 @@ def evaluate_split(
         "adde": adde,
         "classifier_soft": lambda asked: baselines(asked, ["classifier_soft"])["classifier_soft"],
     }
-    predicted = metrics.predicted_labels(logits, schema)
+    predicted = metrics.predicted_labels(logits, schema, labels)
     return {
         "match": rows["match"],
         "adde": rows["adde"],
@@ -223,8 +243,11 @@ def picture_rows(
         return []
     some = queries[np.unique(np.linspace(0, len(queries) - 1, rows).astype(np.int64))]
     given = (some, encoded.embeddings, encoded.logits, schema)
-    ranked = rank_edits(*given, memory_edit(model), k=10)
-    unedited = rank_edits(*given, no_edit, k=10)
+    k = SHOWN + metrics.extra_answers(encoded.items)
+    ranked, unedited = (
+        metrics.other_items(rank_edits(*given, edit, k=k), some.reference, encoded.items, SHOWN)
+        for edit in (memory_edit(model), no_edit)
+    )
     shards, reader = index.split(split), ShardReader(index)
     samples = tuple(shard.samples for shard in shards)
     places = StoredOrder(samples, sum(samples))(0)[encoded.rows].tolist()
@@ -233,20 +256,20 @@ def picture_rows(
         shard, position = places[row]
         return reader.read(shards[shard], position).picture
 
-    def shown(answers: list[int], wanted: Labels) -> list[tuple[bytes, bool]]:
-        matches = (labels[answers] == wanted).all(axis=1).tolist()
-        return [(picture(answer), good) for answer, good in zip(answers, matches)]
+    def shown(answers: list[int], row: int) -> list[tuple[bytes, bool]]:
+        asked = some[np.full(len(answers), row)]
+        matches: Any = metrics.target_matches(labels[answers], asked).all(axis=1)
+        return [(picture(answer), good) for answer, good in zip(answers, matches.tolist())]
 
     result: list[PictureRow] = []
     for row, (answers, before) in enumerate(zip(ranked.tolist(), unedited.tolist())):
         reference, attribute = int(some.reference[row]), int(some.attribute[row])
-        own = schema.decode(labels[reference])[schema.names[attribute]] or "unknown"
+        own = schema.text(attribute, int(labels[reference, attribute])) or "unknown"
         new = schema.attributes[attribute].values[int(some.value[row])]
 
         edit = f"{schema.names[attribute]}: {own} -> {new}"
         lines = {
-            name: shown(found, some.targets[row])
-            for name, found in (("before", before), ("after", answers))
+            name: shown(found, row) for name, found in (("before", before), ("after", answers))
         }
         result.append(PictureRow(edit, picture(reference), lines))
     reader.close()

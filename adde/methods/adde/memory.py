@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from adde.model.precision import in_float32
-from adde.schema import UNKNOWN, Schema
+from adde.schema import SEVERAL, UNKNOWN, Schema, shares
 
 
 class PrototypeMemory(nn.Module):
@@ -63,9 +63,13 @@ def first_columns(schema: Schema, device: torch.device) -> Tensor:
 
 
 def multi_hot(labels: Tensor, schema: Schema) -> Tensor:
-    """Encode labels (B, A) int64 as (B, V) float32 with 1 in the column of each known value."""
+    """Encode labels (B, A) int64 as (B, V) float32, as `Schema.multi_hot`."""
     columns = labels + first_columns(schema, labels.device)
-    spare = schema.num_values  # extra column for UNKNOWN, removed below
-    columns = torch.where(labels == UNKNOWN, spare, columns)
+    spare = schema.num_values  # extra column for UNKNOWN and sets, removed below
+    columns = torch.where((labels == UNKNOWN) | (labels >= SEVERAL), spare, columns)
     hot = torch.zeros(len(labels), spare + 1, device=labels.device)
-    return hot.scatter_(1, columns, 1.0)[:, :spare]
+    hot = hot.scatter_(1, columns, 1.0)[:, :spare]
+    for a in schema.multiple:
+        part = slice(schema.offsets[a], schema.offsets[a] + schema.sizes[a])
+        hot[:, part] = shares(labels[:, a], torch.arange(schema.sizes[a], device=labels.device))
+    return hot

@@ -98,7 +98,15 @@ class AddeObjective(Objective):
             taught = self._teach(stage, batch)
             return Plan(ranks, moves, all_labels, columns, reversal=reversal, taught=taught)
         offsets = first_columns(self.schema, labels.device)
-        edits = draw_edits(labels, all_labels, items, draw_key(draws), offsets, stage.edits)
+        edits = draw_edits(
+            labels,
+            all_labels,
+            items,
+            draw_key(draws),
+            offsets,
+            stage.edits,
+            self.schema.multiple,
+        )
         hot = (multi_hot(labels, self.schema), multi_hot(edits.targets, self.schema))
         if self.edited_triplets:
             columns["edited_triplet"] = self._edited_columns(labels, all_labels, edits, ranks)
@@ -128,7 +136,7 @@ class AddeObjective(Objective):
         ref_labels = all_labels
         if self.queue is not None:
             ref_labels = self.queue.labels_with_batch(all_labels)
-        joint = joint_labels(ref_labels, self.schema.sizes)[:, None]
+        joint = joint_labels(ref_labels, self.schema.sizes, self.schema.multiple)[:, None]
         return {
             "local_triplet": Columns.of(labels, ref_labels, items),
             "global_triplet": Columns.of(joint[items], joint, items),
@@ -139,7 +147,8 @@ class AddeObjective(Objective):
     ) -> "Columns":
         """Prepare the joint labels of all items, then the targets of all edited queries."""
         targets = ranks.gather(edits.targets.where(edits.usable[:, None], UNKNOWN))
-        joint = joint_labels(torch.cat([all_labels, targets]), self.schema.sizes)[:, None]
+        every = torch.cat([all_labels, targets])
+        joint = joint_labels(every, self.schema.sizes, self.schema.multiple)[:, None]
         items = ranks.columns(labels.device)
         own = torch.cat([items, items + len(all_labels)])
         return Columns.of(joint[own], joint, own)
@@ -175,11 +184,13 @@ class AddeObjective(Objective):
             self.queue.push(context.all_embeddings, context.all_labels)
         shares |= item_shares(batch, finite)
         with torch.no_grad():
-            shares["accuracy"] = losses.accuracy(out.logits, batch.labels, self.schema.sizes)
+            shares["accuracy"] = losses.accuracy(
+                out.logits, batch.labels, self.schema.sizes, self.schema.multiple
+            )
         if out.presence is not None:
             terms["presence"] = losses.presence(out.presence, batch.labels)
         if out.adversary is not None:
-            terms["adversary"] = adversarial(out.adversary, batch.labels, self.schema.sizes)
+            terms["adversary"] = adversarial(out.adversary, batch.labels, self.schema)
         found = Terms(terms, shares, dict.fromkeys(PER_ATTRIBUTE, self.schema.names))
         if plan.edits is None:
             terms["cls"] = self._classify(out.logits, batch.labels)
@@ -213,7 +224,7 @@ class AddeObjective(Objective):
         negative, has_negative = edits.positive, torch.zeros_like(edits.usable)
         if stage.weights["compositional"]:
             negative, has_negative = semihard_negatives(
-                queries, edits.targets, edits.positive, refs, all_labels
+                queries, edits.targets, edits.positive, refs, all_labels, self.schema.multiple
             )
             terms["compositional"] = compositional(
                 queries,
@@ -259,18 +270,20 @@ class AddeObjective(Objective):
         negative it counts as often as the references of all ranks chose it.
         """
         assert out.edited_logits is not None
+        sizes, multiple = self.schema.sizes, self.schema.multiple
         return _stack(
             self._classify(out.logits, labels),
             self._classify(out.logits, labels, as_positive),
             self._classify(out.logits, labels, as_negative),
-            losses.classification(out.edited_logits, targets, self.schema.sizes, usable),
+            losses.classification(out.edited_logits, targets, sizes, usable, multiple),
         )
 
     def _classify(self, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Term:
         """Compute the cross-entropy of pictures, with adjusted logits."""
         if self.adjustment is not None:
             logits = logits + self.adjustment
-        return losses.classification(logits, labels, self.schema.sizes, weights)
+        sizes, multiple = self.schema.sizes, self.schema.multiple
+        return losses.classification(logits, labels, sizes, weights, multiple)
 
     def _label_triplets(
         self, context: "_Context", columns: "dict[str, Columns]"

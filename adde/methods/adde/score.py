@@ -88,7 +88,9 @@ def score_softmax(
     def tile(rows: slice) -> Tensor:
         targets = edits.targets[rows]
         scores = match_scores(own[rows], everyone, labels[rows], targets, schema)
-        fits, conflicts = fits_and_conflicts(DrawnEdits(*(e[rows] for e in edits)), all_labels)
+        fits, conflicts = fits_and_conflicts(
+            DrawnEdits(*(e[rows] for e in edits)), all_labels, schema.multiple
+        )
         counted = fits.any(1) & conflicts.any(1)
         fits |= ~counted[:, None]  # such rows have a loss of 0, and a gradient
         most = scores.masked_fill(~(fits | conflicts), -torch.inf).logsumexp(1)

@@ -52,6 +52,7 @@ def measure(
         model.schema,
         given or Benchmark.of_labels(labels, queries),
         partial(tqdm, desc="rank", unit="block", leave=False, disable=None),
+        encoded.items,
     )
     figures |= {"given": given is not None, "attributes": [*model.schema.names]}
     return Measured(figures, as_text(figures, model.schema))

@@ -247,6 +247,8 @@ class Gallery(Protocol):
 def facts(schema: Schema, item: Item) -> dict[str, Any]:
     """Return what an item can be filtered by: known labels by attribute name, and fields.
 
+    The label of an attribute of several values is a list.
+
     Raises:
         UserError: a field has the name of an attribute, or a value that cannot be stored.
     """

@@ -33,7 +33,7 @@ from adde.serving.gallery.base import (
     UnavailableError,
 )
 from adde.serving.gallery.embedded import VECTORS, EmbeddedGallery
-from adde.serving.gallery.embedding import Embed, embed_here, shards_of
+from adde.serving.gallery.embedding import Embed, count_items, embed_here
 from adde.serving.gallery.field_table import FieldTable
 from adde.serving.gallery.item_database import ITEMS
 from adde.serving.gallery.row_file import LOCK, writer_lock
@@ -88,7 +88,7 @@ def build_with(
     require_replaceable(out)
     index = ShardIndex.read(shards)
     bundle.schema.require_same(index.schema, str(bundle.path), str(shards))
-    total = sum(shard.samples for shard in shards_of(index, split))
+    total = count_items(index, split)
     source = f"{sha256_of_file(shards / INDEX_NAME)} {split}"
     if fields is not None:
         fields.require_overlap(index, split)
@@ -201,7 +201,7 @@ def _drop(extra: Mapping[str, Any]) -> None:
 
 def _store(batches: Iterator[list[Item]], gallery: Gallery, total: int) -> None:
     done = len(gallery)
-    bar = tqdm(total=total, initial=done, desc="embed gallery", unit="picture", disable=None)
+    bar = tqdm(total=total, initial=done, desc="embed gallery", unit="item", disable=None)
     with bar:
         for items in batches:
             gallery.upsert(items)

@@ -21,6 +21,7 @@ it has changed.
 import json
 import os
 import sqlite3
+import sys
 import threading
 import weakref
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -378,9 +379,10 @@ class EmbeddedGallery:
             self._database.executemany(
                 "INSERT INTO facts VALUES (?, ?, ?)",
                 (
-                    (numbers[name], one[name], row)
+                    (numbers[name], value, row)
                     for row, one in enumerate(known, start)
                     if one.get(name) is not None
+                    for value in (one[name] if isinstance(one[name], list) else [one[name]])
                 ),
             )
 
@@ -436,12 +438,30 @@ class EmbeddedGallery:
         return _State(self._vectors.map(len(live)), beliefs, live, version)
 
     def finish(self) -> None:
-        """Build the index if the gallery is too large for exact search."""
-        if len(self) > self._exact_items:
+        """Build the index if the gallery is too large for exact search.
+
+        An index has no codes for sets of values; with such attributes search stays exact.
+        """
+        if len(self) > self._exact_items and self.header.schema.multiple:
+            print(
+                f"warning: {self._folder}: items have attributes of several values, so no index is "
+                f"built and each search reads all {len(self):,} items",
+                file=sys.stderr,
+            )
+        elif len(self) > self._exact_items:
             self.build_index()
 
     def build_index(self) -> None:
-        """Build the index over all rows and record its recall beside it."""
+        """Build the index over all rows and record its recall beside it.
+
+        Raises:
+            UserError: an attribute has several values per item.
+        """
+        if self.header.schema.multiple:
+            raise UserError(
+                f"{self._folder}: expected a gallery whose attributes have one value per item, "
+                "found attributes of several values, for which there is no index"
+            )
         with self._writing() as state:
             pass
         schema, calibration = self.header.schema, None

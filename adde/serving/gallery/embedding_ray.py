@@ -35,6 +35,11 @@ def on_ray(bundle: Bundle, devices: Sequence[Device], allow_fallback: bool = Fal
     """
 
     def embed(index: ShardIndex, split: Split, start: int) -> Iterator[list[Item]]:
+        if index.most_pictures > 1:
+            raise UserError(
+                f"--engine-embed ray: expected one picture per item, found up to "
+                f"{index.most_pictures} in {index.root}; embed without it"
+            )
         total = sum(shard.samples for shard in shards_of(index, split))
         step = PIECE * embedding.BATCH
         pieces = [(at, min(at + step, total)) for at in range(start, total, step)]

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adde.errors import UserError, did_you_mean
-from adde.schema import UNKNOWN, Labels
+from adde.schema import MAX_MULTIPLE, SEVERAL, UNKNOWN, Labels
 from adde.serving import text_search
 from adde.serving.gallery.base import ItemNotFoundError, UnavailableError
 
@@ -132,14 +132,21 @@ def select_rows(
 
 
 def shown_label_queries(must: Mapping[int, Labels]) -> Iterator[tuple[str, list[int]]]:
-    """Yield one query per attribute for the rows whose known label, or else predicted one, is among
-    the wanted.
+    """Yield one query per attribute for the rows whose known label, or else predicted one, fits.
+
+    As `adde.scoring.fits` with the wanted labels; a label that is a set is at least SEVERAL.
     """
     for a, labels in must.items():
         known, seen = (f"json_extract({column}, '$[{a}]')" for column in ("labels", "predicted"))
         marks = ", ".join("?" * len(labels))
         shown = f"CASE {known} WHEN {UNKNOWN} THEN {seen} ELSE {known} END"
-        yield f"SELECT row FROM items WHERE live AND {shown} IN ({marks})", labels.tolist()
+        asked = sum(1 << label for label in labels.tolist() if label < MAX_MULTIPLE)
+        mask, test = (asked, "!= 0") if len(labels) == 1 else (SEVERAL - 1 & ~asked, "= 0")
+        a_set = f"{known} >= {SEVERAL} AND ({known} & {mask}) {test}"
+        yield (
+            f"SELECT row FROM items WHERE live AND ({shown} IN ({marks}) OR {a_set})",
+            labels.tolist(),
+        )
 
 
 def value_kinds(database: sqlite3.Connection, name: str) -> list[str]:

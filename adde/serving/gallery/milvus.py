@@ -86,6 +86,12 @@ class MilvusGallery:
         """Return a function that creates galleries at an address."""
 
         def create(folder: Path, header: Header) -> Gallery:
+            if header.schema.multiple:
+                raise UserError(
+                    "--engine milvus: expected attributes of one value per item, found "
+                    f"{header.schema.names[header.schema.multiple[0]]!r}, which may have several; "
+                    "build the gallery with --engine embedded"
+                )
             # A new name, so that the collection being served meanwhile is not touched.
             collection = f"adde_{header.bundle}_{uuid.uuid4().hex[:8]}"
             client = connect(uri)

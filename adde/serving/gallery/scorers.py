@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adde.schema import Labels, Schema, Vector
-from adde.scoring import FIRST, log_term, match_scores, parts, tables
+from adde.scoring import FIRST, fits, likeliest_of, log_term, match_scores, parts, tables
 
 SLACK = 16
 """Extra candidates beyond k, because two ways to compute a distance may differ in the last bits."""
@@ -211,7 +211,7 @@ def shows_labels(
     beliefs: Vector, must: Mapping[int, Labels], schema: Schema
 ) -> npt.NDArray[np.bool_]:
     """Mask (N,) of beliefs (N, V + A) that show one of the labels of every attribute of `must`."""
-    every, passed = parts(schema), np.ones(len(beliefs), np.bool_)
+    passed = np.ones(len(beliefs), np.bool_)
     for a, labels in must.items():
-        passed &= np.isin(beliefs[:, every[a]].argmax(axis=1), labels)
+        passed &= fits(likeliest_of(beliefs, schema, a), labels)
     return passed

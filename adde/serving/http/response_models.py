@@ -1,7 +1,7 @@
 """Response bodies, as OpenAPI describes them."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -9,6 +9,11 @@ from adde.serving import picture_location
 from adde.serving.answers import Answer, Rank, Result, Seen
 from adde.serving.gallery.base import Header, Item
 from adde.serving.outfits import Fitting
+
+Labels = Annotated[
+    dict[str, str | list[str] | None],
+    Field(description="A value, a list of values of an attribute of several, or null."),
+]
 
 
 class SeenBody(BaseModel):
@@ -59,7 +64,7 @@ class AnswerBody(BaseModel):
     score: float = Field(
         description="By match: a mean of the probabilities, 0 to 1; by distance: 1 - distance / 2."
     )
-    labels: dict[str, str | None]
+    labels: Labels
     fields: dict[str, Any]
     matches: dict[str, MatchBody]
     has_picture: bool
@@ -80,7 +85,7 @@ class FittingBody(BaseModel):
 
     item_id: str
     score: float = Field(description="How well it goes with the outfit; larger is better.")
-    labels: dict[str, str | None]
+    labels: Labels
     fields: dict[str, Any]
     has_picture: bool
 
@@ -96,7 +101,7 @@ class ItemBody(BaseModel):
     """An item of the gallery."""
 
     item_id: str
-    labels: dict[str, str | None]
+    labels: Labels
     seen: dict[str, str]
     fields: dict[str, Any]
     has_picture: bool
@@ -113,6 +118,7 @@ class AttributeBody(BaseModel):
 
     name: str
     values: list[str]
+    multiple: bool = Field(description="An item may have several values.")
 
 
 class FieldBody(BaseModel):
@@ -217,7 +223,10 @@ def item_json(header: Header, item: Item) -> dict[str, Any]:
     return {
         "item_id": item.item_id,
         "labels": header.schema.decode(item.labels),
-        "seen": header.schema.decode(item.predicted),
+        "seen": {
+            name: header.schema.text(a, label)
+            for a, (name, label) in enumerate(zip(header.schema.names, item.predicted.tolist()))
+        },
         "fields": item.fields,
         "has_picture": _has_picture(header, item),
     }

@@ -126,7 +126,7 @@ async def schema(request: Request) -> response_models.SchemaResult:
         outfits=backend.searcher.outfits,
         calibrated=backend.searcher.calibration is not None,
         attributes=[
-            response_models.AttributeBody(name=a.name, values=list(a.values))
+            response_models.AttributeBody(name=a.name, values=list(a.values), multiple=a.multiple)
             for a in backend.searcher.schema.attributes
         ],
         fields=[

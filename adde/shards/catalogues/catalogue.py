@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from adde.errors import UserError
-from adde.schema import UNKNOWN, Labels, Schema
+from adde.schema import SEVERAL, UNKNOWN, Labels, Schema, values_of
 from adde.shards.benchmark_lists import BenchmarkLists
 from adde.shards.index import SPLITS
 
@@ -36,7 +36,7 @@ class Catalogue:
 
     Raises:
         UserError: The parts differ in length, a label is outside the schema, a split is unknown,
-            or an item id appears twice.
+            an item id appears twice, or an item has pictures in two splits.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Catalogue:
     item_ids: Sequence[str]
     """N unique names; answers to queries use them."""
     labels: Labels
-    """(N, A) int64, UNKNOWN where missing."""
+    """(N, A) int64 as in `adde.schema`, UNKNOWN where missing."""
     splits: Sequence[str]
     """N of "train", "val", "test"."""
     source: Callable[[int], PictureSource]
@@ -58,6 +58,9 @@ class Catalogue:
     not exact."""
     benchmark: BenchmarkLists | None = None
     """Queries or other questions that came with the data set."""
+    items: Sequence[str] | None = None
+    """N names of the items that the pictures show, where an item has several pictures. `item_ids`
+    then name the pictures. None: each picture is an item of its own."""
 
     def __post_init__(self) -> None:
         labels, sizes = self.labels, self.schema.sizes
@@ -67,13 +70,14 @@ class Catalogue:
                 f"catalogue {self.name!r}: expected labels {expected} to match its item ids and "
                 f"attributes, and as many splits, found {labels.shape} and {len(self.splits)}"
             )
-        bad = np.argwhere((labels < UNKNOWN) | (labels >= np.array(sizes)))
+        bad = np.argwhere(~self.schema.is_label(labels))
         if len(bad):
             row, attribute = bad[0].tolist()
+            found = values_of(label := int(labels[row, attribute]))
             raise UserError(
                 f"catalogue {self.name!r}, item {self.item_ids[row]!r}: expected a label from "
-                f"{UNKNOWN} to {sizes[attribute] - 1} of {self.schema.names[attribute]!r}, "
-                f"found {labels[row, attribute]}"
+                f"{UNKNOWN} to {sizes[attribute] - 1} of {self.schema.names[attribute]!r}, found "
+                + (f"the set {found}" if label >= SEVERAL else f"{label}")
             )
         if unknown := set(self.splits) - set(SPLITS):
             raise UserError(
@@ -83,3 +87,10 @@ class Catalogue:
             raise UserError(
                 f"catalogue {self.name!r}: expected every item id once, found one twice"
             )
+        split_of: dict[str, str] = {}
+        for item, split in zip(self.items or (), self.splits):
+            if (other := split_of.setdefault(item, split)) != split:
+                raise UserError(
+                    f"catalogue {self.name!r}, item {item!r}: expected all its pictures in one "
+                    f"split, found some in {other!r} and {split!r}; training would see test items"
+                )

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from adde.errors import UserError
 from adde.preprocess import decode
-from adde.schema import UNKNOWN, Labels
+from adde.schema import UNKNOWN, Labels, shows
 from adde.shards.checking.similar import (
     BANDS,
     THUMBNAIL,
@@ -141,8 +141,11 @@ def _attributes(
     for column, attribute in enumerate(index.schema.attributes):
         own = labels[:, column]
         counts = {
-            split: np.bincount(
-                own[(splits == split) & (own != UNKNOWN)], minlength=len(attribute.values)
+            split: np.array(
+                [
+                    np.count_nonzero(shows(own[splits == split], np.int64(label)))
+                    for label in range(len(attribute.values))
+                ]
             )
             for split in index.splits
         }

@@ -11,6 +11,7 @@ from adde.errors import UserError
 from adde.files import write_text
 from adde.pages import render
 from adde.preprocess import decode
+from adde.schema import shows
 from adde.shards.catalogues.pictures import encode
 from adde.shards.checking.doctor import Scan
 from adde.shards.index import ShardIndex
@@ -122,7 +123,8 @@ def _attribute(
 
 
 def _example(scanned: Scan, column: int, label: int, pictures: _Pictures) -> str | None:
-    rows = np.flatnonzero((scanned.labels[:, column] == label) & (scanned.short_sides > 0))
+    has_value = shows(scanned.labels[:, column], np.int64(label))
+    rows = np.flatnonzero(has_value & (scanned.short_sides > 0))
     return pictures.uri(int(rows[0])) if len(rows) else None
 
 

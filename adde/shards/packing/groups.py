@@ -25,7 +25,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from adde.schema import UNKNOWN, Labels
+from adde.schema import UNKNOWN, Labels, dense_labels
 
 GROUP_SIZE = 8
 """Items of a grown group: a batch of 64 holds eight groups or more."""
@@ -123,7 +123,7 @@ def _combinations_and_keys(labels: Labels) -> tuple[Labels, Labels]:
     numbered from the number of the one that is an attribute shorter.
     """
     # Four bytes per label, because sorting the rows is what needs most memory in a build.
-    unique = np.unique(labels.astype(np.int32), axis=0, return_inverse=True)
+    unique = np.unique(dense_labels(labels).astype(np.int32), axis=0, return_inverse=True)
     rows: Labels = unique[0].astype(np.int64)
     # The shape is (N,) or (N, 1), depending on numpy's version.
     combination: Labels = unique[1].reshape(-1)

@@ -102,6 +102,7 @@ def _fingerprint(catalogue: Catalogue, options: PackOptions, probe: str) -> str:
     content: list[Any] = [catalogue.name, catalogue.schema.hash, asdict(options), probe]
     content += [dict(catalogue.factors)] if catalogue.factors else []
     content += [[a.name] for a in catalogue.schema.attributes if a.colour]
+    content += [list(catalogue.items)] if catalogue.items is not None else []
     digest.update(json.dumps(content, sort_keys=True).encode())
     for row, (item_id, split) in enumerate(zip(catalogue.item_ids, catalogue.splits)):
         digest.update(json.dumps([item_id, split, catalogue.source(row).stamp()]).encode())

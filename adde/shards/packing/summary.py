@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from adde.schema import UNKNOWN
+from adde.schema import UNKNOWN, shows
 from adde.shards.catalogues.catalogue import Catalogue
 from adde.shards.packing.groups import neighbour_shares
 from adde.shards.packing.writer import Written
@@ -51,7 +51,10 @@ def _value_counts(catalogue: Catalogue, rows_of: dict[str, Any]) -> dict[str, An
     for position, attribute in enumerate(catalogue.schema.attributes):
         column = catalogue.labels[:, position]
         values = {
-            value: {split: int((column[rows] == label).sum()) for split, rows in rows_of.items()}
+            value: {
+                split: int(shows(column[rows], np.int64(label)).sum())
+                for split, rows in rows_of.items()
+            }
             for label, value in enumerate(attribute.values)
         }
         missing = float((column[rows] == UNKNOWN).mean())

@@ -6,6 +6,7 @@ the number and kind of workers.
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -108,8 +109,12 @@ def write_tars(
             bar.update(len(plan.rows))
     if unreadable and not skip_unreadable:
         _raise_unreadable(unreadable)
+    most = 1
+    if catalogue.items is not None:
+        written = (catalogue.items[row] for group in groups for row in group)
+        most = max(Counter(written).values(), default=1)
     index = ShardIndex(
-        folder, catalogue.name, catalogue.schema, tuple(shards), dict(catalogue.factors)
+        folder, catalogue.name, catalogue.schema, tuple(shards), dict(catalogue.factors), most
     )
     for split in set(catalogue.splits):
         if not index.count(split):
@@ -158,6 +163,8 @@ def _jobs(
 def _record(catalogue: Catalogue, row: int) -> bytes:
     labels = catalogue.schema.decode(catalogue.labels[row])
     record = {"item_id": catalogue.item_ids[row], "labels": labels}
+    if catalogue.items is not None:
+        record["item"] = catalogue.items[row]
     return json.dumps(record, ensure_ascii=False).encode()
 
 

@@ -10,12 +10,13 @@ from adde.loading.augment import Augmentation
 from adde.loading.batch import Batch
 from adde.losses import normalise
 from adde.methods.adde.config import AddeConfig, AddeStage
+from adde.methods.adde.evaluation import prototypes
 from adde.methods.adde.model import ADDE
 from adde.methods.adde.objective import AddeObjective
 from adde.mining import mine
 from adde.model import ModelSettings
 from adde.model.alexnet import AlexNet
-from adde.schema import Attribute, Schema
+from adde.schema import Attribute, Schema, label_of
 from adde.training.recipes import read_recipe
 from adde.training.terms import global_mean
 
@@ -94,3 +95,59 @@ def test_alexnet_ends_before_its_last_relu():
         features = AlexNet().eval()(torch.randn(2, 3, 63, 63))
     assert features.shape == (2, 4096)
     assert 0.2 < (features < 0).float().mean() < 0.8
+
+
+MARKED = Schema((Attribute("colour", ("r", "g", "b"), multiple=True), SCHEMA.attributes[1]))
+
+
+def losses_of(model, schema, items, stage=LAST):
+    objective = AddeObjective(schema, Augmentation(), margin=0.5, edited_triplets=True)
+    terms = objective.batch_terms(stage, model, items, torch.Generator().manual_seed(3))
+    weights = AddeStage(edited_triplet=1.0).weights if stage is LAST else stage.weights
+    return global_mean(terms, weights)
+
+
+def test_the_mark_alone_changes_no_loss(model):
+    for stage in AddeConfig().stages():
+        _, plain, _ = losses_of(model, SCHEMA, batch(), stage)
+        _, marked, _ = losses_of(model, MARKED, batch(), stage)
+        assert marked == pytest.approx(plain, rel=1e-6)
+
+
+def test_sets_are_learnt_from(model):
+    items = batch()
+    items.labels[0, 0], items.labels[3, 0] = label_of([0, 2]), label_of([0, 1, 2])
+    for stage in AddeConfig().stages():
+        loss, scalars, _ = losses_of(model, MARKED, items, stage)
+        assert torch.isfinite(loss) and scalars["nonfinite"] == 0
+    assert scalars["usable_edits"] > 0.5
+    gradient = torch.autograd.grad(loss, model.memory.weight)[0]
+    assert gradient.isfinite().all() and gradient.any()
+    objective = AddeObjective(MARKED, Augmentation(), margin=0.5)
+    plan = objective.plan(LAST, items, torch.Generator().manual_seed(3))
+    out = objective.encode(model, plan, items.images)
+    columns = model.memory.weight.T.unflatten(1, (2, 4))
+    expected = (columns[0] + columns[2]) / 2 + columns[3]
+    torch.testing.assert_close(out.own_prototypes[0], expected)
+
+
+def test_an_item_counts_for_each_of_its_values(model):
+    items = batch()
+    sets = [[0, 2], [1], [], [0, 1, 2], [2], [1], [], [0]]
+    items.labels[:, 0] = torch.tensor([label_of(each) for each in sets])
+
+    class Once:
+        device = torch.device("cpu")
+
+        def batches(self, model, split):
+            yield items, torch.arange(8)
+
+    known = ADDE(model.settings, MARKED).eval()
+    found, counts = prototypes(Once(), known)
+    embeddings = known.encode(items.images).embeddings
+    for value in range(3):
+        rows = [row for row, each in enumerate(sets) if value in each]
+        assert counts[value] == len(rows)
+        torch.testing.assert_close(found[value], embeddings[rows, 0].mean(0))
+    rows = [row for row, label in enumerate(items.labels[:, 1].tolist()) if label == 1]
+    torch.testing.assert_close(found[4], embeddings[rows, 1].mean(0))

@@ -158,22 +158,36 @@ def fashion_items():
     ]
 
 
+def test_support_labels_are_sets_where_schema_json_allows_them(support):
+    names = [
+        {"name": "colour", "values": ["red", "green", "blue"], "multiple": True},
+        {"name": "sleeve", "values": ["short", "long"]},
+    ]
+    write_json(support / "schema.json", {"attributes": names})
+    write_lines(support / "labels_test.txt", ["1 0 1 1 0"] * 4 + ["0 1 0 1 1"])
+    found = opened(f"support:{support}")
+    assert [found.schema.decode(row) for row in found.labels[-2:]] == [
+        {"colour": ["red", "blue"], "sleeve": "short"},
+        {"colour": ["green"], "sleeve": None},
+    ]
+    assert "labels_test.txt: 1 labels with several values are unknown" in found.notices
+
+
 def test_deepfashion(tmp_path):
     root, items = tmp_path / "df", fashion_items()
     items[0] = (items[0][0], 1, {0: 1, 1: 1}, "train")  # two textures at once
     write_deepfashion(root, items)
     done = build("--catalogue", f"deepfashion:{root}", "--out", tmp_path / "out", "--min-count", 1)
     assert done.returncode == 0, done.stderr
-    assert "'texture': 1 items show several values, their label is unknown" in done.stdout
+    assert "'texture': 1 items have several values" in done.stdout
     assert "column 'fabric' is no attribute" in done.stdout
     index = ShardIndex.read(tmp_path / "out")
     assert (index.name, index.schema.names) == ("deepfashion", ("category", "texture"))
     found = stored(tmp_path / "out")
     assert len(found) == 60
-    for position, (name, category, flags, split) in enumerate(items):
+    for name, category, flags, split in items:
         textures = [v for n, v in enumerate(("polka dot", "striped")) if flags.get(n) == 1]
-        texture = textures[0] if position else None
-        labels = {"category": ("Tank Top", "Jeans")[category - 1], "texture": texture}
+        labels = {"category": ("Tank Top", "Jeans")[category - 1], "texture": textures or None}
         assert found[name][:2] == (split, labels)
 
 

@@ -74,6 +74,8 @@ def test_zappos_with_triplets_through_the_program(zappos, tmp_path):
     assert [ids[row] for row in triplets[0]] == ["1024-24", "1026-26", "1025-25"]
     # Without lists of queries, all items with a known label are queries.
     assert (benchmark.queries == (labels != UNKNOWN)).all()
+    closures = {sample: schema.decode(row)["closure"] for sample, row in zip(ids, labels)}
+    assert closures["1026-26"] == ["Lace up", "Zipper"] and closures["1024-24"] == ["Zipper"]
     assert len(given(shards, "val")[3].triplets) == 2 and given(shards, "train")[3] is None
 
 

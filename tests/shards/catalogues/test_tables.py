@@ -352,3 +352,87 @@ def test_cells_that_name_no_file(tmp_path, cell):
     (tmp_path / "x" / "a.jpg").touch()
     (tmp_path / "images").mkdir()
     assert find_picture(tmp_path / "images", cell) is None
+
+
+STRIPED = "sku,colour,kind\n" + "".join(
+    f"p{n}.png,{colour},{('sock', 'shirt')[n % 2]}\n"
+    for n, colour in enumerate(
+        ['"red;white"', "red", " white ; red ", '"[""white"", ""red""]"', ""]
+    )
+)
+
+
+def colours_of(catalogue):
+    decoded = map(catalogue.schema.decode, catalogue.labels)
+    return [labels["colour"] for labels in decoded]
+
+
+def test_cells_with_several_values(tmp_path):
+    (tmp_path / "t.csv").write_text(STRIPED)
+    options = {"image_column": "sku", "min_count": 1, "val_share": 0, "test_share": 0}
+    found = read(tmp_path / "t.csv", tmp_path, multiple=("colour",), **options)
+    assert [a.multiple for a in found.schema.attributes] == [True, False]
+    assert found.schema.attributes[0].values == ("red", "white")
+    both = ["red", "white"]
+    assert colours_of(found) == [both, ["red"], both, both, None]
+    other = read(tmp_path / "t.csv", tmp_path, multiple=("colour",), separator="|", **options)
+    assert "red;white" in other.schema.attributes[0].values
+    # Parquet's lists are the same.
+    cells = [["red", "white"], ["red"], ["white", "red"], ["red", "white"], None]
+    names, kinds = [f"p{n}.png" for n in range(5)], ["sock", "shirt", "sock", "shirt", "sock"]
+    table = pa.table({"sku": names, "colour": cells, "kind": kinds})
+    pq.write_table(table, tmp_path / "t.parquet")
+    lists = read(tmp_path / "t.parquet", tmp_path, multiple=("colour",), **options)
+    assert (lists.schema, lists.labels.tolist()) == (found.schema, found.labels.tolist())
+    unmarked = read(tmp_path / "t.parquet", tmp_path, **options)
+    assert unmarked.schema.names == ("kind",)
+    assert told(unmarked, "'colour'", "has lists of values", "--multiple colour")
+
+
+def test_a_set_where_the_schema_has_one_value(tmp_path):
+    (tmp_path / "t.csv").write_text(STRIPED)
+    options = {"image_column": "sku", "min_count": 1, "val_share": 0, "test_share": 0}
+    with pytest.raises(UserError, match=r"t.csv, line 5: attribute 'colour': .* --multiple colour"):
+        read(tmp_path / "t.csv", tmp_path, attributes=("colour", "kind"), **options)
+    with pytest.raises(UserError, match="expected attributes among --attributes kind, found 'col"):
+        read(tmp_path / "t.csv", tmp_path, attributes=("kind",), multiple=("colour",), **options)
+    (tmp_path / "t.csv").write_text(STRIPED.replace('[""white"", ""red""]', "[white, 3]"))
+    with pytest.raises(UserError, match=r"line 5: attribute 'colour': .* found \[white, 3\]"):
+        read(tmp_path / "t.csv", tmp_path, multiple=("colour",), **options)
+    rows = [f"p{n}.png,c{n};c{n + 1},{n % 2}\n" for n in range(70)]
+    (tmp_path / "t.csv").write_text("sku,colour,kind\n" + "".join(rows))
+    with pytest.raises(UserError, match="--multiple colour: expected at most 62 values, found 71"):
+        read(tmp_path / "t.csv", tmp_path, multiple=("colour",), **options)
+
+
+def test_rare_values_leave_a_set_and_common_ones_stay(tmp_path):
+    rows = ["red;mauve", "red;white", "red", "white", "white"]
+    text = "".join(f"p{n}.png,{colour},{n % 2}\n" for n, colour in enumerate(rows))
+    (tmp_path / "t.csv").write_text("sku,colour,kind\n" + text)
+    options = {"image_column": "sku", "min_count": 2, "val_share": 0, "test_share": 0}
+    found = read(tmp_path / "t.csv", tmp_path, multiple=("colour",), **options)
+    assert colours_of(found) == [["red"], ["red", "white"], ["red"], ["white"], ["white"]]
+    assert told(found, "'colour'", "1 values with fewer than 2", "are unknown (1 items): mauve")
+
+
+def test_pictures_of_one_item_stay_in_one_split(tmp_path):
+    rows = [f"p{n}.png,shirt {n // 3},{('red', 'blue')[n % 2]},{n % 2}\n" for n in range(150)]
+    rows.append("extra.png,,red,1\n")
+    (tmp_path / "t.csv").write_text("file,product,colour,kind\n" + "".join(rows))
+    options = {"image_column": "file", "item_column": "product", "min_count": 1}
+    found = read(tmp_path / "t.csv", tmp_path, **options)
+    assert found.schema.names == ("colour", "kind")
+    assert found.items[:4] == ("shirt 0",) * 3 + ("shirt 1",) and found.items[-1] == "extra.png"
+    assert found.item_ids[:2] == ("p0.png", "p1.png")
+    splits = {}
+    for item, split in zip(found.items, found.splits):
+        assert splits.setdefault(item, split) == split
+    assert set(splits.values()) == {"train", "val", "test"}
+    assert told(found, "151 pictures of 51 items")
+    with pytest.raises(UserError, match="no column 'produce'"):
+        read(tmp_path / "t.csv", tmp_path, **{**options, "item_column": "produce"})
+    text = "".join(f"{row[:-1]},{('train', 'test')[n % 2]}\n" for n, row in enumerate(rows))
+    (tmp_path / "t.csv").write_text("file,product,colour,kind,split\n" + text)
+    message = "item 'shirt 0': expected all its pictures in one split, found some in 'train' and"
+    with pytest.raises(UserError, match=message):
+        read(tmp_path / "t.csv", tmp_path, **options, val_share=0)

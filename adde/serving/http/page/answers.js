@@ -73,5 +73,6 @@ function detail(name, { value, predicted }) {
 }
 
 function describe(item) {
-  return Object.entries(item.labels).map(([name, value]) => `${words(name)} ${words(value ?? item.seen[name])}`).join(", ");
+  const text = (value) => [value].flat().map(words).join(" and ");
+  return Object.entries(item.labels).map(([name, value]) => `${words(name)} ${text(value ?? item.seen[name])}`).join(", ");
 }

@@ -4,7 +4,6 @@ The lists may lie in the given folder or one below (Anno/, Eval/), as the archiv
 """
 
 from array import array
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from adde.shards.catalogues.public.lists import (
     find_list,
     look_up,
     read_rows,
+    several_values,
 )
 from adde.shards.catalogues.tables.table import Cells, RowPlaces, Table
 from adde.shards.catalogues.tables.tabular import TableOptions
@@ -33,7 +33,7 @@ list_attr_cloth.txt."""
 def deepfashion(root: Path, images: Path | None, options: TableOptions, size: int) -> Catalogue:
     """Read the benchmark: the category, and one attribute for each type of attribute.
 
-    An item's label of a type is known only if exactly one attribute of that type is present.
+    An item's label of a type is the set of its attributes of that type.
 
     Raises:
         UserError: A file is missing, or a line does not follow the dataset's documentation.
@@ -56,23 +56,15 @@ def deepfashion(root: Path, images: Path | None, options: TableOptions, size: in
         columns["split"].append(look_up(splits, name, place, partition))
         columns["category"].append(categories[int(category) - 1][0])
         lines.append(line)
-    typed, several = _typed_attributes(root, row_of)
+    typed, options, notices = several_values(_typed_attributes(root, row_of), options)
     cells: dict[str, Sequence[str]] = {name: column.cells for name, column in columns.items()}
     table = Table(path, {**cells, **typed}, RowPlaces(path, "line", lines))
-    notices = [
-        f"attribute {name!r}: {count} items show several values, their label is unknown"
-        for name, count in several.items()
-    ]
     images = images or find_images(root, "Img", table)
     return catalogue_of_lists("deepfashion", table, images, options, size, notices)
 
 
-def _typed_attributes(
-    root: Path, row_of: dict[str, int]
-) -> tuple[dict[str, list[str]], Counter[str]]:
-    """Return the cells of each type, "" if not exactly one value is present, and the number of
-    items with several.
-    """
+def _typed_attributes(root: Path, row_of: dict[str, int]) -> dict[str, list[list[str]]]:
+    """Return the values that each item has of each type."""
     attributes = _names(find_list(root, "list_attr_cloth.txt"))
     numbers = {int(number) for _, number in attributes}
     names = ATTRIBUTE_TYPES.get(max(numbers, default=0), ())
@@ -81,21 +73,14 @@ def _typed_attributes(
             f"{root}: expected attribute types 1 to 5 (coarse) or 1 to 6 (fine) in "
             f"list_attr_cloth.txt, found {sorted(numbers)}"
         )
-    typed = {name: [""] * len(row_of) for name in names}
-    several: Counter[str] = Counter()
+    typed: dict[str, list[list[str]]] = {name: [[] for _ in row_of] for name in names}
     path = find_list(root, "list_attr_img.txt")
     for line, (image, *flags) in read_rows(path, len(attributes) + 1):
         row = look_up(row_of, image, f"{path}, line {line}", "list_category_img.txt")
-        present: dict[str, list[str]] = {}
         for (value, number), flag in zip(attributes, flags):
             if flag == "1":
-                present.setdefault(names[int(number) - 1], []).append(value)
-        for name, values in present.items():
-            if len(values) == 1:
-                typed[name][row] = values[0]
-            else:
-                several[name] += 1
-    return typed, several
+                typed[names[int(number) - 1]][row].append(value)
+    return typed
 
 
 def _names(path: Path) -> list[tuple[str, str]]:

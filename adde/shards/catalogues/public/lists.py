@@ -1,6 +1,8 @@
 """Text lists of public data sets: words separated by spaces, one entry per line."""
 
+import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import TypeVar
 
 from adde.errors import UserError
 from adde.files import open_text
+from adde.schema import MAX_MULTIPLE
 from adde.shards.catalogues.catalogue import Catalogue
 from adde.shards.catalogues.pictures import find_picture, picture_files
 from adde.shards.catalogues.tables.table import Table
@@ -114,6 +117,46 @@ def catalogue_of_lists(
     pictures = picture_files(images, table.column("image"), table.places, size)
     catalogue = table_catalogue(table, pictures, options)
     return replace(catalogue, name=name, notices=(*catalogue.notices, *notices))
+
+
+def several_values(
+    columns: Mapping[str, Sequence[Sequence[str]]], options: TableOptions
+) -> tuple[dict[str, Sequence[str]], TableOptions, list[str]]:
+    """Keep the cells with several values of a data set's attributes.
+
+    Args:
+        columns: The values of each item by attribute.
+        options: The columns; `multiple` names further attributes.
+
+    Returns:
+        The columns as text, the options with those attributes `multiple` that have such cells, and
+        notices. An attribute with too many common values keeps one value per item; its cells with
+        several are empty.
+    """
+    cells: dict[str, Sequence[str]] = {}
+    multiple, notices = list[str](options.multiple), list[str]()
+    for name, items in columns.items():
+        counts = Counter(value for values in items for value in set(values))
+        common = sum(count >= options.min_count for count in counts.values())
+        several = sum(len(values) > 1 for values in items)
+        few = common < MAX_MULTIPLE  # and one is "other"
+        wanted = not options.attributes or name in options.attributes
+        if several and few and wanted:
+            multiple.append(name)
+            notices.append(f"attribute {name!r}: {several} items have several values")
+        elif several and wanted:
+            notices.append(
+                f"attribute {name!r}: {several} items have several values, their label is unknown, "
+                f"as {common} values are more than an attribute of several values may have; "
+                "raise --min-count to merge rare values"
+            )
+        shown = [values if len(values) < 2 or name in multiple else list[str]() for values in items]
+        cells[name] = (
+            [json.dumps(values, ensure_ascii=False) if values else "" for values in shown]
+            if name in multiple
+            else ["".join(values) for values in shown]
+        )
+    return cells, replace(options, multiple=tuple(dict.fromkeys(multiple))), notices
 
 
 def find_images(root: Path, folder: str, table: Table) -> Path:

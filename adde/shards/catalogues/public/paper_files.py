@@ -20,7 +20,7 @@ import numpy.typing as npt
 from adde.errors import UserError
 from adde.files import open_text, read_json
 from adde.metrics import Queries
-from adde.schema import UNKNOWN, Attribute, Labels, Schema
+from adde.schema import UNKNOWN, Attribute, Labels, Schema, labels_of, shows
 from adde.shards.catalogues.catalogue import Catalogue
 from adde.shards.catalogues.pictures import picture_files
 from adde.shards.catalogues.public.lists import read_names
@@ -121,7 +121,10 @@ def _blocks(path: Path, width: int) -> Iterator[tuple[int, Numbers]]:
 
 
 def _read_labels(path: Path, schema: Schema) -> tuple[Labels, int]:
-    """Labels (N, A) of one-hot rows, and how many are unknown as they have several values."""
+    """Labels (N, A) of one-hot rows, and how many are unknown as they have several values.
+
+    Several values of an attribute that is `multiple` in schema.json are a set.
+    """
     parts, several = [np.zeros((0, len(schema.sizes)), np.int64)], 0
     for first, block in _blocks(path, schema.num_values):
         labels, more = _from_one_hot(block, schema, f"{path}, from line {first}")
@@ -136,7 +139,10 @@ def _from_one_hot(block: Numbers, schema: Schema, where: str) -> tuple[Labels, i
     parts = np.split(block, schema.offsets[1:], axis=1)
     counts = np.stack([part.sum(axis=1) for part in parts], axis=1)
     labels = np.stack([part.argmax(axis=1) for part in parts], axis=1)
-    return np.where(counts == 1, labels, UNKNOWN), int((counts > 1).sum())
+    labels = np.where(counts == 1, labels, UNKNOWN)
+    for a in schema.multiple:
+        labels[:, a] = labels_of(parts[a] == 1)
+    return labels, int(((counts > 1) & (labels == UNKNOWN)).sum())
 
 
 def _queries(root: Path, schema: Schema, first: int, count: int) -> Queries | None:
@@ -168,7 +174,7 @@ def _queries(root: Path, schema: Schema, first: int, count: int) -> Queries | No
     attribute = schema.attribute_of_column[column]
     value = column - np.array(schema.offsets)[attribute]
     shown = targets[np.arange(len(targets)), attribute]
-    if (bad := np.flatnonzero(shown != value)).size:
+    if (bad := np.flatnonzero(~shows(shown, value))).size:
         raise UserError(
             f"{wanted}, line {bad[0] + 1}: expected the value wanted by indfull_test.txt, "
             f"{value[bad[0]]} of {schema.names[attribute[bad[0]]]!r}, found {shown[bad[0]]}"

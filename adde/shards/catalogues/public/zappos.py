@@ -10,7 +10,6 @@ a picture per line. `tripletlists/<condition>_tripletlist_<split>.txt` holds thr
 have anchor, positive, negative.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,12 @@ from pathlib import Path
 from adde.errors import UserError
 from adde.shards.catalogues.catalogue import Catalogue
 from adde.shards.catalogues.pictures import picture_files
-from adde.shards.catalogues.public.lists import find_list, read_names, read_numbers
+from adde.shards.catalogues.public.lists import (
+    find_list,
+    read_names,
+    read_numbers,
+    several_values,
+)
 from adde.shards.catalogues.tables.table import Table, read_table
 from adde.shards.catalogues.tables.tabular import TableOptions, table_catalogue
 from adde.shards.index import SPLITS
@@ -48,8 +52,6 @@ Triplets = dict[str, dict[str, list[Triplet]]]
 def zappos(root: Path, images: Path | None, options: TableOptions, size: int) -> Catalogue:
     """Read UT-Zappos50K. If CSN's lists exist, an item's split is that of its triplets.
 
-    A cell with several values gives an unknown label.
-
     Raises:
         UserError: A file is missing or does not follow the module's description, triplets name
             missing pictures, or lists of two splits contain the same item.
@@ -58,13 +60,12 @@ def zappos(root: Path, images: Path | None, options: TableOptions, size: int) ->
     ids = table.column("CID")
     folder = images or _images(root)
     paths = {path.stem.replace(".", "-"): path for path in sorted(folder.rglob("*.jpg"))}
-    columns, several = _columns(table)
+    values = {
+        name: [_values(cell) for cell in table.column(given)] for given, name in NAMES.items()
+    }
+    columns, options, notices = several_values(values, options)
     names = [_name(row, table, paths, folder) for row in range(len(table))]
     triplets = _triplets(root, set(ids))
-    notices = [
-        f"attribute {name!r}: {count} items have several values, their label is unknown"
-        for name, count in several.items()
-    ]
     options = replace(options, image_column="image", id_column="cid")
     if triplets and (options.split_column or options.group_by):
         triplets = None
@@ -91,16 +92,8 @@ def _images(root: Path) -> Path:
     raise UserError(f"{root}: expected a folder ut-zap50k-images there, found none; set --images")
 
 
-def _columns(table: Table) -> tuple[dict[str, Sequence[str]], Counter[str]]:
-    """Return the columns by attribute, "" where a cell has several values, and how often it has."""
-    several: Counter[str] = Counter()
-    columns: dict[str, Sequence[str]] = {}
-    for given, name in NAMES.items():
-        cells = table.column(given)
-        if found := sum(SEVERAL in cell for cell in cells):
-            several[name] = found
-        columns[name] = ["" if SEVERAL in cell else cell for cell in cells]
-    return columns, several
+def _values(cell: str) -> list[str]:
+    return [value for part in cell.split(SEVERAL) if (value := part.strip())]
 
 
 def _name(row: int, table: Table, paths: Mapping[str, Path], folder: Path) -> str:

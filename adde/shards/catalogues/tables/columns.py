@@ -1,15 +1,17 @@
 """Choose the columns of a table that are attributes, and turn their cells into labels."""
 
+import json
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
+from typing import Any, cast
 
 import numpy as np
 
 from adde.errors import UserError
-from adde.schema import UNKNOWN, Attribute, Labels, Schema
+from adde.schema import MAX_MULTIPLE, UNKNOWN, Attribute, Labels, Schema, label_of
 from adde.shards.catalogues.tables.table import Table
 from adde.shards.catalogues.tables.traits import no_trait
 from adde.shards.catalogues.tables.unknown import doubtful
@@ -35,6 +37,28 @@ class Folded:
         if not cell or cell in self.unknown:
             return UNKNOWN
         return self.values.index(OTHER if cell in self.other else cell)
+
+
+def split_values(cell: str, separator: str) -> list[str] | None:
+    """Return the values of a cell with several: a JSON list of texts, or texts with separators.
+
+    None if the cell is neither: a list that is not JSON or holds anything but texts.
+    """
+    if not cell.startswith("["):
+        return [value for part in cell.split(separator) if (value := part.strip())]
+    found = _json_list(cell)
+    if found is None or not all(isinstance(value, str) for value in found):
+        return None
+    return [value for part in found if (value := part.strip())]
+
+
+def _json_list(cell: str) -> list[Any] | None:
+    """Return the list that a cell is in JSON, or None."""
+    try:
+        found: Any = json.loads(cell) if cell.startswith("[") else None
+    except (ValueError, RecursionError):
+        return None
+    return cast(list[Any], found) if isinstance(found, list) else None
 
 
 def fold(cells: Sequence[str], train: Sequence[bool], min_count: int) -> Folded:
@@ -66,6 +90,8 @@ def label_attributes(
     asked: Sequence[str],
     max_values: int,
     min_count: int,
+    multiple: Collection[str] = (),
+    separator: str = ";",
 ) -> tuple[Schema, Labels, list[str]]:
     """Return the schema, labels (N, A) int64, and notices about merged and omitted columns.
 
@@ -78,38 +104,92 @@ def label_attributes(
         asked: The attributes. If empty: every other column with at most `max_values` distinct
             values and at least ROWS_PER_VALUE labelled rows per value.
         max_values: See `asked`.
-        min_count: See `fold`.
+        min_count: See `fold`. A set keeps its other values if one is too rare.
+        multiple: Attributes of which an item may have several values; see `split_values`.
+        separator: Between the values of a cell with several.
 
     Raises:
-        UserError: An attribute that was asked for is missing or has fewer than two values, or no
-            column qualifies as an attribute.
+        UserError: An attribute that was asked for is missing or has fewer than two values, no
+            column qualifies as an attribute, a cell holds a list where one value is expected, or
+            an attribute of several values has more than MAX_MULTIPLE.
     """
-    for name in asked:
+    for name in (*asked, *multiple):
         table.column(name)
+    if asked and (others := sorted(set(multiple) - set(asked))):
+        raise UserError(
+            f"--multiple: expected attributes among --attributes {' '.join(asked)}, found "
+            f"{others[0]!r}; add it there"
+        )
     names = [n for n in table.columns if (n in asked if asked else n not in taken)]
     attributes: list[Attribute] = []
     labels: list[Labels] = []
     notices: list[str] = []
     for name in names:
         cells = table.column(name)
-        folded = fold(cells, train, min_count)
-        found = not asked and (_too_many(cells, max_values) or no_trait(name, cells))
+        several = name in multiple
+        values = _cell_values(table, name, separator) if several else {c: [c] for c in set(cells)}
+        if not several and (lists := _first_list(cells)) is not None:
+            if asked:
+                raise UserError(
+                    f"{table.places[lists]}: attribute {name!r}: expected one value, found the "
+                    f"list {cells[lists]}; --multiple {name} allows several values"
+                )
+            notices.append(
+                f"column {name!r} is no attribute: it has lists of values; --multiple {name} "
+                "makes it an attribute of which an item may have several values"
+            )
+            continue
+        pairs = [(value, part) for cell, part in zip(cells, train) for value in values[cell]]
+        each, in_train = [value for value, _ in pairs], [part for _, part in pairs]
+        folded = fold(each, in_train, min_count)
+        asked_for = bool(asked) or several
+        found = not asked_for and (_too_many(cells, max_values) or no_trait(name, cells))
         if why := found or _one_value(folded, min_count):
             if asked:
                 raise UserError(f"{table.path}: attribute {name!r} has {why}; leave it out")
             notices.append(f"column {name!r} is no attribute: it has {why}")
             continue
-        notices += _fold_notices(name, cells, folded, min_count)
-        notices += _doubt_notices(name, Counter(filter(None, cells)), bool(asked))
-        attributes.append(Attribute(name, folded.values))
-        label_of = {cell: folded.label(cell) for cell in set(cells)}
-        labels.append(np.array([label_of[cell] for cell in cells], dtype=np.int64))
+        notices += _fold_notices(name, each, folded, min_count)
+        notices += _doubt_notices(name, Counter(filter(None, each)), asked_for)
+        if several and len(folded.values) > MAX_MULTIPLE:
+            raise UserError(
+                f"{table.path}: --multiple {name}: expected at most {MAX_MULTIPLE} values, found "
+                f"{len(folded.values)} with --min-count {min_count}; raise it to merge rare values"
+            )
+        attributes.append(Attribute(name, folded.values, several))
+        labels_of = {
+            cell: label_of([label for v in found if (label := folded.label(v)) != UNKNOWN])
+            for cell, found in values.items()
+        }
+        labels.append(np.array([labels_of[cell] for cell in cells], dtype=np.int64))
     if not attributes:
         raise UserError(
             f"{table.path}: expected a column that makes an attribute, found none:\n  "
             + "\n  ".join(notices or ["no column besides pictures, ids and splits"])
         )
     return Schema(tuple(attributes)), np.stack(labels, axis=1), notices
+
+
+def _cell_values(table: Table, name: str, separator: str) -> dict[str, list[str]]:
+    """Return the values of each distinct cell of a column of several values."""
+    found: dict[str, list[str]] = {}
+    for row, cell in enumerate(table.column(name)):
+        if cell in found:
+            continue
+        values = split_values(cell, separator)
+        if values is None:
+            raise UserError(
+                f"{table.places[row]}: attribute {name!r}: expected values separated by "
+                f"{separator!r} or a JSON list of texts, found {cell[:100]}"
+            )
+        found[cell] = list(dict.fromkeys(values))
+    return found
+
+
+def _first_list(cells: Sequence[str]) -> int | None:
+    """Return the first row whose cell is a list in JSON, or None."""
+    lists = {cell for cell in set(cells) if _json_list(cell) is not None}
+    return next((row for row, cell in enumerate(cells) if cell in lists), None) if lists else None
 
 
 def _too_many(cells: Sequence[str], max_values: int) -> str | None:

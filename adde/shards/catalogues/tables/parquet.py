@@ -1,6 +1,7 @@
 """Parquet tables as columns of text: one file, or a folder of parts written by Spark or pandas."""
 
 import importlib
+import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ NULL_FOLDER = "__HIVE_DEFAULT_PARTITION__"
 class ParquetTable:
     """A Parquet file, or the parts of a data set in the order of their names.
 
-    Lists, structs and raw bytes are left out. Values in folder names (colour=red/) form a column.
-    A column that a part lacks is empty there.
+    Lists of texts are read as JSON. Other lists, structs and raw bytes are left out. Values in
+    folder names (colour=red/) form a column. A column that a part lacks is empty there.
 
     Raises:
         UserError: A file cannot be read; any method may raise this.
@@ -70,6 +71,8 @@ class ParquetTable:
         return list(as_texts(cells))
 
     def _is_no_text(self, kind: Any) -> bool:
+        if self._types.is_list(kind) or self._types.is_large_list(kind):
+            return "string" not in str(kind.value_type)
         return self._types.is_nested(kind) or "binary" in str(kind)
 
 
@@ -85,8 +88,11 @@ def table_files(path: Path) -> list[Path]:
 
 
 def as_texts(cells: Iterable[Any]) -> Iterator[str]:
-    """Yield cells of any plain type as text, "" if missing."""
+    """Yield cells of any plain type as text, lists of texts as JSON, "" if missing."""
     for cell in cells:
+        if isinstance(cell, list):
+            yield json.dumps(cell, ensure_ascii=False) if cell else ""
+            continue
         missing = cell is None or cell != cell  # NaN is not equal to itself
         yield "" if missing else str(cell)
 

@@ -29,6 +29,9 @@ class TableOptions:
     """Column with the names of picture files; found if not given."""
     id_column: str | None = None
     """Column with the item ids; the picture's name as written in the table if not given."""
+    item_column: str | None = None
+    """Column that names the item of each picture, where items have several pictures. An item stays
+    in one split, and a gallery answers it once. The id column then names the pictures."""
     split_column: str | None = None
     """Column with train, val and test (query and gallery count as test); found if most of its cells
     are such words. Without one, a hash of an item's id decides its split."""
@@ -43,6 +46,11 @@ class TableOptions:
     min_count: int = 5
     """Training items that a value needs. Rarer values are merged into the value "other", or become
     unknown if even together they have too few."""
+    multiple: tuple[str, ...] = ()
+    """Attributes of which an item may have several values at once, such as the colours of a striped
+    shirt. A cell holds a JSON list of texts, or texts separated by `separator`."""
+    separator: str = ";"
+    """Separates the values of a cell of a `multiple` attribute."""
     max_values: int = 100
     """Most distinct values of a column that becomes an attribute by itself."""
     val_share: float = 0.1
@@ -62,6 +70,8 @@ class TableOptions:
                 "--val-share, --test-share: expected shares from 0 whose sum is below 1, "
                 f"found {self.val_share} and {self.test_share}"
             )
+        if not self.separator:
+            raise UserError("--separator: expected one or more characters, found none")
 
 
 def read_catalogue(
@@ -116,17 +126,28 @@ def table_catalogue(
     if id_column is None:
         raise UserError(f"{table.path}: expected a column of item ids; name it with --id-column")
     item_ids = tuple(table.with_ids(id_column).column(id_column))
-    table, unknown_notices = blank_unknown(table, options.unknown, {image_column, id_column})
+    items = None
+    if options.item_column is not None:
+        # A picture without an item is an item of its own.
+        named = table.column(options.item_column)
+        items = tuple(item or item_id for item, item_id in zip(named, item_ids))
+    kept = {image_column, id_column, options.item_column}
+    table, unknown_notices = blank_unknown(table, options.unknown, kept)
     split_column = _split_column(table, options)
-    splits = _splits(table, item_ids, split_column, options)
+    splits = _splits(table, items or item_ids, split_column, options)
     others = {*find_split_columns(table), *named_as_split(table)} - {split_column}
     schema, labels, label_notices = label_attributes(
         table,
         train=[split == "train" for split in splits],
-        taken={image_column, id_column, split_column, options.group_by, *others},
+        taken={
+            *(image_column, id_column, options.item_column),
+            *(split_column, options.group_by, *others),
+        },
         asked=options.attributes,
         max_values=options.max_values,
         min_count=options.min_count,
+        multiple=options.multiple,
+        separator=options.separator,
     )
     return Catalogue(
         name=table.path.stem,
@@ -135,10 +156,12 @@ def table_catalogue(
         labels=labels,
         splits=splits,
         source=source,
+        items=items,
         notices=(
             *table.notices,
+            *([] if items is None else [f"{len(item_ids)} pictures of {len(set(items))} items"]),
             (f"pictures are named by column {image_column!r}, " if image_column else "")
-            + f"items by column {id_column!r}",
+            + f"items by column {options.item_column or id_column!r}",
             *_split_notices(split_column, options.group_by, splits),
             *(
                 f"column {name!r} looks like splits too; it is neither used nor learnt"

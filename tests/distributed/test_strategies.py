@@ -135,12 +135,12 @@ def test_a_frozen_part_learns_from_its_epoch_on(recipe, one):
     torch.manual_seed(config.seed)
     start = METHOD.build(config, Schema.from_json(read_json(path / "state.json")["schema"]))
     moved = {name for name, p in start.named_parameters() if not torch.equal(found[name], p)}
-    assert {"backbone.conv1.weight", "backbone.layer2.0.conv1.weight"} <= moved
+    for learning in ("backbone.conv1", "backbone.layer2", "heads"):
+        assert any(name.startswith(f"{learning}.") for name in moved), learning
     assert not any(name.startswith(("backbone.layer1", "memory")) for name in moved)
     later = read_checkpoint(one / "checkpoints" / "step-00000007").load("model")
-    for name, _ in start.backbone.layer1.named_parameters():
-        name = f"backbone.layer1.{name}"
-        assert not torch.equal(later[name], found[name]), name
+    names = [f"backbone.layer1.{name}" for name, _ in start.backbone.layer1.named_parameters()]
+    assert any(not torch.equal(later[name], found[name]) for name in names)
 
 
 @slow

@@ -39,7 +39,7 @@ TINY = [
     "--augmentation.crop=0.7",
     "--augmentation.erase=0.5",
     "--optimizer.ema=0.9",
-    *("--optimizer.frozen", "backbone.layer1", "1.6"),
+    "--optimizer.layer-decay=0.9",
     "--cross-batch.size=31",
     "--cross-batch.warmup=2",
     "--data.balance=colour",

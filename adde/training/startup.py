@@ -115,7 +115,10 @@ def _labels_to_balance(index: ShardIndex, name: str) -> list[Rows]:
     Raises:
         UserError: there is no such attribute, or all its labels are unknown.
     """
-    column = index.schema.attribute_index(name)
+    try:
+        column = index.schema.attribute_index(name)
+    except UserError as error:
+        raise UserError(f"data.balance: {error}") from None
     found = broadcast_from_main(
         lambda: [labels[:, column] for labels in split_labels(index, "train")]
     )

@@ -100,5 +100,5 @@ def test_an_attribute_without_labels_cannot_be_balanced(tiny_shards):
     assert len(_labels_to_balance(index, "colour")) == len(index.split("train"))
     with pytest.raises(UserError, match=r"data\.balance: .* found none of 'season'; name another"):
         _labels_to_balance(index, "season")
-    with pytest.raises(UserError, match=r"unknown attribute 'colours'.*colour"):
+    with pytest.raises(UserError, match=r"data\.balance: unknown attribute 'colours'.*colour"):
         _labels_to_balance(index, "colours")

@@ -12,10 +12,8 @@ import pytest
 import torch
 
 from adde.methods.adde.method import METHOD
-from adde.shards.catalogues.drawn.wardrobe import wardrobe
+from adde.schema import Attribute, Schema
 from adde.shards.index import ShardIndex
-from adde.shards.packing.engine import engine
-from adde.shards.packing.pack import PackOptions, pack
 from adde.training.checkpoints.checkpoint import last_checkpoint
 from adde.training.watching.panels import NOT_SHOWN, PANELS
 from adde.training.watching.profiling import PARTS
@@ -382,9 +380,11 @@ def test_skipped_samples_are_counted_up_to_a_limit(tiny_shards, tmp_path, limit)
 
 def test_resuming_on_other_shards_is_refused(tiny_shards, uninterrupted, tmp_path):
     shutil.copytree(uninterrupted[0], tmp_path / "run")
-    pack(wardrobe(60, 0, 16), tmp_path / "schema", PackOptions(), engine("processes", 1))
     index = ShardIndex.read(tiny_shards)
-    shutil.copytree(tiny_shards, tmp_path / "order")
+    for folder in ("schema", "order"):
+        shutil.copytree(tiny_shards, tmp_path / folder)
+    more = Schema((*index.schema.attributes, Attribute("season", ("summer", "winter"))))
+    replace(index, root=tmp_path / "schema", schema=more).write()
     members = index.shards[0].members.copy()
     members["group"][2] = 1  # groups of 2 and 4, not of 3 and 3
     swapped = (replace(index.shards[0], members=members),)

@@ -20,7 +20,7 @@ def log_priors(labels: list[Labels], schema: Schema) -> Tensor:
         labels: (n, A) int64 each.
         schema: of the labels.
     """
-    counts = 1 + sum(schema.multi_hot(part).sum(0, dtype=np.float64) for part in labels)
+    counts = 1 + np.sum([schema.multi_hot(part).sum(0, np.float64) for part in labels], axis=0)
     parts = np.split(counts, schema.offsets[1:])
     shares = np.concatenate([part / part.sum() for part in parts])
     return torch.from_numpy(np.log(shares)).float()

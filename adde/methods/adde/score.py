@@ -99,7 +99,9 @@ def score_softmax(
 
     step = tile_rows(len(all_labels), own.device)
     starts = range(0, len(own), step)
-    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
-    parts = [checkpoint(tile, slice(i, i + step), **options) for i in starts]
+    parts: list[Any] = [
+        checkpoint(tile, slice(i, i + step), use_reentrant=False, preserve_rng_state=False)
+        for i in starts
+    ]
     sums, counts = torch.stack(parts).sum(0).split(1)
     return Term(sums, counts.detach())

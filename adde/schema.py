@@ -308,7 +308,7 @@ def label_of(values: Sequence[int]) -> int:
 def labels_of(members: npt.NDArray[np.bool_]) -> Labels:
     """Return the labels (B,) of sets of values, given as (B, V_a) bool."""
     count = members.sum(axis=1)
-    masks: Labels = (members * (np.int64(1) << np.arange(members.shape[1]))).sum(axis=1)
+    masks: Labels = members @ np.array([1 << value for value in range(members.shape[1])], np.int64)
     single = np.where(count == 1, members.argmax(axis=1), UNKNOWN)
     return np.where(count > 1, SEVERAL + masks, single)
 

@@ -6,7 +6,7 @@ Case and accents are ignored; a word also matches longer words that begin with i
 import re
 import unicodedata
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 TABLE = "CREATE VIRTUAL TABLE IF NOT EXISTS texts USING fts5(text, content='')"
 TABLE_EXISTS = "SELECT 1 FROM sqlite_master WHERE name = 'texts'"
@@ -28,8 +28,10 @@ def searchable_text(item_id: str, facts: Mapping[str, Any]) -> str:
     """Return an item's words, each after a space; `facts` is what it can be filtered by."""
     text_values: list[str] = []
     for value in facts.values():
-        values: Any = value if isinstance(value, list) else [value]
-        text_values += [each for each in values if isinstance(each, str)]
+        if isinstance(value, list):
+            text_values += cast(list[str], value)
+        elif isinstance(value, str):
+            text_values.append(value)
     return "".join(f" {word}" for word in words(" ".join([item_id, *text_values])))
 
 

@@ -1,7 +1,6 @@
 """Run every command of docs/public_data.md on tiny trees, with a small backbone and few epochs."""
 
 import json
-import random
 import shlex
 import subprocess
 import sys
@@ -22,7 +21,7 @@ COMMON = ["--wandb", "off", "--data.batch-size", "16"]
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A folder with all that the commands name."""
-    place, draws = tmp_path_factory.mktemp("place"), random.Random(0)
+    place = tmp_path_factory.mktemp("place")
     kinds = ("Boots", "Shoes")
     triplets = {
         ("class", split): [(a, a + 1, a + 2) for a in range(start, start + 15, 3)]
@@ -60,7 +59,6 @@ def place(tmp_path_factory):
         ]
         for name in ("valid", "test")
     }
-    draws.shuffle(questions["test"])
     write_polyvore(
         place / "polyvore_outfits", "disjoint", sets, categories, questions["test"],
         judged["test"], valid_blanks=questions["valid"], valid_judged=judged["valid"],
@@ -88,4 +86,4 @@ def test_the_commands_of_the_page_run(place):
     zappos = json.loads((place / "runs" / "zappos" / "similarity-test.json").read_text())
     assert "triplets" in zappos
     outfits = json.loads((place / "runs" / "polyvore-outfits" / "outfits-test.json").read_text())
-    assert outfits["questions"] == {"fitb": 6, "auc": 6, "recall": 18}
+    assert outfits["questions"] == {"fitb": 6, "auc": 6, "recall": 6}

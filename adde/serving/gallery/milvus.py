@@ -167,7 +167,7 @@ class MilvusGallery:
             self._require_kinds(conditions)
         if asked.wanted is None or not hits:
             return [self._item(hit["entity"]) for hit in hits]
-        beliefs = np.stack([np.float32(hit["entity"]["beliefs"]) for hit in hits])
+        beliefs = np.array([hit["entity"]["beliefs"] for hit in hits], np.float32)
         best: dict[str, None] = {}
         for match, count in asked.match_scorers(weights, self.header.schema, k + SLACK):
             first = smallest(-match(beliefs)[None], count)[0].tolist()  # ties to the nearest

@@ -14,6 +14,10 @@ that are as near as the exact 30th, up to rounding. `match_recall30` is the same
 `ratio` is the median time of a search by match over that by distance, measured in turn.
 `bytes_per_item` and `match_bytes_per_item` are the sizes of the two indexes, memory-mapped; the
 vectors for re-ranking are mapped from disk (`disk_bytes_per_item`).
+
+`complete_...` completes outfits of three items by a drawn table, as `Searcher.complete` asks: one
+category of the first attribute, ranked by the product with the beliefs. It reads what a search by
+match reads. `filtered_...` is a search by match in one category.
 """
 
 import shutil
@@ -31,11 +35,20 @@ from figures import publish
 from tqdm import tqdm
 
 from adde.errors import UserError, run_program
+from adde.outfits import value_features
 from adde.schema import UNKNOWN, Attribute, Labels, Schema, Vector
 from adde.scoring import Calibration, ask_value, likeliest, match_scores, parts, with_known
 from adde.serving.gallery.base import Header, Item
 from adde.serving.gallery.embedded import EmbeddedGallery
-from adde.serving.gallery.scorers import DistanceScorer, MatchScorer, RankOptions, augmented
+from adde.serving.gallery.scorers import (
+    DistanceScorer,
+    MatchScorer,
+    OutfitScorer,
+    RankOptions,
+    augmented,
+    with_unit_subspaces,
+)
+from adde.serving.outfits import with_absence
 
 ATTRIBUTES, WIDTH, VALUES = 12, 340, 10
 DIRECTIONS = 16
@@ -167,9 +180,37 @@ def make_queries(catalogue: Catalogue, count: int) -> dict[str, list[Query]]:
             match = MatchScorer(wanted[0], weights, catalogue.calibration.epsilon, schema)
             first = weights.copy()
             first[edited] *= catalogue.calibration.edit_weight
-            query = Query(DistanceScorer(vector, weights), match, first if alike > 1 else None)
-            asked[kind].append(query)
+            # As `like` asks, which compares unit subspaces.
+            near = DistanceScorer(vector, weights, unit=kind != "")
+            asked[kind].append(Query(near, match, first if alike > 1 else None))
     return asked
+
+
+@dataclass
+class Outfit:
+    """An outfit of items that are not in the gallery, and the category that it lacks."""
+
+    near: Vector
+    """(A, D) float32, for ties."""
+    score: OutfitScorer
+    category: int
+
+
+def make_outfits(catalogue: Catalogue, count: int) -> list[Outfit]:
+    """Make outfits of three items each, completed by one drawn table."""
+    schema, draws = catalogue.schema, np.random.default_rng(3)
+    items = catalogue.block(2**30 + 1, 3 * count)
+    values = value_features(certain(schema, items), schema)
+    table = draws.normal(size=(schema.num_values, schema.num_values)).astype(np.float32)
+    weights = np.ones(len(schema.sizes), np.float32)
+    found: list[Outfit] = []
+    for at in range(0, 3 * count, 3):
+        query = with_absence(values[at : at + 3].mean(axis=0) @ table, schema)
+        near = np.sum([item.vector for item in items[at : at + 3]], axis=0)
+        category = int(draws.integers(schema.sizes[0]))
+        score = OutfitScorer(query, weights, schema)
+        found.append(Outfit(near / np.linalg.norm(near), score, category))
+    return found
 
 
 def fill(gallery: EmbeddedGallery, catalogue: Catalogue, items: int) -> None:
@@ -178,21 +219,37 @@ def fill(gallery: EmbeddedGallery, catalogue: Catalogue, items: int) -> None:
         gallery.upsert(catalogue.block(at // BLOCK, min(BLOCK, items - at)))
 
 
-def truth(catalogue: Catalogue, queries: Sequence[Query], items: int) -> tuple[Vector, Vector]:
-    """Compute each query's exact K-th nearness and K-th best score over all items."""
+def truth(
+    catalogue: Catalogue, queries: Sequence[Query], outfits: Sequence[Outfit], items: int
+) -> tuple[Vector, Vector, Vector]:
+    """Compute the exact K-th nearness and K-th best score of each query over all items, and each
+    outfit's K-th best in its category.
+    """
     count, schema, epsilon = len(queries), catalogue.schema, catalogue.calibration.epsilon
     asked = np.stack([query.near.vector for query in queries])
+    unit = np.array([query.near.unit for query in queries])
     wanted = np.stack([query.match.wanted for query in queries])
     weights = np.stack([query.match.weights for query in queries])
     nearest = np.full((count, K), -np.inf, np.float32)
     best = nearest.copy()
+    products = np.stack([outfit.score.query for outfit in outfits])
+    sought = np.array([outfit.category for outfit in outfits])
+    fitting = np.full((len(outfits), K), -np.inf, np.float32)
     for at in tqdm(range(0, items, BLOCK), "look at all", unit="block", disable=None):
         block = catalogue.block(at // BLOCK, min(BLOCK, items - at))
         vectors = augmented(np.stack([item.vector for item in block]))
-        nearest = largest(np.hstack([nearest, asked @ vectors.T]))
+        scores = np.where(
+            unit[:, None],
+            asked @ with_unit_subspaces(vectors, len(schema.sizes), catalogue.width).T,
+            asked @ vectors.T,
+        )
+        nearest = largest(np.hstack([nearest, scores]))
         beliefs = certain(schema, block)
         best = largest(np.hstack([best, match_scores(wanted, weights, beliefs, schema, epsilon)]))
-    return nearest.min(axis=1), best.min(axis=1)
+        known = np.stack([item.labels[0] for item in block])
+        scores = np.where(known == sought[:, None], products @ beliefs.T, -np.inf)
+        fitting = largest(np.hstack([fitting, scores]))
+    return nearest.min(axis=1), best.min(axis=1), fitting.min(axis=1)
 
 
 def largest(scores: Vector) -> Vector:
@@ -226,7 +283,7 @@ def ask(gallery: EmbeddedGallery, queries: Sequence[Query]) -> Asking:
     for query in queries:
         near, match = query.near, query.match
         for asked, milliseconds, answers in (
-            (RankOptions(), found.distance_ms, found.nearest),
+            (RankOptions(unit=near.unit), found.distance_ms, found.nearest),
             (
                 RankOptions(match.wanted, match.epsilon, first=query.first),
                 found.match_ms,
@@ -240,9 +297,40 @@ def ask(gallery: EmbeddedGallery, queries: Sequence[Query]) -> Asking:
     return found
 
 
+def complete(
+    gallery: EmbeddedGallery, outfits: Sequence[Outfit], queries: Sequence[Query], floors: Vector
+) -> dict[str, float]:
+    """Complete each outfit, then search by match in the same category."""
+    attribute = gallery.header.schema.attributes[0]
+    times: dict[str, list[float]] = {"complete": [], "filtered": []}
+    hits = 0
+    for outfit, query, floor in zip(outfits, queries, floors):
+        filters = {attribute.name: attribute.values[outfit.category]}
+        match, weights = query.match, outfit.score.weights
+        for name, near, asked in (
+            ("complete", outfit.near, RankOptions(completing=outfit.score.query)),
+            (
+                "filtered",
+                query.near.query,
+                RankOptions(match.wanted, match.epsilon, first=query.first),
+            ),
+        ):
+            start = time.perf_counter()
+            items = gallery.nearest(near, weights, K, filters, None, asked)
+            times[name].append(1000 * (time.perf_counter() - start))
+            if name == "complete":
+                beliefs = np.stack([item.beliefs for item in items if item.beliefs is not None])
+                hits += right(outfit.score(beliefs), float(floor))
+    figures = {"complete_recall30": hits / (K * len(outfits))}
+    for name, milliseconds in times.items():
+        figures[f"{name}_p50_ms"] = float(np.median(milliseconds))
+        figures[f"{name}_p99_ms"] = float(np.percentile(milliseconds, 99))
+    return figures
+
+
 def measure(catalogue: Catalogue, folder: Path, items: int, count: int) -> dict[str, float]:
     """Measure all figures."""
-    queries = make_queries(catalogue, count)
+    queries, outfits = make_queries(catalogue, count), make_outfits(catalogue, count)
     calibration = catalogue.calibration
     header = Header(
         "embedded", "benchmark", catalogue.schema, catalogue.width, None, "benchmark",
@@ -254,7 +342,8 @@ def measure(catalogue: Catalogue, folder: Path, items: int, count: int) -> dict[
         filled = time.perf_counter()
         gallery.build_index()
         built = time.perf_counter()
-    nearest, least = truth(catalogue, [q for every in queries.values() for q in every], items)
+    asked = [query for every in queries.values() for query in every]
+    nearest, least, fitting = truth(catalogue, asked, outfits, items)
     figures: dict[str, float] = {"items": items}
     with closing(EmbeddedGallery(folder / "gallery")) as gallery:
         assert gallery.index is not None
@@ -281,6 +370,7 @@ def measure(catalogue: Catalogue, folder: Path, items: int, count: int) -> dict[
                 f"p99_ms{kind}": float(np.percentile(found.distance_ms, 99)),
                 f"match_p99_ms{kind}": float(np.percentile(found.match_ms, 99)),
             }
+        figures |= complete(gallery, outfits, queries[""], fitting)
     figures |= {
         "insert_s": filled - started,
         "build_s": built - filled,

@@ -44,11 +44,12 @@ class Answer:
     """By match: weighted mean of the attributes' probabilities, 0 to 1, averaged as logarithms, so
     that one mismatch counts much. The first answers are ranked with more weight on the edited
     attributes, so a later answer may have a higher score. By distance: 1 - distance / 2, which is
-    the cosine of query and item for equal weights.
+    the cosine of query and item without weights.
     """
     distance: float
-    """Sum over attributes of weight x squared subspace distance; 0 to 4 for equal weights. By
-    distance with `like`: the weighted mean of squared distances between unit subspaces.
+    """Sum over attributes of weight x squared subspace distance; 0 to 4 without weights. By
+    distance with `weights` or `like`: the weighted mean of squared distances between unit
+    subspaces.
     """
     labels: Mapping[str, Any]
     """Labels from the catalogue: a value, a list of values of an attribute of several, or None."""

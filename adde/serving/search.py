@@ -114,7 +114,8 @@ class Searcher:
                 replaced are those known of an item, or predicted from the picture.
             k: maximum number of answers.
             weights: attribute to its weight in score and distance; default 1.
-            like: if given, only these attributes count.
+            like: if given, only these attributes count. By distance, `weights` and `like` compare
+                subspaces of unit length, so that a weight means the same in every recipe.
             filters: conditions on answers; see `adde.serving.gallery.filters`.
             item: id of a gallery item to start from instead; it is not an answer itself.
             rank: by match probability (`adde.scoring`; needs a calibrated bundle), or by distance
@@ -368,7 +369,7 @@ class Searcher:
             rank=rank,
             query=query.reshape(start.embedding.shape),
             weights=weights,
-            unit=rank == "distance" and bool(request.like),
+            unit=rank == "distance" and bool(request.like or request.weights),
             matching=matching,
             first=first,
             wanted=wanted,

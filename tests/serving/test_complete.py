@@ -20,6 +20,7 @@ from adde.serving.gallery import index
 from adde.serving.gallery.base import Header
 from adde.serving.gallery.build import build_gallery
 from adde.serving.gallery.embedded import EmbeddedGallery
+from adde.serving.gallery.milvus import MilvusGallery
 from adde.serving.gallery.opening import open_gallery
 from adde.serving.onnx.session import Session
 from adde.shards.index import ShardIndex
@@ -152,7 +153,11 @@ def test_an_index_finds_what_every_item_gives(worn, searcher, everything, tmp_pa
     monkeypatch.setattr(index, "EXACT_BELOW", 20)
     header = Header.of(worn, "embedded", None, "test")
     gallery = EmbeddedGallery.create(tmp_path / "g", header, exact_items=100)
-    copies = [replace(i, item_id=f"{i.item_id}-{n}") for n in range(20) for i in everything]
+    copies = [
+        replace(i, item_id=f"{i.item_id}-{n}", beliefs=i.beliefs.copy())
+        for n in range(20)
+        for i in everything
+    ]
     draws = np.random.default_rng(0)
     for item in copies:
         item.beliefs[:] = draws.dirichlet(np.ones(10)).astype(np.float32)
@@ -165,6 +170,21 @@ def test_an_index_finds_what_every_item_gives(worn, searcher, everything, tmp_pa
     gallery.build_index()
     found = [f.score for f in exact.complete(outfit, "square", k=30)]
     assert np.isclose(found, wanted, atol=1e-5).mean() >= 0.9
+    gallery.close()
+
+
+def test_a_gallery_in_milvus_completes_as_an_embedded_one(worn, searcher, everything, tmp_path):
+    create = MilvusGallery.creator(str(tmp_path / "milvus.db"))
+    gallery = create(tmp_path / "g", Header.of(worn, "milvus", None, "test"))
+    gallery.upsert(everything)
+    outfit = [of_shape(everything, s, 5)[n] for n, s in enumerate((0, 0, 1))]
+    asked = {"k": 9, "filters": {"border": "plain"}}
+    wanted = searcher.complete(outfit, "square", **asked)
+    found = Searcher(worn, gallery, session=searcher.session).complete(outfit, "square", **asked)
+    np.testing.assert_allclose([f.score for f in found], [f.score for f in wanted], atol=1e-5)
+    assert {f.item_id for f in found if f.score > wanted[-1].score + 1e-4} <= {
+        f.item_id for f in wanted
+    }
     gallery.close()
 
 

@@ -1,6 +1,7 @@
 """Answers compared with the definition, and their metadata."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ import pytest
 from adde.errors import UserError
 from adde.schema import UNKNOWN
 from adde.serving import Request, Searcher
-from adde.serving.gallery.base import read_picture
+from adde.serving.gallery.base import Header, read_picture
+from adde.serving.gallery.embedded import EmbeddedGallery
 
 EDITS = [
     {},
@@ -76,7 +78,7 @@ def test_answers_are_the_nearest_to_the_edited_embedding(
     picture = picture_of(searcher, item_id)
     query, wanted = by_definition(searcher, tiny_model, picture, edits)
     vectors = {i: item.vector.astype(float) for i, item in everything.items()}
-    if like:  # directions alone, and the mean instead of the sum
+    if like or weights:  # directions alone, and the mean instead of the sum
         query = unit(query)
         vectors = {i: unit(vector) for i, vector in vectors.items()}
         factors = np.divide(factors, sum(factors))
@@ -234,3 +236,25 @@ def test_similar_ranks_by_one_subspace_alone(searcher, everything):
 def test_similar_in_nothing_is_refused(searcher, everything):
     with pytest.raises(UserError, match="like: expected one or more attributes, found none"):
         searcher.similar(next(iter(everything)), like=())
+
+
+def test_a_weight_means_the_same_however_long_a_subspace_is(bundle, session, everything, tmp_path):
+    """A recipe without equal subspaces may leave one of them many times longer than another."""
+    name = bundle.schema.names[2]
+    factors = np.array([[1], [9], [0.2]], np.float32)
+    found: list[list[float]] = []
+    for number, scale in enumerate((np.ones((3, 1), np.float32), factors)):
+        header = Header.of(bundle, "embedded", None, "test")
+        gallery = EmbeddedGallery.create(tmp_path / str(number), header)
+        longer = [item.vector * scale for item in everything.values()]
+        gallery.upsert(
+            [
+                replace(item, vector=vector / np.linalg.norm(vector))
+                for item, vector in zip(everything.values(), longer)
+            ]
+        )
+        searcher = Searcher(bundle, gallery, session=session)
+        asked = searcher.search(item=IDS[0], weights={name: 4.0}, k=20, rank="distance")
+        found.append([answer.distance for answer in asked])
+        gallery.close()
+    np.testing.assert_allclose(found[0], found[1], atol=1e-5)

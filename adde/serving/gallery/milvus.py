@@ -4,7 +4,6 @@ The folder holds only gallery.json, with address and collection. The token is re
 and never written. One client serves Milvus Lite files, servers and clusters.
 """
 
-import base64
 import sys
 import uuid
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -40,7 +39,7 @@ from adde.serving.gallery.milvus_client import (
     id_filter,
     translate_errors,
 )
-from adde.serving.gallery.scorers import BY_DISTANCE, SLACK, RankOptions, augmented, augmented_query
+from adde.serving.gallery.scorers import BY_DISTANCE, SLACK, DistanceScorer, RankOptions, augmented
 
 PROBE_TIMEOUT = 1.0
 
@@ -50,8 +49,14 @@ RANDOM_QUERIES = 4
 FACET_SAMPLE = 1000
 """Items sampled to summarise fields."""
 
+BELIEFS = "vectors"
+"""How a collection holds beliefs; earlier versions had text."""
+
 MIN_CANDIDATES, MAX_CANDIDATES = 1000, 10_000
 """Minimum and maximum number of nearest vectors re-ranked by match."""
+
+UNIT_DEPTH = 8
+"""Candidates per answer where unit subspaces are compared, whose order Milvus only approximates."""
 
 FIELDS = ["id", "vector", "norm", "record"]
 
@@ -65,6 +70,11 @@ class MilvusGallery:
 
     def __init__(self, folder: Path) -> None:
         self.header = Header.read(folder)
+        if self.header.calibrated and self.header.extra.get("beliefs") != BELIEFS:
+            raise UserError(
+                f"{folder}: expected a collection of this version, with beliefs as vectors, found "
+                "an older one; build the gallery again"
+            )
         self._uri, self._collection = self.header.extra["uri"], self.header.extra["collection"]
         attributes = len(self.header.schema.sizes)
         self._shape = (attributes, self.header.width)
@@ -99,7 +109,7 @@ class MilvusGallery:
                 create_collection(client, collection, header)
             folder.mkdir(parents=True)
             extra = {"uri": uri, "collection": collection}
-            replace(header, engine="milvus", extra=extra).write(folder)
+            replace(header, engine="milvus", extra={**extra, "beliefs": BELIEFS}).write(folder)
             return cls(folder)
 
         return create
@@ -132,25 +142,28 @@ class MilvusGallery:
         exclude: str | None = None,
         asked: RankOptions = BY_DISTANCE,
     ) -> list[Item]:
-        """See `Gallery`. Matches are chosen among the nearest vectors, at least MIN_CANDIDATES."""
-        if asked.completing is not None:
-            raise UserError(
-                "complete: expected an embedded gallery, found one in Milvus, which finds items by "
-                "their vectors alone; build one with --engine embedded"
-            )
+        """See `Gallery`. Matches are chosen among the nearest vectors, at least MIN_CANDIDATES;
+        items that complete an outfit, among all.
+        """
         conditions = self._conditions(filters)
         clauses = [filtering.to_milvus(conditions)]
         if exclude is not None:
             clauses.append(f"id != {filtering.literal(exclude)}")
         clauses += [self._shown_label_filter(a, labels) for a, labels in asked.must.items()]
-        by_match = asked.wanted is not None
+        by_match, near = asked.wanted is not None, DistanceScorer(query, weights, asked.unit)
+        limit = k * (UNIT_DEPTH if asked.unit else 1) + SLACK
+        if by_match:
+            limit = min(max(MIN_CANDIDATES, 20 * k), MAX_CANDIDATES)
+        field, vector = "vector", near.vector
+        if asked.completing is not None:
+            field, vector = "beliefs", asked.completing
         with self._translate_errors():
             (hits,) = self._client.search(
                 self._collection,
-                data=[augmented_query(query, weights).tolist()],
-                anns_field="vector",
+                data=[vector.tolist()],
+                anns_field=field,
                 search_params={"metric_type": "IP"},
-                limit=min(max(MIN_CANDIDATES, 20 * k), MAX_CANDIDATES) if by_match else k + SLACK,
+                limit=limit,
                 filter=" and ".join(clause for clause in clauses if clause),
                 output_fields=["beliefs"] if by_match else self._fields,
                 timeout=SEARCH_TIMEOUT,
@@ -160,7 +173,7 @@ class MilvusGallery:
             self._require_kinds(conditions)
         if asked.wanted is None or not hits:
             return [self._item(hit["entity"]) for hit in hits]
-        beliefs = np.stack([_read_beliefs(hit["entity"]["beliefs"]) for hit in hits])
+        beliefs = np.array([hit["entity"]["beliefs"] for hit in hits], np.float32)
         best: dict[str, None] = {}
         for match, count in asked.match_scorers(weights, self.header.schema, k + SLACK):
             first = smallest(-match(beliefs)[None], count)[0].tolist()  # ties to the nearest
@@ -235,7 +248,7 @@ class MilvusGallery:
             norm=float(entity["norm"]),
             fields=record["fields"],
             place=tuple(record["place"]) if record["place"] else None,
-            beliefs=_read_beliefs(entity["beliefs"]) if self.header.calibrated else None,
+            beliefs=np.array(entity["beliefs"], np.float32) if self.header.calibrated else None,
         )
 
     def browse(
@@ -322,7 +335,7 @@ class MilvusGallery:
         ]
         if beliefs is not None:
             for row, stored in zip(rows, beliefs):
-                row["beliefs"] = base64.b64encode(stored.astype("<f2").tobytes()).decode()
+                row["beliefs"] = stored.tolist()
         with self._translate_errors():
             self._client.upsert(self._collection, rows, timeout=TIMEOUT)
 
@@ -357,7 +370,3 @@ class MilvusGallery:
         except UnavailableError:
             self._loaded = False
             raise
-
-
-def _read_beliefs(text: str) -> Vector:
-    return np.frombuffer(base64.b64decode(text), "<f2").astype(np.float32)

@@ -19,7 +19,7 @@ SEARCH_TIMEOUT = 4.0
 INPUT_ERROR_CODES = {6, 1100, 1101}
 """Error codes caused by the request, of Milvus Lite (6) and Milvus."""
 
-ID_LENGTH, TEXT_LENGTH = 512, 65_535
+ID_LENGTH = 512
 
 
 @contextmanager
@@ -60,7 +60,7 @@ def drop(uri: str, collection: str) -> None:
 
 
 def create_collection(client: Any, name: str, header: Header) -> None:
-    """Create a collection with an exact (FLAT) index."""
+    """Create a collection with exact (FLAT) indexes."""
     types = _pymilvus().DataType
     attributes = len(header.schema.sizes)
     schema = client.create_schema()
@@ -70,11 +70,13 @@ def create_collection(client: Any, name: str, header: Header) -> None:
     schema.add_field("facts", types.JSON)
     schema.add_field("record", types.JSON)
     if header.calibrated:
-        schema.add_field("beliefs", types.VARCHAR, max_length=TEXT_LENGTH)
+        numbers = header.schema.num_values + attributes
+        schema.add_field("beliefs", types.FLOAT_VECTOR, dim=numbers)
     index = client.prepare_index_params()
     # FLAT scans every vector. Graph indexes such as AUTOINDEX assume one weighting of attributes;
     # with weight on a single one their recall falls to 0.6 to 0.8.
-    index.add_index("vector", index_type="FLAT", metric_type="IP")
+    for field in ["vector", "beliefs"] if header.calibrated else ["vector"]:
+        index.add_index(field, index_type="FLAT", metric_type="IP")
     # Builds count what they stored, which needs strong consistency; searches ask for less.
     client.create_collection(
         name, schema=schema, index_params=index, consistency_level="Strong", timeout=60

@@ -116,6 +116,12 @@ def unit_rows(vectors: Vector) -> Vector:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
 
 
+def with_unit_subspaces(stored: Vector, attributes: int, width: int) -> Vector:
+    """Stored rows (N, A D + A + ...) with subspaces scaled to length 1; (N, A D + A) float32."""
+    vectors = stored[:, : attributes * width].reshape(-1, attributes, width)
+    return augmented(unit_rows(vectors))
+
+
 def subspace_distances(vectors: Vector, query: Vector, unit: bool) -> Vector:
     """Squared distances (N, A) between unit vectors (N, A, D) and a query (A, D).
 

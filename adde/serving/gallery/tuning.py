@@ -10,7 +10,7 @@ import numpy as np
 from adde.schema import Schema, Vector
 from adde.scoring import Calibration, ask_value, match_scores, parts
 from adde.serving.gallery.scan import Mask, Rows, score_rows
-from adde.serving.gallery.scorers import DistanceScorer, MatchScorer
+from adde.serving.gallery.scorers import DistanceScorer, MatchScorer, with_unit_subspaces
 
 if TYPE_CHECKING:
     from adde.serving.gallery.index import Index
@@ -67,12 +67,20 @@ def tune(
     k = min(RECALL_AT, int(np.count_nonzero(live)))
     counts = {"all": attributes, "half": max(1, attributes // 2), "one": 1}
     queries = {
-        name: _sample_queries(rows, beliefs, live, schema, counted, calibration)
+        # Requests that weight attributes or leave some out compare unit subspaces.
+        name: _sample_queries(rows, beliefs, live, schema, counted, name != "all", calibration)
         for name, counted in counts.items()
     }
     every = [query for kind in queries.values() for query in kind]
     vectors = np.stack([near.vector for near, _ in every])
-    floors = _score_floors(rows, live, lambda block: vectors @ block[:, : vectors.shape[1]].T, k)
+    width = vectors.shape[1] // attributes - 1
+
+    def nearness(block: Vector) -> Vector:
+        unit = with_unit_subspaces(block, attributes, width)
+        plain = vectors[:QUERIES] @ block[:, : vectors.shape[1]].T
+        return np.vstack([plain, vectors[QUERIES:] @ unit.T])
+
+    floors = _score_floors(rows, live, nearness, k)
     tuned: dict[str, Kinds] = {"distance": {}, "match": {}}
     for (name, kind), least in zip(queries.items(), np.split(floors, len(counts))):
         scorers = [near for near, _ in kind]
@@ -175,11 +183,12 @@ def _sample_queries(
     live: Mask,
     schema: Schema,
     counted: int,
+    unit: bool,
     calibration: Calibration | None,
 ) -> list[tuple[DistanceScorer, MatchScorer | None]]:
     """Make queries from stored items by swapping in one subspace of another item, as an edit does.
 
-    The swapped attribute and others, `counted` in all, have weight.
+    The swapped attribute and others, `counted` in all, have weight; `unit` as in `DistanceScorer`.
     """
     attributes = len(schema.sizes)
     width = (rows.shape[1] - attributes - 1) // attributes
@@ -200,5 +209,5 @@ def _sample_queries(
             weighed = weights.copy()
             weighed[order[0]] *= calibration.edit_weight
             match = MatchScorer(wanted, weighed, calibration.epsilon, schema)
-        asked.append((DistanceScorer(edited, weights), match))
+        asked.append((DistanceScorer(edited, weights, unit), match))
     return asked

@@ -29,6 +29,7 @@ from adde.serving.gallery.embedding import embed
 from adde.serving.gallery.facets import Facet
 from adde.serving.gallery.milvus import MilvusGallery
 from adde.serving.gallery.opening import open_gallery
+from adde.serving.gallery.scorers import RankOptions
 from adde.shards.index import ShardIndex
 from adde.shards.reader import iterate
 
@@ -75,6 +76,20 @@ def test_nearest_are_the_nearest_by_definition(empty, random_items, weights):
         assert set(nearest(items, query.vector, weights, 5)) <= set(ids(found))
         for item in found:
             same(item, items[int(item.item_id.split("-")[1])])
+
+
+@pytest.mark.parametrize("weights", [[0, 1, 0], [0.5, 2, 1]])
+def test_unit_subspaces_are_compared_whatever_their_lengths(empty, random_items, weights):
+    items = random_items(200)
+    empty.upsert(items)
+    unit = {i.item_id: i.vector / np.linalg.norm(i.vector, axis=1, keepdims=True) for i in items}
+    for query in random_items(5, seed=1):
+        near = query.vector / np.linalg.norm(query.vector, axis=1, keepdims=True)
+        cosines = {i: float((weights * (v * near).sum(axis=1)).sum()) for i, v in unit.items()}
+        best = sorted(unit, key=lambda item: -cosines[item])[:3]
+        asked = RankOptions(unit=True)
+        found = empty.nearest(query.vector, np.array(weights, np.float32), 3, {}, asked=asked)
+        assert set(best) <= set(ids(found))
 
 
 def test_items_are_added_changed_and_deleted(empty, random_items):

@@ -3,16 +3,19 @@
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
 from PIL import Image
 
+from adde.bundle import GOLDEN, OUTFIT, Bundle
 from adde.serving import Searcher
 from adde.serving.gallery.base import read_picture
 from adde.serving.http.backend import BackendConfig
@@ -20,6 +23,7 @@ from adde.serving.http.requests.decoder_pool import Decoders
 from adde.serving.http.server import Server, listen
 from adde.serving.http.service import Service
 from adde.serving.http.settings import Settings
+from adde.serving.onnx.session import Session
 
 PROGRAM = Path(__file__).parents[3] / "serve_onnx" / "server.py"
 
@@ -83,6 +87,31 @@ def server(tiny_bundle, tiny_gallery, decoders):
     )
     yield started
     started.close()
+
+
+@pytest.fixture(scope="session")
+def with_head(calibrated, tmp_path_factory):
+    """Give the calibrated bundle an outfit head whose tables are drawn: `with_head("shape")`."""
+
+    def make(category):
+        import torch
+
+        from adde.exporting.export import with_outfits
+        from adde.exporting.graphs import write_outfit_graph
+        from adde.methods.outfits.model import Bilinear
+
+        folder = shutil.copytree(calibrated.path, tmp_path_factory.mktemp("worn") / "b")
+        head = Bilinear(calibrated.schema, calibrated.schema.attribute_index(category))
+        head.begin(torch.randn(head.table.shape, generator=torch.Generator().manual_seed(1)))
+        write_outfit_graph(head, folder)
+        details = {**calibrated.details, "outfits": {"category": category, "source": {}}}
+        bundle = replace(calibrated, path=folder, details=details)
+        with_outfits(calibrated.golden(), head, Session(bundle)).write(folder / GOLDEN)
+        bundle.write()
+        assert (folder / OUTFIT).exists()
+        return Bundle.read(folder)
+
+    return make
 
 
 @pytest.fixture

@@ -1,12 +1,10 @@
 """POST /v1/complete, held against the library."""
 
 import json
-from dataclasses import replace
 
 import httpx
 import pytest
 
-from adde.bundle import GOLDEN, OUTFIT, Bundle
 from adde.serving import Searcher
 from adde.serving.gallery.build import build_gallery
 from adde.serving.gallery.opening import open_gallery
@@ -17,26 +15,9 @@ from tests.serving.http.conftest import InThread
 
 
 @pytest.fixture(scope="module")
-def worn(calibrated, tmp_path_factory):
-    """The calibrated bundle with an outfit head of shapes whose tables are drawn."""
-    import shutil
-
-    import torch
-
-    from adde.exporting.export import with_outfits
-    from adde.exporting.graphs import write_outfit_graph
-    from adde.methods.outfits.model import Bilinear
-
-    folder = shutil.copytree(calibrated.path, tmp_path_factory.mktemp("worn") / "b")
-    head = Bilinear(calibrated.schema, 1)
-    head.begin(torch.randn(head.table.shape, generator=torch.Generator().manual_seed(1)))
-    write_outfit_graph(head, folder)
-    details = {**calibrated.details, "outfits": {"category": "shape", "source": {}}}
-    bundle = replace(calibrated, path=folder, details=details)
-    with_outfits(calibrated.golden(), head, Session(bundle)).write(folder / GOLDEN)
-    bundle.write()
-    assert (folder / OUTFIT).exists()
-    return Bundle.read(folder)
+def worn(with_head):
+    """The calibrated bundle with an outfit head of shapes."""
+    return with_head("shape")
 
 
 @pytest.fixture(scope="module")

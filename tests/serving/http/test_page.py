@@ -18,10 +18,15 @@ import pytest
 from picture_files import as_bytes
 from PIL import Image
 
+from adde.serving.gallery.build import build_gallery
 from adde.serving.gallery.embedded import EmbeddedGallery
 from adde.serving.http import pages
+from adde.serving.http.backend import BackendConfig
 from adde.serving.http.cards import Cards
 from adde.serving.http.requests.keys import Keys
+from adde.serving.http.settings import Settings
+from adde.serving.onnx.session import Session
+from tests.serving.http.conftest import InThread
 
 ITEM = "test-000000-002"
 KEY = "secret-secret-secret"
@@ -44,7 +49,7 @@ def test_the_files_of_the_page_are_served_and_name_nothing_elsewhere(client):
         assert set(elsewhere) <= {"http://www.w3.org/2000/svg"}
         again = client.get(path, headers={"if-none-match": answer.headers["etag"]})
         assert again.status_code == 304
-    assert {f"/page/{n}.js" for n in ("main", "api", "state", "card", "choose")} <= seen
+    assert {f"/page/{n}.js" for n in ("main", "api", "state", "card", "choose", "outfit")} <= seen
     assert "<script>" not in html and "style=" not in html  # the policy would not run them
     assert client.get("/page/../app.py").status_code == 404
 
@@ -189,6 +194,7 @@ def test_from_the_first_look_to_an_answer_and_back(visit, server):
     page.wait_for_selector(".chip")
     first = others[0]
     assert page.url == f"{server.url}/?item={first}"
+    assert not page.locator("#goes-with").is_visible()  # the bundle has no outfit head
     assert answers(page) == expected(server, item=first)
 
     seen = httpx.get(f"{server.url}/v1/items/{first}").json()["seen"]
@@ -838,3 +844,118 @@ def test_an_unsafe_url_is_not_a_link(visit, serve, shop):
     page.wait_for_selector(".differs")
     assert page.locator("a.shop").count() == 0
     page.goto("about:blank")
+
+
+@pytest.fixture(scope="module")
+def dressing(with_head, tiny_shards, decoders, tmp_path_factory):
+    """A server whose bundle completes outfits of one item of each colour."""
+    bundle, folder = with_head("colour"), tmp_path_factory.mktemp("dressing") / "gallery"
+    build_gallery(bundle, Session(bundle), tiny_shards, folder)
+    started = InThread(BackendConfig(bundle.path, folder), Settings(drain_seconds=0), decoders)
+    yield started
+    started.close()
+
+
+def slots(page):
+    """Each slot's category with its item, once all have come."""
+    until(page, "!document.querySelector('.slot[aria-busy]')")
+    return {
+        slot.get_attribute("data-slot"): slot.locator("a.go").get_attribute("href").split("=")[1]
+        for slot in page.locator(".slot.card").all()
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(1280, 860), (390, 844)])
+def test_an_outfit_is_completed_around_what_the_shopper_settles(visit, dressing, size):
+    def best(items, category, place=0, **filters):
+        asked = {"items": items, "category": category, "filters": filters}
+        answer = httpx.post(f"{dressing.url}/v1/complete", json=asked).json()["answers"]
+        return answer[place]["item_id"]
+
+    params = {"filters": '{"colour": "red"}'}
+    found = httpx.get(f"{dressing.url}/v1/items", params=params).json()["items"]
+    red = found[0]["item_id"]
+    page, searches = visit(f"/?item={red}", url=dressing.url, size=size), []
+    page.wait_for_selector(".slot.card")
+    page.on("request", lambda r: r.url.endswith("/v1/search") and searches.append(r))
+    assert slots(page) == {"green": best([red], "green"), "blue": best([red], "blue")}
+
+    green = slots(page)["green"]
+    page.click('[data-of="green"][data-act="keep"]')
+    page.wait_for_url(f"**/?item={red}&keep.green={green}")
+    assert slots(page) == {"green": green, "blue": best([red, green], "blue")}
+    until(page, "document.activeElement.matches('[data-of=green][data-act=keep]')")
+    assert page.evaluate("document.activeElement.getAttribute('aria-pressed')") == "true"
+
+    page.click('[data-of="blue"][data-act="change"]')
+    page.click('#menu [aria-label="shape"] button:has-text("square")')
+    page.wait_for_url("**&want.blue=shape%3Dsquare")
+    assert slots(page)["blue"] == best([red, green], "blue", shape="square")
+    page.click('[data-of="blue"][data-act="another"]')
+    page.wait_for_url("**&skip.blue=1")
+    assert slots(page)["blue"] == best([red, green], "blue", 1, shape="square")
+    shared = slots(page)
+    page.click(".slot:last-child .wants button")
+    until(page, "!location.search.includes('want')")
+    assert slots(page)["blue"] == best([red, green], "blue")
+    page.click('[data-of="blue"][data-act="empty"]')
+    page.wait_for_url("**&without=blue")
+    assert slots(page) == {"green": green}
+    until(page, "document.activeElement.dataset.act === 'back'")
+    page.keyboard.press("Enter")
+    until(page, "!location.search.includes('without')")
+    assert slots(page) == {"green": green, "blue": best([red, green], "blue")}
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert not searches  # the answers stayed
+
+    # An address says all of it, and the slot of an item that is gone is completed.
+    query = f"/?item={red}&keep.green={green}&want.blue=shape%3Dsquare&skip.blue=1"
+    other = visit(query, url=dressing.url, size=size)
+    other.wait_for_selector(".slot.card")
+    assert slots(other) == shared
+    gone = visit(
+        f"/?item={red}&keep.green=gone&but.shape=disc",
+        url=dressing.url,
+        size=size,
+        allowed=("Failed to load resource",),
+    )
+    gone.wait_for_selector(".slot.card")
+    assert slots(gone)["green"] == best([red], "green")
+    first, outfit = (gone.locator(at).bounding_box() for at in ("#answers", "#goes-with"))
+    assert first["y"] < outfit["y"]  # whoever asks for another item looks at the answers first
+    gone.click('[data-slot="blue"] a.go')
+    gone.wait_for_url(f"**/?item={best([red], 'blue')}")
+
+
+@pytest.mark.slow
+def test_a_slot_in_which_nothing_fits_says_so(visit, dressing):
+    asked = {"filters": '{"colour": "red"}'}
+    found = httpx.get(f"{dressing.url}/v1/items", params=asked).json()["items"]
+    refused = "Failed to load resource"
+    page = visit(
+        f"/?item={found[0]['item_id']}&want.blue=shape%3Dcone", dressing.url, allowed=(refused,)
+    )
+    page.wait_for_selector(".slot .none")
+    assert page.locator('[data-slot="blue"] .none').inner_text() == "Nothing here fits"
+    page.click('[data-slot="blue"] .wants button')
+    page.wait_for_selector('.card[data-slot="blue"]')
+
+
+@pytest.mark.slow
+def test_an_own_picture_is_dressed(visit, dressing, picture_of, tmp_path):
+    (tmp_path / "mine.png").write_bytes(picture_of(ITEM))
+    page = visit(url=dressing.url)
+    page.set_input_files("#file", tmp_path / "mine.png")
+    page.wait_for_selector(".slot.card")
+    found = slots(page)
+    content = {"image": picture_of(ITEM)}
+    seen = httpx.post(f"{dressing.url}/v1/embed", files=content).json()["seen"]["colour"]["value"]
+    assert set(found) == {"red", "green", "blue"} - {seen}
+    for category, item in found.items():
+        answer = httpx.post(
+            f"{dressing.url}/v1/complete",
+            files=content,
+            data={"request": json.dumps({"category": category})},
+        ).json()
+        assert item == answer["answers"][0]["item_id"]

@@ -5,6 +5,7 @@ import * as api from "./api.js";
 import * as attributes from "./attributes.js";
 import { byId, plain } from "./dom.js";
 import * as filters from "./filters.js";
+import * as goesWith from "./goes_with.js";
 import * as menu from "./menu.js";
 import { complain, note, say } from "./notices.js";
 import * as pictures from "./pictures.js";
@@ -34,6 +35,18 @@ function go(next) {
 const change = (name, changes) => go(withChange(state, name, changes));
 const filter = (name, next) => go(withFilter(state, name, next));
 
+// Shows another outfit around the same item or picture; the answers stay.
+function dress(outfit) {
+  state = { ...state, outfit };
+  history.pushState(null, "", toQuery(state));
+  showOutfit();
+}
+
+async function showOutfit() {
+  const upload = state.upload === null ? null : await pictures.get(state.upload);
+  goesWith.show({ schema, state, seen: seen.values, upload, dress, go });
+}
+
 async function show() {
   running.abort();
   const { signal } = (running = new AbortController());
@@ -61,6 +74,7 @@ async function showStart(signal) {
   if (signal.aborted) return;
   document.title = "This item, but …";
   query.hide();
+  goesWith.hide();
   start.show(schema, state, go);
   filters.show(schema, state, filter);
   byId("others").hidden = state.words !== "" || !items.length;
@@ -103,6 +117,7 @@ async function showSearch(signal) {
   byId("heading").textContent = query.heading(state, count);
   went(count, state.k);
   say(`${count} answers: ${byId("heading").textContent}`);
+  showOutfit();
 }
 
 function showChanges(values) {
@@ -190,7 +205,7 @@ byId("home").addEventListener("click", (event) => {
 });
 byId("others").addEventListener("click", () => go({ ...state, seed: state.seed + 1 }));
 byId("more").addEventListener("click", more);
-byId("reset").addEventListener("click", () => go({ ...empty(), item: state.item, upload: state.upload, filters: state.filters, k: FIRST }));
+byId("reset").addEventListener("click", () => go({ ...empty(), item: state.item, upload: state.upload, filters: state.filters, outfit: state.outfit, k: FIRST }));
 addEventListener("popstate", () => {
   state = fromQuery(location.search);
   menu.close();

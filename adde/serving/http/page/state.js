@@ -2,10 +2,11 @@
 //
 // {item, upload, edits: {name: edit}, must: [name], weights: {name: number}, only: [name], k,
 //  filters: Map of a field's name to {values: [text]} or {min: number, max: number}, one or both}
-// and of the start page {words, category, seed}.
+// and of the start page {words, category, seed}; `outfit` is that of outfit.js.
 // `upload` names a picture that lies in this tab alone: it is kept out of the address's reach.
 
 import { read, valuesOf, write } from "./edits.js";
+import * as outfits from "./outfit.js";
 
 export const FIRST = 12;
 export const MORE = 24;
@@ -13,7 +14,7 @@ export const MOST = 1000; // of which the server tells
 
 export function empty() {
   const query = { item: null, upload: null, edits: {}, must: [], weights: {}, only: [], filters: new Map(), k: FIRST };
-  return { ...query, words: "", category: null, seed: 0 };
+  return { ...query, words: "", category: null, seed: 0, outfit: outfits.empty() };
 }
 
 export function fromQuery(search) {
@@ -21,7 +22,7 @@ export function fromQuery(search) {
   for (const [name, value] of new URLSearchParams(search)) {
     if (name === "item") state.item = value;
     else if (name === "picture") state.upload = value;
-    else if (read(state.edits, name, value)) continue;
+    else if (read(state.edits, name, value) || outfits.read(state.outfit, name, value)) continue;
     else if (name.startsWith("weight.") && value !== "" && Number(value) >= 0)
       state.weights[name.slice(7)] = Number(value);
     else if (name === "only") state.only.push(value);
@@ -56,6 +57,7 @@ export function toQuery(state) {
     if (!values && min !== undefined) query.set(`min.${name}`, min);
     if (!values && max !== undefined) query.set(`max.${name}`, max);
   }
+  if (started(state)) outfits.write(query, state.outfit);
   if (started(state) && state.k !== FIRST) query.set("k", state.k);
   if (!started(state) && state.words) query.set("q", state.words);
   if (!started(state) && state.category !== null) query.set("in", state.category);

@@ -9,13 +9,13 @@ from typing import Literal
 import numpy as np
 import torch
 
-from adde.disentanglement import Scores, code, read_codes, score
+from adde.disentanglement import Coded, Scores, code, read_codes, score
 from adde.errors import UserError
 from adde.files import write_json
-from adde.schema import Labels
+from adde.schema import Labels, Vector
 from adde.shards.index import ShardIndex
 from adde.shards.reader import ShardReader
-from adde.training.evaluation import Evaluator
+from adde.training.evaluation import EncodedSplit, Evaluator
 from adde.training.method import find_method
 from adde.training.opening import load_model
 from adde.training.resilience.requirements import require_split
@@ -91,15 +91,10 @@ def score_run(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     evaluator = Evaluator(index, batch_size, config.data.workers, device)
     encoded = evaluator.encode(method.codes, model.to(device), split)
-    codes, spread = encoded.outputs["codes"], encoded.outputs.get("log_variance")
-    coded = code(codes, encoded.labels, index.schema.names, method.blocks(model))
-    sampled = None
-    if spread is not None:
-        noise = np.random.default_rng(0).standard_normal(codes.shape)
-        sampled = codes + np.exp(spread / 2) * noise
+    coded, sampled = coded_outputs(encoded, index.schema.names, method.blocks(model))
     scores = score(coded, sampled=sampled, trees=trees, tasks=tasks)
     notes = (
-        f"{len(codes):,} items of the {split} split of {index.name}, which training has "
+        f"{len(coded.codes):,} items of the {split} split of {index.name}, which training has "
         f"{'seen' if split == 'train' else 'not seen'}; {checkpoint.path.name}",
         f"{config.method}: {method.supervision}",
         *_held_out(index, encoded.labels, split),
@@ -108,6 +103,18 @@ def score_run(
     content = {"split": split, "checkpoint": checkpoint.path.name, **scores.to_json()}
     write_json(run / SCORES_NAME, content)
     return scores
+
+
+def coded_outputs(
+    encoded: EncodedSplit, factors: Sequence[str], blocks: Sequence[str] | None
+) -> tuple[Coded, Vector | None]:
+    """Return the codes of `Method.codes`, and if they have a posterior, one draw from it."""
+    codes, spread = encoded.outputs["codes"], encoded.outputs.get("log_variance")
+    coded = code(codes, encoded.labels, factors, blocks)
+    if spread is None:
+        return coded, None
+    noise = np.random.default_rng(0).standard_normal(codes.shape)
+    return coded, codes + np.exp(spread / 2) * noise
 
 
 def _held_out(index: ShardIndex, labels: Labels, split: str) -> Iterator[str]:

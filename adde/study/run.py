@@ -29,13 +29,13 @@ AT_A_TIME = 256
 """Units that Ray receives at once."""
 
 
-def open_study(study: Study, out: Path) -> list[Unit]:
+def open_study(study: Study, out: Path) -> Sequence[Unit]:
     """Return the study's units; check that the folder is new, or this study's.
 
     Raises:
         UserError: the folder belongs to other units or other pictures, or a set lacks a split.
     """
-    units = study.units()
+    units = study.units
     sets: dict[str, Any] = {}
     for one in study.sets:
         index = ShardIndex.read(one.shards)

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -84,21 +85,18 @@ class Study(_Strict):
     methods: tuple[StudyMethod, ...] = pydantic.Field(min_length=1)
     supervised: tuple[Supervised, ...] = ()
 
-    def units(self) -> list["Unit"]:
+    @cached_property
+    def units(self) -> tuple["Unit", ...]:
         """All units, in the order of the file."""
-        starts = range(0, self.seeds, self.seeds_per_unit)
-        return [
-            Unit(
-                self.name,
-                one.name,
-                config_of(self, one, method, strength),
-                tuple(range(start, min(self.seeds, start + self.seeds_per_unit))),
-                self.steps,
-                self.split,
-            )
-            for one, method in product(self.sets, self.methods)
-            for strength, start in product(method.strengths, starts)
-        ]
+        found: list[Unit] = []
+        for one, method in product(self.sets, self.methods):
+            for strength in method.strengths:
+                config = config_of(self, one, method, strength)
+                for start in range(0, self.seeds, self.seeds_per_unit):
+                    seeds = range(start, min(self.seeds, start + self.seeds_per_unit))
+                    unit = Unit(self.name, one.name, config, tuple(seeds), self.steps, self.split)
+                    found.append(unit)
+        return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -120,15 +118,16 @@ class Unit:
         return f"{self.set}, {self.config.loss} {self.config.strength:g}, seeds {first} to {last}"
 
     @property
-    def content(self) -> dict[str, Any]:
-        """Everything that its results depend on, but for the pictures."""
-        return {**vars(self), "config": self.config.to_json(), "seeds": list(self.seeds)}
-
-    @property
     def key(self) -> str:
-        """Names its files."""
-        text = json.dumps(self.content, sort_keys=True)
+        """Names its files: a hash of everything that its results depend on, but for pictures."""
+        content = {**vars(self), "config": _as_json(self.config), "seeds": list(self.seeds)}
+        text = json.dumps(content, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@lru_cache(maxsize=1024)
+def _as_json(config: VAEConfig) -> dict[str, Any]:
+    return config.to_json()
 
 
 def read_study(path: Path) -> Study:
@@ -140,7 +139,8 @@ def read_study(path: Path) -> Study:
     try:
         study = Study.model_validate(read_settings(path))
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
+        # A key that is misspelt is missing too.
+        first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             raise UserError(f"{path}: unknown key {key!r}; {_valid(first['loc'])}") from None
@@ -164,7 +164,7 @@ def read_study(path: Path) -> Study:
                 f"{did_you_mean(one.set, sets)}"
             )
     try:
-        study.units()
+        _ = study.units  # checks every model's settings
     except (UserError, pydantic.ValidationError) as error:
         raise UserError(f"{path}: {error}") from None
     return study

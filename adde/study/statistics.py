@@ -27,16 +27,16 @@ def numbered(groups: Sequence[Hashable]) -> Labels:
     return np.array([places[group] for group in groups])
 
 
-def explained(values: Vector, groups: Labels) -> float:
-    """Return R^2 of scores (N,) on groups (N,): the share of variance between groups' means.
+def explained(values: Vector, groups: Labels) -> Vector:
+    """Return R^2 (...) of scores (..., N) on groups (N,).
 
-    NaN if all scores are equal.
+    It is the share of variance that lies between the groups' means; NaN if all scores are equal.
     """
-    counts = np.bincount(groups)
-    means = np.bincount(groups, values) / np.maximum(counts, 1)
-    total = ((values - values.mean()) ** 2).sum()
-    within = ((values - means[groups]) ** 2).sum()
-    return float(1 - within / total) if total > 0 else np.nan
+    member = np.eye(int(groups.max()) + 1)[groups]
+    means = values @ member / member.sum(axis=0)
+    total = values.var(axis=-1)
+    within = ((values - means[..., groups]) ** 2).mean(axis=-1)
+    return 1 - within / np.where(total > 0, total, np.nan)
 
 
 def explained_interval(
@@ -57,14 +57,11 @@ def explained_interval(
     counts = np.bincount(cells)
     means = np.bincount(cells, values) / counts
     scale = np.sqrt(counts / np.maximum(counts - 1, 1))[cells]
-    residuals = (values - means[cells]) * scale
-    members = [np.flatnonzero(cells == cell) for cell in range(len(counts))]
-    found: list[float] = []
-    for _ in range(RESAMPLED):
-        drawn = np.empty_like(values)
-        for places in members:
-            drawn[places] = residuals[rng.choice(places, len(places))]
-        found.append(explained(means[cells] + drawn, groups))
+    by_cell = np.argsort(cells, kind="stable")
+    residuals = ((values - means[cells]) * scale)[by_cell]
+    first = (np.cumsum(counts) - counts)[cells]
+    drawn = first + (rng.random((RESAMPLED, len(values))) * counts[cells]).astype(np.int64)
+    found = explained(means[cells] + residuals[drawn], groups)
     low, high = np.nanpercentile(found, INTERVAL)
     return float(low), float(high)
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from adde.disentanglement.coded import Floats
 from adde.files import write_text
 from adde.pages import render
-from adde.schema import Vector
 from adde.study.plots import violins_svg
 from adde.study.results import Models, Row, models_of, title_of
 from adde.study.settings import Study
@@ -114,7 +114,7 @@ def _violins(
     for score in scores:
         if score not in everyone.scores:
             continue
-        groups: list[tuple[str, Vector, int]] = []
+        groups: list[tuple[str, Floats, int]] = []
         for method in methods:
             own = everyone.scores[score][np.array(everyone.method) == method]
             if np.isfinite(own).all():

@@ -5,7 +5,7 @@ from html import escape
 
 import numpy as np
 
-from adde.schema import Vector
+from adde.disentanglement.coded import Floats
 from adde.training.watching.figures import tick_label, tick_values
 
 WIDTH, HEIGHT = 360, 210  # of a plot, in CSS pixels
@@ -17,7 +17,7 @@ LEVELS = 60
 """Points of an outline."""
 
 
-def violins_svg(groups: Sequence[tuple[str, Vector, int]]) -> str:
+def violins_svg(groups: Sequence[tuple[str, Floats, int]]) -> str:
     """Draw the values of each group as dots, a line at their median, and an outline of density.
 
     Args:
@@ -64,7 +64,7 @@ def violins_svg(groups: Sequence[tuple[str, Vector, int]]) -> str:
     return "".join(parts) + "</svg>"
 
 
-def _density(values: Vector) -> tuple[Vector, Vector]:
+def _density(values: Floats) -> tuple[Floats, Floats]:
     """Levels between the extremes, and the density there relative to the largest.
 
     A Gaussian kernel of Silverman's width.

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from adde.disentanglement import Scores
+from adde.disentanglement.coded import Floats
 from adde.errors import UserError, library, untrusted
 from adde.files import atomic_path, read_json
-from adde.schema import Vector
 from adde.study.settings import Study, Supervised
 from adde.training.watching.encoder_scores import SCORES_NAME
 
@@ -55,8 +55,8 @@ class Row:
 
 def write_rows(rows: Sequence[Row], path: Path) -> None:
     """Write rows as Parquet, completely or not at all."""
-    pyarrow = library("pyarrow", "train")
-    parquet = library("pyarrow.parquet", "train")
+    pyarrow = library("pyarrow", "study")
+    parquet = library("pyarrow.parquet", "study")
     kinds = {
         "hp": pyarrow.float64(),
         "value": pyarrow.float64(),
@@ -75,7 +75,7 @@ def write_rows(rows: Sequence[Row], path: Path) -> None:
 
 def read_rows(path: Path) -> list[Row]:
     """Read rows. Raises UserError if the file holds something else."""
-    parquet = library("pyarrow.parquet", "train")
+    parquet = library("pyarrow.parquet", "study")
     expected = "scores of models as Parquet"
     with untrusted(path, expected, "delete it to compute them anew"), path.open("rb") as file:
         return [Row(**row) for row in parquet.read_table(file).to_pylist()]
@@ -116,10 +116,10 @@ class Models:
     """The models of one set, and their scores by name; NaN where a model has none."""
 
     method: tuple[str, ...]
-    hp: Vector
+    hp: Floats
     """NaN of supervised runs."""
     seed: tuple[int, ...]
-    scores: Mapping[str, Vector]
+    scores: Mapping[str, Floats]
     """Names of sampled codes' scores end with `, sampled`."""
     failed: int
     """Models without scores, which are left out."""
@@ -132,7 +132,7 @@ class Models:
         """Those of the study's own methods."""
         return self.only(~np.isnan(self.hp))
 
-    def only(self, chosen: Vector) -> "Models":
+    def only(self, chosen: Floats) -> "Models":
         """Those of a mask (N,) bool."""
         places = np.flatnonzero(chosen)
         return Models(

@@ -171,9 +171,14 @@ def read_study(path: Path) -> Study:
 
 
 def _valid(place: tuple[int | str, ...]) -> str:
-    models = {"sets": Set, "methods": StudyMethod, "supervised": Supervised}
-    found = models.get(str(place[0]), Study) if len(place) > 1 else Study
-    return did_you_mean(str(place[-1]), found.model_fields)
+    models: dict[str, type[_Strict]] = {
+        "sets": Set,
+        "methods": StudyMethod,
+        "supervised": Supervised,
+    }
+    first, *rest = place
+    found = models.get(str(first), Study) if rest else Study
+    return did_you_mean(str((first, *rest)[-1]), found.model_fields)
 
 
 def config_of(study: Study, one: Set, method: StudyMethod, strength: float) -> VAEConfig:

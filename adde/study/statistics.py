@@ -7,8 +7,9 @@ from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 
+from adde.disentanglement.coded import Floats
 from adde.errors import library
-from adde.schema import Labels, Vector
+from adde.schema import Labels
 from adde.study.results import Models
 
 RESAMPLED = 1000
@@ -27,7 +28,7 @@ def numbered(groups: Sequence[Hashable]) -> Labels:
     return np.array([places[group] for group in groups])
 
 
-def explained(values: Vector, groups: Labels) -> Vector:
+def explained(values: Floats, groups: Labels) -> Floats:
     """Return R^2 (...) of scores (..., N) on groups (N,).
 
     It is the share of variance that lies between the groups' means; NaN if all scores are equal.
@@ -40,7 +41,7 @@ def explained(values: Vector, groups: Labels) -> Vector:
 
 
 def explained_interval(
-    values: Vector, groups: Labels, cells: Labels, seed: int = 0
+    values: Floats, groups: Labels, cells: Labels, seed: int = 0
 ) -> tuple[float, float]:
     """Return a bootstrap interval of `explained`.
 
@@ -71,7 +72,7 @@ def expected_by_chance(models: int, groups: int) -> float:
     return (groups - 1) / (models - 1)
 
 
-def rank_correlations(columns: Sequence[Vector]) -> Vector:
+def rank_correlations(columns: Sequence[Floats]) -> Floats:
     """Return Spearman's correlations (S, S) of scores; NaN where one is constant."""
     ranks = np.array([library("scipy.stats", "study").rankdata(column) for column in columns])
     centred = ranks - ranks.mean(axis=1, keepdims=True)
@@ -80,12 +81,12 @@ def rank_correlations(columns: Sequence[Vector]) -> Vector:
     return centred @ centred.T
 
 
-def seed_spread(values: Vector, cells: Labels) -> Vector:
+def seed_spread(values: Floats, cells: Labels) -> Floats:
     """Return the largest minus the smallest score of each cell."""
     return np.array([np.ptp(values[cells == cell]) for cell in range(cells.max() + 1)])
 
 
-def chance_to_beat(chosen_by: Callable[[Labels], Labels], values: Vector, seed: Labels) -> float:
+def chance_to_beat(chosen_by: Callable[[Labels], Labels], values: Floats, seed: Labels) -> float:
     """Return how often a model with a chosen method and strength beats a random model.
 
     For each seed s, cells are chosen by what the other seeds say, and the model of seed s is
@@ -105,7 +106,7 @@ def chance_to_beat(chosen_by: Callable[[Labels], Labels], values: Vector, seed: 
     return float(np.mean(found)) if found else np.nan
 
 
-def best_cell(criterion: Vector, cells: Labels) -> Callable[[Labels], Labels]:
+def best_cell(criterion: Floats, cells: Labels) -> Callable[[Labels], Labels]:
     """Choose the cell with the largest mean of a criterion (N,) over some rows."""
 
     def chosen_by(rows: Labels) -> Labels:
@@ -145,7 +146,7 @@ def selection(
     return ways
 
 
-def _signed(models: Models, name: str) -> Vector:
+def _signed(models: Models, name: str) -> Floats:
     """A score such that larger is better."""
     values = models.scores[name]
     labelled = name not in UNLABELLED

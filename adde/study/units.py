@@ -189,8 +189,8 @@ def _opened(
 ) -> tuple[ShardIndex, Pictures, Pictures]:
     """The pictures to train on and to score; the set that was read last is kept."""
     index = ShardIndex.read(shards)
-    pictures = (read_pictures(index, name, size, device) for name in ("train", split))
-    return index, *pictures
+    train, scored = (read_pictures(index, name, size, device) for name in ("train", split))
+    return index, train, scored
 
 
 def _device(number: int) -> torch.device:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from adde.bundle import Bundle
@@ -167,7 +168,7 @@ def score_bundle(
 
 def coded_outputs(
     encoded: EncodedSplit, factors: Sequence[str], blocks: Sequence[str] | None
-) -> tuple[Coded, Vector | None]:
+) -> tuple[Coded, npt.NDArray[np.float64] | None]:
     """Return the codes of `Method.codes`, and if they have a posterior, one draw from it."""
     codes, spread = encoded.outputs["codes"], encoded.outputs.get("log_variance")
     coded = code(codes, encoded.labels, factors, blocks)

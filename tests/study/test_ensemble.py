@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 STEPS, LATENTS = 5, 3
 
 
-RATES = {"sgd": 2e-4, "adamw": 2e-4}
+RATES = {"sgd": 1e-4, "adamw": 2e-4}
 STRAYED = {"sgd": 0.0, "adamw": 0.01}
 """Share of weights that may differ by more: AdamW takes a full step where a gradient is nothing but
 rounding."""
@@ -39,7 +39,7 @@ def config(shards, loss, optimizer="sgd", **settings):
         capacity_weight=10.0,
         wandb="off",
         discriminator=Discriminator(layers=2, width=9, rate=0.5),
-        relevance=Relevance(given=given, grow_until=0.8),
+        relevance=Relevance(given=given, entropy=1.0, grow_until=0.8),
         schedule=Schedule(
             epochs=STEPS / 3, learning_rate=RATES[optimizer], kind="cosine", warmup=0.3
         ),
@@ -84,7 +84,7 @@ def test_a_unit_of_one_seed_is_the_run_of_the_trainer(tiny_shards, tmp_path, los
     found.train(STEPS)
     require_close(weights(found), checkpoint.load("model"), 1e-5, optimizer)
     moved = {name: float((v - before[name]).abs().max()) for name, v in weights(found).items()}
-    assert min(moved.values()) > 2e-5 and max(moved.values()) > 5e-4, moved
+    assert min(moved.values()) > 5e-6 and max(moved.values()) > 2e-4, moved
 
 
 @pytest.mark.parametrize(

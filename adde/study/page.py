@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from adde.disentanglement.coded import Floats
-from adde.files import write_text
+from adde.files import read_text, write_text
 from adde.pages import render
 from adde.study.plots import violins_svg
 from adde.study.results import Models, Row, models_of, title_of
@@ -22,9 +22,13 @@ from adde.study.statistics import (
     seed_spread,
     selection,
 )
+from adde.training import watching
 from adde.training.watching.figures import Series, curves_svg, number
 
 PAGE_NAME = "study.html"
+
+STYLES = Path(watching.__file__).parent
+"""Folder of the report's styles."""
 
 SCORES = (
     *("beta_vae", "factor_vae", "rf_metric_2", "mig", "dci_lgbm_disentanglement"),
@@ -50,7 +54,8 @@ TARGETS = ("factor_vae", "mig", "dci_lgbm_disentanglement", "sap")
 def write_page(study: Study, rows: Sequence[Row], notices: Sequence[str], out: Path) -> Path:
     """Write `out`/study.html from a study's scores; return its path."""
     sets = [(one.name, models_of(rows, one.name)) for one in study.sets]
-    colours = {method.name: place % 6 for place, method in enumerate(study.methods)}
+    names = [method.name for method in study.methods]
+    colours = {name: f"var(--series-{place % 6})" for place, name in enumerate(names)}
     versions = dict.fromkeys(row.versions for row in rows if row.versions)
     page = render(
         Path(__file__).with_name("page.html.j2"),
@@ -58,13 +63,13 @@ def write_page(study: Study, rows: Sequence[Row], notices: Sequence[str], out: P
         notices=notices,
         versions=list(versions),
         sets=[_of_set(name, models, colours) for name, models in sets if len(models.unsupervised)],
-        css=(Path(__file__).parents[1] / "training/watching/page.css").read_text(encoding="utf-8"),
+        css="".join(read_text(STYLES / name) for name in ("page.css", "plots.css")),
     )
     write_text(out / PAGE_NAME, page)
     return out / PAGE_NAME
 
 
-def _of_set(name: str, everyone: Models, colours: dict[str, int]) -> dict[str, Any]:
+def _of_set(name: str, everyone: Models, colours: dict[str, str]) -> dict[str, Any]:
     models = everyone.unsupervised
     scores = [score for score in SCORES if _is_whole(models, score)]
     return {
@@ -107,18 +112,18 @@ def _headline(everyone: Models, scores: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _violins(
-    everyone: Models, scores: Sequence[str], colours: dict[str, int]
+    everyone: Models, scores: Sequence[str], colours: dict[str, str]
 ) -> list[dict[str, Any]]:
     methods = dict.fromkeys(everyone.method)
     found: list[dict[str, Any]] = []
     for score in scores:
         if score not in everyone.scores:
             continue
-        groups: list[tuple[str, Floats, int]] = []
+        groups: list[tuple[str, Floats, str]] = []
         for method in methods:
             own = everyone.scores[score][np.array(everyone.method) == method]
             if np.isfinite(own).all():
-                groups.append((method, own, colours.get(method, 4)))
+                groups.append((method, own, colours.get(method, "var(--ink)")))
         found.append({"title": title_of(score), "svg": violins_svg(groups), "legend": []})
     return found
 
@@ -174,14 +179,14 @@ def _cell(value: float, shade: float) -> dict[str, Any]:
 
 
 def _correlations(models: Models, scores: Sequence[str]) -> dict[str, Any]:
-    present = [score for score in (*scores, *UNLABELLED) if _is_whole(models, score)]
+    labelled = [score for score in scores if _is_whole(models, score)]
+    present = labelled + [score for score in UNLABELLED if _is_whole(models, score)]
     matrix = rank_correlations([models.scores[score] for score in present])
-    titles = [title_of(score) for score in present]
     rows = [
-        {"method": title, "cells": [_cell(value, value) for value in row]}
-        for title, row in zip(titles, matrix.tolist())
+        {"method": title_of(score), "cells": [_cell(value, value) for value in row]}
+        for score, row in zip(present, matrix[:, : len(labelled)].tolist())
     ]
-    return {"columns": titles, "rows": rows}
+    return {"columns": [title_of(score) for score in labelled], "rows": rows}
 
 
 def _strengths(models: Models, scores: Sequence[str]) -> list[dict[str, Any]]:

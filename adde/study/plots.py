@@ -17,11 +17,11 @@ LEVELS = 60
 """Points of an outline."""
 
 
-def violins_svg(groups: Sequence[tuple[str, Floats, int]]) -> str:
+def violins_svg(groups: Sequence[tuple[str, Floats, str]]) -> str:
     """Draw the values of each group as dots, a line at their median, and an outline of density.
 
     Args:
-        groups: name, finite values (n,), and number of the series colour.
+        groups: name, finite values (n,), and colour in CSS.
     """
     values = np.concatenate([found for _, found, _ in groups])
     marks = tick_values(float(values.min()), float(values.max()))
@@ -40,7 +40,7 @@ def violins_svg(groups: Sequence[tuple[str, Floats, int]]) -> str:
     step = (WIDTH - LEFT - RIGHT) / len(groups)
     for place, (name, found, colour) in enumerate(groups):
         middle, half = LEFT + step * (place + 0.5), 0.42 * step
-        parts.append(f'<g style="color:var(--series-{colour})">')
+        parts.append(f'<g style="color:{colour}">')
         if len(found) >= OUTLINED and np.ptp(found) > 0:
             levels, widths = _density(found)
             right = [(middle + half * w, y(v)) for v, w in zip(levels, widths)]

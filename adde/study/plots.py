@@ -1,6 +1,6 @@
 """Plots of a study as SVG, in the report's style (`adde.training.watching.figures`)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 
 import numpy as np
@@ -39,29 +39,35 @@ def violins_svg(groups: Sequence[tuple[str, Floats, str]]) -> str:
         )
     step = (WIDTH - LEFT - RIGHT) / len(groups)
     for place, (name, found, colour) in enumerate(groups):
-        middle, half = LEFT + step * (place + 0.5), 0.42 * step
-        parts.append(f'<g style="color:{colour}">')
-        if len(found) >= OUTLINED and np.ptp(found) > 0:
-            levels, widths = _density(found)
-            right = [(middle + half * w, y(v)) for v, w in zip(levels, widths)]
-            left = [(middle - half * w, y(v)) for v, w in zip(levels, widths)][::-1]
-            outline = "L".join(f"{a:.1f} {b:.1f}" for a, b in (*right, *left))
-            parts.append(f'<path class="band" d="M{outline}Z"/>')
-        at = y(float(np.median(found)))
-        parts.append(f'<path class="line" d="M{middle - half:.1f} {at:.1f}h{2 * half:.1f}"/>')
-        # Dots side by side, in the order of the values' list, so that equal ones are seen.
-        aside = np.linspace(-0.5, 0.5, len(found)) * half if len(found) > 1 else [0.0]
-        radius = 2.2 if len(found) < 30 else 1.2
-        parts += [
-            f'<circle cx="{middle + dx:.1f}" cy="{y(v):.1f}" r="{radius}"/>'
-            for dx, v in zip(aside, found.tolist())
-        ]
+        middle = LEFT + step * (place + 0.5)
         label = f"{middle + 3:.1f} {HEIGHT - BOTTOM + 12}"
         parts.append(
-            f'</g><text class="tick end" transform="translate({label}) rotate(-40)">'
+            f'<g style="color:{colour}">{_violin(found, middle, 0.42 * step, y)}</g>'
+            f'<text class="tick end" transform="translate({label}) rotate(-40)">'
             f"{escape(name)}</text>"
         )
     return "".join(parts) + "</svg>"
+
+
+def _violin(values: Floats, middle: float, half: float, y: Callable[[float], float]) -> str:
+    """One group around `middle`, `half` wide to both sides."""
+    parts: list[str] = []
+    if len(values) >= OUTLINED and np.ptp(values) > 0:
+        levels, widths = _density(values)
+        right = [(middle + half * w, y(v)) for v, w in zip(levels, widths)]
+        left = [(middle - half * w, y(v)) for v, w in zip(levels, widths)][::-1]
+        outline = "L".join(f"{a:.1f} {b:.1f}" for a, b in (*right, *left))
+        parts.append(f'<path class="band" d="M{outline}Z"/>')
+    at = y(float(np.median(values)))
+    parts.append(f'<path class="line" d="M{middle - half:.1f} {at:.1f}h{2 * half:.1f}"/>')
+    # Side by side, in their order, so that equal ones are seen.
+    aside = np.linspace(-0.5, 0.5, len(values)) * half if len(values) > 1 else [0.0]
+    radius = 2.2 if len(values) < 30 else 1.2
+    parts += [
+        f'<circle cx="{middle + dx:.1f}" cy="{y(v):.1f}" r="{radius}"/>'
+        for dx, v in zip(aside, values.tolist())
+    ]
+    return "".join(parts)
 
 
 def _density(values: Floats) -> tuple[Floats, Floats]:

@@ -8,8 +8,6 @@ import subprocess
 import tyro
 from launching import LAUNCH, ROOT, require_usage
 
-from adde.study.settings import read_study
-
 WORDS = ("train/studies/locatello.toml", "studies/a b")
 
 
@@ -39,7 +37,8 @@ def test_a_task_of_the_array_runs_its_unit(stubs):
 def test_the_array_of_its_usage_has_a_task_for_each_unit():
     text = (LAUNCH / "slurm_study.sh").read_text()
     ((last, study),) = re.findall(r"sbatch --array=0-(\d+)%\d+ \S+ (\S+\.toml)", text)
-    assert len(read_study(ROOT / study).units) == int(last) + 1 == 504
+    # tests/study counts the units.
+    assert (last, study) == ("503", "train/studies/locatello.toml")
     assert "#SBATCH --requeue" in text  # and so that a task is preempted without loss
 
 

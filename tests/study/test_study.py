@@ -1,10 +1,13 @@
 """A study in its folder: units, their resumption, results in long form and the page."""
 
 import json
+import pickle
 import re
 import runpy
 import sys
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet
@@ -17,6 +20,7 @@ from adde.shards.catalogues.tables.tabular import TableOptions
 from adde.shards.index import ShardIndex
 from adde.shards.packing.engine import engine
 from adde.shards.packing.pack import PackOptions, pack
+from adde.study import run as module_run
 from adde.study import units as module
 from adde.study.ensemble import Ensemble
 from adde.study.pictures import read_pictures
@@ -183,7 +187,7 @@ def test_a_killed_unit_continues_to_the_same_weights(monkeypatch, toml, tmp_path
 def test_the_fastest_number_of_models_is_chosen(monkeypatch, toml, tmp_path):
     monkeypatch.setattr(UnitRunner, "_score", digest)
     text = toml.read_text().replace("seeds = 2", "seeds = 9").replace("unit = 1", "unit = 9")
-    toml.write_text(text)
+    toml.write_text(text.replace("steps = 8", "steps = 1"))
     unit = read_study(toml).units[0]
     for best in (1, 8, 9):
         monkeypatch.setattr(module, "_fastest_sizes", {})
@@ -244,6 +248,34 @@ def test_a_study_that_is_wrong_names_the_key(
         run(monkeypatch, "--study", toml, "--out", tmp_path / "out", "--workers", "1")
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_ray_runs_units_on_a_gpu_each_and_skips_those_that_are_done(
+    monkeypatch, capsys, toml, tmp_path
+):
+    monkeypatch.setattr(UnitRunner, "_score", digest)
+    out = tmp_path / "out"
+    run(monkeypatch, "--study", toml, "--out", out, "--unit", "1")
+    asked = []
+
+    @contextmanager
+    def cluster(option):
+        yield SimpleNamespace(cluster_resources=lambda: {"CPU": 4.0, "GPU": 2.0})
+
+    def mapped(work, jobs, at_a_time, **options):
+        asked.append(options)
+        for job in jobs:
+            yield pickle.loads(work({"job": pickle.dumps(job)})["result"])
+
+    monkeypatch.setattr(module_run, "ray_cluster", cluster)
+    monkeypatch.setattr(module_run, "map_jobs", mapped)
+    read = read_study(toml)
+    done = [*module_run.run_units(read, [*enumerate(read.units)], out, "ray", None)]
+    assert asked == [{"num_gpus": 1}]
+    assert [line.partition(":")[0] for line in done] == [
+        unit.label for number, unit in enumerate(read.units) if number != 1
+    ]
+    assert len([*(out / "units").glob("*.parquet")]) == 4
 
 
 def test_a_folder_of_other_units_is_refused(monkeypatch, capsys, toml, tmp_path):

@@ -101,3 +101,16 @@ def test_models_trained_as_one_are_those_trained_alone(tiny_shards, loss, optimi
         require_close(weights(together, number), weights(alone), 1e-6, optimizer)
     apart = [weights(together, number)["encoder.1.weight"] for number in range(2)]
     assert (apart[0] - apart[1]).abs().max() > 0.01  # of other initial weights
+
+
+def test_a_model_that_diverges_leaves_the_others_alone(tiny_shards):
+    settings = config(tiny_shards, "factor_vae")
+    together, alone = ensemble(settings, [1, 2]), ensemble(settings, [2])
+    state = together.state()
+    for value in state["parameters"].values():
+        value[0] = torch.nan
+    together.restore(state)
+    together.train(STEPS)
+    alone.train(STEPS)
+    assert weights(together, 0)["encoder.1.weight"].isnan().all()
+    require_close(weights(together, 1), weights(alone), 1e-6, "sgd")

@@ -86,14 +86,15 @@ def supervised_rows(study: Study) -> tuple[list[Row], list[str]]:
     rows: list[Row] = []
     notices: list[str] = []
     for one in study.supervised:
-        for seed, run in enumerate(one.runs):
-            found = _run_rows(study, one, seed, Path(run))
-            rows += found
-            if not found:
-                notices.append(
-                    f"{one.name}: no scores in {Path(run) / SCORES_NAME}; run train/evaluate.py "
-                    f"--disentanglement --run {run}, then this program again"
-                )
+        found = [_run_rows(study, one, seed, Path(run)) for seed, run in enumerate(one.runs)]
+        rows += [row for of_run in found for row in of_run]
+        missing = [run for run, of_run in zip(one.runs, found) if not of_run]
+        if missing:
+            notices.append(
+                f"{one.name}: {len(missing)} of {len(found)} runs have no scores, such as "
+                f"{Path(missing[0]) / SCORES_NAME}; run train/evaluate.py --disentanglement --run "
+                f"{' '.join(missing)}, then this program again"
+            )
     return rows, notices
 
 

@@ -42,6 +42,8 @@ def evaluate(
     codes: tuple[Path, ...] = (),
     trees: Literal["lgbm", "sklearn"] = "lgbm",
     tasks: bool = False,
+    bundle: tuple[Path, ...] = (),
+    untrained: bool = False,
 ) -> None:
     """Run one of the method's evaluations (docs/architecture.md), or measure the disentanglement
     of codes (docs/vae.md).
@@ -66,11 +68,15 @@ def evaluate(
             factors (K names), blocks (L,) and sampled (N, L).
         trees: of DCI; sklearn's are the published ones, and 50 times slower.
         tasks: also score downstream tasks, which takes longer than all other scores.
+        bundle: folders of exported bundles for that table; they encode --shards.
+        untrained: also score each run's model as it was before training.
     """
-    if not run and not codes:
+    if not run and not codes and not bundle:
         raise UserError("expected --run with the folder of a run, found none")
-    if disentanglement or codes:
-        scores = score_encoders(run, codes, split, checkpoint, shards, batch_size, trees, tasks)
+    if disentanglement or codes or bundle or untrained:
+        scores = score_encoders(
+            run, codes, split, checkpoint, shards, batch_size, trees, tasks, bundle, untrained
+        )
         print(as_text(scores))
         for one in run:
             print(f"\n{one / SCORES_NAME}, {write_report(one)}")

@@ -84,8 +84,8 @@ class TrainingBatches:
                 record = {"step": step, "rank": rank(), "fault": fault}
                 lines.write(json.dumps(record, ensure_ascii=False) + "\n")
         number = next(self._numbers)
-        torch.manual_seed(_seed(seed, number, rank()))  # dropout
-        return batch, torch.Generator().manual_seed(_seed(seed, number))
+        torch.manual_seed(seed_of(seed, number, rank()))  # dropout
+        return batch, torch.Generator().manual_seed(seed_of(seed, number))
 
     def require_few_skipped(self, share: float) -> None:
         """Count a step's share of skipped samples, which is equal on all ranks.
@@ -109,5 +109,6 @@ class TrainingBatches:
             self.stream = None
 
 
-def _seed(*key: int) -> int:
+def seed_of(*key: int) -> int:
+    """Return the seed of what is drawn for a batch, given the run's seed and the batch's number."""
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)

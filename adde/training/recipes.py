@@ -52,7 +52,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Method, Config, bool]
     if known.method is not None:
         found["method"] = known.method
     method = method_of(found)
-    default = _validate(found, method, recipe)
+    default = validate(found, method, recipe)
     if known.run is not None:
         default = dataclasses.replace(default, run=known.run)
     try:
@@ -114,7 +114,7 @@ def read_recipe(path: Path) -> Config:
         UserError: see `parse`.
     """
     found = read_settings(path)
-    return _validate(found, method_of(found), path)
+    return validate(found, method_of(found), path)
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -129,7 +129,12 @@ def method_of(settings: dict[str, Any]) -> Method:
     return find_method(str(settings.get("method", Config.method)))
 
 
-def _validate(content: dict[str, Any], method: Method, path: Path | None) -> Config:
+def validate(content: dict[str, Any], method: Method, path: Path | None) -> Config:
+    """Validate the settings that a file holds; None: there is no file, and they are complete.
+
+    Raises:
+        UserError: a key is unknown or a value is wrong; names the file and the key.
+    """
     if path is None:
         return method.Config(**content)
     import pydantic

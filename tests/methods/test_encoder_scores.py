@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from adde.disentanglement import code, score
+from adde.disentanglement import code, probe, score
+from adde.exporting.export import export_bundle
 from adde.files import this_process
 from adde.methods.adde.config import AddeConfig
 from adde.methods.adde.method import METHOD as ADDE
@@ -17,7 +18,8 @@ from adde.methods.vae.config import VAEConfig
 from adde.methods.vae.method import METHOD as VAE
 from adde.model import ModelSettings
 from adde.preprocess import Preprocess
-from adde.shards.catalogues.drawn.rooms import rooms
+from adde.scoring import Calibration
+from adde.shards.catalogues.drawn.rooms import SCHEMA, rooms
 from adde.shards.catalogues.tables.tabular import TableOptions
 from adde.shards.index import ShardIndex
 from adde.shards.packing.engine import engine
@@ -27,6 +29,7 @@ from adde.training.checkpoints.checkpoint import Position
 from adde.training.checkpoints.flat_shards import partition_replicated
 from adde.training.checkpoints.saving import Saver
 from adde.training.config import Data
+from adde.training.opening import load_model
 from adde.training.recipes import write_config
 
 ROOT = Path(__file__).parents[2]
@@ -123,9 +126,61 @@ def test_runs_and_codes_stand_in_one_table(monkeypatch, capsys, home, runs):
     assert set(wanted["adde"].blocks) == set(names)
 
 
+def columns(printed):
+    """The figures of the table that was printed, and its heads."""
+    head, *lines = printed.splitlines()
+    rows = [line.split() for line in lines[: lines.index("")]]
+    return head.split(), {name: [*map(float, cells)] for name, *cells in rows}
+
+
+def test_a_model_before_training_stands_beside_its_run(monkeypatch, capsys, home, runs):
+    evaluate(monkeypatch, "--run", home / "adde", "--untrained")
+    printed = capsys.readouterr().out
+    head, table = columns(printed)
+    assert head == ["adde", "adde", "untrained"]
+    assert "adde: its weights before the first step" in printed
+    pictures, labels = stored(home, "test")
+    batch = torch.from_numpy(np.stack([Preprocess(16).load(picture) for picture in pictures]))
+    _, config, _ = load_model(home / "adde")
+    index = ShardIndex.read(home / "shards")
+    torch.manual_seed(config.seed)
+    with torch.no_grad():
+        embeddings = ADDE.build(config, index.schema).eval().encode(batch).embeddings
+    names = index.schema.names
+    wanted = probe(code(embeddings.flatten(1).numpy(), labels, names, np.repeat(names, 3)))
+    trained, untrained = table["mig_v"]
+    assert wanted.figures()["mig_v"] == pytest.approx(untrained, abs=0.01)
+    assert abs(trained - untrained) > 1e-3
+    # The scores of the untrained model are not taken for those of the run.
+    content = json.loads((home / "adde" / "disentanglement.json").read_text())
+    assert content["figures"]["mig_v"] == pytest.approx(trained, abs=1e-3)
+
+
+@pytest.mark.slow
+def test_a_bundle_scores_as_the_run_it_came_from(monkeypatch, capsys, home, runs):
+    retrieval, count = {"split": "test", "adde": {"hit@1": 0.5}}, len(SCHEMA.names)
+    calibration = Calibration((1.0,) * count, (1.0,) * count, 0.01, 2.0)
+    index = ShardIndex.read(home / "shards")
+    folder = home / "bundle"
+    export_bundle(runs["adde"], index, folder, retrieval, {"run": "adde"}, calibration)
+    capsys.readouterr()
+    words = ("--run", home / "adde", "--bundle", folder, "--shards", home / "shards")
+    evaluate(monkeypatch, *words)
+    printed = capsys.readouterr().out
+    head, table = columns(printed)
+    assert head == ["adde", "bundle"]
+    for name, (run, bundle) in table.items():
+        assert bundle == pytest.approx(run, abs=0.02), name
+    assert "a bundle of ADDE: taught by labels of these attributes" in printed
+    with pytest.raises(SystemExit):
+        evaluate(monkeypatch, "--bundle", folder)
+    assert "expected --shards with the pictures for a bundle" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (("--bundle", "exported"), "expected a bundle with bundle.json, found none"),
         ((), "expected --run with the folder of a run, found none"),
         (("--run", "vae", "other/vae"), "expected encoders of different names, found vae, vae"),
         (("--run", "nothing"), "expected a run folder with config.toml, found none"),

@@ -61,7 +61,7 @@ def curves_svg(
     first, last = float(steps.min()), float(steps.max())
     low = _floor(middle) if log else min(float(b.low.min()) for b in binned)
     high = max(float(b.high.max()) for b in binned)
-    ticks = _log_ticks(low, high) if log else _ticks(low, high)
+    ticks = _log_ticks(low, high) if log else tick_values(low, high)
     low, high = min(low, ticks[0]), max(high, ticks[-1])
 
     def x(step: Floats) -> Floats:
@@ -77,12 +77,12 @@ def curves_svg(
         at = float(y(np.asarray(tick)))
         parts.append(
             f'<path class="rule" d="M{LEFT} {at:.1f}H{WIDTH - RIGHT}"/>'
-            f'<text class="tick end" x="{LEFT - 6}" y="{at + 3.5:.1f}">{_short(tick)}</text>'
+            f'<text class="tick end" x="{LEFT - 6}" y="{at + 3.5:.1f}">{tick_label(tick)}</text>'
         )
-    shown = [t for t in _ticks(first, last, 5) if first <= t <= last and t == int(t)]
+    shown = [t for t in tick_values(first, last, 5) if first <= t <= last and t == int(t)]
     for tick in shown or [first]:
         at = float(x(np.asarray(tick)))
-        label = _short(tick)
+        label = tick_label(tick)
         parts.append(f'<text class="tick mid" x="{at:.1f}" y="{HEIGHT - 5}">{label}</text>')
     if boundary is not None and first < boundary < last:
         at = float(x(np.asarray(float(boundary))))
@@ -153,7 +153,7 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def _ticks(low: float, high: float, about: int = 4) -> list[float]:
+def tick_values(low: float, high: float, about: int = 4) -> list[float]:
     """Return about that many round numbers that span low..high."""
     if not high - low > max(1e-4 * max(abs(low), abs(high)), 1e-300):  # the same when rounded
         low, high = low - abs(low) / 2, high + (abs(high) / 2 or 1)
@@ -170,7 +170,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
     return [10.0**k for k in range(first, last + every, every)]
 
 
-def _short(value: float) -> str:
+def tick_label(value: float) -> str:
     """Format a tick's label in at most five characters."""
     if abs(value) < 1e-12:
         return "0"

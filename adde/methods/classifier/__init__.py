@@ -1,0 +1,1 @@
+"""A plain classifier of all attributes, to compare disentangled encoders with."""

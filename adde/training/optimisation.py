@@ -76,6 +76,8 @@ def build_optimizer(
                 groups.append({"params": found, "weight_decay": decay, **options})
     if settings.name == "sgd":
         return torch.optim.SGD(groups, lr=0.0, momentum=0.9)
+    if settings.name == "rmsprop":
+        return torch.optim.RMSprop(groups, lr=0.0, alpha=0.8)
     return torch.optim.AdamW(groups, lr=0.0, fused=True)
 
 

@@ -1,0 +1,31 @@
+"""A function on two ranks of this machine."""
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from tests.distributed.test_ranks import free_port
+
+
+def run_rank(rank, function, counts, port, queue):
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=len(counts))
+    torch.set_num_threads(1)
+    try:
+        found = function(counts, rank)
+        if rank == len(counts) - 1:
+            queue.put(found)
+            queue.join()
+    finally:
+        dist.destroy_process_group()
+
+
+def on_ranks(function, counts):
+    """What `function(counts, rank)`, of a module, gives on the last rank; numpy arrays at most."""
+    queue = mp.get_context("spawn").JoinableQueue()
+    arguments = (function, counts, free_port(), queue)
+    processes = mp.spawn(run_rank, arguments, len(counts), join=False, start_method="spawn")
+    result = queue.get(timeout=120)
+    queue.task_done()
+    while not processes.join():
+        pass
+    return result

@@ -46,7 +46,7 @@ class ActNorm(nn.Module):
             self._start(x)
         y = (x + self._per_channel(self.shift)) * self._per_channel(self.log_scale.exp())
         volume = self.log_scale.sum() * (x.shape[2] * x.shape[3])
-        return y, volume.expand(len(x))
+        return y, volume.expand(x.shape[0])
 
     def inverse(self, y: Tensor) -> Tensor:
         """Undo `forward`."""
@@ -89,7 +89,7 @@ class Convolution(nn.Module):
         """Multiply the channels of each pixel by W."""
         y = F.conv2d(x, self.matrix()[:, :, None, None])
         volume = self.log_determinant().to(x.dtype) * (x.shape[2] * x.shape[3])
-        return y, volume.expand(len(x))
+        return y, volume.expand(x.shape[0])
 
     def inverse(self, y: Tensor) -> Tensor:
         """Multiply by the inverse of W, computed in float64."""
@@ -125,6 +125,27 @@ class LUConvolution(Convolution):
     def log_determinant(self) -> Tensor:
         """As `Convolution.log_determinant`."""
         return self.log_diagonal.double().sum()
+
+
+class FixedConvolution(nn.Module):
+    """A convolution as it is, with its inverse worked out, for graphs, which cannot invert."""
+
+    weight: Tensor
+    inverse_weight: Tensor
+
+    def __init__(self, convolution: Convolution) -> None:
+        super().__init__()
+        weight = convolution.matrix().detach().double()
+        for name, matrix in (("weight", weight), ("inverse_weight", torch.linalg.inv(weight))):
+            self.register_buffer(name, matrix.float()[:, :, None, None].clone())
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """As `Convolution.forward`, without the volume."""
+        return F.conv2d(x, self.weight), x.new_zeros(x.shape[0])
+
+    def inverse(self, y: Tensor) -> Tensor:
+        """As `Convolution.inverse`."""
+        return F.conv2d(y, self.inverse_weight)
 
 
 class ZeroConvolution(nn.Module):
@@ -174,7 +195,7 @@ class Coupling(nn.Module):
         shift, log_scale = self._network(kept)
         moved = moved + shift
         if log_scale is None:
-            return torch.cat([kept, moved], dim=1), x.new_zeros(len(x))
+            return torch.cat([kept, moved], dim=1), x.new_zeros(x.shape[0])
         return torch.cat([kept, moved * log_scale.exp()], dim=1), log_scale.flatten(1).sum(1)
 
     def inverse(self, y: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ class Level(nn.Module):
             (b, 4 C - outputs, H / 2, W / 2), the log-determinants (b,) and log-densities (b,).
         """
         x = squeeze(x)
-        volume = x.new_zeros(len(x))
+        volume = x.new_zeros(x.shape[0])
         for step in self.flow:
             x, more = step(x)
             volume = volume + more
@@ -93,7 +93,7 @@ class Flow(nn.Module):
     def inverse(self, latents: Tensor) -> Tensor:
         """Map normalised latents (b, D) back to x."""
         parts = self.split(latents)
-        x = latents.new_zeros(len(latents), 0, *self.shapes[-1][1:])
+        x = latents.new_zeros(latents.shape[0], 0, *self.shapes[-1][1:])
         for level, part, shape in zip(reversed(self.levels), reversed(parts), self.shapes[::-1]):
             assert isinstance(level, Level)
             x = level.inverse(x, part.view(-1, *shape))
@@ -133,7 +133,7 @@ class Glow(nn.Module):
     def scaled(self, images: Tensor, noise: Tensor | float = 0.5) -> Tensor:
         """Return pictures (b, S, S, 3) uint8 as (b, 3, S, S) float32 in -0.5..0.5."""
         levels = 2**self.bits
-        colours = (images.permute(0, 3, 1, 2) // (256 // levels)).float()
+        colours = (images.permute(0, 3, 1, 2).float() * (levels / 256)).floor()
         return (colours + noise) / levels - 0.5
 
     def encode(self, images: Tensor) -> Tensor:

@@ -1,12 +1,14 @@
 """Pictures that methods read for their displays, and the files that they show."""
 
 import io
+from itertools import pairwise
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from adde.distributed import RankRows, rank, world_size
 from adde.preprocess import Picture, Preprocess
 from adde.schema import Labels
 from adde.shards.index import ShardIndex
@@ -56,6 +58,13 @@ def spread_items(
         none = torch.empty((0, side, side, 3), dtype=torch.uint8)
         return none, torch.empty((0, len(index.schema.sizes)), dtype=torch.int64)
     return torch.from_numpy(np.stack(pictures)), torch.from_numpy(np.stack(labels))
+
+
+def share_items(count: int) -> tuple[RankRows, slice]:
+    """Share `count` items out among the ranks; also return this rank's rows."""
+    ends = [count * number // world_size() for number in range(world_size() + 1)]
+    ranks = RankRows(tuple(stop - first for first, stop in pairwise(ends)))
+    return ranks, slice(ends[rank()], ends[rank() + 1])
 
 
 def png_files(pictures: Tensor) -> list[bytes]:

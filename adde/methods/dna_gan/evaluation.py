@@ -1,14 +1,16 @@
 """Evaluation of a DNA-GAN: reconstructions and swaps of some items of a split."""
 
+import math
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from adde.distributed import RankRows, rank, sum_over_ranks, world_size
+from adde.distributed import sum_over_ranks
 from adde.methods.dna_gan.model import DNAGAN, put
 from adde.methods.dna_gan.objective import draw_exchange
-from adde.methods.pictures import line, png_files, scaled, spread_items
+from adde.methods.pictures import line, png_files, scaled, share_items, spread_items
 from adde.mining.distances import full_precision
 from adde.schema import UNKNOWN
 from adde.shards.index import ShardIndex
@@ -50,44 +52,39 @@ def figures(model: DNAGAN, index: ShardIndex, split: str) -> dict[str, float]:
     pictures; all but `exact` also by attribute. A published critic has no classes.
     """
     count = min(ITEMS, index.count(split))
-    ranks = RankRows(tuple(count * (r + 1) // world_size() - count * r // world_size()
-                           for r in range(world_size())))  # fmt: skip
-    rows = slice(ranks.start, ranks.start + ranks.counts[rank()])
+    ranks, rows = share_items(count)
     own = _coded(model, index, split, count, rows)
     everyone = ranks.gather(own.labels)
     drawn = draw_exchange(everyone, torch.Generator().manual_seed(0))
     attribute, donor, usable = map(ranks.local, drawn)
-    mixed = put(own.pieces, attribute, ranks.gather(own.pieces)[donor, attribute])
-    targets = own.labels.clone()
-    targets[torch.arange(len(targets)), attribute] = everyone[donor, attribute]
+    given = ranks.gather(own.pieces)[donor, attribute]
+    swapped = _decoded(model, put(own.pieces, attribute, given), own.rest)
     errors = (_decoded(model, own.pieces, own.rest) - scaled(own.images)).square()
-    names, size = model.names, len(model.names)
-    sums = [
-        errors.flatten(1).mean(1).sum()[None],
-        torch.full_like(errors.new_empty(1), len(errors)),
-    ]
-    seen = model.seen(2 * _decoded(model, mixed, own.rest) - 1)
-    plain = model.seen(2 * scaled(own.images) - 1)
+    counted = {"error": (errors.flatten(1).mean(1)[:, None], torch.ones_like(usable)[:, None])}
+    seen, plain = model.seen(2 * swapped - 1), model.seen(2 * scaled(own.images) - 1)
     if seen is not None and plain is not None:
-        chosen = torch.nn.functional.one_hot(attribute, size).bool()
-        used, right = usable.bool()[:, None], (seen == targets) | (targets == UNKNOWN)
-        known = own.labels != UNKNOWN
-        for hits, among in (
-            (right, chosen & used),
-            (right, ~chosen & used & known),
-            (plain == own.labels, known),
-            (right.all(1, keepdim=True), used),
-        ):
-            sums += [(hits & among).sum(0).float(), among.sum(0).float()]
-    total = sum_over_ranks(torch.cat(sums))
-    error, items, *rest = total.split([len(part) for part in sums])
-    found = {"psnr": float(-10 * (error / items).log10())}
-    for name, hits, among in zip(("wanted", "kept", "accuracy", "exact"), rest[::2], rest[1::2]):
-        found[name] = float(hits.sum() / among.sum().clamp(min=1))
-        if name != "exact":
-            shares = (hits / among.clamp(min=1)).tolist()
-            found |= {f"{name}/{attribute}": share for attribute, share in zip(names, shares)}
-    return found
+        targets = own.labels.clone()
+        targets[torch.arange(len(targets)), attribute] = everyone[donor, attribute]
+        known, used = own.labels != UNKNOWN, usable.bool()[:, None]
+        chosen = F.one_hot(attribute, len(model.names)).bool()
+        right = (seen == targets) | ~known
+        counted |= {
+            "wanted": (right, chosen & used),
+            "kept": (right, ~chosen & used & known),
+            "accuracy": (plain == own.labels, known),
+            "exact": (right.all(1, keepdim=True), used),
+        }
+    sums = [torch.stack([(hits * among).sum(0), among.sum(0)]) for hits, among in counted.values()]
+    total = sum_over_ranks(torch.cat([each.float() for each in sums], dim=1))
+    found: dict[str, float] = {}
+    for name, part in zip(counted, total.split([each.shape[1] for each in sums], dim=1)):
+        if not part[1].any():
+            continue  # one attribute alone has no others to keep
+        found[name] = float(part[0].sum() / part[1].sum())
+        if part.shape[1] > 1:
+            shares = (part[0] / part[1].clamp(min=1)).tolist()
+            found |= {f"{name}/{attribute}": share for attribute, share in zip(model.names, shares)}
+    return {"psnr": -10 * math.log10(max(found.pop("error"), 1e-10)), **found}
 
 
 @torch.no_grad()

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from adde.distributed import rank, sum_over_ranks, world_size
+from adde.distributed import sum_over_ranks
 from adde.methods.glow.directions import Regression, edited
 from adde.methods.glow.model import Glow, bits_per_dimension
-from adde.methods.pictures import line, spread_items
+from adde.methods.pictures import line, share_items, spread_items
 from adde.mining.distances import full_precision
 from adde.schema import UNKNOWN, Schema
 from adde.shards.index import ShardIndex
@@ -60,20 +60,14 @@ def likelihood(
     return {"bits_per_dim": bits, "log_likelihood": nats}, regression.solve(ridge)
 
 
-def own_items(index: ShardIndex, split: str, count: int) -> range:
-    """Return this rank's share of `count` items spread over a split, by number."""
-    count = min(count, index.count(split))
-    ends = [count * number // world_size() for number in range(world_size() + 1)]
-    return range(ends[rank()], ends[rank() + 1])
-
-
 @torch.no_grad()
 def start(model: Glow, index: ShardIndex, count: int) -> None:
     """Start the activation norms from `count` training items; on all ranks."""
-    own = own_items(index, "train", count)
-    images, _ = spread_items(model.preprocess, index, "train", count, slice(own.start, own.stop))
+    count = min(count, index.count("train"))
+    _, rows = share_items(count)
+    images, _ = spread_items(model.preprocess, index, "train", count, rows)
     device = next(model.parameters()).device
-    noise = noise_of(torch.tensor(own), model.preprocess.size)
+    noise = noise_of(torch.arange(count)[rows], model.preprocess.size)
     with full_precision(images):
         model.flow.start(model.scaled(images.to(device), noise.to(device)))
 
@@ -83,7 +77,8 @@ def directions_of(model: Glow, index: ShardIndex, count: int, ridge: float) -> T
     """Compute directions (V, D) from `count` training items; on all ranks."""
     device = next(model.parameters()).device
     regression = Regression(index.schema, model.dimensions, device)
-    own = own_items(index, "train", count)
+    count = min(count, index.count("train"))
+    _, own = share_items(count)
     for first in range(own.start, own.stop, CHUNK):
         rows = slice(first, min(first + CHUNK, own.stop))
         images, labels = spread_items(model.preprocess, index, "train", count, rows)

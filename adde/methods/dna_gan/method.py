@@ -60,14 +60,14 @@ class DNAGANMethod(Method):
         """As `Method.build`.
 
         Raises:
-            UserError: an attribute or value is not in the schema, or the launched strategy has no
-                whole weights that a published critic could clip.
+            UserError: an attribute or value is not in the schema, or the run is launched under
+                FSDP2 or DeepSpeed: a discriminator with fixed weights, clipped ones and spectral
+                norm need whole weights.
         """
-        sharded = [name for name in ("FSDP", "DEEPSPEED") if is_launched(name)]
-        if start and sharded and config.gan == "published":
+        if start and (sharded := [name for name in ("FSDP", "DEEPSPEED") if is_launched(name)]):
             raise UserError(
-                f"gan: expected 'hinge' under {sharded[0]}, found 'published', which clips weights "
-                "in place; launch with launch/ddp.yaml"
+                "method: expected one process or DDP for 'dna_gan', whose discriminator needs "
+                f"whole weights, found {sharded[0]}; launch with launch/ddp.yaml"
             )
         return DNAGAN(config, schema)
 

@@ -238,6 +238,13 @@ def test_settings_that_do_not_fit_are_refused(settings, words):
         model(config(**settings))
 
 
+def test_sharded_weights_are_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(UserError, match=r"expected one process or DDP for 'dna_gan'.* found FSDP"):
+        METHOD.build(config(), SCHEMA)
+    METHOD.build(config(), SCHEMA, start=False)
+
+
 def test_an_attribute_without_a_second_value_is_refused(tiny_shards):
     index = ShardIndex.read(tiny_shards)
     require_two_values(index, index.schema.names)

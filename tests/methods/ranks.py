@@ -1,9 +1,10 @@
-"""A function on two ranks of this machine."""
+"""A function on two ranks of this machine, forked from the server of tests/programs.py."""
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from tests import programs as _preloads  # noqa: F401 - names what the server imports
 from tests.distributed.test_ranks import free_port
 
 
@@ -21,9 +22,11 @@ def run_rank(rank, function, counts, port, queue):
 
 def on_ranks(function, counts):
     """What `function(counts, rank)`, of a module, gives on the last rank; numpy arrays at most."""
-    queue = mp.get_context("spawn").JoinableQueue()
+    queue = mp.get_context("forkserver").JoinableQueue()
     arguments = (function, counts, free_port(), queue)
-    processes = mp.spawn(run_rank, arguments, len(counts), join=False, start_method="spawn")
+    processes = mp.start_processes(
+        run_rank, arguments, len(counts), join=False, start_method="forkserver"
+    )
     result = queue.get(timeout=120)
     queue.task_done()
     while not processes.join():

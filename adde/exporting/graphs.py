@@ -137,7 +137,7 @@ def write_graphs(model: ADDE, folder: Path) -> Literal["blocks", "dense"]:
     indicator = torch.zeros(2, model.schema.num_values)
     outputs = ("embeddings", "logits") + (("presence",) if model.settings.presence else ())
     try:
-        _export(EncoderGraph(model), {"images": images}, outputs, folder / ENCODER)
+        export_graph(EncoderGraph(model), {"images": images}, outputs, folder / ENCODER)
     except torch.onnx.OnnxExporterError as error:
         raise UserError(
             f"model.backbone: torch cannot export {model.settings.backbone!r} to ONNX opset "
@@ -146,7 +146,7 @@ def write_graphs(model: ADDE, folder: Path) -> Literal["blocks", "dense"]:
     inputs = {"embeddings": embeddings, "indicator": indicator}
     blocks = off_block_share(model) <= BLOCK_SHARE
     memory = BlockMemoryGraph(model) if blocks else MemoryGraph(model)
-    _export(memory, inputs, ("query",), folder / MEMORY)
+    export_graph(memory, inputs, ("query",), folder / MEMORY)
     return "blocks" if blocks else "dense"
 
 
@@ -154,12 +154,13 @@ def write_outfit_graph(head: Bilinear, folder: Path) -> None:
     """Write outfit.onnx into `folder`, batch dynamic."""
     count, _, values, _ = head.table.shape
     inputs = {"outfit": torch.zeros(2, count, values)}
-    _export(OutfitGraph(head), inputs, ("queries",), folder / OUTFIT)
+    export_graph(OutfitGraph(head), inputs, ("queries",), folder / OUTFIT)
 
 
-def _export(
+def export_graph(
     module: nn.Module, inputs: Mapping[str, Any], outputs: tuple[str, ...], path: Path
 ) -> None:
+    """Write a module's graph with a dynamic batch; weights lie beside it above EMBEDDED_BYTES."""
     batch = Dim("batch", min=1, max=65_536)
     # The exporter prints its steps and logs optional packages it lacks.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)

@@ -73,7 +73,7 @@ class Schedule:
     """Passes over the training split; 0 skips the stage."""
 
     learning_rate: float = 1e-3
-    """Peak learning rate of AdamW, or of SGD with momentum 0.9."""
+    """Peak learning rate of the optimiser."""
 
     kind: Literal["cosine", "step", "constant"] = "cosine"
     """cosine: to zero; step: times `step_factor` every `step_epochs`; constant."""
@@ -96,8 +96,8 @@ class Schedule:
 class Optimizer:
     """The optimiser, and averaged weights."""
 
-    name: Literal["adamw", "sgd"] = "adamw"
-    """AdamW, or SGD with momentum 0.9."""
+    name: Literal["adamw", "sgd", "rmsprop"] = "adamw"
+    """AdamW, SGD with momentum 0.9, or RMSprop with decay 0.8."""
 
     weight_decay: float = 0.01
     """Decay of weight matrices and kernels, except those that the model exempts; biases and norms

@@ -87,6 +87,8 @@ def build_optimizer(
     ]
     if settings.name == "sgd":
         return torch.optim.SGD(options, lr=0.0, momentum=0.9)
+    if settings.name == "rmsprop":
+        return torch.optim.RMSprop(options, lr=0.0, alpha=0.8)
     return torch.optim.AdamW(options, lr=0.0, fused=True)
 
 

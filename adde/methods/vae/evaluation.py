@@ -1,19 +1,14 @@
 """Evaluation of a VAE without labels: its outputs on a split, metrics, and pictures."""
 
-import io
-
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from adde.methods.pictures import line, scaled, spread_items
 from adde.methods.vae import losses
-from adde.methods.vae.model import VAE, scaled
+from adde.methods.vae.model import VAE
 from adde.mining.distances import full_precision
-from adde.preprocess import Picture
 from adde.shards.index import ShardIndex
-from adde.shards.reader import ShardReader
-from adde.shards.shares import StoredOrder
 from adde.training.evaluation import EncodedSplit
 from adde.training.watching.displays import PictureRow
 
@@ -79,7 +74,8 @@ def picture_rows(model: VAE, index: ShardIndex, split: str, rows: int) -> list[P
     """
     if not rows:
         return []
-    images = _some(model, index, split).to(next(model.parameters()).device)
+    images, _ = spread_items(model.preprocess, index, split, SHOWN)
+    images = images.to(next(model.parameters()).device)
     # Outside of an evaluator's batches nothing else has switched training's modes off.
     was_training = model.training
     model.eval()
@@ -87,15 +83,12 @@ def picture_rows(model: VAE, index: ShardIndex, split: str, rows: int) -> list[P
         out = model(images)
         nats = losses.kl(out.mean, out.log_variance).mean(0)
         order = nats.argsort(descending=True).tolist()
-        originals = _encoded(scaled(images, model.channels))
+        originals = line(scaled(images, model.channels))
         found = [
             PictureRow(
                 "Reconstructions",
-                originals[0],
-                {
-                    "pictures": [(picture, False) for picture in originals],
-                    "from codes": [(picture, False) for picture in _encoded(out.logits.sigmoid())],
-                },
+                originals[0][0],
+                {"pictures": originals, "from codes": line(out.logits.sigmoid())},
             )
         ]
         steps = torch.linspace(-REACH, REACH, SHOWN, device=images.device)
@@ -104,9 +97,9 @@ def picture_rows(model: VAE, index: ShardIndex, split: str, rows: int) -> list[P
             for latent in order:
                 codes = out.mean[item].repeat(SHOWN, 1)
                 codes[:, latent] = steps
-                moved = _encoded(model.decode(codes).sigmoid())
-                lines[_name(model, latent, nats[latent].item())] = [(p, False) for p in moved]
-            found.append(PictureRow(f"Latents moved, item {item + 1}", originals[item], lines))
+                moved = line(model.decode(codes).sigmoid())
+                lines[_name(model, latent, nats[latent].item())] = moved
+            found.append(PictureRow(f"Latents moved, item {item + 1}", originals[item][0], lines))
     model.train(was_training)
     return found
 
@@ -115,31 +108,3 @@ def _name(model: VAE, latent: int, nats: float) -> str:
     relevance = model.relevance
     end = "" if relevance is None else f", r {relevance[latent].item():.2f}"
     return f"z{latent}, {nats:.1f} nats{end}"
-
-
-def _some(model: VAE, index: ShardIndex, split: str) -> Tensor:
-    """(n, S, S, 3) uint8 pictures of SHOWN items spread over a split, or of all."""
-    shards = index.split(split)
-    samples = tuple(shard.samples for shard in shards)
-    total = sum(samples)
-    places = StoredOrder(samples, total)(0)
-    chosen = np.unique(np.linspace(0, total - 1, SHOWN).astype(np.int64))
-    reader = ShardReader(index)
-    pictures: list[Picture] = []
-    for shard, position in places[chosen].tolist():
-        sample = reader.read(shards[shard], position)
-        pictures.append(model.preprocess.load(sample.picture))
-    reader.close()
-    return torch.from_numpy(np.stack(pictures))
-
-
-def _encoded(pictures: Tensor) -> list[bytes]:
-    """PNGs of (n, C, S, S) in 0..1."""
-    pixels = (255 * pictures).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    found: list[bytes] = []
-    for picture in pixels:
-        content = io.BytesIO()
-        # One channel is told by its missing axis.
-        Image.fromarray(picture if picture.shape[-1] == 3 else picture[..., 0]).save(content, "PNG")
-        found.append(content.getvalue())
-    return found

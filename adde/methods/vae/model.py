@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from adde.distributed import RankRows
-from adde.errors import UserError
+from adde.methods.pictures import scaled
+from adde.methods.players import with_fixed_weights
 from adde.methods.vae.config import VAEConfig
 from adde.methods.vae.networks import build_discriminator, build_networks
 from adde.preprocess import Preprocess
@@ -107,23 +107,10 @@ class VAE(nn.Module):
     def _judge(self, codes: Tensor, permutation: Tensor, ranks: RankRows) -> tuple[Tensor, Tensor]:
         """`Forward.log_ratio` and `Forward.verdicts` of this rank's codes."""
         assert self.discriminator is not None
-        if any(hasattr(p, "ds_id") for p in self.discriminator.parameters()):
-            raise UserError(
-                "expected whole weights of the discriminator, which runs a second time without "
-                "gradients of its own, found them cut by ZeRO-3; launch with launch/zero2.yaml or "
-                "launch/fsdp2.yaml"
-            )
-        weights = {name: p.detach() for name, p in self.discriminator.named_parameters()}
-        real, permuted = functional_call(self.discriminator, weights, (codes,)).float().unbind(1)
+        real, permuted = with_fixed_weights(self.discriminator, codes).float().unbind(1)
         # An item that is not finite is found by its own row, and must not spoil those of others.
         everyone = ranks.gather(codes.detach().nan_to_num(0.0, 0.0, 0.0))
         first, second = everyone.split([len(everyone) - len(permutation), len(permutation)])
         mixed = torch.cat([first, second.gather(0, permutation)])
         verdicts = self.discriminator(ranks.local(mixed)).float()
         return (real - permuted)[:, None], verdicts
-
-
-def scaled(images: Tensor, channels: int) -> Tensor:
-    """(b, S, S, 3) uint8 as (b, channels, S, S) float32 in 0..1; one channel is the mean."""
-    pixels = images.permute(0, 3, 1, 2).float() / 255
-    return pixels if channels == 3 else pixels.mean(1, keepdim=True)

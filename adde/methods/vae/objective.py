@@ -14,9 +14,10 @@ from torch import Tensor
 from adde.distributed import RankRows
 from adde.loading.batch import Batch
 from adde.losses import Term
+from adde.methods.pictures import scaled
 from adde.methods.vae import losses
 from adde.methods.vae.config import VAEConfig
-from adde.methods.vae.model import Forward, scaled
+from adde.methods.vae.model import Forward
 from adde.training.method import Objective, Stage
 from adde.training.terms import Terms, finite_rows, item_shares
 from adde.training.watching.profiling import part

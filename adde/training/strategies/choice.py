@@ -33,13 +33,13 @@ def open_accelerator(config: Config) -> Accelerator:
         # Otherwise Accelerate under DeepSpeed takes CPU ranks for single processes.
         if not on_gpus():
             handlers.append(InitProcessGroupKwargs(backend="gloo"))
-    if _is_launched("DEEPSPEED"):
+    if is_launched("DEEPSPEED"):
         _prepare_deepspeed()
     _check_precision(config.precision)
     if config.compile:
         _check_compiler()
     # Under DeepSpeed the engine does the autocast.
-    plain = config.precision in ("fp32", "tf32") or _is_launched("DEEPSPEED")
+    plain = config.precision in ("fp32", "tf32") or is_launched("DEEPSPEED")
     # Accelerate's own FSDP wraps nothing on the CPU, so it must not see that (see fsdp.py).
     fsdp = os.environ.pop("ACCELERATE_USE_FSDP", None)
     try:
@@ -105,14 +105,15 @@ def _strategy(accelerator: Accelerator) -> type[Strategy]:
         from adde.training.strategies.zero import Zero
 
         return Zero
-    if _is_launched("FSDP") and world_size() > 1:
+    if is_launched("FSDP") and world_size() > 1:
         from adde.training.strategies.fsdp import FullyShard
 
         return FullyShard
     return DataParallel
 
 
-def _is_launched(strategy: str) -> bool:
+def is_launched(strategy: str) -> bool:
+    """Whether `accelerate launch` asked for FSDP or DEEPSPEED."""
     return os.environ.get(f"ACCELERATE_USE_{strategy}", "false").lower() == "true"
 
 
@@ -122,7 +123,7 @@ def _check_precision(precision: str) -> None:
         raise UserError(
             f"precision: expected fp32 or bf16 on the CPU, found {precision}, which needs a GPU"
         )
-    if precision == "fp16" and (_is_launched("DEEPSPEED") or _is_launched("FSDP")):
+    if precision == "fp16" and (is_launched("DEEPSPEED") or is_launched("FSDP")):
         raise UserError(
             "precision: expected fp32 or bf16 under FSDP2 and DeepSpeed, found fp16, whose loss "
             "scale would be lost on resume; use bf16, or launch/ddp.yaml"

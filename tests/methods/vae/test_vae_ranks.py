@@ -5,8 +5,6 @@ import math
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 from adde.distributed import RankRows
@@ -15,7 +13,7 @@ from adde.methods.vae import losses
 from adde.methods.vae.objective import VAEObjective
 from adde.training.optimisation import build_optimizer, set_rate
 from adde.training.terms import global_mean
-from tests.distributed.test_ranks import free_port
+from tests.methods.ranks import on_ranks
 from tests.methods.vae.vae_cases import LATENTS, LOSSES, config, draws, items, model, one_step
 
 ITEMS, STEPS, RATE = 16, 20, 1e-3
@@ -54,31 +52,12 @@ def trained(counts=(ITEMS,)):
     return vae
 
 
-def run_rank(rank, counts, port, queue):
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=len(counts))
-    torch.set_num_threads(1)
-    try:
-        found = of_ranks(counts, rank)
-        if rank == len(counts) - 1:
-            queue.put(found)
-            queue.join()
-    finally:
-        dist.destroy_process_group()
-
-
 COUNTS = [(11, 5), pytest.param((8, 8), marks=pytest.mark.slow)]
 
 
 @pytest.fixture(scope="module", params=COUNTS, ids=str)
 def two(request):
-    queue = mp.get_context("spawn").JoinableQueue()
-    arguments = (request.param, free_port(), queue)
-    processes = mp.spawn(run_rank, arguments, 2, join=False, start_method="spawn")
-    result = queue.get(timeout=120)
-    queue.task_done()
-    while not processes.join():
-        pass
-    return result
+    return on_ranks(of_ranks, request.param)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""DNA-GAN: codes with a piece for each attribute, which pictures exchange."""

@@ -1,0 +1,1 @@
+"""Glow: an invertible map between pictures and Gaussian latents."""

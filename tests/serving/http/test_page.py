@@ -20,8 +20,11 @@ from PIL import Image
 
 from adde.serving.gallery.embedded import EmbeddedGallery
 from adde.serving.http import pages
+from adde.serving.http.backend import BackendConfig
 from adde.serving.http.cards import Cards
 from adde.serving.http.requests.keys import Keys
+from adde.serving.http.settings import Settings
+from tests.serving.http.conftest import InThread
 
 ITEM = "test-000000-002"
 KEY = "secret-secret-secret"
@@ -838,3 +841,21 @@ def test_an_unsafe_url_is_not_a_link(visit, serve, shop):
     page.wait_for_selector(".differs")
     assert page.locator("a.shop").count() == 0
     page.goto("about:blank")
+
+
+@pytest.mark.slow
+def test_a_drawing_stands_above_the_answers(visit, server, drawing, drawing_gallery, decoders):
+    source = BackendConfig(drawing.path, drawing_gallery)
+    draws = InThread(source, Settings(drain_seconds=0), decoders)
+    page = visit(f"/?item={ITEM}&but.colour=blue", url=draws.url)
+    page.wait_for_selector("#drawn:not([hidden])")
+    assert "Drawn by a model" in page.locator("#drawn").inner_text()
+    assert page.locator("#drawing").get_attribute("alt") == "Drawn by a model: colour blue"
+    until(page, "document.getElementById('drawing').naturalWidth === 16")
+    assert answers(page)
+    page.click("#reset")
+    page.wait_for_selector("#drawn", state="hidden")
+    draws.close()
+    # Of a bundle without a decoder nothing is asked.
+    page = visit(f"/?item={ITEM}&but.colour=blue")
+    assert answers(page) and not page.locator("#drawn").is_visible()

@@ -4,6 +4,7 @@ import * as answers from "./answers.js";
 import * as api from "./api.js";
 import * as attributes from "./attributes.js";
 import { byId, plain } from "./dom.js";
+import * as drawing from "./drawing.js";
 import * as filters from "./filters.js";
 import * as menu from "./menu.js";
 import { complain, note, say } from "./notices.js";
@@ -61,6 +62,7 @@ async function showStart(signal) {
   if (signal.aborted) return;
   document.title = "This item, but …";
   query.hide();
+  drawing.hide();
   start.show(schema, state, go);
   filters.show(schema, state, filter);
   byId("others").hidden = state.words !== "" || !items.length;
@@ -98,6 +100,7 @@ async function showSearch(signal) {
   showChanges(seen.values);
   answers.clear();
   answers.add(result.answers, state, schema.cards ?? {}, go);
+  drawing.show(state, schema, upload, signal);
   const count = result.answers.length;
   byId("others").hidden = true;
   byId("heading").textContent = query.heading(state, count);

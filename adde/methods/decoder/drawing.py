@@ -15,18 +15,18 @@ from adde.methods.adde.evaluation import memory_edit
 from adde.methods.adde.model import ADDE
 from adde.methods.adde.opening import FrozenEncoder, require_trained_on
 from adde.methods.decoder.config import DecoderConfig
-from adde.methods.decoder.evaluation import draw, encode, obedience, psnr, targets_of
-from adde.methods.decoder.judge import Judge, judge_of
+from adde.methods.decoder.evaluation import Items, draw, encode, obedience, psnr, targets_of
+from adde.methods.decoder.judge import Judge, judge_of, represent_real
 from adde.methods.decoder.model import StyledDecoder
 from adde.methods.decoder.structure import ssim
-from adde.metrics import attribute_accuracy, unit
+from adde.metrics import attribute_accuracy, predicted_labels, unit
 from adde.preprocess import Picture
 from adde.ranking import top_k
 from adde.schema import UNKNOWN, Labels, Rows
 from adde.shards.catalogues.drawn.redraw import redraw
 from adde.shards.reader import iterate
 from adde.training.checkpoints.checkpoint import Checkpoint
-from adde.training.evaluation import EncodedSplit, Evaluator
+from adde.training.evaluation import Evaluator
 from adde.training.method import Measured
 from adde.training.recipes import CONFIG_NAME, read_recipe
 from adde.training.watching.displays import Cell, Table
@@ -57,44 +57,42 @@ def measure(
     frozen = FrozenEncoder.open(config.encoder, index.schema, str(index.root))
     require_trained_on(model.encoder, frozen.weights, "decoder", str(frozen.checkpoint.path))
     encoder = frozen.model.to(evaluator.device)
-    encoded = encode(model, encoder, evaluator, split)
+    items = encode(model, encoder, evaluator, split)
     judge = judge_of(run, model.preprocess, evaluator)
-    seen = judge.see(encoded.outputs["pictures"])
+    real = evaluator.encode(represent_real, judge, split)
+    seen = predicted_labels(real.outputs["logits"], index.schema)
     content: dict[str, Any] = {
-        "judge": attribute_accuracy(seen, encoded.labels, index.schema.names),
-        "reconstruction": {n: float(encoded.outputs[n].mean()) for n in ("psnr", "kl")},
+        "judge": attribute_accuracy(seen, real.labels, index.schema.names),
+        "reconstruction": {n: float(items.encoded.outputs[n].mean()) for n in ("psnr", "kl")},
         "edits": {},
     }
     for count in AT_ONCE[: len(index.schema.sizes)]:
-        edits, true = _edits(evaluator, split, encoded, count, min(queries, MOST) or MOST)
+        edits, true = _edits(items, count, min(queries, MOST) or MOST)
         if len(edits):
-            shown = _shown(model, encoder, encoded, edits, true)
-            content["edits"][str(count)] = _judged(judge, shown, edits, encoded.labels, true)
+            shown = _shown(encoder, items, edits, true)
+            content["edits"][str(count)] = _judged(judge, shown, edits, items.labels, true)
     if not content["edits"]:
         raise UserError(f"{index.root}: expected known labels in the split {split!r}, found none")
     return Measured(content, as_text(content))
 
 
-def _edits(
-    evaluator: Evaluator, split: str, encoded: EncodedSplit, count: int, most: int
-) -> tuple[LabelEdits, Picture | None]:
+def _edits(items: Items, count: int, most: int) -> tuple[LabelEdits, Picture | None]:
     """Return at most `most` edits, and their true pictures if the catalogue can be drawn.
 
     Edits without a true picture are then left out, such as of a garment that an outfit hides.
     """
-    index, labels = evaluator.index, encoded.labels
+    index, labels, side = items.index, items.labels, items.model.side
     edits = all_edits(labels, count, 2 * most)
-    ids = [sample.item_id for sample in iterate(index, split)]
-    known = [ids[row] for row in encoded.rows.tolist()]
-    pictures = encoded.outputs["pictures"]
+    ids = [sample.item_id for sample in iterate(index, items.split)]
+    known = [ids[row] for row in items.encoded.rows.tolist()]
 
     def drawn_again(rows: Rows, wanted: Labels) -> list[Picture | None] | None:
-        return redraw(index.name, [known[row] for row in rows], wanted, pictures.shape[1])
+        return redraw(index.name, [known[row] for row in rows], wanted, side)
 
     first = np.arange(min(4, len(labels)))
     same = drawn_again(first, labels[first])
     # Shards of another seed or size, or of a catalogue of this name that somebody else has made.
-    if same is None or not np.array_equal(np.stack(same), pictures[first]):
+    if same is None or not all(map(np.array_equal, same, items.pictures(first))):
         return edits[_spread(len(edits), most)], None
     true = drawn_again(edits.reference, targets_of(edits, labels))
     assert true is not None
@@ -110,26 +108,21 @@ def _spread(count: int, most: int) -> Rows:
 
 
 def _shown(
-    model: StyledDecoder,
-    encoder: ADDE,
-    encoded: EncodedSplit,
-    edits: LabelEdits,
-    true: Picture | None,
+    encoder: ADDE, items: Items, edits: LabelEdits, true: Picture | None
 ) -> dict[str, Picture]:
     """Return the pictures that are judged, by the names of ROWS."""
-    pictures = encoded.outputs["pictures"]
     shown = {
-        "drawn": draw(model, encoder, encoded, edits).pictures,
-        "retrieved": pictures[_nearest(encoder, encoded, edits)],
-        "unedited": pictures[edits.reference],
+        "drawn": draw(encoder, items, edits).pictures,
+        "retrieved": items.pictures(_nearest(encoder, items, edits)),
+        "unedited": items.pictures(edits.reference),
     }
     return shown if true is None else {**shown, "true": true}
 
 
-def _nearest(encoder: ADDE, encoded: EncodedSplit, edits: LabelEdits) -> Rows:
+def _nearest(encoder: ADDE, items: Items, edits: LabelEdits) -> Rows:
     """Return the item of the split nearest to each edited embedding, never the item itself."""
-    embeddings, own = encoded.outputs["embeddings"], encoded.labels[edits.reference]
-    change = encoder.schema.indicator(own, targets_of(edits, encoded.labels))
+    embeddings, own = items.encoded.outputs["embeddings"], items.labels[edits.reference]
+    change = encoder.schema.indicator(own, targets_of(edits, items.labels))
     queries = memory_edit(encoder)(embeddings[edits.reference], change)
     ranked = top_k(queries, unit(embeddings.reshape(len(embeddings), -1)), 2)
     return np.where(ranked[:, 0] == edits.reference, ranked[:, -1], ranked[:, 0])

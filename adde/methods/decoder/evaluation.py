@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from adde.distributed import rank
 from adde.edits import LabelEdits, all_edits
 from adde.methods.adde.model import ADDE
 from adde.methods.decoder.model import StyledDecoder, as_drawn, see
@@ -17,7 +19,10 @@ from adde.methods.vae.losses import kl
 from adde.metrics import predicted_labels
 from adde.mining.distances import full_precision
 from adde.preprocess import Picture
-from adde.schema import UNKNOWN, Labels, Schema
+from adde.schema import UNKNOWN, Labels, Rows, Schema
+from adde.shards.index import ShardIndex
+from adde.shards.reader import ShardReader
+from adde.shards.shares import StoredOrder
 from adde.training.evaluation import EncodedSplit, Evaluator
 from adde.training.watching.displays import PictureRow
 
@@ -39,7 +44,6 @@ def represent(encoder: ADDE, model: StyledDecoder, images: Tensor) -> dict[str, 
         "style": mean,
         "kl": kl(mean, log_variance).sum(1),
         "psnr": psnr(drawn, pictures),
-        "pictures": as_bytes(pictures),
     }
 
 
@@ -53,9 +57,43 @@ def as_bytes(pictures: Tensor) -> Tensor:
     return (255 * pictures).round().byte().permute(0, 2, 3, 1).contiguous()
 
 
-def encode(model: StyledDecoder, encoder: ADDE, evaluator: Evaluator, split: str) -> EncodedSplit:
+@dataclass(frozen=True, eq=False)
+class Items:
+    """The encoded items of a split. Pictures are read when needed, because all are too many."""
+
+    index: ShardIndex
+    split: str
+    encoded: EncodedSplit
+    """Outputs of `represent`."""
+    model: StyledDecoder
+
+    @property
+    def labels(self) -> Labels:
+        """(N, A) int64."""
+        return self.encoded.labels
+
+    def outputs(self, name: str, rows: Rows) -> Tensor:
+        """Return an output of `represent` for some rows, on the model's device."""
+        return torch.from_numpy(self.encoded.outputs[name][rows]).to(self.model.encoder.device)
+
+    def pictures(self, rows: Rows) -> Picture:
+        """Read the pictures of rows (n,), (n, S, S, 3) uint8 of the size that is drawn."""
+        some, places = np.unique(rows, return_inverse=True)
+        shards, reader = self.index.split(self.split), ShardReader(self.index)
+        samples = tuple(shard.samples for shard in shards)
+        stored = StoredOrder(samples, sum(samples))(0)[self.encoded.rows[some]].tolist()
+        read = [reader.read(shards[shard], position).picture for shard, position in stored]
+        reader.close()
+        found = np.stack([self.model.preprocess.load(content) for content in read])
+        if self.model.shrink > 1:
+            found = as_bytes(as_drawn(torch.from_numpy(found), self.model.shrink)).numpy()
+        return found[places]
+
+
+def encode(model: StyledDecoder, encoder: ADDE, evaluator: Evaluator, split: str) -> Items:
     """Compute `represent` of a split, on all ranks."""
-    return evaluator.encode(partial(represent, encoder), model, split)
+    encoded = evaluator.encode(partial(represent, encoder), model, split)
+    return Items(evaluator.index, split, encoded, model)
 
 
 class Drawn(NamedTuple):
@@ -73,23 +111,23 @@ def targets_of(edits: LabelEdits, labels: Labels) -> Labels:
 
 
 @torch.no_grad()
-def draw(model: StyledDecoder, encoder: ADDE, encoded: EncodedSplit, edits: LabelEdits) -> Drawn:
+def draw(encoder: ADDE, items: Items, edits: LabelEdits) -> Drawn:
     """Draw edits of a split's items."""
-    device = model.encoder.device
-    targets = targets_of(edits, encoded.labels)
-    indicator = encoder.schema.indicator(encoded.labels[edits.reference], targets)
+    model = items.model
+    targets = targets_of(edits, items.labels)
+    indicator = encoder.schema.indicator(items.labels[edits.reference], targets)
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         for start in range(0, len(edits), BATCH):
             rows = slice(start, start + BATCH)
             some = edits.reference[rows]
-            given = (encoded.outputs["embeddings"][some], indicator[rows])
-            embeddings, change = (torch.from_numpy(one).to(device) for one in given)
-            style = torch.from_numpy(encoded.outputs["style"][some]).to(device)
-            stored = torch.from_numpy(encoded.outputs["pictures"][some]).to(device)
-            with full_precision(embeddings):
-                pictures, edited = as_drawn(stored, 1), encoder.edit(embeddings, change)
-                drawn = model.drawn(pictures, embeddings, edited, style)
+            own, style = items.outputs("embeddings", some), items.outputs("style", some)
+            change = torch.from_numpy(indicator[rows]).to(own.device)
+            pictures = style.new_empty(0)
+            if model.starts_from_pictures:
+                pictures = as_drawn(torch.from_numpy(items.pictures(some)).to(own.device), 1)
+            with full_precision(own):
+                drawn = model.drawn(pictures, own, encoder.edit(own, change), style)
                 yield as_bytes(drawn), see(encoder, drawn, model.shrink).logits
 
     was_training = model.training
@@ -120,10 +158,10 @@ def obedience(seen: Labels, edits: LabelEdits, labels: Labels) -> dict[str, floa
     }
 
 
-def figures(encoded: EncodedSplit, drawn: Drawn, edits: LabelEdits) -> dict[str, float]:
+def figures(items: Items, drawn: Drawn, edits: LabelEdits) -> dict[str, float]:
     """Compute the validation metrics; `score` chooses the best checkpoint."""
-    found = {name: float(encoded.outputs[name].mean()) for name in ("psnr", "kl")}
-    found |= obedience(drawn.seen, edits, encoded.labels)
+    found = {name: float(items.encoded.outputs[name].mean()) for name in ("psnr", "kl")}
+    found |= obedience(drawn.seen, edits, items.labels)
     found["score"] = (found["wanted"] + found["unchanged"]) / 2 + found["psnr"] / 100
     return found
 
@@ -132,25 +170,22 @@ def validate(
     model: StyledDecoder, encoder: ADDE, evaluator: Evaluator, split: str, rows: int
 ) -> tuple[dict[str, float], list[PictureRow]]:
     """Compute `figures` of a split, and `picture_rows`; on all ranks."""
-    encoded = encode(model, encoder, evaluator, split)
-    edits = all_edits(encoded.labels, 1, EDITS)
-    drawn = draw(model, encoder, encoded, edits)
-    found = figures(encoded, drawn, edits)
-    return found, picture_rows(model, encoder, encoded, rows)
+    items = encode(model, encoder, evaluator, split)
+    edits = all_edits(items.labels, 1, EDITS)
+    found = figures(items, draw(encoder, items, edits), edits)
+    return found, picture_rows(encoder, items, rows) if rank() == 0 else []
 
 
-def picture_rows(
-    model: StyledDecoder, encoder: ADDE, encoded: EncodedSplit, rows: int
-) -> list[PictureRow]:
+def picture_rows(encoder: ADDE, items: Items, rows: int) -> list[PictureRow]:
     """Show a few items: their reconstruction, then one edit of each attribute."""
-    schema, labels = encoder.schema, encoded.labels
+    schema, labels = encoder.schema, items.labels
     found: list[PictureRow] = []
     for item in np.unique(np.linspace(0, len(labels) - 1, rows).astype(np.int64)).tolist():
         edits = one_of_each(labels[item], schema, item)
-        drawn = draw(model, encoder, encoded, edits)
+        drawn = draw(encoder, items, edits)
         right = (drawn.seen == edits.values).any(axis=1).tolist()
         unchanged, *edited = [png(picture) for picture in drawn.pictures]
-        original = png(encoded.outputs["pictures"][item])
+        original = png(items.pictures(np.array([item]))[0])
         lines = {"drawn as it is": [(unchanged, True)]}
         for number, (picture, good) in enumerate(zip(edited, right[1:]), 1):
             attribute = int((edits.values[number] != UNKNOWN).argmax())

@@ -33,7 +33,7 @@ class Forward(NamedTuple):
     log_variance: Tensor
     """(b, L) float32."""
     error: Tensor
-    """Squared error of the velocity, summed over pixels and channels, (b,) float32."""
+    """Squared error of the velocity, summed over pixels and channels, (b, 1) float32."""
 
 
 class Draws(NamedTuple):
@@ -52,6 +52,8 @@ class Draws(NamedTuple):
 class FlowDecoder(StyledDecoder):
     """A flow given tokens of the attributes and of the style."""
 
+    starts_from_pictures = True
+
     def __init__(self, config: DecoderConfig, seen: ModelSettings, attributes: int) -> None:
         super().__init__(config, seen, attributes)
         self.steps = config.steps
@@ -67,7 +69,7 @@ class FlowDecoder(StyledDecoder):
         times = draws.times[:, None, None, None]
         moved = (1 - times) * draws.noise + times * pictures
         found = self.velocity(moved, draws.times, tokens).float()
-        error = (found - (pictures - draws.noise)).square().flatten(1).sum(1)
+        error = (found - (pictures - draws.noise)).square().flatten(1).sum(1, keepdim=True)
         return Forward(mean, log_variance, error)
 
     def drawn(self, pictures: Tensor, own: Tensor, edited: Tensor, style: Tensor) -> Tensor:

@@ -29,21 +29,19 @@ SIDE = 64
 ITEMS = 20_000
 """Most training items; their pictures stay in memory."""
 
-STEPS, BATCH, RATE = 1500, 64, 3e-3
+STEPS, BATCH, RATE = 1200, 64, 3e-3
 
 
 class Judge(nn.Module):
-    """Five convolutions with batch norm and pooling, then logits (B, V) of all values."""
+    """Three convolutions with batch norm and pooling, then logits (B, V) of all values."""
 
     def __init__(self, schema: Schema, preprocess: Preprocess) -> None:
         super().__init__()
         self.preprocess, self.schema = preprocess, schema
-        channels = [(3, 24), (24, 48), (48, 96), (96, 128)]
         layers: list[nn.Module] = []
-        for number, (before, after) in enumerate(channels):
-            kernel = 3 if number else 5
-            layers += [nn.Conv2d(before, after, kernel, padding=kernel // 2), nn.BatchNorm2d(after)]
-            layers += [nn.MaxPool2d(2), nn.ReLU()]
+        for before, after, kernel, stride in ((3, 32, 5, 2), (32, 64, 3, 1), (64, 128, 3, 1)):
+            layers += [nn.Conv2d(before, after, kernel, stride, kernel // 2)]
+            layers += [nn.BatchNorm2d(after), nn.MaxPool2d(2), nn.ReLU()]
         hidden = 128 * (SIDE // 16) ** 2
         self.layers = nn.Sequential(
             *layers, nn.Flatten(), nn.Dropout(0.2), nn.Linear(hidden, 256), nn.ReLU(),
@@ -61,6 +59,11 @@ class Judge(nn.Module):
         parts = torch.from_numpy(pictures).split(256)
         logits = [self(sized(part.to(device))).cpu() for part in parts]
         return predicted_labels(torch.cat(logits).numpy(), self.schema)
+
+
+def represent_real(judge: Judge, images: Tensor) -> dict[str, Tensor]:
+    """Return the logits of real pictures (b, S, S, 3) uint8."""
+    return {"logits": judge(sized(images))}
 
 
 def sized(pictures: Tensor) -> Tensor:

@@ -42,6 +42,9 @@ class StyledDecoder(nn.Module):
     encoder: Tensor
     """(32,) uint8 sha256 of the encoder's checkpoint."""
 
+    starts_from_pictures: bool
+    """Whether `drawn` uses pictures and their own embeddings."""
+
     frozen: FrozenEncoder | None = None
     """The encoder of a run that trains; not part of a checkpoint."""
 
@@ -88,6 +91,8 @@ class StyledDecoder(nn.Module):
 
 class PictureDecoder(StyledDecoder):
     """A decoder dec([r; s]) -> picture, the form `vae`."""
+
+    starts_from_pictures = False
 
     def __init__(self, config: DecoderConfig, seen: ModelSettings, attributes: int) -> None:
         super().__init__(config, seen, attributes)

@@ -126,10 +126,11 @@ async def complete(request: Request) -> Response:
 )
 async def draw(request: Request) -> Response:
     """How it might look with these values: a PNG, or JSON for those who accept JSON alone."""
-    drawing = await service_of(request).draw(request)
-    if request.headers.get("accept", "").startswith(JSON):
-        return json_response(response_models.drawing_json(drawing))
-    return Response(drawing.png(), media_type="image/png", headers={"x-synthetic": "true"})
+    as_json = request.headers.get("accept", "").startswith(JSON)
+    content = await service_of(request).draw(request, as_json)
+    if as_json:
+        return json_response(content)
+    return Response(content, media_type="image/png", headers={"x-synthetic": "true"})
 
 
 @router.get("/v1/schema", responses=problems(401, 421, 429))

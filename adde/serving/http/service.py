@@ -24,7 +24,7 @@ from adde.serving.http.requests.decoder_pool import Decoders
 from adde.serving.http.requests.hosts import AllowedHosts
 from adde.serving.http.requests.keys import Keys, RateLimiter
 from adde.serving.http.requests.request_body import Body, Upload, read
-from adde.serving.http.response_models import complete_json, result_json, seen_json
+from adde.serving.http.response_models import complete_json, drawing_json, result_json, seen_json
 from adde.serving.http.settings import Settings
 from adde.serving.outfits import check_outfit
 from adde.serving.search import Request as Search
@@ -129,12 +129,12 @@ class Service:
                 request, self._complete(slot, body, upload), self._seconds_left(request)
             )
 
-    async def draw(self, request: Request) -> Drawing:
-        """Answer /v1/draw."""
+    async def draw(self, request: Request, as_json: bool) -> bytes:
+        """Answer /v1/draw, with a PNG or JSON."""
         body, upload = await self._read(request, DrawBody)
         with self._admission.admit(request.state.key) as slot:
             return await within_deadline(
-                request, self._draw(slot, body, upload), self._seconds_left(request)
+                request, self._draw(slot, body, upload, as_json), self._seconds_left(request)
             )
 
     async def query_gallery(self, request: Request, work: Callable[[Backend], Awaitable[T]]) -> T:
@@ -186,7 +186,9 @@ class Service:
             with self.metrics.stage("search"):
                 return await backend.gallery.call(_complete_json, backend, body, starts)
 
-    async def _draw(self, slot: Slot, body: DrawBody, upload: Upload | None) -> Drawing:
+    async def _draw(
+        self, slot: Slot, body: DrawBody, upload: Upload | None, as_json: bool
+    ) -> bytes:
         backend, edits = self.backend, body.made_edits()
         searcher = backend.searcher
         with backend.in_use():
@@ -203,7 +205,9 @@ class Service:
                 picture = await self._decoded(backend, upload)
                 start = await self._embedded(backend, slot, picture)
             with self.metrics.stage("draw"):
-                return await backend.in_thread(searcher.drawn, start, picture, edits)
+                drawing = await backend.in_thread(searcher.drawn, start, picture, edits)
+                encode = _drawing_json if as_json else Drawing.png
+                return await backend.in_thread(encode, drawing)
 
     async def _start_of(self, backend: Backend, slot: Slot, upload: Upload) -> Start:
         return await self._embedded(backend, slot, await self._decoded(backend, upload))
@@ -250,6 +254,10 @@ def _complete_json(backend: Backend, body: CompleteBody, starts: list[Start]) ->
     found = searcher.completed(body.items, starts, body.category, body.k, body.filters)
     content = complete_json(searcher.gallery.header, backend.bundle, found)
     return json.dumps(content, allow_nan=False).encode()
+
+
+def _drawing_json(drawing: Drawing) -> bytes:
+    return json.dumps(drawing_json(drawing), allow_nan=False).encode()
 
 
 def _search_json(backend: Backend, search: Search, start: Start) -> bytes:

@@ -109,6 +109,7 @@ def test_it_trains_and_is_watched(folder):
     assert not [name for name in last_checkpoint(run).tensors("model") if "backbone" in name]
 
 
+@pytest.mark.slow
 def test_a_flow_trains_and_draws(folder):
     """From the same recipe; an edit under the picture's own embedding gives the picture again."""
     recipe = (folder / "decoder.toml").read_text().replace(f"{folder}/run", f"{folder}/flow")

@@ -29,7 +29,7 @@ def test_the_error_is_that_of_the_straight_line():
         made.velocity.last[-1].bias.zero_()
     noise = torch.randn(4, 3, 32, 32)
     draws = Draws(torch.randn(4, 3), noise, torch.rand(4), torch.zeros(4, dtype=torch.bool))
-    found = made(batch.images, torch.randn(4, 3, 6), draws).error
+    found = made(batch.images, torch.randn(4, 3, 6), draws).error[:, 0]
     pictures = batch.images.permute(0, 3, 1, 2).double() / 127.5 - 1
     expected = ((pictures - noise.double()) ** 2).sum((1, 2, 3))
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=0)

@@ -14,7 +14,8 @@ from adde.model.settings import ModelSettings
 def build_backbone(settings: ModelSettings) -> nn.Module:
     """Build a timm model without its classifier: (B, 3, S, S) float -> (B, F) float.
 
-    With pooling "flatten" it returns the last feature map (B, C, H, W).
+    With another `pooling` than "timm" it returns the last feature map: (B, C, H, W), (B, H, W, C),
+    or the tokens (B, P, C) of a transformer.
 
     Raises:
         UserError: timm has no such model or rejects its options, its hub cannot be reached, or the
@@ -31,7 +32,7 @@ def build_backbone(settings: ModelSettings) -> nn.Module:
         published is not None and published.fixed_input_size
     ):  # such as a model with position embeddings
         options.setdefault("img_size", settings.image_size)
-    if settings.pooling == "flatten":
+    if settings.pooling != "timm":
         options["global_pool"] = ""
     try:
         backbone = timm.create_model(
@@ -53,8 +54,10 @@ def build_backbone(settings: ModelSettings) -> nn.Module:
     return backbone
 
 
-def num_features(backbone: nn.Module, settings: ModelSettings) -> int:
-    """Return F, measured by a forward pass: some timm models report a wrong number.
+def feature_shape(backbone: nn.Module, settings: ModelSettings) -> tuple[int, ...]:
+    """Return the shape of one picture's features, measured by a forward pass.
+
+    What timm models report about themselves is wrong for some.
 
     Raises:
         UserError: the backbone cannot encode pictures of `image_size`, or returns no features;
@@ -66,7 +69,7 @@ def num_features(backbone: nn.Module, settings: ModelSettings) -> int:
         with torch.no_grad():
             features = backbone(torch.zeros(1, 3, side, side))
         backbone.train()
-        return features.flatten(1).shape[1]
+        return tuple(features.shape[1:])
     except Exception as error:  # timm models raise many types of errors
         made_for = getattr(backbone, "default_cfg", {}).get("input_size", (3, side, side))[-1]
         what = f"{settings.backbone!r}, made for pictures of {made_for} px, cannot encode one of "
@@ -79,6 +82,13 @@ def num_features(backbone: nn.Module, settings: ModelSettings) -> int:
             f"model.image_size: {what}; set model.image_size to {made_for}, or in "
             f"model.backbone_options this backbone's option for it, such as img_size = {side}"
         ) from error
+
+
+def positions(features: Tensor, backbone: nn.Module) -> Tensor:
+    """Return a feature map, or a transformer's tokens, as (B, P, C): P positions."""
+    if features.ndim == 4 and getattr(backbone, "output_fmt", "NCHW") == "NCHW":
+        return features.flatten(2).transpose(1, 2)
+    return features.flatten(1, -2)
 
 
 def _load_weights(backbone: nn.Module, settings: ModelSettings) -> None:

@@ -17,9 +17,11 @@ class ModelSettings:
     backbone_options: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the timm model, such as {channels = [32, 64, 128, 256]}."""
 
-    pooling: Literal["timm", "flatten"] = "timm"
+    pooling: Literal["timm", "flatten", "attention"] = "timm"
     """timm: the backbone's own, usually the mean over the last feature map; flatten: all positions
-    of the map, for pictures in which attributes have fixed positions."""
+    of the map, for pictures in which attributes have fixed positions; attention: a weighted mean
+    over the map per attribute, whose weights are learned, so that each attribute is read where it
+    can be seen."""
 
     pretrained: bool = False
     """Start from the weights timm's hub has for this backbone."""

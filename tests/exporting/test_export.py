@@ -14,6 +14,8 @@ from adde.bundle import Bundle, Golden, Outputs
 from adde.errors import UserError
 from adde.exporting import export, graphs, parity
 from adde.exporting.check import check_bundle
+from adde.methods.adde.model import ADDE
+from adde.model import ModelSettings
 from adde.preprocess import Preprocess
 from adde.schema import Attribute, Schema
 from adde.scoring import Calibration
@@ -109,6 +111,23 @@ def test_graphs_are_plain_onnx_without_paths_of_the_machine(tiny_bundle):
         content = (tiny_bundle / name).read_bytes()
         assert b"site-packages" not in content
         assert b"graphs.py" not in content
+
+
+def test_attention_pooling_is_exported(tmp_path, tiny_model):
+    torch.manual_seed(4)
+    settings = ModelSettings(
+        backbone="test_resnet", image_size=64, width=5, hidden=7, pooling="attention"
+    )
+    model = ADDE(settings, tiny_model.schema).eval()
+    torch.nn.init.normal_(model.pooling.query)
+    torch.nn.init.normal_(model.pooling.place)
+    graphs.write_graphs(model, tmp_path)
+    session = onnxruntime.InferenceSession(tmp_path / "encoder.onnx")
+    for batch in (1, 3):
+        images = torch.randint(0, 256, (batch, 64, 64, 3)).to(torch.uint8)
+        found = session.run(None, {"images": images.numpy()})
+        for output, expected in zip(found, model.encode(images)):
+            np.testing.assert_allclose(output, expected.detach(), atol=1e-5)
 
 
 def test_a_volume_is_filled(tmp_path, tiny_model, tiny_shards, tiny_bundle):

@@ -1,15 +1,11 @@
 """Run train/main.py on a tiny catalogue: start, kill and resume it as a user does."""
 
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import psutil
 import pytest
@@ -24,8 +20,9 @@ from adde.training.checkpoints.checkpoint import last_checkpoint
 from adde.training.watching.panels import NOT_SHOWN, PANELS
 from adde.training.watching.profiling import PARTS
 from adde.training.watching.tracking import read_log
+from tests import programs
+from tests.programs import finish
 
-ROOT = Path(__file__).parents[2]
 TINY = [
     "--data.batch-size=12",
     "--data.workers=0",
@@ -46,32 +43,10 @@ TINY = [
 ]
 
 
-def environment():
-    return {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONWARNINGS": "default",
-        "ACCELERATE_USE_CPU": "true",
-    }
-
-
 def start(shards, run, *more, launcher=()):
-    """Start train/main.py with one thread, so that sums have a fixed order."""
-    program = [sys.executable, *launcher, "train/main.py"]
-    return subprocess.Popen(
-        [*program, f"--run={run}", f"--data.shards={shards}", *TINY, *more],
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def finish(process):
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-    return output
+    """Start train/main.py."""
+    words = (*launcher, "train/main.py", f"--run={run}", f"--data.shards={shards}", *TINY, *more)
+    return programs.start(*words, PYTHONWARNINGS="default")
 
 
 def steps(run):
@@ -347,15 +322,8 @@ def test_a_start_says_what_was_started(two_ranks):
 def test_two_ranks_train_and_are_evaluated(two_ranks):
     run = two_ranks
     assert steps(run) == list(range(1, 26))
-    result = subprocess.run(
-        [sys.executable, "train/evaluate.py", f"--run={run}", "--split=test"],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert "classifier_soft" in result.stdout
+    output = finish(programs.start("train/evaluate.py", f"--run={run}", "--split=test"))
+    assert "classifier_soft" in output
     metrics = json.loads((run / "metrics.json").read_text())
     assert set(metrics["baselines"]) == {"random", "no_edit", "classifier", "classifier_soft"}
     assert metrics["split"] == "test"

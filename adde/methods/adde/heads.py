@@ -29,6 +29,25 @@ class BatchedLinear(nn.Module):
         return torch.baddbmm(self.bias, x, F.pad(weight, (0, 1)))[..., :1]
 
 
+class AttributePooling(nn.Module):
+    """h_a = sum_p w_ap phi_p with w_a = softmax_p(u_a . phi_p / sqrt(C) + b_ap).
+
+    Each attribute has a query u_a and a bias b_ap per position of the map: what its evidence looks
+    like, and where it tends to be. Zeros start as the plain mean over the map.
+    """
+
+    def __init__(self, schema: Schema, positions: int, channels: int) -> None:
+        super().__init__()
+        groups = len(schema.sizes)
+        self.query = nn.Parameter(torch.zeros(groups, channels))
+        self.place = nn.Parameter(torch.zeros(groups, positions))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map features (B, P, C) to one row per attribute (A, B, C)."""
+        scores = self.query @ features.transpose(1, 2) / math.sqrt(features.shape[-1])
+        return ((scores + self.place).softmax(-1) @ features).transpose(0, 1)
+
+
 class AttributeHeads(nn.Module):
     """r_a = W2_a relu(W1_a h + b1_a) + b2_a for all attributes at once (equation 1).
 
@@ -42,7 +61,7 @@ class AttributeHeads(nn.Module):
         self.second = BatchedLinear(self.groups, hidden, width)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Map features (B, F) to embeddings (B, A, D) float32."""
+        """Map features (B, F), or (A, B, F) of each attribute, to embeddings (B, A, D) float32."""
         # `expand` copies nothing: the stride over attributes is zero.
         hidden = self.first(features.expand(self.groups, -1, -1)).relu()
         embeddings = self.second(hidden).transpose(0, 1).float()

@@ -1,13 +1,19 @@
 """The whole model in one module, so that wrappers such as DDP see every use of a parameter."""
 
+import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from adde.methods.adde.heads import AttributeClassifiers, AttributeHeads, PresenceHead
+from adde.methods.adde.heads import (
+    AttributeClassifiers,
+    AttributeHeads,
+    AttributePooling,
+    PresenceHead,
+)
 from adde.methods.adde.memory import PrototypeMemory
-from adde.model.backbone import build_backbone, num_features
+from adde.model.backbone import build_backbone, feature_shape, positions
 from adde.model.settings import ModelSettings
 from adde.preprocess import Preprocess
 from adde.schema import Schema
@@ -58,7 +64,11 @@ class ADDE(nn.Module):
         published: dict[str, Any] = self.backbone.default_cfg  # pyright: ignore[reportAssignmentType]
         mean, std = published["mean"], published["std"]
         self.preprocess = Preprocess(settings.image_size, tuple(mean), tuple(std), settings.fit)
-        features = num_features(self.backbone, settings)
+        shape = feature_shape(self.backbone, settings)
+        features, self.pooling = math.prod(shape), None
+        if settings.pooling == "attention":
+            places, features = positions(torch.empty(1, *shape), self.backbone).shape[1:]
+            self.pooling = AttributePooling(schema, places, features)
         self.dropout = nn.Dropout(settings.dropout)
         self.heads = AttributeHeads(
             schema, features, settings.hidden, settings.width, settings.equal_subspaces
@@ -104,7 +114,11 @@ class ADDE(nn.Module):
             # Cast first: TensorRT supports uint8 only as the input of a cast (TensorRT 3985).
             images = images.to(self.scale.dtype).permute(0, 3, 1, 2)
         images = (images * self.scale + self.shift).contiguous(memory_format=torch.channels_last)
-        features = self.backbone(images).flatten(1)
+        features = self.backbone(images)
+        if self.pooling is None:
+            features = features.flatten(1)
+        else:
+            features = self.pooling(positions(features, self.backbone))
         embeddings = self.heads(self.dropout(features))
         presence = None if self.presence is None else self.presence(embeddings)
         return Encoding(embeddings, self.classifiers(embeddings), presence)

@@ -1,5 +1,7 @@
 """The model against equations 1, 2 and 5 of docs/architecture.md, one attribute at a time."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import timm
@@ -51,6 +53,31 @@ def test_heads_and_classifiers_are_a_separate_mlp_each(model, images):
         linear = model.classifiers.linear
         scores = (expected @ linear.weight[a] + linear.bias[a])[:, :size]
         torch.testing.assert_close(logits[:, start : start + size], scores, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
+def test_attention_pooling_is_a_weighted_mean_over_the_map_per_attribute(backbone):
+    torch.manual_seed(3)
+    settings = replace(SETTINGS, backbone=backbone, pooling="attention", image_size=64)
+    model = ADDE(settings, SCHEMA).eval()
+    images = torch.randint(0, 256, (3, 64, 64, 3)).to(torch.uint8)
+    features = model.backbone(images.permute(0, 3, 1, 2) * model.scale + model.shift)
+    tokens = features if features.ndim == 3 else features.flatten(2).transpose(1, 2)
+    pooled = model.pooling(tokens)
+    mean = tokens.mean(1)
+    torch.testing.assert_close(pooled, mean.expand(3, -1, -1))  # it starts as the plain mean
+    nn.init.normal_(model.pooling.query)
+    nn.init.normal_(model.pooling.place)
+    embeddings = model.encode(images).embeddings
+    for a in range(3):
+        for row in range(3):
+            query, place = model.pooling.query[a], model.pooling.place[a]
+            weight = ((tokens[row] @ query) / tokens.shape[-1] ** 0.5 + place).exp()
+            feature = (weight[:, None] * tokens[row]).sum(0) / weight.sum()
+            first, second = model.heads.first, model.heads.second
+            hidden = (feature @ first.weight[a] + first.bias[a, 0]).relu()
+            expected = hidden @ second.weight[a] + second.bias[a, 0]
+            torch.testing.assert_close(embeddings[row, a], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_one_forward_gives_what_encode_and_edit_give(model, images):

@@ -1,11 +1,7 @@
 """A run without stage 3 is evaluated by similarity, reported and exported."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,24 +11,13 @@ from adde.shards.benchmark_lists import write_benchmark
 from adde.shards.index import ShardIndex
 from adde.shards.reader import iterate
 from adde.shards.similarity_lists import SimilarityLists, SplitLists
+from tests import programs
+from tests.programs import finish
 from tests.tiny_recipe import RECIPE
-
-ROOT = Path(__file__).parents[3]
 
 
 def start(*words, status=0):
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_CPU": "true",
-    }
-    command = [sys.executable, *map(str, words)]
-    found = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
-    assert found.returncode == status, found.stdout + found.stderr
-    return found.stdout + found.stderr
+    return finish(programs.start(*words), status)
 
 
 @pytest.fixture(scope="module")

@@ -59,6 +59,6 @@ def check_drawing(bundle: Bundle, edits: Edits) -> None:
     if bundle.drawing is None:
         raise UserError(
             f"{bundle.path}: expected a bundle with a decoder, found none; train one (method = "
-            "'decoder') and export with --decoder RUN"
+            "'decoder'), export with --decoder RUN and build the gallery again"
         )
     check(edits, bundle.schema)

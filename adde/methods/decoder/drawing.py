@@ -31,7 +31,7 @@ from adde.training.method import Measured
 from adde.training.recipes import CONFIG_NAME, read_recipe
 from adde.training.watching.displays import Cell, Table
 
-MOST = 2000
+MOST = 1000
 """Edits of each kind at most."""
 
 AT_ONCE = (1, 2)
@@ -90,9 +90,10 @@ def _edits(items: Items, count: int, most: int) -> tuple[LabelEdits, Picture | N
         return redraw(index.name, [known[row] for row in rows], wanted, side)
 
     first = np.arange(min(4, len(labels)))
-    same = drawn_again(first, labels[first])
-    # Shards of another seed or size, or of a catalogue of this name that somebody else has made.
-    if same is None or not all(map(np.array_equal, same, items.pictures(first))):
+    again, stored = drawn_again(first, labels[first]) or [], items.pictures(first)
+    # Others may be of another seed or size, or of a catalogue of this name by somebody else.
+    same = [p is not None and np.array_equal(p, s) for p, s in zip(again, stored)]
+    if not same or not all(same):
         return edits[_spread(len(edits), most)], None
     true = drawn_again(edits.reference, targets_of(edits, labels))
     assert true is not None

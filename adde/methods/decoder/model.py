@@ -60,7 +60,7 @@ class StyledDecoder(nn.Module):
         self.shrink, self.numbers = config.shrink, config.style
         self.width = attributes * seen.width
         # The pictures that the encoder sees.
-        self.preprocess = Preprocess(seen.image_size, (0.0,) * 3, (1.0,) * 3, seen.fit)
+        self.preprocess = Preprocess(seen.image_size, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), seen.fit)
         self.styles = style_network(self.side, config.style)
         self.register_buffer("encoder", torch.zeros(32, dtype=torch.uint8))
 

@@ -9,6 +9,10 @@ Layout::
                   items of their values' probabilities, each in the row of its category, ->
                   queries (B, C, V): a candidate of category c scores queries[c] times its own
                   probabilities; float32
+    style.onnx    where the bundle has a decoder: images (B, S, S, 3) uint8 -> style (B, L) of what
+                  no attribute describes; float32
+    decoder.onnx  embeddings (B, A, D) of any length, edited or not, style (B, L) -> pictures
+                  (B, T, T, 3) uint8
     *.onnx.data   weights that are too large to be embedded in their graph
     golden.npz    a few real pictures and an edit of each, with the outputs of torch, or for a
                   reduced-precision encoder those of onnxruntime at export
@@ -21,6 +25,7 @@ Layout::
                    "versions": ..., "parity": ..., "retrieval": ..., "source": ...,
                    "presence": whether the encoder has this output,
                    "outfits": of a head {"category": attribute, "source": ...}, else absent,
+                   "drawing": of a decoder {"style": L, "size": T, "source": ...}, else absent,
                    "sha256": of the canonical JSON of all other fields}
 """
 
@@ -43,11 +48,25 @@ BUNDLE_NAME = "bundle.json"
 ENCODER, MEMORY, GOLDEN, CARD = "encoder.onnx", "memory.onnx", "golden.npz", "README.md"
 FILES = (ENCODER, MEMORY, GOLDEN, CARD)
 OUTFIT = "outfit.onnx"
-OPTIONAL_FILES = (f"{ENCODER}.data", f"{MEMORY}.data", f"{OUTFIT}.data", OUTFIT)
-"""Present only if a graph's weights are too large to be embedded in it, or with an outfit head."""
+STYLE, DECODER = "style.onnx", "decoder.onnx"
+OPTIONAL_FILES = (
+    *(f"{ENCODER}.data", f"{MEMORY}.data", f"{OUTFIT}.data", f"{STYLE}.data", f"{DECODER}.data"),
+    *(OUTFIT, STYLE, DECODER),
+)
+"""Present only if a graph's weights are too large to be embedded in it, with an outfit head, or
+with a decoder."""
 FORMAT = 3
 READABLE_FORMATS = (2, 3)
 """Format 2 lacks `preprocess.fit`; its pictures are cropped."""
+
+
+class Drawing(NamedTuple):
+    """What a bundle's decoder takes and draws."""
+
+    style: int
+    """L, numbers of a style."""
+    size: int
+    """T, side of drawn pictures in pixels."""
 
 
 class Outputs(NamedTuple):
@@ -81,6 +100,10 @@ class Golden:
     """(n, C, V) float32, where there is an outfit head."""
     queries: Vector | None = None
     """(n, C, V) float32 of these outfits."""
+    style: Vector | None = None
+    """(n, L) float32 of `images`, where there is a decoder."""
+    drawn: Picture | None = None
+    """(n, T, T, 3) uint8, `query` drawn in these styles."""
 
     @property
     def outputs(self) -> Outputs:
@@ -114,7 +137,8 @@ class Bundle:
     width: int
     """D, the width of one attribute's subspace."""
     details: Mapping[str, Any]
-    """precision, parts, memory, opset, versions, parity, retrieval, source, presence, outfits."""
+    """precision, parts, memory, opset, versions, parity, retrieval, source, presence, outfits,
+    drawing."""
     calibration: Calibration | None = None
     """Settings of the match score; None in older bundles, which rank by distance only."""
     hash: str = field(default="", compare=False)
@@ -136,6 +160,18 @@ class Bundle:
         """Index of the attribute that is an outfit's category; None without an outfit head."""
         head = self.details.get("outfits")
         return None if head is None else self.schema.attribute_index(head["category"])
+
+    @property
+    def optional_graphs(self) -> tuple[str, ...]:
+        """Names of the graphs of an outfit head and a decoder, where the bundle has them."""
+        outfit = () if self.category is None else (OUTFIT,)
+        return outfit if self.drawing is None else (*outfit, STYLE, DECODER)
+
+    @property
+    def drawing(self) -> Drawing | None:
+        """Sizes of the decoder; None without one."""
+        decoder = self.details.get("drawing")
+        return None if decoder is None else Drawing(decoder["style"], decoder["size"])
 
     @property
     def memory(self) -> Path:
@@ -190,8 +226,9 @@ class Bundle:
         with untrusted(manifest, "the fields of a bundle", "export it again"):
             bundle = cls._from_json(path, content)
             named = [name for name in OPTIONAL_FILES if name in content["files"]]
-            if bundle.category is not None and OUTFIT not in named:
-                raise KeyError(OUTFIT)
+            for name in bundle.optional_graphs:
+                if name not in named:
+                    raise KeyError(name)
             for name in (*FILES, *named):
                 _check_file(path / name, content["files"][name], verify)
         return bundle
@@ -221,8 +258,7 @@ class Bundle:
         )  # fmt: skip
         details = {key: content[key] for key in keys}
         details["presence"] = content.get("presence", False)
-        if "outfits" in content:
-            details["outfits"] = content["outfits"]
+        details |= {key: content[key] for key in ("outfits", "drawing") if key in content}
         preprocess = Preprocess.from_json(content["preprocess"])
         width, digest = int(content["width"]), str(content["sha256"])
         calibration = None

@@ -4,6 +4,7 @@ python export/to_onnx.py --run runs/quickstart --out bundles/quickstart
 python export/to_onnx.py --run runs/shop --out bundles/shop --checkpoint last --shards data/shop
 python export/to_onnx.py --run runs/shop --out bundles/shop-int8 --precision int8
 python export/to_onnx.py --run runs/shop --out bundles/shop --outfits runs/outfits
+python export/to_onnx.py --run runs/shop --out bundles/shop --decoder runs/decoder
 
 The bundle is written only if onnxruntime gives the same answers as torch on the test split (with
 --split val: the validation split). An existing bundle is replaced unless it has the same weights,
@@ -17,6 +18,7 @@ import torch
 import tyro
 
 from adde.errors import run_program
+from adde.exporting.drawing import load_decoder
 from adde.exporting.export import export_bundle, is_up_to_date
 from adde.exporting.outfits import load_head
 from adde.exporting.precision import Precision
@@ -44,6 +46,7 @@ def export(
     precision: Precision = "fp32",
     allow_drop: float | None = None,
     outfits: Path | None = None,
+    decoder: Path | None = None,
 ) -> None:
     """Write encoder, memory, golden vectors and bundle.json.
 
@@ -59,6 +62,8 @@ def export(
             cost; default: 0.1 for fp16, 1.0 for int8.
         outfits: folder of an outfit head's run, trained on the same checkpoint; the bundle then
             completes outfits.
+        decoder: folder of a decoder's run, trained on the same checkpoint; the bundle then draws
+            edits.
     """
     model, config, found = load_adde(run, checkpoint)
     index = open_shards(config, shards)
@@ -80,9 +85,10 @@ def export(
         print(f"{metrics}: metrics of {retrieval.get('checkpoint')}, left out of the bundle")
         retrieval = None
     head = None if outfits is None else load_head(outfits, source["weights"])
+    drawer = None if decoder is None else load_decoder(decoder, source["weights"])
     evaluator = Evaluator(index, BATCH, config.data.workers, torch.device("cpu"))
     calibration, _ = calibration_of(found, model, evaluator)
-    request = (retrieval, source, calibration, precision, allow_drop, split, head)
+    request = (retrieval, source, calibration, precision, allow_drop, split, head, drawer)
     if is_up_to_date(out, *request):
         print(f"{out}: exported from the same before, nothing to do")
         return

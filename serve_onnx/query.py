@@ -8,6 +8,8 @@ python serve_onnx/query.py --bundle bundles/quickstart --gallery data/wardrobe \
     --item 001949-0 --unset top_colour=black --more layer_colour=red --weight top_kind=2
 python serve_onnx/query.py --bundle bundles/outfits --gallery data/wardrobe-outfits \
     --item 000012-top --with 000012-shoes --complete trousers
+python serve_onnx/query.py --bundle bundles/wardrobe --gallery data/wardrobe \
+    --item 001949-0 --set headwear_colour=red --draw drawn.png
 
 Installed from a wheel, the command is called adde-query.
 """

@@ -30,9 +30,10 @@ DETAILS = {
 def golden():
     rng = np.random.default_rng(0)
     shapes = {"embeddings": (3, 2, 4), "logits": (3, 5), "indicator": (3, 5), "query": (3, 8)}
-    shapes |= {"presence": (3, 2), "outfit": (3, 4, 5), "queries": (3, 4, 5)}
+    shapes |= {"presence": (3, 2), "outfit": (3, 4, 5), "queries": (3, 4, 5), "style": (3, 6)}
     arrays = {name: rng.random(shape, dtype=np.float32) for name, shape in shapes.items()}
-    return Golden(rng.integers(0, 256, (3, 9, 9, 3), dtype=np.uint8), **arrays)
+    pictures = rng.integers(0, 256, (2, 3, 9, 9, 3), dtype=np.uint8)
+    return Golden(pictures[0], **arrays, drawn=pictures[1])
 
 
 @pytest.fixture

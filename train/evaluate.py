@@ -49,7 +49,8 @@ def evaluate(
     of codes (docs/vae.md).
 
     A run of ADDE has the tasks `manipulation` (retrieval of edits, and attribute accuracy) and
-    `similarity` (conditional similarity, and the leak matrix); one of `outfits` has `outfits`.
+    `similarity` (conditional similarity, and the leak matrix); one of `outfits` has `outfits`, and
+    one of `decoder` has `drawing` (docs/drawing.md).
 
     Manipulation of the test split writes metrics.json, of another split metrics-<split>.json; any
     other task writes <task>-<split>.json. The report shows the test split's files. Scores of codes

@@ -25,6 +25,7 @@ def model_card(bundle: Bundle) -> str:
         f"- memory.onnx: embeddings, indicator (B, {schema.num_values}) -> query "
         f"(B, {len(schema.sizes) * bundle.width}), of length 1; {details['memory']}",
         *_outfits(bundle),
+        *_drawing(bundle),
         "",
         "## Data",
         "",
@@ -59,6 +60,18 @@ def _outfits(bundle: Bundle) -> list[str]:
         f"- outfit.onnx: outfits (B, {categories}, {values}), the mean of the items' values by "
         f"{bundle.schema.names[bundle.category]}, -> queries (B, {categories}, {values}); "
         + "".join(f"{key}: {value}. " for key, value in source.items()).strip()
+    ]
+
+
+def _drawing(bundle: Bundle) -> list[str]:
+    if bundle.drawing is None:
+        return []
+    (style, size), side = bundle.drawing, bundle.preprocess.size
+    source = bundle.details["drawing"]["source"]
+    return [
+        f"- style.onnx: pictures (B, {side}, {side}, 3) uint8 -> style (B, {style}); decoder.onnx: "
+        f"embeddings, style -> pictures (B, {size}, {size}, 3) uint8, drawn by a model and not "
+        "photographs; " + "".join(f"{key}: {value}. " for key, value in source.items()).strip()
     ]
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import onnx
 
-from adde.bundle import ENCODER, MEMORY, OUTFIT, Bundle, Golden
+from adde.bundle import ENCODER, MEMORY, Bundle, Golden
 from adde.errors import UserError, untrusted
-from adde.exporting.parity import BATCH_SIZES, relative_error
+from adde.exporting.parity import BATCH_SIZES, pictures_differ, relative_error
 from adde.serving.onnx.providers import Device
 from adde.serving.onnx.session import Session
 
@@ -37,7 +37,7 @@ def check_bundle(
         UserError: names the file and what is wrong with it, or the failure on the CPU.
     """
     bundle = Bundle.read(path)
-    for name in (ENCODER, MEMORY, *([OUTFIT] if bundle.category is not None else [])):
+    for name in (ENCODER, MEMORY, *bundle.optional_graphs):
         _check_opset(bundle, path / name)
     golden = bundle.golden()
     _check_dimensions(bundle, golden)
@@ -77,6 +77,9 @@ def _check_dimensions(bundle: Bundle, golden: Golden) -> None:
     if bundle.category is not None:
         categories = bundle.schema.sizes[bundle.category]
         expected |= dict.fromkeys(("outfit", "queries"), (count, categories, values))
+    if bundle.drawing is not None:
+        style, size = bundle.drawing
+        expected |= {"style": (count, style), "drawn": (count, size, size, 3)}
     for name, shape in expected.items():
         found = np.shape(getattr(golden, name))
         if found != shape:
@@ -94,6 +97,15 @@ def _check_batch(bundle: Bundle, session: Session, golden: Golden, size: int) ->
         del found["presence"]
     if golden.outfit is not None and bundle.category is not None:
         found["queries"] = session.complete(golden.outfit[rows])
+    if golden.style is not None and golden.drawn is not None:
+        found["style"] = session.style(images)
+        edited = golden.query.reshape(golden.embeddings.shape)[rows]
+        drawn = session.draw(edited, golden.style[rows])
+        if problem := pictures_differ(golden.drawn[rows], drawn):
+            raise UserError(
+                f"{bundle.path}: pictures at batch {size}: found others than the golden ones: "
+                f"{problem}"
+            )
     errors: dict[str, float] = {}
     for name, array in found.items():
         expected = getattr(golden, name)[rows]

@@ -15,11 +15,13 @@ from adde.bundle import BUNDLE_NAME, CARD, FILES, GOLDEN, OPTIONAL_FILES, Bundle
 from adde.errors import UserError
 from adde.exporting import parity
 from adde.exporting.card import arithmetic_note, model_card
+from adde.exporting.drawing import Drawer, with_drawing
 from adde.exporting.graphs import (
     EMBEDDED_BYTES,
     OPSET,
     OutfitGraph,
     TorchSession,
+    write_drawing_graphs,
     write_graphs,
     write_outfit_graph,
 )
@@ -70,6 +72,7 @@ def export_bundle(
     allow_drop: float | None = None,
     split: str = "test",
     outfits: OutfitHead | None = None,
+    drawer: Drawer | None = None,
 ) -> Bundle:
     """Write the bundle of a model to the folder `out`, replacing a bundle there.
 
@@ -85,6 +88,7 @@ def export_bundle(
             `adde.exporting.precision`.
         split: of the index.
         outfits: a head to complete outfits with, if the bundle is to have one.
+        drawer: a decoder to draw edits with, if the bundle is to have one.
 
     Raises:
         UserError: `out` contains other files, the shards have another schema or lack the split, or
@@ -103,6 +107,10 @@ def export_bundle(
         if outfits is not None:
             details["outfits"] = outfits.details()
             write_outfit_graph(outfits.head, folder)
+        if drawer is not None:
+            details["drawing"] = drawer.details()
+            shape = len(model.schema.sizes), width
+            write_drawing_graphs(drawer.decoder, shape, folder)
         bundle = Bundle(folder, model.schema, model.preprocess, width, details, calibration)
         if precision == "fp32":
             report = compare(torch_session, bundle, index, split)
@@ -115,6 +123,8 @@ def export_bundle(
             golden = make_golden(model, Session(bundle), pictures)
         if outfits is not None:
             golden = with_outfits(golden, outfits.head, Session(bundle))
+        if drawer is not None:
+            golden = with_drawing(golden, drawer.decoder, Session(bundle))
         golden.write(folder / GOLDEN)
         report["golden_error_allowed"] = LIMITS[precision].golden_error
         details |= {
@@ -141,6 +151,7 @@ def is_up_to_date(
     allow_drop: float | None = None,
     split: str = "test",
     outfits: OutfitHead | None = None,
+    drawer: Drawer | None = None,
 ) -> bool:
     """Return whether `out` already has, undamaged, what `export_bundle` would write.
 
@@ -158,6 +169,7 @@ def is_up_to_date(
         all(details[name] == value for name, value in wanted.items())
         and bundle.calibration == calibration
         and details.get("outfits") == (outfits and outfits.details())
+        and details.get("drawing") == (drawer and drawer.details())
         and report.get("split") == split
         and (precision == "fp32" or report["drop"]["allowed"] == limit)
     )

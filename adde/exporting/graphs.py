@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from adde.bundle import ENCODER, MEMORY, OUTFIT, Outputs
+from adde.bundle import DECODER, ENCODER, MEMORY, OUTFIT, STYLE, Outputs
 from adde.errors import UserError
 from adde.methods.adde.model import ADDE
+from adde.methods.decoder.evaluation import as_bytes
+from adde.methods.decoder.model import PictureDecoder
 from adde.methods.outfits.model import Bilinear
 from adde.preprocess import Picture
 from adde.schema import Vector
@@ -96,6 +98,30 @@ class OutfitGraph(nn.Module):
         return (outfit.flatten(1) @ self.matrix).unflatten(1, outfit.shape[1:])
 
 
+class StyleGraph(nn.Module):
+    """Pictures (B, S, S, 3) uint8 -> style (B, L)."""
+
+    def __init__(self, decoder: PictureDecoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the mean of the style's posterior."""
+        return self.decoder.style(images)[0]
+
+
+class DecoderGraph(nn.Module):
+    """Embeddings (B, A, D), style (B, L) -> pictures (B, T, T, 3) uint8."""
+
+    def __init__(self, decoder: PictureDecoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, embeddings: Tensor, style: Tensor) -> Tensor:
+        """Draw, and round to whole levels."""
+        return as_bytes(self.decoder.draw(embeddings, style).sigmoid())
+
+
 def off_block_share(model: ADDE) -> float:
     """Compute ||N o M|| / ||M||, the share of the memory's norm outside its columns' own blocks."""
     weight = model.memory.weight.detach().double()
@@ -155,6 +181,15 @@ def write_outfit_graph(head: Bilinear, folder: Path) -> None:
     count, _, values, _ = head.table.shape
     inputs = {"outfit": torch.zeros(2, count, values)}
     export_graph(OutfitGraph(head), inputs, ("queries",), folder / OUTFIT)
+
+
+def write_drawing_graphs(decoder: PictureDecoder, shape: tuple[int, int], folder: Path) -> None:
+    """Write style.onnx and decoder.onnx into `folder`; `shape` is (A, D) of embeddings."""
+    side = decoder.preprocess.size
+    images = torch.zeros(2, side, side, 3, dtype=torch.uint8)
+    export_graph(StyleGraph(decoder), {"images": images}, ("style",), folder / STYLE)
+    inputs = {"embeddings": torch.zeros(2, *shape), "style": torch.zeros(2, decoder.numbers)}
+    export_graph(DecoderGraph(decoder), inputs, ("pictures",), folder / DECODER)
 
 
 def export_graph(

@@ -30,6 +30,12 @@ BATCH_SIZES = (1, 2, 7, 64)
 MAX_ERROR = 1e-4
 """Largest error of any output, relative to its largest absolute value."""
 
+MAX_LEVELS = 1
+"""By how many levels of 255 a drawn pixel may differ; a sum may round to either side."""
+
+MAX_DIFFERENT = 0.01
+"""Share of the pixels that may differ at all."""
+
 RETRIEVAL_METRICS = ("hit@30", "ndcg@30")
 BOUNDED_METRICS = (*RETRIEVAL_METRICS, *(f"match_{name}" for name in RETRIEVAL_METRICS), "accuracy")
 """Metrics whose loss by reduced precision is bounded: of the published ranking, of the match score,
@@ -159,6 +165,16 @@ def relative_error(expected: Vector, found: Vector) -> float:
     """Divide the largest absolute difference by the largest absolute expected value."""
     scale = max(float(np.abs(expected).max()), 1e-12)
     return float(np.abs(expected - found).max()) / scale
+
+
+def pictures_differ(expected: Picture, found: Picture) -> str | None:
+    """Say how drawn pictures differ; None if only by rounding."""
+    levels = np.abs(expected.astype(np.int16) - found)
+    if levels.max(initial=0) > MAX_LEVELS:
+        return f"a pixel by {levels.max()} of 255 levels, expected at most {MAX_LEVELS}"
+    if (share := float((levels > 0).mean())) > MAX_DIFFERENT:
+        return f"{share:.1%} of the pixels, expected at most {MAX_DIFFERENT:.0%}"
+    return None
 
 
 def output_errors(expected: Outputs, found: Outputs) -> dict[str, float]:

@@ -2,7 +2,8 @@
 
 from adde.serving.answers import Answer, Result
 from adde.serving.attribute_edits import More, Not
+from adde.serving.drawing import Drawing
 from adde.serving.outfits import Fitting
 from adde.serving.search import Request, Searcher
 
-__all__ = ["Answer", "Fitting", "More", "Not", "Request", "Result", "Searcher"]
+__all__ = ["Answer", "Drawing", "Fitting", "More", "Not", "Request", "Result", "Searcher"]

@@ -16,7 +16,8 @@ from adde.scoring import Calibration, as_query, likeliest, parts, with_known
 from adde.serving import attribute_edits
 from adde.serving.answers import Rank, Result, Seen
 from adde.serving.attribute_edits import Edits
-from adde.serving.gallery.base import Gallery
+from adde.serving.drawing import Drawing, check_drawing
+from adde.serving.gallery.base import Gallery, read_picture
 from adde.serving.gallery.opening import open_or_build
 from adde.serving.gallery.scorers import MatchScorer, RankOptions
 from adde.serving.onnx.providers import Device
@@ -234,6 +235,53 @@ class Searcher:
                 "than those of the outfit, found none"
             )
         return fittings(others, query, schema, k)
+
+    def draw(
+        self,
+        image: ImageInput | None = None,
+        edits: Edits | None = None,
+        item: str | None = None,
+    ) -> Drawing:
+        """Draw how a picture would look with other values; a model draws it, it is no photograph.
+
+        Args:
+            image: the picture to start from.
+            edits: see `search`; several at once are drawn together, none draws it as it is.
+            item: id of a gallery item to start from instead.
+
+        Raises:
+            UserError: the bundle has no decoder; not exactly one of image and item; an invalid
+                edit; an item without a picture.
+        """
+        if (image is None) == (item is None):
+            raise UserError("expected one of image and item, found both or neither")
+        check_drawing(self.bundle, edits or {})
+        if item is None:
+            assert image is not None
+            picture = self.picture(image)
+            return self.drawn(self.embed([picture])[0], picture, edits or {})
+        content = read_picture(self.gallery.header, self.gallery.get(item))
+        return self.drawn(self.start_of(item), self.picture_of(item, content), edits or {})
+
+    def picture_of(self, item_id: str, content: bytes | None) -> Picture:
+        """Load an item's picture from what `read_picture` gives; raise UserError if it is None."""
+        if content is None:
+            raise UserError(
+                f"item: expected one with a picture beside the gallery, found none of {item_id!r}; "
+                "give the picture itself as image"
+            )
+        return self.picture(content)
+
+    def drawn(self, start: Start, picture: Picture, edits: Edits) -> Drawing:
+        """As `draw`, of a picture (S, S, 3) uint8 that is embedded already."""
+        check_drawing(self.bundle, edits)
+        changed = attribute_edits.indicator(edits, start.own, self.schema)
+        edited = self.session.edit(start.embedding[None], changed)
+        style = self.session.style(picture[None])
+        found = self.session.draw(edited.reshape(1, *start.embedding.shape), style)[0]
+        wanted = {name: seen.value for name, seen in start.seen.items()}
+        wanted |= {name: str(edit) for name, edit in edits.items()}
+        return Drawing(found, start.seen, wanted, self.bundle.hash)
 
     def search_batch(self, requests: Sequence[Request]) -> list[Result]:
         """Answer several requests; their pictures are encoded together."""

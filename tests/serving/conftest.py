@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from adde.bundle import Bundle
+from adde.bundle import GOLDEN, Bundle
 from adde.scoring import Calibration
 from adde.serving.gallery.base import Item
 from adde.serving.gallery.build import build_gallery
@@ -92,3 +92,42 @@ def random_items():
         ]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def decoder():
+    import torch
+
+    from adde.methods.decoder.config import DecoderConfig
+    from adde.methods.decoder.model import PictureDecoder
+    from adde.model import ModelSettings
+
+    torch.manual_seed(0)
+    config = DecoderConfig(style=4, width=4, shrink=2)
+    made = PictureDecoder(config, ModelSettings(image_size=32, width=6), 3).eval()
+    with torch.no_grad():
+        made.painter.layers[-2].weight.mul_(8)  # pictures that differ
+    return made
+
+
+@pytest.fixture(scope="session")
+def drawing(bundle, decoder, tmp_path_factory):
+    """The tiny bundle with a decoder."""
+    from adde.exporting.drawing import Drawer, with_drawing
+    from adde.exporting.graphs import write_drawing_graphs
+
+    folder = shutil.copytree(bundle.path, tmp_path_factory.mktemp("drawing") / "b")
+    write_drawing_graphs(decoder, (3, 6), folder)
+    details = {**bundle.details, "drawing": Drawer(decoder, {"run": "decoder"}).details()}
+    made = replace(bundle, path=folder, details=details)
+    with_drawing(bundle.golden(), decoder, Session(made)).write(folder / GOLDEN)
+    made.write()
+    return Bundle.read(folder)
+
+
+@pytest.fixture(scope="session")
+def drawing_gallery(drawing, tiny_shards, tmp_path_factory):
+    """A gallery of this bundle."""
+    folder = tmp_path_factory.mktemp("gallery") / "g"
+    build_gallery(drawing, Session(drawing), tiny_shards, folder)
+    return folder

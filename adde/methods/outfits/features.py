@@ -8,16 +8,15 @@ import numpy as np
 
 from adde.distributed import broadcast_from_main, rank
 from adde.errors import UserError, untrusted
-from adde.files import atomic_path, sha256_of_file
+from adde.files import atomic_path
 from adde.methods.adde.calibration import calibration_of
 from adde.methods.adde.evaluation import encode_split
-from adde.methods.adde.opening import load_adde
+from adde.methods.adde.opening import FrozenEncoder
 from adde.outfits import value_features
 from adde.schema import Labels, Schema, Vector
 from adde.scoring import with_known
 from adde.shards.outfit_lists import OutfitData, read_outfits
 from adde.shards.reader import iterate
-from adde.training.checkpoints.checkpoint import STATE_NAME
 from adde.training.evaluation import Evaluator
 
 FEATURES_NAME = "features.npz"
@@ -89,16 +88,14 @@ def features_of(run: Path, encoder: Path, evaluator: Evaluator) -> Features:
     Raises:
         UserError: `encoder` is no run of an ADDE, or one of another schema.
     """
-    model, _, checkpoint = load_adde(encoder)
     index = evaluator.index
-    model.schema.require_same(index.schema, str(checkpoint.path), str(index.root))
-    weights = sha256_of_file(checkpoint.path / STATE_NAME)
-    key = "\n".join([weights, *map(index.fingerprint, index.splits)])
+    frozen = FrozenEncoder.open(encoder, index.schema, str(index.root))
+    key = "\n".join([frozen.weights, *map(index.fingerprint, index.splits)])
     path = run / FEATURES_NAME
     if (kept := broadcast_from_main(lambda: _read(path, key))) is not None:
         return kept
-    model.to(evaluator.device)
-    calibration, _ = calibration_of(checkpoint, model, evaluator)
+    model = frozen.model.to(evaluator.device)
+    calibration, _ = calibration_of(frozen.checkpoint, model, evaluator)
     found: list[tuple[Any, ...]] = []
     for split in index.splits:
         encoded = encode_split(evaluator, model, split)
@@ -108,7 +105,7 @@ def features_of(run: Path, encoder: Path, evaluator: Evaluator) -> Features:
         found.append((known, encoded.embeddings, beliefs, encoded.labels))
     ids, *arrays = zip(*found)
     every = tuple(item for of_split in ids for item in of_split)
-    features = Features(every, *(np.concatenate(parts) for parts in arrays), encoder=weights)
+    features = Features(every, *(np.concatenate(parts) for parts in arrays), encoder=frozen.weights)
     if rank() == 0:
         _write(path, features, key)
     return features

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from adde.distributed import broadcast_from_main
 from adde.errors import UserError
-from adde.methods.adde.config import AddeConfig
+from adde.methods.adde.opening import adde_config, digest, require_trained_on
 from adde.methods.outfits.config import OutfitsConfig
 from adde.methods.outfits.evaluation import (
     cooccurrence_of,
@@ -20,8 +20,8 @@ from adde.methods.outfits.evaluation import (
     representation,
     table,
 )
-from adde.methods.outfits.features import Features, Items, features_of
-from adde.methods.outfits.model import Bilinear, Distance, Head, digest
+from adde.methods.outfits.features import Items, features_of
+from adde.methods.outfits.model import Bilinear, Distance, Head
 from adde.methods.outfits.objective import OutfitObjective
 from adde.outfits import as_text
 from adde.schema import Schema
@@ -29,7 +29,7 @@ from adde.training.checkpoints.checkpoint import Checkpoint
 from adde.training.config import Evaluation
 from adde.training.evaluation import Evaluator
 from adde.training.method import Measured, Method, Stage
-from adde.training.recipes import CONFIG_NAME, config_of_run, read_recipe
+from adde.training.recipes import config_of_run
 from adde.training.run_folder import open_shards
 from adde.training.watching.displays import Evaluated, Summary
 from adde.training.watching.panels import Panel
@@ -42,7 +42,7 @@ def measure(
     config = config_of_run(METHOD, checkpoint.state["config"])
     assert isinstance(config, OutfitsConfig)
     features = features_of(checkpoint.path.parents[1], config.encoder, evaluator)
-    _require_encoder(model, features, str(config.encoder))
+    require_trained_on(model.encoder, features.encoder, "head", str(config.encoder))
     given = features.outfits(evaluator, split, config.category)
     figures = figures_of(model, features, given, evaluator.index.schema)
     return Measured(figures, as_text(figures))
@@ -58,13 +58,7 @@ def _head(config: OutfitsConfig, schema: Schema) -> Head:
     category = schema.attribute_index(config.category)
     if config.form == "bilinear":
         return Bilinear(schema, category)
-    encoder = read_recipe(config.encoder / CONFIG_NAME)
-    if not isinstance(encoder, AddeConfig):
-        raise UserError(
-            f"encoder: expected a run of the method 'adde', found {config.encoder}, which is one "
-            f"of {encoder.method!r}"
-        )
-    width = encoder.model.width
+    width = adde_config(config.encoder).model.width
     return Distance(schema, category, width, config.width, config.category_projections)
 
 
@@ -81,14 +75,6 @@ def _items(config: OutfitsConfig) -> Items:
     if not given.outfits.get("train"):
         raise UserError(f"{index.root}: expected outfits of split 'train', found none")
     return Items(features, given)
-
-
-def _require_encoder(head: Head, features: Features, where: str) -> None:
-    if not head.encoder.cpu().equal(digest(features.encoder)):
-        raise UserError(
-            f"{where}: expected the checkpoint that the head was trained on, found another; train "
-            "the head again, in a new --run"
-        )
 
 
 class Outfits(Method):
@@ -147,7 +133,8 @@ class Outfits(Method):
         """FITB, AUC and recall on the validation outfits."""
         items = model.items
         assert items is not None  # this is the model of a run that trains
-        _require_encoder(model, items.features, "this run's encoder")
+        encoder = items.features.encoder
+        require_trained_on(model.encoder, encoder, "head", "this run's encoder")
         schema = evaluator.index.schema
         found = broadcast_from_main(lambda: figures_of(model, *items, schema, only=("head",)))
         return Evaluated(found["scorers"]["head"])

@@ -179,8 +179,3 @@ class Distance(Head):
 def subspaces(embeddings: Tensor) -> Tensor:
     """Embeddings (N, A, D) with subspaces of unit length."""
     return cast(Tensor, nn.functional.normalize(embeddings, dim=-1))
-
-
-def digest(sha256: str) -> Tensor:
-    """(32,) uint8 of a hash in hexadecimal digits."""
-    return torch.tensor([*bytes.fromhex(sha256)], dtype=torch.uint8)

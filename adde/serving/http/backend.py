@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import TypeVar
 
 from adde.bundle import Bundle
+from adde.errors import UserError
 from adde.serving import picture_location
+from adde.serving.gallery.base import Item, read_picture
 from adde.serving.gallery.facets import Facet
 from adde.serving.http.batching import Batcher
 from adde.serving.http.cards import Cards
 from adde.serving.http.health import MonitoredGallery
 from adde.serving.http.metrics import Metrics
+from adde.serving.http.problems import Problem
 from adde.serving.http.requests.admission import Admission
 from adde.serving.http.settings import Settings
 from adde.serving.onnx.providers import Device
@@ -127,6 +130,15 @@ class Backend:
         """Run blocking work in a thread."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, work, *arguments)
+
+    async def stored_picture(self, item: Item) -> bytes | None:
+        """Read an item's encoded picture; None if the gallery has none, or only a URL for it."""
+        try:
+            return await self.in_thread(read_picture, self.searcher.gallery.header, item)
+        except UserError as error:
+            log.error("cannot read a picture: %s", error)
+            detail = f"the picture of item {item.item_id!r} is not available at present"
+            raise Problem(503, "picture-missing", detail) from None
 
     async def close(self) -> None:
         """Wait for the last user, then close batcher, threads and gallery."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
 
 from adde.serving.answers import Rank
-from adde.serving.attribute_edits import More, Not
+from adde.serving.attribute_edits import Edit, More, Not
 from adde.serving.outfits import MOST_ITEMS
 from adde.serving.search import MAX_K, MAX_WEIGHT, Request
 
@@ -104,9 +104,7 @@ class CompleteBody(_Asked):
     filters: Filters = Field({}, description="As in /v1/search.")
 
 
-class SearchBody(_Asked):
-    """A picture or item to start from, and what the answers should have."""
-
+class _Edited(_Asked):
     item: Text | None = Field(None, description="Id of a gallery item to start from.")
     edits: Annotated[dict[Text, Text | NotBody | MoreBody], Names] = Field(
         {},
@@ -114,6 +112,19 @@ class SearchBody(_Asked):
         description='Attribute to new value, to {"not": ...} or {"more": ..., "amount": ...}.',
         examples=[{"colour": "red"}, {"colour": {"not": ["black", "grey"]}}],
     )
+
+    def made_edits(self) -> dict[str, Edit]:
+        """Convert the edits to the library's types."""
+        return {n: e if isinstance(e, str) else e.edit() for n, e in self.edits.items()}
+
+
+class DrawBody(_Edited):
+    """A picture or item to start from, and what should be drawn otherwise."""
+
+
+class SearchBody(_Edited):
+    """A picture or item to start from, and what the answers should have."""
+
     k: int = Field(10, ge=1, le=MAX_K, description="Maximum number of answers.")
     offset: int = Field(
         0, ge=0, lt=MAX_K, description=f"Answers to skip; offset + k is at most {MAX_K}."
@@ -141,6 +152,5 @@ class SearchBody(_Asked):
     def request(self, image: bytes | None) -> Request:
         """Convert to the library's type; the picture is passed separately."""
         fields: dict[str, Any] = {name: getattr(self, name) for name in SearchBody.model_fields}
-        edits = {n: e if isinstance(e, str) else e.edit() for n, e in self.edits.items()}
-        fields |= {"edits": edits, "image": image}
+        fields |= {"edits": self.made_edits(), "image": image}
         return Request(**fields)

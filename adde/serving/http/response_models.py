@@ -1,5 +1,6 @@
 """Response bodies, as OpenAPI describes them."""
 
+import base64
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -7,6 +8,7 @@ from pydantic import BaseModel, Field
 
 from adde.serving import picture_location
 from adde.serving.answers import Answer, Rank, Result, Seen
+from adde.serving.drawing import Drawing
 from adde.serving.gallery.base import Header, Item
 from adde.serving.outfits import Fitting
 
@@ -97,6 +99,18 @@ class CompleteResult(BaseModel):
     answers: list[FittingBody]
 
 
+class DrawResult(BaseModel):
+    """A picture drawn by a model."""
+
+    bundle: str
+    synthetic: Literal[True] = Field(description="A model drew the picture; it is no photograph.")
+    seen: dict[str, SeenBody]
+    wanted: dict[str, str | None]
+    picture: str = Field(
+        description="PNG in base64.", json_schema_extra={"contentEncoding": "base64"}
+    )
+
+
 class ItemBody(BaseModel):
     """An item of the gallery."""
 
@@ -149,6 +163,7 @@ class SchemaResult(BaseModel):
     outfits: str | None = Field(
         description="Attribute whose values /v1/complete completes; null if the bundle cannot."
     )
+    draws: bool = Field(description="The bundle can answer /v1/draw.")
     calibrated: bool = Field(description="Answers can be, and by default are, ranked by match.")
     attributes: list[AttributeBody]
     fields: list[FieldBody] = Field(description="Fields when the gallery was opened.")
@@ -216,6 +231,17 @@ def complete_json(header: Header, bundle: str, found: Sequence[Fitting]) -> dict
         for fitting in found
     ]
     return {"bundle": bundle, "answers": answers}
+
+
+def drawing_json(drawing: Drawing) -> dict[str, Any]:
+    """Make a `DrawResult`."""
+    return {
+        "bundle": drawing.bundle,
+        "synthetic": True,
+        "seen": seen_json(drawing.seen),
+        "wanted": dict(drawing.wanted),
+        "picture": base64.b64encode(drawing.png()).decode(),
+    }
 
 
 def item_json(header: Header, item: Item) -> dict[str, Any]:

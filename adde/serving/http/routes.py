@@ -10,9 +10,8 @@ from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 
-from adde.errors import UserError
 from adde.serving import picture_location
-from adde.serving.gallery.base import UnavailableError, read_picture
+from adde.serving.gallery.base import UnavailableError
 from adde.serving.http import request_models, response_models
 from adde.serving.http.backend import Backend
 from adde.serving.http.problems import MEDIA_TYPE, Problem, ProblemBody, from_exception
@@ -116,6 +115,24 @@ async def complete(request: Request) -> Response:
     return json_response(await service_of(request).complete(request))
 
 
+@router.post(
+    "/v1/draw",
+    response_class=Response,
+    responses={
+        200: {"model": response_models.DrawResult, "content": {"image/png": {}}},
+        **problems(*WORK, 404),
+    },
+    openapi_extra=body_of(request_models.DrawBody, needs_image=False),
+)
+async def draw(request: Request) -> Response:
+    """How it might look with these values: a PNG, or JSON for those who accept JSON alone."""
+    as_json = request.headers.get("accept", "").startswith(JSON)
+    content = await service_of(request).draw(request, as_json)
+    if as_json:
+        return json_response(content)
+    return Response(content, media_type="image/png", headers={"x-synthetic": "true"})
+
+
 @router.get("/v1/schema", responses=problems(401, 421, 429))
 async def schema(request: Request) -> response_models.SchemaResult:
     """The attributes and fields that requests may use."""
@@ -124,6 +141,7 @@ async def schema(request: Request) -> response_models.SchemaResult:
     return response_models.SchemaResult(
         bundle=backend.bundle,
         outfits=backend.searcher.outfits,
+        draws=backend.searcher.bundle.drawing is not None,
         calibrated=backend.searcher.calibration is not None,
         attributes=[
             response_models.AttributeBody(name=a.name, values=list(a.values), multiple=a.multiple)
@@ -188,12 +206,7 @@ async def picture(request: Request, item_id: ItemId) -> Response:
         item = await backend.gallery.call(gallery.get, item_id)
         if picture_location.url_origin(pictures := gallery.header.pictures):
             return picture_location.picture_url(pictures or "", item_id)
-        try:
-            return await backend.in_thread(read_picture, gallery.header, item)
-        except UserError as error:
-            log.error("cannot read a picture: %s", error)
-            detail = f"the picture of item {item_id!r} is not available at present"
-            raise Problem(503, "picture-missing", detail) from None
+        return await backend.stored_picture(item)
 
     content = await service_of(request).query_gallery(request, read)
     headers = {"cache-control": "private, max-age=300"}

@@ -12,17 +12,19 @@ import orjson
 from fastapi import Request
 
 from adde.errors import UserError
+from adde.preprocess import Picture
+from adde.serving.drawing import Drawing, check_drawing
 from adde.serving.http.backend import Backend, BackendConfig, LoadedBackend
 from adde.serving.http.cards import Cards
 from adde.serving.http.metrics import Metrics
 from adde.serving.http.problems import Problem
-from adde.serving.http.request_models import CompleteBody, EmbedBody, SearchBody
+from adde.serving.http.request_models import CompleteBody, DrawBody, EmbedBody, SearchBody
 from adde.serving.http.requests.admission import Admission, FairQuota, Slot, within_deadline
 from adde.serving.http.requests.decoder_pool import Decoders
 from adde.serving.http.requests.hosts import AllowedHosts
 from adde.serving.http.requests.keys import Keys, RateLimiter
 from adde.serving.http.requests.request_body import Body, Upload, read
-from adde.serving.http.response_models import complete_json, result_json, seen_json
+from adde.serving.http.response_models import complete_json, drawing_json, result_json, seen_json
 from adde.serving.http.settings import Settings
 from adde.serving.outfits import check_outfit
 from adde.serving.search import Request as Search
@@ -127,6 +129,14 @@ class Service:
                 request, self._complete(slot, body, upload), self._seconds_left(request)
             )
 
+    async def draw(self, request: Request, as_json: bool) -> bytes:
+        """Answer /v1/draw, with a PNG or JSON."""
+        body, upload = await self._read(request, DrawBody)
+        with self._admission.admit(request.state.key) as slot:
+            return await within_deadline(
+                request, self._draw(slot, body, upload, as_json), self._seconds_left(request)
+            )
+
     async def query_gallery(self, request: Request, work: Callable[[Backend], Awaitable[T]]) -> T:
         """Run `work` on the backend, admitted and within the deadline like a search."""
 
@@ -176,12 +186,40 @@ class Service:
             with self.metrics.stage("search"):
                 return await backend.gallery.call(_complete_json, backend, body, starts)
 
+    async def _draw(
+        self, slot: Slot, body: DrawBody, upload: Upload | None, as_json: bool
+    ) -> bytes:
+        backend, edits = self.backend, body.made_edits()
+        searcher = backend.searcher
+        with backend.in_use():
+            if (upload is None) == (body.item is None):
+                raise UserError("expected one of image and item, found both or neither")
+            check_drawing(searcher.bundle, edits)
+            if upload is None:
+                slot.no_more_pictures()
+                start = await backend.gallery.call(searcher.start_of, body.item)
+                item = await backend.gallery.call(searcher.gallery.get, body.item)
+                content = await backend.stored_picture(item)
+                picture = await backend.in_thread(searcher.picture_of, body.item, content)
+            else:
+                picture = await self._decoded(backend, upload)
+                start = await self._embedded(backend, slot, picture)
+            with self.metrics.stage("draw"):
+                drawing = await backend.in_thread(searcher.drawn, start, picture, edits)
+                encode = _drawing_json if as_json else Drawing.png
+                return await backend.in_thread(encode, drawing)
+
     async def _start_of(self, backend: Backend, slot: Slot, upload: Upload) -> Start:
+        return await self._embedded(backend, slot, await self._decoded(backend, upload))
+
+    async def _decoded(self, backend: Backend, upload: Upload) -> Picture:
         preprocess = backend.searcher.bundle.preprocess
         with self.metrics.stage("decode"):
             loop = asyncio.get_running_loop()
             load, threads = self._decoders.load, self._decoders.threads
-            picture = await loop.run_in_executor(threads, load, upload.take(), preprocess)
+            return await loop.run_in_executor(threads, load, upload.take(), preprocess)
+
+    async def _embedded(self, backend: Backend, slot: Slot, picture: Picture) -> Start:
         slot.no_more_pictures()
         with self.metrics.stage("batch"):
             return await backend.batcher.embed(picture)
@@ -216,6 +254,10 @@ def _complete_json(backend: Backend, body: CompleteBody, starts: list[Start]) ->
     found = searcher.completed(body.items, starts, body.category, body.k, body.filters)
     content = complete_json(searcher.gallery.header, backend.bundle, found)
     return json.dumps(content, allow_nan=False).encode()
+
+
+def _drawing_json(drawing: Drawing) -> bytes:
+    return json.dumps(drawing_json(drawing), allow_nan=False).encode()
 
 
 def _search_json(backend: Backend, search: Search, start: Start) -> bytes:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from adde.bundle import Bundle, Outputs
+from adde.bundle import DECODER, STYLE, Bundle, Outputs
 from adde.errors import UserError
 from adde.files import cache_folder
 from adde.preprocess import Picture
@@ -80,7 +80,14 @@ class Session:
             bundle, bundle.encoder, encoder, obtained, count, -(-count // STREAMS)
         )
         self._memory = _Runner(bundle, bundle.memory, memory, obtained, count, count)
-        self._outfit = None
+        self._outfit = self._style = self._decoder = None
+        if bundle.drawing is not None:
+            style, size = (bundle.drawing.style,), bundle.drawing.size
+            pictures = {"pictures": ((size, size, 3), np.uint8)}
+            graph = Graph({"images": ((side, side, 3), np.uint8)}, {"style": (style, f32)})
+            self._style = _Runner(bundle, bundle.path / STYLE, graph, obtained, count, count)
+            graph = Graph({"embeddings": embedding, "style": (style, f32)}, pictures)
+            self._decoder = _Runner(bundle, bundle.path / DECODER, graph, obtained, count, count)
         if bundle.category is not None:
             row = (bundle.schema.sizes[bundle.category], bundle.schema.num_values), f32
             outfit = Graph({"outfit": row}, {"queries": row})
@@ -111,13 +118,26 @@ class Session:
             raise ValueError("expected a bundle with an outfit head, found none")
         return self._outfit.run({"outfit": outfit})[0]
 
+    def style(self, images: Picture) -> Vector:
+        """Return the styles (B, L) of pictures (B, S, S, 3) uint8; needs a decoder."""
+        if self._style is None:
+            raise ValueError("expected a bundle with a decoder, found none")
+        return self._style.run({"images": images})[0]
+
+    def draw(self, embeddings: Vector, style: Vector) -> Picture:
+        """Draw embeddings (B, A, D) in styles (B, L), (B, T, T, 3) uint8; needs a decoder."""
+        if self._decoder is None:
+            raise ValueError("expected a bundle with a decoder, found none")
+        return self._decoder.run({"embeddings": embeddings, "style": style})[0]
+
     def warm_up(self) -> None:
         """Run all graphs at every batch size, so that first requests are not slow."""
         for batch in BUCKETS:
             self._encoder.warm_up(batch)
             self._memory.warm_up(batch)
-            if self._outfit is not None:
-                self._outfit.warm_up(batch)
+        for runner in (self._outfit, self._style, self._decoder):
+            if runner is not None:
+                runner.warm_up(1)  # requests run them one by one
 
 
 class _Runner:

@@ -21,6 +21,7 @@ from adde.serving import Answer, More, Not, Result, Searcher
 from adde.serving.answer_picture import AnswerTile, draw_answer
 from adde.serving.answers import Match, Rank
 from adde.serving.attribute_edits import Edit, Edits, check
+from adde.serving.drawing import Drawing, check_drawing
 from adde.serving.gallery.base import Gallery, Item, Split, read_picture
 from adde.serving.gallery.opening import open_or_build
 from adde.serving.onnx.providers import Device
@@ -52,6 +53,7 @@ def query(
     split: Split = "all",
     k: int = 10,
     picture: Path | None = None,
+    draw: Path | None = None,
     as_json: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
     device: tuple[Device, ...] = ("cpu",),
     allow_fallback: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
@@ -77,11 +79,13 @@ def query(
         split: split to use, if `gallery` is a folder of shards.
         k: number of answers.
         picture: draw query and answers into this PNG or JPEG file.
+        draw: draw how the item would look with the new values into this PNG file; the bundle needs
+            a decoder.
         as_json: print JSON instead of a table.
         device: onnxruntime devices, in order of preference.
         allow_fallback: continue if a device is unavailable.
     """
-    others = bool(edits or excluded or more or must or like or weights or picture)
+    others = bool(edits or excluded or more or must or like or weights or picture or draw)
     check_options(image, item, k, complete, beside, others)
     if picture is not None:
         check_picture_name(picture)
@@ -89,6 +93,10 @@ def query(
     opened = Bundle.read(bundle)
     wanted = parse_edits(edits, excluded, more, opened.schema)
     check(wanted, opened.schema)  # report wrong names before embedding
+    if draw is not None:
+        check_drawn_name(draw)
+        require_writable(draw)
+        check_drawing(opened, wanted)
     heavy = parse_weights(weights, opened.schema)
     outfit = [*([] if item is None else [item]), *beside]
     if complete is not None:
@@ -107,6 +115,8 @@ def query(
     )
     answers = list(result)
     name = str(image or item)
+    if draw is not None:
+        save_drawing(searcher.draw(start, wanted, item), draw)
     if not answers:
         what = f"that are {' and '.join(str(wanted[m]) for m in must)}, " if must else ""
         raise UserError(f"{gallery}: expected items {what}other than {name!r}, found none")
@@ -134,7 +144,7 @@ def check_options(
     if complete is not None and others:
         raise UserError(
             "--complete: expected --image or --item, --with, --k and --json beside it, found "
-            "edits, weights or --picture"
+            "edits, weights, --picture or --draw"
         )
 
 
@@ -280,6 +290,19 @@ def check_picture_name(path: Path) -> None:
             f"--picture: {path}: expected a file name such as answer.png, found suffix "
             f"{path.suffix!r}; {did_you_mean(path.suffix, ['.png', '.jpg', '.webp'])}"
         )
+
+
+def check_drawn_name(path: Path) -> None:
+    """Raise UserError if a drawn picture's file is no PNG, which has the mark in its metadata."""
+    if path.suffix.lower() != ".png":
+        raise UserError(f"--draw: {path}: expected a file name such as drawn.png, found another")
+
+
+def save_drawing(drawing: Drawing, path: Path) -> None:
+    """Write a drawn picture and print its path on stderr, so that stdout remains JSON."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(drawing.png())
+    print(f"drawn by a model: {path}", file=sys.stderr)
 
 
 def save_picture(image: Image.Image, path: Path) -> None:

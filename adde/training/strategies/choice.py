@@ -132,7 +132,7 @@ def _check_precision(precision: str) -> None:
 
 def _check_compiler() -> None:
     """Raise UserError if torch.compile cannot work here: it would fail in the first step."""
-    if _is_launched("DEEPSPEED"):
+    if is_launched("DEEPSPEED"):
         raise UserError(
             "compile: expected false under DeepSpeed, whose hooks cannot be compiled, found true; "
             "use launch/fsdp2.yaml or launch/ddp.yaml"

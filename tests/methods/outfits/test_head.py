@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from adde.methods.adde.opening import digest
 from adde.methods.outfits.evaluation import HeadScorer
-from adde.methods.outfits.model import Bilinear, Distance, Question, digest, subspaces
+from adde.methods.outfits.model import Bilinear, Distance, Question, subspaces
 from adde.outfits import BilinearScorer
 from adde.schema import Attribute, Schema
 

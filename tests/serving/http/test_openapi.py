@@ -21,6 +21,7 @@ def test_the_document_is_there_and_names_every_endpoint(client):
         "/v1/embed",
         "/v1/search",
         "/v1/complete",
+        "/v1/draw",
         "/v1/schema",
         "/v1/items",
         "/v1/items/{item_id}",

@@ -959,3 +959,21 @@ def test_an_own_picture_is_dressed(visit, dressing, picture_of, tmp_path):
             data={"request": json.dumps({"category": category})},
         ).json()
         assert item == answer["answers"][0]["item_id"]
+
+
+@pytest.mark.slow
+def test_a_drawing_stands_above_the_answers(visit, server, drawing, drawing_gallery, decoders):
+    source = BackendConfig(drawing.path, drawing_gallery)
+    draws = InThread(source, Settings(drain_seconds=0), decoders)
+    page = visit(f"/?item={ITEM}&but.colour=blue", url=draws.url)
+    page.wait_for_selector("#drawn:not([hidden])")
+    assert "Drawn by a model" in page.locator("#drawn").inner_text()
+    assert page.locator("#drawing").get_attribute("alt") == "Drawn by a model: colour blue"
+    until(page, "document.getElementById('drawing').naturalWidth === 16")
+    assert answers(page)
+    page.click("#reset")
+    page.wait_for_selector("#drawn", state="hidden")
+    draws.close()
+    # Of a bundle without a decoder nothing is asked.
+    page = visit(f"/?item={ITEM}&but.colour=blue")
+    assert answers(page) and not page.locator("#drawn").is_visible()

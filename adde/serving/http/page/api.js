@@ -24,18 +24,21 @@ export const item = (id) => ask(`v1/items/${encodeURIComponent(id)}`);
 export const someItems = ({ filters, ...asked }) =>
   ask(`v1/items?${new URLSearchParams({ ...asked, filters: JSON.stringify(filters) })}`);
 
-export const search = (request, picture, signal) => post("v1/search", request, picture, signal);
-export const complete = (request, picture, signal) => post("v1/complete", request, picture, signal);
+export const search = (request, picture, signal) => ask("v1/search", post(request, picture, signal));
+export const complete = (request, picture, signal) =>
+  ask("v1/complete", post(request, picture, signal));
+export const drawn = async (request, picture, signal) =>
+  (await send("v1/draw", post(request, picture, signal))).blob();
 
-function post(address, request, picture, signal) {
+function post(request, picture, signal) {
   if (!picture) {
     const headers = { "content-type": "application/json" };
-    return ask(address, { method: "POST", headers, body: JSON.stringify(request), signal });
+    return { method: "POST", headers, body: JSON.stringify(request), signal };
   }
   const body = new FormData();
   body.append("image", picture, "picture");
   body.append("request", JSON.stringify(request));
-  return ask(address, { method: "POST", body, signal });
+  return { method: "POST", body, signal };
 }
 
 export const pictureAddress = (id) => `v1/items/${encodeURIComponent(id)}/picture`;

@@ -4,6 +4,7 @@ import * as answers from "./answers.js";
 import * as api from "./api.js";
 import * as attributes from "./attributes.js";
 import { byId, plain } from "./dom.js";
+import * as drawing from "./drawing.js";
 import * as filters from "./filters.js";
 import * as goesWith from "./goes_with.js";
 import * as menu from "./menu.js";
@@ -75,6 +76,7 @@ async function showStart(signal) {
   document.title = "This item, but …";
   query.hide();
   goesWith.hide();
+  drawing.hide();
   start.show(schema, state, go);
   filters.show(schema, state, filter);
   byId("others").hidden = state.words !== "" || !items.length;
@@ -112,6 +114,7 @@ async function showSearch(signal) {
   showChanges(seen.values);
   answers.clear();
   answers.add(result.answers, state, schema.cards ?? {}, go);
+  drawing.show(state, schema, upload, signal);
   const count = result.answers.length;
   byId("others").hidden = true;
   byId("heading").textContent = query.heading(state, count);

@@ -13,10 +13,10 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
 from adde.serving.http.problems import CLIENT_GONE, Problem
-from adde.serving.http.request_models import CompleteBody, EmbedBody, SearchBody
+from adde.serving.http.request_models import CompleteBody, DrawBody, EmbedBody, SearchBody
 
 T = TypeVar("T")
-Body = TypeVar("Body", CompleteBody, EmbedBody, SearchBody)
+Body = TypeVar("Body", CompleteBody, DrawBody, EmbedBody, SearchBody)
 
 JSON, FORM = "application/json", "multipart/form-data"
 

@@ -7,14 +7,15 @@ An attribute that is not visible on an item is UNKNOWN.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
+import numpy.typing as npt
 
 from adde.errors import UserError
-from adde.schema import Attribute, Schema
+from adde.schema import Attribute, Labels, Schema
 from adde.shards.catalogues.catalogue import Catalogue, PictureSource
 from adde.shards.catalogues.drawn.voxel import (
     COLOURS,
@@ -83,11 +84,44 @@ def wardrobe(items: int = 20_000, seed: int = 0, size: int = 64) -> Catalogue:
     return Catalogue(
         name="wardrobe",
         schema=SCHEMA,
-        item_ids=tuple(f"{family:06d}-{member}" for family, member, _ in members),
+        item_ids=tuple(item_name(family, member) for family, member, _ in members),
         labels=labels,
         splits=tuple(SPLIT_OF_TEN[family % 10] for family, _, _ in members),
-        source=lambda row: Figure(SCHEMA.decode(labels[row]), f"wardrobe/{seed}/{row}", size),
+        source=lambda row: Figure(SCHEMA.decode(labels[row]), figure_seed(seed, row), size),
     )
+
+
+def redraw(
+    item_ids: Sequence[str], labels: Labels, size: int, seed: int
+) -> list[npt.NDArray[np.uint8] | None]:
+    """See `adde.shards.catalogues.drawn.redraw`; a figure keeps its background, hair and face."""
+    left, rows = set(item_ids), dict[str, int]()
+    for row, (family, member, _) in enumerate(_members(seed)):
+        item_id = item_name(family, member)
+        if item_id in left:
+            rows[item_id] = row
+            left.remove(item_id)
+        if not left:
+            break
+    found: list[npt.NDArray[np.uint8] | None] = []
+    for item_id, wanted in zip(item_ids, labels):
+        look = SCHEMA.decode(wanted)
+        there = all(visible(name, look) == (word is not None) for name, word in look.items())
+        picture = None
+        if there and not ambiguous(look):
+            picture = np.asarray(draw(look, figure_seed(seed, rows[item_id]), size))
+        found.append(picture)
+    return found
+
+
+def item_name(family: int, member: int) -> str:
+    """Return the id of a member of a family."""
+    return f"{family:06d}-{member}"
+
+
+def figure_seed(seed: int, row: int) -> str:
+    """Return DiceBear's seed of a figure in a catalogue of seed `seed`."""
+    return f"wardrobe/{seed}/{row}"
 
 
 def check_request(items: int, least: int, size: int) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from adde.bundle import Bundle
+from adde.drawing import overlaid, shrunk
 from adde.errors import UserError, did_you_mean
 from adde.metrics import predicted_labels
 from adde.preprocess import Picture
@@ -246,7 +247,8 @@ class Searcher:
 
         Args:
             image: the picture to start from.
-            edits: see `search`; several at once are drawn together, none draws it as it is.
+            edits: see `search`; several at once are drawn together. Pixels that they do not
+                change stay those of the picture (`adde.drawing`).
             item: id of a gallery item to start from instead.
 
         Raises:
@@ -276,9 +278,11 @@ class Searcher:
         """As `draw`, of a picture (S, S, 3) uint8 that is embedded already."""
         check_drawing(self.bundle, edits)
         changed = attribute_edits.indicator(edits, start.own, self.schema)
-        edited = self.session.edit(start.embedding[None], changed)
+        own = start.embedding[None]
+        edited = self.session.edit(own, changed).reshape(own.shape)
         style = self.session.style(picture[None])
-        found = self.session.draw(edited.reshape(1, *start.embedding.shape), style)[0]
+        drawn = self.session.draw(np.concatenate([own, edited]), np.repeat(style, 2, axis=0))
+        found = overlaid(shrunk(picture[None], drawn.shape[1]), drawn[:1], drawn[1:])[0]
         wanted = {name: seen.value for name, seen in start.seen.items()}
         wanted |= {name: str(edit) for name, edit in edits.items()}
         return Drawing(found, start.seen, wanted, self.bundle.hash)

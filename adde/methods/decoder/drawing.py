@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from adde.drawing import overlaid
 from adde.edits import LabelEdits, all_edits
 from adde.errors import UserError
 from adde.methods.adde.evaluation import memory_edit
@@ -41,6 +42,7 @@ COLUMNS = ("wanted", "unchanged", "psnr", "ssim")
 
 ROWS = {
     "drawn": "drawn",
+    "overlaid": "drawn, laid over the picture",
     "retrieved": "nearest item of the split",
     "unedited": "unedited picture",
     "true": "true picture of the edit",
@@ -112,8 +114,11 @@ def _shown(
     encoder: ADDE, items: Items, edits: LabelEdits, true: Picture | None
 ) -> dict[str, Picture]:
     """Return the pictures that are judged, by the names of ROWS."""
+    unchanged = LabelEdits(edits.reference, np.full_like(edits.values, UNKNOWN))
+    own, drawn = (draw(encoder, items, one).pictures for one in (unchanged, edits))
     shown = {
-        "drawn": draw(encoder, items, edits).pictures,
+        "drawn": drawn,
+        "overlaid": overlaid(items.pictures(edits.reference), own, drawn),
         "retrieved": items.pictures(_nearest(encoder, items, edits)),
         "unedited": items.pictures(edits.reference),
     }
@@ -145,7 +150,7 @@ def _judged(
                 torch.from_numpy(p).permute(0, 3, 1, 2).float() / 255 for p in (pictures, true)
             ]
             found[name] |= {"psnr": psnr(*pairs).mean().item(), "ssim": ssim(*pairs).mean().item()}
-        if name == "drawn":
+        if name == "overlaid":
             found["by_attribute"] = {
                 attribute: float((seen == edits.values)[rows, a].mean())
                 for a, attribute in enumerate(judge.schema.names)

@@ -95,7 +95,7 @@ class Decoder(Method):
         """Summarise what the judge sees in drawn edits."""
         if (found := metrics.get("drawing")) is None:
             return Summary()
-        drawn = next(iter(found["edits"].values()))["drawn"]
+        drawn = next(iter(found["edits"].values()))["overlaid"]
         return Summary([*drawn.items()][:2], tables(found))
 
 

@@ -33,7 +33,7 @@ from adde.shards.index import INDEX_NAME, ShardIndex
 from adde.shards.reader import iterate
 
 ROOT = Path(__file__).resolve().parent.parent
-RECIPE = ROOT / "train/recipes/photos.toml"
+RECIPE = ROOT / "train/recipes/shop.toml"
 BACKBONE = "tf_efficientnet_lite0"
 SIZE = 128
 NEIGHBOURS, TOP = 5, 10
@@ -172,7 +172,8 @@ def neighbours_accuracy(train: Split, test: Split) -> float:
 def trained_accuracy(shards: Path, weights: Path, run: Path) -> float:
     """Train the recipe; return its category accuracy on the test split."""
     paths = ("--run", run, "--data.shards", shards, "--model.weights", weights)
-    program("train/main.py", "--recipe", RECIPE, *paths, "--wandb", "off")
+    start = ("--recipe", RECIPE, "--model.no-pretrained", "--wandb", "off")
+    program("train/main.py", *start, *paths)
     program("train/evaluate.py", "--run", run, "--split", "test")
     return float(read_json(run / "metrics.json")["attribute_accuracy"]["category"])
 

@@ -71,7 +71,7 @@ def test_triplets_of_sets_are_those_of_their_numbers(items, seed):
 def test_drawn_edits_ask_for_one_value(items, seed):
     labels = torch.from_numpy(label_table(items))
     edits = draw_edits(
-        labels, labels, torch.arange(len(items)), 31 * seed, OFFSETS, SCHEMA.multiple
+        labels, labels, torch.arange(len(items)), 31 * seed, OFFSETS, multiple=SCHEMA.multiple
     )
     for i, (kind, colours) in enumerate(items):
         exact = {
@@ -99,7 +99,7 @@ def test_drawn_edits_ask_for_one_value(items, seed):
 def test_negatives_share_no_value_with_the_target(items, seed):
     labels = torch.from_numpy(label_table(items))
     count = len(items)
-    edits = draw_edits(labels, labels, torch.arange(count), seed, OFFSETS, SCHEMA.multiple)
+    edits = draw_edits(labels, labels, torch.arange(count), seed, OFFSETS, multiple=SCHEMA.multiple)
     draws = torch.Generator().manual_seed(seed)
     queries, refs = torch.nn.functional.normalize(
         torch.randn(2, count, 3, generator=draws, dtype=torch.float64), dim=-1
@@ -287,8 +287,8 @@ def test_a_target_of_an_unedited_set_is_the_same_set():
 @settings(max_examples=20, deadline=None)
 def test_each_rank_draws_its_part_of_the_edits(items, seed):
     labels, count = torch.from_numpy(label_table(items)), len(items)
-    whole = draw_edits(labels, labels, torch.arange(count), seed, OFFSETS, SCHEMA.multiple)
+    whole = draw_edits(labels, labels, torch.arange(count), seed, OFFSETS, multiple=SCHEMA.multiple)
     for rows in (slice(0, count // 2), slice(count // 2, count)):
         own = torch.arange(count)[rows]
-        part = draw_edits(labels[rows], labels, own, seed, OFFSETS, SCHEMA.multiple)
+        part = draw_edits(labels[rows], labels, own, seed, OFFSETS, multiple=SCHEMA.multiple)
         assert all(torch.equal(one[rows], other) for one, other in zip(whole, part))

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -120,14 +120,9 @@ class Unit:
     @property
     def key(self) -> str:
         """Names its files: a hash of everything that its results depend on, but for pictures."""
-        content = {**vars(self), "config": _as_json(self.config), "seeds": list(self.seeds)}
+        content = {**vars(self), "config": self.config.to_json(), "seeds": list(self.seeds)}
         text = json.dumps(content, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-@lru_cache(maxsize=1024)
-def _as_json(config: VAEConfig) -> dict[str, Any]:
-    return config.to_json()
 
 
 def read_study(path: Path) -> Study:

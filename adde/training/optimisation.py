@@ -99,10 +99,13 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def require_parts(model: nn.Module, parts: Iterable[str], setting: str) -> None:
-    """Raise UserError if the model has no submodule of a name; names the nearest ones."""
+    """Raise UserError if the model has no submodule of a name; names the nearest ones.
+
+    "" is the whole model.
+    """
     names = [name for name, _ in model.named_modules() if name]
     for part in parts:
-        if part not in names:
+        if part and part not in names:
             raise UserError(
                 f"{setting}: expected the name of a part of the model, found {part!r}; "
                 f"{did_you_mean(part, names)}"

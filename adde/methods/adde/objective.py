@@ -5,6 +5,7 @@ stay local and counts are added over ranks. With the gradient averaging of data 
 then compute the loss and gradients of one rank.
 """
 
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +62,7 @@ class AddeObjective(Objective):
     """(V,) float32, added to the logits of pictures in cross-entropies; None: nothing is."""
     progress: tuple[int, int] = (0, 1)
     """The next step of the stage, and their number."""
-    strategy: Strategy | None = None
+    strategy: weakref.ref[Strategy] | None = None
     """Of the current stage, for pseudo-labels."""
 
     def begin_stage(self, stage: Stage, strategy: Strategy) -> None:
@@ -70,7 +71,7 @@ class AddeObjective(Objective):
         Raises:
             UserError: the strategy has no averaged weights on each rank for pseudo-labels.
         """
-        self.strategy = strategy
+        self.strategy = weakref.ref(strategy)  # its optimiser must go before the next one comes
         if stage.weights.get("pseudo") and strategy.sharded:
             raise UserError(
                 "encoder.pseudo.weight: expected averaged weights whole on every rank, found a "
@@ -120,7 +121,9 @@ class AddeObjective(Objective):
         if step < stage.pseudo.start * steps:
             return None
         rest = (batch.images, batch.labels, self.schema.sizes, stage.pseudo.confidence)
-        return self.strategy.forward_averaged(lambda teacher: teach(teacher, *rest))
+        strategy = self.strategy()
+        assert strategy is not None  # the run holds it for the whole stage
+        return strategy.forward_averaged(lambda teacher: teach(teacher, *rest))
 
     def state(self) -> dict[str, Tensor]:
         """Return the state of the cross-batch queue."""

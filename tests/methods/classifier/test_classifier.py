@@ -23,6 +23,7 @@ def test_it_trains_and_its_blocks_belong_to_no_attribute(tiny_shards, tmp_path):
     config = AddeConfig(
         run=tmp_path / "run",
         method="classifier",
+        precision="fp32",
         wandb="off",
         data=Data(shards=str(tiny_shards), batch_size=20, workers=0),
         model=ModelSettings(backbone="test_resnet", image_size=32, width=6, hidden=8),

@@ -50,6 +50,9 @@ from adde.schema import (
 FIRST = 10
 """Number of answers ranked with `edit_weight`: those that a shopper sees at once."""
 
+DEFAULTS = {"epsilon": 0.03, "edit_weight": 2.0}
+"""Settings of a `Calibration` where there are no queries to choose them by, or not yet."""
+
 
 @dataclass(frozen=True)
 class Calibration:

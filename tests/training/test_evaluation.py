@@ -58,12 +58,33 @@ def test_what_cannot_be_read_is_left_out(damaged, tiny_shards, tiny_model, worke
     np.testing.assert_allclose(found.embeddings, whole.embeddings[kept], atol=1e-5)
     assert "encoding test: skipped" in capsys.readouterr().out
 
-    rows = picture_rows(damaged, "test", tiny_model, found, 40)
+    rows = picture_rows(damaged, "test", tiny_model.schema, found, 40)
     stored = [sample.picture for sample in iterate(ShardIndex.read(tiny_shards), "test")]
     queries = {row.picture for row in rows}
     assert len(queries) > 10
     assert stored[5] not in queries
     assert queries <= set(stored)
+
+
+def test_pictures_show_the_answers_of_a_search(tiny_shards, tiny_model):
+    index, schema = ShardIndex.read(tiny_shards), tiny_model.schema
+    encoded = encode_split(Evaluator(index, 7, 0, torch.device("cpu")), tiny_model, "test")
+    stored = [sample.picture for sample in iterate(index, "test")]
+    parts = np.split(np.exp(encoded.logits.astype(np.float64)), schema.offsets[1:], axis=1)
+    parts = [part / part.sum(1, keepdims=True) for part in parts]
+    for row in picture_rows(index, "test", schema, encoded, 40):
+        name, _, change = row.title.partition(": ")
+        edited = schema.attribute_index(name)
+        value = schema.value_index(name, change.partition(" -> ")[2])
+        own = stored.index(row.picture)
+        scores = np.zeros(len(stored))
+        for a, part in enumerate(parts):
+            if a == edited:
+                scores += 2 * np.log(0.03 + part[:, value])
+            else:
+                scores += np.log(0.03 + part @ part[own])
+        best = [stored[i] for i in np.argsort(-scores, kind="stable")[:10]]
+        assert [picture for picture, _ in row.lines["after"]] == best
 
 
 def test_matches_are_found_on_a_device_as_in_numpy():
@@ -116,7 +137,7 @@ def test_a_splits_queries_are_found_once(tiny_shards, tiny_model, monkeypatch):
     evaluation._queries_of.cache_clear()
     for _ in range(3):
         retrieval(tiny_model, encoded, torch.device("cpu"))
-        picture_rows(index, "test", tiny_model, encoded, 3)
+        picture_rows(index, "test", tiny_model.schema, encoded, 3)
     assert found == [24]
     for name, value in vars(queries_of(encoded.labels)).items():
         np.testing.assert_array_equal(value, getattr(expected, name))

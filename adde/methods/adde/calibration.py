@@ -27,7 +27,7 @@ from adde.metrics import (
 )
 from adde.ranking import NUMPY, Ranker, rank_matches, rank_matches_by_weight
 from adde.schema import UNKNOWN, Labels, Rows, Schema, Vector, shares
-from adde.scoring import FIRST, Calibration
+from adde.scoring import DEFAULTS, FIRST, Calibration
 from adde.shards.index import ShardIndex
 from adde.training.checkpoints.checkpoint import Checkpoint
 from adde.training.evaluation import Evaluator
@@ -39,9 +39,6 @@ FACTORS = (1.0, 1.25, 1.5, 2.0)
 """Common factors of all temperatures: above 1 if several attributes are mistaken together."""
 EPSILONS = (0.001, 0.03, 0.1, 0.3)
 EDIT_WEIGHTS = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 3.25, 3.5, 4.0, 5.0, 6.0, 8.0)
-DEFAULTS = {"epsilon": 0.03, "edit_weight": 2.0}
-"""Settings for a split without queries to choose by."""
-
 MAX_SCORES = 1 << 23
 """Queries x gallery items that settings are compared on."""
 MIN_QUERIES = 200

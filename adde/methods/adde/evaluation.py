@@ -27,7 +27,7 @@ from adde.ranking import (
     rank_matches,
 )
 from adde.schema import Labels, Rows, Schema, Vector
-from adde.scoring import FIRST, Calibration
+from adde.scoring import DEFAULTS, FIRST, Calibration
 from adde.shards.index import ShardIndex
 from adde.shards.reader import ShardReader
 from adde.shards.shares import StoredOrder
@@ -231,22 +231,27 @@ def evaluate_split(
 
 
 def picture_rows(
-    index: ShardIndex, split: str, model: ADDE, encoded: Encoded, rows: int
+    index: ShardIndex, split: str, schema: Schema, encoded: Encoded, rows: int
 ) -> list[PictureRow]:
     """Show a few queries, evenly spaced, with their ten best answers before and after the edit.
 
-    Pictures are the stored bytes.
+    Before the edit they are the nearest; after it they are ranked by the match score, which is
+    calibrated only at the end of a run. Pictures are the stored bytes.
     """
-    schema, labels = model.schema, encoded.labels
+    labels = encoded.labels
     queries = queries_of(labels)
     if not len(queries) or not rows:
         return []
     some = queries[np.unique(np.linspace(0, len(queries) - 1, rows).astype(np.int64))]
-    given = (some, encoded.embeddings, encoded.logits, schema)
     k = SHOWN + metrics.extra_answers(encoded.items)
+    calibration = Calibration((1.0,) * len(schema.sizes), (), **DEFAULTS)
+    beliefs = calibration.beliefs(encoded.logits, None, schema)
     ranked, unedited = (
-        metrics.other_items(rank_edits(*given, edit, k=k), some.reference, encoded.items, SHOWN)
-        for edit in (memory_edit(model), no_edit)
+        metrics.other_items(found, some.reference, encoded.items, SHOWN)
+        for found in (
+            rank_matches(some, beliefs, schema, calibration, k, k),
+            rank_edits(some, encoded.embeddings, encoded.logits, schema, no_edit, k),
+        )
     )
     shards, reader = index.split(split), ShardReader(index)
     samples = tuple(shard.samples for shard in shards)

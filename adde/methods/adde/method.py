@@ -155,7 +155,7 @@ class Adde(Method):
         figures |= retrieval(model, encoded, evaluator.device, settings.queries)
         if rank() > 0:
             return Evaluated(figures)
-        rows = picture_rows(evaluator.index, "val", model, encoded, settings.rows)
+        rows = picture_rows(evaluator.index, "val", model.schema, encoded, settings.rows)
         pictures = Pictures("What it answers", report.ANSWERS, rows) if rows else None
         matrix, table, energy = report.prototypes(model)
         return Evaluated(figures | energy, pictures, matrix, (table,))

@@ -12,8 +12,8 @@ from adde.ranking import BASELINES
 from adde.training.watching.displays import Matrix, Summary, Table
 
 ANSWERS = (
-    "The item asked about, and the ten best answers of the validation split, before and after the "
-    "edit. Green with a tick: all attributes are as asked."
+    "The item asked about, the ten items of the validation split nearest to it, and the ten best "
+    "answers to the edit by match score. Green with a tick: all attributes are as asked."
 )
 
 MEASURES = {

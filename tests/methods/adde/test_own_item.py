@@ -101,7 +101,7 @@ def test_pictures_of_answers(several_pictures, tiny_model, monkeypatch):
     samples = [*iterate(several_pictures, "test")]
     row_of = {sample.picture: row for row, sample in enumerate(samples)}
     titles = set()
-    for row in picture_rows(several_pictures, "test", tiny_model, encoded, 40):
+    for row in picture_rows(several_pictures, "test", schema, encoded, 40):
         name, _, edit = row.title.partition(": ")
         own, _, new = edit.partition(" -> ")
         attribute, reference = schema.attribute_index(name), row_of[row.picture]

@@ -258,7 +258,7 @@ def test_the_validation_split_proves_it_as_well(monkeypatch, tmp_path, tiny_mode
     index = ShardIndex.read(tiny_shards)
     rest = tuple(shard for shard in index.shards if shard.split != "test")
     index = ShardIndex(index.root, "tiny", index.schema, rest)
-    bundle = export.export_bundle(tiny_model, index, tmp_path / "b", None, {}, split="val")
+    bundle = export.export_bundle(tiny_model, index, tmp_path / "b", None, {}, None, split="val")
     assert bundle.details["parity"]["split"] == "val"
     held = [tiny_model.preprocess.load(sample.picture) for sample in iterate(index, "val")]
     golden = Golden.read(bundle.path / "golden.npz").images

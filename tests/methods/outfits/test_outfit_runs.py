@@ -9,13 +9,14 @@ import pytest
 from adde.bundle import Bundle
 from adde.errors import UserError
 from adde.exporting.outfits import load_head
+from adde.files import sha256_of_file
 from adde.serving.onnx.session import Session
 from adde.shards.benchmark_lists import write_benchmark
 from adde.shards.catalogues.drawn.wardrobe_outfits import wardrobe_outfits
 from adde.shards.index import ShardIndex
 from adde.shards.packing.engine import engine
 from adde.shards.packing.pack import PackOptions, pack
-from adde.training.checkpoints.checkpoint import best_checkpoint, last_checkpoint
+from adde.training.checkpoints.checkpoint import STATE_NAME, best_checkpoint, last_checkpoint
 from adde.training.opening import load_model
 from adde.training.watching.tracking import read_log
 from tests.programs import finish, start
@@ -104,8 +105,9 @@ def test_the_papers_form_trains(folder):
     ]
     finish(start("train/main.py", "--recipe", folder / "recipe.toml", "--run", run, *words))
     assert figures(run, "val/fitb") and all(np.isfinite(figures(run, "outfits/ranking")))
+    _, _, encoder = load_model(folder / "adde")
     with pytest.raises(UserError, match=r"form 'bilinear'.*found 'distance'"):
-        load_head(run, "00" * 32)
+        load_head(run, sha256_of_file(encoder.path / STATE_NAME))
     model, _, _ = load_model(run)
     assert model.projections.shape == (5, 3, 8, 32)
 

@@ -171,7 +171,7 @@ def test_behind_a_prefix_that_a_proxy_takes_away(visit, server):
     page.reload()
     assert first in answers(page)
     page.goto(f"{server.url}/shop/adde/docs")
-    page.click("text=Whether the process lives")
+    page.click("text=Liveness, and what the process runs on")
     page.click("text=Try it out")
     page.click("text=Execute")
     page.wait_for_selector(".live-responses-table")

@@ -71,12 +71,15 @@ class AddeObjective(Objective):
         Raises:
             UserError: the strategy has no averaged weights on each rank for pseudo-labels.
         """
-        self.strategy = weakref.ref(strategy)  # its optimiser must go before the next one comes
-        if stage.weights.get("pseudo") and strategy.sharded:
+        self.strategy = None
+        if not stage.weights.get("pseudo"):
+            return
+        if strategy.sharded:
             raise UserError(
                 "encoder.pseudo.weight: expected averaged weights whole on every rank, found a "
                 "strategy that shards them; use one process or launch/ddp.yaml, or set it to 0"
             )
+        self.strategy = weakref.ref(strategy)  # its optimiser must go before the next one comes
 
     def begin_step(self, step: int, steps: int) -> None:
         """As `Objective.begin_step`."""

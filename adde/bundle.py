@@ -61,7 +61,7 @@ READABLE_FORMATS = (2, 3)
 
 
 class Drawing(NamedTuple):
-    """What a bundle's decoder takes and draws."""
+    """Sizes of a bundle's decoder: the style that it takes, and the pictures that it draws."""
 
     style: int
     """L, numbers of a style."""

@@ -238,6 +238,15 @@ class Schema:
         """
         return self.multi_hot(targets) - self.multi_hot(labels)
 
+    def require_single_values(self, what: str) -> None:
+        """Raise UserError if an item may have several values, of which `what` knows nothing."""
+        if self.multiple:
+            raise UserError(
+                f"{what}: expected attributes of one value per item, found "
+                f"{self.names[self.multiple[0]]!r}, which may have several; build the shards "
+                "without --multiple"
+            )
+
     def require_same(self, other: "Schema", mine: str, theirs: str) -> None:
         """Raise UserError if the schemas differ, with both hashes and the first difference."""
         if self.hash != other.hash:

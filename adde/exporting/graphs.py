@@ -16,9 +16,9 @@ from torch.export import Dim
 from adde.bundle import DECODER, ENCODER, MEMORY, OUTFIT, STYLE, Outputs
 from adde.errors import UserError
 from adde.methods.adde.model import ADDE
-from adde.methods.decoder.evaluation import as_bytes
 from adde.methods.decoder.model import PictureDecoder
 from adde.methods.outfits.model import Bilinear
+from adde.methods.pictures import as_bytes
 from adde.preprocess import Picture
 from adde.schema import Vector
 

@@ -67,11 +67,15 @@ def share_items(count: int) -> tuple[RankRows, slice]:
     return ranks, slice(ends[rank()], ends[rank() + 1])
 
 
+def as_bytes(pictures: Tensor) -> Tensor:
+    """Return pictures (n, C, S, S) in 0..1 as (n, S, S, C) uint8; values outside are clipped."""
+    return (255 * pictures.clamp(0, 1)).round().byte().permute(0, 2, 3, 1).contiguous()
+
+
 def png_files(pictures: Tensor) -> list[bytes]:
     """Encode (n, C, S, S) in 0..1 as PNG files; values outside are clipped."""
-    pixels = (255 * pictures.clamp(0, 1)).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     found: list[bytes] = []
-    for picture in pixels:
+    for picture in as_bytes(pictures).cpu().numpy():
         content = io.BytesIO()
         # One channel is told by its missing axis.
         Image.fromarray(picture if picture.shape[-1] == 3 else picture[..., 0]).save(content, "PNG")

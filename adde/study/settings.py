@@ -21,9 +21,12 @@ OWN_KEYS = ("run", "method", "loss", "strength", "seed")
 
 UNUSED: Mapping[str, Any] = {
     "precision": ("fp32", "tf32"),
+    "compile": (False,),
     "data.accumulation": (1,),
+    "data.balance": ("",),
     "optimizer.clip_norm": (0.0,),
     "optimizer.ema": (0.0,),
+    "optimizer.frozen": ({},),
 }
 """Settings for which an ensemble knows these values alone."""
 

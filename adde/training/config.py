@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from adde.errors import UserError
+
 Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
 
 
@@ -58,6 +60,14 @@ class Data:
 
     timeout: float = 600.0
     """Seconds without a batch after which the run ends and names what was read; 0: never."""
+
+    def require_uncached(self) -> None:
+        """Raise UserError if `cached` is on, for methods without losses between embeddings."""
+        if self.cached:
+            raise UserError(
+                "data.cached: expected false, found true: it serves losses between embeddings, of "
+                "which this method has none; use data.accumulation alone"
+            )
 
     @property
     def batches_per_step(self) -> int:
@@ -116,8 +126,8 @@ class Optimizer:
 
     frozen: dict[str, float] = field(default_factory=dict[str, float])
     """Epochs of the run, from its start, in which parts of the model do not learn, by name, such as
-    {backbone = 1}; a part of more epochs than the run has never learns. Running statistics of
-    batch norms go on."""
+    {backbone = 1}; with more epochs than the run has, a part never learns. Running statistics of
+    batch norms are still updated."""
 
     ema: float = 0.0
     """Decay per step of the averaged weights that are evaluated and exported; 0: none."""

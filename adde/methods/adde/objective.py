@@ -63,7 +63,7 @@ class AddeObjective(Objective):
     progress: tuple[int, int] = (0, 1)
     """The next step of the stage, and their number."""
     strategy: weakref.ref[Strategy] | None = None
-    """Of the current stage, for pseudo-labels."""
+    """What trains the current stage; None unless the stage has pseudo-labels."""
 
     def begin_stage(self, stage: Stage, strategy: Strategy) -> None:
         """As `Objective.begin_stage`.

@@ -19,9 +19,10 @@ from adde.methods.adde.memory import multi_hot
 from adde.mining import DrawnEdits, fits_and_conflicts
 from adde.mining.tiled import tile_rows
 from adde.schema import Schema
+from adde.scoring import DEFAULTS
 
-EPSILON = 0.03
-"""Bounds the cost of one mismatch, as in `adde.scoring`."""
+EPSILON = DEFAULTS["epsilon"]
+"""Bounds the cost of one mismatch."""
 
 
 def beliefs(logits: Tensor, presence: Tensor | None, schema: Schema) -> Tensor:

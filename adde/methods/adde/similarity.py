@@ -43,7 +43,7 @@ def measure(
         item_ids = [item_ids[row] for row in encoded.rows.tolist()]
         given = read_similarity(index.root, model.schema, split, item_ids, labels)
     else:
-        print("behind an address, queries that a dataset brings along are not looked for")
+        print("shards at an address: a dataset's own queries are not used")
     figures = similarity_figures(
         encoded.embeddings,
         encoded.logits,

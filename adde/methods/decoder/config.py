@@ -75,11 +75,7 @@ class DecoderConfig(Config):
                 raise UserError(f"{name}: expected a share of 0 to 1, found {getattr(self, name)}")
         if self.form == "flow" and self.width % 8:
             raise UserError(f"width: expected a multiple of 8 of a flow, found {self.width}")
-        if self.data.cached:
-            raise UserError(
-                "data.cached: expected false, found true: it serves losses between embeddings; use "
-                "data.accumulation alone"
-            )
+        self.data.require_uncached()
 
     @property
     def weights(self) -> Mapping[str, float]:

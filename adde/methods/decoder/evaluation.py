@@ -1,6 +1,5 @@
 """Validation of a decoder: reconstructions, and edits as the frozen encoder sees them."""
 
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -8,13 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from adde.distributed import rank
 from adde.edits import LabelEdits, all_edits
 from adde.methods.adde.model import ADDE
 from adde.methods.decoder.model import StyledDecoder, as_drawn, see
+from adde.methods.pictures import as_bytes, png_files, scaled
 from adde.methods.vae.losses import kl
 from adde.metrics import predicted_labels
 from adde.mining.distances import full_precision
@@ -50,11 +49,6 @@ def represent(encoder: ADDE, model: StyledDecoder, images: Tensor) -> dict[str, 
 def psnr(drawn: Tensor, pictures: Tensor) -> Tensor:
     """Compute the peak signal-to-noise ratio in dB, (b,), of pictures (b, 3, S, S) in 0..1."""
     return -10 * (drawn - pictures).square().flatten(1).mean(1).clamp(min=1e-10).log10()
-
-
-def as_bytes(pictures: Tensor) -> Tensor:
-    """Return pictures (b, 3, S, S) in 0..1 as (b, S, S, 3) uint8."""
-    return (255 * pictures).round().byte().permute(0, 2, 3, 1).contiguous()
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,8 +178,8 @@ def picture_rows(encoder: ADDE, items: Items, rows: int) -> list[PictureRow]:
         edits = one_of_each(labels[item], schema, item)
         drawn = draw(encoder, items, edits)
         right = (drawn.seen == edits.values).any(axis=1).tolist()
-        unchanged, *edited = [png(picture) for picture in drawn.pictures]
-        original = png(items.pictures(np.array([item]))[0])
+        unchanged, *edited = png_files(scaled(torch.from_numpy(drawn.pictures)))
+        (original,) = png_files(scaled(torch.from_numpy(items.pictures(np.array([item])))))
         lines = {"drawn as it is": [(unchanged, True)]}
         for number, (picture, good) in enumerate(zip(edited, right[1:]), 1):
             attribute = int((edits.values[number] != UNKNOWN).argmax())
@@ -203,10 +197,3 @@ def one_of_each(labels: Labels, schema: Schema, item: int) -> LabelEdits:
     for row, a in enumerate(known, 1):
         values[row, a] = (labels[a] + 1 + item % (schema.sizes[a] - 1)) % schema.sizes[a]
     return LabelEdits(np.full(len(values), item), values)
-
-
-def png(picture: Picture) -> bytes:
-    """Encode a picture (S, S, 3) uint8."""
-    content = io.BytesIO()
-    Image.fromarray(picture).save(content, "PNG")
-    return content.getvalue()

@@ -29,7 +29,7 @@ class Forward(NamedTuple):
     """Outputs of one forward pass, a row per item."""
 
     mean: Tensor
-    """Of the style's posterior, (b, L) float32."""
+    """Mean of the style's posterior, (b, L) float32."""
     log_variance: Tensor
     """(b, L) float32."""
     error: Tensor

@@ -51,6 +51,7 @@ class Decoder(Method):
 
     def build(self, config: DecoderConfig, schema: Schema, start: bool = True) -> StyledDecoder:
         """As `Method.build`."""
+        schema.require_single_values("method decoder")
         seen = adde_config(config.encoder).model
         form = FlowDecoder if config.form == "flow" else PictureDecoder
         model = form(config, seen, len(schema.sizes))

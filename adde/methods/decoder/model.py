@@ -12,6 +12,7 @@ from adde.methods.adde.model import ADDE, Encoding
 from adde.methods.adde.opening import FrozenEncoder
 from adde.methods.decoder.config import DecoderConfig
 from adde.methods.decoder.networks import REDUCED, Painter, style_network
+from adde.methods.pictures import scaled
 from adde.model.settings import ModelSettings
 from adde.preprocess import Preprocess
 
@@ -20,13 +21,13 @@ class Forward(NamedTuple):
     """Outputs of one forward pass, a row per item."""
 
     mean: Tensor
-    """Of the style's posterior, (b, L) float32."""
+    """Mean of the style's posterior, (b, L) float32."""
     log_variance: Tensor
     """(b, L) float32."""
     logits: Tensor
-    """Of the pixels drawn of `embeddings`, (b, 3, S, S) float32."""
+    """Pixels drawn from `embeddings`, as logits (b, 3, S, S) float32."""
     edited_logits: Tensor
-    """Of the pixels drawn of the n edited embeddings, (n, 3, S, S) float32."""
+    """Pixels drawn from the n edited embeddings, as logits (n, 3, S, S) float32."""
 
 
 class StyledDecoder(nn.Module):
@@ -128,7 +129,7 @@ class PictureDecoder(StyledDecoder):
 
 def as_drawn(images: Tensor, shrink: int) -> Tensor:
     """Return pictures (b, S, S, 3) uint8 as (b, 3, S / shrink, S / shrink) float32 in 0..1."""
-    pixels = images.permute(0, 3, 1, 2).float() / 255
+    pixels = scaled(images)
     return pixels if shrink == 1 else F.avg_pool2d(pixels, shrink)
 
 

@@ -33,7 +33,7 @@ class Plan:
     """Random draws for a rank's b items, and their embeddings."""
 
     noise: Tensor
-    """Of the style, (b, L) float32."""
+    """eps of the style, (b, L) float32."""
     embeddings: Tensor
     """To reconstruct the pictures from, (b, A, D) float32."""
     edited: Tensor
@@ -48,11 +48,11 @@ class Outputs(NamedTuple):
     """A row per item."""
 
     mean: Tensor
-    """Of the style's posterior, (b, L) float32."""
+    """Mean of the style's posterior, (b, L) float32."""
     log_variance: Tensor
     """(b, L) float32."""
     logits: Tensor
-    """Of the reconstructed pixels, (b, 3, S, S) float32."""
+    """Reconstructed pixels, as logits (b, 3, S, S) float32."""
     seen: Tensor
     """E(dec(r', s)), (b, A, D) float32; zero where it is not drawn."""
 

@@ -99,11 +99,7 @@ class DNAGANConfig(Config):
                 f"classification: expected 0 with gan = 'published', whose critic is told the "
                 f"labels, found {self.classification}"
             )
-        if self.data.cached:
-            raise UserError(
-                "data.cached: expected false, found true: it serves losses of embeddings, and a "
-                "DNA-GAN's memory is its decoder's; use data.accumulation alone"
-            )
+        self.data.require_uncached()
         if self.data.batch_size < 2 * self.data.accumulation:
             raise UserError(
                 f"data.batch_size: expected at least 2 items in each of data.accumulation "

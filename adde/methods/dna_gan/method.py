@@ -60,15 +60,16 @@ class DNAGANMethod(Method):
         """As `Method.build`.
 
         Raises:
-            UserError: an attribute or value is not in the schema, or the run is launched under
-                FSDP2 or DeepSpeed: a discriminator with fixed weights, clipped ones and spectral
-                norm need whole weights.
+            UserError: an attribute or value is not in the schema, an attribute may have several
+                values, or the run is launched under FSDP2 or DeepSpeed: a discriminator with
+                fixed weights, clipped ones and spectral norm need whole weights.
         """
         if start and (sharded := [name for name in ("FSDP", "DEEPSPEED") if is_launched(name)]):
             raise UserError(
                 "method: expected one process or DDP for 'dna_gan', whose discriminator needs "
                 f"whole weights, found {sharded[0]}; launch with launch/ddp.yaml"
             )
+        schema.require_single_values("method dna_gan")
         return DNAGAN(config, schema)
 
     def stages(self, config: DNAGANConfig) -> tuple[Stage, ...]:

@@ -44,8 +44,8 @@ class Critic(nn.Module):
 
     def __init__(self, side: int, width: int, sizes: tuple[int, ...]) -> None:
         super().__init__()
-        # Of two values a map is published as 0 and 1; here each value has a number of its own, so
-        # that any number of values is told apart.
+        # The published maps are 0 or 1, for attributes of two values. Here each value has a learned
+        # number, so that attributes may have more values.
         self.maps = nn.Linear(sum(sizes), len(sizes), bias=False)
         channels = [3 + len(sizes), width, 2 * width, 4 * width, 4 * width]
         self.pictures = nn.Sequential(*_down(channels, norm=False), nn.Flatten())

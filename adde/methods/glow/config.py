@@ -74,11 +74,7 @@ class GlowConfig(Config):
             )
         if self.ridge <= 0:
             raise UserError(f"ridge: expected more than 0, found {self.ridge}")
-        if self.data.cached:
-            raise UserError(
-                "data.cached: expected false, found true: it serves losses of embeddings; use "
-                "data.accumulation alone"
-            )
+        self.data.require_uncached()
 
     @property
     def weights(self) -> Mapping[str, float]:

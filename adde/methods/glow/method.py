@@ -44,7 +44,12 @@ class GlowMethod(Method):
     )
 
     def build(self, config: GlowConfig, schema: Schema, start: bool = True) -> Glow:
-        """As `Method.build`; nothing depends on the schema."""
+        """As `Method.build`.
+
+        Raises:
+            UserError: an attribute may have several values, for which there are no directions.
+        """
+        schema.require_single_values("method glow")
         return Glow(config)
 
     def stages(self, config: GlowConfig) -> tuple[Stage, ...]:

@@ -71,7 +71,7 @@ class Flow(nn.Module):
         super().__init__()
         self.levels = nn.ModuleList()
         self.shapes: list[tuple[int, int, int]] = []
-        """Of each level's latents: channels, height, width."""
+        """Channels, height and width of each level's latents."""
         for number in range(config.levels):
             level = Level(channels, config, last=number == config.levels - 1)
             side //= 2

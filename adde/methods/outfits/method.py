@@ -49,12 +49,7 @@ def measure(
 
 
 def _head(config: OutfitsConfig, schema: Schema) -> Head:
-    if schema.multiple:
-        raise UserError(
-            "method outfits: expected attributes of one value per item, found "
-            f"{schema.names[schema.multiple[0]]!r}, which may have several; build the shards "
-            "without --multiple"
-        )
+    schema.require_single_values("method outfits")
     category = schema.attribute_index(config.category)
     if config.form == "bilinear":
         return Bilinear(schema, category)

@@ -131,11 +131,7 @@ class VAEConfig(Config):
             raise UserError(f"image_size: expected a multiple of 16 pixels, found {side}")
         if self.latents < 1:
             raise UserError(f"latents: expected at least 1, found {self.latents}")
-        if self.data.cached:
-            raise UserError(
-                "data.cached: expected false, found true: it serves losses of embeddings, and a "
-                "VAE's memory is its decoder's; use data.accumulation alone"
-            )
+        self.data.require_uncached()
         if self.data.batch_size < 2 * self.data.accumulation and self.loss != "beta_vae":
             raise UserError(
                 f"data.batch_size: expected at least 2 items in each of data.accumulation "

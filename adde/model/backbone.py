@@ -45,7 +45,7 @@ def build_backbone(settings: ModelSettings) -> nn.Module:
             # The hub client raises its own errors, those of urllib and of the file system.
             raise UserError(
                 f"model.pretrained: could not get the weights of {settings.backbone!r} from timm's "
-                f"hub ({found}); give a local file as model.weights"
+                f"hub ({found}); give a local file: --model.no-pretrained --model.weights FILE"
             ) from error
         raise UserError(
             f"model.backbone_options: {settings.backbone!r} does not take {options}: {found}"
